@@ -1,0 +1,59 @@
+"""A cap on the slopes, for the rare direction along which the loss is a cliff."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.probing import replayed
+from gradcost.gradient import Seeded
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.value import value
+
+
+@value
+class Clipped(Estimator):
+    """`estimator`, with each slope cut to [-slope, slope] before it weighs its direction.
+
+    It is the slope that is clipped, not the gradient: one direction's norm is about sqrt(d) times that of the
+    gradient, so a norm clip would cut every step and make normalised SGD of it. A clip biases the estimate
+    towards short steps; `Estimate.clipped` says how many slopes it cut, and `Estimate.slopes` keeps them as
+    they were measured.
+
+    Source: Rike and Foerland 2022 (directional derivative capped at 1). Raises: ValueError when slope is not
+    above 0, or the estimator measures no slopes.
+    """
+
+    estimator: Estimator
+    slope: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.slope > 0:
+            raise ValueError(f"the cap on the slope must be above 0, not {self.slope!r}.")
+
+    def init(self, objective: Objective) -> State | None:
+        return self.estimator.init(objective)
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        found = self.estimator.estimate(objective, batch, key, state)
+        if found.slopes is None or not isinstance(found.gradient, Seeded):
+            raise ValueError(self._unclippable())
+        cut = found.slopes.abs() > self.slope
+        factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
+        gradient = found.gradient.scaled(factors.tolist())
+        return replace(found, gradient=gradient, clipped=float(cut.double().mean()))
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+        return replayed(self.estimate(objective, batch, key, state), use)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        from gradcost.estimators.reverse import Reverse
+
+        if isinstance(self.estimator, Reverse):
+            return self._unclippable()
+        return self.estimator.objection(objective, batch)
+
+    def _unclippable(self) -> str:
+        return f"{self.estimator} measures no slopes to clip: clip the norm of its gradient instead."

@@ -1,0 +1,60 @@
+"""Forward gradients and zero-order differences: one method, two ways of measuring a slope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradcost.combine import Combine, Mean
+from gradcost.directions import Directions, Gaussian
+from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.gradient import Seeded
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.slopes import Slope
+from gradcost.value import value
+
+
+@value
+class Probing(Estimator):
+    """g = combine of s_k z_k: look along random directions, weigh each by the slope of the loss along it.
+
+    Unbiased when the directions, the combination and the slope are. With independent directions and the
+    mean, E|g|^2 = (1 + (d + 1)/n) |grad|^2 for Gaussian and (1 + (d - 1)/n) |grad|^2 for Rademacher ones.
+    The gradient is seeded: 16 bytes a probe, whatever the model.
+
+    Raises: ValueError when probes < 1.
+    """
+
+    slope: Slope
+    directions: Directions = Gaussian()
+    probes: int = 1
+    combine: Combine = Mean()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.probes, int) or self.probes < 1:
+            raise ValueError(
+                f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
+            )
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        seeds = self.directions.seeds(key, self.probes, objective.dimension)
+        loss, slopes = self.slope.measure(objective, batch, key, self.directions, seeds)
+        coefficients = self.combine.coefficients(slopes.tolist())
+        return Estimate(loss, Seeded(objective, self.directions, seeds, coefficients), slopes)
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+        return replayed(self.estimate(objective, batch, key, state), use)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return self.slope.objection(objective, batch)
+
+
+def replayed(estimate: Estimate, use: Use) -> Estimate:
+    """Hand out the leaves of an estimate's gradient, one alive at a time."""
+    assert estimate.gradient is not None
+    for name, gradient in estimate.gradient.leaves():
+        use(name, gradient)
+    return Estimate(estimate.loss, None, estimate.slopes, estimate.state, estimate.clipped)

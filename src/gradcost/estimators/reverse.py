@@ -1,0 +1,103 @@
+"""Backpropagation, with a choice of what is saved for the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.gradient import Dense
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.saving import Everything, Saving
+from gradcost.value import value
+
+
+@value
+class Reverse(Estimator):
+    """The gradient by reverse-mode differentiation (Linnainmaa 1970; Rumelhart, Hinton, Williams 1986).
+
+    Law: every `saving` gives the same bits. L linear layers cost, in forward matmuls, L + (2L - 1) and what
+    `saving` computes again.
+    """
+
+    saving: Saving = Everything()
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        tensors: dict[str, Tensor] = {}
+        found = self.stream(objective, batch, key, tensors.__setitem__, state)
+        return Estimate(found.loss, Dense(objective, tensors))
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+        parameters = [leaf.parameter for leaf in objective.leaves]
+        total: Tensor | None = None
+        with _grads_aside(objective), torch.enable_grad(), self.saving.applied(objective.model):
+            parts = objective.losses(batch, key)
+            for number, (weight, loss) in enumerate(parts):
+                if loss.grad_fn is None:
+                    raise ValueError(
+                        "the loss has no graph: it does not depend on the trainable parameters by a "
+                        "differentiable path (.data, .detach(), .item() or no_grad inside the loss cut it)."
+                    )
+                weighted = weight * loss
+                if number == objective.parts - 1:
+                    with _handing_out(objective, use):
+                        weighted.backward(inputs=parameters)
+                else:
+                    weighted.backward(inputs=parameters)
+                total = weighted.detach() if total is None else total + weighted.detach()
+        assert total is not None
+        return Estimate(total, None)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return self.saving.objection(objective.model)
+
+
+@contextmanager
+def _grads_aside(objective: Objective) -> Iterator[None]:
+    """Within, every `.grad` is None; afterwards it is the tensor that it was."""
+    kept = [leaf.parameter.grad for leaf in objective.leaves]
+    for leaf in objective.leaves:
+        leaf.parameter.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in zip(objective.leaves, kept, strict=True):
+            leaf.parameter.grad = grad
+
+
+@contextmanager
+def _handing_out(objective: Objective, use: Use) -> Iterator[None]:
+    """Within, each leaf's gradient goes to `use` when autograd has finished it, and zeros for unused leaves."""
+    missing = {leaf.name: leaf.parameter for leaf in objective.leaves}
+
+    def hand_out(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        del missing[name]
+        with torch.no_grad():
+            use(name, gradient)
+
+    handles = []
+    for leaf in objective.leaves:
+
+        def finished(parameter: Tensor, name: str = leaf.name) -> None:
+            hand_out(name, parameter)
+
+        handles.append(leaf.parameter.register_post_accumulate_grad_hook(finished))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, parameter in list(missing.items()):
+        # A micro-batch before the last may have reached a leaf that the last one did not.
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        hand_out(name, parameter)

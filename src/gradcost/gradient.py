@@ -1,0 +1,111 @@
+"""A gradient is anything that can be replayed leaf by leaf."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcost.objective import Objective
+
+if TYPE_CHECKING:
+    from gradcost.directions import Directions
+
+
+class Gradient(ABC):
+    """A vector with one tensor for each leaf of an objective."""
+
+    objective: Objective
+
+    @abstractmethod
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """The name and the gradient of each leaf, in the objective's order, with the leaf's shape and dtype.
+
+        The caller owns the tensor: it may be changed in place.
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that this gradient keeps, and that a message with it would carry."""
+
+    def write(self) -> None:
+        """Fill `p.grad` of every leaf, for any torch optimizer. Needs as many bytes as the leaves."""
+        parameters = {leaf.name: leaf.parameter for leaf in self.objective.leaves}
+        for name, gradient in self.leaves():
+            parameters[name].grad = gradient
+
+    def norm(self) -> float:
+        """The Euclidean norm over all leaves, summed in float64."""
+        return float(sum(g.double().square().sum() for _, g in self.leaves())) ** 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Gradient):
+    """A gradient that replays what it stored: one tensor a leaf."""
+
+    objective: Objective
+    tensors: Mapping[str, Tensor]
+
+    def __repr__(self) -> str:
+        return f"Dense({len(self.tensors)} leaves, {self.nbytes:,} bytes)"
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        for leaf in self.objective.leaves:
+            yield leaf.name, self.tensors[leaf.name].clone()
+
+    def write(self) -> None:
+        for leaf in self.objective.leaves:
+            leaf.parameter.grad = self.tensors[leaf.name]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Seeded(Gradient):
+    """sum_k coefficients[k] * z_k, where z_k is the direction regenerated from seeds[k]: 16 bytes a probe.
+
+    Law: a replay has at most one leaf alive beside the parameters, and is the same bits wherever it runs.
+    """
+
+    objective: Objective
+    directions: Directions
+    seeds: tuple[int, ...]
+    coefficients: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"Seeded({self.directions}, {len(self.seeds)} probes, {self.nbytes} bytes)"
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        for leaf in self.objective.leaves:
+            zero = torch.zeros_like(leaf.parameter, requires_grad=False)
+            yield leaf.name, self.directions.add(zero, leaf, self.seeds, self.coefficients)
+
+    @property
+    def nbytes(self) -> int:
+        return 16 * len(self.seeds)
+
+    def scaled(self, factors: Sequence[float]) -> Seeded:
+        """The gradient with each probe's coefficient multiplied by its factor."""
+        coefficients = tuple(c * f for c, f in zip(self.coefficients, factors, strict=True))
+        return Seeded(self.objective, self.directions, self.seeds, coefficients)
+
+    def to_bytes(self) -> bytes:
+        """The message: seed (unsigned 64 bit) and coefficient (float64) of each probe, little-endian."""
+        return np.rec.fromarrays([self.seeds, self.coefficients], dtype=_ENTRY).tobytes()
+
+    @classmethod
+    def from_bytes(cls, message: bytes, objective: Objective, directions: Directions) -> Seeded:
+        """The gradient that `to_bytes` wrote, on this objective's copy of the model."""
+        entries = np.frombuffer(message, dtype=_ENTRY)
+        return cls(objective, directions, tuple(entries["seed"].tolist()), tuple(entries["coefficient"].tolist()))
+
+
+_ENTRY = np.dtype([("seed", "<u8"), ("coefficient", "<f8")])

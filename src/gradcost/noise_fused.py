@@ -1,0 +1,167 @@
+"""The fused path of `noise`: generate and add in one pass over the weights, compiled by numba.
+
+The arithmetic is that of `noise`, operation by operation (numba does not contract a product and a sum into
+one rounding), so the two agree bit for bit. Work is cut over a thread pool rather than by numba's own
+parallel loops: those bring a second OpenMP runtime that fights torch's for the same cores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcost.noise import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
+
+_M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
+_W0, _W1 = (np.uint32(w) for w in PHILOX_WEYL)
+_L = tuple(np.float32(c) for c in LOG)
+_S = tuple(np.float32(c) for c in SIN)
+_C = tuple(np.float32(c) for c in COS)
+_LN2_HIGH, _LN2_LOW = (np.float32(c) for c in LN2)
+_ANGLE = np.float32(ANGLE)
+_HALF, _ONE, _TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+_ULP = np.float32(2.0**-32)
+_32 = np.uint64(32)
+_ROOT_HALF = np.int32(0x3F3504F3)
+
+_LANES = 64  # Philox blocks computed side by side, so that the compiler vectorises over them
+_PARALLEL = 1 << 17  # elements under which one thread is faster than handing out work
+
+
+@numba.njit(inline="always")
+def _philox(block, seed):
+    c0, c1 = np.uint32(block), np.uint32(block >> _32)
+    c2, c3 = np.uint32(0), np.uint32(0)
+    k0, k1 = np.uint32(seed), np.uint32(seed >> _32)
+    for _ in range(10):
+        p0 = np.uint64(c0) * _M0
+        p1 = np.uint64(c2) * _M1
+        c0, c1, c2, c3 = (
+            np.uint32(np.uint32(p1 >> _32) ^ c1 ^ k0),
+            np.uint32(p1),
+            np.uint32(np.uint32(p0 >> _32) ^ c3 ^ k1),
+            np.uint32(p0),
+        )
+        k0 = np.uint32(k0 + _W0)
+        k1 = np.uint32(k1 + _W1)
+    return c0, c1, c2, c3
+
+
+@numba.njit(nogil=True, cache=True)
+def _signs(seeds, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i)"""
+    per = np.int64(128)
+    end = start + base.size
+    for block in range(start // per, (end + per - 1) // per):
+        first = block * per
+        low, high = max(first, start), min(first + per, end)
+        for i in range(low - start, high - start):
+            out[i] = base[i]
+        for k in range(seeds.size):
+            words = _philox(np.uint64(block), seeds[k])
+            plus, minus = scales[k], -scales[k]
+            for w in range(4):
+                word = words[w]
+                begin = first + w * 32
+                at = begin - start
+                if begin >= start and begin + 32 <= end:
+                    for j in range(32):
+                        odd = (word >> np.uint32(j)) & np.uint32(1)
+                        out[at + j] += minus if odd else plus
+                else:
+                    for j in range(32):
+                        if start <= begin + j < end:
+                            odd = (word >> np.uint32(j)) & np.uint32(1)
+                            out[at + j] += minus if odd else plus
+
+
+@numba.njit(inline="always")
+def _pair(bits, offset, quadrant, uniform_mantissa):
+    exponent = np.float32((bits - _ROOT_HALF) >> np.int32(23))
+    f = uniform_mantissa - _ONE
+    square = f * f
+    p = _L[0]
+    for i in range(1, 9):
+        p = p * f + _L[i]
+    log = f * (square * p) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
+    radius = np.sqrt(log * -_TWO)
+    angle = np.float32(offset) * _ANGLE
+    square = angle * angle
+    sine = ((_S[0] * square + _S[1]) * square + _S[2]) * square * angle + angle
+    cosine = ((_C[0] * square + _C[1]) * square + _C[2]) * square * square - square * _HALF + _ONE
+    odd = (quadrant & np.uint32(1)) == np.uint32(1)
+    c = -sine if odd else cosine
+    s = cosine if odd else sine
+    half_turn = _ONE - np.float32(quadrant & np.uint32(2))
+    return radius * (c * half_turn), radius * (s * half_turn)
+
+
+@numba.njit(nogil=True, cache=True)
+def _normals(seeds, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * normal_k(start + i)"""
+    end = start + base.size
+    words = np.empty((4, _LANES), np.uint32)
+    uniform = np.empty((2, _LANES), np.float32)
+    mantissa = np.empty((2, _LANES), np.float32)
+    bits, whole = uniform.view(np.int32), mantissa.view(np.int32)
+    z = np.empty((4, _LANES), np.float32)
+    for i in range(base.size):
+        out[i] = base[i]
+    last = (end + 3) // 4
+    for chunk in range(start // 4, last, _LANES):
+        for k in range(seeds.size):
+            for lane in range(_LANES):
+                c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
+                words[0, lane], words[1, lane], words[2, lane], words[3, lane] = c0, c1, c2, c3
+            for pair in range(2):
+                for lane in range(_LANES):
+                    uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _ULP
+                for lane in range(_LANES):
+                    b = bits[pair, lane]
+                    whole[pair, lane] = b - (((b - _ROOT_HALF) >> np.int32(23)) << np.int32(23))
+                for lane in range(_LANES):
+                    second = words[2 * pair + 1, lane]
+                    quadrant = np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30)
+                    offset = np.int32(np.uint32(second - np.uint32(quadrant << np.uint32(30))))
+                    a, b = _pair(bits[pair, lane], offset, quadrant, mantissa[pair, lane])
+                    z[2 * pair, lane], z[2 * pair + 1, lane] = a, b
+            scale = scales[k]
+            first = chunk * 4 - start
+            if first >= 0 and first + 4 * _LANES <= base.size:
+                for lane in range(_LANES):
+                    for j in range(4):
+                        out[first + 4 * lane + j] += scale * z[j, lane]
+            else:
+                for lane in range(_LANES):
+                    for j in range(4):
+                        i = first + 4 * lane + j
+                        if 0 <= i < base.size:
+                            out[i] += scale * z[j, lane]
+
+
+def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
+    """`out[:] = base + sum_k scales[k] * z_k`, contiguous CPU tensors of one floating type and length."""
+    kernel = _signs if isinstance(stream, Signs) else _normals
+    source, target = base.numpy(), out.numpy()
+    streams = np.array(seeds, dtype=np.uint64), np.array(scales, dtype=target.dtype)
+    threads = torch.get_num_threads()
+    if base.numel() * len(seeds) < _PARALLEL or threads == 1:
+        kernel(*streams, start, source, target)
+        return
+    size = -(-base.numel() // threads)
+    cuts = [slice(at, at + size) for at in range(0, base.numel(), size)]
+    jobs = [_pool(threads - 1).submit(kernel, *streams, start + c.start, source[c], target[c]) for c in cuts[1:]]
+    kernel(*streams, start, source[cuts[0]], target[cuts[0]])
+    for job in jobs:
+        job.result()
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="gradcost-noise")

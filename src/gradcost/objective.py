@@ -1,0 +1,204 @@
+"""What is minimised: a model and a loss, evaluated so that nothing is disturbed."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradcost.key import Key
+
+
+class Leaf(NamedTuple):
+    """One trainable parameter and its place in the vector of all of them."""
+
+    name: str
+    parameter: nn.Parameter
+    start: int  # index of its first element among the objective's `dimension` elements
+    dimension: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Objective:
+    """A loss of the trainable parameters of a model: `loss(model, batch) -> scalar tensor`.
+
+    The trainable parameters are those that require a gradient when the objective is made, each once (tied
+    ones too), in the order of `model.named_parameters()`, frozen from then on: `leaves`. Together they are
+    one vector of `dimension` elements.
+
+    `parts` cuts a batch into that many micro-batches along the first dimension of its tensors; the loss is
+    their mean, weighted by size, and at most one part's activations are alive.
+
+    Law: an evaluation disturbs nothing. Parameters, buffers, RNG states, train/eval flags, requires_grad,
+    hooks and `.grad` are bitwise as before, also when the loss raises; random layers draw from the key alone,
+    so one key is one function. BatchNorm's running statistics therefore stand still: `advance` moves them.
+
+    Raises: ValueError when nothing is trainable, or the loss is not a scalar of a floating type.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    parts: int = 1
+    leaves: tuple[Leaf, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
+        if self.parts < 1:
+            raise ValueError(f"a batch is cut into 1 part or more, not {self.parts}.")
+        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        dimension = sum(p.numel() for _, p in trainable)
+        if dimension == 0:
+            raise ValueError(
+                f"{type(self.model).__name__} has no trainable parameters, so there is no gradient to take. "
+                "Set requires_grad on those that should train before making the Objective."
+            )
+        leaves, start = [], 0
+        for name, parameter in trainable:
+            leaves.append(Leaf(name, parameter, start, dimension))
+            start += parameter.numel()
+        object.__setattr__(self, "leaves", tuple(leaves))
+
+    def __repr__(self) -> str:
+        return f"Objective({type(self.model).__name__}, {self.dimension:,} weights in {len(self.leaves)} leaves)"
+
+    @property
+    def dimension(self) -> int:
+        """d: how many numbers are trained."""
+        return self.leaves[0].dimension
+
+    def in_parts(self, parts: int) -> Objective:
+        """The same objective with each of its parts cut into `parts` micro-batches."""
+        return replace(self, parts=self.parts * parts)
+
+    def evaluate(self, batch: Any, key: Key) -> Tensor:
+        """The loss at the present weights: a scalar without a graph. Costs one forward."""
+        with torch.no_grad():
+            return functools.reduce(torch.add, (weight * loss for weight, loss in self.losses(batch, key)))
+
+    def losses(self, batch: Any, key: Key) -> Iterator[tuple[float, Tensor]]:
+        """The weight and the loss of each part, one after the other, with a graph where gradients are on.
+
+        The model is held undisturbed from the start of each part until the next one is asked for.
+        """
+        pieces = split(batch, self.parts)
+        for number, (weight, piece) in enumerate(pieces):
+            with undisturbed(self.model), randomness(key.fold("part", number), devices_of(self.model)):
+                yield weight, self._scalar(self.loss(self.model, piece))
+
+    def advance(self, batch: Any, key: Key) -> None:
+        """One forward in which buffers (BatchNorm's running statistics) advance, as a training step's would."""
+        with torch.no_grad(), randomness(key, devices_of(self.model)):
+            self.loss(self.model, batch)
+
+    def has_running_statistics(self) -> bool:
+        """Whether a forward in the present mode would move a normalisation layer's running statistics."""
+        return any(
+            module.training and getattr(module, "track_running_stats", False) and any(True for _ in module.buffers())
+            for module in self.model.modules()
+        )
+
+    def _scalar(self, loss: Any) -> Tensor:
+        if not isinstance(loss, Tensor):
+            raise ValueError(f"the loss must be a scalar tensor; it returned {type(loss).__name__}.")
+        if loss.ndim != 0 or not loss.is_floating_point():
+            shape, dtype = tuple(loss.shape), str(loss.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the loss must be a scalar of a floating type; it has shape {shape} and type {dtype}. "
+                "Reduce it, with .mean() for example."
+            )
+        return loss
+
+
+def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
+    """`batch` cut into `parts` along the first dimension of its tensors, each with its share of the whole.
+
+    Raises: ValueError when the tensors differ in that dimension or it is shorter than `parts`.
+    """
+    if parts == 1:
+        return [(1.0, batch)]
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        batch = dict(batch)  # transformers' BatchEncoding and its like
+    leaves, structure = pytree.tree_flatten(batch)
+    sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
+    if len(sizes) != 1:
+        raise ValueError(f"a batch cut into parts needs tensors of one first dimension; here they have {sizes}.")
+    size = sizes.pop()
+    if size < parts:
+        raise ValueError(f"a batch of {size} cannot be cut into {parts} parts: use at most {size}.")
+    cut = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
+    lengths = [len(piece) for piece in torch.arange(size).tensor_split(parts)]
+    return [
+        (length / size, pytree.tree_unflatten([pieces[i] for pieces in cut], structure))
+        for i, length in enumerate(lengths)
+    ]
+
+
+def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
+    """The accelerators that hold a parameter of the model: the CPU goes without saying."""
+    found = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return tuple(sorted(found, key=str))
+
+
+@contextmanager
+def randomness(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Within, the default generators (torch's, on the CPU and `devices`, and Python's) draw from the key.
+
+    Afterwards they are as before, bit for bit. This is the one place where a global generator is touched:
+    dropout and its like read no other.
+    """
+    with kept_generators(devices) as generators:
+        for generator in generators:
+            generator.manual_seed(key.seed)
+        random.seed(key.seed)
+        yield
+
+
+@contextmanager
+def kept_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch.Generator]]:
+    """The default generators, put back bit for bit at the end."""
+    generators = [torch.default_generator]
+    generators += [torch.cuda.default_generators[device.index or 0] for device in devices]
+    states, python = [generator.get_state() for generator in generators], random.getstate()
+    try:
+        yield generators
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        random.setstate(python)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Within, the model works on copies of its buffers; afterwards buffers and flags are what they were.
+
+    A transformers model's own gradient checkpointing is off within: the estimator decides what is saved.
+    """
+    flags, buffers, checkpointing = [], [], []
+    for module in model.modules():
+        flags.append((module, module.training))
+        if module._buffers:
+            buffers.append((module._buffers, dict(module._buffers)))
+        if getattr(module, "gradient_checkpointing", False) is True:
+            checkpointing.append(module)
+    try:
+        for live, before in buffers:
+            live.update({name: None if b is None else b.detach().clone() for name, b in before.items()})
+        for module in checkpointing:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+        yield
+    finally:
+        for live, before in buffers:
+            live.clear()
+            live.update(before)
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,230 @@
+"""A results folder, read into values: `study.json`, `environment.json` and `records.jsonl`.
+
+Reading is tolerant where a crash can leave a mark and strict elsewhere. A line that was torn while it was
+written is skipped and counted (`Results.torn`), a trial that was tried again counts as its last line, a
+field that is absent reads as None. What is not a results folder is a ValueError, in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was asked: one task, one model, the methods in the order they were typed."""
+
+    task: str
+    task_name: str
+    model_name: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    points: int
+    steps: int
+    batch: int
+    target: float
+    optimizer: str
+    weights: int | None = None  # how many
+    weights_bytes: int | None = None
+    memory: int | None = None  # the budget in bytes beyond the weights
+    chance: float | None = None  # the accuracy of guessing
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One evaluation; a value that was not finite is None."""
+
+    loss: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one run did: the training loss against the step, and the evaluations between."""
+
+    step: tuple[int, ...] = ()
+    loss: tuple[float | None, ...] = ()
+    validation_step: tuple[int, ...] = ()
+    validation_loss: tuple[float | None, ...] = ()
+    validation_accuracy: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one method at one learning rate and one seed, in the phase "tune" or "final"."""
+
+    trial: str
+    method: str
+    estimator: str
+    optimizer: str
+    phase: str
+    lr: float
+    seed: int
+    status: str
+    steps: int
+    curve: Curve = field(default=Curve(), repr=False)
+    validation: Scores | None = None
+    test: Scores | None = None
+    clip_rate: float | None = None
+    reached: int | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step of one method, measured: bytes beyond the weights, FLOPs in bare forwards, milliseconds."""
+
+    method: str
+    estimator: str
+    peak_bytes: int | None = None
+    flops: int | None = None
+    forwards: float | None = None
+    matmuls: int | None = None
+    ms: float | None = None
+    ms_low: float | None = None
+    ms_high: float | None = None
+    doubt: str | None = None
+    fits: bool | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A method that cannot serve here, and why."""
+
+    method: str
+    estimator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a results folder holds. `torn` counts the lines that could not be read."""
+
+    study: Study
+    environment: dict[str, str | int | float]
+    trials: tuple[Trial, ...]
+    costs: tuple[Cost, ...]
+    refused: tuple[Refused, ...]
+    torn: int = 0
+
+
+def read(folder: str | Path) -> Results:
+    """The results in `folder`. Raises ValueError when it is missing, empty, or of another schema."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}: give the one that `gradcost compare -o` wrote.")
+    asked = _document(folder / "study.json")
+    if asked is None:
+        raise ValueError(
+            f"{folder} holds no study.json, so it is not a results folder: give the one that "
+            "`gradcost compare -o` wrote."
+        )
+    _check(asked, folder / "study.json")
+    lines = folder / "records.jsonl"
+    if not lines.is_file():
+        raise ValueError(f"{folder} holds no records.jsonl: nothing was run there yet.")
+    return results(asked, _document(folder / "environment.json") or {}, lines)
+
+
+def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Path) -> Results:
+    """Gather the records of `lines`, the last one of a trial and of a method's cost winning."""
+    trials: dict[str, Trial] = {}
+    costs: dict[str, Cost] = {}
+    refused: dict[str, Refused] = {}
+    torn = 0
+    for record in _lines(lines):
+        if record is None:
+            torn += 1
+            continue
+        _check(record, lines)
+        match record.get("kind"):
+            case "trial":
+                ran = trial(record)
+                trials[ran.trial] = ran
+            case "cost":
+                cost = _make(Cost, record)
+                costs[cost.method] = cost
+            case "refused":
+                refusal = _make(Refused, record)
+                refused[refusal.method] = refusal
+            case _:  # a kind of record that only a later gradcost knows
+                pass
+    asked = _make(Study, {**study, **{many: tuple(study.get(many) or ()) for many in ("methods", "seeds")}})
+    return Results(
+        study=asked,
+        environment=dict(environment),
+        trials=tuple(trials.values()),
+        costs=tuple(costs.values()),
+        refused=tuple(refused.values()),
+        torn=torn,
+    )
+
+
+def trial(record: Mapping[str, Any]) -> Trial:
+    """The trial that a record of kind "trial" describes."""
+    curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
+    return _make(
+        Trial,
+        {
+            **record,
+            "curve": _make(Curve, curve),
+            "validation": _scores(record.get("validation")),
+            "test": _scores(record.get("test")),
+        },
+    )
+
+
+def _scores(record: Mapping[str, Any] | None) -> Scores | None:
+    return None if record is None else Scores(record.get("loss"), record.get("accuracy"))
+
+
+def _make(cls: Any, record: Mapping[str, Any]) -> Any:
+    """A `cls` from the fields it knows; those it does not are from a later gradcost and are left out."""
+    known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+    try:
+        return cls(**known)
+    except TypeError as missing:
+        raise ValueError(f"A record of {cls.__name__.lower()} is incomplete: {missing}.") from None
+
+
+def _check(record: Mapping[str, Any], where: Path) -> None:
+    schema = record.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ValueError(f"{where} has schema {schema} and this gradcost reads {SCHEMA}: upgrade gradcost.")
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    found = _parse(path.read_bytes())
+    if found is None:
+        raise ValueError(f"{path} is not a JSON object: it was cut short or edited.")
+    return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Each line's object; None for a torn one, which is the last of a run that was killed as it wrote."""
+    for line in path.read_bytes().split(b"\n"):
+        if line.strip():
+            yield _parse(line)
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if isfinite(number) else None

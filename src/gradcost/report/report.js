@@ -1,0 +1,55 @@
+"use strict";
+(() => {
+  const problems = document.getElementById("problems");
+  const tell = (what) => { problems.textContent += String(what) + "\n"; };
+  window.addEventListener("error", (event) => tell(event.message));
+  window.addEventListener("unhandledrejection", (event) => tell(event.reason));
+  for (const level of ["error", "warn"]) {
+    const say = console[level].bind(console);
+    console[level] = (...words) => { tell(words.join(" ")); say(...words); };
+  }
+
+  // Colours are the page's own variables, so light, dark and print need no second drawing.
+  const ink = "var(--ink)", soft = "var(--soft)", grid = "var(--grid)", rule = "var(--rule)";
+  const font = getComputedStyle(document.body).fontFamily;
+  const config = {
+    background: "transparent", font, padding: { left: 2, right: 8, top: 6, bottom: 2 },
+    axis: {
+      labelColor: soft, titleColor: soft, gridColor: grid, domainColor: rule, tickColor: rule, tickSize: 4,
+      labelFontSize: 11, titleFontSize: 11.5, titleFontWeight: 400, labelPadding: 4, titlePadding: 6,
+    },
+    axisY: { domain: false, ticks: false, tickCount: 5 },
+    axisX: { grid: false, labelFlush: true, tickCount: 6 },
+    legend: { disable: true },
+    text: { color: ink, fontSize: 11.5 },
+    style: { cell: { stroke: "transparent" } },
+  };
+  const options = {
+    mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, tooltip: { theme: "report" },
+  };
+
+  const views = [];
+  let kept = "";
+  const focus = (method) => {
+    for (const view of views) view.signal("focus", method).runAsync();
+  };
+  for (const button of document.querySelectorAll(".legend button")) {
+    const method = button.dataset.method;
+    button.addEventListener("click", () => {
+      kept = kept === method ? "" : method;
+      for (const other of document.querySelectorAll(".legend button")) {
+        other.setAttribute("aria-pressed", String(other.dataset.method === kept));
+      }
+      focus(kept);
+    });
+    button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") focus(method); });
+    button.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") focus(kept); });
+  }
+
+  const drawings = [...document.querySelectorAll(".drawing")];
+  const specs = JSON.parse(document.getElementById("specs").textContent);
+  Promise.all(drawings.map(async (element) => {
+    const { view } = await vegaEmbed(element, specs[element.id], options);
+    views.push(view);
+  })).then(() => { document.documentElement.dataset.drawn = String(views.length); }).catch(tell);
+})();

@@ -1,0 +1,283 @@
+"""What the records say: the learning rate that tuning chose, a row a method, and which method to use.
+
+The interval is Student's t at 95% over the seeds of the final runs. Only final runs at one learning rate
+are gathered, one a seed: a study whose grid was widened keeps its older runs in the ledger.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+from statistics import mean, median
+
+from gradcost.report.interval import Interval, interval
+from gradcost.report.records import Cost, Results, Scores, Study, Trial
+from gradcost.report.wording import count, listed, number, percent, points, size
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in the decision table. What was not measured is None."""
+
+    method: str
+    estimator: str
+    optimizer: str | None
+    lr: float | None
+    edge: str | None  # "smallest" or "largest" of the grid, or None
+    grid: tuple[float, ...]
+    accuracy: Interval | None
+    loss: Interval | None
+    planned: int
+    seeds: int
+    diverged: int
+    failed: int
+    peak_bytes: int | None
+    forwards: float | None
+    ms: float | None
+    ms_low: float | None
+    ms_high: float | None
+    doubt: str | None
+    fits: bool | None
+    steps_to_target: float | None
+    reached: int
+    seconds_to_target: float | None
+    clip_rate: float | None
+
+    @property
+    def backprop(self) -> bool:
+        """Whether the estimator is, or wraps, backprop."""
+        return uses_backprop(self.estimator)
+
+
+def uses_backprop(estimator: str) -> bool:
+    """Whether the estimator's text is `Reverse(...)` or wraps one, as in `Clipped(Reverse(...))`."""
+    return re.search(r"\bReverse\(", estimator) is not None
+
+
+def chosen(trials: Iterable[Trial], method: str) -> float | None:
+    """The learning rate that tuning chose for `method`; None when no tuning run of it finished.
+
+    The best validation accuracy wins, then the lower validation loss, then the smaller learning rate: so
+    the choice does not depend on the order in which the runs finished.
+    """
+    finished = [
+        trial
+        for trial in trials
+        if trial.method == method and trial.phase == "tune" and trial.status == "finished" and trial.validation
+    ]
+    return max(finished, key=_merit).lr if finished else None
+
+
+def _merit(trial: Trial) -> tuple[float, float, float]:
+    scores = trial.validation or Scores(None, None)
+    return (_or(scores.accuracy, -inf), -_or(scores.loss, inf), -trial.lr)
+
+
+def _or(x: float | None, otherwise: float) -> float:
+    return otherwise if x is None else x
+
+
+def tuning(trials: Iterable[Trial], method: str) -> list[Trial]:
+    """The tuning runs of `method`, by learning rate."""
+    return sorted((t for t in trials if t.method == method and t.phase == "tune"), key=lambda t: t.lr)
+
+
+def finals(trials: Iterable[Trial], method: str) -> list[Trial]:
+    """The final runs of `method` at one learning rate, one a seed: the chosen rate, or the last one run."""
+    trials = list(trials)
+    runs = [t for t in trials if t.method == method and t.phase == "final"]
+    lr = chosen(trials, method)
+    if runs and lr not in {t.lr for t in runs}:
+        lr = runs[-1].lr
+    return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
+
+
+def edge(grid: tuple[float, ...], lr: float | None) -> str | None:
+    """Which end of the grid `lr` is, "smallest" or "largest", if any: a better one may lie beyond it."""
+    if lr is None or len(grid) < 2 or grid[0] < lr < grid[-1]:
+        return None
+    return "smallest" if lr <= grid[0] else "largest"
+
+
+def summarise(results: Results) -> list[Row]:
+    """A row for each method of the study that was not refused, in the study's order."""
+    refused = {refusal.method for refusal in results.refused}
+    seen = [*results.study.methods, *(r.method for r in (*results.costs, *results.trials))]
+    return [_row(results, method) for method in dict.fromkeys(seen) if method not in refused]
+
+
+def _row(results: Results, method: str) -> Row:
+    cost = next((c for c in results.costs if c.method == method), None)
+    mine = [t for t in results.trials if t.method == method]
+    runs = finals(mine, method)
+    finished = [t for t in runs if t.status == "finished" and t.test]
+    grid = tuple(sorted({t.lr for t in mine if t.phase == "tune"}))
+    lr = runs[0].lr if runs else chosen(mine, method)
+    reached = [t.reached for t in finished if t.reached is not None]
+    steps = median(reached) if reached else None
+    named: list[Trial | Cost] = [*runs, *mine, *([cost] if cost else [])]
+    cost = cost or Cost(method, "")
+    clips = [t.clip_rate for t in finished if t.clip_rate is not None]
+    return Row(
+        method=method,
+        estimator=named[0].estimator if named else "",
+        optimizer=runs[0].optimizer if runs else None,
+        lr=lr,
+        edge=edge(grid, lr),
+        grid=grid,
+        accuracy=interval(_known(t.test.accuracy for t in finished if t.test), 0.0, 1.0),
+        loss=interval(_known(t.test.loss for t in finished if t.test)),
+        planned=max(len(results.study.seeds), len(runs)),
+        seeds=len(finished),
+        diverged=sum(t.status == "diverged" for t in runs),
+        failed=sum(t.status == "failed" for t in runs),
+        peak_bytes=cost.peak_bytes,
+        forwards=cost.forwards,
+        ms=cost.ms,
+        ms_low=cost.ms_low,
+        ms_high=cost.ms_high,
+        doubt=cost.doubt,
+        fits=cost.fits,
+        steps_to_target=steps,
+        reached=len(reached),
+        seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
+        clip_rate=mean(clips) if clips else None,
+    )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [x for x in values if x is not None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method to use, and the others whose accuracy is not told apart from the best one's."""
+
+    row: Row
+    alike: tuple[Row, ...]
+
+
+def candidates(rows: Iterable[Row]) -> list[Row]:
+    """The methods that may be recommended: some final seed finished, and they are not known to not fit."""
+    return [row for row in rows if row.accuracy and row.fits is not False]
+
+
+def standing(row: Row, study: Study) -> float:
+    """The accuracy that a method is ranked by: a seed that diverged counts as guessing."""
+    reached = row.accuracy.mean if row.accuracy else 0.0
+    return (row.seeds * reached + row.diverged * (study.chance or 0.0)) / max(row.seeds + row.diverged, 1)
+
+
+def choose(rows: list[Row], study: Study) -> Choice | None:
+    """The least memory, then the fewest milliseconds, among those within the best one's half interval."""
+    pool = candidates(rows)
+    if not pool:
+        return None
+    best = max(pool, key=lambda row: standing(row, study))
+    half = _or(best.accuracy.half if best.accuracy else None, 0.0)
+    near = [row for row in pool if standing(row, study) >= standing(best, study) - half]
+    pick = min(near, key=lambda row: (*_price(row), -standing(row, study)))
+    return Choice(pick, tuple(row for row in near if row is not pick))
+
+
+def _price(row: Row) -> tuple[float, float]:
+    return _or(row.peak_bytes, inf), _or(row.ms, inf)
+
+
+def verdict(results: Results) -> str:
+    """Which method to use, and how far behind the best is that avoids backprop."""
+    return " ".join(sentences(results))
+
+
+def sentences(results: Results) -> list[str]:
+    """The verdict's one or two sentences."""
+    rows, study = summarise(results), results.study
+    choice = choose(rows, study)
+    if choice is None:
+        return [_nothing(rows, results)]
+    best = max(candidates(rows), key=lambda row: standing(row, study))
+    chance = study.chance
+    # A twentieth of the way from guessing to perfect is less than any method worth naming reaches.
+    if chance is not None and standing(best, study) <= chance + 0.05 * (1 - chance):
+        return [f"Nothing learned: the best, {best.method}, is at {_result(best)}; chance is {percent(chance)}."]
+    second = _other_way(choice, rows, study)
+    return [_use(choice), *([second] if second else [])]
+
+
+def _use(choice: Choice) -> str:
+    row, alike = choice.row, choice.alike
+    first = f"Use {row.method}: {_result(row)} in {size(row.peak_bytes)} beyond the weights"
+    if row.peak_bytes is None:
+        first = f"Use {row.method}: {_result(row)}"
+    if not alike:
+        return first + "."
+    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.mean)}, {size(r.peak_bytes)})" for r in alike[:3]]
+    if len(alike) > 3:
+        names.append(count(len(alike) - 3, "other"))
+    verb, needs = ("is", "needs") if len(alike) == 1 else ("are", "need")
+    more = f" and {needs} more memory" if all(_price(row)[0] < _price(r)[0] for r in alike) else ""
+    return f"{first}; {listed(names)} {verb} not told apart from it in accuracy{more}."
+
+
+def _other_way(choice: Choice, rows: list[Row], study: Study) -> str | None:
+    """The best method of the other kind: without backprop when the choice uses it, with it when not."""
+    row = choice.row
+    others = [r for r in rows if r.estimator and r.backprop is not row.backprop]
+    kind = "avoids backprop" if row.backprop else "uses backprop"
+    if not others:
+        return None
+    pool = candidates(others)
+    if not pool:
+        return f"Nothing that {kind} {_absence(others, study)}."
+    other = max(pool, key=lambda r: standing(r, study))
+    ahead = standing(row, study) - standing(other, study)
+    price = f"{_result(other)} in {size(other.peak_bytes)}"
+    if row.ms is not None and other.ms is not None:
+        price += f" and {number(other.ms)} ms a step against {number(row.ms)}"
+    if other in choice.alike:
+        return f"The best that {kind} is {other.method}: {price}."
+    apart = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
+    return f"The best that {kind}, {other.method}, is {apart}: {price}."
+
+
+def _nothing(rows: list[Row], results: Results) -> str:
+    """Why there is no method to name."""
+    if results.refused and not rows:
+        return "No method can serve here: every one was refused, each for the reason that stands beside it."
+    return f"There is no method to name: nothing {_absence(rows, results.study)}."
+
+
+def _absence(rows: list[Row], study: Study) -> str:
+    """What became of `rows`, none of which can be recommended; it goes on from "nothing that ..."."""
+    over = [row for row in rows if row.fits is False]
+    if rows and len(over) == len(rows):
+        least = min(over, key=lambda row: _price(row)[0])
+        return f"fits {size(study.memory)}: the least, {least.method}, needs {size(least.peak_bytes)}"
+    diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
+    within = "that fits " if over else ""
+    if diverged + failed == 0:
+        return f"{within}has finished yet; the same command again goes on where it stopped"
+    fate = [f"{count(diverged, 'run')} diverged"] * (diverged > 0) + [f"{count(failed, 'run')} failed"] * (failed > 0)
+    return f"{within}finished: {listed(fate)}"
+
+
+def _result(row: Row) -> str:
+    """97.1% test accuracy [96.2, 98.0], and what to hold against it."""
+    found = row.accuracy
+    if found is None:
+        return "no test accuracy"
+    text = f"{percent(found.mean)} test accuracy"
+    text += " (one seed, no interval)" if found.low is None else f" {span(found)}"
+    missing = row.planned - row.seeds - row.diverged
+    notes = [f"{row.diverged} of {count(row.planned, 'seed')} diverged"] * (row.diverged > 0)
+    notes += [f"{missing} of {count(row.planned, 'seed')} missing"] * (missing > 0)
+    return f"{text} ({listed(notes)})" if notes else text
+
+
+def span(accuracy: Interval) -> str:
+    """The interval of an accuracy, in percent: [96.2, 98.0]; empty for one seed."""
+    if accuracy.low is None or accuracy.high is None:
+        return ""
+    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"

@@ -1,0 +1,73 @@
+"""How a number is written, in one place, for the terminal, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from math import floor, log10
+
+NOTHING = "–"  # what a cell says that has nothing to say
+
+
+def size(n: float | None) -> str:
+    """Bytes in binary units, three digits at most: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB."""
+    if n is None:
+        return NOTHING
+    if n < 1000:
+        return f"{n:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        n /= 1024
+        if n < 999.5 or unit == "TiB":
+            break
+    return f"{number(n)} {unit}"
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    """`digits` significant digits, whole numbers in full, no exponent and no zeros at the end."""
+    if x is None:
+        return NOTHING
+    if x == 0:
+        return "0"
+    places = max(digits - 1 - floor(log10(abs(x))), 0)
+    text = f"{x:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def forwards(x: float | None) -> str:
+    """A cost in bare forward passes: 3.0."""
+    return NOTHING if x is None else f"{x:,.1f}"
+
+
+def rate(lr: float | None) -> str:
+    """A learning rate: 0.1, 0.0003, 3e-05."""
+    return NOTHING if lr is None else f"{lr:.3g}"
+
+
+def percent(x: float | None) -> str:
+    """An accuracy on its own: 97.1%."""
+    return NOTHING if x is None else f"{100 * x:.1f}%"
+
+
+def points(x: float) -> str:
+    """A difference of accuracies: 6.1 points, 1.0 point."""
+    text = f"{100 * x:.1f}"
+    return f"{text} point" if text == "1.0" else f"{text} points"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours, two or three digits: 0.38 s, 4.1 s, 2.5 min, 3.2 h."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 99.5:
+        return f"{number(seconds, 2)} s"
+    if seconds < 99.5 * 60:
+        return f"{number(seconds / 60, 2)} min"
+    return f"{number(seconds / 3600, 3)} h"
+
+
+def count(n: int, what: str) -> str:
+    """1 seed, 2 seeds, 1,200 steps."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def listed(names: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -1,0 +1,148 @@
+"""Tasks: data split three ways, a model, and a batch for every step; all of it a function of a key."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradcost.key import Key
+from gradcost.objective import Objective, randomness
+from gradcost.tasks.architectures import Architecture
+
+SCORED_AT_ONCE = 1000
+
+
+class Split(NamedTuple):
+    """Examples: inputs `x` and targets `y` (int64), with the examples along the first dimension of both."""
+
+    x: Tensor
+    y: Tensor
+
+
+Batch = Split
+
+
+class Splits(NamedTuple):
+    """What is trained on, what is tuned on, and what is looked at once."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+class Score(NamedTuple):
+    """Over a whole split: mean cross-entropy in nats a target, and share of right predictions, 0 to 1."""
+
+    loss: float
+    accuracy: float
+
+
+class Task(ABC):
+    """A classification problem as a value: the fields of a subclass say which model and which batch size.
+
+    `models` names the architectures that the command line offers for the task.
+    """
+
+    models: ClassVar[dict[str, Architecture]]
+    model: Architecture
+    batch: int
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[int, ...]:
+        """The shape of one example; needs no data that would have to be fetched."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """How many classes a target may name."""
+
+    @abstractmethod
+    def splits(self) -> Splits:
+        """The data on the CPU, loaded once a process and shared: read it, do not write to it.
+
+        Raises: gradcost.tasks.data.DataError when the data, or what reads it, is not there.
+        """
+
+    def objective(self, key: Key) -> Objective:
+        """The cross-entropy of a fresh model, on the CPU, whose initial weights are a function of `key`."""
+        with randomness(key.fold("init")):
+            model = self.model.build(self.inputs, self.classes)
+        return Objective(model, cross_entropy)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training split; the rest of an epoch's shuffled examples sits it out.
+
+        Raises: ValueError when the batch is not between one example and the whole split.
+        """
+        examples = len(self.splits().train.x)
+        if not 1 <= self.batch <= examples:
+            raise ValueError(
+                f"a batch of {self.batch!r} cannot be drawn from {examples} training examples: choose 1 to "
+                f"{examples}."
+            )
+        return examples // self.batch
+
+    def batch_at(self, key: Key, step: int) -> Batch:
+        """The training batch of step `step` (from 0), on the CPU: a function of `key` and `step` alone.
+
+        Law: an epoch of `steps_per_epoch` batches holds no example twice, and every epoch is shuffled anew.
+
+        Raises: ValueError when the batch size does not fit the split, or the step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"steps count from 0; there is no step {step}.")
+        epoch, place = divmod(step, self.steps_per_epoch)
+        train = self.splits().train
+        order = permutation(key.fold("epoch", epoch), len(train.x))
+        drawn = order[place * self.batch : (place + 1) * self.batch]
+        return Batch(train.x[drawn], train.y[drawn])
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy (nats, scalar) of `model(batch.x)`: logits [..., classes] for targets [...]."""
+    logits = model(batch.x)
+    return F.cross_entropy(logits.flatten(0, -2), batch.y.flatten())
+
+
+def score(model: nn.Module, split: Split) -> Score:
+    """Mean loss and accuracy over every target of `split`, in evaluation mode, summed in float64.
+
+    The examples go to the device of the model's parameters, 1,000 at a time, which does not change the
+    means: they are weighed by targets, not by chunks. Every module's mode is put back, also after an error.
+
+    Raises: ValueError when the split is empty.
+    """
+    if not len(split.x):
+        raise ValueError("an empty split has no score: give it at least one example.")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _score(model, split)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _score(model: nn.Module, split: Split) -> Score:
+    device = next((parameter.device for parameter in model.parameters()), split.x.device)
+    loss, right = 0.0, 0
+    for x, y in zip(split.x.split(SCORED_AT_ONCE), split.y.split(SCORED_AT_ONCE), strict=True):
+        logits, targets = model(x.to(device)).flatten(0, -2), y.to(device).flatten()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        loss += losses.sum(dtype=torch.float64).item()
+        right += int((logits.argmax(-1) == targets).sum())
+    return Score(loss / split.y.numel(), right / split.y.numel())
+
+
+@lru_cache(maxsize=8)
+def permutation(key: Key, examples: int) -> Tensor:
+    """An order of 0 to `examples` - 1 (int64), a function of `key`; it is shared, so do not write to it."""
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(key.seed & (1 << 63) - 1))

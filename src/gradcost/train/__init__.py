@@ -1,0 +1,1 @@
+"""The training loop and optimizers that take a gradient leaf by leaf."""

@@ -1,0 +1,80 @@
+"""Training as a generator: one step at a time, with any estimator."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradcost.estimators.estimator import Estimator, State
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.train.optimizers import Leafwise, Optimizer
+
+
+class Trainable(Protocol):
+    """What can be trained: every `Task`, or an object of your own with these two."""
+
+    def objective(self, key: Key) -> Objective:
+        """The model to train, initialised from the key, with its loss."""
+        ...
+
+    def batch_at(self, key: Key, step: int) -> Any:
+        """The batch of a step: the same one for the same key."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step that was taken: its number from 0, the loss before it, and what the estimator measured.
+
+    objective: what is being trained; its weights are those after the step. loss: a scalar tensor on the model's
+    device; reading its number waits for the device. slopes: one a probe, None for backprop. clipped: the share
+    of slopes that a clip cut, None where there is none.
+    """
+
+    number: int
+    objective: Objective
+    loss: Tensor
+    slopes: Tensor | None
+    clipped: float | None
+
+
+def train(
+    task: Trainable,
+    estimator: Estimator,
+    optimizer: Optimizer,
+    key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
+    steps: int | None = None,
+) -> Iterator[Step]:
+    """Take steps, yielding after each; without `steps`, for as long as it is asked.
+
+    The key's folds "init", "data" and ("step", t) set the weights, the order of the data and what step t
+    draws, so runs of different estimators under one key differ in nothing else. Each leaf's gradient is used
+    and dropped before the next, so neither a seeded gradient nor backprop's is ever there as a whole. Where a
+    layer keeps running statistics (BatchNorm in training) they advance by one forward before the step: an
+    estimate moves none.
+
+    Raises: ValueError with the estimator's objection, before a weight is changed; and what the loss raises,
+    with the weights as the last whole step left them (for backprop, as far as its backward came).
+    """
+    objective = task.objective(key.fold("init"))
+    leafwise = Leafwise(optimizer, objective)
+    state: State | None = None
+    for number in itertools.count() if steps is None else range(steps):
+        batch = task.batch_at(key.fold("data"), number)
+        if number == 0:
+            objection = estimator.objection(objective, batch)
+            if objection is not None:
+                raise ValueError(objection)
+            state = estimator.init(objective)
+        here = key.fold("step", number)
+        if objective.has_running_statistics():
+            objective.advance(batch, here)
+        found = estimator.stream(objective, batch, here, leafwise.use, state)
+        state = found.state
+        leafwise.advance()
+        yield Step(number, objective, found.loss, found.slopes, found.clipped)

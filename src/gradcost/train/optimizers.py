@@ -1,0 +1,134 @@
+"""torch.optim's optimizers as values, and their use leaf by leaf."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradcost.objective import Objective
+from gradcost.value import value
+
+
+class Optimizer(ABC):
+    """A configuration of an optimizer, with a learning rate that decays as lr * exp(-decay * step)."""
+
+    lr: float
+    decay: float
+
+    @abstractmethod
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimizer of these parameters, at the first step's learning rate."""
+
+
+def _check(optimizer: Optimizer) -> None:
+    if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
+        raise ValueError(f"a learning rate is a finite number above 0, not {optimizer.lr!r}.")
+    if not optimizer.decay >= 0:
+        raise ValueError(f"decay is the rate of lr * exp(-decay * step), 0 or more, not {optimizer.decay!r}.")
+
+
+@value
+class SGD(Optimizer):
+    """Gradient descent (`torch.optim.SGD`), with momentum if it is above 0."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+
+
+@value
+class Nesterov(Optimizer):
+    """Gradient descent with Nesterov's momentum (`torch.optim.SGD(nesterov=True)`)."""
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
+
+
+@value
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015; `torch.optim.Adam`)."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), self.eps)
+
+
+@value
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019; `torch.optim.AdamW`)."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay)
+
+
+class Leafwise:
+    """One torch optimizer a leaf, so that a gradient is used and dropped leaf by leaf.
+
+    Law: a step is what one optimizer over all leaves would do after `gradient.write()`, bit for bit: these
+    optimizers treat every element by itself. At most one leaf's `.grad` exists at a time.
+    """
+
+    def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
+        self.optimizer = optimizer
+        self.step = 0
+        self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
+        self.parts = {name: optimizer.build([parameter]) for name, parameter in self.parameters.items()}
+
+    def use(self, name: str, gradient: Tensor) -> None:
+        """Move one leaf along its gradient; called once a leaf and step, with any leaf first."""
+        parameter, part = self.parameters[name], self.parts[name]
+        kept, parameter.grad = parameter.grad, gradient
+        if self.optimizer.decay:
+            part.param_groups[0]["lr"] = self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
+        part.step()
+        parameter.grad = kept
+
+    def advance(self) -> None:
+        """The step is over: the learning rate decays."""
+        self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "parts": {name: part.state_dict() for name, part in self.parts.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
