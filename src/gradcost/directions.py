@@ -33,8 +33,16 @@ class Directions(ABC):
         """One unsigned 64-bit seed for each of the estimate's directions."""
 
     @abstractmethod
-    def add(self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        """base + sum_k scales[k] * z_k on one leaf: a new tensor of base's shape and dtype."""
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        """base + sum_k scales[k] * z_k on one leaf: a new tensor of base's shape and dtype, or base itself."""
+
+
+def combination(directions: Directions, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+    """sum_k scales[k] * z_k on one leaf: a tensor of its shape, dtype and device."""
+    zero = torch.zeros_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
+    return directions.add(zero, leaf, seeds, scales, in_place=True)
 
 
 def independent(key: Key, probes: int) -> tuple[int, ...]:
@@ -51,8 +59,10 @@ class Gaussian(Directions):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)
 
-    def add(self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise.add(noise.Normals(), seeds, scales, leaf.start, base)
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        return noise.add(noise.Normals(), seeds, scales, leaf.start, base, in_place)
 
 
 @value
@@ -67,8 +77,10 @@ class Rademacher(Directions):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)
 
-    def add(self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise.add(noise.Signs(), seeds, scales, leaf.start, base)
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        return noise.add(noise.Signs(), seeds, scales, leaf.start, base, in_place)
 
 
 @value
@@ -84,10 +96,12 @@ class Sphere(Directions):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)
 
-    def add(self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
         root = math.sqrt(leaf.dimension)
         lengths = [scale * root / _norm(seed, leaf.dimension) for seed, scale in zip(seeds, scales, strict=True)]
-        return noise.add(noise.Normals(), seeds, lengths, leaf.start, base)
+        return noise.add(noise.Normals(), seeds, lengths, leaf.start, base, in_place)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,7 +110,7 @@ def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
     total = 0.0
     for start in range(0, dimension, chunk):
         zero = torch.zeros(min(chunk, dimension - start))
-        z = noise.add(noise.Normals(), [seed], [1.0], start, zero).numpy().astype(np.float64)
+        z = noise.add(noise.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
         total += float(np.square(z).sum())
     return math.sqrt(total)
 
@@ -113,8 +127,10 @@ class Coordinates(Directions):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return tuple(_dealt(key.fold("deal", k // dimension), k % dimension, dimension) for k in range(probes))
 
-    def add(self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        out = base.detach().clone(memory_format=torch.contiguous_format)
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
         flat, root = out.view(-1), math.sqrt(leaf.dimension)
         for seed, scale in zip(seeds, scales, strict=True):
             if leaf.start <= seed < leaf.start + flat.numel():

@@ -17,7 +17,7 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.directions import Directions
+from gradcost.directions import Directions, combination
 from gradcost.key import Key
 from gradcost.objective import Leaf, Objective
 from gradcost.substitute import substituted
@@ -64,10 +64,9 @@ def _evaluate(
 
     def tangent(leaf: Leaf) -> Tensor:
         if index is None:
-            return directions.add(torch.zeros_like(leaf.parameter, requires_grad=False), leaf, seeds, [1.0])
+            return combination(directions, leaf, seeds, [1.0])
         with temporarily_clear_interpreter_stack():  # a tensor made at a functorch level has no memory to fill
-            zero = torch.zeros_like(leaf.parameter, requires_grad=False)
-            stack = torch.stack([directions.add(zero, leaf, [seed], [1.0]) for seed in seeds])
+            stack = torch.stack([combination(directions, leaf, [seed], [1.0]) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
     def make(leaf: Leaf) -> Tensor:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from gradcost.directions import Directions, combination
 from gradcost.objective import Objective
-
-if TYPE_CHECKING:
-    from gradcost.directions import Directions
 
 
 class Gradient(ABC):
@@ -85,8 +81,7 @@ class Seeded(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
-            zero = torch.zeros_like(leaf.parameter, requires_grad=False)
-            yield leaf.name, self.directions.add(zero, leaf, self.seeds, self.coefficients)
+            yield leaf.name, combination(self.directions, leaf, self.seeds, self.coefficients)
 
     @property
     def nbytes(self) -> int:

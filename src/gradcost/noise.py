@@ -144,21 +144,34 @@ def generate(stream: Stream, seed: int, start: int, count: int, device: torch.de
     return numbers[offset : offset + count]
 
 
-def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor) -> Tensor:
+def add(
+    stream: Stream,
+    seeds: Sequence[int],
+    scales: Sequence[float],
+    start: int,
+    base: Tensor,
+    in_place: bool = False,
+) -> Tensor:
     """base + sum_k scales[k] * z_k, where z_k are the elements of stream k that `base` covers.
 
     Law: with `start` the index of the first element of `base`, adding piece by piece equals adding to the
-    whole, bit for bit; the terms are added in the order of the seeds. `base` is left as it is. Float32 and
-    float64 are computed in their own precision; bfloat16 and float16 in float32, rounded once at the end.
+    whole, bit for bit; the terms are added in the order of the seeds. Float32 and float64 are computed in
+    their own precision; bfloat16 and float16 in float32, rounded once at the end.
 
-    Shapes: any `base`; the result has its shape, dtype and device.
+    Shapes: any `base`; the result has its shape, dtype and device: a new tensor, or `base` itself changed in
+    place, which must then be contiguous.
     """
     precise = base.dtype in (torch.float32, torch.float64)
     flat = base.detach().reshape(-1)
+    if not precise:
+        flat = flat.to(torch.float32)
     path = fused if base.device.type == "cpu" and has_fused_path() and not isinstance(base, FakeTensor) else reference
-    out = torch.empty_like(flat) if precise else flat.to(torch.float32)
-    path(stream, seeds, scales, start, flat if precise else out, out)
-    return out.to(base.dtype).reshape(base.shape)
+    out = flat if in_place or not precise else torch.empty_like(flat)
+    path(stream, seeds, scales, start, flat, out)
+    if not in_place:
+        return out.to(base.dtype).reshape(base.shape)
+    assert base.is_contiguous()
+    return base if precise else base.copy_(out.reshape(base.shape))
 
 
 def reference(

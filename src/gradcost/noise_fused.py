@@ -56,29 +56,27 @@ def _philox(block, seed):
 @numba.njit(nogil=True, cache=True)
 def _signs(seeds, scales, start, base, out):
     """out[i] = base[i] + sum_k scales[k] * sign_k(start + i)"""
-    per = np.int64(128)
-    end = start + base.size
-    for block in range(start // per, (end + per - 1) // per):
-        first = block * per
-        low, high = max(first, start), min(first + per, end)
-        for i in range(low - start, high - start):
-            out[i] = base[i]
+    words = np.empty((_LANES, 4), np.uint32)
+    in_order = words.reshape(-1)
+    for i in range(base.size):
+        out[i] = base[i]
+    for chunk in range(start // 128, (start + base.size + 127) // 128, _LANES):
         for k in range(seeds.size):
-            words = _philox(np.uint64(block), seeds[k])
+            for lane in range(_LANES):
+                c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
+                words[lane, 0], words[lane, 1], words[lane, 2], words[lane, 3] = c0, c1, c2, c3
             plus, minus = scales[k], -scales[k]
-            for w in range(4):
-                word = words[w]
-                begin = first + w * 32
-                at = begin - start
-                if begin >= start and begin + 32 <= end:
+            for w in range(4 * _LANES):
+                word = in_order[w]
+                at = chunk * 128 - start + 32 * w
+                if at >= 0 and at + 32 <= base.size:
+                    piece = out[at : at + 32]  # a slice of known length: the compiler vectorises over its bits
                     for j in range(32):
-                        odd = (word >> np.uint32(j)) & np.uint32(1)
-                        out[at + j] += minus if odd else plus
-                else:
+                        piece[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                elif at + 32 > 0 and at < base.size:
                     for j in range(32):
-                        if start <= begin + j < end:
-                            odd = (word >> np.uint32(j)) & np.uint32(1)
-                            out[at + j] += minus if odd else plus
+                        if 0 <= at + j < base.size:
+                            out[at + j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
 
 
 @numba.njit(inline="always")

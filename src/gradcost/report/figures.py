@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcost.report import series
+from gradcost.report import series, wording
 from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.palette import CROSS
 from gradcost.report.records import Results
 from gradcost.report.summary import summarise
+from gradcost.report.ticks import powers_of_ten, powers_of_two
 from gradcost.report.wording import count, number, size
 
 
@@ -29,9 +30,16 @@ def frontier(results: Results) -> Figure | None:
         return None
     look = Look(results)
     alt = look.alt
-    x = alt.X("bytes:Q", title="peak memory of a step beyond the weights", axis=alt.Axis(labelExpr=BYTES))
-    x = x.scale(type="log", base=2, nice=False, padding=24)
-    y = {"title": "test accuracy", "scale": alt.Scale(zero=False, padding=14), "axis": alt.Axis(format=".0%")}
+    memory = results.study.memory
+    peaks = [row["bytes"] for row in rows] + ([memory] if memory else [])
+    low, high = min(peaks) / 1.2, max(peaks) * 1.2
+    axis = alt.Axis(labelExpr=BYTES, values=powers_of_two(low, high))
+    x = alt.X("bytes:Q", title="peak memory of a step beyond the weights", axis=axis)
+    x = x.scale(type="log", base=2, nice=False, domain=[low, high])
+    least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    room = 0.08 * max(most - least, 0.02)
+    scale = alt.Scale(domain=[max(least - room, 0), min(most + room, 1)], nice=False)
+    y = {"title": "test accuracy", "scale": scale, "axis": alt.Axis(format=".3~p", tickCount=6)}
     tip = ["method:N", *(look.tip(name, ".2%") for name in ("mean", "low", "high"))]
     tip += [alt.Tooltip("size:N", title="beyond weights"), "seeds:Q"]
     base = look.chart([{**row, "size": size(row["bytes"])} for row in rows]).encode(x=x)
@@ -41,7 +49,6 @@ def frontier(results: Results) -> Figure | None:
     dots = dots.encode(opacity=look.opacity(0.45), tooltip=["method:N", "seed:O", look.tip("accuracy", ".2%")])
     means = base.mark_point(filled=True, size=130).encode(y=alt.Y("mean:Q", **y), shape=look.shape)
     means = means.encode(opacity=look.opacity(1), tooltip=tip)
-    memory = results.study.memory
     caption = (
         f"{_protocol(results)} Large marks are means, whiskers the 95% interval of Student's t over seeds, "
         "small dots single seeds. Memory is the measured peak of one step, on a logarithmic scale."
@@ -75,9 +82,13 @@ def _loss(results: Results, points: series.Points, title: str, what: str) -> Fig
     alt = look.alt
     least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
     log = least > 0 and most > 20 * least
-    x = alt.X("step:Q", title="step", axis=alt.Axis(format="~s"), scale=alt.Scale(nice=False))
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=not log)
-    y = {"title": title.lower(), "scale": scale}
+    end = max(results.study.steps, *(row["step"] for row in rows))
+    axis = alt.Axis(format="~s", tickCount=6)
+    x = alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, domain=[0, end]))
+    y: dict[str, Any] = {"title": title.lower(), "scale": alt.Scale(zero=False)}
+    if log:
+        y["scale"] = alt.Scale(type="log", nice=False)
+        y["axis"] = alt.Axis(values=powers_of_ten(least, most), format="~g")
     base = look.chart(rows).encode(x=x)
     band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=look.opacity(0.16, 0.03))
     line = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean:Q", **y), opacity=look.opacity(1))
@@ -121,8 +132,10 @@ def landscape(results: Results) -> Figure | None:
     look = Look(results)
     alt = look.alt
     floor = min(0.0, *(row["accuracy"] for row in rows))
-    x = alt.X("lr:Q", title="learning rate", axis=alt.Axis(format="~g", labelOverlap=True, tickCount=7))
-    x = x.scale(type="log", nice=False, padding=16)
+    rates = [row["lr"] for row in rows]
+    low, high = min(rates) / 1.3, max(rates) * 1.3
+    x = alt.X("lr:Q", title="learning rate", axis=alt.Axis(format="~g", values=powers_of_ten(low, high)))
+    x = x.scale(type="log", nice=False, domain=[low, high])
     axis = alt.Axis(format=".0%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])
     y = alt.Y("accuracy:Q", title="validation accuracy", axis=axis).scale(domain=[floor * 1.4, 1])
     tip = ["method:N", look.tip("lr", "~g"), "status:N"]
@@ -146,7 +159,7 @@ def landscape(results: Results) -> Figure | None:
 
 def forwards(results: Results) -> Figure | None:
     """The FLOPs of one step, in bare forwards."""
-    rows = series.bars(results, lambda row: {"value": row.forwards})
+    rows = series.bars(results, lambda row: {"value": row.forwards, "text": wording.forwards(row.forwards)})
     caption = (
         "The FLOPs of one step, counted while it ran and divided by those of one bare forward pass: the same "
         "on every machine."
@@ -156,7 +169,10 @@ def forwards(results: Results) -> Figure | None:
 
 def milliseconds(results: Results) -> Figure | None:
     """The wall-clock time of one step, with its quartiles."""
-    rows = series.bars(results, lambda row: {"value": row.ms, "low": row.ms_low, "high": row.ms_high})
+    rows = series.bars(
+        results,
+        lambda row: {"value": row.ms, "low": row.ms_low, "high": row.ms_high, "text": number(row.ms)},
+    )
     caption = "The median of repeated steps; whiskers run from the lower to the upper quartile."
     cpu, threads = (results.environment.get(name) for name in ("cpu", "threads"))
     if cpu:
@@ -170,7 +186,7 @@ def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str)
         return None
     look = Look(results)
     alt = look.alt
-    rows = [{"high": row["value"], **row, "text": number(row["value"])} for row in rows]
+    rows = [{"high": row["value"], **row} for row in rows]
     y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None)
     y = y.scale(paddingInner=0, paddingOuter=0)
     scale = alt.Scale(domain=[0, 1.15 * max(row["high"] for row in rows)], nice=False)

@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 from base64 import b64encode
-from collections import Counter
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,7 @@ from gradcost.report import tables
 from gradcost.report.extra import need
 from gradcost.report.figures import figures
 from gradcost.report.palette import marks
-from gradcost.report.records import Results, read
+from gradcost.report.records import Results, Trial, read
 from gradcost.report.summary import Row, choose, sentences, summarise
 from gradcost.report.wording import count, listed, number, percent, rate, size
 
@@ -140,19 +139,19 @@ def _notes(results: Results, rows: list[Row]) -> list[str]:
 
 
 def _unfinished(results: Results) -> list[tuple[str, str, str]]:
-    """The runs that diverged or failed, gathered by method and reason."""
-    found: Counter[tuple[str, str, str, str]] = Counter()
-    rates: dict[tuple[str, str, str, str], set[float]] = {}
+    """The runs that diverged or failed, gathered by method, phase and fate, with two reasons at most."""
+    gathered: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in results.trials:
         if trial.status != "finished":
-            key = (trial.method, trial.phase, trial.status, trial.reason or "no reason was recorded")
-            found[key] += 1
-            rates.setdefault(key, set()).add(trial.lr)
+            gathered.setdefault((trial.method, trial.phase, trial.status), []).append(trial)
     lines = []
-    for (method, phase, status, reason), n in found.items():
-        at = listed([rate(lr) for lr in sorted(rates[method, phase, status, reason])])
+    for (method, phase, status), runs in gathered.items():
+        at = listed([rate(lr) for lr in sorted({run.lr for run in runs})])
         kind = "tuning run" if phase == "tune" else "final run"
-        lines.append((method, f"{count(n, kind)} {status} at lr {at}", reason))
+        reasons = list(dict.fromkeys(run.reason or "no reason was recorded" for run in runs))
+        rest = [f"{len(reasons) - 2} more"] * (len(reasons) > 2)
+        why = "; ".join([*reasons[:2], *rest])
+        lines.append((method, f"{count(len(runs), kind)} {status} at lr {at}", why))
     return lines
 
 

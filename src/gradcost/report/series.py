@@ -42,10 +42,16 @@ def curves(results: Results, points: Points) -> list[dict[str, Any]]:
             for step, value in _thinned(*points(trial.curve), width):
                 at.setdefault(step, []).append(value)
         rows += [
-            {"method": method, "place": i, "step": step, "mean": mean(v), "low": min(v), "high": max(v)}
-            for i, (step, v) in enumerate(sorted(at.items()))
+            {"method": method, "place": i, "step": step, **_spread(values)}
+            for i, (step, values) in enumerate(sorted(at.items()))
         ]
     return rows
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Mean, least and greatest, to the five digits that a figure can show."""
+    ends = {"mean": mean(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{x:.5g}") for name, x in ends.items()}
 
 
 def _thinned(steps: tuple[int, ...], values: tuple[float | None, ...], width: int) -> list[tuple[int, float]]:
@@ -76,7 +82,9 @@ def frontier(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any
 def grid(results: Results) -> list[dict[str, Any]]:
     """The tuning runs: the accuracy of each, or the lane that its cross stands in when it diverged."""
     rows, lane = [], 0
-    for row in summarise(results):
+    methods = summarise(results)
+    height = min(0.035, 0.25 / max(len(methods), 1))
+    for row in methods:
         tried = tuning(results.trials, row.method)
         lane += any(t.status == "diverged" for t in tried)
         for trial in tried:
@@ -85,11 +93,11 @@ def grid(results: Results) -> list[dict[str, Any]]:
             if trial.status == "finished" and accuracy is not None:
                 rows.append({**made, "accuracy": accuracy, "chosen": trial.lr == row.lr})
             elif trial.status == "diverged":
-                rows.append({**made, "accuracy": -0.035 * lane, "chosen": False})
+                rows.append({**made, "accuracy": -height * lane, "chosen": False})
     return rows
 
 
-def bars(results: Results, get: Callable[[Row], dict[str, float | None]]) -> list[dict[str, Any]]:
+def bars(results: Results, get: Callable[[Row], dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method of what `get` finds, where it finds all of it."""
     found = [{"method": row.method, **get(row)} for row in summarise(results)]
     return [row for row in found if None not in row.values()]

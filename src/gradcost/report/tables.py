@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradcost.report.records import Results, Trial
 from gradcost.report.summary import Row, chosen, finals, span, summarise, tuning
-from gradcost.report.wording import NOTHING, count, duration, forwards, listed, number, percent, rate, size
+from gradcost.report.wording import NOTHING, alike, count, duration, forwards, listed, number, percent, rate, size
 
 
 class Table(NamedTuple):
@@ -56,13 +56,14 @@ def accuracy(row: Row) -> str:
 
 
 def loss(row: Row) -> str:
-    """0.068 [0.061, 0.075]."""
+    """0.0682 [0.0611, 0.0753]."""
     found = row.loss
     if found is None:
         return NOTHING
     if found.low is None or found.high is None:
         return number(found.mean)
-    return f"{number(found.mean)} [{number(found.low, 2)}, {number(found.high, 2)}]"
+    mean, low, high = alike(found.mean, found.low, found.high)
+    return f"{mean} [{low}, {high}]"
 
 
 def to_target(row: Row) -> str:

@@ -31,6 +31,12 @@ def number(x: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def alike(x: float, *others: float, digits: int = 3) -> list[str]:
+    """Numbers that are compared, all with the decimals that give the first one `digits` digits."""
+    places = max(digits - 1 - floor(log10(abs(x))), 0) if x else digits - 1
+    return [f"{y:,.{places}f}" for y in (x, *others)]
+
+
 def forwards(x: float | None) -> str:
     """A cost in bare forward passes: 3.0."""
     return NOTHING if x is None else f"{x:,.1f}"
