@@ -127,18 +127,21 @@ def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, 
     return F.batch_norm(input, *statistics, *args, **kwargs)
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def _dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = True
+) -> Tensor:
     """The mask that an evaluation outside vmap draws: functorch would draw it in another memory order."""
-    if not training or p == 0:
+    if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
     plain = input
     while functorch.is_functorch_wrapped_tensor(plain):
         plain = functorch.get_unwrapped(plain)
-    return input * torch.empty_like(plain).bernoulli_(1 - p).div_(1 - p)
+    mask = torch.empty_like(plain).bernoulli_(1 - p)
+    return input * (mask if p == 1 else mask.div_(1 - p))
 
 
 _RULES = {F.linear: _linear, F.scaled_dot_product_attention: _attention}
-_RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout}
+_RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
 def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:

@@ -94,7 +94,11 @@ class Seeded(Gradient):
 
     def to_bytes(self) -> bytes:
         """The message: seed (unsigned 64 bit) and coefficient (float64) of each probe, little-endian."""
-        return np.rec.fromarrays([self.seeds, self.coefficients], dtype=_ENTRY).tobytes()
+        entries = np.empty(len(self.seeds), dtype=_ENTRY)
+        # Said, not guessed: numpy makes float64 of Python numbers on both sides of 2^63, which drops seed bits.
+        entries["seed"] = np.array(self.seeds, dtype=np.uint64)
+        entries["coefficient"] = self.coefficients
+        return entries.tobytes()
 
     @classmethod
     def from_bytes(cls, message: bytes, objective: Objective, directions: Directions) -> Seeded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -76,20 +76,24 @@ class Objective:
 
     def in_parts(self, parts: int) -> Objective:
         """The same objective with each of its parts cut into `parts` micro-batches."""
-        return replace(self, parts=self.parts * parts)
+        made = replace(self, parts=self.parts * parts)
+        object.__setattr__(made, "leaves", self.leaves)  # as they were frozen, whatever requires a gradient now
+        return made
 
     def evaluate(self, batch: Any, key: Key) -> Tensor:
         """The loss at the present weights: a scalar without a graph. Costs one forward."""
         with torch.no_grad():
             return functools.reduce(torch.add, (weight * loss for weight, loss in self.losses(batch, key)))
 
-    def losses(self, batch: Any, key: Key) -> Iterator[tuple[float, Tensor]]:
+    def losses(self, batch: Any, key: Key) -> Generator[tuple[float, Tensor], None, None]:
         """The weight and the loss of each part, one after the other, with a graph where gradients are on.
 
         The model is held undisturbed from the start of each part until the next one is asked for.
         """
         pieces = split(batch, self.parts)
         for number, (weight, piece) in enumerate(pieces):
+            # An autocast region around a whole training loop would answer with the cast of an older weight.
+            torch.clear_autocast_cache()
             with undisturbed(self.model), randomness(key.fold("part", number), devices_of(self.model)):
                 yield weight, self._scalar(self.loss(self.model, piece))
 

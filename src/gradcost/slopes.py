@@ -144,7 +144,8 @@ class Jvp(Slope):
 def _opaque(objective: Objective) -> str | None:
     """A module whose forward does not look its parameters up, so that they cannot be substituted."""
     for name, module in objective.model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+        compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+        if compiled or isinstance(module, torch.jit.ScriptModule):
             return (
                 f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
                 "weights. Pass the module that was compiled (module._orig_mod), or use backprop()."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, cost, records, trial, write_folder
+from report_records import HOSTILE, cost, records, trial, write_folder
 
 from gradcost.report import html
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +38,13 @@ class Reverse(Estimator):
     def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
         parameters = [leaf.parameter for leaf in objective.leaves]
         total: Tensor | None = None
-        with _grads_aside(objective), torch.enable_grad(), self.saving.applied(objective.model):
-            parts = objective.losses(batch, key)
+        # Closed here: after a raise in the backward, the traceback would hold the model's copies in place.
+        with (
+            _grads_aside(objective),
+            torch.enable_grad(),
+            self.saving.applied(objective.model),
+            closing(objective.losses(batch, key)) as parts,
+        ):
             for number, (weight, loss) in enumerate(parts):
                 if loss.grad_fn is None:
                     raise ValueError(

@@ -11,10 +11,10 @@ from typing import Any
 from gradcost.report import series, wording
 from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.palette import CROSS
-from gradcost.report.records import Results
 from gradcost.report.summary import summarise
 from gradcost.report.ticks import powers_of_ten, powers_of_two
 from gradcost.report.wording import count, number, size
+from gradcost.study.records import Results
 
 
 def figures(results: Results) -> list[Figure]:

@@ -20,9 +20,9 @@ from gradcost.report import tables
 from gradcost.report.extra import need
 from gradcost.report.figures import figures
 from gradcost.report.palette import marks
-from gradcost.report.records import Results, Trial, read
 from gradcost.report.summary import Row, choose, sentences, summarise
 from gradcost.report.wording import count, listed, number, percent, rate, size
+from gradcost.study.records import Results, Trial, read
 
 
 def write(folder: str | Path, output: str | Path | None = None) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from gradcost.report.extra import need
 from gradcost.report.palette import marks
-from gradcost.report.records import Results
 from gradcost.report.summary import summarise
+from gradcost.study.records import Results
 
 HEIGHT = 250
 QUIET = "#888888"  # rules and numbers that belong to no method, on paper and on the dark side alike
@@ -70,5 +70,5 @@ class Look:
         framed = self.alt.layer(*layers).properties(width="container", height=height)
         framed = framed.add_params(self.alt.param(name="focus", value=""))
         framed = framed.configure_view(stroke=None)
-        framed = framed.configure_legend(orient="bottom", columns=2, labelLimit=0)
+        framed = framed.configure_legend(orient="bottom", columns=2, labelLimit=0, symbolOpacity=1)
         return Figure(name, title, caption, framed.to_dict())

@@ -7,8 +7,8 @@ from math import ceil
 from statistics import mean
 from typing import Any
 
-from gradcost.report.records import Curve, Results, Trial
 from gradcost.report.summary import Row, finals, summarise, tuning
+from gradcost.study.records import Curve, Results, Trial
 
 WINDOWS = 100  # points a curve, over all its steps
 Points = Callable[[Curve], tuple[tuple[int, ...], tuple[float | None, ...]]]

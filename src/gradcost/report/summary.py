@@ -1,4 +1,4 @@
-"""What the records say: the learning rate that tuning chose, a row a method, and which method to use.
+"""What the records say: a row a method, and which method to use.
 
 The interval is Student's t at 95% over the seeds of the final runs. Only final runs at one learning rate
 are gathered, one a seed: a study whose grid was widened keeps its older runs in the ledger.
@@ -13,8 +13,9 @@ from math import inf
 from statistics import mean, median
 
 from gradcost.report.interval import Interval, interval
-from gradcost.report.records import Cost, Results, Scores, Study, Trial
 from gradcost.report.wording import count, listed, number, percent, points, size
+from gradcost.study.records import Cost, Results, Study, Trial
+from gradcost.study.tune import chosen
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,6 @@ class Row:
 def uses_backprop(estimator: str) -> bool:
     """Whether the estimator's text is `Reverse(...)` or wraps one, as in `Clipped(Reverse(...))`."""
     return re.search(r"\bReverse\(", estimator) is not None
-
-
-def chosen(trials: Iterable[Trial], method: str) -> float | None:
-    """The learning rate that tuning chose for `method`; None when no tuning run of it finished.
-
-    The best validation accuracy wins, then the lower validation loss, then the smaller learning rate: so
-    the choice does not depend on the order in which the runs finished.
-    """
-    finished = [
-        trial
-        for trial in trials
-        if trial.method == method and trial.phase == "tune" and trial.status == "finished" and trial.validation
-    ]
-    return max(finished, key=_merit).lr if finished else None
-
-
-def _merit(trial: Trial) -> tuple[float, float, float]:
-    scores = trial.validation or Scores(None, None)
-    return (_or(scores.accuracy, -inf), -_or(scores.loss, inf), -trial.lr)
-
-
-def _or(x: float | None, otherwise: float) -> float:
-    return otherwise if x is None else x
 
 
 def tuning(trials: Iterable[Trial], method: str) -> list[Trial]:
@@ -281,3 +259,7 @@ def span(accuracy: Interval) -> str:
     if accuracy.low is None or accuracy.high is None:
         return ""
     return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def _or(x: float | None, otherwise: float) -> float:
+    return otherwise if x is None else x

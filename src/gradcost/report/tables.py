@@ -6,9 +6,10 @@ import csv
 import io
 from typing import NamedTuple
 
-from gradcost.report.records import Results, Trial
-from gradcost.report.summary import Row, chosen, finals, span, summarise, tuning
+from gradcost.report.summary import Row, finals, span, summarise, tuning
 from gradcost.report.wording import NOTHING, alike, count, duration, forwards, listed, number, percent, rate, size
+from gradcost.study.records import Results, Trial
+from gradcost.study.tune import chosen
 
 
 class Table(NamedTuple):

@@ -104,6 +104,10 @@ class Task(ABC):
         drawn = order[place * self.batch : (place + 1) * self.batch]
         return Batch(train.x[drawn], train.y[drawn])
 
+    def score(self, model: nn.Module, split: Split) -> Score:
+        """Mean loss and accuracy of a model over the whole of `split`: `score` below."""
+        return score(model, split)
+
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy (nats, scalar) of `model(batch.x)`: logits [..., classes] for targets [...]."""

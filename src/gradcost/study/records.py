@@ -31,6 +31,7 @@ class Study:
     batch: int
     target: float
     optimizer: str
+    comparison: str | None = None  # what is compared and by which code, as a hash
     weights: int | None = None  # how many
     weights_bytes: int | None = None
     memory: int | None = None  # the budget in bytes beyond the weights

@@ -1,0 +1,155 @@
+"""`gradcost compare`: from arguments to a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from gradcost.cli import console, spec
+from gradcost.report import html, summary, tables
+from gradcost.report.wording import size
+from gradcost.study import compare
+from gradcost.study.compare import Comparison
+from gradcost.study.environment import fingerprint
+from gradcost.study.records import read
+from gradcost.value import digest
+
+METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()")
+
+
+def rates(span: str, points: int) -> tuple[float, ...]:
+    """`points` learning rates over LEAST:MOST, evenly spaced in their logarithm, to two digits."""
+    try:
+        least, most = (float(end) for end in span.split(":"))
+    except ValueError:
+        least, most = 0.0, 0.0
+    if not 0 < least <= most < math.inf:
+        raise ValueError(f"{span!r} is no range of learning rates: write LEAST:MOST, such as 1e-4:10.")
+    if points == 1 or least == most:
+        return (float(f"{(least * most) ** 0.5:.2g}"),)
+    return tuple(float(f"{least * (most / least) ** (i / (points - 1)):.2g}") for i in range(points))
+
+
+def compare_methods(
+    task: str,
+    model: str | None,
+    methods: list[str],
+    memory: str | None,
+    steps: int | None,
+    seeds: int,
+    points: int,
+    span: str,
+    target: float,
+    output: Path | None,
+    as_json: bool,
+    dry_run: bool,
+) -> int:
+    """Run or resume a comparison and show what came of it. Returns the exit code."""
+    found, task_name, model_name, user_file = spec.task(task, model)
+    comparison = Comparison(
+        found,
+        tuple((text.strip(), spec.method(text)) for text in methods or METHODS),
+        rates(span, points),
+        steps or getattr(found, "steps", 1000),
+        tuple(range(1, seeds + 1)),
+        target,
+        spec.size(memory) if memory else None,
+    )
+    name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
+    folder = output or Path("gradcost-runs") / f"{name}-{digest((comparison, fingerprint()), 2)}"
+    _introduce(comparison, task_name, model_name)
+    costs, reasons = {}, {}
+    for label, cost in compare.survey(comparison):
+        if isinstance(cost, str):
+            reasons[label] = cost
+            console.say(f"    {label}: not run. {cost}")
+        else:
+            costs[label] = cost
+    if dry_run:
+        _plan(comparison, costs, folder)
+        return 0 if costs else 4
+    compare.open_folder(folder, comparison, task_name, model_name)
+    for label, reason in reasons.items():
+        compare.refuse(comparison, folder, label, reason)
+    try:
+        failures = _run(comparison, folder, set(costs), user_file) if costs else 0
+        if not failures:
+            _clock(comparison, folder, costs)
+    except KeyboardInterrupt:
+        done = len(read(folder).trials)
+        console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
+        console.abandon(130)
+    _answer(folder, as_json)
+    if failures:
+        console.complain(f"{failures} runs failed; their tracebacks are in {folder}/records.jsonl.")
+        return 1
+    return 0 if costs else 4
+
+
+def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
+    from gradcost.key import Key
+
+    objective = comparison.task.objective(Key(0))
+    console.say(
+        f"{task_name} / {model_name}, {objective.dimension:,} weights   {comparison.steps:,} steps   "
+        f"tuning {len(comparison.rates)} rates each   seeds {len(comparison.seeds)}"
+    )
+
+
+def _plan(comparison: Comparison, costs: dict, folder: Path) -> None:
+    runs = len(costs) * (len(comparison.rates) + len(comparison.seeds))
+    console.show(f"{runs} runs of {comparison.steps:,} steps would go into {folder}; a step of each:")
+    rows = [
+        [label, size(cost.peak_bytes), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in costs.items()
+    ]
+    console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
+
+
+def _run(comparison: Comparison, folder: Path, labels: set[str], user_file: str | None) -> int:
+    """Both phases; returns how many runs failed."""
+    failed = 0
+    per_method = len(comparison.rates) + len(comparison.seeds)
+    with console.board({label: per_method for label, _ in comparison.methods if label in labels}) as board:
+        known = {trial.trial: trial for trial in read(folder).trials if trial.status != "failed"}
+        for label in labels:
+            board.start_with(label, sum(trial.method == label for trial in known.values()))
+        for phase in ("tune", "final"):
+            for record in compare.perform(compare.trials_of(comparison, folder, phase), folder, user_file):
+                failed += record["status"] == "failed"
+                board.finished(record)
+    return failed
+
+
+def _clock(comparison: Comparison, folder: Path, costs: dict) -> None:
+    missing = len(costs) - len(read(folder).costs)
+    if missing:
+        console.say(f"timing a step of {missing} methods, one at a time, nothing else running")
+    for _ in compare.clock(comparison, folder, costs):
+        pass
+
+
+def _answer(folder: Path, as_json: bool) -> None:
+    results = read(folder)
+    try:
+        report = html.write(folder)
+    except ImportError as error:
+        report = None
+        console.complain(str(error))
+    if as_json:
+        rows = [dataclasses.asdict(row) for row in summary.summarise(results)]
+        refused = [dataclasses.asdict(refusal) for refusal in results.refused]
+        answer = {"verdict": summary.verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
+        print(json.dumps(answer, indent=2, default=str))
+        return
+    console.show()
+    console.show(summary.verdict(results), bold=True)
+    console.show()
+    console.show_table(*tables.table(results))
+    for refusal in results.refused:
+        console.show(f"{refusal.method}: {refusal.reason}")
+    console.show()
+    if report is not None:
+        console.show(f"report   {report}")
+    console.show("again    the same command goes on where it stopped; nothing is run twice")

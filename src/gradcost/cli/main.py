@@ -1,0 +1,184 @@
+"""The commands. Nothing heavy is imported until a command needs it: `gradcost --help` answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="What does a gradient cost, and which way of getting one should you train with?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def sentences(command: Callable[..., int | None]) -> Callable[..., None]:
+    """What a user can do wrong becomes a sentence and an exit code; anything else is our bug and is shown whole."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from gradcost.cli.console import complain
+
+        try:
+            code = command(*args, **kwargs)
+        except KeyboardInterrupt:
+            complain("interrupted; what was finished is kept.")
+            code = 130
+        except OSError as error:
+            complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+            code = 1
+        except (ValueError, ImportError) as error:
+            complain(str(error))
+            code = 2
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+@app.command()
+@sentences
+def compare(
+    task: Annotated[str, typer.Option(help="A task's name, an expression, or FILE.py:NAME.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="One of the task's models, or an expression.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help='Repeatable: "mezo(probes=4)". All presets if none.')
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Budget of a step beyond the weights: 64MiB.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of every run; the task's own if none.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 3,
+    points: Annotated[int, typer.Option(min=1, help="Learning rates that each method is tuned over.")] = 11,
+    span: Annotated[str, typer.Option("--rates", help="The range of those, LEAST:MOST.")] = "1e-4:10",
+    target: Annotated[float, typer.Option(min=0, max=1, help="Validation accuracy whose time is noted.")] = 0.9,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")
+    ] = None,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and what a step costs.")] = False,
+) -> int:
+    """Tune every method alike, train with each, and say which to use and what each costs."""
+    from gradcost.cli.compare import compare_methods
+
+    return compare_methods(
+        task, model, method or [], memory, steps, seeds, points, span, target, output, as_json, dry_run
+    )
+
+
+@app.command()
+@sentences
+def methods(as_json: Json = False) -> None:
+    """List the methods and the parts that they are made of."""
+    from gradcost.cli import console, spec
+
+    found = [
+        {"name": name, "write": spec.signature(thing), "what": (thing.__doc__ or "").split("\n")[0]}
+        for name, thing in spec.names("method").items()
+    ]
+    found.sort(key=lambda entry: (entry["name"][0].isupper(), entry["name"]))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console.show_table(["write", "what it is"], [[entry["write"], entry["what"]] for entry in found], left=True)
+
+
+@app.command()
+@sentences
+def tasks(as_json: Json = False) -> None:
+    """List the tasks, their models, and whether their data is at hand."""
+    from gradcost.cli import console
+    from gradcost.tasks import TASKS
+
+    found = [
+        {"name": name, "models": list(task.models), "what": (task.__doc__ or "").split("\n")[0]}
+        for name, task in TASKS.items()
+    ]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    rows = [[entry["name"], ", ".join(entry["models"]), entry["what"]] for entry in found]
+    console.show_table(["task", "models", "what it is"], rows, left=True)
+
+
+@data.command()
+@sentences
+def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> None:
+    """Fetch a data set, check it, and keep it in the cache folder (GRADCOST_CACHE, or the platform's)."""
+    from gradcost.cli import console, spec
+    from gradcost.tasks import data as datasets
+
+    if name not in datasets.DATASETS:
+        near = spec.close(name, datasets.DATASETS)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no data set {name!r}.{hint} Data sets: {', '.join(datasets.DATASETS)}.")
+    console.show(f"{name} is in {datasets.fetch(datasets.DATASETS[name], console.say)}")
+
+
+@app.command()
+@sentences
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; FOLDER/report.html if none.")
+    ] = None,
+) -> None:
+    """Write the report of a results folder anew, from its records alone."""
+    from gradcost.cli import console
+    from gradcost.report import html
+
+    console.show(str(html.write(folder, output)))
+
+
+@app.command()
+@sentences
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine and installation can do."""
+    import torch
+
+    from gradcost.cli import console
+    from gradcost.noise import has_fused_path
+    from gradcost.study.environment import describe
+
+    found = describe(torch.get_num_threads()) | {
+        "cuda": str(torch.cuda.is_available()),
+        "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console.show_table(["", ""], [[name, str(value)] for name, value in found.items()], left=True)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version as installed
+
+        print(f"gradcost {installed('gradcost')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    app(prog_name="gradcost")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Where a study ran: what a reader needs to judge its figures, and whether code changed under them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_ROOMS = (".", "estimators", "train", "tasks")  # what a trial's numbers depend on
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Twelve hexadecimal digits of the source that trials run; another one, and they are run anew."""
+    package = Path(__file__).parents[1]
+    digest = blake2b(digest_size=6)
+    for room in _ROOMS:
+        for file in sorted((package / room).glob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def describe(threads: int) -> dict[str, str | int]:
+    """Versions and the machine, without its name: `threads` are those of the timings."""
+    found: dict[str, str | int] = {"python": platform.python_version()}
+    for package in ("gradcost", "torch", "numpy", "numba"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads,
+        "code": fingerprint(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

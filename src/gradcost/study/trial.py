@@ -1,0 +1,38 @@
+"""One run of one method, as a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradcost.estimators.estimator import Estimator
+from gradcost.key import Key
+from gradcost.train.optimizers import Optimizer
+from gradcost.value import digest, value
+
+
+@value
+class Trial:
+    """Train `task` with `estimator` and `optimizer` for `steps`, with all randomness from `seed`.
+
+    phase: "tune" runs are scored on the validation split; "final" ones on the test split too, once, at their
+    end. The phases never share a key, so a tuned rate meets fresh weights, order and noise. Methods under one
+    phase and seed share theirs, so their differences are paired. target: the validation accuracy whose first
+    step is noted.
+    """
+
+    task: Any
+    method: str
+    estimator: Estimator
+    optimizer: Optimizer
+    steps: int
+    phase: str
+    seed: int
+    target: float
+
+    @property
+    def key(self) -> Key:
+        return Key(self.seed).fold(self.phase)
+
+    def name(self, code: str) -> str:
+        """The trial's id: a hash of its text and of the fingerprint of the code that it runs."""
+        return digest((self, code))

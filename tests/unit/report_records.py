@@ -1,0 +1,164 @@
+"""Results folders by construction, for the tests of the report; nothing here was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from gradcost.study.records import Results, read
+
+HOSTILE = "evil(\"</script><img src=x onerror=alert(1)>\", a|b & 'c')"
+
+PROBING = "Probing(slope=Jvp(), probes=1)"
+
+# label, estimator, final accuracy, final loss, peak bytes, forwards, ms, the best of the grid's rates
+METHODS = [
+    ("backprop()", "Reverse(saving=Everything())", 0.972, 0.09, 66_048, 3.0, 0.61, 0.1),
+    ("checkpointed()", "Reverse(saving=Blocks())", 0.971, 0.092, 33_792, 4.0, 0.83, 0.1),
+    (
+        "accumulated(4)",
+        "Accumulated(Reverse(saving=Everything()), steps=4)",
+        0.95,
+        0.13,
+        24_064,
+        3.0,
+        1.4,
+        0.1,
+    ),
+    ("forward_gradient(probes=8)", "Probing(slope=Jvp(), probes=8)", 0.905, 0.31, 41_472, 17.0, 3.4, 0.03),
+    (
+        "mezo()",
+        "Probing(slope=CentralDifference(eps=0.001), probes=1)",
+        0.712,
+        0.98,
+        19_968,
+        2.0,
+        0.74,
+        0.001,
+    ),
+]
+GRID = [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
+
+
+def study(methods: list[str], **changes: Any) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "task": "Digits(validation=300, test=360)",
+        "task_name": "digits",
+        "model_name": "mlp",
+        "weights": 4810,
+        "weights_bytes": 19240,
+        "methods": methods,
+        "seeds": [0, 1, 2],
+        "points": len(GRID),
+        "steps": 600,
+        "batch": 64,
+        "target": 0.9,
+        "memory": None,
+        "optimizer": "SGD",
+        "chance": 0.1,
+        **changes,
+    }
+
+
+def trial(method: str, phase: str = "final", lr: float = 0.1, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    record = {
+        "schema": 1,
+        "kind": "trial",
+        "trial": f"{method} {phase} {lr} {seed}".encode().hex(),
+        "method": method,
+        "estimator": "Reverse(saving=Everything())",
+        "optimizer": f"SGD(lr={lr})",
+        "phase": phase,
+        "lr": lr,
+        "seed": seed,
+        "status": "finished",
+        "steps": 600,
+        "curve": {},
+        "validation": None,
+        "test": None,
+        "clip_rate": None,
+        "reached": None,
+        "seconds": 3.0,
+        "reason": None,
+    }
+    return {**record, **changes}
+
+
+def cost(method: str, peak: int, ms: float, estimator: str, **changes: Any) -> dict[str, Any]:
+    record = {"schema": 1, "kind": "cost", "method": method, "estimator": estimator, "peak_bytes": peak}
+    record |= {"flops": 1_800_000, "forwards": 3.0, "matmuls": 8, "ms": ms, "ms_low": ms * 0.96}
+    return {**record, "ms_high": ms * 1.07, "doubt": None, "fits": None, **changes}
+
+
+def curve(chance: random.Random, best: float, least: float, rate: float, steps: int) -> dict[str, Any]:
+    """A loss that falls from log 10 to `least` and an accuracy that rises to `best`, with noise."""
+    fall = [math.exp(-s * rate / steps) for s in range(steps)]
+    loss = [least + (2.3 - least) * f * chance.uniform(0.85, 1.15) for f in fall]
+    at = list(range(0, steps, 50)) + [steps - 1]
+    return {
+        "step": list(range(steps)),
+        "loss": [max(x * chance.uniform(0.7, 1.3), 1e-3) for x in loss],
+        "validation_step": at,
+        "validation_loss": [loss[s] * chance.uniform(0.95, 1.05) for s in at],
+        "validation_accuracy": [min(best - (best - 0.1) * fall[s] * chance.uniform(0.9, 1.1), 1.0) for s in at],
+    }
+
+
+def records(seed: int = 0) -> list[dict[str, Any]]:
+    """A whole study by construction: tuning with an edge and diverged rates, finals, costs, a refusal."""
+    chance, made = random.Random(seed), []
+    for label, estimator, best, least, peak, forwards, ms, rate in METHODS:
+        doubt = "the quartiles lie 31% apart: the machine was busy" if label == "mezo()" else None
+        made.append(cost(label, peak, ms, estimator, forwards=forwards, doubt=doubt))
+        for lr in GRID:
+            away = abs(math.log10(lr / rate))
+            found = {"loss": least + 0.5 * away, "accuracy": max(best - 0.16 * away**1.6, 0.1)}
+            run = trial(label, "tune", lr, estimator=estimator, validation=found)
+            if lr > rate * 4:
+                reason = f"the loss was not finite at step {chance.randrange(20, 300)}"
+                run |= {"status": "diverged", "validation": None, "reason": reason}
+            made.append(run)
+        for s in range(3):
+            path = curve(chance, best, least, 7.0 if "Reverse" in estimator else 3.0, 600)
+            found = {
+                "loss": least * chance.uniform(0.95, 1.05),
+                "accuracy": best + chance.uniform(-0.006, 0.006),
+            }
+            over = [a for a, v in zip(path["validation_step"], path["validation_accuracy"], strict=True) if v >= 0.9]
+            more = {"curve": path, "validation": found, "test": found, "reached": over[0] if over else None}
+            clip = 0.021 if "Jvp" in estimator else None
+            made.append(trial(label, "final", rate, s, estimator=estimator, clip_rate=clip, **more))
+    reason = "aten::_flash_attention_forward has no forward rule: use mezo(), which needs none."
+    made.append({"schema": 1, "kind": "refused", "method": HOSTILE, "estimator": "Probing()", "reason": reason})
+    return made
+
+
+def write_folder(folder: Path, lines: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
+    """A results folder; without `lines`, of the whole synthetic study."""
+    lines = records() if lines is None else lines
+    folder.mkdir(parents=True, exist_ok=True)
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    (folder / "study.json").write_text(json.dumps(study(methods, **changes)))
+    machine = {"python": "3.11.9", "torch": "2.9.0", "cpu": "an invented processor", "threads": 2}
+    machine |= {"gradcost": "0.1.0", "platform": "Linux x86_64", "commit": "0123abc"}
+    (folder / "environment.json").write_text(json.dumps(machine))
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def made(tmp_path: Path, *methods: dict[str, Any], **changes: Any) -> Results:
+    """Results of methods that are given by what matters to a verdict: accuracies, peak, ms, estimator."""
+    lines: list[dict[str, Any]] = []
+    for method in methods:
+        name, estimator = method["method"], method.get("estimator", "Reverse(saving=Everything())")
+        fits = method.get("fits")
+        lines.append(cost(name, method.get("peak", 1024), method.get("ms", 1.0), estimator, fits=fits))
+        for seed, accuracy in enumerate(method.get("accuracies", [])):
+            scores = None if accuracy is None else {"loss": 1 - accuracy, "accuracy": accuracy}
+            status = "diverged" if accuracy is None else "finished"
+            lines.append(trial(name, seed=seed, status=status, test=scores, estimator=estimator))
+    return read(write_folder(tmp_path / "made", lines, **changes))

@@ -1,0 +1,188 @@
+"""The summary of a study and its verdict, each case by construction."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_records import METHODS, PROBING, cost, made, trial, write_folder
+
+from gradcost.report import summary, tables
+from gradcost.report.interval import interval, quantile
+from gradcost.study.records import Results, read
+from gradcost.study.tune import chosen
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Results:
+    return read(write_folder(tmp_path / "whole"))
+
+
+# ---- the summary
+
+
+def test_students_quantile():
+    stats = pytest.importorskip("scipy.stats")
+    for df in range(1, 31):
+        assert quantile(df) == pytest.approx(stats.t.ppf(0.975, df), abs=2e-6)
+    for df in (31, 32, 40, 60, 120, 1000):
+        assert quantile(df) == pytest.approx(stats.t.ppf(0.975, df), abs=1.2e-4)
+
+
+def test_the_interval_is_students_and_clipped():
+    found = interval([0.9, 0.92, 0.94], 0.0, 1.0)
+    assert found is not None
+    assert found.half == pytest.approx(4.302653 * 0.02 / math.sqrt(3))
+    wide = interval([0.99, 0.9], 0.0, 1.0)
+    assert wide is not None
+    assert (wide.low, wide.high) == (pytest.approx(0.945 - 12.706205 * 0.045), 1.0)
+    one = interval([0.5])
+    assert one is not None
+    assert (one.mean, one.half, one.low) == (0.5, None, None)
+    assert interval([]) is None
+
+
+def tried(lr: float, accuracy: float | None, loss: float | None, status: str = "finished") -> dict[str, Any]:
+    return trial("a", "tune", lr, status=status, validation={"loss": loss, "accuracy": accuracy})
+
+
+def test_tuning_takes_the_best_accuracy_then_the_lower_loss_then_the_smaller_rate(tmp_path: Path):
+    lines = [tried(0.1, 0.9, 0.5), tried(1.0, 0.9, 0.3), tried(0.3, 0.9, 0.3), tried(3.0, 0.99, 0.1, "diverged")]
+    for order in (lines, lines[::-1]):
+        assert chosen(read(write_folder(tmp_path, order)).trials, "a") == 0.3
+    assert chosen([], "a") is None
+    unscored = [tried(0.1, None, 0.5), tried(1.0, None, 0.3)]
+    assert chosen(read(write_folder(tmp_path, unscored)).trials, "a") == 1.0
+
+
+@pytest.mark.parametrize(("lr", "edge"), [(0.1, "smallest"), (1.0, None), (10.0, "largest"), (None, None)])
+def test_an_edge_of_the_grid(lr: float | None, edge: str | None):
+    assert summary.edge((0.1, 1.0, 10.0), lr) == edge
+    assert summary.edge((0.1,), lr) is None
+
+
+def test_final_runs_at_another_rate_than_the_chosen_one_are_left_out(tmp_path: Path):
+    best = {"loss": 0.1, "accuracy": 0.9}
+    lines = [trial("a", "final", lr, s, test=best) for lr in (0.1, 1.0) for s in range(2)]
+    chose = read(write_folder(tmp_path, [tried(0.1, 0.9, 0.1), tried(1.0, 0.8, 0.1), *lines]))
+    assert {t.lr for t in summary.finals(chose.trials, "a")} == {0.1}
+    (row,) = summary.summarise(chose)
+    assert (row.lr, row.seeds, row.edge) == (0.1, 2, "smallest")
+    overridden = read(write_folder(tmp_path, [tried(0.1, 0.9, 0.1), tried(1.0, 0.8, 0.1), *lines[2:]]))
+    assert summary.summarise(overridden)[0].lr == 1.0
+    assert "not at the rate that tuning chose" in tables.audit(overridden).rows[0][-1]
+
+
+def test_steps_to_target_are_the_median_of_the_seeds_that_reached_it(tmp_path: Path):
+    best = {"loss": 0.1, "accuracy": 0.9}
+    lines = [cost("a", 1024, 2.0, "Reverse()")]
+    lines += [trial("a", seed=s, test=best, reached=at) for s, at in enumerate([100, None, 300])]
+    (row,) = summary.summarise(read(write_folder(tmp_path, lines)))
+    assert (row.steps_to_target, row.reached, row.seconds_to_target) == (200, 2, pytest.approx(0.4))
+    assert tables.to_target(row) == "200 steps, 0.4 s (2 of 3)"
+
+
+def test_rows_follow_the_study_and_leave_out_the_refused(whole: Results):
+    assert [row.method for row in summary.summarise(whole)] == [label for label, *_ in METHODS]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "uses"),
+    [
+        ("Reverse(saving=Everything())", True),
+        ("Clipped(Accumulated(Reverse(saving=Blocks()), steps=4), norm=1.0)", True),
+        ("Probing(slope=Jvp(), probes=8)", False),
+        ("NotReverse(1)", False),
+    ],
+)
+def test_backprop_is_recognised_inside_wrappers(estimator: str, uses: bool):
+    assert summary.uses_backprop(estimator) is uses
+
+
+# ---- the verdict
+
+
+def test_the_verdict_of_a_whole_study(whole: Results):
+    found = summary.verdict(whole)
+    assert found.startswith("Use checkpointed(): 97.2% test accuracy [96.6, 97.7] in 33 KiB beyond the weights")
+    assert "backprop() (97.3%, 64.5 KiB) is not told apart from it in accuracy and needs more memory" in found
+    assert "The best that avoids backprop, forward_gradient(probes=8), is 6.5 points behind" in found
+    assert "in 40.5 KiB and 3.4 ms a step against 0.83." in found
+
+
+def test_a_clear_winner_alone(tmp_path: Path):
+    found = summary.verdict(made(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048}))
+    assert found == "Use only(): 91.0% test accuracy [88.5, 93.5] in 2 KiB beyond the weights."
+
+
+def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
+    slow = {"method": "slow()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0}
+    fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
+    found = summary.verdict(made(tmp_path, slow, fast))
+    assert found.startswith("Use fast(): ")
+    assert found.endswith("slow() (91.0%, 1 KiB) is not told apart from it in accuracy.")
+
+
+def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
+    big = {"method": "big()", "accuracies": [0.97, 0.98, 0.97], "peak": 9216, "fits": False}
+    small = {"method": "small()", "accuracies": [0.8, 0.81, 0.8], "estimator": PROBING, "fits": True}
+    found = summary.verdict(made(tmp_path, big, small, memory=4096))
+    assert found.startswith("Use small(): 80.3% test accuracy")
+    assert found.endswith("Nothing that uses backprop fits 4 KiB: the least, big(), needs 9 KiB.")
+
+
+def test_nothing_fits(tmp_path: Path):
+    big = {"method": "big()", "accuracies": [0.97], "peak": 9216, "fits": False}
+    less = {"method": "less()", "peak": 8192, "fits": False}
+    found = summary.verdict(made(tmp_path, big, less, memory=4096))
+    assert found == "There is no method to name: nothing fits 4 KiB: the least, less(), needs 8 KiB."
+
+
+def test_nothing_finished_yet(tmp_path: Path):
+    found = summary.verdict(made(tmp_path, {"method": "a()"}))
+    assert found.startswith("There is no method to name: nothing has finished yet; the same command again")
+
+
+def test_everything_diverged(tmp_path: Path):
+    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
+    assert found == "There is no method to name: nothing finished: 3 runs diverged."
+
+
+def test_every_method_was_refused(tmp_path: Path):
+    lines = [{"schema": 1, "kind": "refused", "method": "a", "estimator": "", "reason": "it cannot."}]
+    assert summary.verdict(read(write_folder(tmp_path, lines))).startswith("No method can serve here")
+
+
+def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):
+    wild = {"method": "wild()", "accuracies": [0.99, 0.99, None]}
+    calm = {"method": "calm()", "accuracies": [0.9, 0.91, 0.9]}
+    found = summary.verdict(made(tmp_path, wild, calm))
+    assert found.startswith("Use calm(): ")
+    alone = summary.verdict(made(tmp_path, wild))
+    assert alone.startswith("Use wild(): 99.0% test accuracy [99.0, 99.0] (1 of 3 seeds diverged)")
+
+
+def test_forward_only_that_diverged_and_forward_only_that_wins(tmp_path: Path):
+    exact = {"method": "backprop()", "accuracies": [0.97, 0.98, 0.97], "peak": 4096}
+    lost = {"method": "mezo()", "accuracies": [None, None, None], "estimator": PROBING}
+    assert summary.verdict(made(tmp_path, exact, lost)).endswith(
+        "Nothing that avoids backprop finished: 3 runs diverged."
+    )
+    alike = {"method": "mezo()", "accuracies": [0.97, 0.98, 0.97], "estimator": PROBING, "ms": 3.0}
+    found = summary.verdict(made(tmp_path, exact, alike))
+    assert found.startswith("Use mezo(): ")
+    assert "The best that uses backprop is backprop(): 97.3%" in found
+    assert found.endswith("in 4 KiB and 1 ms a step against 3.")
+
+
+def test_nothing_learned(tmp_path: Path):
+    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
+    assert found.startswith("Nothing learned: the best, a(), is at 10.3%")
+    assert found.endswith("chance is 10.0%.")
+
+
+def test_one_seed_has_no_interval_and_missing_seeds_are_told(tmp_path: Path):
+    one = made(tmp_path, {"method": "a()", "accuracies": [0.9]})
+    assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in summary.verdict(one)
