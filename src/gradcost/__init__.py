@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from gradcost.slopes import CentralDifference as CentralDifference
     from gradcost.slopes import ForwardDifference as ForwardDifference
     from gradcost.slopes import Jvp as Jvp
-    from gradcost.train.loop import Step as Step
-    from gradcost.train.loop import train as train
-    from gradcost.train.optimizers import SGD as SGD
-    from gradcost.train.optimizers import Adam as Adam
-    from gradcost.train.optimizers import AdamW as AdamW
-    from gradcost.train.optimizers import Nesterov as Nesterov
+    from gradcost.training.loop import Step as Step
+    from gradcost.training.loop import train as train
+    from gradcost.training.optimizers import SGD as SGD
+    from gradcost.training.optimizers import Adam as Adam
+    from gradcost.training.optimizers import AdamW as AdamW
+    from gradcost.training.optimizers import Nesterov as Nesterov
 
 _HOME = {
     "Accumulated": "estimators.accumulated",
-    "Adam": "train.optimizers",
-    "AdamW": "train.optimizers",
+    "Adam": "training.optimizers",
+    "AdamW": "training.optimizers",
     "Blocks": "saving",
     "CentralDifference": "slopes",
     "Clipped": "estimators.clipped",
@@ -57,23 +57,23 @@ _HOME = {
     "Jvp": "slopes",
     "Key": "key",
     "Mean": "combine",
-    "Nesterov": "train.optimizers",
+    "Nesterov": "training.optimizers",
     "Note": "dual",
     "Objective": "objective",
     "Probing": "estimators.probing",
     "Rademacher": "directions",
     "Reverse": "estimators.reverse",
-    "SGD": "train.optimizers",
+    "SGD": "training.optimizers",
     "Seeded": "gradient",
     "Segments": "saving",
     "Sphere": "directions",
-    "Step": "train.loop",
+    "Step": "training.loop",
     "backprop": "estimators.presets",
     "checkpointed": "estimators.presets",
     "forward_gradient": "estimators.presets",
     "mezo": "estimators.presets",
     "spsa": "estimators.presets",
-    "train": "train.loop",
+    "train": "training.loop",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

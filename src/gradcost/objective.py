@@ -31,7 +31,7 @@ class Objective:
 
     The trainable parameters are those that require a gradient when the objective is made, each once (tied
     ones too), in the order of `model.named_parameters()`, frozen from then on: `leaves`. Together they are
-    one vector of `dimension` elements.
+    one vector of `dimension` elements. So are the modules: make the objective when the model is complete.
 
     `parts` cuts a batch into that many micro-batches along the first dimension of its tensors; the loss is
     their mean, weighted by size, and at most one part's activations are alive.
@@ -47,6 +47,8 @@ class Objective:
     loss: Callable[[nn.Module, Any], Tensor]
     parts: int = 1
     leaves: tuple[Leaf, ...] = field(init=False)
+    modules: tuple[nn.Module, ...] = field(init=False)
+    devices: tuple[torch.device, ...] = field(init=False)  # the accelerators whose generators a key sets
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -65,6 +67,8 @@ class Objective:
             leaves.append(Leaf(name, parameter, start, dimension))
             start += parameter.numel()
         object.__setattr__(self, "leaves", tuple(leaves))
+        object.__setattr__(self, "modules", tuple(self.model.modules()))
+        object.__setattr__(self, "devices", devices_of(self.model))
 
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, {self.dimension:,} weights in {len(self.leaves)} leaves)"
@@ -94,19 +98,19 @@ class Objective:
         for number, (weight, piece) in enumerate(pieces):
             # An autocast region around a whole training loop would answer with the cast of an older weight.
             torch.clear_autocast_cache()
-            with undisturbed(self.model), randomness(key.fold("part", number), devices_of(self.model)):
+            with undisturbed(self.modules), randomness(key.fold("part", number), self.devices):
                 yield weight, self._scalar(self.loss(self.model, piece))
 
     def advance(self, batch: Any, key: Key) -> None:
         """One forward in which buffers (BatchNorm's running statistics) advance, as a training step's would."""
-        with torch.no_grad(), randomness(key, devices_of(self.model)):
+        with torch.no_grad(), randomness(key, self.devices):
             self.loss(self.model, batch)
 
     def has_running_statistics(self) -> bool:
         """Whether a forward in the present mode would move a normalisation layer's running statistics."""
         return any(
             module.training and getattr(module, "track_running_stats", False) and any(True for _ in module.buffers())
-            for module in self.model.modules()
+            for module in self.modules
         )
 
     def _scalar(self, loss: Any) -> Tensor:
@@ -180,13 +184,13 @@ def kept_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within, the model works on copies of its buffers; afterwards buffers and flags are what they were.
+def undisturbed(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, the modules work on copies of their buffers; afterwards buffers and flags are what they were.
 
     A transformers model's own gradient checkpointing is off within: the estimator decides what is saved.
     """
     flags, buffers, checkpointing = [], [], []
-    for module in model.modules():
+    for module in modules:
         flags.append((module, module.training))
         if module._buffers:
             buffers.append((module._buffers, dict(module._buffers)))

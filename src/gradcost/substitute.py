@@ -35,7 +35,7 @@ def substituted(objective: Objective, make: Make, rules: dict[Any, Rule] | None 
     handles: list[Any] = []
     swaps: list[_Swap] = []
     try:
-        for module in objective.model.modules():
+        for module in objective.modules:
             owned = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
             if owned:
                 swap = _Swap(module, owned, make)

@@ -14,7 +14,7 @@ from typing import Any
 _HOMES = {
     "method": ("combine", "directions", "estimators.presets", "saving", "slopes")
     + ("estimators.accumulated", "estimators.clipped", "estimators.probing", "estimators.reverse"),
-    "optimizer": ("train.optimizers",),
+    "optimizer": ("training.optimizers",),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
 }
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -13,8 +13,8 @@ from gradcost.cost.storage import LiveBytes
 from gradcost.estimators.estimator import Estimator
 from gradcost.key import Key
 from gradcost.objective import Objective
-from gradcost.train.loop import Step, train
-from gradcost.train.optimizers import Optimizer
+from gradcost.training.loop import Step, train
+from gradcost.training.optimizers import Optimizer
 
 
 @dataclass(frozen=True)

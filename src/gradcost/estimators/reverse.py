@@ -51,7 +51,7 @@ class Reverse(Estimator):
                         "the loss has no graph: it does not depend on the trainable parameters by a "
                         "differentiable path (.data, .detach(), .item() or no_grad inside the loss cut it)."
                     )
-                weighted = weight * loss
+                weighted = loss if weight == 1.0 else weight * loss
                 if number == objective.parts - 1:
                     with _handing_out(objective, use):
                         weighted.backward(inputs=parameters)
@@ -87,8 +87,7 @@ def _handing_out(objective: Objective, use: Use) -> Iterator[None]:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
         del missing[name]
-        with torch.no_grad():
-            use(name, gradient)
+        use(name, gradient)
 
     handles = []
     for leaf in objective.leaves:
@@ -105,4 +104,5 @@ def _handing_out(objective: Objective, use: Use) -> Iterator[None]:
     for name, parameter in list(missing.items()):
         # A micro-batch before the last may have reached a leaf that the last one did not.
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        hand_out(name, parameter)
+        with torch.no_grad():  # as in the hooks: a backward without create_graph has gradients off
+            hand_out(name, parameter)

@@ -106,7 +106,7 @@ def _row(results: Results, method: str) -> Row:
         edge=edge(grid, lr),
         grid=grid,
         accuracy=interval(_known(t.test.accuracy for t in finished if t.test), 0.0, 1.0),
-        loss=interval(_known(t.test.loss for t in finished if t.test)),
+        loss=interval(_known(t.test.loss for t in finished if t.test), 0.0),
         planned=max(len(results.study.seeds), len(runs)),
         seeds=len(finished),
         diverged=sum(t.status == "diverged" for t in runs),

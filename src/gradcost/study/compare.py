@@ -22,7 +22,7 @@ from gradcost.study.executors import perform_all
 from gradcost.study.records import Results, read
 from gradcost.study.trial import Trial
 from gradcost.study.tune import chosen
-from gradcost.train.optimizers import SGD
+from gradcost.training.optimizers import SGD
 from gradcost.value import digest, value
 
 

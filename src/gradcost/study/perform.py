@@ -16,7 +16,7 @@ import torch
 
 from gradcost.dual import Note
 from gradcost.study.trial import Trial
-from gradcost.train.loop import train
+from gradcost.training.loop import train
 
 EVALUATIONS = 20  # of the validation split, spread over a run
 POINTS = 200  # of the loss curve, each the mean of the steps since the last

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradcost.estimators.estimator import Estimator
 from gradcost.key import Key
-from gradcost.train.optimizers import Optimizer
+from gradcost.training.optimizers import Optimizer
 from gradcost.value import digest, value
 
 

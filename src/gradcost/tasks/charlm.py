@@ -38,6 +38,7 @@ class CharLm(Task):
     length: int = 64
     text: str = ""
     models: ClassVar[dict[str, Architecture]] = {"gpt": Gpt()}
+    steps: ClassVar[int] = 500
 
     def __post_init__(self) -> None:
         if not isinstance(self.length, int) or self.length < 1:

@@ -45,10 +45,12 @@ class Score(NamedTuple):
 class Task(ABC):
     """A classification problem as a value: the fields of a subclass say which model and which batch size.
 
-    `models` names the architectures that the command line offers for the task.
+    `models` names the architectures that the command line offers for the task; `steps` is how long a run is
+    there unless something else is asked for.
     """
 
     models: ClassVar[dict[str, Architecture]]
+    steps: ClassVar[int] = 2000
     model: Architecture
     batch: int
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradcost.objective import Objective
+from gradcost.objective import Leaf, Objective
 from gradcost.value import value
 
 
@@ -99,36 +100,65 @@ class AdamW(Optimizer):
         return torch.optim.AdamW(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay)
 
 
+SMALL = 1 << 16  # bytes; leaves below share a call of the optimizer with a neighbour
+
+
 class Leafwise:
-    """One torch optimizer a leaf, so that a gradient is used and dropped leaf by leaf.
+    """torch optimizers over a few leaves each, so that a gradient is used and dropped leaf by leaf.
 
     Law: a step is what one optimizer over all leaves would do after `gradient.write()`, bit for bit: these
-    optimizers treat every element by itself. At most one leaf's `.grad` exists at a time.
+    optimizers treat every element by itself. Beside one leaf's `.grad` only some of less than 64 KiB exist:
+    those wait for a neighbour, because a call of an optimizer costs more than they do.
     """
 
     def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
         self.optimizer = optimizer
         self.step = 0
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        self.parts = {name: optimizer.build([parameter]) for name, parameter in self.parameters.items()}
+        self.groups = {name: group for group in _neighbours(objective.leaves) for name in group}
+        self.parts = {
+            group: optimizer.build([self.parameters[name] for name in group]) for group in self.groups.values()
+        }
+        self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
 
     def use(self, name: str, gradient: Tensor) -> None:
-        """Move one leaf along its gradient; called once a leaf and step, with any leaf first."""
-        parameter, part = self.parameters[name], self.parts[name]
-        kept, parameter.grad = parameter.grad, gradient
+        """Move a leaf along its gradient, with its group; called once a leaf and step, in any order.
+
+        A leaf's own `.grad`, if it had one, is put back.
+        """
+        group, parameter = self.groups[name], self.parameters[name]
+        waiting, part = self.waiting[group], self.parts[group]
+        waiting[name], parameter.grad = parameter.grad, gradient
+        if len(waiting) < len(group):
+            return
         if self.optimizer.decay:
             part.param_groups[0]["lr"] = self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
         part.step()
-        parameter.grad = kept
+        for member, kept in waiting.items():
+            self.parameters[member].grad = kept
+        waiting.clear()
 
     def advance(self) -> None:
         """The step is over: the learning rate decays."""
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "parts": {name: part.state_dict() for name, part in self.parts.items()}}
+        """The step and each group's torch state, in the order of the leaves."""
+        return {"step": self.step, "parts": [part.state_dict() for part in self.parts.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave for the same optimizer and leaves."""
         self.step = state["step"]
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        for part, held in zip(self.parts.values(), state["parts"], strict=True):
+            part.load_state_dict(held)
+
+
+def _neighbours(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
+    """Consecutive leaves in groups of one large leaf at most, small ones with the large one before them."""
+    groups: list[list[str]] = []
+    for leaf in leaves:
+        if groups and leaf.parameter.nbytes < SMALL:
+            groups[-1].append(leaf.name)
+        else:
+            groups.append([leaf.name])
+    return [tuple(group) for group in groups]

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradcost.estimators.estimator import Estimator, State
 from gradcost.key import Key
 from gradcost.objective import Objective
-from gradcost.train.optimizers import Leafwise, Optimizer
+from gradcost.training.optimizers import Leafwise, Optimizer
 
 
 class Trainable(Protocol):
