@@ -99,7 +99,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     tangent = None if dw is None else F.linear(x, dw, db)
     if dx is not None:
         along_input = F.linear(dx, w, db if dw is None else None)
-        tangent = along_input if tangent is None else tangent + along_input
+        tangent = along_input if tangent is None else tangent.add_(along_input)
     elif tangent is None and db is not None:
         tangent = db.expand(out.shape).clone()
     return out if tangent is None else forward_ad.make_dual(out, tangent)

@@ -133,6 +133,7 @@ class _Segment:
             if not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
             # A cache of keys and values would be filled twice by a forward that runs twice.
+            args = tuple(None if hasattr(argument, "get_seq_length") else argument for argument in args)
             kwargs = {k: None if k.startswith(("past_key_value", "layer_past")) else v for k, v in kwargs.items()}
             if "use_cache" in kwargs:
                 kwargs["use_cache"] = False

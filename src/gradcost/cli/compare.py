@@ -12,9 +12,7 @@ from gradcost.report import html, summary, tables
 from gradcost.report.wording import size
 from gradcost.study import compare
 from gradcost.study.compare import Comparison
-from gradcost.study.environment import fingerprint
 from gradcost.study.records import read
-from gradcost.value import digest
 
 METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()")
 
@@ -56,9 +54,10 @@ def compare_methods(
         tuple(range(1, seeds + 1)),
         target,
         spec.size(memory) if memory else None,
+        user_file,
     )
     name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
-    folder = output or Path("gradcost-runs") / f"{name}-{digest((comparison, fingerprint()), 2)}"
+    folder = output or Path("gradcost-runs") / f"{name}-{comparison.name[:4]}"
     _introduce(comparison, task_name, model_name)
     costs, reasons = {}, {}
     for label, cost in compare.survey(comparison):
@@ -74,7 +73,7 @@ def compare_methods(
     for label, reason in reasons.items():
         compare.refuse(comparison, folder, label, reason)
     try:
-        failures = _run(comparison, folder, set(costs), user_file) if costs else 0
+        failures = _run(comparison, folder, set(costs)) if costs else 0
         if not failures:
             _clock(comparison, folder, costs)
     except KeyboardInterrupt:
@@ -107,7 +106,7 @@ def _plan(comparison: Comparison, costs: dict, folder: Path) -> None:
     console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
 
 
-def _run(comparison: Comparison, folder: Path, labels: set[str], user_file: str | None) -> int:
+def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
     """Both phases; returns how many runs failed."""
     failed = 0
     per_method = len(comparison.rates) + len(comparison.seeds)
@@ -116,7 +115,7 @@ def _run(comparison: Comparison, folder: Path, labels: set[str], user_file: str 
         for label in labels:
             board.start_with(label, sum(trial.method == label for trial in known.values()))
         for phase in ("tune", "final"):
-            for record in compare.perform(compare.trials_of(comparison, folder, phase), folder, user_file):
+            for record in compare.perform(comparison, folder, phase):
                 failed += record["status"] == "failed"
                 board.finished(record)
     return failed

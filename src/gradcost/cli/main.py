@@ -147,9 +147,9 @@ def doctor(as_json: Json = False) -> None:
 
     from gradcost.cli import console
     from gradcost.noise import has_fused_path
-    from gradcost.study.environment import describe
+    from gradcost.study.environment import describe, fingerprint
 
-    found = describe(torch.get_num_threads()) | {
+    found = describe(torch.get_num_threads(), fingerprint()) | {
         "cuda": str(torch.cuda.is_available()),
         "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
     }

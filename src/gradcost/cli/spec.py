@@ -123,7 +123,8 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
 
     match = re.fullmatch(r"(.+\.py):(\w+)", text)
     if match:
-        found, name, file = _from_file(match[1], match[2]), match[2], match[1]
+        file = str(Path(match[1]).resolve())
+        found, name = _from_file(file, match[2]), match[2]
     elif text in TASKS:
         found, name, file = TASKS[text](), text, None  # pyright: ignore[reportAbstractUsage]
     elif "(" in text:
@@ -166,13 +167,19 @@ def _from_file(path: str, name: str) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}.")
     try:
-        module = load_file(str(Path(path).resolve()))
+        module = load_file(path)
     except Exception as error:
         raise ValueError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"{path} defines no {name}.")
     found = getattr(module, name)
-    return found() if (callable(found) and not hasattr(found, "batch_at")) or inspect.isclass(found) else found
+    found = found() if inspect.isclass(found) or not hasattr(found, "batch_at") else found
+    if " at 0x" in repr(found):
+        raise ValueError(
+            f"{path}:{name} prints as {found!r}, another text in every process, so its runs could not be told from "
+            "others'. Make it a frozen dataclass, as tasks are."
+        )
+    return found
 
 
 def size(text: str) -> int:

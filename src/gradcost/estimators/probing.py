@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from gradcost.combine import Combine, Mean
 from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
@@ -56,5 +58,7 @@ def replayed(estimate: Estimate, use: Use) -> Estimate:
     """Hand out the leaves of an estimate's gradient, one alive at a time."""
     assert estimate.gradient is not None
     for name, gradient in estimate.gradient.leaves():
-        use(name, gradient)
+        with torch.no_grad():
+            use(name, gradient)
+        del gradient  # before the next one is made
     return Estimate(estimate.loss, None, estimate.slopes, estimate.state, estimate.clipped)

@@ -41,6 +41,7 @@ class Comparison:
     seeds: tuple[int, ...]
     target: float
     memory: int | None = None
+    user_file: str | None = None  # where the task comes from, if not from this package
 
     def __post_init__(self) -> None:
         labels = [label for label, _ in self.methods]
@@ -51,6 +52,15 @@ class Comparison:
             raise ValueError("there is no method to compare: name one or more.")
         if self.steps < 1 or not self.seeds or not self.rates:
             raise ValueError("a comparison needs at least 1 step, 1 seed and 1 learning rate.")
+
+    @property
+    def code(self) -> str:
+        return fingerprint(self.user_file)
+
+    @property
+    def name(self) -> str:
+        """A hash of what is compared and by which code: two folders under one name hold the same figures."""
+        return digest((self, self.code))
 
     def tuning(self) -> list[Trial]:
         return [self._trial(label, e, lr, "tune", 0) for label, e in self.methods for lr in self.rates]
@@ -75,7 +85,7 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
     objective = comparison.task.objective(Key(0))
     document = {
         "schema": 1,
-        "comparison": digest((comparison, fingerprint())),
+        "comparison": comparison.name,
         "task": repr(comparison.task),
         "task_name": task_name,
         "model_name": model_name,
@@ -98,7 +108,7 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads())))
+    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), comparison.code)))
     (folder / "records.jsonl").touch()
     ledger.write_document(folder / "study.json", document)  # last: a folder without it is not taken up
 
@@ -141,16 +151,16 @@ def trials_of(comparison: Comparison, folder: Path, phase: str) -> list[Trial]:
         rates = {label: chosen(results.trials, label) for label, _ in comparison.methods}
         trials = comparison.finals({label: lr for label, lr in rates.items() if lr is not None})
     done = {trial.trial for trial in results.trials if trial.status in ("finished", "diverged")}
-    return [t for t in trials if t.method not in refused and t.name(fingerprint()) not in done]
+    return [t for t in trials if t.method not in refused and t.name(comparison.code) not in done]
 
 
-def perform(trials: list[Trial], folder: Path, user_file: str | None = None) -> Iterator[dict[str, Any]]:
-    """Run trials on all cores, each record on disk before it is yielded."""
-    if not trials:
-        return
-    for record in perform_all(trials, fingerprint(), os.cpu_count() or 1, user_file):
-        ledger.append(folder, record)
-        yield record
+def perform(comparison: Comparison, folder: Path, phase: str) -> Iterator[dict[str, Any]]:
+    """Run what is still to be run of a phase on all cores, each record on disk before it is yielded."""
+    trials = trials_of(comparison, folder, phase)
+    if trials:
+        for record in perform_all(trials, comparison.code, os.cpu_count() or 1, comparison.user_file):
+            ledger.append(folder, record)
+            yield record
 
 
 def clock(comparison: Comparison, folder: Path, costs: dict[str, StepCost]) -> Iterator[str]:

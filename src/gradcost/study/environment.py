@@ -13,18 +13,18 @@ _ROOMS = (".", "estimators", "training", "tasks")  # what a trial's numbers depe
 
 
 @functools.cache
-def fingerprint() -> str:
+def fingerprint(user_file: str | None = None) -> str:
     """Twelve hexadecimal digits of the source that trials run; another one, and they are run anew."""
     package = Path(__file__).parents[1]
+    files = [file for room in _ROOMS for file in sorted((package / room).glob("*.py"))]
     digest = blake2b(digest_size=6)
-    for room in _ROOMS:
-        for file in sorted((package / room).glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in files + ([Path(user_file)] if user_file else []):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
-def describe(threads: int) -> dict[str, str | int]:
-    """Versions and the machine, without its name: `threads` are those of the timings."""
+def describe(threads: int, code: str) -> dict[str, str | int]:
+    """Versions and the machine, without its name: `threads` are those of the timings, `code` the fingerprint."""
     found: dict[str, str | int] = {"python": platform.python_version()}
     for package in ("gradcost", "torch", "numpy", "numba"):
         try:
@@ -36,7 +36,7 @@ def describe(threads: int) -> dict[str, str | int]:
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
         "threads": threads,
-        "code": fingerprint(),
+        "code": code,
     }
 
 

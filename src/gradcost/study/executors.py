@@ -11,13 +11,17 @@ from gradcost.study.perform import perform, prepare
 from gradcost.study.trial import Trial
 
 
+# Imported once and forked from; torch's optimizers import dynamo at their first step. What is missing is passed over.
+PRELOADED = ("gradcost.study.perform", "gradcost.noise_fused", "sklearn.datasets", "torch._dynamo")
+
+
 def perform_all(
     trials: Sequence[Trial], code: str, workers: int, user_file: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """The record of each trial, as it finishes. Each worker has one thread, so a trial's bits do not depend on
     how many there are. When the caller stops listening, or is interrupted, the workers are stopped."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradcost.study.perform"])
+    context.set_forkserver_preload(list(PRELOADED))
     pool = ProcessPoolExecutor(
         max_workers=max(1, min(workers, len(trials))),
         mp_context=context,

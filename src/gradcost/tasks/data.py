@@ -28,7 +28,7 @@ NPM_SECONDS = 600
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
-class DataError(Exception):
+class DataError(OSError):
     """Data that cannot be had, or is not what it should be: a sentence for the user, with what to do."""
 
 

@@ -1,0 +1,267 @@
+"""The command line as a person meets it: real processes, exit codes, what is printed and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
+SHORT = ["compare", "--steps", "30", "--points", "2", "--seeds", "2", "--rates", "0.01:0.1"]
+TWO = ["--method", "backprop()", "--method", "mezo()"]
+
+WIDE = {"COLUMNS": "200"}  # typer folds its own complaints
+
+USER_TASKS = """
+from dataclasses import dataclass
+import torch.nn.functional as F
+from gradcost import Objective
+from gradcost.tasks import Digits
+
+@dataclass(frozen=True)
+class Mine:
+    classes = 10
+    batch = 64
+    def objective(self, key): return Digits().objective(key)
+    def batch_at(self, key, step): return Digits().batch_at(key, step)
+    def splits(self): return Digits().splits()
+    def score(self, model, split): return Digits().score(model, split)
+
+@dataclass(frozen=True)
+class Frozen(Mine):
+    def objective(self, key):
+        objective = super().objective(key)
+        return Objective(objective.model.requires_grad_(False), objective.loss)
+
+@dataclass(frozen=True)
+class Vector(Mine):
+    def objective(self, key):
+        model = super().objective(key).model
+        return Objective(model, lambda m, b: F.cross_entropy(m(b.x), b.y, reduction="none"))
+
+@dataclass(frozen=True)
+class NotANumber(Mine):
+    def objective(self, key):
+        objective = super().objective(key)
+        return Objective(objective.model, lambda m, b: objective.loss(m, b) * float("nan"))
+
+@dataclass(frozen=True)
+class Failing(Mine):
+    def batch_at(self, key, step):
+        if step == 7:
+            raise RuntimeError("the seventh batch is broken")
+        return super().batch_at(key, step)
+
+class NoRepr:
+    objective = batch_at = splits = score = None
+
+broken = Mine(1)
+"""
+
+
+def gradcost(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=os.environ | WIDE | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def numbers(folder: Path) -> dict[str, dict]:
+    """What the trials found, without how long they took."""
+    kept = ("status", "curve", "validation", "test", "reached", "steps")
+    return {r["trial"]: {name: r.get(name) for name in kept} for r in records(folder) if r["kind"] == "trial"}
+
+
+def test_help_imports_neither_torch_nor_a_plotting_library():
+    code = (
+        "import sys\nfrom gradcost.cli.main import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'numba', 'altair', 'vl_convert', 'sklearn', 'jinja2', 'pandas'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "compare" in ran.stdout
+    assert "heavy: []" in ran.stdout
+
+
+def test_compare_runs_resumes_and_repeats_itself(tmp_path: Path):
+    first = gradcost(*SHORT, *TWO, "-o", "one", "--json", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    answer = json.loads(first.stdout)
+    assert [row["method"] for row in answer["rows"]] == ["backprop()", "mezo()"]
+    assert answer["verdict"]
+    trials = [r for r in records(tmp_path / "one") if r["kind"] == "trial"]
+    assert len(trials) == 2 * (2 + 2)
+    assert all((r["test"] is not None) == (r["phase"] == "final") for r in trials)
+    lines = (tmp_path / "one" / "records.jsonl").read_bytes()
+
+    again = gradcost(*SHORT, *TWO, "-o", "one", "--json", folder=tmp_path)
+    assert (again.returncode, json.loads(again.stdout)) == (0, answer)
+    assert (tmp_path / "one" / "records.jsonl").read_bytes() == lines
+
+    gradcost(*SHORT, *TWO, "-o", "two", folder=tmp_path)
+    assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
+    assert (tmp_path / "two" / "report.html").stat().st_size > 10_000
+
+
+def test_backprop_and_checkpointed_backprop_find_the_same_bits(tmp_path: Path):
+    both = ("--method", "backprop()", "--method", "checkpointed()", "-o", "r")
+    assert gradcost(*SHORT, *both, folder=tmp_path).returncode == 0
+    trials = [r for r in records(tmp_path / "r") if r["kind"] == "trial"]
+    found = {
+        method: {(r["phase"], r["lr"], r["seed"]): (r["curve"], r["test"]) for r in trials if r["method"] == method}
+        for method in ("backprop()", "checkpointed()")
+    }
+    assert len(found["backprop()"]) == 4
+    assert found["backprop()"] == found["checkpointed()"]
+
+
+def test_an_interrupt_keeps_what_finished_and_the_same_command_goes_on(tmp_path: Path):
+    longer = ["compare", "--steps", "400", "--points", "4", "--seeds", "2", "--rates", "0.01:0.1", *TWO, "-o", "r"]
+    process = subprocess.Popen([*COMMAND, *longer], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "r" / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    kept = records(tmp_path / "r")
+
+    assert gradcost(*longer, folder=tmp_path).returncode == 0
+    after = records(tmp_path / "r")
+    assert after[: len(kept)] == kept
+    names = [r["trial"] for r in after if r["kind"] == "trial"]
+    assert len(names) == len(set(names)) == 2 * (4 + 2)
+
+    gradcost(*longer[:-1], "undisturbed", folder=tmp_path)
+    assert numbers(tmp_path / "undisturbed") == numbers(tmp_path / "r")
+
+
+def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path):
+    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+    whole = numbers(tmp_path / "r")
+    path = tmp_path / "r" / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    trials = [line for line in lines if b'"kind":"trial"' in line]
+    path.write_bytes(b"".join(trials[:-1]) + trials[-1][:50])
+    assert gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path).returncode == 0
+    readable = [line for line in path.read_bytes().splitlines() if line != trials[-1][:50]]
+    assert {json.loads(line)["trial"] for line in readable if b'"kind":"trial"' in line} == set(whole)
+
+
+def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
+    ran = gradcost(*SHORT, "--dry-run", folder=tmp_path)
+    assert ran.returncode == 0
+    assert "20 runs of 30 steps" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_the_memory_is_a_row_with_its_reason(tmp_path: Path):
+    ran = gradcost(*SHORT, *TWO, "--memory", "60000B", "-o", "r", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "over the budget" in ran.stdout
+    assert [r["method"] for r in records(tmp_path / "r") if r["kind"] == "refused"] == ["backprop()"]
+    nothing = gradcost(*SHORT, *TWO, "--memory", "1kB", "-o", "none", folder=tmp_path)
+    assert nothing.returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--task", "mnst"], "Did you mean mnist"),
+        (["--model", "mpl"], "Did you mean mlp"),
+        (["--method", "mzo()"], "mezo(eps=0.001, probes=1)"),
+        (["--method", "mezo(probes=0)"], "1 or more, not 0"),
+        (["--method", "mezo(eps=0)"], "must be above 0"),
+        (["--method", "mezo()", "--method", "mezo()"], "given twice"),
+        (["--memory", "2XB"], "no amount of memory"),
+        (["--rates", "1"], "no range of learning rates"),
+        (["--task", "mine.py:Frozen"], "no trainable parameters"),
+        (["--task", "mine.py:Vector"], "must be a scalar"),
+        (["--task", "mine.py:NotANumber"], "is nan before the first step"),
+        (["--task", "mine.py:Nobody"], "defines no Nobody"),
+        (["--task", "mine.py:NoRepr"], "frozen dataclass"),
+        (["--task", "other.py:X"], "no file"),
+        (["--task", "bad.py:X"], "could not be imported"),
+        (["--task", "CharLm(text='nowhere.txt')"], "nowhere.txt"),
+        (["--steps", "0"], "greater than or equal to 1"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, list) else "",
+)
+def test_bad_input_is_a_sentence_and_leaves_nothing_behind(tmp_path: Path, arguments: list[str], told: str):
+    (tmp_path / "mine.py").write_text(USER_TASKS.replace("broken = Mine(1)", ""))
+    (tmp_path / "bad.py").write_text(USER_TASKS)
+    ran = gradcost("compare", *arguments, "-o", "r", folder=tmp_path)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_that_raises_is_kept_with_its_traceback_and_tried_again(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(USER_TASKS.replace("broken = Mine(1)", ""))
+    arguments = [*SHORT, "--task", "mine.py:Failing", "--method", "backprop()", "-o", "r"]
+    for calls in (1, 2):
+        ran = gradcost(*arguments, folder=tmp_path)
+        assert ran.returncode == 1
+        failed = records(tmp_path / "r")
+        assert len(failed) == 2 * calls
+        assert all("the seventh batch is broken" in r["traceback"] for r in failed)
+
+
+def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path):
+    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+    before = (tmp_path / "r" / "records.jsonl").read_bytes()
+    ran = gradcost(*SHORT, "--method", "mezo()", "-o", "r", folder=tmp_path)
+    assert ran.returncode == 2
+    assert "holds another comparison" in ran.stderr
+    assert (tmp_path / "r" / "records.jsonl").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    ran = gradcost(*SHORT, "-o", "file/r", folder=tmp_path)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert "Not a directory" in ran.stderr
+
+
+def test_fetching_without_a_network_or_by_a_wrong_name_is_a_sentence(tmp_path: Path):
+    wrong = gradcost("data", "fetch", "mnits", folder=tmp_path)
+    assert (wrong.returncode, "Did you mean mnist" in wrong.stderr) == (2, True)
+    cut_off = {"GRADCOST_CACHE": str(tmp_path / "cache"), "PATH": "", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    ran = gradcost("data", "fetch", "mnist", folder=tmp_path, **cut_off)
+    assert ran.returncode == 1, ran.stderr
+    assert "by hand" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list((tmp_path / "cache").rglob("*ubyte*"))
+
+
+@pytest.mark.parametrize("command", ["methods", "tasks", "doctor"])
+def test_what_there_is_can_be_listed_for_people_and_machines(tmp_path: Path, command: str):
+    assert gradcost(command, folder=tmp_path).returncode == 0
+    assert json.loads(gradcost(command, "--json", folder=tmp_path).stdout)
+
+
+def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path):
+    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+    assert gradcost("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
+    assert (tmp_path / "elsewhere.html").exists()
+    assert gradcost("report", "nowhere", folder=tmp_path).returncode == 2
