@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradcost import noise
+from gradcost import noise, philox
 from gradcost.key import Key
 from gradcost.objective import Leaf
 from gradcost.value import value
@@ -62,7 +62,7 @@ class Gaussian(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return noise.add(noise.Normals(), seeds, scales, leaf.start, base, in_place)
+        return noise.add(philox.Normals(), seeds, scales, leaf.start, base, in_place)
 
 
 @value
@@ -80,7 +80,7 @@ class Rademacher(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return noise.add(noise.Signs(), seeds, scales, leaf.start, base, in_place)
+        return noise.add(philox.Signs(), seeds, scales, leaf.start, base, in_place)
 
 
 @value
@@ -101,7 +101,7 @@ class Sphere(Directions):
     ) -> Tensor:
         root = math.sqrt(leaf.dimension)
         lengths = [scale * root / _norm(seed, leaf.dimension) for seed, scale in zip(seeds, scales, strict=True)]
-        return noise.add(noise.Normals(), seeds, lengths, leaf.start, base, in_place)
+        return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,7 +110,7 @@ def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
     total = 0.0
     for start in range(0, dimension, chunk):
         zero = torch.zeros(min(chunk, dimension - start))
-        z = noise.add(noise.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
+        z = noise.add(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
         total += float(np.square(z).sum())
     return math.sqrt(total)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,10 @@ _RULES = {F.linear: _linear, F.scaled_dot_product_attention: _attention}
 _RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
+# Frames that a user cannot change: the line that failed is the innermost one outside of them.
+_OURS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+
+
 def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:
     """Try an evaluation with tangents; where it fails, a sentence with the module, the operator and the way out."""
     failed: list[str] = []
@@ -152,7 +157,8 @@ def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:
             attempt()
         except (NotImplementedError, RuntimeError, ValueError) as error:
             where = f"`{failed[0] or type(model).__name__}`" if failed else "the loss"
-            line = next((f.line for f in reversed(traceback.extract_tb(error.__traceback__)) if f.line), "")
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OURS)]
+            line = frames[-1].line if frames else ""
             reason = str(error).split("\n")[0].rstrip(".")
             return (
                 f"{where} cannot be differentiated forward, at `{line}`: {reason}. For attention use "

@@ -107,4 +107,19 @@ class Seeded(Gradient):
         return cls(objective, directions, tuple(entries["seed"].tolist()), tuple(entries["coefficient"].tolist()))
 
 
+@dataclass(frozen=True)
+class Spent(Gradient):
+    """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept."""
+
+    objective: Objective
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """Raises: ValueError, for there is nothing left to replay."""
+        raise ValueError("this gradient was handed out leaf by leaf by `stream`; `estimate` gives one that stays.")
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
 _ENTRY = np.dtype([("seed", "<u8"), ("coefficient", "<f8")])

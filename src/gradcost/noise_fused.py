@@ -1,6 +1,6 @@
 """The fused path of `noise`: generate and add in one pass over the weights, compiled by numba.
 
-The arithmetic is that of `noise`, operation by operation (numba does not contract a product and a sum into
+The arithmetic is that of `philox`, operation by operation (numba does not contract a product and a sum into
 one rounding), so the two agree bit for bit. Work is cut over a thread pool rather than by numba's own
 parallel loops: those bring a second OpenMP runtime that fights torch's for the same cores.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradcost.noise import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
+from gradcost.philox import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
 
 _M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
 _W0, _W1 = (np.uint32(w) for w in PHILOX_WEYL)

@@ -21,13 +21,13 @@ Use = Callable[[str, Tensor], None]
 class Estimate:
     """What an estimator found at the present weights.
 
-    loss: a scalar tensor. gradient: None when it was handed out leaf by leaf. slopes: float64, one a probe,
+    loss: a scalar tensor. gradient: `Spent` when it was handed out leaf by leaf. slopes: float64, one a probe,
     as measured (before any clip); None for backprop. state: what a stateful estimator wants back at its next
     call. clipped: the share of slopes that a clip cut, in [0, 1].
     """
 
     loss: Tensor
-    gradient: Gradient | None
+    gradient: Gradient
     slopes: Tensor | None = None
     state: State | None = None
     clipped: float | None = None

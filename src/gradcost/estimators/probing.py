@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from gradcost.combine import Combine, Mean
 from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.gradient import Seeded
+from gradcost.gradient import Seeded, Spent
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.slopes import Slope
@@ -56,9 +57,8 @@ class Probing(Estimator):
 
 def replayed(estimate: Estimate, use: Use) -> Estimate:
     """Hand out the leaves of an estimate's gradient, one alive at a time."""
-    assert estimate.gradient is not None
     for name, gradient in estimate.gradient.leaves():
         with torch.no_grad():
             use(name, gradient)
         del gradient  # before the next one is made
-    return Estimate(estimate.loss, None, estimate.slopes, estimate.state, estimate.clipped)
+    return replace(estimate, gradient=Spent(estimate.gradient.objective))

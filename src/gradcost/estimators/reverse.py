@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.gradient import Dense
+from gradcost.gradient import Dense, Spent
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.saving import Everything, Saving
@@ -59,7 +59,7 @@ class Reverse(Estimator):
                     weighted.backward(inputs=parameters)
                 total = weighted.detach() if total is None else total + weighted.detach()
         assert total is not None
-        return Estimate(total, None)
+        return Estimate(total, Spent(objective))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return self.saving.objection(objective.model)

@@ -10,7 +10,6 @@ from typing import Any
 from gradcost.study.perform import perform, prepare
 from gradcost.study.trial import Trial
 
-
 # Imported once and forked from; torch's optimizers import dynamo at their first step. What is missing is passed over.
 PRELOADED = ("gradcost.study.perform", "gradcost.noise_fused", "sklearn.datasets", "torch._dynamo")
 
