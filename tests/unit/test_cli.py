@@ -130,28 +130,38 @@ def test_backprop_and_checkpointed_backprop_find_the_same_bits(tmp_path: Path):
     assert found["backprop()"] == found["checkpointed()"]
 
 
-def test_an_interrupt_keeps_what_finished_and_the_same_command_goes_on(tmp_path: Path):
-    longer = ["compare", "--steps", "400", "--points", "4", "--seeds", "2", "--rates", "0.01:0.1", *TWO, "-o", "r"]
-    process = subprocess.Popen([*COMMAND, *longer], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The numbers of the comparison below when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert gradcost(*LONGER, folder=folder).returncode == 0
+    return numbers(folder / "r")
+
+
+LONGER = ["compare", "--steps", "400", "--points", "4", "--seeds", "2", "--rates", "0.01:0.1", *TWO, "-o", "r"]
+
+
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_what_finished_is_kept_and_the_same_command_goes_on(
+    tmp_path: Path, undisturbed: dict[str, dict], blow: signal.Signals, code: int
+):
+    process = subprocess.Popen([*COMMAND, *LONGER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     path = tmp_path / "r" / "records.jsonl"
     deadline = time.monotonic() + 60
     while not (path.exists() and path.read_text().count("\n") >= 2):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said
-    kept = records(tmp_path / "r")
+    process.send_signal(blow)
+    _, said = process.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
+    assert process.returncode == code
+    assert blow != signal.SIGINT or "the same command goes on" in said
+    kept = path.read_bytes()
 
-    assert gradcost(*longer, folder=tmp_path).returncode == 0
-    after = records(tmp_path / "r")
-    assert after[: len(kept)] == kept
-    names = [r["trial"] for r in after if r["kind"] == "trial"]
+    assert gradcost(*LONGER, folder=tmp_path).returncode == 0
+    assert path.read_bytes().startswith(kept)
+    names = [r["trial"] for r in records(tmp_path / "r") if r["kind"] == "trial"]
     assert len(names) == len(set(names)) == 2 * (4 + 2)
-
-    gradcost(*longer[:-1], "undisturbed", folder=tmp_path)
-    assert numbers(tmp_path / "undisturbed") == numbers(tmp_path / "r")
+    assert numbers(tmp_path / "r") == undisturbed
 
 
 def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -25,10 +28,19 @@ POINTS = 200  # of the loss curve, each the mean of the steps since the last
 def prepare(threads: int, user_file: str | None) -> None:
     """Make this process a worker: pinned threads (their count changes bits), and the user's file imported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", Note)
     if user_file is not None:
         load_file(user_file)
+
+
+def _leave_with_parent() -> None:
+    """A parent that was killed cannot stop its workers: they see it go and leave."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def load_file(path: str) -> Any:
