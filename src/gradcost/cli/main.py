@@ -37,7 +37,8 @@ def sentences(command: Callable[..., int | None]) -> Callable[..., None]:
             complain("interrupted; what was finished is kept.")
             code = 130
         except OSError as error:
-            complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+            what = error.strerror or str(error)
+            complain(f"{what}: {error.filename}" if error.filename else what)
             code = 1
         except (ValueError, ImportError) as error:
             complain(str(error))
