@@ -1,4 +1,4 @@
-"""The shape of the house: a folder is a floor and imports only point down; and the house rules that a parser can see."""
+"""The shape of the house: a folder is a floor, imports only point down; and the house rules that a parser can see."""
 
 from __future__ import annotations
 

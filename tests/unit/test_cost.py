@@ -44,7 +44,7 @@ def test_live_bytes_does_not_count_what_was_there_before():
 
 def test_flops_of_products_are_counted_in_place_too():
     with CountedFlops() as counted:
-        torch.zeros(3, 5) @ torch.zeros(5, 7)
+        torch.matmul(torch.zeros(3, 5), torch.zeros(5, 7))
         torch.zeros(3, 7).addmm_(torch.zeros(3, 5), torch.zeros(5, 7))
     assert (counted.flops, counted.matmuls) == (2 * 2 * 3 * 5 * 7, 2)
 

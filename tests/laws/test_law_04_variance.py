@@ -1,0 +1,61 @@
+"""Law 4. E|g|^2 is (1 + (d+1)/n)|grad|^2 for Gaussian directions, (1 + (d-1)/n)|grad|^2 for signs and the sphere,
+(d/n)|grad|^2 for coordinates dealt without replacement, whose n = d probes are the gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradcost.directions import Coordinates
+from gradcost.estimators.probing import Probing
+from gradcost.key import Key
+from gradcost.slopes import CentralDifference, Jvp
+from sampling import assert_mean
+from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, moment
+from vectors import estimated, true_gradient
+
+KEY = Key(4)
+LINEAR, BATCH = OBJECTIVES["linear"].make(torch.float64)  # d = 20, and a difference is exact on it
+
+
+@pytest.mark.parametrize("probes", [1, 10])
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_second_moment_is_the_stated_one(name: str, probes: int):
+    """With n = 10 also where n equal directions would have the moment of one: 20 times the gradient's."""
+    grad, estimator = true_gradient(LINEAR, BATCH, KEY), Probing(CentralDifference(0.5), DIRECTIONS[name], probes)
+    keys = [KEY.fold("draw", number) for number in range(2000 // probes)]
+    squares = [float(estimated(estimator, LINEAR, BATCH, key).square().sum() / grad.square().sum()) for key in keys]
+    stated = moment(DIRECTIONS[name])(20, probes)
+    assert_mean(squares, stated)
+    assert 5 * float(torch.tensor(squares).std()) / len(squares) ** 0.5 < 0.4 * stated, "too few draws to say so"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, row in ESTIMATORS.items() if row.moment is not None and isinstance(row.estimator, Probing)],
+)
+def test_every_row_of_the_table_scatters_as_it_states(name: str):
+    row, grad = ESTIMATORS[name], true_gradient(LINEAR, BATCH, KEY)
+    assert isinstance(row.estimator, Probing)
+    assert row.moment is not None
+    keys = [KEY.fold("row", number) for number in range(150)]
+    squares = [
+        float(estimated(row.estimator, LINEAR, BATCH, key).square().sum() / grad.square().sum()) for key in keys
+    ]
+    assert_mean(squares, row.moment(20, row.estimator.probes))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "rademacher", "sphere"])
+def test_ten_probes_look_along_ten_directions(name: str):
+    directions = DIRECTIONS[name]
+    estimate = Probing(Jvp(together=10), directions, 10).estimate(LINEAR, BATCH, KEY)
+    assert estimate.slopes is not None
+    assert len(set(estimate.slopes.tolist())) == 10
+    assert len(set(directions.seeds(KEY, 10, 20))) == 10
+
+
+def test_as_many_coordinates_as_weights_scatter_not_at_all():
+    grad = true_gradient(LINEAR, BATCH, KEY)
+    for number in range(5):
+        found = estimated(Probing(Jvp(together=20), Coordinates(), 20), LINEAR, BATCH, Key(number))
+        assert found.square().sum() == pytest.approx(float(grad.square().sum()), rel=1e-12)

@@ -1,0 +1,241 @@
+"""Law 11. A seeded gradient replays with at most one leaf alive beside the parameters; backprop's is handed out leaf
+by leaf; and an optimizer that uses a leaf at a time takes the step of one that has them all."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alive import Alive
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.presets import backprop, forward_gradient, mezo
+from gradcost.estimators.probing import Probing
+from gradcost.estimators.reverse import Reverse
+from gradcost.gradient import Gradient, Seeded
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.saving import Blocks
+from gradcost.slopes import CentralDifference
+from gradcost.training.optimizers import SGD, Adam, AdamW, Leafwise, Nesterov, Optimizer
+from snapshot import bits
+from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, Problem, pairs
+
+KEY = Key(11)
+
+
+def wide(dtype: torch.dtype) -> Objective:
+    model = nn.Module()
+    for number, size in enumerate([(300, 20), (50_000,), (7,), (100, 100, 3)]):
+        model.register_parameter(f"p{number}", nn.Parameter(torch.ones(size, dtype=dtype)))
+    return Objective(model, lambda model, batch: sum(p.double().mean() for p in model.parameters()))  # type: ignore[arg-type]
+
+
+def seeded(objective: Objective, name: str) -> Seeded:
+    seeds = DIRECTIONS[name].seeds(KEY, 3, objective.dimension)
+    return Seeded(objective, DIRECTIONS[name], seeds, (1.0, -0.5, 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_replay_has_one_leaf_alive_and_never_more(name: str, dtype: torch.dtype):
+    objective = wide(dtype)
+    gradient = seeded(objective, name)
+    list(gradient.leaves())  # a sphere's norms are computed once, and kept
+    with Alive() as alive:
+        replay = gradient.leaves()
+        for leaf in objective.leaves:
+            _, made = next(replay)
+            assert alive.bytes == made.nbytes == leaf.parameter.nbytes
+            del made
+            assert alive.bytes == 0
+    assert alive.peak == max(leaf.parameter.nbytes for leaf in objective.leaves)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_replay_in_half_precision_has_one_leaf_alive_and_its_float32_while_it_is_made(name: str):
+    """Half precision is computed in float32 and rounded once, so making a leaf takes its float32 as well."""
+    objective = wide(torch.bfloat16)
+    gradient = seeded(objective, name)
+    list(gradient.leaves())
+    with Alive() as alive:
+        for _, made in gradient.leaves():
+            assert alive.bytes == made.nbytes
+            del made
+    assert alive.peak <= 3 * max(leaf.parameter.nbytes for leaf in objective.leaves)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_norm_is_taken_of_one_leaf_at_a_time(name: str):
+    gradient = seeded(wide(torch.float64), name)
+    norm = gradient.norm()
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for _, g in gradient.leaves()]).norm()), rel=1e-12)
+    with Alive() as alive:
+        gradient.norm()
+    # The largest leaf and its square, and a sum.
+    assert alive.peak <= 2 * 50_000 * 8 + 64
+
+
+@pytest.mark.parametrize("estimator", [mezo(), Probing(CentralDifference(), DIRECTIONS["rademacher"], 2)], ids=repr)
+def test_a_streamed_step_has_one_leaf_alive(estimator: Estimator):
+    objective = wide(torch.float32)
+    sizes = {leaf.name: leaf.parameter.nbytes for leaf in objective.leaves}
+    excess: list[int] = []
+    with Alive() as alive:
+
+        def use(name: str, gradient: Tensor) -> None:
+            if not excess:
+                alive.peak = alive.bytes  # the evaluations are over: from here on it is the replay's
+            excess.append(alive.bytes - sizes[name])
+
+        estimator.stream(objective, None, KEY, use)
+    assert len(excess) == len(sizes)
+    assert max(excess) <= 64  # the loss and the slopes: scalars
+    assert alive.peak <= max(sizes.values()) + 64
+
+
+@pytest.mark.parametrize("estimator", [mezo(), forward_gradient(), backprop(), Reverse(Blocks())], ids=repr)
+def test_each_leaf_is_dead_before_the_next_is_handed_out(estimator: Estimator):
+    objective, batch = OBJECTIVES["transformer"].make()
+    last: list[weakref.ref[Tensor]] = []
+
+    def use(name: str, gradient: Tensor) -> None:
+        assert all(reference() is None for reference in last)
+        last.append(weakref.ref(gradient))
+
+    estimator.stream(objective, batch, KEY, use)
+    assert len(last) == len(objective.leaves)
+
+
+@pytest.mark.parametrize(("estimator", "objective"), pairs())
+def test_a_stream_hands_out_the_leaves_of_the_estimate(estimator: str, objective: str):
+    made, batch = OBJECTIVES[objective].make()
+    whole = ESTIMATORS[estimator].estimator.estimate(made, batch, KEY)
+    expected = {name: bits(leaf) for name, leaf in whole.gradient.leaves()}
+    assert list(expected) == [leaf.name for leaf in made.leaves]
+    found: dict[str, bytes | None] = {}
+
+    def use(name: str, gradient: Tensor) -> None:
+        assert name not in found
+        assert not torch.is_grad_enabled()
+        if type(ESTIMATORS[estimator].estimator) is Reverse:
+            # Of several micro-batches the gradients have to be summed first, so there all are alive.
+            assert [leaf.name for leaf in made.leaves if leaf.parameter.grad is not None] == []
+        found[name] = bits(gradient)
+
+    streamed = ESTIMATORS[estimator].estimator.stream(made, batch, KEY, use)
+    assert found == expected
+    with pytest.raises(ValueError, match="handed out leaf by leaf by `stream`; `estimate` gives one that stays"):
+        list(streamed.gradient.leaves())
+    assert torch.equal(streamed.loss, whole.loss)
+    assert streamed.clipped == whole.clipped
+
+
+def test_the_user_of_a_leaf_may_change_it_while_the_rest_is_still_under_way():
+    """As an optimizer fused into the backward does: nothing that is yet to be computed reads it."""
+    for saving in (Reverse(), Reverse(Blocks())):
+        expected, batch = OBJECTIVES["transformer"].make()
+        gradient = saving.estimate(expected, batch, KEY).gradient
+        objective, batch = OBJECTIVES["transformer"].make()
+        parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
+        found: dict[str, Tensor] = {}
+
+        def use(
+            name: str,
+            gradient: Tensor,
+            parameters: dict[str, nn.Parameter] = parameters,
+            found: dict[str, Tensor] = found,
+        ) -> None:
+            found[name] = gradient.clone()
+            parameters[name].fill_(torch.nan)
+
+        saving.stream(objective, batch, KEY, use)
+        assert all(torch.equal(found[name], leaf) for name, leaf in gradient.leaves())
+
+
+# ---- optimizers
+
+OPTIMIZERS: list[Optimizer] = [
+    SGD(0.1),
+    SGD(0.1, momentum=0.9, weight_decay=0.01),
+    SGD(0.1, decay=0.2),
+    Nesterov(0.1, weight_decay=0.01),
+    Adam(0.01),
+    Adam(0.01, beta1=0.5, beta2=0.7, eps=1e-4, decay=0.1),
+    AdamW(0.01, weight_decay=0.3),
+    AdamW(0.01, decay=0.1),
+]
+
+
+def steps(problem: Problem, walk: Callable[[Objective], Callable[[Gradient], None]]) -> Iterator[list[bytes | None]]:
+    """The bits of the weights after each of five steps."""
+    objective, batch = problem.make()
+    take = walk(objective)
+    for number in range(5):
+        estimator = [backprop(), mezo(), forward_gradient(2)][number % 3]
+        gradient = estimator.estimate(objective, batch, KEY.fold("step", number)).gradient
+        take(gradient)
+        yield [bits(parameter) for parameter in objective.model.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("name", ["mlp", "transformer", "direct"])
+def test_leaf_by_leaf_is_the_same_step_as_all_at_once(name: str, optimizer: Optimizer):
+    def at_once(objective: Objective) -> Callable[[Gradient], None]:
+        torch_optimizer = optimizer.build([leaf.parameter for leaf in objective.leaves])
+        done = 0
+
+        def take(gradient: Gradient) -> None:
+            nonlocal done
+            torch_optimizer.param_groups[0]["lr"] = optimizer.lr * 2.718281828459045 ** (-optimizer.decay * done)
+            gradient.write()
+            torch_optimizer.step()
+            done += 1
+
+        return take
+
+    def leaf_by_leaf(objective: Objective) -> Callable[[Gradient], None]:
+        leafwise = Leafwise(optimizer, objective)
+
+        def take(gradient: Gradient) -> None:
+            for name, leaf in reversed(list(gradient.leaves())):  # the order is of no matter
+                leafwise.use(name, leaf)
+            leafwise.advance()
+            assert all(leaf.parameter.grad is None for leaf in objective.leaves)
+
+        return take
+
+    one, other = list(steps(OBJECTIVES[name], at_once)), list(steps(OBJECTIVES[name], leaf_by_leaf))
+    assert one == other
+    assert one[0] != one[-1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_leaf_by_leaf_resumes_where_it_was(optimizer: Optimizer):
+    def whole(objective: Objective) -> Callable[[Gradient], None]:
+        return _taker(Leafwise(optimizer, objective))
+
+    def resumed(objective: Objective) -> Callable[[Gradient], None]:
+        held = [Leafwise(optimizer, objective)]
+
+        def take(gradient: Gradient) -> None:
+            _taker(held[0])(gradient)
+            state = held[0].state_dict()
+            held[0] = Leafwise(optimizer, objective)
+            held[0].load_state_dict(state)
+
+        return take
+
+    assert list(steps(OBJECTIVES["mlp"], whole)) == list(steps(OBJECTIVES["mlp"], resumed))
+
+
+def _taker(leafwise: Leafwise) -> Callable[[Gradient], None]:
+    def take(gradient: Gradient) -> None:
+        for name, leaf in gradient.leaves():
+            leafwise.use(name, leaf)
+        leafwise.advance()
+
+    return take

@@ -1,0 +1,66 @@
+"""Law 12. Micro-batches give what the whole batch gives: the mean, weighted by size, along the same directions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
+from gradcost.key import Key
+from gradcost.slopes import CentralDifference, ForwardDifference
+from tables import ESTIMATORS, OBJECTIVES
+from vectors import flat
+
+KEY = Key(12)
+ALONE = [name for name, problem in OBJECTIVES.items() if not (problem.draws or problem.mixes)]
+
+
+ROWS = {name: row for name, row in ESTIMATORS.items() if "accumulated" not in name}  # a batch of 7 has but 7 parts
+
+
+def step(estimator: Estimator) -> float | None:
+    """The eps of its differences, if its slopes are differences."""
+    while isinstance(estimator, Accumulated | Clipped):
+        estimator = estimator.estimator
+    if isinstance(estimator, Probing) and isinstance(estimator.slope, CentralDifference | ForwardDifference):
+        return estimator.slope.eps
+    return None
+
+
+@pytest.mark.parametrize("parts", [3, 7], ids="in {} parts".format)
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [(name, other) for name, row in ROWS.items() for other in ALONE if not row.blocks or OBJECTIVES[other].blocks],
+)
+def test_parts_of_any_size_give_the_estimate_of_the_whole(name: str, objective: str, parts: int):
+    """A batch of 7 in 3 parts, of unequal sizes, and in 7, of one example each."""
+    made, batch = OBJECTIVES[objective].make(torch.float64)
+    estimator = ESTIMATORS[name].estimator
+    whole = estimator.estimate(made, batch, KEY)
+    found = Accumulated(estimator, parts).estimate(made, batch, KEY)
+    assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-12)
+    expected, got, eps = flat(whole.gradient), flat(found.gradient), step(estimator)
+    # Ends that differ by a few roundings of a loss of about 1 give slopes that differ by those over eps.
+    rounding = 0.0 if eps is None else 16 * 2.2e-16 / eps
+    assert (got - expected).abs().max() <= (1e-12 + rounding) * expected.abs().max()
+    assert found.clipped == whole.clipped
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.blocks])
+def test_accumulating_twice_is_accumulating_the_product(name: str):
+    made, batch = OBJECTIVES["mlp"].make(torch.float64)
+    estimator = ESTIMATORS[name].estimator
+    once = Accumulated(estimator, 6).estimate(made, batch, KEY)
+    twice = Accumulated(Accumulated(estimator, 3), 2).estimate(made, batch, KEY)
+    assert torch.equal(flat(once.gradient), flat(twice.gradient))
+
+
+def test_a_frozen_list_of_leaves_stays_the_same_in_parts():
+    """Leaves are frozen when the objective is made, also for the micro-batches that are cut later."""
+    made, _ = OBJECTIVES["mlp"].make()
+    made.leaves[0].parameter.requires_grad_(False)
+    assert made.in_parts(3).leaves == made.leaves
+    assert made.in_parts(3).dimension == made.dimension

@@ -1,0 +1,455 @@
+"""Traps of forward mode in PyTorch: where a tangent is lost, doubled, refused or paid for in vain."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from alive import Alive
+from counting import Flops
+from gradcost import dual
+from gradcost.directions import Gaussian, Rademacher
+from gradcost.dual import Note
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
+from gradcost.estimators.probing import Probing
+from gradcost.gradient import Seeded
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.slopes import CentralDifference, Jvp, Slope
+from snapshot import differences, snapshot
+from tables import OBJECTIVES, Transformer, cross_entropy, randomness
+from vectors import direction, matrix, true_gradient
+
+KEY = Key(300)
+JVPS: list[Slope] = [Jvp(), Jvp(together=2)]
+EITHER = pytest.mark.parametrize("slope", JVPS, ids=repr)
+
+
+def assert_agrees(objective: Objective, batch: Any, slope: Slope, tolerance: float = 1e-10) -> None:
+    """Each slope is <grad, z>, in float64."""
+    found = Probing(slope, Rademacher(), 3).estimate(objective, batch, KEY)
+    assert isinstance(found.gradient, Seeded)
+    assert found.slopes is not None
+    grad = true_gradient(objective, batch, KEY)
+    assert float(grad.norm()) > 1e-6
+    expected = matrix(objective, Rademacher(), found.gradient.seeds) @ grad
+    assert (found.slopes - expected).abs().max() <= tolerance * grad.norm()
+
+
+def square_of(model: nn.Module, batch: Any) -> Tensor:
+    return model(batch).square().mean()
+
+
+# ---- attention
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operations that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def fused_attention_in(work: Callable[[], object]) -> bool:
+    with Seen() as seen:
+        work()
+    return any("attention" in name and "math" not in name for name in seen.names)
+
+
+def test_attention_is_differentiated_on_the_math_kernel_and_fused_for_everyone_else():
+    """The fused `scaled_dot_product_attention` has no forward rule (NotImplementedError); the methods that can use it
+    should not pay for that."""
+    objective, batch = OBJECTIVES["transformer"].make(torch.float64)
+    objective.model.eval()
+    for slope in JVPS:
+        assert_agrees(objective, batch, slope)
+        assert not fused_attention_in(lambda slope=slope: Probing(slope).estimate(objective, batch, KEY))
+    for estimator in (backprop(), checkpointed(), mezo()):
+        assert fused_attention_in(lambda estimator=estimator: estimator.estimate(objective, batch, KEY))
+
+
+def test_the_switch_to_the_math_kernel_is_said_once():
+    objective, batch = OBJECTIVES["transformer"].make()
+    dual._say_math_attention.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(3):
+            forward_gradient(2).estimate(objective, batch, Key(number))
+    notes = [warning for warning in caught if issubclass(warning.category, Note)]
+    assert len(notes) == 1
+    assert "math kernel" in str(notes[0].message)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, padding = batch
+        return self.encoder(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0.0)
+
+
+@EITHER
+@pytest.mark.parametrize("training", [True, False])
+def test_an_encoder_is_differentiated_in_either_mode_with_padding(training: bool, slope: Slope):
+    """In evaluation mode without gradients `TransformerEncoderLayer` leaves for a C++ path that no tangent survives,
+    and `TransformerEncoder` for nested tensors."""
+    with randomness(KEY):
+        model, x = Masked().double().train(training), torch.randn(3, 5, 8).double()
+    padding = torch.arange(5)[None, :] >= torch.tensor([5, 3, 2])[:, None]
+    objective = Objective(model, square_of)
+    assert_agrees(objective, (x, padding), slope)
+
+
+@EITHER
+@pytest.mark.parametrize("trained", ["out_proj.weight", "out_proj.bias", "in_proj_weight"])
+def test_a_parameter_that_only_a_parent_reads_is_looked_along(trained: str, slope: Slope):
+    """`nn.MultiheadAttention` reads `out_proj.weight` without calling `out_proj`, so a hook on `out_proj` never fires
+    and its direction is silently left out."""
+    with randomness(KEY):
+        model, x = nn.MultiheadAttention(8, 2, batch_first=True).double().eval(), torch.randn(3, 5, 8).double()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == trained)
+    objective = Objective(model, lambda model, batch: model(batch, batch, batch)[0].sin().mean())
+    assert_agrees(objective, x, slope)
+    assert_agrees(objective, x, CentralDifference(1e-4), tolerance=1e-5)
+
+
+@EITHER
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_a_recurrent_layers_own_list_of_its_weights_is_looked_along(kind: type[nn.LSTM], slope: Slope):
+    """`nn.LSTM` runs on `_flat_weights`, a list made when it was built: weights set by name are not in it."""
+    with randomness(KEY):
+        model, x = kind(4, 5, num_layers=2).double(), torch.randn(6, 3, 4).double()
+    objective = Objective(model, lambda model, batch: model(batch)[0].square().mean())
+    assert_agrees(objective, x, slope)
+    assert_agrees(objective, x, CentralDifference(1e-4), tolerance=1e-5)
+
+
+# ---- matmuls and memory
+
+
+@EITHER
+def test_a_frozen_weight_costs_no_product_with_its_missing_tangent(slope: Slope):
+    """PyTorch's own forward rule for F.linear does three matmuls, also where the weight is frozen."""
+    model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4))).requires_grad_(False)
+    model[0].requires_grad_(True)
+    objective, one = Objective(model, square_of), 2 * 4 * 16 * 16
+    with Flops() as flops:
+        Probing(slope, Gaussian(), 2).estimate(objective, torch.randn(4, 16), KEY)
+    together = isinstance(slope, Jvp) and slope.together == 2
+    # The forward, and a probe's tangent: of the trained weight once, and through each of the three frozen ones.
+    assert flops.total == ((4 + 2 * (1 + 3)) if together else 2 * (4 + 1 + 3)) * one
+
+
+@pytest.mark.parametrize("slope", [*JVPS, CentralDifference()], ids=repr)
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "attention", "direct"])
+def test_no_graph_is_made_beside_a_slope(name: str, slope: Slope):
+    """Without `no_grad` the graph of the tangents is kept, and the memory of forward mode looks like backprop's."""
+    objective, batch = OBJECTIVES[name].make()
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = Probing(slope, Gaussian(), 2).estimate(objective, batch, KEY)
+    assert saved == []
+    assert found.slopes is not None
+    for tensor in (found.loss, found.slopes):
+        assert tensor.grad_fn is None
+        assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize("slope", [*JVPS, CentralDifference()], ids=repr)
+def test_memory_does_not_grow_with_depth(slope: Slope):
+    """Beside the weights a few layers' worth is alive, however many there are; backprop keeps them all."""
+
+    def peak(layers: int, estimator: Estimator) -> int:
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(layers)))
+        objective = Objective(model, square_of)
+        batch = torch.ones(500, 64)
+        with Alive() as alive:
+            estimator.stream(objective, batch, KEY, lambda name, gradient: None)
+        return alive.peak
+
+    assert peak(12, Probing(slope, Gaussian(), 2)) == peak(4, Probing(slope, Gaussian(), 2))
+    kept = 500 * 64 * 4  # the output of a Tanh
+    assert peak(12, backprop()) == peak(4, backprop()) + 8 * kept
+
+
+# ---- checkpointing of the model's own
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a trained one beside it (LoRA), run under torch's checkpointing."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.base, self.adapter, self.reentrant = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), reentrant
+        self.base.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda x: torch.tanh(self.base(x) + self.adapter(x)), x, use_reentrant=self.reentrant)  # type: ignore[return-value]
+
+
+def test_reentrant_checkpointing_is_refused_and_its_sentence_says_what_to_set():
+    """Its autograd.Function turns forward mode off within, and drops the tangents of an adapter whose input has none
+    silently: a slope of 3.28 instead of 4.48."""
+    with randomness(KEY):
+        objective, x = Objective(Adapted(reentrant=True).double(), square_of), torch.randn(3, 6).double()
+    for estimator in (forward_gradient(), forward_gradient(3)):
+        with pytest.raises(ValueError, match=r"its tangent would be lost\. Use use_reentrant=False"):
+            estimator.estimate(objective, x, KEY)
+        objection = estimator.objection(objective, x)
+        assert objection is not None
+        assert objection.startswith("`adapter` cannot be differentiated forward, at `")
+        assert "use_reentrant=False" in objection
+    assert Probing(Jvp(together=2), Gaussian(), 2).objection(objective, x) is not None
+    assert mezo().objection(objective, x) is None
+    with pytest.raises(ValueError, match="the loss has no graph"):
+        backprop().estimate(objective, x, KEY)  # loses the same path, for the same reason
+
+
+@EITHER
+def test_checkpointing_without_reentry_is_differentiated(slope: Slope):
+    with randomness(KEY):
+        objective, x = Objective(Adapted(reentrant=False).double(), square_of), torch.randn(3, 6).double()
+    assert_agrees(objective, x, slope)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("estimator", [backprop(), forward_gradient(2), mezo()], ids=repr)
+def test_a_transformers_models_own_checkpointing_is_off_meanwhile_and_on_again(estimator: Estimator, reentrant: bool):
+    """`gradient_checkpointing_enable()` fails under forward mode, and makes "backprop" what it is not said to be."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=31, n_positions=16, n_embd=8, n_layer=2, n_head=2, use_cache=False)
+    with randomness(KEY):
+        model, words = GPT2LMHeadModel(config).train(), torch.randint(31, (2, 7))
+    calls: list[bool] = []
+    block: Any = model.transformer.h[0]
+    block.mlp.register_forward_hook(lambda *_: calls.append(block.gradient_checkpointing))
+    objective = Objective(model, lambda model, batch: model(input_ids=batch, labels=batch).loss)
+    plain = estimator.estimate(objective, words, KEY)
+    once = len(calls)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    assert model.is_gradient_checkpointing
+    before = snapshot(model)
+    found = estimator.estimate(objective, words, KEY)
+    assert len(calls) == 2 * once, "no block ran twice"
+    assert set(calls) == {False}
+    assert model.is_gradient_checkpointing
+    assert torch.equal(found.loss, plain.loss)
+    for (_, one), (_, other) in zip(plain.gradient.leaves(), found.gradient.leaves(), strict=True):
+        assert torch.equal(one, other)
+    assert differences(before, snapshot(model)) == []
+
+
+# ---- tied, detached
+
+
+@EITHER
+def test_a_tied_weight_is_looked_along_at_every_use(slope: Slope):
+    """Weights that are set by name are silently wrong where two names are one tensor: 301 instead of 140."""
+    with randomness(KEY):
+        model, words = Transformer(layers=1).double(), torch.randint(11, (4, 6))
+    assert model.head.weight is model.embed.weight
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "embed.weight")
+    objective = Objective(model, cross_entropy)
+    assert len(objective.leaves) == 1
+    assert_agrees(objective, (words[:, :-1], words[:, 1:]), slope)
+    assert_agrees(objective, (words[:, :-1], words[:, 1:]), CentralDifference(1e-4), tolerance=1e-4)
+
+
+class Cuts(nn.Module):
+    """Half of the path runs through `.data`, which no derivative follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + F.linear(x, self.other.weight.data, self.other.bias.detach())
+
+
+@EITHER
+def test_a_path_through_data_or_detach_has_no_slope_for_forward_mode_nor_for_backprop(slope: Slope):
+    """AD follows the declared derivative in both directions, and a difference the function: comparing one slope with
+    a difference finds the cut."""
+    with randomness(KEY):
+        objective, x = Objective(Cuts().double(), lambda m, b: m(b).sin().mean()), torch.randn(5, 4).double()
+    assert_agrees(objective, x, slope)
+    with pytest.raises(AssertionError):
+        assert_agrees(objective, x, CentralDifference(1e-5), tolerance=0.05)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda model, batch: model(batch).data.square().mean(),
+        lambda model, batch: torch.tensor(model(batch).square().mean().item()),
+        lambda model, batch: F.linear(batch, model[0].weight.data).square().mean(),
+        lambda model, batch: model(batch).argmax(-1).float().mean(),
+    ],
+    ids=["data", "item", "the weight's data", "argmax"],
+)
+def test_a_missing_tangent_is_an_error_that_says_why(cut: Callable[[nn.Module, Tensor], Tensor]):
+    """`.data` and `.detach()` in a forward give a tangent of None or 0, silently."""
+    with randomness(KEY):
+        objective, x = Objective(nn.Sequential(nn.Linear(4, 4)), cut), torch.randn(5, 4)
+    for estimator in (forward_gradient(), backprop()):
+        with pytest.raises(ValueError, match=r"differentiable path \(\.data, \.detach\(\)") as refused:
+            estimator.estimate(objective, x, KEY)
+        assert "does not depend on the trainable parameters" in str(refused.value)
+
+
+# ---- dropout, BatchNorm
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_probes_that_share_a_forward_draw_the_mask_that_everyone_draws(probes: int):
+    """`func.jvp` draws another dropout mask than eager code where a tensor is not contiguous."""
+    seen: list[Tensor] = []
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        dropped = F.dropout(model(batch).transpose(0, 2), 0.5)
+        seen.append(dropped)
+        return dropped.square().mean()
+
+    with randomness(KEY):
+        objective, x = Objective(nn.Linear(6, 6).double(), loss), torch.randn(3, 4, 6).double()
+    plain = objective.evaluate(x, KEY)
+    found, _ = Jvp(together=probes).measure(objective, x, KEY, Gaussian(), range(probes))
+    assert float(found) == pytest.approx(float(plain), rel=1e-14)
+    assert_agrees(objective, x, Jvp(together=probes))
+
+
+@EITHER
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_with_running_statistics_is_differentiated_in_either_mode(training: bool, slope: Slope):
+    """`func.jvp` fails on BatchNorm that tracks statistics in training mode."""
+    objective, batch = OBJECTIVES["cnn"].make(torch.float64)
+    for number in range(3):
+        objective.advance(batch, Key(number))
+    objective.model.train(training)
+    assert_agrees(objective, batch, slope)
+
+
+# ---- refusals
+
+
+class Exponential(torch.autograd.Function):
+    """As in bitsandbytes, Liger and their like: a backward, and no jvp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        out = x.exp()
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0]
+
+
+class Activation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Exponential.apply(x)  # type: ignore[return-value]
+
+
+@EITHER
+def test_an_operation_without_a_forward_rule_is_refused_by_module_line_and_way_out(slope: Slope):
+    with randomness(KEY):
+        inner = nn.Sequential(nn.Linear(4, 4), Activation())
+        model, x = nn.Sequential(nn.Linear(4, 4), inner, nn.Linear(4, 2)).double(), torch.randn(5, 4).double()
+    objective = Objective(model, square_of)
+    before = snapshot(model)
+    objection = Probing(slope, Gaussian(), 2).objection(objective, x)
+    assert objection is not None
+    assert objection.startswith("`1.1` cannot be differentiated forward, at `return Exponential.apply(x)")
+    assert objection.endswith("otherwise mezo(), which needs no derivative, or backprop().")
+    assert differences(before, snapshot(model)) == []
+    assert mezo().objection(objective, x) is None
+    assert backprop().objection(objective, x) is None
+    assert_agrees(objective, x, CentralDifference(1e-5), tolerance=1e-5)
+
+
+def test_a_refusal_in_the_loss_itself_says_so():
+    objective = Objective(nn.Linear(4, 4), lambda model, batch: Exponential.apply(model(batch)).mean())  # type: ignore[union-attr]
+    objection = forward_gradient().objection(objective, torch.ones(2, 4))
+    assert objection is not None
+    assert objection.startswith("the loss cannot be differentiated forward, at `")
+
+
+class Plain(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(4, 4), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.first(x))
+
+
+def compiled_outside() -> nn.Module:
+    return torch.compile(Plain(nn.Linear(4, 4)), backend="eager")  # type: ignore[return-value]
+
+
+def compiled_inside() -> nn.Module:
+    return Plain(torch.compile(nn.Linear(4, 4), backend="eager"))  # type: ignore[arg-type]
+
+
+def compiled_in_place() -> nn.Module:
+    model = Plain(nn.Linear(4, 4))
+    model.inner.compile(backend="eager")
+    return model
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return Plain(torch.jit.script(nn.Linear(4, 4)))
+
+
+@pytest.mark.parametrize("make", [compiled_outside, compiled_inside, compiled_in_place, scripted])
+@pytest.mark.parametrize("estimator", [forward_gradient(), mezo()], ids=repr)
+def test_compiled_code_is_refused_because_it_does_not_see_substituted_weights(
+    estimator: Probing, make: Callable[[], nn.Module]
+):
+    """Compiled code called on duals drops tangents in some releases, and Dynamo may ignore a custom jvp."""
+    model = make()
+    objective = Objective(model, square_of)
+    objection = estimator.objection(objective, torch.ones(2, 4))
+    assert objection is not None
+    assert "is compiled, and compiled code does not see substituted weights" in objection
+    assert "or use backprop()" in objection
+    assert backprop().objection(objective, torch.ones(2, 4)) is None
+
+
+def test_tangents_are_those_of_one_direction_and_not_of_two():
+    """`load_state_dict` of duals doubles the tangents."""
+    model = nn.Linear(3, 1, bias=False).double()
+    objective, x = Objective(model, lambda model, batch: model(batch).sum()), torch.ones(1, 3).double()
+    expected = [float(direction(objective, Rademacher(), seed).sum()) for seed in (4, 5)]
+    for slope in JVPS:
+        _, slopes = slope.measure(objective, x, KEY, Rademacher(), [4, 5])
+        assert slopes.tolist() == expected

@@ -1,0 +1,160 @@
+"""Values: a public value's text is its configuration, its identity and its hash, in every process."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import gradcost
+from gradcost import (
+    SGD,
+    Accumulated,
+    Adam,
+    AdamW,
+    Blocks,
+    CentralDifference,
+    Clipped,
+    Coordinates,
+    Everything,
+    ForwardDifference,
+    Gaussian,
+    Jvp,
+    Key,
+    Mean,
+    Nesterov,
+    Probing,
+    Rademacher,
+    Reverse,
+    Segments,
+    Sphere,
+    backprop,
+    checkpointed,
+    forward_gradient,
+    mezo,
+    spsa,
+)
+from gradcost.value import digest
+from tables import ESTIMATORS
+
+NAMES = {name: getattr(gradcost, name) for name in gradcost.__all__}
+KINDS = {
+    kind
+    for kind in NAMES.values()
+    if inspect.isclass(kind)
+    and dataclasses.is_dataclass(kind)
+    and not inspect.isabstract(kind)
+    # Gradients, estimates, objectives and steps hold tensors: they are things, and equal to themselves alone.
+    and kind.__eq__ is not object.__eq__
+}
+
+EXAMPLES: list[Any] = [
+    *(row.estimator for row in ESTIMATORS.values()),
+    *(Key(0), Key(2**64 - 1), Key(1).fold("step", 3)),
+    *(Gaussian(), Rademacher(), Sphere(), Coordinates(), Mean()),
+    *(Jvp(), Jvp(together=7), CentralDifference(), CentralDifference(1e-5), ForwardDifference(eps=3e-9)),
+    *(Everything(), Blocks(), Segments(1), Segments(count=12)),
+    *(Reverse(), Reverse(Segments(3)), Probing(Jvp()), Probing(CentralDifference(0.1), Sphere(), probes=9)),
+    *(Accumulated(Clipped(Accumulated(Probing(Jvp()), 2), 0.5), 3), Clipped(mezo())),
+    *(backprop(), checkpointed(), forward_gradient(8), spsa(1e-2, 3), mezo(eps=1e-4)),
+    *(SGD(0.1), SGD(lr=0.1, momentum=0.9, weight_decay=1e-4, decay=0.01), Nesterov(0.1), Adam(1e-3)),
+    *(Adam(1e-3, 0.8, 0.99, 1e-6, 0.1), AdamW(1e-3), AdamW(1e-3, weight_decay=0.0)),
+]
+EACH = pytest.mark.parametrize("example", EXAMPLES, ids=repr)
+
+
+def test_there_is_an_example_of_every_public_value():
+    assert {type(example) for example in EXAMPLES} == KINDS
+
+
+@EACH
+def test_a_text_evaluates_to_an_equal_value(example: Any):
+    found = eval(repr(example), {"__builtins__": {}}, NAMES)
+    assert found == example
+    assert type(found) is type(example)
+    assert hash(found) == hash(example)
+    assert repr(found) == repr(example)
+
+
+@EACH
+def test_a_value_pickles_and_copies(example: Any):
+    for found in (pickle.loads(pickle.dumps(example)), copy.copy(example), copy.deepcopy(example)):
+        assert found == example
+        assert hash(found) == hash(example)
+
+
+@EACH
+def test_a_value_cannot_be_changed(example: Any):
+    for field in dataclasses.fields(example):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(example, field.name, getattr(example, field.name))
+
+
+def test_values_are_equal_when_their_texts_are():
+    for one in EXAMPLES:
+        for other in EXAMPLES:
+            assert (one == other) == (repr(one) == repr(other))
+    assert len(set(EXAMPLES)) == len({repr(example) for example in EXAMPLES})
+    assert len({digest(example) for example in EXAMPLES}) == len(set(EXAMPLES))
+
+
+def test_another_process_has_the_same_hashes_of_the_same_pickles():
+    """With another seed of Python's own hash of strings: values name files, and are found in other processes."""
+    code = (
+        "import pickle, sys\nfor value in pickle.load(sys.stdin.buffer): print(hash(value), repr(value), sep='\\t')"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "314159"}
+    message = pickle.dumps(EXAMPLES)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, input=message, capture_output=True, check=True
+    )
+    assert ran.stdout.decode().splitlines() == [f"{hash(example)}\t{example!r}" for example in EXAMPLES]
+
+
+def test_the_presets_are_compositions_of_public_parts():
+    presets = (backprop(), checkpointed(), forward_gradient(), spsa(), mezo())
+    assert [repr(preset) for preset in presets] == [
+        "Reverse(saving=Everything())",
+        "Reverse(saving=Blocks())",
+        "Probing(slope=Jvp(together=1), directions=Gaussian(), probes=1, combine=Mean())",
+        "Probing(slope=CentralDifference(eps=0.001), directions=Rademacher(), probes=1, combine=Mean())",
+        "Probing(slope=CentralDifference(eps=0.001), directions=Gaussian(), probes=1, combine=Mean())",
+    ]
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (lambda: Key(-1), r"a Key needs a whole number from 0 to 2\*\*64 - 1, not -1\."),
+    (lambda: Probing(Jvp(), probes=0), "probes is how many directions an estimate looks along: 1 or more, not 0."),
+    (lambda: Probing(Jvp(), probes=1.5), "1 or more, not 1.5."),  # type: ignore[arg-type]
+    (lambda: forward_gradient(-2), "1 or more, not -2."),
+    (lambda: CentralDifference(0.0), "eps is the length of a step along a direction and must be above 0, not 0.0."),
+    (lambda: CentralDifference(-1e-3), "must be above 0, not -0.001."),
+    (lambda: CentralDifference(float("nan")), "must be above 0, not nan."),
+    (lambda: ForwardDifference(0.0), "must be above 0, not 0.0."),
+    (lambda: mezo(eps=-1.0), "must be above 0, not -1.0."),
+    (lambda: Jvp(together=0), "together is how many directions share a forward: 1 or more, not 0."),
+    (lambda: Segments(0), "a chain is cut into 1 segment or more, not 0."),
+    (lambda: Clipped(mezo(), 0.0), "the cap on the slope must be above 0, not 0.0."),
+    (lambda: Clipped(mezo(), float("nan")), "the cap on the slope must be above 0, not nan."),
+    (lambda: Accumulated(mezo(), 0), "a batch is cut into 1 part or more, not 0."),
+    (lambda: Accumulated(mezo(), 2.0), "a batch is cut into 1 part or more, not 2.0."),  # type: ignore[arg-type]
+    (lambda: SGD(0.0), "a learning rate is a finite number above 0, not 0.0."),
+    (lambda: Adam(float("inf")), "a learning rate is a finite number above 0, not inf."),
+    (lambda: AdamW(1e-3, decay=-1.0), "0 or more, not -1.0."),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), REFUSED, ids=[sentence for _, sentence in REFUSED])
+def test_a_bad_argument_is_refused_in_a_sentence(make: Any, sentence: str):
+    with pytest.raises(ValueError, match=sentence) as refused:
+        make()
+    text = str(refused.value)
+    assert text.endswith(".")
+    assert len(text.split()) > 6
