@@ -303,17 +303,19 @@ OBJECTIVES: dict[str, Problem] = {
 
 
 class Fails(nn.Module):
-    """The identity, but its call number `at` (from 1) raises."""
+    """A scale, but its call number `at` (from 1) raises: while it runs, and its own parameter is another's."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
         self.calls, self.at = 0, 0
+        self.error: type[BaseException] = MemoryError
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == self.at:
-            raise MemoryError("half-way")
-        return x
+            raise self.error("half-way")
+        return x * self.scale
 
 
 def raising() -> tuple[Objective, tuple[Tensor, ...], Fails]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,12 +55,29 @@ def test_flops_of_products_are_counted_in_place_too():
 
 def test_a_clock_doubts_a_wide_spread_and_keeps_its_samples():
     assert Timing((1.0,) * 30, 0.0).doubt is None
+    assert Timing((1.0,) * 30).doubt is None
     wide = Timing((1.0, 2.0) * 15, 0.0)
     assert wide.doubt is not None
     assert "spreads over" in wide.doubt
     turn = itertools.count()
-    assert len(time_steps(lambda: next(turn), samples=5, warmup=2, attempts=1).samples) == 5
-    assert next(turn) == 7
+    reading = time_steps(lambda: next(turn), samples=5, warmup=2, attempts=1)
+    assert next(turn) == 2 + len(reading.samples) >= 7
+
+
+def test_a_clock_sees_that_others_use_the_machine():
+    """A spread is blind to it: threads that wait for one another on a shared core are slow in lock step."""
+    spin = [sys.executable, "-c", "import time\nend = time.time() + 20\nwhile time.time() < end: pass"]
+    others = [subprocess.Popen(spin) for _ in range(2)]
+    try:
+        reading = time_steps(lambda: time.sleep(0.01), samples=60, attempts=1)
+    finally:
+        for other in others:
+            other.kill()
+    if Path("/proc/stat").exists():
+        assert (reading.others or 0.0) > 0.5
+        assert "other programs" in (reading.doubt or "")
+    else:
+        assert reading.others is None
 
 
 def linears(count: int, width: int) -> tuple[Objective, Tensor]:

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -114,6 +114,7 @@ def small() -> Objective:
         st.tuples(st.integers(0, 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False)), min_size=0, max_size=6
     )
 )
+@example(entries=[(2**63 + 12345, 0.5), (1, -2.0), (2**64 - 1, 1e-300)])
 def test_a_message_is_read_back_to_the_last_bit(entries: list[tuple[int, float]]):
     """Also seeds on both sides of 2^63 together, which numpy would make float64 of."""
     seeds, coefficients = tuple(seed for seed, _ in entries), tuple(number for _, number in entries)

@@ -105,6 +105,13 @@ def test_values_are_equal_when_their_texts_are():
     assert len({digest(example) for example in EXAMPLES}) == len(set(EXAMPLES))
 
 
+def test_a_hash_is_one_of_the_text():
+    """So that it is the same in every process: Python's own hash of a string is not."""
+    for example in EXAMPLES:
+        assert hash(example) == int(digest(example), 16) >> 3
+    assert digest(Key(0)) == "fb5928ec7f1ef7f9"
+
+
 def test_another_process_has_the_same_hashes_of_the_same_pickles():
     """With another seed of Python's own hash of strings: values name files, and are found in other processes."""
     code = (

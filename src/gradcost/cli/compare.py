@@ -122,11 +122,8 @@ def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
 
 
 def _clock(comparison: Comparison, folder: Path, costs: dict) -> None:
-    missing = len(costs) - len(read(folder).costs)
-    if missing:
-        console.say(f"timing a step of {missing} methods, one at a time, nothing else running")
-    for _ in compare.clock(comparison, folder, costs):
-        pass
+    for label in compare.clock(comparison, folder, costs):
+        console.say(f"timed a step of {label}")
 
 
 def _answer(folder: Path, as_json: bool) -> None:
@@ -148,6 +145,9 @@ def _answer(folder: Path, as_json: bool) -> None:
     console.show_table(*tables.table(results))
     for refusal in results.refused:
         console.show(f"{refusal.method}: {refusal.reason}")
+    for cost in results.costs:
+        if cost.doubt is not None:
+            console.show(f"~ {cost.method}: {cost.doubt}.")
     console.show()
     if report is not None:
         console.show(f"report   {report}")

@@ -164,8 +164,9 @@ def perform(comparison: Comparison, folder: Path, phase: str) -> Iterator[dict[s
 
 
 def clock(comparison: Comparison, folder: Path, costs: dict[str, StepCost]) -> Iterator[str]:
-    """Time a step of each method, alone on the machine, and put its whole cost on record."""
-    known = {cost.method for cost in read(folder).costs}
+    """Time a step of each method, alone on the machine, and put its whole cost on record; one that an earlier
+    call timed in doubt is timed again."""
+    known = {cost.method for cost in read(folder).costs if cost.doubt is None}
     for label, estimator in comparison.methods:
         if label not in costs or label in known:
             continue
@@ -180,7 +181,7 @@ def clock(comparison: Comparison, folder: Path, costs: dict[str, StepCost]) -> I
             {"schema": 1, "kind": "cost", "method": label, "estimator": repr(estimator)}
             | {"peak_bytes": cost.peak_bytes, "flops": cost.flops, "forwards": cost.forwards}
             | {"matmuls": cost.matmuls, "ms": timing.median, "ms_low": low, "ms_high": high}
-            | {"doubt": timing.doubt, "load": timing.load, "fits": None if comparison.memory is None else True}
+            | {"doubt": timing.doubt, "others": timing.others, "fits": None if comparison.memory is None else True}
             | {"samples": [round(sample, 4) for sample in timing.samples]},
         )
         yield label
