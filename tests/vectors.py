@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.directions import Directions
+from gradcost.directions import Directions, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop
+from gradcost.estimators.probing import Probing
 from gradcost.gradient import Gradient, Seeded
 from gradcost.key import Key
 from gradcost.objective import Objective
+from gradcost.slopes import Slope
 
 
 def flat(gradient: Gradient) -> Tensor:
@@ -36,3 +38,15 @@ def direction(objective: Objective, directions: Directions, seed: int) -> Tensor
 def matrix(objective: Objective, directions: Directions, seeds: Sequence[int]) -> Tensor:
     """One direction a row."""
     return torch.stack([direction(objective, directions, seed) for seed in seeds])
+
+
+def assert_agrees(objective: Objective, batch: Any, slope: Slope, tolerance: float = 1e-10) -> None:
+    """Each slope is <grad, z>, in float64."""
+    key = Key(300)
+    found = Probing(slope, Rademacher(), 3).estimate(objective, batch, key)
+    assert isinstance(found.gradient, Seeded)
+    assert found.slopes is not None
+    grad = true_gradient(objective, batch, key)
+    assert float(grad.norm()) > 1e-6
+    expected = matrix(objective, Rademacher(), found.gradient.seeds) @ grad
+    assert (found.slopes - expected).abs().max() <= tolerance * grad.norm()

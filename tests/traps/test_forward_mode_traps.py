@@ -1,4 +1,4 @@
-"""Traps of forward mode in PyTorch: where a tangent is lost, doubled, refused or paid for in vain."""
+"""Traps of forward mode in PyTorch: where a tangent is lost, doubled or paid for in vain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from alive import Alive
 from counting import Flops
@@ -22,28 +21,15 @@ from gradcost.dual import Note
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.slopes import CentralDifference, Jvp, Slope
-from snapshot import differences, snapshot
 from tables import OBJECTIVES, Transformer, cross_entropy, randomness
-from vectors import direction, matrix, true_gradient
+from vectors import assert_agrees, direction
 
 KEY = Key(300)
 JVPS: list[Slope] = [Jvp(), Jvp(together=2)]
 EITHER = pytest.mark.parametrize("slope", JVPS, ids=repr)
-
-
-def assert_agrees(objective: Objective, batch: Any, slope: Slope, tolerance: float = 1e-10) -> None:
-    """Each slope is <grad, z>, in float64."""
-    found = Probing(slope, Rademacher(), 3).estimate(objective, batch, KEY)
-    assert isinstance(found.gradient, Seeded)
-    assert found.slopes is not None
-    grad = true_gradient(objective, batch, KEY)
-    assert float(grad.norm()) > 1e-6
-    expected = matrix(objective, Rademacher(), found.gradient.seeds) @ grad
-    assert (found.slopes - expected).abs().max() <= tolerance * grad.norm()
 
 
 def square_of(model: nn.Module, batch: Any) -> Tensor:
@@ -196,74 +182,6 @@ def test_memory_does_not_grow_with_depth(slope: Slope):
     assert peak(12, backprop()) == peak(4, backprop()) + 8 * kept
 
 
-# ---- checkpointing of the model's own
-
-
-class Adapted(nn.Module):
-    """A frozen layer with a trained one beside it (LoRA), run under torch's checkpointing."""
-
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.base, self.adapter, self.reentrant = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), reentrant
-        self.base.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(lambda x: torch.tanh(self.base(x) + self.adapter(x)), x, use_reentrant=self.reentrant)  # type: ignore[return-value]
-
-
-def test_reentrant_checkpointing_is_refused_and_its_sentence_says_what_to_set():
-    """Its autograd.Function turns forward mode off within, and drops the tangents of an adapter whose input has none
-    silently: a slope of 3.28 instead of 4.48."""
-    with randomness(KEY):
-        objective, x = Objective(Adapted(reentrant=True).double(), square_of), torch.randn(3, 6).double()
-    for estimator in (forward_gradient(), forward_gradient(3)):
-        with pytest.raises(ValueError, match=r"its tangent would be lost\. Use use_reentrant=False"):
-            estimator.estimate(objective, x, KEY)
-        objection = estimator.objection(objective, x)
-        assert objection is not None
-        assert objection.startswith("`adapter` cannot be differentiated forward, at `")
-        assert "use_reentrant=False" in objection
-    assert Probing(Jvp(together=2), Gaussian(), 2).objection(objective, x) is not None
-    assert mezo().objection(objective, x) is None
-    with pytest.raises(ValueError, match="the loss has no graph"):
-        backprop().estimate(objective, x, KEY)  # loses the same path, for the same reason
-
-
-@EITHER
-def test_checkpointing_without_reentry_is_differentiated(slope: Slope):
-    with randomness(KEY):
-        objective, x = Objective(Adapted(reentrant=False).double(), square_of), torch.randn(3, 6).double()
-    assert_agrees(objective, x, slope)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("estimator", [backprop(), forward_gradient(2), mezo()], ids=repr)
-def test_a_transformers_models_own_checkpointing_is_off_meanwhile_and_on_again(estimator: Estimator, reentrant: bool):
-    """`gradient_checkpointing_enable()` fails under forward mode, and makes "backprop" what it is not said to be."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(vocab_size=31, n_positions=16, n_embd=8, n_layer=2, n_head=2, use_cache=False)
-    with randomness(KEY):
-        model, words = GPT2LMHeadModel(config).train(), torch.randint(31, (2, 7))
-    calls: list[bool] = []
-    block: Any = model.transformer.h[0]
-    block.mlp.register_forward_hook(lambda *_: calls.append(block.gradient_checkpointing))
-    objective = Objective(model, lambda model, batch: model(input_ids=batch, labels=batch).loss)
-    plain = estimator.estimate(objective, words, KEY)
-    once = len(calls)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    assert model.is_gradient_checkpointing
-    before = snapshot(model)
-    found = estimator.estimate(objective, words, KEY)
-    assert len(calls) == 2 * once, "no block ran twice"
-    assert set(calls) == {False}
-    assert model.is_gradient_checkpointing
-    assert torch.equal(found.loss, plain.loss)
-    for (_, one), (_, other) in zip(plain.gradient.leaves(), found.gradient.leaves(), strict=True):
-        assert torch.equal(one, other)
-    assert differences(before, snapshot(model)) == []
-
-
 # ---- tied, detached
 
 
@@ -353,96 +271,6 @@ def test_batch_norm_with_running_statistics_is_differentiated_in_either_mode(tra
         objective.advance(batch, Key(number))
     objective.model.train(training)
     assert_agrees(objective, batch, slope)
-
-
-# ---- refusals
-
-
-class Exponential(torch.autograd.Function):
-    """As in bitsandbytes, Liger and their like: a backward, and no jvp."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        out = x.exp()
-        ctx.save_for_backward(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return grad * ctx.saved_tensors[0]
-
-
-class Activation(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Exponential.apply(x)  # type: ignore[return-value]
-
-
-@EITHER
-def test_an_operation_without_a_forward_rule_is_refused_by_module_line_and_way_out(slope: Slope):
-    with randomness(KEY):
-        inner = nn.Sequential(nn.Linear(4, 4), Activation())
-        model, x = nn.Sequential(nn.Linear(4, 4), inner, nn.Linear(4, 2)).double(), torch.randn(5, 4).double()
-    objective = Objective(model, square_of)
-    before = snapshot(model)
-    objection = Probing(slope, Gaussian(), 2).objection(objective, x)
-    assert objection is not None
-    assert objection.startswith("`1.1` cannot be differentiated forward, at `return Exponential.apply(x)")
-    assert objection.endswith("otherwise mezo(), which needs no derivative, or backprop().")
-    assert differences(before, snapshot(model)) == []
-    assert mezo().objection(objective, x) is None
-    assert backprop().objection(objective, x) is None
-    assert_agrees(objective, x, CentralDifference(1e-5), tolerance=1e-5)
-
-
-def test_a_refusal_in_the_loss_itself_says_so():
-    objective = Objective(nn.Linear(4, 4), lambda model, batch: Exponential.apply(model(batch)).mean())  # type: ignore[union-attr]
-    objection = forward_gradient().objection(objective, torch.ones(2, 4))
-    assert objection is not None
-    assert objection.startswith("the loss cannot be differentiated forward, at `")
-
-
-class Plain(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.first, self.inner = nn.Linear(4, 4), inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.first(x))
-
-
-def compiled_outside() -> nn.Module:
-    return torch.compile(Plain(nn.Linear(4, 4)), backend="eager")  # type: ignore[return-value]
-
-
-def compiled_inside() -> nn.Module:
-    return Plain(torch.compile(nn.Linear(4, 4), backend="eager"))  # type: ignore[arg-type]
-
-
-def compiled_in_place() -> nn.Module:
-    model = Plain(nn.Linear(4, 4))
-    model.inner.compile(backend="eager")
-    return model
-
-
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return Plain(torch.jit.script(nn.Linear(4, 4)))
-
-
-@pytest.mark.parametrize("make", [compiled_outside, compiled_inside, compiled_in_place, scripted])
-@pytest.mark.parametrize("estimator", [forward_gradient(), mezo()], ids=repr)
-def test_compiled_code_is_refused_because_it_does_not_see_substituted_weights(
-    estimator: Probing, make: Callable[[], nn.Module]
-):
-    """Compiled code called on duals drops tangents in some releases, and Dynamo may ignore a custom jvp."""
-    model = make()
-    objective = Objective(model, square_of)
-    objection = estimator.objection(objective, torch.ones(2, 4))
-    assert objection is not None
-    assert "is compiled, and compiled code does not see substituted weights" in objection
-    assert "or use backprop()" in objection
-    assert backprop().objection(objective, torch.ones(2, 4)) is None
 
 
 def test_tangents_are_those_of_one_direction_and_not_of_two():
