@@ -68,6 +68,11 @@ class Objective:
             start += parameter.numel()
         object.__setattr__(self, "leaves", tuple(leaves))
         object.__setattr__(self, "modules", tuple(self.model.modules()))
+        if any(getattr(module, "max_norm", None) is not None for module in self.modules):
+            raise ValueError(
+                "an embedding with max_norm rewrites its table in its forward, so an evaluation would change the "
+                "weights. Make it with max_norm=None, and renormalise after a step if you want to."
+            )
         object.__setattr__(self, "devices", devices_of(self.model))
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -89,7 +90,7 @@ class ForwardDifference(Slope):
 
 
 def _check_eps(eps: float) -> None:
-    if not eps > 0:
+    if not 0 < eps < math.inf:
         raise ValueError(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
 
 

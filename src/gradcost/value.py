@@ -7,7 +7,7 @@ so it is the same in every process (Python's own hash of a string is not).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any, TypeVar, dataclass_transform
 
@@ -16,10 +16,33 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass that hashes by its text, alike in every process."""
+    """Make `cls` a frozen dataclass that hashes by its text, alike in every process.
+
+    A field of type float takes a whole number too and holds it as a float, so that equal values have one text.
+    Making one raises ValueError when a field of type int or float is given something else.
+    """
+    check = cls.__dict__.get("__post_init__", lambda self: None)
+
+    def __post_init__(self: Any) -> None:
+        _settle_numbers(self)
+        check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     made = dataclass(frozen=True)(cls)
     made.__hash__ = _hash  # type: ignore[method-assign]
     return made
+
+
+def _settle_numbers(made: Any) -> None:
+    for field in fields(made):
+        held = getattr(made, field.name)
+        what = f"{field.name} of {type(made).__name__}"
+        if field.type == "int" and (isinstance(held, bool) or not isinstance(held, int)):
+            raise ValueError(f"{what} is a whole number, not {held!r}.")
+        if field.type == "float":
+            if isinstance(held, bool) or not isinstance(held, int | float):
+                raise ValueError(f"{what} is a number, not {held!r}.")
+            object.__setattr__(made, field.name, float(held))
 
 
 def digest(of: Any, size: int = 8) -> str:

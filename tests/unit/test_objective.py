@@ -243,3 +243,8 @@ def test_a_loss_that_is_no_scalar_is_refused_with_what_it_is(loss: Any, message:
 def test_a_loss_of_the_table_is_what_it_says():
     objective, batch = OBJECTIVES["mlp"].make()
     assert objective.evaluate(batch, KEY) == cross_entropy(objective.model, batch)
+
+
+def test_an_embedding_that_rewrites_its_table_is_refused():
+    with pytest.raises(ValueError, match="max_norm=None"):
+        Objective(nn.Embedding(5, 3, max_norm=1.0), lambda model, batch: model(batch).mean())

@@ -42,7 +42,10 @@ def test_a_preset_may_be_written_with_or_without_brackets(name: str):
         ("Probing(slope=Jvp(), direction=Gaussian())", "Probing(slope, directions="),
         ("mezo(probes=0)", "1 or more, not 0"),
         ("spsa(eps=-1)", "must be above 0"),
-        ("spsa(eps='x')", "wrong kind"),
+        ("spsa(eps='x')", "is a number, not 'x'"),
+        ("spsa(probes=1.5)", "is a whole number, not 1.5"),
+        ("Reverse(Segments('2'))", "is a whole number"),
+        ("spsa(eps=1e999)", "above 0, not inf"),
         ("Gaussian()", "is a part of a method"),
         ("mezo(", "is not an expression"),
         ("__import__('os').system('true')", "neither a number"),
@@ -54,6 +57,11 @@ def test_a_wrong_method_gets_a_sentence_with_the_way_out(text: str, told: str):
         spec.method(text)
     assert told in str(error.value)
     assert str(error.value).endswith((".", "?"))
+
+
+def test_a_whole_number_for_a_float_is_the_same_value_with_the_same_text():
+    assert repr(spec.method("mezo(eps=1)")) == repr(spec.method("mezo(eps=1.0)"))
+    assert hash(spec.method("mezo(eps=1)")) == hash(gradcost.mezo(1.0))
 
 
 def test_a_task_is_a_name_an_expression_or_both_with_a_model():

@@ -139,7 +139,7 @@ def test_the_presets_are_compositions_of_public_parts():
 REFUSED: list[tuple[Any, str]] = [
     (lambda: Key(-1), r"a Key needs a whole number from 0 to 2\*\*64 - 1, not -1\."),
     (lambda: Probing(Jvp(), probes=0), "probes is how many directions an estimate looks along: 1 or more, not 0."),
-    (lambda: Probing(Jvp(), probes=1.5), "1 or more, not 1.5."),  # type: ignore[arg-type]
+    (lambda: Probing(Jvp(), probes=1.5), "is a whole number, not 1.5."),  # type: ignore[arg-type]
     (lambda: forward_gradient(-2), "1 or more, not -2."),
     (lambda: CentralDifference(0.0), "eps is the length of a step along a direction and must be above 0, not 0.0."),
     (lambda: CentralDifference(-1e-3), "must be above 0, not -0.001."),
@@ -151,7 +151,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: Clipped(mezo(), 0.0), "the cap on the slope must be above 0, not 0.0."),
     (lambda: Clipped(mezo(), float("nan")), "the cap on the slope must be above 0, not nan."),
     (lambda: Accumulated(mezo(), 0), "a batch is cut into 1 part or more, not 0."),
-    (lambda: Accumulated(mezo(), 2.0), "a batch is cut into 1 part or more, not 2.0."),  # type: ignore[arg-type]
+    (lambda: Accumulated(mezo(), 2.0), "is a whole number, not 2.0."),  # type: ignore[arg-type]
     (lambda: SGD(0.0), "a learning rate is a finite number above 0, not 0.0."),
     (lambda: Adam(float("inf")), "a learning rate is a finite number above 0, not inf."),
     (lambda: AdamW(1e-3, decay=-1.0), "0 or more, not -1.0."),

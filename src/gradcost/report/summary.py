@@ -212,7 +212,7 @@ def _other_way(choice: Choice, rows: list[Row], study: Study) -> str | None:
     other = max(pool, key=lambda r: standing(r, study))
     ahead = standing(row, study) - standing(other, study)
     price = f"{_result(other)} in {size(other.peak_bytes)}"
-    if row.ms is not None and other.ms is not None:
+    if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
         price += f" and {number(other.ms)} ms a step against {number(row.ms)}"
     if other in choice.alike:
         return f"The best that {kind} is {other.method}: {price}."
