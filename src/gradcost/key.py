@@ -21,7 +21,7 @@ class Key:
     seed: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+        if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"a Key needs a whole number from 0 to 2**64 - 1, not {self.seed!r}.")
 
     def fold(self, name: str, index: int = 0) -> Key:

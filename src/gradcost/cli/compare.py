@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from gradcost.cli import console, spec
+from gradcost.key import Key
 from gradcost.report import html, summary, tables
 from gradcost.report.wording import size
 from gradcost.study import compare
@@ -88,8 +89,6 @@ def compare_methods(
 
 
 def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
-    from gradcost.key import Key
-
     objective = comparison.task.objective(Key(0))
     console.say(
         f"{task_name} / {model_name}, {objective.dimension:,} weights   {comparison.steps:,} steps   "

@@ -119,9 +119,9 @@ def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> 
     from gradcost.tasks import data as datasets
 
     if name not in datasets.DATASETS:
-        near = spec.close(name, datasets.DATASETS)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"no data set {name!r}.{hint} Data sets: {', '.join(datasets.DATASETS)}.")
+        raise ValueError(
+            f"no data set {name!r}.{spec.hint(name, datasets.DATASETS)} Data sets: {', '.join(datasets.DATASETS)}."
+        )
     console.show(f"{name} is in {datasets.fetch(datasets.DATASETS[name], console.say)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -101,6 +102,12 @@ def close(name: str, known: Mapping[str, Any]) -> list[str]:
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
 
 
+def hint(name: str, known: Mapping[str, Any]) -> str:
+    """A question with the known names that are near, after a space; nothing where none is."""
+    near = close(name, known)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 def method(text: str) -> Any:
     """An estimator. Raises: ValueError when the expression stands for something else."""
     from gradcost.estimators.estimator import Estimator
@@ -131,9 +138,9 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
         found, file = parse(text, "task"), None
         name = type(found).__name__.lower()
     else:
-        near = close(text, TASKS)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"no task {text!r}.{hint} Tasks: {', '.join(TASKS)} (`gradcost tasks` tells more).")
+        raise ValueError(
+            f"no task {text!r}.{hint(text, TASKS)} Tasks: {', '.join(TASKS)} (`gradcost tasks` tells more)."
+        )
     for need in ("objective", "batch_at", "splits", "score"):
         if not hasattr(found, need):
             raise ValueError(f"{text} is no task: it has no `{need}`. Subclass gradcost.tasks.Task.")
@@ -143,15 +150,13 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
 
 
 def _with_model(found: Any, name: str, model: str) -> Any:
-    import dataclasses
-
     models = getattr(type(found), "models", {})
     if "(" in model:
         return dataclasses.replace(found, model=parse(model, "task"))
     if model not in models:
-        near = close(model, models)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{name} has no model {model!r}.{hint} Models: {', '.join(models) or 'its own'}.")
+        raise ValueError(
+            f"{name} has no model {model!r}.{hint(model, models)} Models: {', '.join(models) or 'its own'}."
+        )
     return dataclasses.replace(found, model=models[model])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,4 +73,4 @@ def time_step(objective: Objective, batch: Any, estimator: Estimator, optimizer:
 def _steps(
     objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer, steps: int | None
 ) -> Iterator[Step]:
-    return itertools.chain(train(_OneBatch(objective, batch), estimator, optimizer, Key(0), steps))
+    return train(_OneBatch(objective, batch), estimator, optimizer, Key(0), steps)

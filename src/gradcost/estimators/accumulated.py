@@ -24,7 +24,7 @@ class Accumulated(Estimator):
     parts: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, int) or self.parts < 1:
+        if self.parts < 1:
             raise ValueError(f"a batch is cut into 1 part or more, not {self.parts!r}.")
 
     def init(self, objective: Objective) -> State | None:

@@ -34,7 +34,7 @@ class Probing(Estimator):
     combine: Combine = Mean()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.probes, int) or self.probes < 1:
+        if self.probes < 1:
             raise ValueError(
                 f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
             )

@@ -118,13 +118,14 @@ def survey(comparison: Comparison) -> Iterator[tuple[str, StepCost | str]]:
 
     Raises: ValueError when the loss is not finite before the first step, for that is nobody's method's doing.
     """
+    objective, batch = _first_step(comparison.task)
+    loss = float(objective.evaluate(batch, Key(0)))
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss of {comparison.task} is {loss} before the first step: look at its data and its loss."
+        )
     for label, estimator in comparison.methods:
         objective, batch = _first_step(comparison.task)
-        loss = float(objective.evaluate(batch, Key(0)))
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss of {comparison.task} is {loss} before the first step: look at its data and its loss."
-            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
             yield label, _surveyed(objective, batch, estimator, comparison.memory)
