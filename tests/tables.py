@@ -23,7 +23,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.key import Key
 from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks, Everything, Segments
+from gradcost.saving import Blocks, Everything, Segments, Selective
 from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
 
 # ---- estimators
@@ -89,6 +89,7 @@ ESTIMATORS: dict[str, Row] = {
 } | {
     "everything": Row(Reverse(Everything()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
     "blocks": Row(Reverse(Blocks()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
+    "selective": Row(Reverse(Selective()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
     # Each of two segments computes all but its last layer again: that one's input is all that is wanted of it.
     "segments2": Row(Reverse(Segments(2)), 1, lambda n: 3 * n - 1 + n - 2, lambda d, n: 1.0, blocks=True),
     "accumulated-everything": Row(Accumulated(Reverse(), 3), 3, lambda n: 3 * n - 1, lambda d, n: 1.0),

@@ -15,23 +15,26 @@ SOURCE = Path(__file__).parent.parent / "src" / "gradcost"
 
 # From the ground up. What stands on one line may import what stands on the lines above it, and its own.
 FLOORS = [
-    ["value"],
-    ["key", "chain", "combine"],
+    ["value", "amounts"],
+    ["key", "chain", "combine", "watch", "fake", "schedules"],
     ["philox"],
     ["noise_fused"],
     ["noise"],
     ["objective"],
     ["directions"],
     ["gradient"],
-    ["substitute"],
+    ["substitute", "region"],
+    ["recompute"],
     ["dual"],
-    ["slopes", "saving"],
+    ["slopes", "saving", "chunked"],
     ["estimators"],
     ["tasks"],
     ["training"],
+    ["theory"],
     ["cost"],
     ["study"],
     ["report"],
+    ["integrations"],
     ["cli"],
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -4,7 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradcost.chunked import chunked_cross_entropy as chunked_cross_entropy
     from gradcost.combine import Mean as Mean
+    from gradcost.cost.forecast import Forecast as Forecast
+    from gradcost.cost.forecast import forecast as forecast
+    from gradcost.cost.measure import Allocator as Allocator
+    from gradcost.cost.measure import Bytes as Bytes
+    from gradcost.cost.measure import Measurement as Measurement
+    from gradcost.cost.measure import Operations as Operations
+    from gradcost.cost.measure import Seconds as Seconds
+    from gradcost.cost.measure import Steps as Steps
+    from gradcost.cost.measure import measure as measure
+    from gradcost.cost.plan import Plan as Plan
+    from gradcost.cost.plan import plan as plan
+    from gradcost.cost.within import Within as Within
     from gradcost.directions import Coordinates as Coordinates
     from gradcost.directions import Gaussian as Gaussian
     from gradcost.directions import Rademacher as Rademacher
@@ -26,9 +39,14 @@ if TYPE_CHECKING:
     from gradcost.gradient import Seeded as Seeded
     from gradcost.key import Key as Key
     from gradcost.objective import Objective as Objective
+    from gradcost.saving import Attention as Attention
     from gradcost.saving import Blocks as Blocks
     from gradcost.saving import Everything as Everything
+    from gradcost.saving import Matmuls as Matmuls
+    from gradcost.saving import Offloaded as Offloaded
+    from gradcost.saving import Schedule as Schedule
     from gradcost.saving import Segments as Segments
+    from gradcost.saving import Selective as Selective
     from gradcost.slopes import CentralDifference as CentralDifference
     from gradcost.slopes import ForwardDifference as ForwardDifference
     from gradcost.slopes import Jvp as Jvp
@@ -43,7 +61,10 @@ _HOME = {
     "Accumulated": "estimators.accumulated",
     "Adam": "training.optimizers",
     "AdamW": "training.optimizers",
+    "Allocator": "cost.measure",
+    "Attention": "saving",
     "Blocks": "saving",
+    "Bytes": "cost.measure",
     "CentralDifference": "slopes",
     "Clipped": "estimators.clipped",
     "Coordinates": "directions",
@@ -51,27 +72,42 @@ _HOME = {
     "Estimate": "estimators.estimator",
     "Estimator": "estimators.estimator",
     "Everything": "saving",
+    "Forecast": "cost.forecast",
     "ForwardDifference": "slopes",
     "Gaussian": "directions",
     "Gradient": "gradient",
     "Jvp": "slopes",
     "Key": "key",
+    "Matmuls": "saving",
     "Mean": "combine",
+    "Measurement": "cost.measure",
     "Nesterov": "training.optimizers",
     "Note": "dual",
     "Objective": "objective",
+    "Offloaded": "saving",
+    "Operations": "cost.measure",
+    "Plan": "cost.plan",
     "Probing": "estimators.probing",
     "Rademacher": "directions",
     "Reverse": "estimators.reverse",
     "SGD": "training.optimizers",
+    "Schedule": "saving",
+    "Seconds": "cost.measure",
     "Seeded": "gradient",
     "Segments": "saving",
+    "Selective": "saving",
     "Sphere": "directions",
     "Step": "training.loop",
+    "Steps": "cost.measure",
+    "Within": "cost.within",
     "backprop": "estimators.presets",
     "checkpointed": "estimators.presets",
+    "chunked_cross_entropy": "chunked",
+    "forecast": "cost.forecast",
     "forward_gradient": "estimators.presets",
+    "measure": "cost.measure",
     "mezo": "estimators.presets",
+    "plan": "cost.plan",
     "spsa": "estimators.presets",
     "train": "training.loop",
 }

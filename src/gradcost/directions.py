@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from gradcost import noise, philox
+from gradcost.fake import is_fake
 from gradcost.key import Key
 from gradcost.objective import Leaf
 from gradcost.value import value
+from gradcost.watch import tell
 
 
 class Directions(ABC):
@@ -100,7 +102,8 @@ class Sphere(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         root = math.sqrt(leaf.dimension)
-        lengths = [scale * root / _norm(seed, leaf.dimension) for seed, scale in zip(seeds, scales, strict=True)]
+        norms = [root if is_fake(base) else _norm(seed, leaf.dimension) for seed in seeds]
+        lengths = [scale * root / norm for scale, norm in zip(scales, norms, strict=True)]
         return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
 
 
@@ -135,7 +138,7 @@ class Coordinates(Directions):
         for seed, scale in zip(seeds, scales, strict=True):
             if leaf.start <= seed < leaf.start + flat.numel():
                 flat[seed - leaf.start] += scale * root
-        return out
+        return tell("noise", out)
 
 
 def _dealt(key: Key, position: int, size: int) -> int:

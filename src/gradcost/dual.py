@@ -22,6 +22,7 @@ from gradcost.directions import Directions, combination
 from gradcost.key import Key
 from gradcost.objective import Leaf, Objective
 from gradcost.substitute import substituted
+from gradcost.watch import tell
 
 
 class Note(UserWarning):
@@ -65,9 +66,9 @@ def _evaluate(
 
     def tangent(leaf: Leaf) -> Tensor:
         if index is None:
-            return combination(directions, leaf, seeds, [1.0])
+            return tell("tangents", combination(directions, leaf, seeds, [1.0]))
         with temporarily_clear_interpreter_stack():  # a tensor made at a functorch level has no memory to fill
-            stack = torch.stack([combination(directions, leaf, [seed], [1.0]) for seed in seeds])
+            stack = torch.stack([tell("tangents", combination(directions, leaf, [seed], [1.0])) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
     def make(leaf: Leaf) -> Tensor:

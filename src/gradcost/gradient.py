@@ -109,9 +109,13 @@ class Seeded(Gradient):
 
 @dataclass(frozen=True)
 class Spent(Gradient):
-    """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept."""
+    """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept.
+
+    message: the bytes that the gradient would have kept, and that a message with it would have carried.
+    """
 
     objective: Objective
+    message: int
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         """Raises: ValueError, for there is nothing left to replay."""

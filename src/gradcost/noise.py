@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from gradcost.philox import Stream, generate
+from gradcost.fake import is_fake, stands_for
+from gradcost.philox import Stream, generate, likeness
+from gradcost.watch import tell
 
 _CHUNK = 1 << 16  # elements whose temporaries are alive at once on the reference path
+_HALVES = 1 << 20  # elements of a half-precision tensor that are float32 at once
 
 
 def add(
@@ -36,27 +38,50 @@ def add(
     Shapes: any `base`; the result has its shape, dtype and device: a new tensor, or `base` itself changed in
     place, which must then be contiguous.
     """
-    precise = base.dtype in (torch.float32, torch.float64)
-    flat = base.detach().reshape(-1)
-    if not precise:
-        flat = flat.to(torch.float32)
-    path = fused if base.device.type == "cpu" and has_fused_path() and not isinstance(base, FakeTensor) else reference
-    out = flat if in_place or not precise else torch.empty_like(flat)
-    path(stream, seeds, scales, start, flat, out)
-    if not in_place:
-        return out.to(base.dtype).reshape(base.shape)
-    assert base.is_contiguous()
-    return base if precise else base.copy_(out.reshape(base.shape))
+    source = base.detach().reshape(-1)
+    assert base.is_contiguous() or not in_place
+    out = source if in_place else torch.empty_like(source, memory_format=torch.contiguous_format)
+    path = _path(base)
+    if base.dtype in (torch.float32, torch.float64):
+        path(stream, seeds, scales, start, source, out)
+    else:
+        for at in _starts(base, _HALVES):
+            piece = source[at : at + _HALVES].to(torch.float32)
+            path(stream, seeds, scales, start + at, piece, piece)
+            out[at : at + _HALVES] = piece
+            del piece  # before the next one is made
+    made = base if in_place else out.reshape(base.shape)
+    for _ in seeds:  # each of them draws as many numbers
+        tell("noise", made)
+    return made
+
+
+def _path(base: Tensor) -> Callable[..., None]:
+    device = stands_for() if is_fake(base) else base.device.type
+    if device != "cpu" or not has_fused_path():
+        return reference
+    return pretended if is_fake(base) else fused
+
+
+def _starts(base: Tensor, chunk: int) -> Iterable[int]:
+    """Where the chunks of a tensor start. Of a fake one the first is enough: no other needs more memory."""
+    starts = range(0, base.numel(), chunk)
+    return starts[:1] if is_fake(base) else starts
 
 
 def reference(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
 ) -> None:
     """`out[:] = base + sum_k scales[k] * z_k` by torch operations, a chunk of 65,536 elements at a time."""
-    for at in range(0, base.numel(), _CHUNK):
+    if is_fake(base):
+        seeds, scales = seeds[:2], scales[:2]  # none after the second needs more memory than it
+    for at in _starts(base, _CHUNK):
         piece = base[at : at + _CHUNK]
         for seed, scale in zip(seeds, scales, strict=True):
-            z = generate(stream, seed, start + at, piece.numel(), base.device)
+            if is_fake(base):
+                z = likeness(stream, start + at, piece.numel(), base.device)
+            else:
+                z = generate(stream, seed, start + at, piece.numel(), base.device)
             piece = piece + z.to(base.dtype) * torch.tensor(scale, dtype=base.dtype, device=base.device)
         out[at : at + _CHUNK] = piece
 
@@ -74,3 +99,9 @@ def fused(
     from gradcost import noise_fused  # numba takes half a second to import: only where it is used
 
     noise_fused.add(stream, seeds, scales, start, base, out)
+
+
+def pretended(
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
+) -> None:
+    """What `fused` is on fake tensors: it makes no tensor, so there is nothing to do."""

@@ -40,6 +40,7 @@ class Stream(ABC):
     """A distribution of independent float32 numbers of mean 0 and variance 1, addressed by (seed, index)."""
 
     per_block: int
+    workspace: int  # bytes a block that `reference` has alive at its peak, its result among them
 
     @abstractmethod
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
@@ -51,6 +52,7 @@ class Signs(Stream):
     """+1 or -1, each with probability one half: 128 a Philox block."""
 
     per_block = 128
+    workspace = 3104
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         words = torch.stack(philox(seed, first_block, blocks, device), dim=1)
@@ -63,6 +65,7 @@ class Normals(Stream):
     """Standard normal numbers: four a Philox block, none beyond 6.77 in size."""
 
     per_block = 4
+    workspace = 113
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         words = philox(seed, first_block, blocks, device)
@@ -137,3 +140,12 @@ def generate(stream: Stream, seed: int, start: int, count: int, device: torch.de
     numbers = stream.reference(seed, first, last - first + 1, device)
     offset = start - first * stream.per_block
     return numbers[offset : offset + count]
+
+
+def likeness(stream: Stream, start: int, count: int, device: torch.device) -> Tensor:
+    """What `generate` is on fake tensors: a tensor of its shape, and for a moment all the memory that it takes."""
+    first, last = start // stream.per_block, (start + count - 1) // stream.per_block
+    blocks = last - first + 1
+    torch.empty(blocks * stream.workspace, dtype=torch.uint8, device=device)
+    offset = start - first * stream.per_block
+    return torch.empty(blocks * stream.per_block, device=device)[offset : offset + count]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from gradcost.chain import Block, find_blocks
-from gradcost.objective import devices_of, kept_generators
+from gradcost import watch
+from gradcost.chain import find_blocks
+from gradcost.fake import is_fake, stands_for
+from gradcost.objective import Objective
+from gradcost.recompute import recomputing, rerouted
+from gradcost.region import count
 from gradcost.value import value
 
 
@@ -25,22 +31,22 @@ class Saving(ABC):
     """
 
     @abstractmethod
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within, a forward of the model with gradients on saves only what this choice keeps."""
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        """Within, a forward of the objective's model with gradients on saves only what this choice keeps."""
 
     @abstractmethod
-    def objection(self, model: nn.Module) -> str | None:
-        """Why this choice cannot be made for the model, and what to use instead, or None."""
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        """Why this choice cannot be made here, and what to use instead, or None."""
 
 
 @value
 class Everything(Saving):
     """Plain backpropagation: all that autograd saves, no recomputation."""
 
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def objection(self, model: nn.Module) -> None:
+    def objection(self, objective: Objective, batch: Any) -> None:
         return None
 
 
@@ -51,11 +57,12 @@ class Blocks(Saving):
     Blocks are found by themselves (`chain.find_blocks`). Source: Chen et al. 2016, section 4.
     """
 
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        return _recomputing(model, [[block] for block in find_blocks(model)])
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        blocks = find_blocks(objective.model)
+        return recomputing(blocks, ((1,),) * len(blocks))
 
-    def objection(self, model: nn.Module) -> str | None:
-        return _no_blocks(model, self)
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return _no_blocks(objective.model, self)
 
 
 @value
@@ -72,22 +79,197 @@ class Segments(Saving):
         if self.count < 1:
             raise ValueError(f"a chain is cut into 1 segment or more, not {self.count!r}.")
 
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        return _recomputing(model, self._cut(find_blocks(model)))
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        blocks = find_blocks(objective.model)
+        short, longer = divmod(len(blocks), self.count)
+        lengths = [short + (i < longer) for i in range(self.count)]
+        return recomputing(blocks, tuple((length,) for length in lengths if length))
 
-    def objection(self, model: nn.Module) -> str | None:
-        blocks = len(find_blocks(model))
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        blocks = len(find_blocks(objective.model))
         if 0 < blocks < self.count:
             return (
                 f"{self} asks for more segments than the {blocks} blocks there are: use at most Segments({blocks})."
             )
-        return _no_blocks(model, self)
+        return _no_blocks(objective.model, self)
 
-    def _cut(self, blocks: list[Block]) -> list[list[Block]]:
-        short, longer = divmod(len(blocks), self.count)
-        lengths = [short + (i < longer) for i in range(self.count)]
-        ends = [sum(lengths[: i + 1]) for i in range(self.count)]
-        return [blocks[end - length : end] for end, length in zip(ends, lengths, strict=True) if length]
+
+@value
+class Schedule(Saving):
+    """A nested schedule of the chain of blocks: regions within regions, each computed again in its turn.
+
+    An item is a whole number n, and the next n blocks are recorded: all that they save is kept. Or it is a tuple
+    of items, and the blocks in it are one region: its input alone is kept, and when the backward comes to its
+    last block it is run again from there under the schedule that it is. On 12 blocks `(12,)` is Everything(),
+    `((4,), (4,), (4,))` is Segments(3) and `(((2,), (3,), 1), (2,), 4)` is nested.
+
+    Law: on L linear layers alone a region of n of them costs n - 1 forward matmuls when it is run again, and what
+    the regions in it cost, but one at its end (and the one at the end of that) is opened: it is run once.
+    Source: Herrmann et al. 2019 (arXiv 1911.13214). Raises: ValueError when there is no item, or one that is
+    neither a whole number of 1 or more nor a tuple of items.
+    """
+
+    items: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.items)
+
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        sentence = self.objection(objective, batch)
+        if sentence is not None:
+            raise ValueError(sentence)
+        return recomputing(find_blocks(objective.model), self.items)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        blocks, scheduled = len(find_blocks(objective.model)), count(self.items)
+        if blocks and blocks != scheduled:
+            return (
+                f"{self} is a schedule of {scheduled} blocks, and {type(objective.model).__name__} has {blocks}: "
+                f"make its numbers sum to {blocks}, or use Blocks()."
+            )
+        return _no_blocks(objective.model, self)
+
+
+def _check(items: Any) -> None:
+    if not isinstance(items, tuple) or not items:
+        raise ValueError(f"a schedule is a tuple of one item or more, as ((2,), 1) is, not {items!r}.")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int):
+            _check(item)
+        elif item < 1:
+            raise ValueError(f"a number in a schedule is how many blocks are recorded: 1 or more, not {item!r}.")
+
+
+class Operators(ABC):
+    """A kind of torch operators whose outputs are dear to compute again."""
+
+    @abstractmethod
+    def names(self) -> frozenset[str]:
+        """Of the operators in `torch.ops.aten`."""
+
+
+@value
+class Matmuls(Operators):
+    """Matrix products and convolutions."""
+
+    def names(self) -> frozenset[str]:
+        return frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution"})
+
+
+@value
+class Attention(Operators):
+    """The fused kernels of scaled dot-product attention, on whatever device."""
+
+    def names(self) -> frozenset[str]:
+        kernels = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+        return frozenset(f"_scaled_dot_product_{kernel}" for kernel in kernels)
+
+
+@value
+class Selective(Saving):
+    """Every repeated block is computed again on the way back, but what the operators in `keep` gave is kept.
+
+    Torch's own selective checkpointing, of each module with parameters that a block consists of. Where a later
+    operator overwrites what is kept (an in-place activation within a block), the backward raises RuntimeError.
+
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5; torch.utils.checkpoint. Raises: ValueError
+    when keep is empty or holds something else than operators.
+    """
+
+    keep: tuple[Operators, ...] = (Matmuls(), Attention())
+
+    def __post_init__(self) -> None:
+        kinds = self.keep if isinstance(self.keep, tuple) else ()
+        if not kinds or not all(isinstance(kind, Operators) for kind in kinds):
+            raise ValueError(
+                f"keep is a tuple of kinds of operators, such as (Matmuls(),), and not {self.keep!r}. To keep none, "
+                "use Blocks()."
+            )
+
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        names = frozenset[str]().union(*(kind.names() for kind in self.keep))
+
+        def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+            if operator.namespace != "aten" or getattr(operator, "_opname", None) not in names:
+                return CheckpointPolicy.PREFER_RECOMPUTE
+            for made in pytree.tree_leaves(context.op_output):
+                if isinstance(made, Tensor):
+                    watch.tell("saved", made)
+            return CheckpointPolicy.MUST_SAVE
+
+        def route(forward: Any, args: Any, kwargs: Any) -> Any:
+            contexts = partial(create_selective_checkpoint_contexts, policy)
+            return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+        modules = [module for block in find_blocks(objective.model) for module in block]
+        # One without parameters may write over its input; what it saves for itself is little more than that.
+        return rerouted((module, route) for module in modules if any(True for _ in module.parameters()))
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return _no_blocks(objective.model, self)
+
+
+@value
+class Offloaded(Saving):
+    """All that autograd saves, in the CPU's memory until the backward asks for it; weights stay where they are.
+
+    A storage that several operations save is copied once, and brought back once while any of them holds it.
+    Source: Rhu et al. 2016 (vDNN, arXiv 1602.08124); torch.autograd.graph.save_on_cpu.
+    """
+
+    def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        return _elsewhere([parameter.untyped_storage()._cdata for parameter in objective.model.parameters()])
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        devices = {stands_for() if is_fake(p) else p.device.type for p in objective.model.parameters()}
+        if devices == {"cpu"}:
+            return (
+                f"{self} moves what is saved to the CPU's memory, and {type(objective.model).__name__} computes "
+                "there already: use Blocks()."
+            )
+        return None
+
+
+class _Away:
+    """The storage of a saved tensor, in the CPU's memory."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self.copy = watch.tell("elsewhere", whole.to("cpu", copy=True))
+        self.device = whole.device
+        self.back: weakref.ref[Tensor] | None = None
+
+    def fetched(self) -> Tensor:
+        found = None if self.back is None else self.back()
+        if found is None:
+            found = watch.tell("saved", self.copy.to(self.device, copy=True))
+            self.back = weakref.ref(found)
+        return found
+
+
+@contextmanager
+def _elsewhere(weights: Sequence[int]) -> Iterator[None]:
+    away: weakref.WeakValueDictionary[tuple[int, int, torch.dtype], _Away] = weakref.WeakValueDictionary()
+
+    def pack(tensor: Tensor) -> Any:
+        storage, plain = tensor.untyped_storage(), tensor.detach()
+        if storage._cdata in weights:
+            return plain
+        name = storage._cdata, tensor._version, tensor.dtype
+        if name not in away:
+            # All of it and in its order: kernels choose their way by strides, and would give other last bits.
+            held = _Away(plain.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
+            away[name] = held
+            weakref.finalize(storage, away.pop, name, None)
+        return away[name], tensor.shape, tensor.stride(), tensor.storage_offset()
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        held, *geometry = packed
+        return held.fetched().as_strided(*geometry)
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def _no_blocks(model: nn.Module, saving: Saving) -> str | None:
@@ -97,162 +279,3 @@ def _no_blocks(model: nn.Module, saving: Saving) -> str | None:
         f"{saving} found no repeated blocks in {type(model).__name__} (a ModuleList of one class, or a Sequential "
         "of two trainable modules or more): use Everything()."
     )
-
-
-@contextmanager
-def _recomputing(model: nn.Module, segments: Sequence[Sequence[Block]]) -> Iterator[None]:
-    """Within, the modules of each segment run as one region that saves its inputs alone."""
-    replaced: list[nn.Module] = []
-    try:
-        for blocks in segments:
-            modules = [module for block in blocks for module in block]
-            segment = _Segment(modules)
-            for module in modules:
-                if "forward" in vars(module):
-                    raise ValueError(
-                        f"{type(module).__name__}.forward was replaced on the instance: remove that first."
-                    )
-                module.forward = segment.wrap(module, module.forward)  # type: ignore[method-assign]
-                replaced.append(module)
-        yield
-    finally:
-        for module in replaced:
-            del module.forward
-
-
-class _Segment:
-    """Consecutive modules of a chain. Each pass through them is one region, or more if the chain is broken."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.last = modules[-1]
-        self.devices = tuple({d for module in modules for d in devices_of(module)})
-        self.region: _Region | None = None
-
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            # A cache of keys and values would be filled twice by a forward that runs twice.
-            args = tuple(None if hasattr(argument, "get_seq_length") else argument for argument in args)
-            kwargs = {k: None if k.startswith(("past_key_value", "layer_past")) else v for k, v in kwargs.items()}
-            if "use_cache" in kwargs:
-                kwargs["use_cache"] = False
-            if self.region is None or not self.region.continues(args, kwargs):
-                self.region = _Region(self.devices)
-            region = self.region
-            if module is self.last:
-                self.region = None
-            return region.forward(forward, args, kwargs)
-
-        return run
-
-
-class _Previous:
-    """Stands for the n-th tensor of the previous module's output in the arguments of the next."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-class _Region:
-    """A run of modules whose saved tensors are dropped, and made again when the backward asks for the first."""
-
-    def __init__(self, devices: Sequence[torch.device]) -> None:
-        self.devices = devices
-        self.calls: list[tuple[Callable[..., Any], Any]] = []
-        self.outputs: list[weakref.ref[Tensor]] = []
-        self.kept: set[int] = set()  # storages that stay alive anyway: parameters and the region's inputs
-        self.count = 0
-        self.values: dict[int, Tensor] = {}
-        with kept_generators(devices) as generators:
-            self.random = [generator.get_state() for generator in generators]
-        self.autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-
-    def continues(self, args: Any, kwargs: Any) -> bool:
-        """Whether these arguments hold the output of the last module that ran."""
-        outputs = {id(output()) for output in self.outputs if output() is not None}
-        return any(id(leaf) in outputs for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-
-    def forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        positions = {id(output()): i for i, output in enumerate(self.outputs) if output() is not None}
-
-        def record(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor) and id(leaf) in positions:
-                return _Previous(positions[id(leaf)])
-            if isinstance(leaf, Tensor):
-                self.kept.add(_storage(leaf))
-            return leaf
-
-        self.calls.append((forward, pytree.tree_map(record, (args, kwargs))))
-        owner = getattr(forward, "__self__", None)
-        if isinstance(owner, nn.Module):
-            self.kept.update(_storage(parameter) for parameter in owner.parameters())
-        with saved_tensors_hooks(self.pack, self.unpack):
-            out = forward(*args, **kwargs)
-        self.outputs = [weakref.ref(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-        return out
-
-    def pack(self, tensor: Tensor) -> Tensor | int:
-        if _storage(tensor) in self.kept:
-            return tensor.detach()
-        self.count += 1
-        return self.count - 1
-
-    def unpack(self, packed: Tensor | int) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        if packed not in self.values:
-            self._recompute()
-        return self.values.pop(packed)
-
-    def _recompute(self) -> None:
-        made = 0
-
-        def pack(tensor: Tensor) -> int:
-            nonlocal made
-            if _storage(tensor) not in self.kept:
-                self.values[made] = tensor.detach()
-                made += 1
-                if made == self.count:
-                    raise _Complete
-            return 0
-
-        with kept_generators(self.devices) as generators, torch.enable_grad():
-            for generator, state in zip(generators, self.random, strict=True):
-                generator.set_state(state)
-            with self._cast(0), self._cast(1), saved_tensors_hooks(pack, lambda _: torch.empty(0)):
-                try:
-                    self._replay()
-                except _Complete:
-                    return
-        raise RuntimeError(
-            f"a block saved {self.count} tensors in its forward and {made} when it was computed again: its forward "
-            "is not the same twice. Use Everything()."
-        )
-
-    def _replay(self) -> None:
-        previous: list[Any] = []
-        for forward, recorded in self.calls:
-
-            def restore(leaf: Any, previous: list[Any] = previous) -> Any:
-                if isinstance(leaf, _Previous):
-                    return previous[leaf.index]
-                if isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, nn.Parameter):
-                    return leaf.detach().requires_grad_()
-                return leaf
-
-            args, kwargs = pytree.tree_map(restore, recorded)
-            out = forward(*args, **kwargs)
-            previous = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-
-    def _cast(self, which: int) -> AbstractContextManager[Any]:
-        device, enabled, dtype = self.autocast[which]
-        return torch.autocast(device, dtype=dtype, enabled=enabled) if enabled else nullcontext()
-
-
-class _Complete(Exception):
-    """All that the backward needs has been computed again: the rest of the region need not run."""
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,18 @@ from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.reverse import Reverse
 from gradcost.key import Key
 from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks, Everything, Saving, Segments
+from gradcost.region import Items
+from gradcost.saving import (
+    Attention,
+    Blocks,
+    Everything,
+    Matmuls,
+    Offloaded,
+    Saving,
+    Schedule,
+    Segments,
+    Selective,
+)
 from tables import KEY as BUILD
 from tables import OBJECTIVES, cross_entropy
 from vectors import estimated
@@ -31,8 +43,30 @@ def assert_same_bits(objective: Objective, batch: Any, saving: Saving) -> None:
     assert [name for (name, one), (_, other) in leaves if not torch.equal(one, other)] == []
 
 
+def drawn(blocks: int, draw: Random, depth: int = 3) -> Items:
+    """A nested schedule of so many blocks."""
+    items: list[Any] = []
+    while blocks:
+        some = draw.randint(1, blocks)
+        items.append(some if depth == 0 or draw.random() < 0.3 else drawn(some, draw, depth - 1))
+        blocks -= some
+    return tuple(items)
+
+
+def nested(blocks: int, several: int = 6) -> list[Saving]:
+    """A comb (each region is all but the last block of the one around it), two levels, and what chance gives."""
+    comb: Items = (1,)
+    for _ in range(blocks - 1):
+        comb = (comb, 1)
+    draw = Random(blocks)
+    fixed: list[Items] = [(comb,), (((1,),) * blocks,)]
+    return [*dict.fromkeys(Schedule(items) for items in (*fixed, *(drawn(blocks, draw) for _ in range(several))))]
+
+
 def savings(blocks: int) -> list[Saving]:
-    return [Blocks(), *(Segments(count) for count in range(1, blocks + 1))]
+    segments = [Segments(count) for count in range(1, blocks + 1)]
+    selective = [Selective(), Selective((Attention(),)), Selective((Matmuls(),))]
+    return [Blocks(), *segments, *nested(blocks), *selective, Offloaded()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -46,9 +80,11 @@ def test_recomputing_changes_no_bit(name: str, saving: Saving, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("name", ["mlp", "transformer", "cnn"])
-@pytest.mark.parametrize("saving", [Blocks(), Segments(2)], ids=repr)
-def test_recomputing_changes_no_bit_of_micro_batches_nor_under_autocast(name: str, saving: Saving):
+@pytest.mark.parametrize("saving", [Blocks(), Segments(2), 0, 1, Selective(), Offloaded()], ids=repr)
+def test_recomputing_changes_no_bit_of_micro_batches_nor_under_autocast(name: str, saving: Saving | int):
     objective, batch = OBJECTIVES[name].make()
+    if isinstance(saving, int):
+        saving = nested(OBJECTIVES[name].blocks)[saving]
     assert_same_bits(objective.in_parts(3), batch, saving)
     cast = Objective(objective.model, lambda model, batch: autocast(objective, batch))
     assert_same_bits(cast, batch, saving)
@@ -201,6 +237,22 @@ def test_recomputing_changes_no_bit_for_transformers_models(make: Callable[[], t
         )
 
 
+@pytest.mark.parametrize("make", [llama, bert, gpt2], ids=lambda make: make.__name__)
+def test_nested_schedules_change_no_bit_for_transformers_models_in_bfloat16(
+    make: Callable[[], tuple[Any, Any, int]],
+):
+    kind, config, _ = make()
+    config.num_hidden_layers = layers = 5
+    with randomness(BUILD):
+        model = kind(config).train().to(torch.bfloat16)
+        words = torch.randint(31, (3, 9))
+        labels = torch.randint(2, (3,)) if make is bert else words
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": labels}
+    objective = Objective(model, lambda model, batch: model(**batch, use_cache=False).loss)
+    for saving in [*nested(layers), Selective(), Offloaded()]:
+        assert_same_bits(objective, batch, saving)
+
+
 def test_accumulated_checkpointing_is_accumulated_backprop():
     objective, batch = OBJECTIVES["transformer"].make()
     plain, found = (
@@ -213,12 +265,17 @@ def test_accumulated_checkpointing_is_accumulated_backprop():
 # ---- refusals
 
 
-@pytest.mark.parametrize("saving", [Blocks(), Segments(2)], ids=repr)
+@pytest.mark.parametrize("saving", [Blocks(), Segments(2), Selective(), Schedule((1,))], ids=repr)
 def test_a_model_without_blocks_is_refused_with_a_way_out(saving: Saving):
     for problem in OBJECTIVES.values():
         objective, batch = problem.make()
         objection = Reverse(saving).objection(objective, batch)
-        if problem.blocks:
+        if problem.blocks and saving == Schedule((1,)):
+            assert objection is not None
+            assert (
+                f"is a schedule of 1 blocks, and {type(objective.model).__name__} has {problem.blocks}" in objection
+            )
+        elif problem.blocks:
             assert objection is None
         else:
             assert objection is not None

@@ -186,12 +186,23 @@ def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
 
 
 def test_what_does_not_fit_the_memory_is_a_row_with_its_reason(tmp_path: Path):
-    ran = gradcost(*SHORT, *TWO, "--memory", "60000B", "-o", "r", folder=tmp_path)
+    ran = gradcost(*SHORT, *TWO, "--memory", "40000B", "-o", "r", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "over the budget" in ran.stdout
     assert [r["method"] for r in records(tmp_path / "r") if r["kind"] == "refused"] == ["backprop()"]
     nothing = gradcost(*SHORT, *TWO, "--memory", "1kB", "-o", "none", folder=tmp_path)
     assert nothing.returncode == 4
+
+
+def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
+    """charlm's blocks can be run again, so an exact gradient fits where plain backpropagation does not."""
+    arguments = ["compare", "--task", "charlm", "--model", "Gpt(layers=4, width=16, heads=2)", "--dry-run"]
+    plain = gradcost(*arguments, folder=tmp_path).stdout.splitlines()
+    assert not any("backprop in" in line for line in plain)
+    ran = gradcost(*arguments, "--memory", "2.5MiB", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "backprop(): not run. a step needs" in ran.stderr + ran.stdout
+    assert any(line.startswith("backprop in 2.5 MiB") for line in ran.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,8 @@
-"""The instruments of cost/, each against what arithmetic says."""
+"""The trackers of cost/, each against what arithmetic says."""
 
 from __future__ import annotations
 
-import itertools
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,91 +10,123 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost import SGD, Adam, Jvp, Key, Objective, Probing, Reverse, backprop, checkpointed, mezo, spsa
-from gradcost.cost.clock import Timing, time_steps
-from gradcost.cost.flops import CountedFlops
-from gradcost.cost.measure import measure_step
-from gradcost.cost.storage import LiveBytes
-from gradcost.estimators.estimator import Estimator
+from gradcost import Estimator, Jvp, Key, Objective, Probing, Reverse, backprop, checkpointed, forward_gradient, mezo
+from gradcost.cost.flops import Counted, Counts
+from gradcost.cost.storage import LiveBytes, Memory, Purpose
 from gradcost.objective import randomness
 
 
+def followed(work: Callable[[], object], model: nn.Module | None = None) -> Memory:
+    live = LiveBytes(model or nn.Module())
+    with live.followed():
+        work()
+    return live.memory()
+
+
+def counted(work: Callable[[], object], model: nn.Module | None = None) -> Counts:
+    with Counted(model or nn.Module()).followed() as counts:
+        work()
+    return counts
+
+
 def test_live_bytes_counts_a_storage_once_and_until_its_last_view_is_gone():
-    with LiveBytes() as live:
+    def work() -> None:
         a = torch.zeros(1000)
         view = a[10:]
-        assert live.now == 4000
         del a
-        assert live.now == 4000
+        b = torch.zeros(10)
         del view
-        assert live.now == 0
-    assert live.peak == 4000
+        del b
+
+    memory = followed(work)
+    assert (memory.peak, memory.operator) == (4040, "aten.zeros.default")
+    assert memory.timeline == (4000, 4040, 40, 0)
 
 
 def test_live_bytes_does_not_count_what_was_there_before():
     weights = torch.zeros(1000)
-    live = LiveBytes()
-    live.ignore(weights)
-    with live:
+
+    def work() -> None:
         weights.add_(1)
         weights.view(10, 100).t()
-        product = weights * 2
-    assert live.peak == product.nbytes
+        weights.mul(2)
+
+    assert followed(work).peak == weights.nbytes
+    live = LiveBytes(nn.Module())
+    live.register("inputs", [weights, weights[5:]])
+    assert live.standing == 4000
+    with live.followed():
+        work()
+    assert (live.memory().peak, live.memory().beyond) == (8000, 4000)
+
+
+def test_live_bytes_rounds_to_blocks_and_follows_a_storage_that_is_resized():
+    live = LiveBytes(nn.Module(), block=512)
+    with live.followed():
+        a = torch.zeros(1)
+        a.untyped_storage().resize_(5000)
+    assert live.memory().peak == 5120
+
+
+def test_nothing_followed_is_said_in_a_sentence():
+    with pytest.raises(ValueError, match="no operation was followed"):
+        LiveBytes(nn.Module()).memory()
+
+
+def test_the_breakdown_sums_to_the_peak_and_says_what_and_where():
+    with randomness(Key(0)):
+        model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 64))
+        x = torch.randn(256, 32)
+    objective = Objective(model, lambda model, batch: model(batch).square().mean())
+    weights = sum(p.nbytes for p in model.parameters())
+    kept: list[tuple[Estimator, Purpose]]
+    kept = [(backprop(), "saved activations"), (forward_gradient(), "tangents and noise")]
+    for estimator, purpose in kept:
+        live = LiveBytes(model)
+        live.register("inputs", [x])
+        with live.followed():
+            estimator.stream(objective, x, Key(0), lambda name, gradient: None)
+        memory = live.memory()
+        assert sum(memory.breakdown.values()) == memory.peak == max(memory.timeline)
+        assert memory.breakdown["parameters"] == weights
+        assert memory.breakdown["inputs"] == x.nbytes
+        assert memory.breakdown[purpose] > 0
+        assert memory.beyond == memory.peak - weights - x.nbytes
+        assert memory.operator.startswith("aten.")
+        assert memory.module in ("", "0", "1", "2")
 
 
 def test_flops_of_products_are_counted_in_place_too():
-    with CountedFlops() as counted:
+    def work() -> None:
         torch.matmul(torch.zeros(3, 5), torch.zeros(5, 7))
         torch.zeros(3, 7).addmm_(torch.zeros(3, 5), torch.zeros(5, 7))
-    assert (counted.flops, counted.matmuls) == (2 * 2 * 3 * 5 * 7, 2)
+
+    counts = counted(work)
+    assert (counts.flops, counts.matmuls) == (2 * 2 * 3 * 5 * 7, 2)
 
 
-def test_a_clock_doubts_a_wide_spread_and_keeps_its_samples():
-    assert Timing((1.0,) * 30, 0.0).doubt is None
-    assert Timing((1.0,) * 30).doubt is None
-    wide = Timing((1.0, 2.0) * 15, 0.0)
-    assert wide.doubt is not None
-    assert "spreads over" in wide.doubt
-    turn = itertools.count()
-    reading = time_steps(lambda: next(turn), samples=5, warmup=2, attempts=1)
-    assert next(turn) == 2 + len(reading.samples) >= 7
+def test_every_byte_that_moves_and_every_module_that_computes_is_counted():
+    model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU())
+    x = torch.zeros(3, 5)
+    with torch.no_grad():
+        counts = counted(lambda: model(x), model)
+    product, relu = 4 * (3 * 5 + 5 * 7 + 3 * 7), 4 * 2 * 3 * 7
+    assert counts.moved == product + relu
+    assert counts.work == {(2 * 3 * 5 * 7, product): 1, (0, relu): 1}
+    assert counts.flops_by_module == {"0": 2 * 3 * 5 * 7}
+    assert counts.elementwise == 3 * 7
+    assert not counts.uncounted
 
 
-def test_a_clock_sees_that_others_use_the_machine():
-    """A spread is blind to it: threads that wait for one another on a shared core are slow in lock step."""
-    spin = [sys.executable, "-c", "import time\nend = time.time() + 20\nwhile time.time() < end: pass"]
-    others = [subprocess.Popen(spin) for _ in range(2)]
-    try:
-        reading = time_steps(lambda: time.sleep(0.01), samples=60, attempts=1)
-    finally:
-        for other in others:
-            other.kill()
-    if Path("/proc/stat").exists():
-        assert (reading.others or 0.0) > 0.5
-        assert "other programs" in (reading.doubt or "")
-    else:
-        assert reading.others is None
+def test_what_has_no_formula_is_said():
+    assert counted(lambda: torch.linalg.qr(torch.eye(3))).uncounted == {"aten.linalg_qr": 1}
 
 
-def linears(count: int, width: int) -> tuple[Objective, Tensor]:
-    with randomness(Key(1)):
-        layers = [nn.Linear(width, width, bias=False) for _ in range(count)]
-        x = torch.randn(16, width)
-    return Objective(nn.Sequential(*layers), lambda model, batch: model(batch).square().mean()), x
-
-
-def test_an_optimizer_pays_for_its_state():
-    objective, x = linears(4, 64)
-    state = measure_step(objective, x, backprop(), Adam(1e-9)).peak_bytes
-    none = measure_step(objective, x, backprop(), SGD(1e-9)).peak_bytes
-    weights = 4 * 64 * 64 * 4
-    assert state - none >= 2 * weights
-
-
-@pytest.mark.parametrize(("estimator", "forwards"), [(backprop(), 11 / 4), (spsa(), 2), (mezo(probes=3), 6)])
-def test_a_step_in_forwards_is_what_theory_says(estimator: Estimator, forwards: float):
-    objective, x = linears(4, 64)
-    assert measure_step(objective, x, estimator, SGD(1e-9)).forwards == forwards
+def test_random_numbers_that_are_added_to_weights_are_counted():
+    model = nn.Linear(8, 4, bias=False)
+    objective = Objective(model, lambda model, x: model(x).sum())
+    x = torch.ones(2, 8)
+    assert counted(lambda: mezo().estimate(objective, x, Key(0)), model).drawn == 2 * 32
 
 
 def smollm2_like(layers: int = 4) -> tuple[Objective, Tensor]:
@@ -129,12 +157,9 @@ def largest_module(objective: Objective) -> int:
     return max(sum(p.nbytes for p in module.parameters(recurse=False)) for module in objective.model.modules())
 
 
-def peak(objective: Objective, work: object) -> int:
-    live = LiveBytes()
-    live.ignore(*objective.model.parameters(), *objective.model.buffers())
-    with live:
-        work()  # type: ignore[operator]
-    return live.peak
+def peak(objective: Objective, work: Callable[[], object]) -> int:
+    """Bytes beyond the weights; the batch was there before."""
+    return followed(work, objective.model).beyond
 
 
 def test_probing_needs_little_more_than_a_forward_on_smollm2_shapes():

@@ -15,7 +15,7 @@ import pytest
 from markupsafe import escape
 from report_records import HOSTILE, METHODS, cost, made, records, study, trial, write_folder
 
-from gradcost.report import html, summary, tables, wording
+from gradcost.report import html, pages, summary, tables, wording
 from gradcost.report.figures import figures
 from gradcost.study.records import Results, read
 
@@ -162,7 +162,7 @@ def test_a_write_that_fails_keeps_the_old_page(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(html.os, "replace", full)
+    monkeypatch.setattr(pages.os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         html.write(folder)
     assert (folder / "report.html").read_text() == "old"

@@ -47,14 +47,19 @@ def compare_methods(
 ) -> int:
     """Run or resume a comparison and show what came of it. Returns the exit code."""
     found, task_name, model_name, user_file = spec.task(task, model)
+    budget = spec.size(memory) if memory else None
+    chosen = [(text.strip(), spec.method(text)) for text in methods or METHODS]
+    exact = compare.exact_within(found, budget) if budget is not None and not methods else None
+    if exact is not None:
+        chosen.insert(1, (f"backprop in {size(budget)}", exact))
     comparison = Comparison(
         found,
-        tuple((text.strip(), spec.method(text)) for text in methods or METHODS),
+        tuple(chosen),
         rates(span, points),
         steps or getattr(found, "steps", 1000),
         tuple(range(1, seeds + 1)),
         target,
-        spec.size(memory) if memory else None,
+        budget,
         user_file,
     )
     name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
@@ -99,9 +104,7 @@ def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
 def _plan(comparison: Comparison, costs: dict, folder: Path) -> None:
     runs = len(costs) * (len(comparison.rates) + len(comparison.seeds))
     console.show(f"{runs} runs of {comparison.steps:,} steps would go into {folder}; a step of each:")
-    rows = [
-        [label, size(cost.peak_bytes), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in costs.items()
-    ]
+    rows = [[label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in costs.items()]
     console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +79,44 @@ def compare(
 
 @app.command()
 @sentences
+def plan(
+    memory: Annotated[
+        str, typer.Option(help="Budget for the peak of a whole step, weights included: 24GiB, or 24GB.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="hf:CONFIG.json, MODULE:FACTORY, FILE.py:FACTORY, or one of the task's.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION, where FUNCTION(batch size) gives a batch (x, y).")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Plan for a task's model and batch instead.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the step would run: cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16; the model's own if none.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples of a batch; 8 if none.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of an example; 512 if none.")] = None,
+    lora: Annotated[int | None, typer.Option(help="Freeze the model and train LoRA adapters of this rank.")] = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="The head and the loss of a language model in so many chunks.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="What the gradient is used by.")] = "AdamW(lr=0.001)",
+    method: Annotated[
+        list[str] | None, typer.Option(help='Repeatable: "mezo(probes=4)". The usual ones if none.')
+    ] = None,
+    max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits, too.")] = False,
+    as_json: Json = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page with figures.")] = None,
+) -> int:
+    """Say what a step by each method would take, and which to use, before anything runs: no weights are made."""
+    from gradcost.cli.plan import plan_methods
+
+    return plan_methods(
+        model, data, task, memory, device, dtype, batch, length, lora, chunks, optimizer, method or [], max_batch,
+        as_json, output,
+    )  # fmt: skip
+
+
+@app.command()
+@sentences
 def methods(as_json: Json = False) -> None:
     """List the methods and the parts that they are made of."""
     from gradcost.cli import console, spec
@@ -142,7 +181,12 @@ def report(
 
 @app.command()
 @sentences
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure for 10 s what the machine does in a second, and remember it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what this machine and installation can do."""
     import torch
 
@@ -154,10 +198,18 @@ def doctor(as_json: Json = False) -> None:
         "cuda": str(torch.cuda.is_available()),
         "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
     }
+    rows = [[name, str(value)] for name, value in found.items()]
+    if calibrate:
+        from gradcost.cost import roofline
+
+        rates = roofline.calibrate()
+        console.say(f"remembered in {roofline.remember(rates)}")
+        found |= {"rates": asdict(rates)}
+        rows += [list(row) for row in rates.rows()]
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    console.show_table(["", ""], [[name, str(value)] for name, value in found.items()], left=True)
+    console.show_table(["", ""], rows, left=True)
 
 
 def version(wanted: bool) -> None:

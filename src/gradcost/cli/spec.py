@@ -14,7 +14,7 @@ from typing import Any
 
 _HOMES = {
     "method": ("combine", "directions", "estimators.presets", "saving", "slopes")
-    + ("estimators.accumulated", "estimators.clipped", "estimators.probing", "estimators.reverse"),
+    + ("cost.within", "estimators.accumulated", "estimators.clipped", "estimators.probing", "estimators.reverse"),
     "optimizer": ("training.optimizers",),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
 }
@@ -120,6 +120,62 @@ def method(text: str) -> Any:
     return found
 
 
+def optimizer(text: str) -> Any:
+    """An optimizer. Raises: ValueError when the expression stands for something else."""
+    from gradcost.training.optimizers import Optimizer
+
+    found = parse(text, "optimizer")
+    if not isinstance(found, Optimizer):
+        raise ValueError(f"{text!r} is no optimizer: write AdamW(lr=0.001), for example.")
+    return found
+
+
+def dtype(text: str | None) -> Any:
+    """A floating-point torch.dtype by its name; None for None. Raises: ValueError with the names."""
+    if text is None:
+        return None
+    import torch
+
+    known = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "fp64": "float64"}
+    names = ("bfloat16", "float16", "float32", "float64")
+    name = known.get(text, text.removeprefix("torch."))
+    if name not in names:
+        raise ValueError(f"no type of numbers {text!r}.{hint(name, dict.fromkeys(names))} Types: {', '.join(names)}.")
+    return getattr(torch, name)
+
+
+def device(text: str | None) -> str | None:
+    """The type of a device that forecasts can be made for. Raises: ValueError with the types."""
+    if text is not None and text.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"no device {text!r} is known here: forecasts are for cpu or cuda.")
+    return text and text.partition(":")[0]
+
+
+def named(text: str, option: str) -> Callable[..., Any]:
+    """What FILE.py:NAME or MODULE:NAME stands for: something to call. Raises: ValueError with a sentence."""
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise ValueError(f"{option} {text!r} names nothing: write FILE.py:NAME or MODULE:NAME.")
+    if place.endswith(".py"):
+        found = _loaded(str(Path(place).resolve()))
+    else:
+        import sys
+
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an installed command does not look here
+        try:
+            found = importlib.import_module(place)
+        except Exception as error:
+            raise ValueError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.remove(str(Path.cwd()))
+    if not hasattr(found, name):
+        raise ValueError(f"{place} defines no {name}.{hint(name, vars(found))}")
+    thing = getattr(found, name)
+    if not callable(thing):
+        raise ValueError(f"{text} is {type(thing).__name__}, which cannot be called: {option} is a function.")
+    return thing
+
+
 def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None]:
     """A task, its name and its model's name, and the user's file if it comes from one.
 
@@ -166,15 +222,19 @@ def _model_name(found: Any) -> str:
     return next((name for name, model in models.items() if model == mine), repr(mine) if mine else "its own model")
 
 
-def _from_file(path: str, name: str) -> Any:
+def _loaded(path: str) -> Any:
     from gradcost.study.perform import load_file
 
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}.")
     try:
-        module = load_file(path)
+        return load_file(path)
     except Exception as error:
         raise ValueError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def _from_file(path: str, name: str) -> Any:
+    module = _loaded(path)
     if not hasattr(module, name):
         raise ValueError(f"{path} defines no {name}.")
     found = getattr(module, name)

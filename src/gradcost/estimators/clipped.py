@@ -7,6 +7,7 @@ from typing import Any
 
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
 from gradcost.estimators.probing import replayed
+from gradcost.fake import numbers
 from gradcost.gradient import Seeded
 from gradcost.key import Key
 from gradcost.objective import Objective
@@ -42,8 +43,8 @@ class Clipped(Estimator):
             raise ValueError(self._unclippable())
         cut = found.slopes.abs() > self.slope
         factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
-        gradient = found.gradient.scaled(factors.tolist())
-        return replace(found, gradient=gradient, clipped=float(cut.double().mean()))
+        gradient = found.gradient.scaled(numbers(factors))
+        return replace(found, gradient=gradient, clipped=sum(numbers(cut.double())) / len(cut))
 
     def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)

@@ -10,11 +10,13 @@ import torch
 from gradcost.combine import Combine, Mean
 from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.fake import numbers
 from gradcost.gradient import Seeded, Spent
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.slopes import Slope
 from gradcost.value import value
+from gradcost.watch import tell
 
 
 @value
@@ -45,7 +47,7 @@ class Probing(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         seeds = self.directions.seeds(key, self.probes, objective.dimension)
         loss, slopes = self.slope.measure(objective, batch, key, self.directions, seeds)
-        coefficients = self.combine.coefficients(slopes.tolist())
+        coefficients = self.combine.coefficients(numbers(slopes))
         return Estimate(loss, Seeded(objective, self.directions, seeds, coefficients), slopes)
 
     def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
@@ -59,6 +61,6 @@ def replayed(estimate: Estimate, use: Use) -> Estimate:
     """Hand out the leaves of an estimate's gradient, one alive at a time."""
     for name, gradient in estimate.gradient.leaves():
         with torch.no_grad():
-            use(name, gradient)
+            use(name, tell("gradients", gradient))
         del gradient  # before the next one is made
-    return replace(estimate, gradient=Spent(estimate.gradient.objective))
+    return replace(estimate, gradient=Spent(estimate.gradient.objective, estimate.gradient.nbytes))

@@ -42,7 +42,7 @@ class Reverse(Estimator):
         with (
             _grads_aside(objective),
             torch.enable_grad(),
-            self.saving.applied(objective.model),
+            self.saving.applied(objective, batch),
             closing(objective.losses(batch, key)) as parts,
         ):
             for number, (weight, loss) in enumerate(parts):
@@ -59,10 +59,10 @@ class Reverse(Estimator):
                     weighted.backward(inputs=parameters)
                 total = weighted.detach() if total is None else total + weighted.detach()
         assert total is not None
-        return Estimate(total, Spent(objective))
+        return Estimate(total, Spent(objective, sum(parameter.nbytes for parameter in parameters)))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.saving.objection(objective.model)
+        return self.saving.objection(objective, batch)
 
 
 @contextmanager

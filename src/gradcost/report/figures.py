@@ -10,7 +10,7 @@ from typing import Any
 
 from gradcost.report import series, wording
 from gradcost.report.look import BYTES, QUIET, Figure, Look
-from gradcost.report.palette import CROSS
+from gradcost.report.palette import CROSS, marks
 from gradcost.report.summary import summarise
 from gradcost.report.ticks import powers_of_ten, powers_of_two
 from gradcost.report.wording import count, number, size
@@ -28,7 +28,7 @@ def frontier(results: Results) -> Figure | None:
     rows, seeds = series.frontier(results)
     if not rows:
         return None
-    look = Look(results)
+    look = _look(results)
     alt = look.alt
     memory = results.study.memory
     peaks = [row["bytes"] for row in rows] + ([memory] if memory else [])
@@ -78,7 +78,7 @@ def _loss(results: Results, points: series.Points, title: str, what: str) -> Fig
     rows = series.curves(results, points)
     if not rows:
         return None
-    look = Look(results)
+    look = _look(results)
     alt = look.alt
     least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
     log = least > 0 and most > 20 * least
@@ -129,7 +129,7 @@ def landscape(results: Results) -> Figure | None:
     rows = series.grid(results)
     if not rows:
         return None
-    look = Look(results)
+    look = _look(results)
     alt = look.alt
     floor = min(0.0, *(row["accuracy"] for row in rows))
     rates = [row["lr"] for row in rows]
@@ -184,7 +184,7 @@ def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str)
     """One bar a method with its label above it, so that the bars have the whole width of a phone."""
     if not rows:
         return None
-    look = Look(results)
+    look = _look(results)
     alt = look.alt
     rows = [{"high": row["value"], **row} for row in rows]
     y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None)
@@ -207,6 +207,11 @@ def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str)
         spread = spread.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=alt.ColorValue(QUIET))
         layers.append(spread.encode(opacity=look.opacity(1)))
     return look.figure(what, f"A step, in {what}", caption, layers, height=38 * len(rows))
+
+
+def _look(results: Results) -> Look:
+    methods = [row.method for row in summarise(results)]
+    return Look(methods, marks(list(dict.fromkeys([*results.study.methods, *methods]))))
 
 
 def _protocol(results: Results) -> str:

@@ -1,24 +1,13 @@
-"""The report as one HTML file that needs no network: verdict, tables, figures, tuning, refusals, machine.
-
-Vega is inlined once and every figure is a JSON specification. The page forbids itself to load anything or
-to run a script other than its own two (a Content-Security-Policy with their hashes), so a label from the
-records is never more than text. Needs the extra gradcost[report].
-"""
+"""The report as one HTML file: verdict, tables, figures, tuning, refusals, machine. Needs gradcost[report]."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from base64 import b64encode
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gradcost.report import tables
-from gradcost.report.extra import need
 from gradcost.report.figures import figures
+from gradcost.report.pages import cell, rendered, write_whole
 from gradcost.report.palette import marks
 from gradcost.report.summary import Row, choose, sentences, summarise
 from gradcost.report.wording import count, listed, number, percent, rate, size
@@ -31,43 +20,25 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
     The file appears whole or not at all. Raises ValueError when `folder` holds no results, and ImportError
     with the name of the extra when a package is missing.
     """
-    text = page(read(folder))
-    path = Path(output) if output is not None else Path(folder) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)  # a temporary file is its owner's alone
-        os.replace(unfinished, path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(page(read(folder)), Path(output) if output is not None else Path(folder) / "report.html")
 
 
 def page(results: Results) -> str:
     """The whole page, a pure function of the results."""
-    jinja2, safe = need("jinja2"), need("markupsafe").Markup
-    scripts = [_bundle(), _packaged("report.js")]
     rows, study = summarise(results), results.study
     choice = choose(rows, study)
-    drawn = figures(results)
-    specs = {figure.name: {k: v for k, v in figure.spec.items() if k != "$schema"} for figure in drawn}
     named = [*study.methods, *(row.method for row in rows), *(r.method for r in results.refused)]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return template.from_string(_packaged("report.html.j2")).render(
+    return rendered(
+        "report.html.j2",
+        figures(results),
         title=f"{study.task_name} / {study.model_name}",
         facts=_facts(results),
-        css=safe(_packaged("report.css")),
-        allowed=safe(" ".join(map(_fingerprint, scripts))),
         sentences=sentences(results),
         picked=choice.row.method if choice else None,
         marks=marks(list(dict.fromkeys(named))),
         methods=[row.method for row in rows],
         decision=_decision(results, rows),
         notes=_notes(results, rows),
-        figures=drawn,
         audit=tables.audit(results),
         lists=[
             ("Refused", ("method", "why"), [(r.method, r.reason) for r in results.refused]),
@@ -75,8 +46,6 @@ def page(results: Results) -> str:
         ],
         environment=results.environment,
         footer=_footer(results),
-        specs=safe(_harmless(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
-        scripts=[safe(script) for script in scripts],
     )
 
 
@@ -100,7 +69,7 @@ def _decision(results: Results, rows: list[Row]) -> dict[str, Any]:
     most = max((row.peak_bytes or 0 for row in rows), default=0)
     made = []
     for row, line in zip(rows, lines, strict=True):
-        cells = [_cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)]
+        cells = [cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)]
         cells[0]["strip"] = _strip(row)
         if row.peak_bytes:
             cells[2]["bar"] = f"{100 * row.peak_bytes / most:.1f}"
@@ -108,14 +77,7 @@ def _decision(results: Results, rows: list[Row]) -> dict[str, Any]:
         cells[6]["warn"] = row.diverged > 0
         cells[7]["warn"] = row.edge is not None
         made.append({"method": row.method, "cells": cells})
-    return {"columns": columns, "rows": made}
-
-
-def _cell(label: str, text: str) -> dict[str, Any]:
-    """A cell in two parts: the number, and in small what follows it after " [", " (" or a comma."""
-    first = min((i for sep in (" [", " (", ", ") if (i := text.find(sep)) >= 0), default=len(text))
-    first, more = text[:first], text[first:].removeprefix(",").strip()
-    return {"label": label, "text": first, "more": more, "strip": None, "bar": None, "warn": False}
+    return {"title": "What each method costs, and what it does to accuracy", "columns": columns, "rows": made}
 
 
 def _strip(row: Row) -> dict[str, str] | None:
@@ -162,20 +124,3 @@ def _footer(results: Results) -> str:
         were = "was" if results.torn == 1 else "were"
         text += f" {count(results.torn, 'line')} of records.jsonl could not be read and {were} skipped."
     return text
-
-
-def _bundle() -> str:
-    return need("vl_convert").javascript_bundle("window.vegaEmbed = vegaEmbed;")
-
-
-def _packaged(name: str) -> str:
-    return files("gradcost.report").joinpath(name).read_text("utf-8")
-
-
-def _fingerprint(script: str) -> str:
-    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
-
-
-def _harmless(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradcost.report.extra import need
-from gradcost.report.palette import marks
-from gradcost.report.summary import summarise
-from gradcost.study.records import Results
+from gradcost.report.palette import Mark
 
 HEIGHT = 250
 QUIET = "#888888"  # rules and numbers that belong to no method, on paper and on the dark side alike
@@ -36,12 +34,11 @@ class Figure:
 
 
 class Look:
-    """How the methods of `results` are drawn. Every figure has a parameter `focus`: a method, or nothing."""
+    """How methods are drawn, each by its mark. Every figure has a parameter `focus`: a method, or nothing."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, methods: Sequence[str], drawn: Mapping[str, Mark]) -> None:
         self.alt = need("altair")
-        self.methods = [row.method for row in summarise(results)]
-        drawn = marks(list(dict.fromkeys([*results.study.methods, *self.methods])))
+        self.methods = list(methods)
         used = [drawn[method] for method in self.methods]
         colours = self.alt.Scale(domain=self.methods, range=[mark.colour for mark in used])
         shapes = self.alt.Scale(domain=self.methods, range=[mark.shape for mark in used])

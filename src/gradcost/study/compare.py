@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
-from gradcost.cost.measure import StepCost, measure_step, time_step
+from gradcost.cost.forecast import Forecast, forecast
+from gradcost.cost.measure import time_step
+from gradcost.cost.within import Within
 from gradcost.dual import Note
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.reverse import Reverse
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.study import ledger
@@ -113,8 +116,8 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
     ledger.write_document(folder / "study.json", document)  # last: a folder without it is not taken up
 
 
-def survey(comparison: Comparison) -> Iterator[tuple[str, StepCost | str]]:
-    """For each method its step's bytes and FLOPs, or the reason why it cannot serve or does not fit.
+def survey(comparison: Comparison) -> Iterator[tuple[str, Forecast | str]]:
+    """For each method its step's bytes and FLOPs, told without a step, or why it cannot serve or does not fit.
 
     Raises: ValueError when the loss is not finite before the first step, for that is nobody's method's doing.
     """
@@ -126,20 +129,25 @@ def survey(comparison: Comparison) -> Iterator[tuple[str, StepCost | str]]:
         )
     for label, estimator in comparison.methods:
         objective, batch = _first_step(comparison.task)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Note)
-            yield label, _surveyed(objective, batch, estimator, comparison.memory)
+        yield label, _surveyed(objective, batch, estimator, comparison.memory)
 
 
-def _surveyed(objective: Objective, batch: Any, estimator: Estimator, memory: int | None) -> StepCost | str:
-    objection = estimator.objection(objective, batch)
-    if objection is not None:
-        return objection
-    cost = measure_step(objective, batch, estimator, SGD(1e-9))
-    if memory is not None and cost.peak_bytes > memory:
-        over = cost.peak_bytes - memory
-        return f"a step needs {cost.peak_bytes:,} bytes beyond the weights, {over:,} over the budget."
+def _surveyed(objective: Objective, batch: Any, estimator: Estimator, memory: int | None) -> Forecast | str:
+    try:
+        cost = forecast(estimator, objective, batch, SGD(1e-9))
+    except ValueError as objection:
+        return str(objection)
+    if memory is not None and cost.beyond > memory:
+        over = cost.beyond - memory
+        return f"a step needs {cost.beyond:,} bytes beyond the weights, {over:,} over the budget."
     return cost
+
+
+def exact_within(task: Any, memory: int) -> Estimator | None:
+    """Backpropagation that recomputes as little as it can to stay within `memory` bytes beyond the weights; None
+    where that is nothing."""
+    plain = forecast(Reverse(), *_first_step(task), SGD(1e-9))
+    return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
 
 
 def trials_of(comparison: Comparison, folder: Path, phase: str) -> list[Trial]:
@@ -164,7 +172,7 @@ def perform(comparison: Comparison, folder: Path, phase: str) -> Iterator[dict[s
             yield record
 
 
-def clock(comparison: Comparison, folder: Path, costs: dict[str, StepCost]) -> Iterator[str]:
+def clock(comparison: Comparison, folder: Path, costs: dict[str, Forecast]) -> Iterator[str]:
     """Time a step of each method, alone on the machine, and put its whole cost on record; one that an earlier
     call timed in doubt is timed again."""
     known = {cost.method for cost in read(folder).costs if cost.doubt is None}
@@ -180,7 +188,8 @@ def clock(comparison: Comparison, folder: Path, costs: dict[str, StepCost]) -> I
         ledger.append(
             folder,
             {"schema": 1, "kind": "cost", "method": label, "estimator": repr(estimator)}
-            | {"peak_bytes": cost.peak_bytes, "flops": cost.flops, "forwards": cost.forwards}
+            | {"peak_bytes": cost.beyond, "flops": cost.flops, "forwards": cost.forwards}
+            | {"breakdown": dict(cost.breakdown), "operator": cost.memory.operator, "module": cost.memory.module}
             | {"matmuls": cost.matmuls, "ms": timing.median, "ms_low": low, "ms_high": high}
             | {"doubt": timing.doubt, "others": timing.others, "fits": None if comparison.memory is None else True}
             | {"samples": [round(sample, 4) for sample in timing.samples]},

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradcost.estimators.estimator import Estimator, State
+from gradcost.estimators.estimator import Estimator
 from gradcost.key import Key
 from gradcost.objective import Objective
-from gradcost.training.optimizers import Leafwise, Optimizer
+from gradcost.training.optimizers import Optimizer
+from gradcost.training.stepping import Stepping
 
 
 class Trainable(Protocol):
@@ -62,19 +63,13 @@ def train(
     with the weights as the last whole step left them (for backprop, as far as its backward came).
     """
     objective = task.objective(key.fold("init"))
-    leafwise = Leafwise(optimizer, objective)
-    state: State | None = None
+    stepping: Stepping | None = None
     for number in itertools.count() if steps is None else range(steps):
         batch = task.batch_at(key.fold("data"), number)
-        if number == 0:
+        if stepping is None:
             objection = estimator.objection(objective, batch)
             if objection is not None:
                 raise ValueError(objection)
-            state = estimator.init(objective)
-        here = key.fold("step", number)
-        if objective.has_running_statistics():
-            objective.advance(batch, here)
-        found = estimator.stream(objective, batch, here, leafwise.use, state)
-        state = found.state
-        leafwise.advance()
+            stepping = Stepping(objective, estimator, optimizer)
+        found = stepping.step(batch, key.fold("step", number))
         yield Step(number, objective, found.loss, found.slopes, found.clipped)

@@ -100,7 +100,7 @@ class AdamW(Optimizer):
         return torch.optim.AdamW(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay)
 
 
-SMALL = 1 << 16  # bytes; leaves below share a call of the optimizer with a neighbour
+SMALL = 1 << 16  # bytes; leaves below share a call of the optimizer
 
 
 class Leafwise:
@@ -108,14 +108,14 @@ class Leafwise:
 
     Law: a step is what one optimizer over all leaves would do after `gradient.write()`, bit for bit: these
     optimizers treat every element by itself. Beside one leaf's `.grad` only some of less than 64 KiB exist:
-    those wait for a neighbour, because a call of an optimizer costs more than they do.
+    those wait for each other, because a call of an optimizer costs more than they do.
     """
 
     def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
         self.optimizer = optimizer
         self.step = 0
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        self.groups = {name: group for group in _neighbours(objective.leaves) for name in group}
+        self.groups = {name: group for group in _groups(objective.leaves) for name in group}
         self.parts = {
             group: optimizer.build([self.parameters[name] for name in group]) for group in self.groups.values()
         }
@@ -153,12 +153,14 @@ class Leafwise:
             part.load_state_dict(held)
 
 
-def _neighbours(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
-    """Consecutive leaves in groups of one large leaf at most, small ones with the large one before them."""
-    groups: list[list[str]] = []
+def _groups(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
+    """Every large leaf by itself, the small ones in the order of the leaves until they are large together."""
+    groups: list[tuple[str, ...]] = [(leaf.name,) for leaf in leaves if leaf.parameter.nbytes >= SMALL]
+    small: list[Leaf] = []
     for leaf in leaves:
-        if groups and leaf.parameter.nbytes < SMALL:
-            groups[-1].append(leaf.name)
-        else:
-            groups.append([leaf.name])
-    return [tuple(group) for group in groups]
+        if leaf.parameter.nbytes < SMALL:
+            small.append(leaf)
+            if sum(member.parameter.nbytes for member in small) >= SMALL:
+                groups.append(tuple(member.name for member in small))
+                small = []
+    return [*groups, tuple(leaf.name for leaf in small)] if small else groups

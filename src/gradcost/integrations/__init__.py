@@ -1,0 +1,1 @@
+"""Other libraries, met where they are: adapters, imported when they are asked for."""

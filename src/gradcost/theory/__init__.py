@@ -1,0 +1,1 @@
+"""What is known of these methods without running them, as functions that the tests hold against runs."""

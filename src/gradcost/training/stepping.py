@@ -1,0 +1,49 @@
+"""One training step after another, with what is kept between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gradcost.estimators.estimator import Estimate, Estimator, State
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.training.optimizers import Leafwise, Optimizer
+
+
+class Stepping:
+    """An objective in training: the optimizer's state and the estimator's.
+
+    Without an optimizer a step is an estimate whose gradient is dropped leaf by leaf, and no weight moves.
+    """
+
+    def __init__(self, objective: Objective, estimator: Estimator, optimizer: Optimizer | None) -> None:
+        self.objective, self.estimator = objective, estimator
+        self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
+        self.state: State | None = estimator.init(objective)
+
+    def step(self, batch: Any, key: Key) -> Estimate:
+        """Each leaf's gradient is used and dropped before the next. Where a layer keeps running statistics
+        (BatchNorm in training) they advance by one forward first: an estimate moves none."""
+        if self.objective.has_running_statistics():
+            self.objective.advance(batch, key)
+        use = _drop if self.leafwise is None else self.leafwise.use
+        found = self.estimator.stream(self.objective, batch, key, use, self.state)
+        self.state = found.state
+        if self.leafwise is not None:
+            self.leafwise.advance()
+        return found
+
+    def kept(self) -> Iterator[Tensor]:
+        """The tensors that stay between steps, beside the weights."""
+        optimizers = [] if self.leafwise is None else [part.state_dict() for part in self.leafwise.parts.values()]
+        for leaf in pytree.tree_leaves((self.state, optimizers)):
+            if isinstance(leaf, Tensor):
+                yield leaf
+
+
+def _drop(name: str, gradient: Tensor) -> None:
+    pass

@@ -1,0 +1,251 @@
+"""Law 10. Memory is exact too: the forecast, on fake tensors, is the tracked peak of the real step, byte for byte."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import gradcost
+from gradcost.cost.flops import Counted, Counts
+from gradcost.cost.forecast import forecast
+from gradcost.cost.storage import LiveBytes, Memory
+from gradcost.cost.within import Trade, Within
+from gradcost.directions import Coordinates, Gaussian, Rademacher, Sphere
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
+from gradcost.estimators.reverse import Reverse
+from gradcost.key import Key
+from gradcost.objective import Objective, randomness
+from gradcost.saving import Attention, Matmuls, Schedule, Segments, Selective
+from gradcost.slopes import ForwardDifference, Jvp
+from gradcost.tasks.architectures import Cnn, Gpt, Mlp
+from gradcost.training.optimizers import SGD, AdamW, Optimizer
+from gradcost.training.stepping import Stepping
+from tables import cross_entropy
+
+KEY = Key(10)
+Made = tuple[Objective, Any]
+
+
+# ---- models
+
+
+def mlp() -> Made:
+    model = Mlp(hidden=(24, 24, 24)).build((12,), 5)
+    return Objective(model, cross_entropy), (torch.randn(8, 12), torch.randint(5, (8,)))
+
+
+def cnn() -> Made:
+    model = Cnn(channels=4, dense=16).build((1, 16, 16), 10)
+    return Objective(model, cross_entropy), (torch.randn(8, 1, 16, 16), torch.randint(10, (8,)))
+
+
+def gpt() -> Made:
+    words = torch.randint(31, (8, 10))
+    return Objective(Gpt(layers=3, width=16, heads=2).build((9,), 31), cross_entropy), (words[:, :-1], words[:, 1:])
+
+
+TINY: dict[str, Any] = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32}
+
+
+def bert() -> Made:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig(**TINY, num_attention_heads=2, num_hidden_layers=2))
+    words = torch.randint(31, (8, 9))
+    mask = torch.ones_like(words)
+    mask[1, 5:] = 0  # padding, which decides the path that attention takes
+    batch = {"input_ids": words, "attention_mask": mask, "labels": torch.randint(2, (8,))}
+    return Objective(model, lambda model, batch: model(**batch).loss), batch
+
+
+def llama() -> Made:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**TINY, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, use_cache=False)
+    words = torch.randint(31, (8, 9))
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
+    return Objective(LlamaForCausalLM(config), lambda model, batch: model(**batch).loss), batch
+
+
+MODELS: dict[str, Callable[[], Made]] = {make.__name__: make for make in (mlp, cnn, gpt, bert, llama)}
+
+
+def made(name: str, dtype: torch.dtype) -> Made:
+    with randomness(Key(1)):
+        objective, batch = MODELS[name]()
+    objective.model.to(dtype)
+    return objective, pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+
+
+# ---- methods
+
+PRESETS: dict[str, Estimator] = {
+    "backprop": gradcost.backprop(),
+    "checkpointed": gradcost.checkpointed(),
+    "segments": Reverse(Segments(2)),
+    "selective": Reverse(Selective((Matmuls(), Attention()))),
+    "forward_gradient": gradcost.forward_gradient(),
+    "forward_gradient4": gradcost.forward_gradient(4),
+    "together4": Probing(Jvp(4), probes=4),
+    "spsa": gradcost.spsa(),
+    "spsa4": gradcost.spsa(probes=4),
+    "mezo": gradcost.mezo(),
+    "mezo4": gradcost.mezo(probes=4),
+}
+OTHERS: dict[str, Estimator] = {
+    "sphere": Probing(ForwardDifference(), Sphere(), 2),
+    "coordinates": Probing(Jvp(2), Coordinates(), 2),
+    "clipped": Clipped(Probing(Jvp(), Gaussian(), 2), 0.1),
+    "rademacher": Probing(Jvp(), Rademacher()),
+}
+OPTIMIZERS: dict[str, Optimizer] = {"sgd": SGD(1e-3), "adamw": AdamW(1e-3)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the product of models, methods, micro-batches, precisions and optimizers."""
+
+    model: str
+    method: str
+    parts: int
+    dtype: str
+    optimizer: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.method}-{self.parts}-{self.dtype}-{self.optimizer}"
+
+    def estimator(self) -> Estimator:
+        found = PRESETS[self.method]
+        return found if self.parts == 1 else Accumulated(found, self.parts)
+
+
+EVERY = [Case(*cell) for cell in itertools.product(MODELS, PRESETS, (1, 4), DTYPES, OPTIMIZERS)]
+# Every model with every method, the other three facts going round: the default suite's share of the product.
+SOME = [case for number, case in enumerate(EVERY) if number % 8 == (number // 8) % 8]
+
+
+def tracked(
+    estimator: Estimator, objective: Objective, batch: Any, optimizer: Optimizer | None
+) -> tuple[Memory, Counts]:
+    """The second step of a real run under each instrument: the optimizer has its state."""
+    stepping = Stepping(objective, estimator, optimizer)
+    stepping.step(batch, KEY)
+    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    live.register("inputs", (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)))
+    live.register("optimizer state", stepping.kept())
+    with live.followed():
+        stepping.step(batch, KEY)
+    with counted.followed():
+        stepping.step(batch, KEY)
+    return live.memory(), counted.counts
+
+
+def assert_forecast_is_exact(
+    estimator: Estimator, objective: Objective, batch: Any, optimizer: Optimizer | None
+) -> None:
+    before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    told = forecast(estimator, objective, batch, optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
+    memory, counts = tracked(estimator, objective, batch, optimizer)
+    assert told.peak == memory.peak
+    assert told.breakdown == memory.breakdown
+    assert sum(memory.breakdown.values()) == memory.peak
+    assert (told.flops, told.matmuls, told.counts.elementwise) == (counts.flops, counts.matmuls, counts.elementwise)
+    assert told.counts.drawn == counts.drawn
+    assert not counts.uncounted
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
+def test_a_forecast_is_the_tracked_peak_to_the_byte(case: Case):
+    objective, batch = made(case.model, DTYPES[case.dtype])
+    assert_forecast_is_exact(case.estimator(), objective, batch, OPTIMIZERS[case.optimizer])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in EVERY if case not in SOME], ids=str)
+def test_a_forecast_is_the_tracked_peak_to_the_byte_for_the_whole_product(case: Case):
+    objective, batch = made(case.model, DTYPES[case.dtype])
+    assert_forecast_is_exact(case.estimator(), objective, batch, OPTIMIZERS[case.optimizer])
+
+
+@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_so_it_is_for_the_other_parts_and_without_an_optimizer(model: str, method: str):
+    objective, batch = made(model, torch.float32)
+    assert_forecast_is_exact(OTHERS[method], objective, batch, None)
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt", "llama", "bert"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_so_it_is_for_schedules_within_a_budget(model: str, parts: int):
+    objective, batch = made(model, torch.float32)
+    whole = objective.in_parts(parts)
+    trade = Trade(whole, batch)
+    for budget in {trade.peak(0), (trade.peak(0) + trade.points[-1].peak) // 2}:
+        estimator = Reverse(Within(budget))
+        found: Estimator = estimator if parts == 1 else Accumulated(estimator, parts)
+        assert forecast(found, objective, batch).peak <= budget
+        assert_forecast_is_exact(found, objective, batch, None)
+        assert_forecast_is_exact(Reverse(Schedule(trade.cheapest(budget).items)), objective, batch, AdamW(1e-3))
+
+
+# ---- law 9's integers, told without running
+
+
+def linears(model: torch.nn.Module) -> int:
+    return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+
+
+# What running all blocks again costs: of a block's linear layers the last one's output is not asked for where
+# only an addition follows it (Gpt: 4, Llama: 7), and is where a normalisation does (Bert: 6, all of them).
+AGAIN = {"gpt": 3 * (4 - 1), "llama": 3 * (7 - 1), "bert": 2 * 6}
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt", "bert", "llama"])
+def test_a_forecast_counts_the_matmuls_that_law_9_states(model: str):
+    objective, batch = made(model, torch.float32)
+    objective.model.eval()  # without dropout attention is one fused operator, and no product
+    count = linears(objective.model)
+    first = model == "mlp"  # no embedding comes before its first layer, whose input needs nothing
+
+    def told(estimator: Estimator) -> Any:
+        return forecast(estimator, objective, batch)
+
+    assert told(gradcost.backprop()).matmuls == 3 * count - first
+    for n in (1, 4):
+        assert told(gradcost.mezo(probes=n)).matmuls == 2 * n * count
+        assert told(gradcost.mezo(probes=n)).forwards == 2 * n
+    if model in AGAIN:
+        assert told(gradcost.checkpointed()).matmuls == 3 * count + AGAIN[model]
+    names = {name for name, module in objective.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for estimator, each in ((gradcost.forward_gradient(1), 3), (gradcost.forward_gradient(4), 12)):
+        assert (
+            sum(told(estimator).counts.matmuls_by_module[name] for name in names) == each * count - first * each // 3
+        )
+    shared = told(Probing(Jvp(4), probes=4)).counts.flops_by_module
+    alone = told(gradcost.mezo()).counts.flops_by_module
+    for name in names:  # 1 + 2k forwards of a layer against the two of a difference
+        less = 4 if first and name == min(names) else 0
+        assert 2 * shared[name] == (1 + 2 * 4 - less) * alone[name]
+
+
+def test_a_frozen_weight_costs_no_product_of_its_own():
+    objective, batch = made("gpt", torch.float32)
+    objective.model.requires_grad_(False)
+    objective.model.blocks[1].up.requires_grad_(True)  # type: ignore[index,union-attr]
+    objective = Objective(objective.model, objective.loss)
+    count = linears(objective.model)
+    behind = 4 + 2  # the third block's layers, the second one's last, and the head: their inputs' gradient or tangent
+    assert forecast(gradcost.backprop(), objective, batch).matmuls == count + 1 + behind
+    assert forecast(gradcost.mezo(), objective, batch).matmuls == 2 * count

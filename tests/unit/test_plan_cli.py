@@ -1,0 +1,255 @@
+"""`gradcost plan` as a person meets it: real processes, exit codes, sentences, and the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import gradcost
+from test_report_browser import Drawn, chromium, opened, seen
+
+__all__ = ["chromium"]
+
+MINE = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(32, 32), nn.Tanh())], nn.Linear(32, 10))
+
+def batch(n): return torch.randn(n, 32), torch.zeros(n, dtype=torch.long)
+def pair(): return make(), lambda model, x: model(x).square().mean()
+def inputs(n): return torch.randn(n, 32)
+def none(): return 3
+def boom(): raise KeyError("boom")
+def wrong(n): return torch.randn(n, 31), torch.zeros(n, dtype=torch.long)
+def two(n, k): return batch(n)
+number = 3
+
+class Depends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 10)
+    def forward(self, x):
+        y = self.linear(x)
+        return y if y.sum() > 0 else -y
+
+def tiny():
+    import transformers
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=97, max_position_embeddings=64))
+"""
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+}
+BIG = LLAMA | {"vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
+WIDE, WIDER = ({"hidden_size": 128 * n, "intermediate_size": 448 * n, "num_attention_heads": n} for n in (32, 64))
+LLAMA_8B = BIG | WIDE | {"num_hidden_layers": 32}
+LLAMA_70B = BIG | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+TWO = ("--method", "backprop()", "--method", "mezo()")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "bad.py").write_text("import nothing_by_this_name")
+    (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "no.json").write_text("{")
+    (tmp_path / "unknown.json").write_text(json.dumps({"model_type": "lama"}))
+    (tmp_path / "less.json").write_text(json.dumps({"hidden_size": 3}))
+    (tmp_path / "t5.json").write_text(
+        json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
+    )
+    return tmp_path
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, Any]:
+    ran = gradcost("plan", *arguments, "--json", folder=folder)
+    assert ran.returncode in (0, 4), ran.stderr
+    return json.loads(ran.stdout) | {"code": ran.returncode}
+
+
+def test_the_first_line_after_the_table_answers_and_what_follows_can_be_acted_on(here: Path):
+    ran = gradcost("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "2GB", *TWO, folder=here)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert "4,554 trained weights, batch 8, cpu, AdamW(0.001)" in lines[0]
+    assert "2,000,000,000 bytes = 1.86 GiB" in lines[0]
+    assert lines[2].split()[:3] == ["method", "peak", "fits"]
+    assert [line.split()[0] for line in lines[3:5]] == ["backprop()", "mezo()"]
+    assert lines[6].startswith("backprop() is the only exact gradient here that fits")
+    assert lines[7].startswith("peak of backprop():  parameters 17.8 KiB")
+    assert "gradcost doctor --calibrate" in ran.stdout
+
+
+def test_what_is_written_is_read_back_and_planned_alike(here: Path):
+    model = ("--model", "mine.py:make", "--data", "mine.py:batch", "--batch", "64", "--memory", "110kB")
+    found = planned(here, *model)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert len(rows) > 15
+    choice = rows[found["choice"]]
+    assert choice["fits"]
+    assert choice["exact"]
+    assert sum(choice["breakdown"].values()) == choice["peak"]
+    again = planned(here, *model, "--method", found["write"])
+    assert again["rows"][0]["peak"] == choice["peak"]
+    assert again["choice"] == found["choice"]
+
+
+def test_a_configuration_is_enough_for_a_model_of_transformers(here: Path):
+    hf = ("--model", "hf:llama.json", "--memory", "1GiB", "--length", "16", "--batch", "2", "--method", "backprop()")
+    plain, half = planned(here, *hf), planned(here, *hf, "--dtype", "bfloat16")
+    assert plain["dtype"] == "float32"
+    assert half["dtype"] == "bfloat16"
+    weights = [found["rows"][0]["breakdown"]["parameters"] for found in (plain, half)]
+    assert weights[0] == 2 * weights[1]
+    adapted = planned(here, *hf, "--lora", "2", "--chunks", "4")
+    assert adapted["model"] == "LlamaForCausalLM"
+    assert adapted["weights"] < 0.2 * plain["weights"]
+    factory = planned(here, *("--model", "mine.py:tiny", *hf[2:]))
+    assert factory["rows"][0]["fits"]
+
+
+def test_a_pair_a_module_by_name_and_a_task_are_models_too(here: Path):
+    memory = ("--memory", "1MiB", "--method", "mezo()")
+    assert planned(here, "--model", "mine:pair", "--data", "mine.py:inputs", *memory)["choice"] == "mezo()"
+    task = planned(here, "--task", "digits", "--model", "mlp", "--batch", "16", *memory)
+    assert task["batch"] == 16
+
+
+def test_nothing_that_fits_is_exit_code_4_and_says_the_least(here: Path):
+    arguments = ("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "50kB", *TWO)
+    ran = gradcost(*arguments, folder=here)
+    assert ran.returncode == 4
+    assert "48.8 KiB is below the least that any exact gradient needs here" in ran.stdout
+    assert "mezo() needs" in ran.stdout
+
+
+FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--model", "bad.py:make"), "could not be imported: ModuleNotFoundError: No module named"),
+        (("--model", "bad:make"), "could not be imported: ModuleNotFoundError: No module named"),
+        (("--model", "nowhere:make"), "No module named 'nowhere'"),
+        (("--model", "nowhere.py:make"), "there is no file"),
+        (("--model", "mine.py:mke"), "defines no mke. Did you mean make?"),
+        (("--model", "mine.py:number"), "cannot be called"),
+        (("--model", "mine"), "FILE.py:NAME or MODULE:NAME"),
+        (("--model", "mine.py:none"), "returned int: a factory returns"),
+        (("--model", "mine.py:boom"), "could not make a model: KeyError: 'boom'"),
+        (("--model", "mine.py:make"), "add --data"),
+        (("--model", "mine.py:make", "--data", "mine.py:wrong"), "cannot be evaluated on this batch: RuntimeError"),
+        (("--model", "mine.py:make", "--data", "mine.py:inputs"), "is trained on (x, y)"),
+        (("--model", "mine.py:make", "--data", "mine.py:two"), "is called with the batch size alone"),
+        (("--model", "mine.py:Depends", "--data", "mine.py:batch"), "cannot be followed without numbers"),
+        ((*FACTORY, "--lora", "2"), "--lora is for models of transformers"),
+        ((*FACTORY, "--dtype", "float23"), "Did you mean float"),
+        ((*FACTORY, "--device", "tpu"), "for cpu or cuda"),
+        ((*FACTORY, "--batch", "0"), "1 example or more, not 0"),
+        ((*FACTORY, "--optimizer", "Adm(1)"), "Did you mean Adam("),
+        ((*FACTORY, "--method", "mzo()"), "mezo(eps=0.001, probes=1)"),
+        (("--model", "hf:nothing.json"), "cannot be read: No such file"),
+        (("--model", "hf:no.json"), "is no JSON"),
+        (("--model", "hf:less.json"), "says no model_type"),
+        (("--model", "hf:unknown.json"), "Did you mean llama"),
+        (("--model", "hf:t5.json"), "neither a language model"),
+        (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
+        (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),
+        (("--task", "digits", "--data", "mine.py:batch"), "leave one out"),
+        (("--task", "digts"), "Did you mean digits"),
+        ((), "no model"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
+)
+def test_what_cannot_be_planned_is_a_sentence(here: Path, arguments: tuple[str, ...], told: str):
+    ran = gradcost("plan", "--memory", "1MiB", *arguments, folder=here)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("amount", ["-1", "0", "2 apples", "2XB", ""])
+def test_a_budget_is_an_amount_of_memory(here: Path, amount: str):
+    ran = gradcost("plan", *FACTORY, f"--memory={amount}", folder=here)
+    assert ran.returncode == 2
+    assert "no amount of memory" in ran.stderr
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "mine.py").write_text(MINE)
+    arguments = ("--memory", "110kB", "--batch", "64", "-o", "plan.html")
+    assert gradcost("plan", *FACTORY, *arguments, folder=folder).returncode == 0
+    return folder / "plan.html"
+
+
+def test_the_page_draws_both_figures_without_a_network_or_a_complaint(chromium: str, page: Path, tmp_path: Path):
+    text = opened(chromium, page, tmp_path)
+    drawn = Drawn()
+    drawn.feed(text)
+    assert set(drawn.marks) == {"memory", "memory-cost"}
+    assert all(count >= 4 for count in drawn.marks.values())
+    assert 'data-drawn="2"' in text
+    assert drawn.problems.strip() == ""
+    assert "budget 110,000 bytes" in text
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
+def test_the_page_fits_a_phone_and_has_a_dark_side(chromium: str, page: Path, tmp_path: Path, width: int, dark: bool):
+    found = seen(chromium, page, tmp_path, width, dark)
+    assert found["problems"].strip() == ""
+    assert found["width"] <= width
+    assert found["before"] == found["again"] == 0
+    assert found["after"] > 10
+    assert (found["paper"] == "rgb(20, 23, 26)") == dark
+
+
+EIGHT = ["backprop()", "checkpointed()", "Reverse(Segments(4))", "Reverse(Segments(8))", "Reverse(Selective())"]
+EIGHT += ["Accumulated(checkpointed(), 2)", "mezo()", "spsa()"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "methods", "seconds"), [(LLAMA_8B, EIGHT, 120), (LLAMA_70B, EIGHT[1:2], 120)], ids=["8B", "70B"]
+)
+def test_large_models_are_planned_in_minutes_on_a_laptop(
+    tmp_path: Path, config: dict[str, Any], methods: list[str], seconds: float
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = [word for method in methods for word in ("--method", method)]
+    where = ["--device", "cuda", "--dtype", "bfloat16", "--batch", "8", "--length", "512", "--chunks", "8"]
+    command = [sys.executable, "-m", "gradcost.cli.main", "plan", "--model", "hf:config.json", "--memory", "640GiB"]
+    started = time.monotonic()
+    ran = subprocess.run([*command, *where, *asked, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    took = time.monotonic() - started
+    assert ran.returncode in (0, 4), ran.stderr
+    rows = json.loads(ran.stdout)["rows"]
+    assert [row["refusal"] for row in rows] == [None] * len(methods)
+    assert rows[0]["peak"] > 15e9
+    assert took < seconds
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2e6  # kB, of the largest child
