@@ -1,0 +1,147 @@
+"""Peak memory beyond the weights against the FLOPs of a step, for every way of getting a gradient.
+
+    python benchmarks/memory_against_flops.py docs > table.md
+
+A 16-layer Llama-like model, with a head for words and one for two classes, all weights trained and LoRA (r = 8)
+alone. All figures are forecasts (which the tests hold to the byte against real steps): nothing is computed.
+Writes docs/images/memory-against-flops.svg and prints the table of docs/memory.md (needs the extras report and
+transformers).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcost import Blocks, CentralDifference, Jvp, Objective, Probing, Rademacher, Reverse, Schedule, Segments
+from gradcost.cost.fitting import Forecasts
+from gradcost.cost.forecast import Forecast
+from gradcost.cost.within import Trade
+from gradcost.estimators.estimator import Estimator
+
+LAYERS, WIDTH, WORDS, BATCH, LENGTH = 16, 256, 2048, 4, 128
+COLOURS = {
+    "backprop": "#1b1b1b",
+    "Segments(1..16)": "#4c78a8",
+    "Within (best schedules)": "#72b7b2",
+    "per-block checkpointing": "#54a24b",
+    "forward mode, n one by one": "#e45756",
+    "forward mode, n together": "#f58518",
+    "two-sided difference": "#b279a2",
+}
+
+
+def problem(head: str, trained: str) -> tuple[Objective, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=WORDS,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model: nn.Module = (LlamaForCausalLM if head == "words" else LlamaForSequenceClassification)(config)
+        if trained == "LoRA":
+            from peft import LoraConfig, get_peft_model
+
+            kind = "CAUSAL_LM" if head == "words" else "SEQ_CLS"
+            every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            model = get_peft_model(model, LoraConfig(task_type=kind, r=8, target_modules=every))  # type: ignore[arg-type]
+    words = torch.ones(BATCH, LENGTH, dtype=torch.int64)
+    labels = words if head == "words" else torch.zeros(BATCH, dtype=torch.int64)
+    batch = {"input_ids": words, "labels": labels}
+    return Objective(model, lambda model, batch: model(**batch).loss), batch
+
+
+def methods() -> Iterator[tuple[str, str, Estimator]]:
+    yield "backprop", "", Reverse()
+    yield "per-block checkpointing", "", Reverse(Blocks())
+    for count in range(1, LAYERS + 1):
+        yield "Segments(1..16)", str(count), Reverse(Segments(count))
+    for n in (1, 4, 16):
+        yield "forward mode, n one by one", f"n = {n}", Probing(Jvp(), probes=n)
+        if n > 1:
+            yield "forward mode, n together", f"n = {n}", Probing(Jvp(n), probes=n)
+        yield "two-sided difference", f"n = {n}", Probing(CentralDifference(), Rademacher(), n)
+
+
+def rows(head: str, trained: str) -> Iterator[dict[str, Any]]:
+    print(f"head for {head}, {trained}", file=sys.stderr)
+    objective, batch = problem(head, trained)
+
+    def row(kind: str, what: str, told: Forecast) -> dict[str, Any]:
+        panel = f"head for {head}, {trained} trained"
+        return {"panel": panel, "method": kind, "what": what, "mib": told.beyond / 2**20, "forwards": told.forwards}
+
+    forecasts = Forecasts(objective, batch, None, "cpu")
+    for kind, what, estimator in methods():
+        told = forecasts.of(estimator)
+        assert not isinstance(told, str), told
+        yield row(kind, what, told)
+    points = Trade(objective, batch).points
+    for point in points[:: max(1, len(points) // 10)]:
+        told = forecasts.of(Reverse(Schedule(point.items)))
+        assert not isinstance(told, str), told
+        if told.forwards < 8:
+            yield row("Within (best schedules)", "", told)
+
+
+def picture(found: list[dict[str, Any]]) -> Any:
+    import altair as alt
+
+    x = alt.X("forwards:Q", title="FLOPs of a step, in forwards", scale=alt.Scale(type="log", nice=False))
+    y = alt.Y("mib:Q", title="peak beyond the weights, MiB", scale=alt.Scale(type="log", nice=False))
+    colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())))
+    chart = alt.Chart(alt.Data(values=found)).encode(x=x, y=y, color=colour)
+    lines = chart.mark_line(strokeWidth=1.5, opacity=0.6).encode(order="forwards:Q")
+    dots = chart.mark_point(filled=True, size=45).encode(
+        shape=alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(COLOURS))), tooltip=["what:N"]
+    )
+    labels = chart.mark_text(dy=-8, fontSize=9).encode(text="what:N")
+    labels = labels.transform_filter(alt.datum.method != "Segments(1..16)")
+    layers = alt.layer(lines, dots, labels).properties(width=380, height=280)
+    return layers.facet(facet=alt.Facet("panel:N", title=None), columns=2)
+
+
+def main(folder: Path) -> None:
+    found = [
+        row for head in ("words", "classes") for trained in ("all weights", "LoRA") for row in rows(head, trained)
+    ]
+    picture(found).save(str(folder / "images" / "memory-against-flops.svg"))
+    kinds = list(COLOURS)
+    lines = ["| | " + " | ".join(dict.fromkeys(row["panel"] for row in found)) + " |", "|:---|" + "---:|" * 4]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in found:
+        if row["method"] == "Within (best schedules)" or (
+            row["method"] == "Segments(1..16)" and int(row["what"]) not in (1, 2, 4, 8, 16)
+        ):
+            continue
+        name = "Segments" if row["method"] == "Segments(1..16)" else row["method"]
+        cells.setdefault((row["method"], f"{name} {row['what']}".strip()), []).append(
+            f"{row['mib']:.1f} / {row['forwards']:.2f}"
+        )
+    for panel in dict.fromkeys(row["panel"] for row in found):
+        best = min(
+            (row for row in found if row["panel"] == panel and row["method"] == "Within (best schedules)"),
+            key=lambda row: row["mib"],
+        )
+        cells.setdefault(("Within (best schedules)", "Within, the lowest point drawn"), []).append(
+            f"{best['mib']:.1f} / {best['forwards']:.2f}"
+        )
+    for (_, name), said in sorted(cells.items(), key=lambda cell: kinds.index(cell[0][0])):
+        lines.append(f"| {name} | " + " | ".join(said) + " |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))

@@ -1,0 +1,126 @@
+"""Backpropagation of a 24-block GPT at ten budgets, beside per-block checkpointing by torch.
+
+    python benchmarks/recomputation.py > docs/recomputation.md
+
+Peaks are those of a real step (`LiveBytes`), recomputation is counted (`Counted`). "optimal" is the least
+recomputation that any nested schedule needs at that peak, by the dynamic program over the blocks' own figures;
+its brute-force check is a test. Milliseconds are medians of interleaved steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gradcost import Key, Objective, Reverse, Within, backprop, checkpointed
+from gradcost.cost.flops import Counted
+from gradcost.cost.storage import LiveBytes
+from gradcost.cost.within import Trade
+from gradcost.objective import randomness
+from gradcost.schedules import cheapest
+from gradcost.tasks.architectures import Gpt
+
+LAYERS, WIDTH, LENGTH, BATCH, WORDS, ROUNDS = 24, 128, 128, 4, 256, 11
+KEY = Key(0)
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+def problem() -> tuple[Objective, Any]:
+    with randomness(Key(1)):
+        model = Gpt(layers=LAYERS, width=WIDTH, heads=4).build((LENGTH,), WORDS)
+        words = torch.randint(WORDS, (BATCH, LENGTH + 1))
+    return Objective(model, loss), (words[:, :-1].contiguous(), words[:, 1:].contiguous())
+
+
+def step(objective: Objective, batch: Any, estimator: Reverse) -> None:
+    estimator.stream(objective, batch, KEY, lambda name, gradient: None)
+
+
+def followed(objective: Objective, batch: Any, work: Callable[[], object]) -> tuple[int, int]:
+    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    live.register("inputs", batch)
+    for instrument in (live, counted):
+        with instrument.followed():
+            work()
+    return live.memory().peak, counted.counts.flops
+
+
+def milliseconds(*works: Callable[[], None]) -> list[float]:
+    taken: list[list[float]] = [[] for _ in works]
+    for number in range(ROUNDS + 1):
+        for work, samples in zip(works, taken, strict=True):
+            start = time.perf_counter()
+            work()
+            if number:
+                samples.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(samples) for samples in taken]
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:.2f}"
+
+
+def main() -> None:
+    objective, batch = problem()
+    trade = Trade(objective, batch)
+    most, flops = followed(objective, batch, lambda: step(objective, batch, backprop()))
+    forward = followed(objective, batch, lambda: objective.evaluate(batch, KEY))[1]
+    plain = dict(backprop().estimate(objective, batch, KEY).gradient.leaves())
+    least = trade.peak(0)
+
+    print("# What a budget costs in recomputation\n")
+    print(
+        f"A GPT of {LAYERS} blocks, width {WIDTH}, {BATCH} x {LENGTH} tokens, {objective.dimension:,} weights; "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}. Peaks are of the whole step, weights "
+        f"included, the gradient used leaf by leaf. A forward is {forward:,} FLOPs, backpropagation "
+        f"{flops / forward:.2f} forwards. Made by `python benchmarks/recomputation.py`.\n"
+    )
+    print("| budget, MiB | measured peak, MiB | recomputed, forwards | optimal | same bits | schedule |")
+    print("|---:|---:|---:|---:|:---:|:---|")
+    for tenth in range(10):
+        budget = least + (most - least) * tenth // 9
+        saving = Within(budget)
+        estimator = Reverse(saving)
+        peak, needed = followed(objective, batch, partial(step, objective, batch, estimator))
+        same = all(torch.equal(g, plain[n]) for n, g in estimator.estimate(objective, batch, KEY).gradient.leaves())
+        best = cheapest(trade.points, max(budget, trade.points[0].peak))
+        optimal = "–" if best is None else f"{best.flops / forward:.3f}"
+        print(
+            f"| {mib(budget)} | {mib(peak)} | {(needed - flops) / forward:.3f} | {optimal} "
+            f"| {'yes' if same else 'NO'} | `{saving.schedule(objective, batch)}` |"
+        )
+
+    peer, _ = problem()
+    for block in peer.model.blocks:  # type: ignore[union-attr]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    torch_peak, torch_flops = followed(peer, batch, lambda: step(peer, batch, backprop()))
+    ours = Reverse(Within(torch_peak))
+    rows = {
+        "backprop()": (objective, backprop()),
+        "torch.utils.checkpoint, each block": (peer, backprop()),
+        "checkpointed()": (objective, checkpointed()),
+        "Within(that of torch.utils.checkpoint)": (objective, ours),
+    }
+    figures = {name: followed(o, batch, partial(step, o, batch, e)) for name, (o, e) in rows.items()}
+    times = milliseconds(*(partial(step, o, batch, e) for o, e in rows.values()))
+    assert figures["torch.utils.checkpoint, each block"] == (torch_peak, torch_flops)
+    print(f"\n## At the peak of per-block checkpointing\n\nMedians of {ROUNDS} interleaved steps.\n")
+    print("| | peak, MiB | FLOPs, forwards | ms | of torch's |\n|:---|---:|---:|---:|---:|")
+    reference = times[list(rows).index("torch.utils.checkpoint, each block")]
+    for (name, (peak, needed)), took in zip(figures.items(), times, strict=True):
+        print(f"| {name} | {mib(peak)} | {needed / forward:.3f} | {took:.0f} | {took / reference:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How far the roofline's estimates are off: `python benchmarks/roofline.py [--threads 1] [--samples 10]`.
+
+The machine is calibrated, a step of each method is forecast on fake tensors, and then really timed. One line a
+method: the estimate, the median that was measured, and estimate / measured. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+import torch
+
+from gradcost import (
+    SGD,
+    Accumulated,
+    Estimator,
+    Key,
+    Note,
+    Objective,
+    Probing,
+    Rademacher,
+    backprop,
+    checkpointed,
+    forecast,
+    forward_gradient,
+    mezo,
+    spsa,
+)
+from gradcost.cost.clock import time_steps
+from gradcost.cost.measure import Steps
+from gradcost.cost.roofline import calibrate, seconds
+from gradcost.objective import randomness
+from gradcost.philox import Normals, Signs, Stream
+from gradcost.tasks.architectures import Gpt, Mlp
+from gradcost.tasks.task import Batch, cross_entropy
+
+METHODS = (backprop(), checkpointed(), Accumulated(backprop(), 4), forward_gradient(), spsa(), mezo())
+
+
+def mlp() -> tuple[Objective, Batch]:
+    with randomness(Key(0)):
+        model = Mlp((1024, 1024)).build((1, 28, 28), 10)
+        batch = Batch(torch.rand(64, 1, 28, 28), torch.randint(10, (64,)))
+    return Objective(model, cross_entropy), batch
+
+
+def gpt() -> tuple[Objective, Batch]:
+    with randomness(Key(0)):
+        model = Gpt(layers=6, width=384, heads=6).build((128,), 96)
+        tokens = torch.randint(96, (8, 129))
+    return Objective(model, cross_entropy), Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def stream_of(estimator: Estimator) -> Stream:
+    signs = isinstance(estimator, Probing) and isinstance(estimator.directions, Rademacher)
+    return Signs() if signs else Normals()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--attempts", type=int, default=3, help="how often a doubtful reading is taken")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore", Note)
+    rates = calibrate(seconds=arguments.seconds)
+    print(f"torch {torch.__version__}")
+    for name, said in rates.rows():
+        print(f"{name:<18}{said}")
+    for name, make in {"MLP, batch 64": mlp, "GPT, batch 8 x 128": gpt}.items():
+        print(f"\n{name}\n\n| step | estimate ms | measured ms | estimate / measured | |\n|---|---|---|---|---|")
+        for estimator in METHODS:
+            counts = forecast(estimator, *make(), SGD(1e-6)).counts
+            estimate = 1e3 * seconds(counts, rates, torch.float32, stream_of(estimator))
+            steps = Steps(*make(), estimator, SGD(1e-6))
+            reading = time_steps(steps, arguments.samples, warmup=2, attempts=arguments.attempts)
+            ratio = estimate / reading.median
+            print(f"| {estimator} | {estimate:.2f} | {reading.median:.2f} | {ratio:.2f} | {reading.doubt or ''} |")
+
+
+if __name__ == "__main__":
+    main()
