@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "gradcost"
 # From the ground up. What stands on one line may import what stands on the lines above it, and its own.
 FLOORS = [
     ["value", "amounts"],
-    ["key", "chain", "combine", "watch", "fake", "schedules"],
+    ["key", "chain", "combine", "watch", "fake", "trees", "schedules"],
     ["philox"],
     ["noise_fused"],
     ["noise"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradcost.key import Key
+from gradcost.trees import plain
 
 
 class Leaf(NamedTuple):
@@ -137,9 +138,7 @@ def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
     """
     if parts == 1:
         return [(1.0, batch)]
-    if isinstance(batch, Mapping) and not isinstance(batch, dict):
-        batch = dict(batch)  # transformers' BatchEncoding and its like
-    leaves, structure = pytree.tree_flatten(batch)
+    leaves, structure = pytree.tree_flatten(plain(batch))
     sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
     if len(sizes) != 1:
         raise ValueError(f"a batch cut into parts needs tensors of one first dimension; here they have {sizes}.")

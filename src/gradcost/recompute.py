@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from gradcost.chain import Block
 from gradcost.objective import devices_of
 from gradcost.region import Forward, Items, Region, count
+from gradcost.trees import tensors
 
 Route = Callable[[Forward, Any, Any], Any]  # (forward, args, kwargs) -> what the forward gives
 
@@ -40,7 +40,7 @@ def recomputed(forward: Forward, *args: Any) -> Any:
     """`forward(*args)`, which where gradients are on saves its arguments alone and runs again in the backward."""
     if not torch.is_grad_enabled():
         return forward(*args)
-    devices = {leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_cuda}
+    devices = {tensor.device for tensor in tensors(args) if tensor.is_cuda}
     return Region(tuple(devices)).forward(forward, args, {})
 
 

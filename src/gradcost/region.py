@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gradcost import watch
 from gradcost.objective import kept_generators
+from gradcost.trees import tensors
 
 # A nested schedule: each item a number of calls (or blocks) that are recorded: all they save is kept, or a tuple
 # of items: a region, whose input alone is kept and which is run again under these items.
@@ -105,7 +106,7 @@ class Region:
     def continues(self, args: Any, kwargs: Any) -> bool:
         """Whether these arguments hold the output of the last module that ran."""
         outputs = {id(output()) for output in self.outputs if output() is not None}
-        return any(id(leaf) in outputs for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return any(id(tensor) in outputs for tensor in tensors((args, kwargs)))
 
     def forward(self, forward: Forward, args: Any, kwargs: Any) -> Any:
         call = _Call(forward, self._recorded(args, kwargs), self.count)
@@ -124,7 +125,7 @@ class Region:
 
         with saved_tensors_hooks(pack, self.unpack):
             out = forward(*args, **kwargs)
-        self.outputs = [weakref.ref(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.outputs = [weakref.ref(tensor) for tensor in tensors(out)]
         return out
 
     def _recorded(self, args: Any, kwargs: Any) -> Any:
@@ -207,9 +208,8 @@ class Region:
             if next(expected, _END) is not _END:
                 raise RuntimeError(_NOT_THE_SAME)
             wanted = self.calls[at + 1].previous() if at + 1 < len(self.calls) else set()
-            tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-            leaves = [tensor if i in wanted else None for i, tensor in enumerate(tensors)]
-            del args, kwargs, out, tensors
+            leaves = [tensor if i in wanted else None for i, tensor in enumerate(tensors(out))]
+            del args, kwargs, out
         previous += [None if leaf is None else _Kept(watch.tell("saved", leaf)) for leaf in leaves]
 
     def _cast(self, which: int) -> AbstractContextManager[Any]:

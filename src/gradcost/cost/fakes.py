@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.fake import is_fake, standing_for
 from gradcost.objective import Objective
+from gradcost.trees import plain
 
 _KNOWN = 1 << 20  # whole numbers that a fake is let to know
 
@@ -37,9 +38,7 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
         try:
             for home, held in homes:
                 home.update({name: likenesses.of(tensor, trained) for name, tensor in held.items()})
-            if isinstance(batch, Mapping) and not isinstance(batch, dict):
-                batch = dict(batch)  # transformers' BatchEncoding and its like
-            fake_batch = pytree.tree_map(lambda leaf: likenesses.of(leaf, trained), batch)
+            fake_batch = pytree.tree_map(lambda leaf: likenesses.of(leaf, trained), plain(batch))
             yield Objective(objective.model, objective.loss, objective.parts), fake_batch
         finally:
             for home, held in homes:

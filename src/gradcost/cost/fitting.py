@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
 from gradcost.cost.flops import Counts
 from gradcost.cost.forecast import Forecast, device_type, forecast, rounding
 from gradcost.cost.resize import batch_size, resized
@@ -28,6 +25,7 @@ from gradcost.philox import Signs, Stream
 from gradcost.saving import Offloaded, Schedule
 from gradcost.slopes import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
+from gradcost.trees import tensors
 
 MOST = 1 << 24  # examples: a batch that is not looked beyond
 
@@ -148,8 +146,7 @@ class Forecasts:
 
     def _bytes(self, batch: Any) -> int:
         block = rounding(device_type(self.objective, self.device))
-        tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        return sum(-(-tensor.nbytes // block) * block for tensor in tensors)
+        return sum(-(-tensor.nbytes // block) * block for tensor in tensors(batch))
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)

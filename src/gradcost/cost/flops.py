@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from gradcost import watch
 from gradcost.cost.whereabouts import Whereabouts
+from gradcost.trees import tensors
 
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
@@ -166,13 +166,9 @@ def _kind(func: Any) -> str:
     return "unknown"
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _numbers(tree: Any) -> int:
-    return sum(tensor.numel() for tensor in _tensors(tree))
+    return sum(tensor.numel() for tensor in tensors(tree))
 
 
 def _bytes(tree: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(tree))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))

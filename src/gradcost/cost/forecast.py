@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedFakeTensorException,
 )
-from torch.utils import _pytree as pytree
 
 from gradcost.cost.fakes import on_fakes
 from gradcost.cost.flops import Counted, Counts
@@ -25,6 +24,7 @@ from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.stepping import Stepping
+from gradcost.trees import tensors
 
 CUDA_BLOCK = 512  # bytes: what CUDA's caching allocator rounds every request up to
 
@@ -111,7 +111,7 @@ def forecast(
     with on_fakes(objective, batch, where) as (fake, fake_batch), warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)
         live = LiveBytes(fake.model, block=rounding(where))
-        live.register("inputs", (leaf for leaf in pytree.tree_leaves(fake_batch) if isinstance(leaf, torch.Tensor)))
+        live.register("inputs", tensors(fake_batch))
         counted, forward = Counted(fake.model), Counted(fake.model)
         try:
             with forward.followed():

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from gradcost.cost.allocator import Allocated, allocated
 from gradcost.cost.clock import Timing, time_steps
@@ -19,6 +18,7 @@ from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.stepping import Stepping
+from gradcost.trees import tensors
 from gradcost.value import value
 
 Work = Callable[[], object]
@@ -106,7 +106,7 @@ class Bytes(Instrument):
         if isinstance(work, Steps):
             model, inputs = model or work.model, (inputs, work.batch)
         live = LiveBytes(model or nn.Module(), device)
-        live.register("inputs", (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)))
+        live.register("inputs", tensors(inputs))
         if isinstance(work, Steps):
             live.register("optimizer state", work.stepping.kept())
         standing = live.standing

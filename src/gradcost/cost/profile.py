@@ -20,6 +20,7 @@ from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.saving import Schedule
 from gradcost.schedules import Epilogue, Stage
+from gradcost.trees import tensors
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _followed(
 ) -> tuple[list[_Call], Epilogue, int]:
     """Backpropagation that keeps of the whole chain its input alone: what lies beside the chain is then seen."""
     live = LiveBytes(objective.model, block=rounding)
-    live.register("inputs", (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)))
+    live.register("inputs", tensors(batch))
     numbers = {id(block[0]): number for number, block in enumerate(blocks)}
     order: list[int] = []
     calls: list[_Call] = []
@@ -116,7 +117,7 @@ def _followed(
         calls.append(_Call(args, kwargs))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        last = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+        last = tensors(output)[0]
         marks["output"], marks["end"] = _rounded(last, rounding), live.moment
         if last.requires_grad:
             last.register_hook(lambda gradient: marks.update(back=live.moment))
@@ -144,7 +145,7 @@ def _followed(
 def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     """One kind of block: run recorded and counted, run with nothing kept, and gone back through."""
     modules, leaves = nn.ModuleList(block), call.made()
-    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
     counted, stopped = Counted(modules), 0
 
     def note(tensor: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
             for parameter in parameters:
                 handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
                 stack.callback(handle.remove)
-            out = [leaf for leaf in pytree.tree_leaves(call.run(block, leaves)) if isinstance(leaf, Tensor)]
+            out = tensors(call.run(block, leaves))
             output, forward = _rounded(out[0], rounding), live.moment
             edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
             gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from gradcost.trees import plain, tensors
 
 _REPEATED = 1 << 20  # whole numbers that are repeated: models look at masks and positions
 
@@ -17,7 +18,7 @@ def batch_size(batch: Any) -> int:
 
     Raises: ValueError when they differ in it, or there are none.
     """
-    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(_plain(batch)) if isinstance(leaf, Tensor) and leaf.ndim}
+    sizes = {tensor.shape[0] for tensor in tensors(plain(batch)) if tensor.ndim}
     if len(sizes) != 1:
         found = "none has one" if not sizes else f"here it is {', '.join(map(str, sorted(sizes)))}"
         raise ValueError(f"the examples of a batch lie along the first dimension of all of its tensors, and {found}.")
@@ -43,9 +44,4 @@ def resized(batch: Any, size: int) -> Any:
             return leaf[torch.arange(size) % len(leaf)]
         return torch.empty(shape, dtype=leaf.dtype, device="meta")
 
-    return pytree.tree_map(sized, _plain(batch))
-
-
-def _plain(batch: Any) -> Any:
-    # transformers' BatchEncoding and its like
-    return dict(batch) if isinstance(batch, Mapping) and not isinstance(batch, dict) else batch
+    return pytree.tree_map(sized, plain(batch))

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost import watch
 from gradcost.cost.whereabouts import Whereabouts
+from gradcost.trees import tensors
 
 Purpose = Literal[
     "parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations", "tangents and noise",
@@ -146,7 +146,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         for tensor in given:
             if self._counts(tensor):
                 self._know(tensor.untyped_storage(), None)
@@ -155,7 +155,7 @@ class LiveBytes(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         tangent = any(storage is not None and storage.tangent for storage in map(self._of, given))
-        for tensor in _tensors(out):
+        for tensor in tensors(out):
             if self._counts(tensor):
                 self._follow(tensor.untyped_storage(), str(func))
                 if tangent:
@@ -236,7 +236,3 @@ def _is_accumulation(old: Any, new: Any) -> bool:
         return False
     alone = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # its tensor's, and the one asked with
     return alone and old._use_count() <= 4 and old.is_contiguous()  # type: ignore[attr-defined]
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

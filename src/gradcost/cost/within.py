@@ -7,8 +7,7 @@ from bisect import bisect_right
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gradcost.chain import find_blocks
@@ -20,6 +19,7 @@ from gradcost.objective import Objective
 from gradcost.saving import Saving, Schedule
 from gradcost.schedules import Items, Point, frontier
 from gradcost.training.optimizers import Optimizer
+from gradcost.trees import tensors
 from gradcost.value import value
 
 
@@ -137,7 +137,6 @@ _known = weakref.WeakKeyDictionary()
 
 
 def _shapes(objective: Objective, batch: Any) -> tuple[Any, ...]:
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     modes = tuple(module.training for module in objective.modules)
     trained = tuple((leaf.name, leaf.parameter.dtype) for leaf in objective.leaves)
-    return objective.loss, objective.parts, tuple((leaf.shape, leaf.dtype) for leaf in leaves), modes, trained
+    return objective.loss, objective.parts, tuple((leaf.shape, leaf.dtype) for leaf in tensors(batch)), modes, trained

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.training.optimizers import Leafwise, Optimizer
+from gradcost.trees import tensors
 
 
 class Stepping:
@@ -40,9 +40,7 @@ class Stepping:
     def kept(self) -> Iterator[Tensor]:
         """The tensors that stay between steps, beside the weights."""
         optimizers = [] if self.leafwise is None else [part.state_dict() for part in self.leafwise.parts.values()]
-        for leaf in pytree.tree_leaves((self.state, optimizers)):
-            if isinstance(leaf, Tensor):
-                yield leaf
+        yield from tensors((self.state, optimizers))
 
 
 def _drop(name: str, gradient: Tensor) -> None:
