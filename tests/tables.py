@@ -147,7 +147,7 @@ class Problem:
         with randomness(KEY):
             model, loss, batch = self.build()
         batch = tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
-        return Objective(model.to(dtype), loss), batch
+        return Objective(model.to(dtype), loss, data=lambda: [batch]), batch
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:

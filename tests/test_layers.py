@@ -16,13 +16,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "gradcost"
 # From the ground up. What stands on one line may import what stands on the lines above it, and its own.
 FLOORS = [
     ["value", "amounts"],
-    ["key", "chain", "combine", "watch", "fake", "trees", "schedules"],
+    ["key", "chain", "watch", "fake", "trees", "schedules"],
     ["philox"],
     ["noise_fused"],
     ["noise"],
     ["objective"],
     ["directions"],
     ["gradient"],
+    ["combine"],
     ["substitute", "region"],
     ["recompute"],
     ["dual"],

@@ -107,6 +107,71 @@ class Seeded(Gradient):
         return cls(objective, directions, tuple(entries["seed"].tolist()), tuple(entries["coefficient"].tolist()))
 
 
+@dataclass(frozen=True, eq=False)
+class Signed(Gradient):
+    """The sign of each entry of another gradient: -1, 0 or +1."""
+
+    of: Gradient
+
+    @property
+    def objective(self) -> Objective:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.objective
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        for name, gradient in self.of.leaves():
+            yield name, gradient.sign_()
+
+    @property
+    def nbytes(self) -> int:
+        return self.of.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Gradient):
+    """sum_i weights[i] * terms[i], added leaf by leaf: at most two leaves are alive beside what the terms keep."""
+
+    objective: Objective
+    terms: tuple[Gradient, ...]
+    weights: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{weight} * {term}" for weight, term in zip(self.weights, self.terms, strict=True))
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        replays = [term.leaves() for term in self.terms]
+        for leaf in self.objective.leaves:
+            total = None
+            for replay, weight in zip(replays, self.weights, strict=True):
+                _, gradient = next(replay)
+                gradient = gradient if weight == 1.0 else gradient.mul_(weight)
+                total = gradient if total is None else total.add_(gradient)
+                del gradient  # before the next one is made
+            assert total is not None
+            yield leaf.name, total
+
+    @property
+    def nbytes(self) -> int:
+        return sum(term.nbytes for term in self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(Gradient):
+    """Gradients in disjoint sets of an objective's leaves, which together are all of them."""
+
+    objective: Objective
+    pieces: tuple[Gradient, ...]
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        owner = {leaf.name: number for number, piece in enumerate(self.pieces) for leaf in piece.objective.leaves}
+        replays = [piece.leaves() for piece in self.pieces]
+        for leaf in self.objective.leaves:
+            yield next(replays[owner[leaf.name]])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
 @dataclass(frozen=True)
 class Spent(Gradient):
     """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept.

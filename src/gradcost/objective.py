@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ class Objective:
     `parts` cuts a batch into that many micro-batches along the first dimension of its tensors; the loss is
     their mean, weighted by size, and at most one part's activations are alive.
 
+    `data` gives the batches of the whole of the data, once through, for the methods that pass over all of it.
+
     Law: an evaluation disturbs nothing. Parameters, buffers, RNG states, train/eval flags, requires_grad,
     hooks and `.grad` are bitwise as before, also when the loss raises; random layers draw from the key alone,
     so one key is one function. BatchNorm's running statistics therefore stand still: `advance` moves them.
@@ -47,6 +50,7 @@ class Objective:
     model: nn.Module
     loss: Callable[[nn.Module, Any], Tensor]
     parts: int = 1
+    data: Callable[[], Iterable[Any]] | None = None
     leaves: tuple[Leaf, ...] = field(init=False)
     modules: tuple[nn.Module, ...] = field(init=False)
     devices: tuple[torch.device, ...] = field(init=False)  # the accelerators whose generators a key sets
@@ -63,11 +67,7 @@ class Objective:
                 f"{type(self.model).__name__} has no trainable parameters, so there is no gradient to take. "
                 "Set requires_grad on those that should train before making the Objective."
             )
-        leaves, start = [], 0
-        for name, parameter in trainable:
-            leaves.append(Leaf(name, parameter, start, dimension))
-            start += parameter.numel()
-        object.__setattr__(self, "leaves", tuple(leaves))
+        object.__setattr__(self, "leaves", _in_a_row(trainable))
         object.__setattr__(self, "modules", tuple(self.model.modules()))
         if any(getattr(module, "max_norm", None) is not None for module in self.modules):
             raise ValueError(
@@ -88,6 +88,18 @@ class Objective:
         """The same objective with each of its parts cut into `parts` micro-batches."""
         made = replace(self, parts=self.parts * parts)
         object.__setattr__(made, "leaves", self.leaves)  # as they were frozen, whatever requires a gradient now
+        return made
+
+    def only(self, names: Collection[str]) -> Objective:
+        """The same objective as a function of these leaves alone: the others stand still.
+
+        Raises: ValueError when it has none of that name.
+        """
+        kept = [(leaf.name, leaf.parameter) for leaf in self.leaves if leaf.name in names]
+        if not kept:
+            raise ValueError(f"none of the leaves {', '.join(leaf.name for leaf in self.leaves)} is in {names}.")
+        made = replace(self)
+        object.__setattr__(made, "leaves", _in_a_row(kept))
         return made
 
     def evaluate(self, batch: Any, key: Key) -> Tensor:
@@ -129,6 +141,12 @@ class Objective:
                 "Reduce it, with .mean() for example."
             )
         return loss
+
+
+def _in_a_row(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
+    dimension = sum(parameter.numel() for _, parameter in parameters)
+    starts = itertools.accumulate((parameter.numel() for _, parameter in parameters), initial=0)
+    return tuple(Leaf(*named, start, dimension) for named, start in zip(parameters, starts, strict=False))
 
 
 def split(batch: Any, parts: int) -> list[tuple[float, Any]]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcost import directions, noise
+from gradcost import noise
+from gradcost.directions import sphere
 from gradcost.estimators.probing import Probing
 from gradcost.gradient import Seeded
 from gradcost.key import Key
@@ -111,7 +112,7 @@ def test_a_replay_is_the_same_bits_on_the_fused_and_the_reference_path(
     assert noise.has_fused_path(), "the tests need numba (extra `fast`): without it both paths are one"
     fused = [bits(leaf) for _, leaf in gradient.leaves()]
     monkeypatch.setattr(noise, "has_fused_path", lambda: False)
-    directions._norm.cache_clear()
+    sphere._norm.cache_clear()
     assert [bits(leaf) for _, leaf in gradient.leaves()] == fused
 
 
@@ -127,5 +128,5 @@ def test_an_estimate_is_the_same_bits_on_the_fused_and_the_reference_path(
 
     fused = estimate()
     monkeypatch.setattr(noise, "has_fused_path", lambda: False)
-    directions._norm.cache_clear()
+    sphere._norm.cache_clear()
     assert estimate() == fused

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _HOMES = {
-    "method": ("combine", "directions", "estimators.presets", "saving", "slopes")
+    "method": ("combine", "estimators.presets", "saving", "slopes")
+    + ("directions.coordinates", "directions.gaussian", "directions.rademacher", "directions.sphere")
     + ("cost.within", "estimators.accumulated", "estimators.clipped", "estimators.probing", "estimators.reverse"),
     "optimizer": ("training.optimizers",),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from gradcost.combine import Combine, Mean
-from gradcost.directions import Directions, Gaussian
+from gradcost.directions import Directions, Gaussian, Situated
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
 from gradcost.fake import numbers
-from gradcost.gradient import Seeded, Spent
+from gradcost.gradient import Spent
 from gradcost.key import Key
 from gradcost.objective import Objective
 from gradcost.slopes import Slope
@@ -31,7 +31,7 @@ class Probing(Estimator):
     """
 
     slope: Slope
-    directions: Directions = Gaussian()
+    directions: Directions | Situated = Gaussian()
     probes: int = 1
     combine: Combine = Mean()
 
@@ -41,14 +41,20 @@ class Probing(Estimator):
                 f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
             )
 
-    def init(self, objective: Objective) -> None:
-        return None
+    def init(self, objective: Objective) -> State | None:
+        return self.directions.init(objective) if isinstance(self.directions, Situated) else None
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        seeds = self.directions.seeds(key, self.probes, objective.dimension)
-        loss, slopes = self.slope.measure(objective, batch, key, self.directions, seeds)
-        coefficients = self.combine.coefficients(numbers(slopes))
-        return Estimate(loss, Seeded(objective, self.directions, seeds, coefficients), slopes)
+        if isinstance(self.directions, Situated):
+            state = self.init(objective) if state is None else state
+            found = self._along(self.directions.settled(objective, key, state), objective, batch, key)
+            return replace(found, state=self.directions.learned(state, found.gradient.leaves()))
+        return self._along(self.directions, objective, batch, key)
+
+    def _along(self, directions: Directions, objective: Objective, batch: Any, key: Key) -> Estimate:
+        seeds = directions.seeds(key, self.probes, objective.dimension)
+        loss, slopes = self.slope.measure(objective, batch, key, directions, seeds)
+        return Estimate(loss, self.combine.gradient(objective, directions, seeds, numbers(slopes)), slopes)
 
     def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
@@ -75,7 +76,13 @@ class Task(ABC):
         """The cross-entropy of a fresh model, on the CPU, whose initial weights are a function of `key`."""
         with randomness(key.fold("init")):
             model = self.model.build(self.inputs, self.classes)
-        return Objective(model, cross_entropy)
+        return Objective(model, cross_entropy, data=self.once_through)
+
+    def once_through(self) -> Iterator[Batch]:
+        """The whole training split in its own order, in batches of the size of a step's; the last may be smaller."""
+        train = self.splits().train
+        for x, y in zip(train.x.split(self.batch), train.y.split(self.batch), strict=True):
+            yield Batch(x, y)
 
     @property
     def steps_per_epoch(self) -> int:

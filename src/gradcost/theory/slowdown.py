@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradcost.combine import Mean
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
@@ -38,7 +38,7 @@ def second_moment(estimator: Estimator, dimension: int) -> float | None:
     return None
 
 
-def _of_probes(directions: Directions, probes: int, dimension: int) -> float | None:
+def _of_probes(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
     match directions:
         case Gaussian():
             return 1 + (dimension + 1) / probes

@@ -1,0 +1,39 @@
+"""One weight at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradcost.directions.deal import deal
+from gradcost.directions.direction import Directions
+from gradcost.key import Key
+from gradcost.objective import Leaf
+from gradcost.value import value
+from gradcost.watch import tell
+
+
+@value
+class Coordinates(Directions):
+    """z = sqrt(d) e_i, the i of one estimate dealt without replacement: n = d probes give the exact gradient.
+
+    Kiefer and Wolfowitz 1952 (all of them); random coordinates: Nesterov 2012. A seed is the coordinate.
+    """
+
+    unbiased = True
+
+    def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
+        return deal(key, probes, dimension)
+
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
+        flat, root = out.view(-1), math.sqrt(leaf.dimension)
+        for seed, scale in zip(seeds, scales, strict=True):
+            if leaf.start <= seed < leaf.start + flat.numel():
+                flat[seed - leaf.start] += scale * root
+        return tell("noise", out)

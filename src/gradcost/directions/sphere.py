@@ -1,0 +1,51 @@
+"""Directions of one length."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcost import noise, philox
+from gradcost.directions.direction import Directions, independent
+from gradcost.fake import is_fake
+from gradcost.key import Key
+from gradcost.objective import Leaf
+from gradcost.value import value
+
+
+@value
+class Sphere(Directions):
+    """z uniform on the sphere of radius sqrt(d): a Gaussian direction divided by its norm, times sqrt(d).
+
+    Flaxman, Kalai, McMahan 2005, lemma 1: their factor d is here in z, so that E[z z'] = I. The norm takes
+    one more pass over the noise, once a seed.
+    """
+
+    unbiased = True
+
+    def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
+        return independent(key, probes)
+
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        root = math.sqrt(leaf.dimension)
+        norms = [root if is_fake(base) else _norm(seed, leaf.dimension) for seed in seeds]
+        lengths = [scale * root / norm for scale, norm in zip(scales, norms, strict=True)]
+        return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
+
+
+@functools.lru_cache(maxsize=4096)
+def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
+    """|z| of a Gaussian direction: blocks of fixed length, each summed by one thread, so that bits repeat."""
+    total = 0.0
+    for start in range(0, dimension, chunk):
+        zero = torch.zeros(min(chunk, dimension - start))
+        z = noise.add(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
+        total += float(np.square(z).sum())
+    return math.sqrt(total)
