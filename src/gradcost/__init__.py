@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradcost.chunked import chunked_cross_entropy as chunked_cross_entropy
     from gradcost.combine import Mean as Mean
+    from gradcost.combine import Normalized as Normalized
+    from gradcost.combine import Projection as Projection
+    from gradcost.combine import Sign as Sign
     from gradcost.cost.forecast import Forecast as Forecast
     from gradcost.cost.forecast import forecast as forecast
     from gradcost.cost.measure import Allocator as Allocator
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
     from gradcost.cost.plan import plan as plan
     from gradcost.cost.within import Within as Within
     from gradcost.directions import Coordinates as Coordinates
+    from gradcost.directions import Directions as Directions
     from gradcost.directions import Gaussian as Gaussian
     from gradcost.directions import Rademacher as Rademacher
+    from gradcost.directions import Situated as Situated
     from gradcost.directions import Sphere as Sphere
     from gradcost.dual import Note as Note
     from gradcost.estimators.accumulated import Accumulated as Accumulated
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from gradcost.gradient import Dense as Dense
     from gradcost.gradient import Gradient as Gradient
     from gradcost.gradient import Seeded as Seeded
+    from gradcost.gradient import Signed as Signed
+    from gradcost.gradient import Sum as Sum
     from gradcost.key import Key as Key
     from gradcost.objective import Objective as Objective
     from gradcost.saving import Attention as Attention
@@ -69,6 +76,7 @@ _HOME = {
     "Clipped": "estimators.clipped",
     "Coordinates": "directions",
     "Dense": "gradient",
+    "Directions": "directions",
     "Estimate": "estimators.estimator",
     "Estimator": "estimators.estimator",
     "Everything": "saving",
@@ -82,12 +90,14 @@ _HOME = {
     "Mean": "combine",
     "Measurement": "cost.measure",
     "Nesterov": "training.optimizers",
+    "Normalized": "combine",
     "Note": "dual",
     "Objective": "objective",
     "Offloaded": "saving",
     "Operations": "cost.measure",
     "Plan": "cost.plan",
     "Probing": "estimators.probing",
+    "Projection": "combine",
     "Rademacher": "directions",
     "Reverse": "estimators.reverse",
     "SGD": "training.optimizers",
@@ -96,9 +106,13 @@ _HOME = {
     "Seeded": "gradient",
     "Segments": "saving",
     "Selective": "saving",
+    "Sign": "combine",
+    "Signed": "gradient",
+    "Situated": "directions",
     "Sphere": "directions",
     "Step": "training.loop",
     "Steps": "cost.measure",
+    "Sum": "gradient",
     "Within": "cost.within",
     "backprop": "estimators.presets",
     "checkpointed": "estimators.presets",

@@ -39,10 +39,15 @@ def _settle_numbers(made: Any) -> None:
         what = f"{field.name} of {type(made).__name__}"
         if field.type == "int" and (isinstance(held, bool) or not isinstance(held, int)):
             raise ValueError(f"{what} is a whole number, not {held!r}.")
-        if field.type == "float":
+        if field.type == "float" or (field.type == "float | None" and held is not None):
             if isinstance(held, bool) or not isinstance(held, int | float):
                 raise ValueError(f"{what} is a number, not {held!r}.")
             object.__setattr__(made, field.name, float(held))
+
+
+def is_value(kind: type) -> bool:
+    """Whether `value` made this class."""
+    return kind.__hash__ is _hash
 
 
 def digest(of: Any, size: int = 8) -> str:

@@ -7,15 +7,17 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from gradcost.value import is_value
+
 _HOMES = {
-    "method": ("combine", "estimators.presets", "saving", "slopes")
-    + ("directions.coordinates", "directions.gaussian", "directions.rademacher", "directions.sphere")
-    + ("cost.within", "estimators.accumulated", "estimators.clipped", "estimators.probing", "estimators.reverse"),
+    "method": ("combine", "cost.within", "directions", "estimators", "saving", "slopes"),
     "optimizer": ("training.optimizers",),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
 }
@@ -25,8 +27,7 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 def names(*kinds: str) -> dict[str, Callable[..., Any]]:
     """What an expression may call: the values and presets that the modules of these kinds define."""
     found = {}
-    for home in (home for kind in kinds for home in _HOMES[kind]):
-        module = importlib.import_module(f"gradcost.{home}")
+    for module in (module for kind in kinds for home in _HOMES[kind] for module in _modules(f"gradcost.{home}")):
         for name, thing in vars(module).items():
             made_here = getattr(thing, "__module__", None) == module.__name__
             if made_here and not name.startswith("_") and _makes_a_value(thing):
@@ -34,9 +35,17 @@ def names(*kinds: str) -> dict[str, Callable[..., Any]]:
     return dict(sorted(found.items()))
 
 
+def _modules(home: str) -> Iterator[ModuleType]:
+    """A module, or all of a folder's: a new file there is known here."""
+    module = importlib.import_module(home)
+    yield module
+    for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        yield importlib.import_module(f"{home}.{found.name}")
+
+
 def _makes_a_value(thing: Any) -> bool:
     if inspect.isclass(thing):
-        return hasattr(thing, "__dataclass_fields__")
+        return is_value(thing)
     return inspect.isfunction(thing) and thing.__module__ == "gradcost.estimators.presets"
 
 
