@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradcost
+from gradcost.combine import Normalized, Projection, Sign
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
@@ -49,15 +50,18 @@ class Row:
     evaluations: how many forwards of the loss one estimate starts. matmuls: L -> the matmuls of an estimate,
     in forwards of one layer, on L linear layers without bias. moment: (d, n) -> E|g|^2 / |grad|^2 on d weights
     with n probes, None where no formula is claimed. exact: whether its slopes have no bias in eps. blocks:
-    whether it needs a model with repeated blocks.
+    whether it needs a model with repeated blocks. unbiased: whether its mean is the gradient, up to that bias. on:
+    the objectives that the costlier products of the laws try it on; None for all.
     """
 
     estimator: Estimator
     evaluations: int
-    matmuls: Callable[[int], int]
+    matmuls: Callable[[int], float]
     moment: Callable[[int, int], float] | None
     exact: bool = True
     blocks: bool = False
+    unbiased: bool = True
+    on: tuple[str, ...] | None = None
 
 
 def moment(directions: Directions) -> Callable[[int, int], float]:
@@ -82,6 +86,8 @@ def probing(slope: Slope, directions: Directions, probes: int) -> Row:
     return Row(estimator, forwards, lambda layers: forwards * layers, moment(directions), exact=False)
 
 
+# A dense network, one with dropout and tied weights, and one that no module's forward looks up its weights in.
+WIDE = ("mlp", "transformer", "direct")
 PROBES = {"jvp": 2, "jvp3": 4, "central": 2, "forward": 3}  # jvp3: a forward that three share and one left over
 
 ESTIMATORS: dict[str, Row] = {
@@ -106,16 +112,53 @@ ESTIMATORS: dict[str, Row] = {
         moment(Rademacher()),
         exact=False,
     ),
-    "clipped-jvp": Row(Clipped(Probing(Jvp(), Gaussian(), 2), 0.1), 2, lambda n: 2 * (3 * n - 1), None),
+    "clipped-jvp": Row(
+        Clipped(Probing(Jvp(), Gaussian(), 2), 0.1), 2, lambda n: 2 * (3 * n - 1), None, unbiased=False
+    ),
     "clipped-accumulated": Row(
         Clipped(Accumulated(Probing(ForwardDifference(1e-3), Sphere()), 2), 0.1),
         4,
         lambda n: 2 * n,
         None,
         exact=False,
+        unbiased=False,
     ),
     "accumulated-clipped": Row(
-        Accumulated(Clipped(Probing(Jvp(), Rademacher()), 0.1), 2), 2, lambda n: 3 * n - 1, None
+        Accumulated(Clipped(Probing(Jvp(), Rademacher()), 0.1), 2), 2, lambda n: 3 * n - 1, None, unbiased=False
+    ),
+    # The Gram matrix of k directions is k * k products as long as a leaf: k * k / 6 forwards on a batch of 6.
+    "projection-jvp3": Row(
+        Probing(Jvp(together=3), Gaussian(), 6, Projection()),
+        2,
+        lambda n: 2 * n + 6 * (2 * n - 1) + 6 * n,
+        lambda d, n: d / n,
+        on=WIDE,
+    ),
+    "projection-central": Row(
+        Probing(CentralDifference(1e-3), Sphere(), 3, Projection()),
+        6,
+        lambda n: 6 * n + 1.5 * n,
+        lambda d, n: d / n,
+        exact=False,
+        on=WIDE,
+    ),
+    "sign-central": Row(
+        Probing(CentralDifference(1e-3), Gaussian(), 2, Sign()),
+        4,
+        lambda n: 4 * n,
+        None,
+        exact=False,
+        unbiased=False,
+        on=WIDE,
+    ),
+    "normalized-forward": Row(
+        Probing(ForwardDifference(1e-3), Rademacher(), 3, Normalized()),
+        4,
+        lambda n: 4 * n,
+        None,
+        exact=False,
+        unbiased=False,
+        on=WIDE,
     ),
     "backprop": Row(gradcost.backprop(), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
     "checkpointed": Row(gradcost.checkpointed(), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
@@ -337,5 +380,5 @@ def pairs() -> list[tuple[str, str]]:
         (estimator, objective)
         for estimator, row in ESTIMATORS.items()
         for objective, problem in OBJECTIVES.items()
-        if not row.blocks or problem.blocks >= 2
+        if (not row.blocks or problem.blocks >= 2) and (row.on is None or objective in row.on)
     ]
