@@ -9,7 +9,7 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_ROOMS = (".", "estimators", "training", "tasks")  # what a trial's numbers depend on
+_ROOMS = (".", "directions", "estimators", "training", "tasks")  # what a trial's numbers depend on
 
 
 @functools.cache

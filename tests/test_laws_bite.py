@@ -1,0 +1,98 @@
+"""The laws can fail: the five worst bugs of the field, planted one by one, and the law that notices each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from gradcost import noise, objective, philox
+from gradcost.combine import Mean
+from gradcost.directions import Directions, gaussian, rademacher, sphere
+from gradcost.gradient import Seeded
+from gradcost.key import Key
+from gradcost.objective import Leaf, Objective
+from laws import test_law_03_scale as scale
+from laws import test_law_04_variance as variance
+from laws import test_law_07_same_function as same_function
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def the_update_is_eps_times_z(patch: pytest.MonkeyPatch) -> None:
+    """The Cost of Avoiding Backpropagation's code: slope times the perturbation, not times the direction."""
+    right = Mean.gradient
+
+    def wrong(
+        self: Mean, objective: Objective, directions: Directions, seeds: Any, slopes: Sequence[float]
+    ) -> Seeded:
+        return right(self, objective, directions, seeds, [1e-3 * slope for slope in slopes])
+
+    patch.setattr(Mean, "gradient", wrong)
+
+
+def every_probe_looks_along_one_direction(patch: pytest.MonkeyPatch) -> None:
+    """Spry's and FwdLLM's loop: the seed is set inside it, so all n directions are the first."""
+
+    def repeated(key: Key, probes: int) -> tuple[int, ...]:
+        return (key.fold("probe", 0).seed,) * probes
+
+    patch.setattr(gaussian, "independent", repeated)
+    patch.setattr(rademacher, "independent", repeated)
+
+
+def the_sphere_has_radius_one(patch: pytest.MonkeyPatch) -> None:
+    """DeepZero's directions: of length 1, without the factor d."""
+
+    def short(
+        self: Any, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        lengths = [scale / sphere._norm(seed, leaf.dimension) for seed, scale in zip(seeds, scales, strict=True)]
+        return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
+
+    patch.setattr(sphere.Sphere, "add", short)
+
+
+def each_end_sees_another_mask(patch: pytest.MonkeyPatch) -> None:
+    """Dropout that draws anew at each evaluation: both ends of a difference are two functions."""
+    right, drawn = objective.randomness, iter(range(1 << 60))
+
+    def fresh(key: Key, devices: Any = ()) -> Any:
+        return right(key.fold("evaluation", next(drawn)), devices)
+
+    patch.setattr(objective, "randomness", fresh)
+
+
+NOTICED: dict[Plant, list[Callable[[], None]]] = {
+    the_update_is_eps_times_z: [
+        lambda: scale.test_the_mean_coefficient_is_one("rademacher", 1),
+        lambda: scale.test_no_row_of_the_table_is_shrunk_or_stretched("mezo"),
+        lambda: variance.test_the_second_moment_is_the_stated_one("gaussian", 1),
+    ],
+    every_probe_looks_along_one_direction: [
+        lambda: variance.test_the_second_moment_is_the_stated_one("gaussian", 10),
+        lambda: variance.test_ten_probes_look_along_ten_directions("rademacher"),
+    ],
+    the_sphere_has_radius_one: [
+        lambda: scale.test_the_mean_coefficient_is_one("sphere", 4),
+        lambda: variance.test_the_second_moment_is_the_stated_one("sphere", 1),
+    ],
+    each_end_sees_another_mask: [
+        lambda: same_function.test_the_model_with_dropout_has_one_loss_whoever_asks(),
+        lambda: same_function.test_the_projected_gradient_with_dropout_is_bounded_as_the_step_shrinks(),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("plant", "law"),
+    [(plant, law) for plant, laws in NOTICED.items() for law in laws],
+    ids=[f"{plant.__name__}-{number}" for plant, laws in NOTICED.items() for number, _ in enumerate(laws)],
+)
+def test_the_law_notices(plant: Plant, law: Callable[[], None], monkeypatch: pytest.MonkeyPatch):
+    law()  # it holds without the bug
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        law()
