@@ -98,7 +98,7 @@ def test_the_sign_flip_test_is_wilcoxons_where_a_run_diverged():
     assert sign_flip([-math.inf], [-math.inf]).p == 1.0
 
 
-def test_many_pairs_are_drawn_and_agree_with_the_normal_law():
+def test_many_pairs_agree_with_students_test():
     generator = np.random.Generator(np.random.Philox(key=3))
     one, other = generator.normal(0.4, 1, 40), generator.normal(0, 1, 40)
     from scipy import stats

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 from gradcost.cli import console, spec
 from gradcost.key import Key
 from gradcost.report import html, summary, tables
 from gradcost.report.wording import size
-from gradcost.study import compare
+from gradcost.study import compare, costs
 from gradcost.study.compare import Comparison
+from gradcost.study.executors import Local, Work
 from gradcost.study.records import read
+from gradcost.study.search import Grid
+from gradcost.study.study import alone, conduct
 
 METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()")
 
@@ -26,9 +30,7 @@ def rates(span: str, points: int) -> tuple[float, ...]:
         least, most = 0.0, 0.0
     if not 0 < least <= most < math.inf:
         raise ValueError(f"{span!r} is no range of learning rates: write LEAST:MOST, such as 1e-4:10.")
-    if points == 1 or least == most:
-        return (float(f"{(least * most) ** 0.5:.2g}"),)
-    return tuple(float(f"{least * (most / least) ** (i / (points - 1)):.2g}") for i in range(points))
+    return Grid(least, most, 1 if least == most else points).values()
 
 
 def compare_methods(
@@ -49,7 +51,7 @@ def compare_methods(
     found, task_name, model_name, user_file = spec.task(task, model)
     budget = spec.size(memory) if memory else None
     chosen = [(text.strip(), spec.method(text)) for text in methods or METHODS]
-    exact = compare.exact_within(found, budget) if budget is not None and not methods else None
+    exact = costs.exact_within(found, budget) if budget is not None and not methods else None
     if exact is not None:
         chosen.insert(1, (f"backprop in {size(budget)}", exact))
     comparison = Comparison(
@@ -60,28 +62,29 @@ def compare_methods(
         tuple(range(1, seeds + 1)),
         target,
         budget,
-        user_file,
+        user_file=user_file,
     )
     name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
     folder = output or Path("gradcost-runs") / f"{name}-{comparison.name[:4]}"
     _introduce(comparison, task_name, model_name)
-    costs, reasons = {}, {}
-    for label, cost in compare.survey(comparison):
+    known, reasons = {}, {}
+    for label, cost in costs.survey(comparison.task, comparison.steppers, comparison.memory):
         if isinstance(cost, str):
             reasons[label] = cost
             console.say(f"    {label}: not run. {cost}")
         else:
-            costs[label] = cost
+            known[label] = cost
     if dry_run:
-        _plan(comparison, costs, folder)
-        return 0 if costs else 4
+        _plan(comparison, known, folder)
+        return 0 if known else 4
     compare.open_folder(folder, comparison, task_name, model_name)
-    for label, reason in reasons.items():
-        compare.refuse(comparison, folder, label, reason)
     try:
-        failures = _run(comparison, folder, set(costs)) if costs else 0
-        if not failures:
-            _clock(comparison, folder, costs)
+        with alone(folder):
+            for label, reason in reasons.items():
+                costs.refuse(folder, label, dict(comparison.methods)[label], reason)
+            failures = _run(comparison, folder, set(known)) if known else 0
+            if not failures:
+                _clock(comparison, folder, known)
     except KeyboardInterrupt:
         done = len(read(folder).trials)
         console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
@@ -90,7 +93,7 @@ def compare_methods(
     if failures:
         console.complain(f"{failures} runs failed; their tracebacks are in {folder}/records.jsonl.")
         return 1
-    return 0 if costs else 4
+    return 0 if known else 4
 
 
 def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
@@ -101,30 +104,29 @@ def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
     )
 
 
-def _plan(comparison: Comparison, costs: dict, folder: Path) -> None:
-    runs = len(costs) * (len(comparison.rates) + len(comparison.seeds))
+def _plan(comparison: Comparison, known: dict, folder: Path) -> None:
+    runs = len(known) * comparison.runs
     console.show(f"{runs} runs of {comparison.steps:,} steps would go into {folder}; a step of each:")
-    rows = [[label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in costs.items()]
+    rows = [[label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in known.items()]
     console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
 
 
 def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
-    """Both phases; returns how many runs failed."""
+    """All phases; returns how many runs failed."""
     failed = 0
-    per_method = len(comparison.rates) + len(comparison.seeds)
-    with console.board({label: per_method for label, _ in comparison.methods if label in labels}) as board:
+    work = Work(comparison.code, folder, comparison.user_file)
+    with console.board({label: comparison.runs for label, _ in comparison.methods if label in labels}) as board:
         known = {trial.trial: trial for trial in read(folder).trials if trial.status != "failed"}
         for label in labels:
             board.start_with(label, sum(trial.method == label for trial in known.values()))
-        for phase in ("tune", "final"):
-            for record in compare.perform(comparison, folder, phase):
-                failed += record["status"] == "failed"
-                board.finished(record)
+        for record in conduct(comparison.study(labels), Local(os.cpu_count() or 1), work):
+            failed += record["status"] == "failed"
+            board.finished(record)
     return failed
 
 
-def _clock(comparison: Comparison, folder: Path, costs: dict) -> None:
-    for label in compare.clock(comparison, folder, costs):
+def _clock(comparison: Comparison, folder: Path, known: dict) -> None:
+    for label in costs.clock(comparison.task, comparison.steppers, comparison.memory, folder, known):
         console.say(f"timed a step of {label}")
 
 
@@ -136,7 +138,7 @@ def _answer(folder: Path, as_json: bool) -> None:
         report = None
         console.complain(str(error))
     if as_json:
-        rows = [dataclasses.asdict(row) for row in summary.summarise(results)]
+        rows = [summary.plain(row) for row in summary.summarise(results)]
         refused = [dataclasses.asdict(refusal) for refusal in results.refused]
         answer = {"verdict": summary.verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
         print(json.dumps(answer, indent=2, default=str))

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradcost.cost.forecast import Forecast, forecast
-from gradcost.cost.measure import time_step
-from gradcost.cost.within import Within
-from gradcost.dual import Note
 from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.reverse import Reverse
 from gradcost.key import Key
-from gradcost.objective import Objective
 from gradcost.study import ledger
+from gradcost.study.costs import Methods
 from gradcost.study.environment import describe, fingerprint
-from gradcost.study.executors import perform_all
-from gradcost.study.records import Results, read
+from gradcost.study.phases import phases
+from gradcost.study.records import read
+from gradcost.study.study import Study
 from gradcost.study.trial import Trial
-from gradcost.study.tune import chosen
 from gradcost.training.optimizers import SGD
 from gradcost.value import digest, value
 
@@ -33,8 +25,11 @@ from gradcost.value import digest, value
 class Comparison:
     """What is compared, and how: the whole protocol.
 
-    methods: (label, estimator) pairs. rates: the learning rates that every method is tuned over, on one seed
-    that no final run uses. memory: the budget of a step beyond the weights, in bytes, or None.
+    methods: (label, estimator) pairs. rates: the learning rates that every method is tuned over first, on one seed
+    that no other run uses. more: how many points each method may spend after those, beyond the edge of the grid
+    where its winner lies on it, else beside the winner. confirm: on how many fresh seeds the best three are run
+    again, whose mean decides; 0 trusts the tuning. seeds: of the final runs, fresh ones again, whose end alone sees
+    the test split. memory: the budget of a step beyond the weights, in bytes, or None.
     """
 
     task: Any
@@ -44,6 +39,8 @@ class Comparison:
     seeds: tuple[int, ...]
     target: float
     memory: int | None = None
+    more: int = 0
+    confirm: int = 0
     user_file: str | None = None  # where the task comes from, if not from this package
 
     def __post_init__(self) -> None:
@@ -57,6 +54,11 @@ class Comparison:
             raise ValueError("a comparison needs at least 1 step, 1 seed and 1 learning rate.")
 
     @property
+    def steppers(self) -> Methods:
+        """Each method with the optimizer that uses its gradient, at a rate that moves nothing far."""
+        return {label: (estimator, SGD(1e-9)) for label, estimator in self.methods}
+
+    @property
     def code(self) -> str:
         return fingerprint(self.user_file)
 
@@ -65,19 +67,22 @@ class Comparison:
         """A hash of what is compared and by which code: two folders under one name hold the same figures."""
         return digest((self, self.code))
 
-    def tuning(self) -> list[Trial]:
-        return [self._trial(label, e, lr, "tune", 0) for label, e in self.methods for lr in self.rates]
+    def study(self, labels: Collection[str]) -> Study:
+        """The study of these methods: tuned on validation, confirmed on fresh seeds, run on fresh seeds again."""
+        names = [label for label, _ in self.methods if label in labels]
+        rates = dict.fromkeys(names, self.rates)
+        return Study(
+            f"Which of {', '.join(names)} is best for {self.task}?",
+            lambda: phases(rates, self._trial, more=self.more, confirm=self.confirm, seeds=self.seeds),
+        )
 
-    def finals(self, rates: dict[str, float]) -> list[Trial]:
-        return [
-            self._trial(label, e, rates[label], "final", seed)
-            for label, e in self.methods
-            if label in rates
-            for seed in self.seeds
-        ]
+    @property
+    def runs(self) -> int:
+        """How many trials each method is given, at most."""
+        return len(self.rates) + self.more + 3 * self.confirm + len(self.seeds)
 
-    def _trial(self, label: str, estimator: Estimator, lr: float, phase: str, seed: int) -> Trial:
-        return Trial(self.task, label, estimator, SGD(lr), self.steps, phase, seed, self.target)
+    def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
+        return Trial(self.task, label, dict(self.methods)[label], SGD(lr), self.steps, phase, seed, self.target)
 
 
 def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name: str) -> None:
@@ -96,7 +101,8 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
         "weights_bytes": sum(leaf.parameter.nbytes for leaf in objective.leaves),
         "methods": [label for label, _ in comparison.methods],
         "seeds": list(comparison.seeds),
-        "points": len(comparison.rates),
+        "points": len(comparison.rates) + comparison.more,
+        "confirm": comparison.confirm,
         "steps": comparison.steps,
         "batch": getattr(comparison.task, "batch", None),
         "target": comparison.target,
@@ -114,97 +120,3 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
     ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), comparison.code)))
     (folder / "records.jsonl").touch()
     ledger.write_document(folder / "study.json", document)  # last: a folder without it is not taken up
-
-
-def survey(comparison: Comparison) -> Iterator[tuple[str, Forecast | str]]:
-    """For each method its step's bytes and FLOPs, told without a step, or why it cannot serve or does not fit.
-
-    Raises: ValueError when the loss is not finite before the first step, for that is nobody's method's doing.
-    """
-    objective, batch = _first_step(comparison.task)
-    loss = float(objective.evaluate(batch, Key(0)))
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss of {comparison.task} is {loss} before the first step: look at its data and its loss."
-        )
-    for label, estimator in comparison.methods:
-        objective, batch = _first_step(comparison.task)
-        yield label, _surveyed(objective, batch, estimator, comparison.memory)
-
-
-def _surveyed(objective: Objective, batch: Any, estimator: Estimator, memory: int | None) -> Forecast | str:
-    try:
-        cost = forecast(estimator, objective, batch, SGD(1e-9))
-    except ValueError as objection:
-        return str(objection)
-    if memory is not None and cost.beyond > memory:
-        over = cost.beyond - memory
-        return f"a step needs {cost.beyond:,} bytes beyond the weights, {over:,} over the budget."
-    return cost
-
-
-def exact_within(task: Any, memory: int) -> Estimator | None:
-    """Backpropagation that recomputes as little as it can to stay within `memory` bytes beyond the weights; None
-    where that is nothing."""
-    plain = forecast(Reverse(), *_first_step(task), SGD(1e-9))
-    return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
-
-
-def trials_of(comparison: Comparison, folder: Path, phase: str) -> list[Trial]:
-    """What is still to be run of a phase: trials that neither finished nor diverged yet."""
-    results = read(folder)
-    refused = {refusal.method for refusal in results.refused}
-    if phase == "tune":
-        trials = comparison.tuning()
-    else:
-        rates = {label: chosen(results.trials, label) for label, _ in comparison.methods}
-        trials = comparison.finals({label: lr for label, lr in rates.items() if lr is not None})
-    done = {trial.trial for trial in results.trials if trial.status in ("finished", "diverged")}
-    return [t for t in trials if t.method not in refused and t.name(comparison.code) not in done]
-
-
-def perform(comparison: Comparison, folder: Path, phase: str) -> Iterator[dict[str, Any]]:
-    """Run what is still to be run of a phase on all cores, each record on disk before it is yielded."""
-    trials = trials_of(comparison, folder, phase)
-    if trials:
-        for record in perform_all(trials, comparison.code, os.cpu_count() or 1, comparison.user_file):
-            ledger.append(folder, record)
-            yield record
-
-
-def clock(comparison: Comparison, folder: Path, costs: dict[str, Forecast]) -> Iterator[str]:
-    """Time a step of each method, alone on the machine, and put its whole cost on record; one that an earlier
-    call timed in doubt is timed again."""
-    known = {cost.method for cost in read(folder).costs if cost.doubt is None}
-    for label, estimator in comparison.methods:
-        if label not in costs or label in known:
-            continue
-        objective, batch = _first_step(comparison.task)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Note)
-            timing = time_step(objective, batch, estimator, SGD(1e-9))
-        cost = costs[label]
-        low, high = timing.quartiles
-        ledger.append(
-            folder,
-            {"schema": 1, "kind": "cost", "method": label, "estimator": repr(estimator)}
-            | {"peak_bytes": cost.beyond, "flops": cost.flops, "forwards": cost.forwards}
-            | {"breakdown": dict(cost.breakdown), "operator": cost.memory.operator, "module": cost.memory.module}
-            | {"matmuls": cost.matmuls, "ms": timing.median, "ms_low": low, "ms_high": high}
-            | {"doubt": timing.doubt, "others": timing.others, "fits": None if comparison.memory is None else True}
-            | {"samples": [round(sample, 4) for sample in timing.samples]},
-        )
-        yield label
-
-
-def refuse(comparison: Comparison, folder: Path, label: str, reason: str) -> None:
-    """Put on record why a method is not run; said once."""
-    results: Results = read(folder)
-    if label not in {refusal.method for refusal in results.refused}:
-        estimator = repr(dict(comparison.methods)[label])
-        record = {"schema": 1, "kind": "refused", "method": label, "estimator": estimator, "reason": reason}
-        ledger.append(folder, record)
-
-
-def _first_step(task: Any) -> tuple[Any, Any]:
-    return task.objective(Key(0).fold("survey")), task.batch_at(Key(0).fold("survey"), 0)

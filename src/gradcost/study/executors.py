@@ -1,39 +1,176 @@
-"""Who performs trials: a pool of processes on this machine."""
+"""Who performs trials: processes of this machine, one a trial, or a Ray cluster."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import pickle
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
-from gradcost.study.perform import perform, prepare
+from gradcost.study.perform import blank, load_file, perform, prepare
 from gradcost.study.trial import Trial
 
 # Imported once and forked from; torch's optimizers import dynamo at their first step. What is missing is passed over.
-PRELOADED = ("gradcost.study.perform", "gradcost.noise_fused", "sklearn.datasets", "torch._dynamo")
+PRELOADED = (
+    "gradcost.study.warm",
+    "sklearn.datasets",
+    "safetensors.torch",
+    "torch._dynamo",
+)
+
+STORE = 100 << 20  # bytes of Ray's object store: what goes through it are records
+
+Record = dict[str, Any]
 
 
-def perform_all(
-    trials: Sequence[Trial], code: str, workers: int, user_file: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """The record of each trial, as it finishes. Each worker has one thread, so a trial's bits do not depend on
-    how many there are. When the caller stops listening, or is interrupted, the workers are stopped."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    pool = ProcessPoolExecutor(
-        max_workers=max(1, min(workers, len(trials))),
-        mp_context=context,
-        initializer=prepare,
-        initargs=(1, user_file),
-    )
+@dataclass(frozen=True)
+class Work:
+    """What the performing of any trial of a study needs beside the trial.
+
+    code: the fingerprint of what runs. folder: where half-finished trials are kept, each in a folder of its own.
+    user_file: where the study's own code comes from, if not from this package. every: seconds between two
+    checkpoints of a trial.
+    """
+
+    code: str
+    folder: Path
+    user_file: str | None = None
+    every: float = 30.0
+
+
+class Executor(ABC):
+    """Performs trials, several at once, each with one thread: a trial's bits do not depend on how many there are."""
+
+    @abstractmethod
+    def ready(self) -> AbstractContextManager[Any]:
+        """Within, trials can be performed: what that takes is started once, for all stages, and stopped after."""
+
+    @abstractmethod
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
+        """The record of each trial, as it finishes. When the caller stops listening, or is interrupted, what runs
+        is stopped."""
+
+
+@dataclass(frozen=True)
+class Local(Executor):
+    """`workers` processes of this machine at a time, each forked from one that has torch loaded."""
+
+    workers: int
+
+    def ready(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        waiting, running = deque(trials), {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    trial = waiting.popleft()
+                    here, there = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(there, pickle.dumps(trial), work))
+                    process.start()
+                    there.close()  # so that its end is seen when the process is gone
+                    running[here] = (process, trial)
+                for connection in wait(list(running)):
+                    assert isinstance(connection, Connection)
+                    process, trial = running.pop(connection)
+                    yield _received(connection, process, trial, work)
+        finally:
+            for process, _ in running.values():
+                process.kill()
+                process.join()
+
+
+def _work(there: Connection, pickled: bytes, work: Work) -> None:
+    prepare(1, work.user_file)  # first: a trial may hold what the user's file defines
+    there.send(perform(pickle.loads(pickled), work.code, work.folder, work.every))
+    there.close()
+
+
+def _received(connection: Any, process: Any, trial: Trial, work: Work) -> Record:
     try:
-        futures = [pool.submit(perform, trial, code) for trial in trials]
-        for future in as_completed(futures):
-            yield future.result()
-        pool.shutdown()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
+        record = connection.recv()
+    except EOFError:
+        record = None
+    process.join()
+    if record is not None:
+        return record
+    how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"left with code {process.exitcode}"
+    return blank(trial, work.code) | {"status": "failed", "reason": f"its process was {how}", "traceback": None}
+
+
+@dataclass(frozen=True)
+class Ray(Executor):
+    """Tasks of a Ray cluster: the one at `address`, or a local one that is started for the purpose and stopped after.
+
+    A trial is one core. Half-finished trials are kept in the study's folder where every node sees it.
+    """
+
+    workers: int
+    address: str | None = None
+
+    @contextmanager
+    def ready(self) -> Generator[None]:
+        ray = _ray()
+        if ray.is_initialized():  # the caller's own, or one that this has started before
+            yield
+            return
+        if self.address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            local = {"num_cpus": self.workers, "object_store_memory": STORE, "include_dashboard": False}
+            ray.init("local", **local, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
+        ray = _ray()
+        task = ray.remote(num_cpus=1, max_retries=0)(_task)
+        work = replace(work, folder=work.folder.absolute())  # a task starts in a folder of Ray's own
+        waiting, running = deque(trials), {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    trial = waiting.popleft()
+                    running[task.remote(pickle.dumps(trial), work)] = trial
+                for reference in ray.wait(list(running))[0]:
+                    trial = running.pop(reference)
+                    try:
+                        yield ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        why = {"reason": f"its task was lost: {type(error).__name__}", "traceback": str(error)}
+                        yield blank(trial, work.code) | {"status": "failed"} | why
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _task(pickled: bytes, work: Work) -> Record:
+    """A process of Ray's stays and serves other tasks, so each trial gets one of its own, as on one machine."""
+    if work.user_file is not None:
+        load_file(work.user_file)  # first: a trial may hold what the user's file defines
+    (record,) = Local(1).perform([pickle.loads(pickled)], work)
+    return record
+
+
+def _ray() -> Any:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            'the executor ray needs Ray, which is not installed: pip install "gradcost[ray]".'
+        ) from error
+    return ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ def append(folder: Path, record: dict[str, Any]) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """What was appended, in that order; a line that a crash tore is passed over."""
+    path = folder / "records.jsonl"
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

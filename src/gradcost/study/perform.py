@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from gradcost.dual import Note
+from gradcost.note import Note
+from gradcost.study.environment import describe
+from gradcost.study.seen import Seen
 from gradcost.study.trial import Trial
+from gradcost.training import checkpoint
 from gradcost.training.loop import train
-
-EVALUATIONS = 20  # of the validation split, spread over a run
-POINTS = 200  # of the loss curve, each the mean of the steps since the last
 
 
 def prepare(threads: int, user_file: str | None) -> None:
@@ -60,9 +60,9 @@ def load_file(path: str) -> Any:
     return sys.modules[name]
 
 
-def perform(trial: Trial, code: str) -> dict[str, Any]:
-    """Run a trial to its end; an exception becomes a record of a failed trial, with its traceback."""
-    record: dict[str, Any] = {
+def blank(trial: Trial, code: str) -> dict[str, Any]:
+    """The record of a trial of which nothing is known yet."""
+    return {
         "schema": 1,
         "kind": "trial",
         "trial": trial.name(code),
@@ -72,58 +72,39 @@ def perform(trial: Trial, code: str) -> dict[str, Any]:
         "phase": trial.phase,
         "lr": trial.optimizer.lr,
         "seed": trial.seed,
+        "steps": 0,
+        "task": repr(trial.task),
     }
+
+
+def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> dict[str, Any]:
+    """Run a trial to its end; an exception becomes a record of a failed trial, with its traceback.
+
+    Every `every` seconds the trial is kept as it stands, in a folder of its own under `folder`, and goes on from
+    there when it is performed again: with the same bits as if it had never been stopped.
+    """
     start = time.perf_counter()
+    kept = folder / "trials" / trial.name(code) / "checkpoint"
     try:
-        record |= _run(trial)
+        found = _run(trial, kept, every, start)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        record |= {"status": "failed", "steps": 0, "reason": reason, "traceback": traceback.format_exc()}
-    return record | {"seconds": round(time.perf_counter() - start, 3)}
+        found = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+    made = blank(trial, code) | {"environment": describe(torch.get_num_threads(), code)}
+    return made | {"seconds": round(time.perf_counter() - start, 3)} | found
 
 
-def _run(trial: Trial) -> dict[str, Any]:
-    splits = trial.task.splits()
-    evaluate_every = max(1, trial.steps // EVALUATIONS)
-    record_every = max(1, trial.steps // POINTS)
-    curve: dict[str, list[Any]] = {
-        name: [] for name in ("step", "loss", "validation_step", "validation_loss", "validation_accuracy")
-    }
-    found: dict[str, Any] = {"status": "finished", "curve": curve, "validation": None, "test": None}
-    window: list[float] = []
-    clipped: list[float] = []
-    objective, taken = None, 0
-    for step in train(trial.task, trial.estimator, trial.optimizer, trial.key, trial.steps):
-        objective, taken, loss = step.objective, step.number + 1, float(step.loss)
-        if step.clipped is not None:
-            clipped.append(step.clipped)
-        if not math.isfinite(loss):
-            found |= {"status": "diverged", "reason": f"the loss was {loss} at step {taken}"}
+def _run(trial: Trial, kept: Path, every: float, start: float) -> dict[str, Any]:
+    seen = Seen(trial)
+    if kept.exists():
+        seen.take_up(checkpoint.notes(kept))
+    before, written = seen.seconds, start
+    for step in train(trial.task, trial.estimator, trial.optimizer, trial.key, trial.steps, kept):
+        if not seen.goes_on_after(step):
             break
-        window.append(loss)
-        if taken % record_every == 0 or taken == trial.steps:
-            curve["step"].append(taken)
-            curve["loss"].append(_short(sum(window) / len(window)))
-            window.clear()
-        if taken % evaluate_every == 0 or taken == trial.steps:
-            score = trial.task.score(objective.model, splits.validation)
-            found["validation"] = {"loss": _short(score.loss), "accuracy": _short(score.accuracy)}
-            curve["validation_step"].append(taken)
-            curve["validation_loss"].append(_short(score.loss))
-            curve["validation_accuracy"].append(_short(score.accuracy))
-    assert objective is not None
-    accuracies = zip(curve["validation_step"], curve["validation_accuracy"], strict=True)
-    found["reached"] = next((at for at, accuracy in accuracies if (accuracy or 0.0) >= trial.target), None)
-    found["clip_rate"] = _short(sum(clipped) / len(clipped)) if clipped else None
-    found["steps"] = taken
-    if found["status"] == "finished" and found["validation"]["loss"] is None:
-        found |= {"status": "diverged", "reason": "the validation loss was not finite at the end"}
-    if found["status"] == "finished" and trial.phase == "final":
-        score = trial.task.score(objective.model, splits.test)
-        found["test"] = {"loss": _short(score.loss), "accuracy": _short(score.accuracy)}
-    return found
-
-
-def _short(x: float) -> float | None:
-    """Seven digits, which float32 sums do not exceed; None for what JSON cannot say."""
-    return float(f"{x:.7g}") if math.isfinite(x) else None
+        now = time.perf_counter()
+        if now - written > every and seen.taken < trial.steps:
+            seen.seconds, written = before + now - start, now
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(kept, step.stepping, seen.notes())
+    return seen.record() | {"seconds": round(before + time.perf_counter() - start, 3)}

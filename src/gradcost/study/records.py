@@ -8,6 +8,7 @@ field that is absent reads as None. What is not a results folder is a ValueError
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -36,14 +37,18 @@ class Study:
     weights_bytes: int | None = None
     memory: int | None = None  # the budget in bytes beyond the weights
     chance: float | None = None  # the accuracy of guessing
+    confirm: int = 0  # fresh seeds on which the best three rates are run again
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation; a value that was not finite is None."""
+    """One evaluation; a value that was not finite is None. further: what else the task's own score told."""
 
     loss: float | None
     accuracy: float | None
+    targets: int | None = None  # how many these are the mean over
+    of: int | None = None  # how many the split holds
+    further: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Trial:
     reached: int | None = None
     seconds: float | None = None
     reason: str | None = None
+    task: str | None = field(default=None, repr=False)
+    environment: Mapping[str, str | int] | None = field(default=None, repr=False, hash=False)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,9 @@ class Cost:
     ms_high: float | None = None
     doubt: str | None = None
     fits: bool | None = None
+    breakdown: Mapping[str, int] | None = None  # bytes alive at the peak by purpose, weights and batch included
+    operator: str | None = None  # what runs at the peak, and in which module
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,15 +168,28 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
                 refused[refusal.method] = refusal
             case _:  # a kind of record that only a later gradcost knows
                 pass
-    asked = _make(Study, {**study, **{many: tuple(study.get(many) or ()) for many in ("methods", "seeds")}})
     return Results(
-        study=asked,
+        study=_asked(study, tuple(trials.values())),
         environment=dict(environment),
         trials=tuple(trials.values()),
         costs=tuple(costs.values()),
         refused=tuple(refused.values()),
         torn=torn,
     )
+
+
+def _asked(study: Mapping[str, Any], trials: tuple[Trial, ...]) -> Study:
+    """What was asked. A study of the user's own says little of it beforehand: its trials tell the rest."""
+    tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
+    points = Counter(method for method, _ in tuned)
+    told = {
+        "methods": tuple(dict.fromkeys(run.method for run in trials)),
+        "seeds": tuple(sorted({run.seed for run in trials if run.phase == "final"})),
+        "points": max(points.values(), default=0),
+        "steps": max((run.steps for run in trials), default=0),
+    }
+    said = {name: tuple(known) if isinstance(known, list) else known for name, known in study.items()}
+    return _make(Study, told | {name: known for name, known in said.items() if known is not None})
 
 
 def trial(record: Mapping[str, Any]) -> Trial:
@@ -184,7 +207,10 @@ def trial(record: Mapping[str, Any]) -> Trial:
 
 
 def _scores(record: Mapping[str, Any] | None) -> Scores | None:
-    return None if record is None else Scores(record.get("loss"), record.get("accuracy"))
+    if record is None:
+        return None
+    further = {name: number for name, number in record.items() if name not in Scores.__dataclass_fields__}
+    return _make(Scores, {"loss": None, "accuracy": None, **record, "further": further})
 
 
 def _make(cls: Any, record: Mapping[str, Any]) -> Any:

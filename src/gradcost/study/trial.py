@@ -14,10 +14,10 @@ from gradcost.value import digest, value
 class Trial:
     """Train `task` with `estimator` and `optimizer` for `steps`, with all randomness from `seed`.
 
-    phase: "tune" runs are scored on the validation split; "final" ones on the test split too, once, at their
-    end. The phases never share a key, so a tuned rate meets fresh weights, order and noise. Methods under one
-    phase and seed share theirs, so their differences are paired. target: the validation accuracy whose first
-    step is noted.
+    method: the name under which runs are gathered. phase: "tune" and "confirm" runs are scored on the validation
+    split; "final" ones on the test split too, once, at their end. The phases never share a key, so a tuned rate
+    meets fresh weights, order and noise. Methods under one phase and seed share theirs, so their differences are
+    paired. target: the validation accuracy whose first step is noted.
     """
 
     task: Any
@@ -25,9 +25,9 @@ class Trial:
     estimator: Estimator
     optimizer: Optimizer
     steps: int
-    phase: str
-    seed: int
-    target: float
+    phase: str = "final"
+    seed: int = 1
+    target: float = 0.9
 
     @property
     def key(self) -> Key:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from gradcost.estimators.estimator import Estimator
 from gradcost.key import Key
 from gradcost.objective import Objective
+from gradcost.training import checkpoint
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.stepping import Stepping
 
@@ -34,7 +36,8 @@ class Step:
 
     objective: what is being trained; its weights are those after the step. loss: a scalar tensor on the model's
     device; reading its number waits for the device. slopes: one a probe, None for backprop. clipped: the share
-    of slopes that a clip cut, None where there is none.
+    of slopes that a clip cut, None where there is none. stepping: what `training.checkpoint.write` keeps.
+    batch, key: what the step was taken with.
     """
 
     number: int
@@ -42,6 +45,9 @@ class Step:
     loss: Tensor
     slopes: Tensor | None
     clipped: float | None
+    stepping: Stepping = field(repr=False)
+    batch: Any = field(repr=False)
+    key: Key
 
 
 def train(
@@ -50,6 +56,7 @@ def train(
     optimizer: Optimizer,
     key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
     steps: int | None = None,
+    resume: Path | None = None,
 ) -> Iterator[Step]:
     """Take steps, yielding after each; without `steps`, for as long as it is asked.
 
@@ -59,17 +66,22 @@ def train(
     layer keeps running statistics (BatchNorm in training) they advance by one forward before the step: an
     estimate moves none.
 
+    resume: a file that `training.checkpoint.write` wrote; where it is there, the training goes on from it, with the
+    same bits as one that never stopped.
+
     Raises: ValueError with the estimator's objection, before a weight is changed; and what the loss raises,
     with the weights as the last whole step left them (for backprop, as far as its backward came).
     """
     objective = task.objective(key.fold("init"))
-    stepping: Stepping | None = None
-    for number in itertools.count() if steps is None else range(steps):
+    first = task.batch_at(key.fold("data"), 0)
+    objection = estimator.objection(objective, first)
+    if objection is not None:
+        raise ValueError(objection)
+    stepping = Stepping(objective, estimator, optimizer)
+    if resume is not None and resume.exists():
+        checkpoint.read(resume, stepping)
+    for number in itertools.count(stepping.taken) if steps is None else range(stepping.taken, steps):
         batch = task.batch_at(key.fold("data"), number)
-        if stepping is None:
-            objection = estimator.objection(objective, batch)
-            if objection is not None:
-                raise ValueError(objection)
-            stepping = Stepping(objective, estimator, optimizer)
-        found = stepping.step(batch, key.fold("step", number))
-        yield Step(number, objective, found.loss, found.slopes, found.clipped)
+        drawn = key.fold("step", number)
+        found = stepping.step(batch, drawn)
+        yield Step(number, objective, found.loss, found.slopes, found.clipped, stepping, batch, drawn)

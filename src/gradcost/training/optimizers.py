@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradcost.objective import Leaf, Objective
 from gradcost.value import value
+
+
+class Part(Protocol):
+    """What moves a few leaves by their `.grad`: a torch optimizer, or what does as one does."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def step(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
 
 
 class Optimizer(ABC):
@@ -21,8 +34,12 @@ class Optimizer(ABC):
     decay: float
 
     @abstractmethod
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimizer of these parameters, at the first step's learning rate."""
+    def build(self, leaves: Sequence[Leaf]) -> Part:
+        """What moves these leaves, at the first step's learning rate."""
+
+
+def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
+    return [leaf.parameter for leaf in leaves]
 
 
 def _check(optimizer: Optimizer) -> None:
@@ -44,8 +61,8 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+    def build(self, leaves: Sequence[Leaf]) -> Part:
+        return torch.optim.SGD(_parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay)
 
 
 @value
@@ -60,8 +77,10 @@ class Nesterov(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
+    def build(self, leaves: Sequence[Leaf]) -> Part:
+        return torch.optim.SGD(
+            _parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
 
 
 @value
@@ -77,8 +96,8 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), self.eps)
+    def build(self, leaves: Sequence[Leaf]) -> Part:
+        return torch.optim.Adam(_parameters(leaves), self.lr, (self.beta1, self.beta2), self.eps)
 
 
 @value
@@ -95,9 +114,9 @@ class AdamW(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, leaves: Sequence[Leaf]) -> Part:
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(_parameters(leaves), self.lr, betas, self.eps, weight_decay=self.weight_decay)
 
 
 SMALL = 1 << 16  # bytes; leaves below share a call of the optimizer
@@ -116,9 +135,8 @@ class Leafwise:
         self.step = 0
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
         self.groups = {name: group for group in _groups(objective.leaves) for name in group}
-        self.parts = {
-            group: optimizer.build([self.parameters[name] for name in group]) for group in self.groups.values()
-        }
+        leaves = {leaf.name: leaf for leaf in objective.leaves}
+        self.parts = {group: optimizer.build([leaves[name] for name in group]) for group in self.groups.values()}
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
 
     def use(self, name: str, gradient: Tensor) -> None:

@@ -24,6 +24,7 @@ class Stepping:
         self.objective, self.estimator = objective, estimator
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
+        self.taken = 0  # steps
 
     def step(self, batch: Any, key: Key) -> Estimate:
         """Each leaf's gradient is used and dropped before the next. Where a layer keeps running statistics
@@ -35,7 +36,19 @@ class Stepping:
         self.state = found.state
         if self.leafwise is not None:
             self.leafwise.advance()
+        self.taken += 1
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept between steps, beside the weights: a tree of tensors and numbers."""
+        optimizer = None if self.leafwise is None else self.leafwise.state_dict()
+        return {"taken": self.taken, "optimizer": optimizer, "estimator": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave for the same objective, estimator and optimizer."""
+        self.taken, self.state = state["taken"], state["estimator"]
+        if self.leafwise is not None:
+            self.leafwise.load_state_dict(state["optimizer"])
 
     def kept(self) -> Iterator[Tensor]:
         """The tensors that stay between steps, beside the weights."""

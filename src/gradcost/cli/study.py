@@ -1,0 +1,148 @@
+"""`gradcost study`: a study of the user's own, from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradcost.cli import console, spec
+from gradcost.cost.forecast import Forecast
+from gradcost.estimators.estimator import Estimator
+from gradcost.key import Key
+from gradcost.report import html
+from gradcost.study import costs, ledger
+from gradcost.study.environment import describe, fingerprint
+from gradcost.study.executors import Executor, Local, Ray, Work
+from gradcost.study.perform import load_file
+from gradcost.study.records import read
+from gradcost.study.study import Stage, Study, alone, conduct
+from gradcost.training.optimizers import Optimizer
+
+EXECUTORS = {"local": Local, "ray": Ray}
+
+
+def run_study(
+    where: str, workers: int | None, executor: str, output: Path | None, every: float, as_json: bool, dry_run: bool
+) -> int:
+    """Run or resume a study and write its report. Returns the exit code."""
+    file, _, name = where.partition(":")
+    made = _found(file, name)
+    if executor not in EXECUTORS:
+        raise ValueError(f"no executor {executor!r}.{spec.hint(executor, EXECUTORS)} Executors: local, ray.")
+    if dry_run:
+        stage = next(made.trials())
+        rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
+        console.show(f"{made.question} First {len(stage)} trials; what comes after depends on them:")
+        console.show_table(["method", "phase", "lr", "seed"], rows)
+        return 0
+    folder = output or Path("gradcost-runs") / Path(file).stem
+    work = Work(fingerprint(file), folder, os.path.abspath(file), every)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        open_folder(folder, made, work)
+        done = conducted(made, EXECUTORS[executor](workers or os.cpu_count() or 1), work)
+        if not done.failed and done.task:
+            for label in costs.clock(done.task[0], done.methods, None, folder, done.costs):
+                console.say(f"timed a step of {label}")
+    failed, ran = done.failed, done.ran
+    results = read(folder)
+    answer = {"folder": str(folder), "ran": ran, "failed": failed, "known": len(results.trials)}
+    if failed:
+        console.complain(f"{failed} runs failed; their tracebacks are in {folder}/records.jsonl. Again to retry.")
+    else:
+        answer["report"] = str(html.write(folder))
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        console.show(f"{made.question} {ran} trials were run and {len(results.trials) - ran} known already.")
+        console.show(f"report   {answer.get('report', 'none: some runs failed')}")
+        console.show("again    the same command goes on where it stopped; nothing is run twice")
+    return 1 if failed else 0
+
+
+def _found(file: str, name: str) -> Study:
+    if not Path(file).is_file():
+        raise ValueError(f"there is no file {file}: name the Python file that holds the study.")
+    studies = {label: thing for label, thing in vars(load_file(file)).items() if isinstance(thing, Study)}
+    if name:
+        if name not in studies:
+            raise ValueError(f"{file} holds no study {name!r}.{spec.hint(name, studies)}")
+        return studies[name]
+    if len(studies) != 1:
+        known = ", ".join(studies) or 'none: put @study("your question") before a generator of trials'
+        raise ValueError(f"{file} must hold one study, or FILE.py:NAME must say which. It holds {known}.")
+    return next(iter(studies.values()))
+
+
+def open_folder(folder: Path, made: Study, work: Work) -> None:
+    """Make the folder of a study, or take up the one that is there. Raises: ValueError when it holds another."""
+    if (folder / "study.json").exists():
+        held = json.loads((folder / "study.json").read_text())
+        if (held.get("question"), held.get("comparison")) != (made.question, work.code):
+            raise ValueError(
+                f"{folder} holds another study, or the same one made by other code. Give another folder with -o."
+            )
+        return
+    first = next(made.trials())[0]
+    objective = first.task.objective(Key(0))
+    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), work.code)))
+    (folder / "records.jsonl").touch()
+    document: dict[str, Any] = {
+        "schema": 1,
+        "comparison": work.code,
+        "question": made.question,
+        "task": repr(first.task),
+        "task_name": type(first.task).__name__.lower(),
+        "model_name": repr(getattr(first.task, "model", "model")),
+        "weights": objective.dimension,
+        "weights_bytes": sum(leaf.parameter.nbytes for leaf in objective.leaves),
+        "batch": getattr(first.task, "batch", None),
+        "target": first.target,
+        "optimizer": type(first.optimizer).__name__,
+        "chance": 1 / first.task.classes,
+    }
+    ledger.write_document(folder / "study.json", document)
+
+
+@dataclass
+class Conducted:
+    """What came of a study: how many trials ran and how many of those failed, what its methods are and cost."""
+
+    ran: int = 0
+    failed: int = 0
+    task: list[Any] = field(default_factory=list)
+    methods: dict[str, tuple[Estimator, Optimizer]] = field(default_factory=dict)
+    costs: dict[str, Forecast] = field(default_factory=dict)
+
+
+def conducted(made: Study, executor: Executor, work: Work) -> Conducted:
+    """Run what is still to be run of a study, a line each on standard error; each method's costs are told first.
+
+    Raises: ValueError when a method cannot serve, or the trials are of several tasks.
+    """
+    done = Conducted()
+
+    def ahead(stage: Stage) -> None:
+        new = {t.method: (t.estimator, t.optimizer) for t in stage if t.method not in done.methods}
+        done.task = [stage[0].task]
+        if any(trial.task != done.task[0] for trial in stage):
+            raise ValueError("a study has one task: make one for each, so that its methods can be compared.")
+        done.methods.update(new)
+        for label, cost in costs.survey(done.task[0], new, None):
+            if isinstance(cost, str):
+                raise ValueError(f"{label} cannot serve here: {cost}")
+            done.costs[label] = cost
+
+    for record in conduct(made, executor, work, ahead):
+        done.ran += 1
+        done.failed += record["status"] == "failed"
+        accuracy = (record.get("validation") or {}).get("accuracy")
+        what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"
+        run = f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}"
+        console.say(f"{done.ran}  {record['method']}  {run}: {what}")
+    return done

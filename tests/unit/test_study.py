@@ -1,0 +1,193 @@
+"""A study runs each trial once and only once, whatever is killed meanwhile, and its numbers are those of quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradcost.study.tune import best, next_rate
+
+STUDY = """
+from gradcost import SGD, backprop, forward_gradient, mezo
+from gradcost.study.study import study
+from gradcost.study.trial import Trial
+from gradcost.tasks.digits import Digits
+
+METHODS = {{"backprop": backprop(), "forward_gradient": forward_gradient(), "mezo": mezo()}}
+RATES, SEEDS, STEPS = {rates}, {seeds}, {steps}
+
+
+@study("Which one learns digits?")
+def small():
+    tuned = yield [
+        Trial(Digits(), name, METHODS[name], SGD(lr), STEPS, "tune", 0) for name in METHODS for lr in RATES
+    ]
+    for name, estimator in METHODS.items():
+        runs = [run for run in tuned if run.method == name]
+        lr = max(runs, key=lambda run: run.validation.accuracy if run.status == "finished" else -1.0).lr
+        yield [Trial(Digits(), name, estimator, SGD(lr), STEPS, "final", seed) for seed in SEEDS]
+"""
+
+
+def write_study(folder: Path, rates: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> None:
+    (folder / "small.py").write_text(STUDY.format(rates=rates, seeds=seeds, steps=steps))
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "gradcost.cli.main", "study", str(folder / "small.py"), *more]
+
+
+def call(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *more), cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of trials that ended, each once, without how long they took."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in (folder / "records.jsonl").read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+        if record["kind"] == "trial" and record["status"] != "failed":
+            assert record["trial"] not in found, "a trial was run twice"
+            found[record["trial"]] = {name: value for name, value in record.items() if name != "seconds"}
+    return found
+
+
+def kill_again_and_again(folder: Path, kills: int, workers: str, longest: float, chance: random.Random) -> int:
+    """Start the study, kill it or one of its workers at a random moment, and so on; how often that was."""
+    done = 0
+    while done < kills:
+        running = subprocess.Popen(
+            command(folder, "-j", workers, "-o", "killed", "--every", "0.2"),
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        while running.poll() is None and done < kills:
+            if not workers_of(running.pid):  # what is killed before anything runs shows nothing
+                time.sleep(0.02)
+                continue
+            time.sleep(chance.uniform(0.0, longest))
+            workers_now = workers_of(running.pid)
+            if running.poll() is not None:
+                break
+            done += 1
+            if workers_now and chance.random() < 0.5:
+                kill(chance.choice(workers_now))
+            else:
+                kill(running.pid)
+                break
+        if running.wait() == 0:  # nothing was left to be killed
+            break
+    return done
+
+
+def workers_of(pid: int) -> list[int]:
+    return [below for below, kind in descendants(pid) if kind == "worker"]
+
+
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """The processes below one, with what they were started as: a worker is a child of the fork server."""
+    below = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            below.setdefault(parent, []).append(int(path.name))
+        except OSError:
+            continue
+    found, todo = [], [(pid, 0)]
+    while todo:
+        at, depth = todo.pop()
+        for child in below.get(at, []):
+            found.append((child, "worker" if depth >= 1 else "forkserver"))
+            todo.append((child, depth + 1))
+    return found
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def assert_survives(
+    tmp_path: Path, kills: int, longest: float, rates: tuple[float, ...], seeds: tuple[int, ...], steps: int
+) -> None:
+    write_study(tmp_path, rates, seeds, steps)
+    quiet = call(tmp_path, "-j", "2", "-o", "quiet")
+    assert quiet.returncode == 0, quiet.stderr
+    expected = finished(tmp_path / "quiet")
+    assert len(expected) == 3 * (len(rates) + len(seeds))
+    assert kill_again_and_again(tmp_path, kills, "2", longest, random.Random(8)) == kills
+    lines = (tmp_path / "killed" / "records.jsonl").read_text()
+    assert "its process was killed by signal 9" in lines, "none of the kills met a worker whose parent lived to tell"
+    last = call(tmp_path, "-j", "2", "-o", "killed", "--every", "0.2")
+    assert last.returncode == 0, last.stderr
+    assert finished(tmp_path / "killed") == expected
+    assert list((tmp_path / "killed" / "trials").glob("*")) == []
+
+
+def test_a_study_survives_kills_of_its_parent_and_its_workers(tmp_path: Path):
+    assert_survives(tmp_path, kills=4, longest=0.4, rates=(0.01, 0.1), seeds=(1,), steps=400)
+
+
+@pytest.mark.slow
+def test_a_study_of_24_trials_survives_20_kills(tmp_path: Path):
+    assert_survives(tmp_path, kills=20, longest=2.0, rates=(0.001, 0.01, 0.1, 1.0), seeds=(1, 2, 3, 4), steps=4000)
+
+
+def test_two_in_one_folder_do_not_meet(tmp_path: Path):
+    write_study(tmp_path, (0.1,), (1,), 20)
+    (tmp_path / "one").mkdir()
+    with (tmp_path / "one" / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        refused = call(tmp_path, "-o", "one")
+    assert refused.returncode == 2
+    assert "one is being worked in by process 4711. Wait for it" in refused.stderr
+
+
+def test_a_study_that_is_not_there_or_not_alone_is_refused(tmp_path: Path):
+    assert "there is no file" in call(tmp_path).stderr
+    (tmp_path / "small.py").write_text("x = 1\n")
+    assert "must hold one study" in call(tmp_path).stderr
+    write_study(tmp_path, (0.1,), (1,), 20)
+    missing = subprocess.run(
+        [*command(tmp_path)[:-1], f"{tmp_path}/small.py:smal"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "holds no study 'smal'. Did you mean small?" in missing.stderr
+    assert "no executor 'rey'. Did you mean ray?" in call(tmp_path, "--executor", "rey").stderr
+
+
+def test_a_dry_run_runs_nothing(tmp_path: Path):
+    write_study(tmp_path, (0.1, 0.2), (1,), 20)
+    shown = call(tmp_path, "--dry-run", "-o", "none")
+    assert shown.returncode == 0
+    assert "First 6 trials" in shown.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():
+    def found(*merits: float) -> dict[float, tuple[float, float, float]]:
+        return {10.0**place: (merit, min(merit, 0.0), 0.0) for place, merit in enumerate(merits)}
+
+    assert next_rate(found(3, 2, 1), 10) == 0.1
+    assert next_rate(found(1, 2, 3), 10) == 1000.0
+    assert next_rate(found(1, 3, 2), 10) == 32.0
+    assert next_rate(found(2, 3, 1), 10) == 3.2
+    assert next_rate(found(-float("inf"), -float("inf")), 10) == 0.1  # all diverged: smaller
+    assert next_rate({1.0: (1, 0, 0), 1.1: (2, 0, 0), 1.2: (1, 0, 0)}, 1.1) is None  # two digits hold no more
+    assert best(found(1, -float("inf"), 3), 3) == [100.0, 1.0]

@@ -1,0 +1,259 @@
+"""Whatever goes wrong under a study, it says so in a sentence, loses nothing that was finished, and goes on."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_study import call, command, descendants, finished, kill, write_study
+
+from gradcost import SGD, backprop
+from gradcost.study import ledger
+from gradcost.study.executors import Executor, Local, Record, Work
+from gradcost.study.perform import blank
+from gradcost.study.study import Plan, Study, conduct
+from gradcost.study.trial import Trial
+from gradcost.tasks.digits import Digits
+
+OWN = '''
+from gradcost import SGD, backprop
+from gradcost.study.study import study
+from gradcost.study.trial import Trial
+from gradcost.tasks.digits import Digits
+from gradcost.value import value
+
+@value
+class Mine(Digits):
+    """A task that is known to this file alone."""
+
+@study("Does it learn?")
+def own():
+    yield [Trial(Mine(), "backprop", backprop(), SGD(0.1), {steps}, "tune", seed) for seed in range({trials})]
+'''
+
+
+def until(happened: Any, seconds: float = 90.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [r for r in ledger.records(folder) if r["kind"] == "trial"]
+
+
+def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_checkpoint(tmp_path: Path):
+    """The task comes from the user's own file, too: a worker knows it before it is handed the trial."""
+    (tmp_path / "small.py").write_text(OWN.format(steps=2000, trials=1))
+    assert call(tmp_path, "-j", "1", "-o", "quiet").returncode == 0
+    running = subprocess.Popen(
+        command(tmp_path, "-j", "1", "-o", "killed", "--every", "0.1"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: list((tmp_path / "killed").glob("trials/*/checkpoint")))
+    (worker,) = [pid for pid, kind in descendants(running.pid) if kind == "worker"]
+    kill(worker)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "1 runs failed" in said
+    (failed,) = records(tmp_path / "killed")
+    assert (failed["status"], failed["reason"]) == ("failed", "its process was killed by signal 9")
+    (kept,) = (tmp_path / "killed").glob("trials/*/checkpoint")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:50])  # if it is gone on from, it is read
+    assert call(tmp_path, "-j", "1", "-o", "killed").returncode == 1
+    assert "is no checkpoint of a training" in records(tmp_path / "killed")[-1]["reason"]
+    kept.write_bytes(whole)
+    assert call(tmp_path, "-j", "1", "-o", "killed").returncode == 0
+    assert finished(tmp_path / "killed") == finished(tmp_path / "quiet")
+
+
+def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tmp_path: Path):
+    (tmp_path / "small.py").write_text(OWN.format(steps=100_000, trials=2))
+    first = subprocess.Popen(command(tmp_path, "-o", "one"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: (tmp_path / "one" / "study.json").exists())
+        second = call(tmp_path, "-o", "one")
+        assert second.returncode == 2
+        assert f"one is being worked in by process {first.pid}. Wait for it" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
+    assert first.returncode == 130
+    assert "interrupted; what was finished is kept" in said
+
+
+@dataclass(frozen=True)
+class Here(Executor):
+    """This process, and what it was asked for: a study's own rules need no other."""
+
+    asked: list[str] = field(default_factory=list)
+    stopped: list[bool] = field(default_factory=list)
+
+    def ready(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
+        try:
+            for trial in trials:
+                self.asked.append(trial.name(work.code))
+                score = {"loss": 1.0, "accuracy": 0.5}
+                yield blank(trial, work.code) | {"status": "finished", "validation": score}
+        finally:
+            self.stopped.append(True)
+
+
+def six() -> Plan:
+    def trial(seed: int) -> Trial:
+        return Trial(Digits(), "b", backprop(), SGD(0.1), 5, "tune", seed)
+
+    first = yield [trial(0), trial(1), trial(0)]
+    assert [run.seed for run in first] == [0, 1, 0], "in the order in which they were asked for"
+    yield [trial(seed) for seed in range(2, 6)]
+
+
+@pytest.mark.parametrize("fails_at", range(6))
+def test_a_disk_that_fills_up_loses_no_record_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+):
+    work, sync, synced = Work("code", tmp_path), os.fsync, []
+
+    def full(number: int) -> None:
+        synced.append(number)
+        if len(synced) > fails_at:
+            with (tmp_path / "records.jsonl").open("rb+") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - 7)  # as a disk does: not the whole line
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
+        sync(number)
+
+    before, after = Here(), Here()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            list(conduct(Study("?", six), before, work))
+    assert before.stopped[-1]
+    assert len(records(tmp_path)) == fails_at
+    list(conduct(Study("?", six), after, work))
+    names = [record["trial"] for record in records(tmp_path)]
+    assert len(set(names)) == len(names) == 6
+    assert after.asked == names[fails_at:], "what was written is not run again"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 96 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+def test_a_real_disk_that_is_full_or_read_only_is_a_sentence_and_the_study_goes_on(tmp_path: Path, small_disk: Path):
+    write_study(tmp_path, (0.01, 0.1), (1,), 20)
+    folder = small_disk / "run"
+    folder.mkdir()
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (96 << 10 >> 1))
+    full = call(tmp_path, "-j", "2", "-o", str(folder))
+    if full.returncode == 0:
+        pytest.fail("the disk was not small enough")
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    kept = finished(folder)
+    remount(small_disk, "ro")
+    refused = call(tmp_path, "-j", "2", "-o", str(folder))
+    assert refused.returncode == 1
+    assert "Read-only file system" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    remount(small_disk, "rw,size=16m")
+    again = call(tmp_path, "-j", "2", "-o", str(folder))
+    assert again.returncode == 0, again.stderr
+    after = finished(folder)
+    assert len(after) == 9
+    assert kept.items() <= after.items()
+
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: gradcost[ray]")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_ray_finds_the_same_bits_and_leaves_nothing_running(tmp_path: Path):
+    write_study(tmp_path, (0.01, 0.1), (1,), 40)
+    assert call(tmp_path, "-j", "2", "-o", "here").returncode == 0
+    ran = call(tmp_path, "-j", "2", "-o", "there", "--executor", "ray")
+    assert ran.returncode == 0, ran.stderr
+    assert finished(tmp_path / "there") == finished(tmp_path / "here")
+    assert rays(tmp_path) == []
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_interrupt_stops_ray(tmp_path: Path):
+    (tmp_path / "small.py").write_text(OWN.format(steps=1_000_000, trials=2))
+    running = subprocess.Popen(
+        command(tmp_path, "-j", "2", "-o", "one", "--executor", "ray", "--every", "0.2"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: list((tmp_path / "one").glob("trials/*/checkpoint")), 180)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted; what was finished is kept" in said
+    until(lambda: rays(tmp_path) == [], 30)
+
+
+def rays(folder: Path) -> list[str]:
+    """Processes that were started for a study in this folder and are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").readlink() == folder and path.name != str(os.getpid()):
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_trial_takes_half_a_second_beside_its_own_at_most(tmp_path: Path):
+    """Of 48 short trials: what starting them, telling of them and writing them down takes, start and all. The machine
+    must be quiet: what others take of it is counted as ours."""
+    work, workers = Work("code", tmp_path), os.cpu_count() or 1
+
+    def short() -> Plan:
+        yield [Trial(Digits(), "b", backprop(), SGD(0.1), 20, "tune", seed) for seed in range(48)]
+
+    start = time.perf_counter()
+    took = [record["seconds"] for record in conduct(Study("?", short), Local(workers), work)]
+    spent = (time.perf_counter() - start) * workers - sum(took)
+    print(json.dumps({"overhead a trial": spent / 48, "its own": sum(took) / 48, "load": os.getloadavg()}))
+    assert len(took) == 48
+    assert spent / 48 <= 0.5
