@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
-from report_records import HOSTILE, METHODS, cost, made, records, study, trial, write_folder
+from report_records import HOSTILE, METHODS, cost, curve, made, records, study, trial, write_folder
 
-from gradcost.report import html, pages, summary, tables, wording
+from gradcost.report import assets, html, pages, series, summary, tables, wording
 from gradcost.report.figures import figures
+from gradcost.study.facts import facts
+from gradcost.study.lint import lint
 from gradcost.study.records import Results, read
 
 
@@ -110,7 +113,7 @@ def test_csv_holds_unrounded_numbers(whole: Results):
     rows = list(csv.DictReader(tables.to_csv(whole).splitlines()))
     for row, want in zip(rows, summary.summarise(whole), strict=True):
         assert want.accuracy is not None
-        assert float(row["test_accuracy"]) == want.accuracy.mean
+        assert float(row["test_accuracy"]) == want.accuracy.median
         assert int(row["peak_bytes"]) == want.peak_bytes
 
 
@@ -126,16 +129,17 @@ def test_the_audit_flags_the_edge(whole: Results):
 def test_every_figure_says_what_it_shows_and_keeps_a_methods_colour(whole: Results):
     drawn = figures(whole)
     assert [figure.name for figure in drawn] == [
-        *("accuracy-memory", "validation-loss", "training-loss"),
-        *("tuning", "forwards", "milliseconds"),
+        *("accuracy-memory", "validation-loss", "validation-loss-samples", "validation-loss-flops"),
+        *("validation-loss-seconds", "training-loss", "memory", "forwards", "milliseconds"),
+        *("tuning", "tuning-points", "time-to-target"),
     ]
     scales = [
         layer["encoding"]["color"]["scale"]
         for figure in drawn
         for layer in figure.spec["layer"]
-        if "scale" in layer["encoding"].get("color", {})
+        if "scale" in layer["encoding"].get("color", {}) and figure.name != "memory"  # whose colours are purposes
     ]
-    assert len(scales) >= 6
+    assert len(scales) >= 11
     assert all(scale == scales[0] for scale in scales)
     assert len(set(scales[0]["range"])) == len(METHODS)
     assert all(len(figure.caption) > 60 for figure in drawn)
@@ -144,7 +148,9 @@ def test_every_figure_says_what_it_shows_and_keeps_a_methods_colour(whole: Resul
 def test_figures_without_data_are_left_out(tmp_path: Path):
     assert figures(read(write_folder(tmp_path / "none", []))) == []
     results = made(tmp_path, {"method": "a()", "accuracies": [0.9]})
-    assert [figure.name for figure in figures(results)] == ["accuracy-memory", "forwards", "milliseconds"]
+    assert [figure.name for figure in figures(results)] == [
+        *("accuracy-memory", "memory", "forwards", "milliseconds")
+    ]
 
 
 def test_the_page_is_written_whole_and_alone(tmp_path: Path):
@@ -167,6 +173,96 @@ def test_a_write_that_fails_keeps_the_old_page(tmp_path: Path, monkeypatch: pyte
         html.write(folder)
     assert (folder / "report.html").read_text() == "old"
     assert len(list(folder.iterdir())) == 4
+
+
+def test_a_run_that_diverged_counts_as_the_greatest_loss_from_there_on(tmp_path: Path):
+    def run(seed: int, losses: list[float]) -> dict[str, Any]:
+        status = "finished" if len(losses) == 4 else "diverged"
+        seen = {"validation_step": [1, 2, 3, 4][: len(losses)], "validation_loss": losses}
+        return trial("a", seed=seed, curve=seen, status=status, steps=min(len(losses) + 1, 4))
+
+    some = [run(0, [1.0, 0.8, 0.6, 0.4]), run(1, [1.1, 0.9, 0.7, 0.5]), run(2, [1.2, 3.0])]
+    rows = series.curves(read(write_folder(tmp_path / "some", some, steps=4)), series.validation)
+    assert [(row["step"], row["median"], row["high"]) for row in rows] == [
+        *((1, 1.1, 1.2), (2, 0.9, 3.0)),
+        *((3, 0.7, 0.7), (4, 0.5, 0.5)),
+    ]
+    most = [run(0, [1.0, 0.8, 0.6, 0.4]), run(1, [1.1, 0.9]), run(2, [1.2, 3.0])]
+    rows = series.curves(read(write_folder(tmp_path / "most", most, steps=4)), series.validation)
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_settings_of_one_method_are_a_curve_and_a_single_one_is_a_point(tmp_path: Path):
+    lines = [{"method": f"some({n})", "estimator": f"Probing(eps={n})", "accuracies": [0.9]} for n in (1, 0.002)]
+    rows, _, _ = series.frontier(made(tmp_path, *lines, {"method": "other()", "accuracies": [0.9]}))
+    families = {row["method"]: row["family"] for row in rows}
+    assert families["some(1)"] == families["some(0.002)"] != families["other()"]
+
+
+def test_the_best_of_more_points_is_never_worse_and_one_that_diverged_is_guessing(whole: Results):
+    curves: dict[str, list[float]] = {}
+    for row in series.expected(whole):
+        curves.setdefault(row["method"], []).append(row["best"])
+    assert all(len(best) == whole.study.points and best == sorted(best) for best in curves.values())
+    tried = [t for t in whole.trials if t.method == "mezo()" and t.phase == "tune"]
+    reached = [t.validation.accuracy if t.validation else whole.study.chance for t in tried]
+    assert curves["mezo()"][0] == pytest.approx(sum(x or 0 for x in reached) / len(reached), rel=1e-4)
+
+
+def test_the_time_to_the_target_is_in_calibrated_seconds_with_the_censored_counted(tmp_path: Path):
+    seen = {"loss": 0.1, "accuracy": 0.9}
+    lines = [cost("a", 1024, 2.0, "Reverse()"), cost("b", 1024, 1.0, "Reverse()"), trial("b", test=seen)]
+    lines += [trial("a", seed=s, test=seen, reached=at) for s, at in enumerate([100, None, 300, None])]
+    rows, timed, never = series.reaching(read(write_folder(tmp_path, lines)))
+    assert timed
+    assert never == ["b"]
+    assert [(row["time"], row["share"]) for row in rows] == [(0, 0), (0.2, 0.25), (0.6, 0.5), (1.2, 0.5)]
+
+
+def test_a_long_study_fits_a_small_file(tmp_path: Path):
+    """100 trials of 500 steps, every step recorded."""
+    chance = random.Random(0)
+    lines = [cost(f"method({m})", 1000 * (m + 1), 1.0, "Reverse()") for m in range(10)]
+    for m in range(10):
+        for seed in range(10):
+            path = curve(chance, 0.9, 0.1, 3.0, 500)
+            scores = {"loss": 0.1, "accuracy": 0.9 + chance.uniform(-0.02, 0.02)}
+            more = {"steps": 500, "curve": path, "validation": scores, "test": scores, "reached": 400}
+            lines.append(trial(f"method({m})", seed=seed, **more))
+    path = html.write(write_folder(tmp_path, lines, steps=500, seeds=list(range(10))))
+    assert path.stat().st_size < 5 * 1000 * 1000
+
+
+def test_every_figure_and_table_is_a_file_too(tmp_path: Path):
+    folder = write_folder(tmp_path, [trial("a_b()", test={"loss": 0.1, "accuracy": 0.9}), cost("a_b()", 9, 1.0, "")])
+    made = assets.write(folder)
+    drawn = [figure.name for figure in figures(read(folder))]
+    assert {path.name for path in made} == {
+        *(f"{name}.{kind}" for name in drawn for kind in ("svg", "png", "pdf")),
+        *(f"{name}.{kind}" for name in ("decision", "tuning") for kind in ("csv", "md", "tex")),
+        *("results.csv", "captions.md"),
+    }
+    signs = {".svg": b"<svg", ".png": b"\x89PNG", ".pdf": b"%PDF", ".tex": rb"\begin{tabular}"}
+    assert all(path.read_bytes().startswith(signs.get(path.suffix, b"")) for path in made)
+    assert r"a\_b() & 90.0 & 0.100 &" in (folder / "report-files" / "decision.tex").read_text()
+    assert all(figure in (folder / "report-files" / "captions.md").read_text() for figure in drawn)
+
+
+def test_what_is_unfair_is_told_on_the_page(whole: Results):
+    page = html.page(whole)
+    found = lint(facts(whole))
+    assert found
+    assert all(finding.code in page and str(escape(finding.found)) in page for finding in found)
+
+
+def test_the_audit_tells_what_was_tried_beyond_the_common_grid_and_confirmed(tmp_path: Path):
+    seen = {"loss": 0.1, "accuracy": 0.9}
+    tuned = [trial(m, "tune", lr, validation=seen) for m in ("a", "b") for lr in (0.1, 1.0)]
+    tuned.append(trial("b", "tune", 10.0, validation={"loss": 0.1, "accuracy": 0.95}))
+    again = [trial("b", "confirm", lr, seed, validation=seen) for lr in (1.0, 10.0) for seed in (1, 2)]
+    notes = {row[0]: row[-1] for row in tables.audit(read(write_folder(tmp_path, [*tuned, *again]))).rows}
+    assert "point" not in notes["a"]
+    assert notes["b"].startswith("1 point of its own: 10; 2 rates confirmed on 2 fresh seeds")
 
 
 @pytest.mark.parametrize("lines", [[], [trial(HOSTILE, test={"loss": 0.1, "accuracy": 0.9})]], ids=["none", "one"])
@@ -204,7 +300,7 @@ def test_no_torch_is_imported(tmp_path: Path):
 def test_reading_and_summing_up_need_no_extra(tmp_path: Path):
     folder = write_folder(tmp_path)
     code = (
-        "import sys; sys.modules.update(altair=None, vl_convert=None, jinja2=None, numpy=None)\n"
+        "import sys; sys.modules.update(altair=None, vl_convert=None, jinja2=None, scipy=None)\n"
         "from gradcost.report import html, summary, tables; from gradcost.study import records\n"
         f"results = records.read({str(folder)!r})\n"
         "tables.to_markdown(results), tables.to_csv(results), summary.verdict(results)\n"

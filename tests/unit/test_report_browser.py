@@ -27,6 +27,17 @@ const faded = (page) => page.querySelectorAll('.drawing [opacity="0.1"]').length
   seen.paper = view.getComputedStyle(page.body).backgroundColor;
   seen.label = view.getComputedStyle(page.querySelector(".role-axis-label text")).fill;
   seen.drawing = page.querySelector(".drawing svg").clientWidth;
+  seen.cards = [...page.querySelectorAll(".card")].map((card) => card.id);
+  const dot = page.querySelector("#accuracy-memory .mark-symbol:last-of-type path");
+  if (dot) {  // the page of a plan has none
+    const at = dot.getBoundingClientRect(), where = { clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
+    for (const type of ["pointerover", "pointermove"]) {
+      dot.dispatchEvent(new view.PointerEvent(type, { bubbles: true, view, ...where }));
+    }
+    await nextly(300);
+  }
+  const tip = page.getElementById("vg-tooltip-element");
+  seen.tip = tip?.classList.contains("visible") ? tip.textContent : "";
   page.querySelector(".legend button").click();
   await nextly(300);
   seen.after = faded(page);
@@ -85,6 +96,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(chromium: str, page: Path, profile: Path, dark: bool = False) -> str:
     """The document after its scripts have run."""
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    flags += " --proxy-server=127.0.0.1:9"  # which nobody listens at: the network is off
     flags += " --disable-component-update --disable-sync --disable-quic --virtual-time-budget=20000 --dump-dom"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     ran = subprocess.run(
@@ -110,11 +122,12 @@ def test_every_figure_has_marks_and_nothing_complains(chromium: str, report: Pat
     drawn = Drawn()
     drawn.feed(text)
     assert set(drawn.marks) == {
-        *("accuracy-memory", "validation-loss", "training-loss"),
-        *("tuning", "forwards", "milliseconds"),
+        *("accuracy-memory", "validation-loss", "validation-loss-samples", "validation-loss-flops"),
+        *("validation-loss-seconds", "training-loss", "memory", "forwards", "milliseconds"),
+        *("tuning", "tuning-points", "time-to-target"),
     }
     assert all(count >= 3 for count in drawn.marks.values())
-    assert 'data-drawn="6"' in text
+    assert 'data-drawn="12"' in text
     assert drawn.problems.strip() == ""
 
 
@@ -128,6 +141,8 @@ def test_the_page_fits_its_window_and_the_legend_fades_the_others(
     assert 300 < found["drawing"] <= width
     assert found["before"] == found["again"] == 0
     assert found["after"] > 10
+    assert found["cards"] == ["equal-memory", "equal-flops", "equal-seconds", "equal-steps"]
+    assert "method" in found["tip"]
 
 
 def test_dark_and_light_differ_in_the_figures_too(chromium: str, report: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The report as one HTML file: verdict, tables, figures, tuning, refusals, machine. Needs gradcost[report]."""
+"""The report as one HTML file: verdicts, tables, figures, tuning, machine. Needs gradcost[report]."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.report import tables
+from gradcost.report.cards import cards, strip
 from gradcost.report.figures import figures
 from gradcost.report.pages import cell, rendered, write_whole
 from gradcost.report.palette import marks
+from gradcost.report.protocol import intervals, protocol
 from gradcost.report.summary import Row, choose, sentences, summarise
 from gradcost.report.wording import count, listed, number, percent, rate, size
+from gradcost.study.facts import facts
+from gradcost.study.lint import Finding, lint
 from gradcost.study.records import Results, Trial, read
 
 
@@ -27,6 +31,7 @@ def page(results: Results) -> str:
     """The whole page, a pure function of the results."""
     rows, study = summarise(results), results.study
     choice = choose(rows, study)
+    findings = lint(facts(results))
     named = [*study.methods, *(row.method for row in rows), *(r.method for r in results.refused)]
     return rendered(
         "report.html.j2",
@@ -34,6 +39,8 @@ def page(results: Results) -> str:
         title=f"{study.task_name} / {study.model_name}",
         facts=_facts(results),
         sentences=sentences(results),
+        cards=cards(results),
+        card_notes=_card_notes(results),
         picked=choice.row.method if choice else None,
         marks=marks(list(dict.fromkeys(named))),
         methods=[row.method for row in rows],
@@ -41,6 +48,7 @@ def page(results: Results) -> str:
         notes=_notes(results, rows),
         audit=tables.audit(results),
         lists=[
+            (_FAIRNESS, ("method", "rule", "what was found"), [(f.method, _rule(f), _found(f)) for f in findings]),
             ("Refused", ("method", "why"), [(r.method, r.reason) for r in results.refused]),
             ("Runs that did not finish", ("method", "runs", "why"), _unfinished(results)),
         ],
@@ -70,7 +78,7 @@ def _decision(results: Results, rows: list[Row]) -> dict[str, Any]:
     made = []
     for row, line in zip(rows, lines, strict=True):
         cells = [cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)]
-        cells[0]["strip"] = _strip(row)
+        cells[0]["strip"] = strip(row.accuracy, row.accuracies) if row.accuracy else None
         if row.peak_bytes:
             cells[2]["bar"] = f"{100 * row.peak_bytes / most:.1f}"
         cells[2]["warn"] = row.fits is False
@@ -80,24 +88,41 @@ def _decision(results: Results, rows: list[Row]) -> dict[str, Any]:
     return {"title": "What each method costs, and what it does to accuracy", "columns": columns, "rows": made}
 
 
-def _strip(row: Row) -> dict[str, str] | None:
-    found = row.accuracy
-    if found is None:
-        return None
-    low, high = (found.mean if end is None else end for end in (found.low, found.high))
-    return {name: f"{100 * x:.2f}" for name, x in (("low", low), ("width", high - low), ("mean", found.mean))}
-
-
 def _notes(results: Results, rows: list[Row]) -> list[str]:
     target = f"to {number(100 * results.study.target)}%"
     notes = [
-        "Brackets hold the 95% interval of Student's t over seeds; the strip under an accuracy runs from 0 to "
-        f"100%. The column “{target}” tells the first evaluation whose validation accuracy reached it, the "
+        f"Each number is the median over seeds, brackets hold {intervals(results)}; a run that diverged is the worst "
+        "result. The strip under an accuracy runs from 0 to 100%, a dot a seed. The column "
+        f"“{target}” tells the first evaluation whose validation accuracy reached it, the "
         "median over the seeds that did, and what those steps take at the measured milliseconds."
     ]
     if results.study.chance is not None:
         notes[0] += f" Guessing gives {percent(results.study.chance)}."
     return notes + [f"~ {row.method}: {row.doubt}" for row in rows if row.doubt]
+
+
+def _card_notes(results: Results) -> list[str]:
+    memory = "the most that any method needs" if results.study.memory is None else "that of the study"
+    return [
+        f"All from one set of final runs ({protocol(results)[:-1]}): the validation accuracy of each when the budget "
+        "is spent, read off its evaluations, linear between two of them; no method was tuned for a smaller budget. "
+        f"The budget is the largest that every method's runs cover, and for memory {memory}. Brackets hold "
+        f"{intervals(results)}; a dot is a seed, and a run that diverged is the worst result. P(best) is the share "
+        "of seeds on which a method is the best, ties shared; P(worse) the chance that a run of the winner is better "
+        "than one of it; p that of the exact sign-flip test against the winner, after Holm. The bar tells whose "
+        "median leads at each smaller budget, on a logarithmic scale; a few seeds more may move where it changes."
+    ]
+
+
+_FAIRNESS = "What is unfair here, or says less than it seems to"
+
+
+def _rule(finding: Finding) -> str:
+    return f"{finding.code} {finding.rule}"
+
+
+def _found(finding: Finding) -> str:
+    return f"{finding.found}. {finding.remedy}"
 
 
 def _unfinished(results: Results) -> list[tuple[str, str, str]]:
@@ -109,7 +134,7 @@ def _unfinished(results: Results) -> list[tuple[str, str, str]]:
     lines = []
     for (method, phase, status), runs in gathered.items():
         at = listed([rate(lr) for lr in sorted({run.lr for run in runs})])
-        kind = "tuning run" if phase == "tune" else "final run"
+        kind = {"tune": "tuning run", "confirm": "confirming run"}.get(phase, "final run")
         reasons = list(dict.fromkeys(run.reason or "no reason was recorded" for run in runs))
         rest = [f"{len(reasons) - 2} more"] * (len(reasons) > 2)
         why = "; ".join([*reasons[:2], *rest])

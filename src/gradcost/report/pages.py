@@ -21,13 +21,14 @@ from gradcost.report.extra import need
 from gradcost.report.look import Figure
 
 
-def write_whole(text: str, path: Path) -> Path:
+def write_whole(content: str | bytes, path: Path) -> Path:
     """Write a file that appears whole or not at all; return its path."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(data)
         os.chmod(unfinished, 0o644)  # a temporary file is its owner's alone
         os.replace(unfinished, path)
     except BaseException:

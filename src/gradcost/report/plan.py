@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradcost.report.breakdown import bars
 from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.pages import cell, rendered, write_whole
-from gradcost.report.palette import COLOURS, marks
+from gradcost.report.palette import marks
 from gradcost.report.ticks import powers_of_ten, powers_of_two
 from gradcost.report.wording import NOTHING, number, size
 
 _COLUMNS = ("method", "peak", "fits", "forwards", "est. s a step", "steps × (theory)", "largest batch")
-_ORDER = ("parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations")
-_PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
 _ANY = 1 << 24  # a batch beyond which none was looked at
 
 
@@ -85,44 +84,11 @@ def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def memory(look: Look, rows: Sequence[dict[str, Any]], budget: int) -> Figure | None:
     """What the bytes at each method's peak are for, in bars, against the budget."""
-    if not rows:
-        return None
-    alt = look.alt
-    used = [purpose for purpose in _PURPOSES if any(row["breakdown"].get(purpose) for row in rows)]
-    pieces = []
-    for row in rows:
-        start = 0
-        for purpose in used:
-            held = row["breakdown"].get(purpose, 0)
-            piece = {"method": row["method"], "purpose": purpose, "start": start, "end": start + held}
-            pieces.append(piece | {"bytes": size(held), "share": held / row["peak"]})
-            start += held
-    ends = [
-        {"method": row["method"], "end": row["peak"], "text": size(row["peak"]), "where": _where(row)} for row in rows
-    ]
-    high = 1.18 * max(budget, *(row["peak"] for row in rows))
-    y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None).scale(paddingInner=0, paddingOuter=0)
-    axis = alt.Axis(labelExpr=BYTES, values=_even(high))
-    scale = alt.Scale(domain=[0, high], nice=False)
-    x = alt.X("start:Q", title="bytes alive at the peak of a step", scale=scale, axis=axis)
-    legend = alt.Legend(title=None, orient="bottom", columns=2, symbolType="square")
-    colour = alt.Color("purpose:N", sort=used, legend=legend)
-    colour = colour.scale(domain=used, range=[COLOURS[_PURPOSES.index(purpose)] for purpose in used])
-    bar = look.plain(pieces).mark_bar(height=10, yOffset=8)
-    bar = bar.encode(y=y, x=x, x2="end:Q", color=colour, opacity=look.opacity(0.9))
-    bar = bar.encode(tooltip=["method:N", "purpose:N", "bytes:N", look.tip("share", ".1%", "of the peak")])
-    label = look.plain(ends).mark_text(align="left", baseline="middle", dy=-7, dx=1)
-    label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=look.opacity(1, 0.35))
-    value = look.plain(ends).mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
-    value = value.encode(y=y, x=alt.X("end:Q", scale=scale), text="text:N", color=alt.ColorValue(QUIET))
-    value = value.encode(opacity=look.opacity(1, 0.35), tooltip=["method:N", alt.Tooltip("where:N", title="reached")])
-    rule = look.plain([{"start": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=QUIET)
-    rule = rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget"))
     caption = (
         "What is alive at each method's peak, weights included, by purpose; all of one moment, so a bar sums to its "
         f"peak. The dashed line is the budget, {size(budget)}. Forecasts: nothing was run."
     )
-    return look.figure("memory", "What the memory is for", caption, [bar, label, value, rule], height=38 * len(rows))
+    return bars(look, rows, budget, caption) if rows else None
 
 
 def trade(look: Look, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, Any]], budget: int) -> Figure | None:
@@ -167,15 +133,3 @@ def trade(look: Look, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, 
 
 def _only(row: dict[str, Any], what: str) -> dict[str, Any]:
     return {"method": row["method"], "peak": row["peak"], what: row[what]}
-
-
-def _where(row: dict[str, Any]) -> str:
-    return f"at {row['operator']}" + (f" in {row['module']}" if row["module"] else "")
-
-
-def _even(high: float) -> list[float]:
-    """Ticks of a linear axis of bytes: four to eight of a power of two, or of one and a half."""
-    step = 1.0
-    while high / step > 6:
-        step *= 2
-    return [step * i for i in range(int(high / step) + 1)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from math import ceil
-from statistics import mean
+from math import ceil, inf, isfinite
+from statistics import mean, median
 from typing import Any
 
 from gradcost.report.summary import Row, finals, summarise, tuning
-from gradcost.study.records import Curve, Results, Trial
+from gradcost.study.records import Curve, Results
+from gradcost.study.statistics import expected_best, time_to_target
 
 WINDOWS = 100  # points a curve, over all its steps
+_ENDED = ("finished", "diverged")  # by themselves; a run that failed says nothing
 Points = Callable[[Curve], tuple[tuple[int, ...], tuple[float | None, ...]]]
 
 
@@ -33,24 +36,31 @@ def window(results: Results, points: Points) -> int:
 
 
 def curves(results: Results, points: Points) -> list[dict[str, Any]]:
-    """The mean over the finished seeds at each step, and the least and the greatest seed about it."""
+    """The median over the seeds at each step, and the least and the greatest seed about it.
+
+    A run that diverged counts as the greatest from there on; where the median is such a one there is no row.
+    """
     width = window(results, points)
     rows = []
     for method in _methods(results):
         at: dict[int, list[float]] = {}
-        for trial in _finished(results, method):
+        runs = [trial for trial in finals(results.trials, method) if trial.status in _ENDED]
+        for trial in runs:
             for step, value in _thinned(*points(trial.curve), width):
                 at.setdefault(step, []).append(value)
+        ends = [trial.steps for trial in runs if trial.status == "diverged"]
+        spreads = {step: _spread(values, sum(end <= step for end in ends)) for step, values in sorted(at.items())}
         rows += [
-            {"method": method, "place": i, "step": step, **_spread(values)}
-            for i, (step, values) in enumerate(sorted(at.items()))
+            {"method": method, "place": i, "step": step, **spread}
+            for i, (step, spread) in enumerate(spreads.items())
+            if isfinite(spread["median"])
         ]
     return rows
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    """Mean, least and greatest, to the five digits that a figure can show."""
-    ends = {"mean": mean(values), "low": min(values), "high": max(values)}
+def _spread(values: list[float], lost: int) -> dict[str, float]:
+    """Median, least and greatest, to the five digits that a figure can show; `lost` more runs have diverged."""
+    ends = {"median": median([*values, *[inf] * lost]), "low": min(values), "high": max(values)}
     return {name: float(f"{x:.5g}") for name, x in ends.items()}
 
 
@@ -63,20 +73,37 @@ def _thinned(steps: tuple[int, ...], values: tuple[float | None, ...], width: in
     return [(i * width + width // 2, mean(found)) for i, found in windows.items()]
 
 
-def frontier(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Accuracy against memory: a row a method, and a row a seed of it."""
-    rows, seeds = [], []
+Rows = list[dict[str, Any]]
+
+
+def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
+    """Accuracy against memory: a row a method, a row a seed of it that finished, and a row a seed that diverged."""
+    rows, seeds, fallen = [], [], []
     for row in summarise(results):
         found = row.accuracy
         if found is None or not row.peak_bytes:
             continue
         place = {"method": row.method, "bytes": row.peak_bytes}
-        low, high = (found.mean if end is None else end for end in (found.low, found.high))
-        rows.append({**place, "mean": found.mean, "low": low, "high": high, "seeds": found.n})
-        for trial in _finished(results, row.method):
-            if trial.test and trial.test.accuracy is not None:
-                seeds.append({**place, "accuracy": trial.test.accuracy, "seed": trial.seed})
-    return rows, seeds
+        ends = {name: max(getattr(found, name), 0.0) for name in ("median", "low", "high")}
+        rows.append({**place, **ends, "seeds": found.n, "family": re.sub(r"\d[\d.e-]*", "#", row.estimator)})
+        for trial in finals(results.trials, row.method):
+            run = {**place, "seed": trial.seed, "status": trial.status}
+            if trial.status == "diverged":
+                fallen.append(run)
+            elif trial.status == "finished" and trial.test and trial.test.accuracy is not None:
+                seeds.append({**run, "accuracy": trial.test.accuracy})
+    return rows, seeds, fallen
+
+
+def breakdowns(results: Results) -> list[dict[str, Any]]:
+    """What the bytes at each method's peak are for, where it was recorded."""
+    methods = set(_methods(results))
+    return [
+        {"method": cost.method, "breakdown": held, "peak": sum(held.values())}
+        | {"operator": cost.operator, "module": cost.module}
+        for cost in results.costs
+        if cost.method in methods and (held := {name: n for name, n in (cost.breakdown or {}).items() if n})
+    ]
 
 
 def grid(results: Results) -> list[dict[str, Any]]:
@@ -107,5 +134,43 @@ def _methods(results: Results) -> list[str]:
     return [row.method for row in summarise(results)]
 
 
-def _finished(results: Results, method: str) -> list[Trial]:
-    return [t for t in finals(results.trials, method) if t.status == "finished"]
+def expected(results: Results) -> list[dict[str, Any]]:
+    """The expected best accuracy of 1, 2, ... of each method's tuning points; one that diverged is guessing."""
+    rows = []
+    for method in _methods(results):
+        scores = []
+        for run in tuning(results.trials, method):
+            found = run.validation.accuracy if run.validation else None
+            if run.status == "diverged":
+                found = results.study.chance or 0.0
+            if run.status in _ENDED and found is not None:
+                scores.append(found)
+        rows += [
+            {"method": method, "points": n, "best": float(f"{expected_best(scores, n):.5g}")}
+            for n in range(1, len(scores) + 1)
+        ]
+    return rows
+
+
+def reaching(results: Results) -> tuple[list[dict[str, Any]], bool, list[str]]:
+    """Who has reached the target by when; whether time is in seconds, else in steps; and who never did."""
+    ended = {m: [t for t in finals(results.trials, m) if t.status in _ENDED] for m in _methods(results)}
+    runs = {method: found for method, found in ended.items() if found}
+    clock = {cost.method: cost.ms / 1000 for cost in results.costs if cost.ms is not None}
+    timed = set(runs) <= set(clock)
+    price = {method: clock[method] if timed else 1.0 for method in runs}
+    rows, never = [], []
+    last = max((price[m] * max(results.study.steps, *(t.steps for t in runs[m])) for m in runs), default=0.0)
+    for method, found in runs.items():
+        times = [None if t.reached is None else t.reached * price[method] for t in found]
+        ends = [last if t.status == "diverged" else t.steps * price[method] for t in found]
+        curve = time_to_target(times, ends)
+        if not curve.times:
+            never.append(method)
+            continue
+        points = [(0.0, 0.0, 0.0, 0.0), *zip(curve.times, curve.share, curve.low, curve.high, strict=True)]
+        points.append((max(max(ends), *curve.times), *points[-1][1:]))
+        for place, values in enumerate(points):
+            made = dict(zip(("time", "share", "low", "high"), (float(f"{x:.5g}") for x in values), strict=True))
+            rows.append({"method": method, "step": 0 < place < len(points) - 1, **made})
+    return rows, timed, never

@@ -1,20 +1,22 @@
 """What the records say: a row a method, and which method to use.
 
-The interval is Student's t at 95% over the seeds of the final runs. Only final runs at one learning rate
-are gathered, one a seed: a study whose grid was widened keeps its older runs in the ledger.
+The interval is that of the median over the seeds of the final runs, free of any distribution; a run that diverged
+is its worst value. Only final runs at one learning rate are gathered, one a seed: a study whose grid was widened
+keeps its older runs in the ledger.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from statistics import mean, median
+from typing import Any
 
-from gradcost.report.interval import Interval, interval
-from gradcost.report.wording import count, listed, number, percent, points, size
+from gradcost.report.wording import bare, count, listed, number, percent, points, size
 from gradcost.study.records import Cost, Results, Study, Trial
+from gradcost.study.statistics import Interval, interval
 from gradcost.study.tune import chosen
 
 
@@ -28,6 +30,7 @@ class Row:
     lr: float | None
     edge: str | None  # "smallest" or "largest" of the grid, or None
     grid: tuple[float, ...]
+    accuracies: tuple[float, ...]  # of the test split, by seed; -inf where the run diverged
     accuracy: Interval | None
     loss: Interval | None
     planned: int
@@ -35,6 +38,7 @@ class Row:
     diverged: int
     failed: int
     peak_bytes: int | None
+    flops: int | None
     forwards: float | None
     ms: float | None
     ms_low: float | None
@@ -55,6 +59,18 @@ class Row:
 def uses_backprop(estimator: str) -> bool:
     """Whether the estimator's text is `Reverse(...)` or wraps one, as in `Clipped(Reverse(...))`."""
     return re.search(r"\bReverse\(", estimator) is not None
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row as JSON can say it: what is not finite, as of runs that diverged, is None."""
+    made = asdict(row)
+    for name in ("accuracy", "loss"):
+        made[name] = made[name] and {key: _said(x) for key, x in made[name].items()}
+    return made | {"accuracies": [_said(x) for x in row.accuracies]}
+
+
+def _said(x: float) -> float | None:
+    return x if isfinite(x) else None
 
 
 def tuning(trials: Iterable[Trial], method: str) -> list[Trial]:
@@ -98,6 +114,8 @@ def _row(results: Results, method: str) -> Row:
     named: list[Trial | Cost] = [*runs, *mine, *([cost] if cost else [])]
     cost = cost or Cost(method, "")
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
+    accuracies = tuple(_results(runs, "accuracy", -inf))
+    losses = list(_results(runs, "loss", inf))
     return Row(
         method=method,
         estimator=named[0].estimator if named else "",
@@ -105,13 +123,15 @@ def _row(results: Results, method: str) -> Row:
         lr=lr,
         edge=edge(grid, lr),
         grid=grid,
-        accuracy=interval(_known(t.test.accuracy for t in finished if t.test), 0.0, 1.0),
-        loss=interval(_known(t.test.loss for t in finished if t.test), 0.0),
+        accuracies=accuracies,
+        accuracy=interval(accuracies) if accuracies else None,
+        loss=interval(losses) if losses else None,
         planned=max(len(results.study.seeds), len(runs)),
         seeds=len(finished),
         diverged=sum(t.status == "diverged" for t in runs),
         failed=sum(t.status == "failed" for t in runs),
         peak_bytes=cost.peak_bytes,
+        flops=cost.flops,
         forwards=cost.forwards,
         ms=cost.ms,
         ms_low=cost.ms_low,
@@ -125,8 +145,14 @@ def _row(results: Results, method: str) -> Row:
     )
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [x for x in values if x is not None]
+def _results(runs: Iterable[Trial], name: str, worst: float) -> Iterator[float]:
+    """What each final run came to, `worst` where it diverged; a run that failed, or was not tested, is missing."""
+    for run in runs:
+        found = getattr(run.test, name, None)
+        if run.status == "diverged":
+            yield worst
+        elif run.status == "finished" and found is not None:
+            yield found
 
 
 @dataclass(frozen=True)
@@ -139,23 +165,31 @@ class Choice:
 
 def candidates(rows: Iterable[Row]) -> list[Row]:
     """The methods that may be recommended: some final seed finished, and they are not known to not fit."""
-    return [row for row in rows if row.accuracy and row.fits is not False]
+    return [row for row in rows if _finished(row) and row.fits is not False]
+
+
+def _finished(row: Row) -> list[float]:
+    return [x for x in row.accuracies if isfinite(x)]
 
 
 def standing(row: Row, study: Study) -> float:
-    """The accuracy that a method is ranked by: a seed that diverged counts as guessing."""
-    reached = row.accuracy.mean if row.accuracy else 0.0
-    return (row.seeds * reached + row.diverged * (study.chance or 0.0)) / max(row.seeds + row.diverged, 1)
+    """The accuracy that a method is ranked by: the median of the seeds that finished, weighed against guessing by
+    the share of those that diverged. So a method that now and then diverges is not recommended for its good days."""
+    alive = _finished(row)
+    reached = median(alive) if alive else 0.0
+    lost = len(row.accuracies) - len(alive)
+    return (len(alive) * reached + lost * (study.chance or 0.0)) / max(len(row.accuracies), 1)
 
 
 def choose(rows: list[Row], study: Study) -> Choice | None:
-    """The least memory, then the fewest milliseconds, among those within the best one's half interval."""
+    """The least memory, then the fewest milliseconds, among those that are not below the best one's interval."""
     pool = candidates(rows)
     if not pool:
         return None
     best = max(pool, key=lambda row: standing(row, study))
-    half = _or(best.accuracy.half if best.accuracy else None, 0.0)
-    near = [row for row in pool if standing(row, study) >= standing(best, study) - half]
+    about = interval(_finished(best))
+    reach = about.median - about.low
+    near = [row for row in pool if standing(row, study) >= standing(best, study) - reach]
     pick = min(near, key=lambda row: (*_price(row), -standing(row, study)))
     return Choice(pick, tuple(row for row in near if row is not pick))
 
@@ -191,7 +225,7 @@ def _use(choice: Choice) -> str:
         first = f"Use {row.method}: {_result(row)}"
     if not alike:
         return first + "."
-    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.mean)}, {size(r.peak_bytes)})" for r in alike[:3]]
+    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.median)}, {size(r.peak_bytes)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
     verb, needs = ("is", "needs") if len(alike) == 1 else ("are", "need")
@@ -246,8 +280,8 @@ def _result(row: Row) -> str:
     found = row.accuracy
     if found is None:
         return "no test accuracy"
-    text = f"{percent(found.mean)} test accuracy"
-    text += " (one seed, no interval)" if found.low is None else f" {span(found)}"
+    text = f"{percent(found.median)} test accuracy"
+    text += " (one seed, no interval)" if found.n == 1 else f" {span(found)}"
     missing = row.planned - row.seeds - row.diverged
     notes = [f"{row.diverged} of {count(row.planned, 'seed')} diverged"] * (row.diverged > 0)
     notes += [f"{missing} of {count(row.planned, 'seed')} missing"] * (missing > 0)
@@ -255,10 +289,10 @@ def _result(row: Row) -> str:
 
 
 def span(accuracy: Interval) -> str:
-    """The interval of an accuracy, in percent: [96.2, 98.0]; empty for one seed."""
-    if accuracy.low is None or accuracy.high is None:
+    """The interval of an accuracy, in percent: [96.2, 98.0] or [diverged, 98.0]; empty for one seed."""
+    if accuracy.n == 1:
         return ""
-    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    return f"[{bare(accuracy.low)}, {bare(accuracy.high)}]"
 
 
 def _or(x: float | None, otherwise: float) -> float:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import NamedTuple
 
+from gradcost.report import formats
+from gradcost.report.formats import Table
 from gradcost.report.summary import Row, finals, span, summarise, tuning
-from gradcost.report.wording import NOTHING, alike, count, duration, forwards, listed, number, percent, rate, size
+from gradcost.report.wording import (
+    NOTHING,
+    alike,
+    bare,
+    count,
+    duration,
+    forwards,
+    listed,
+    number,
+    percent,
+    rate,
+    size,
+)
 from gradcost.study.records import Results, Trial
 from gradcost.study.tune import chosen
-
-
-class Table(NamedTuple):
-    """The heads of the columns, and rows of as many strings."""
-
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def table(results: Results) -> Table:
@@ -53,7 +59,7 @@ def accuracy(row: Row) -> str:
     """98.1 [97.9, 98.2], in percent."""
     if row.accuracy is None:
         return NOTHING
-    return f"{100 * row.accuracy.mean:.1f} {span(row.accuracy)}".rstrip()
+    return f"{bare(row.accuracy.median)} {span(row.accuracy)}".rstrip()
 
 
 def loss(row: Row) -> str:
@@ -61,10 +67,8 @@ def loss(row: Row) -> str:
     found = row.loss
     if found is None:
         return NOTHING
-    if found.low is None or found.high is None:
-        return number(found.mean)
-    mean, low, high = alike(found.mean, found.low, found.high)
-    return f"{mean} [{low}, {high}]"
+    middle, low, high = alike(found.median, found.low, found.high)
+    return middle if found.n == 1 else f"{middle} [{low}, {high}]"
 
 
 def to_target(row: Row) -> str:
@@ -96,7 +100,7 @@ def audit(results: Results) -> Table:
 
 def _audited(results: Results, row: Row) -> list[str]:
     tried = tuning(results.trials, row.method)
-    best = chosen(tried, row.method)
+    best = chosen((t for t in results.trials if t.phase != "final"), row.method)
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
     accuracies = [t.validation.accuracy for t in winner if t.validation and t.validation.accuracy is not None]
     trained = finals(results.trials, row.method)
@@ -107,15 +111,22 @@ def _audited(results: Results, row: Row) -> list[str]:
         f"{done} of {results.study.points}",
         rate(best),
         percent(max(accuracies, default=None)),
-        _steps(tried),
+        _steps([t for t in tried if t.status == "finished"] or tried),
         f"{_steps(trained)} × {count(len(trained), 'seed')}" if trained else NOTHING,
-        "; ".join(_remarks(row, tried, best)) or NOTHING,
+        "; ".join(_remarks(results, row, tried, best)) or NOTHING,
     ]
 
 
-def _remarks(row: Row, tried: list[Trial], best: float | None) -> list[str]:
+def _remarks(results: Results, row: Row, tried: list[Trial], best: float | None) -> list[str]:
     """What a reader should know before trusting the tuning of one method."""
+    added = [lr for lr in row.grid if lr not in _shared(results)]
+    confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
     remarks = []
+    if added:
+        remarks.append(f"{count(len(added), 'point')} of its own: {listed([rate(lr) for lr in added])}")
+    if confirmed:
+        rates = len({t.lr for t in confirmed})
+        remarks.append(f"{count(rates, 'rate')} confirmed on {count(len({t.seed for t in confirmed}), 'fresh seed')}")
     if row.edge:
         remarks.append(f"edge: {rate(row.lr)} is the {row.edge} of {len(row.grid)}")
     if best is not None and row.lr is not None and row.lr != best:
@@ -129,6 +140,12 @@ def _remarks(row: Row, tried: list[Trial], best: float | None) -> list[str]:
     return remarks
 
 
+def _shared(results: Results) -> set[float]:
+    """The rates that every tuned method was tried at: the grid before it was extended."""
+    grids = [set(row.grid) for row in summarise(results) if row.grid]
+    return set.intersection(*grids) if grids else set()
+
+
 def _steps(trials: list[Trial]) -> str:
     lengths = sorted({t.steps for t in trials})
     return listed([f"{n:,}" for n in lengths]) + " steps" if lengths else NOTHING
@@ -136,16 +153,7 @@ def _steps(trials: list[Trial]) -> str:
 
 def to_markdown(results: Results) -> str:
     """The decision table in Markdown; a bar inside a label is escaped."""
-    columns, rows = table(results)
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (columns, *rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-
-    def written(line: list[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join([f":{'-' * (widths[0] + 1)}", *(f"{'-' * (w + 1)}:" for w in widths[1:])])
-    return "\n".join([written(cells[0]), f"|{rule}|", *map(written, cells[1:])]) + "\n"
+    return formats.markdown(table(results))
 
 
 _RAW = {
@@ -154,13 +162,15 @@ _RAW = {
     "lr": lambda row: row.lr,
     "seeds": lambda row: row.seeds,
     "diverged": lambda row: row.diverged,
-    "test_accuracy": lambda row: row.accuracy and row.accuracy.mean,
+    "test_accuracy": lambda row: row.accuracy and row.accuracy.median,
     "test_accuracy_low": lambda row: row.accuracy and row.accuracy.low,
     "test_accuracy_high": lambda row: row.accuracy and row.accuracy.high,
-    "test_loss": lambda row: row.loss and row.loss.mean,
+    "test_loss": lambda row: row.loss and row.loss.median,
     "test_loss_low": lambda row: row.loss and row.loss.low,
     "test_loss_high": lambda row: row.loss and row.loss.high,
+    "confidence": lambda row: row.accuracy and row.accuracy.confidence,
     "peak_bytes": lambda row: row.peak_bytes,
+    "flops": lambda row: row.flops,
     "forwards": lambda row: row.forwards,
     "ms": lambda row: row.ms,
     "ms_low": lambda row: row.ms_low,

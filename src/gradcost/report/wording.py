@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import floor, isfinite, log10
 
 from gradcost.amounts import NOTHING as NOTHING
+from gradcost.amounts import count as count
 from gradcost.amounts import number as number
 from gradcost.amounts import size as size
 
 
 def alike(x: float, *others: float, digits: int = 3) -> list[str]:
     """Numbers that are compared, all with the decimals that give the first one `digits` digits."""
-    places = max(digits - 1 - floor(log10(abs(x))), 0) if x else digits - 1
-    return [f"{y:,.{places}f}" for y in (x, *others)]
+    first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
+    places = max(digits - 1 - floor(log10(first)), 0)
+    return [f"{y:,.{places}f}" if isfinite(y) else "diverged" for y in (x, *others)]
 
 
 def forwards(x: float | None) -> str:
@@ -26,8 +28,26 @@ def rate(lr: float | None) -> str:
 
 
 def percent(x: float | None) -> str:
-    """An accuracy on its own: 97.1%."""
-    return NOTHING if x is None else f"{100 * x:.1f}%"
+    """An accuracy on its own: 97.1%, or "diverged"."""
+    return NOTHING if x is None else f"{bare(x)}%" if isfinite(x) else bare(x)
+
+
+def bare(x: float) -> str:
+    """An accuracy where the percent sign is understood: 97.1, or "diverged"."""
+    return f"{100 * x:.1f}" if isfinite(x) else "diverged"
+
+
+def flops(x: float) -> str:
+    """1.08 GFLOP, 250 kFLOP."""
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= 0.9995 * factor:
+            return f"{number(x / factor)} {unit}FLOP"
+    return f"{number(x)} FLOP"
+
+
+def chance(x: float) -> str:
+    """A probability or a p-value, three digits: 0.0625, 1."""
+    return number(x)
 
 
 def points(x: float) -> str:
@@ -45,11 +65,6 @@ def duration(seconds: float | None) -> str:
     if seconds < 99.5 * 60:
         return f"{number(seconds / 60, 2)} min"
     return f"{number(seconds / 3600, 3)} h"
-
-
-def count(n: int, what: str) -> str:
-    """1 seed, 2 seeds, 1,200 steps."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def listed(names: list[str]) -> str:

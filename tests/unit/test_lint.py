@@ -1,0 +1,329 @@
+"""Each fault of a study is found by its own rule and by no other, and a study without one is left in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import report_records
+import torch
+
+from gradcost import backprop, mezo
+from gradcost.papers import rike2022_audit
+from gradcost.study import compare, costs
+from gradcost.study.executors import Local, Work
+from gradcost.study.facts import Effort, Looked, Ran, Ranking, Scored, facts
+from gradcost.study.lint import ENOUGH, RULES, Finding, lint, unlooked
+from gradcost.study.records import read
+from gradcost.study.seen import told
+from gradcost.study.statistics import SignFlip
+from gradcost.study.study import conduct
+from gradcost.tasks import Digits
+from gradcost.tasks.task import Score, Split
+
+BACKPROP, MEZO = "backprop()", "mezo()"
+ESTIMATORS = {BACKPROP: "Reverse(saving=Everything())", MEZO: "Probing(slope=CentralDifference(eps=0.001), probes=1)"}
+CURVE = {0.01: 0.5, 0.03: 0.8, 0.1: 0.95, 0.3: 0.7, 1.0: None}  # the validation accuracy at each rate; None diverged
+PLACE = {"python": "3.11.9", "torch": "2.9.0", "cpu": "an invented processor", "code": "0123abcd"}
+Lines = list[dict[str, Any]]
+
+
+def scores(accuracy: float, targets: int = 360) -> dict[str, Any]:
+    return {"loss": 1 - accuracy, "accuracy": accuracy, "targets": targets, "of": 360}
+
+
+def run(method: str, phase: str, lr: float, seed: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:
+    made = {"estimator": ESTIMATORS[method], "task": "Digits(batch=64)", "environment": dict(PLACE)}
+    if accuracy is None:
+        made |= {"status": "diverged", "steps": 17}
+    else:
+        made |= {"validation": scores(accuracy), "test": scores(accuracy) if phase == "final" else None}
+    return report_records.trial(method, phase, lr, seed, **made | changes)
+
+
+def clean() -> Lines:
+    """Two methods tuned alike, each won within its grid by far and run on six seeds that differ by little."""
+    lines: Lines = []
+    for method, flops in ((BACKPROP, 3_000_000), (MEZO, 2_000_000)):
+        lines.append(report_records.cost(method, 1024, 1.0, ESTIMATORS[method], flops=flops))
+        lines += [run(method, "tune", lr, 0, accuracy) for lr, accuracy in CURVE.items()]
+        lines += [run(method, "final", 0.1, seed, 0.94 + 0.002 * seed) for seed in range(1, 7)]
+    return lines
+
+
+def of(lines: Lines, method: str, phase: str) -> Lines:
+    return [line for line in lines if line.get("phase") == phase and line["method"] == method]
+
+
+def found(folder: Path, lines: Lines) -> list[Finding]:
+    return lint(facts(read(report_records.write_folder(folder, lines))))
+
+
+def edge(lines: Lines) -> None:
+    lines[:] = [line for line in lines if (line["method"], line.get("phase")) != (MEZO, "tune") or line["lr"] <= 0.1]
+    lines += [run(MEZO, "tune", lr, 0, 0.1) for lr in (0.001, 0.003)]  # as many points as the other
+
+
+def unequal_points(lines: Lines) -> None:
+    lines += [run(BACKPROP, "tune", 3.0, 0, None), run(BACKPROP, "tune", 0.003, 0, 0.2)]
+
+
+def unequal_steps(lines: Lines) -> None:
+    """Twice the steps of a method while tuning; and while training, or it were another fault too."""
+    for line in of(lines, MEZO, "tune") + of(lines, MEZO, "final"):
+        line["steps"] *= 1 if line["status"] == "diverged" else 2
+
+
+def changed(what: str, to: Any) -> Callable[[Lines], None]:
+    """Something that is not as it was when the method was tuned."""
+
+    def change(lines: Lines) -> None:
+        for line in of(lines, MEZO, "final"):
+            line[what] = to
+
+    return change
+
+
+def noise(lines: Lines) -> None:
+    of(lines, MEZO, "tune")[1]["validation"] = scores(0.949)
+
+
+def few_seeds(lines: Lines) -> None:
+    lines[:] = [line for line in lines if line.get("phase") != "final" or line["seed"] <= 3]
+
+
+def subset(lines: Lines) -> None:
+    of(lines, MEZO, "final")[2]["test"]["targets"] = 8
+
+
+def override(lines: Lines) -> None:
+    for line in of(lines, MEZO, "final"):
+        line["lr"], line["optimizer"] = 0.3, "SGD(lr=0.3)"
+
+
+def early_test(lines: Lines) -> None:
+    of(lines, MEZO, "tune")[1]["test"] = scores(0.8)
+
+
+def second_test(lines: Lines) -> None:
+    lines.append(of(lines, MEZO, "final")[0] | {"trial": "run by other hands"})
+
+
+def all_diverged(lines: Lines) -> None:
+    lines[:] = [line for line in lines if (line["method"], line.get("phase")) != (MEZO, "final")]
+    for line in of(lines, MEZO, "tune"):
+        line |= {"status": "diverged", "validation": None, "steps": 3}
+
+
+def at_chance(lines: Lines) -> None:
+    for line, accuracy in zip(of(lines, MEZO, "tune"), (0.05, 0.08, 0.13, 0.07), strict=False):
+        line["validation"] = scores(accuracy)
+
+
+def mixed_code(lines: Lines) -> None:
+    for line in of(lines, MEZO, "final"):
+        line["environment"]["code"] = "ffff0000"
+
+
+def load(lines: Lines) -> None:
+    lines[0]["doubt"] = "the quartiles lie 31% apart: the machine was busy"
+
+
+FAULTS = [
+    ("E101", edge, "lr=0.1 is the largest of the 5 that were tried"),
+    ("E102", unequal_points, "tuned on 5 points of 3,000 steps in all and 6e+09 FLOPs, against 7 points of 4,200"),
+    ("E102", unequal_steps, "of 3,000 steps in all"),
+    ("E205", changed("estimator", "Clipped(Probing())"), "estimator: tuned with Probing(slope=CentralDifference"),
+    ("E205", changed("optimizer", "SGD(lr=0.1, momentum=0.9)"), "tuned with SGD(lr), trained with SGD(lr, momentum"),
+    ("E205", changed("steps", 6000), "steps: tuned with 600, trained with 6,000"),
+    ("E205", changed("task", "Digits(batch=8)"), "task: tuned with Digits(batch=64), trained with Digits(batch=8)"),
+    ("W110", noise, "lr=0.1, lr=0.03 are one: within 0.1 points of accuracy, a seed's spread being 0.37 points"),
+    ("W111", few_seeds, "3 seeds: whatever they show, a paired test gives p of 0.25 or more"),
+    ("E301", subset, "the test score is the mean over 8 of 360 examples"),
+    ("E302", override, "trained at lr=0.3, where tuning chose lr=0.1"),
+    ("E303", early_test, "1 test score before the final runs"),
+    ("E303", second_test, "7 test scores of 6 seeds"),
+    ("W120", all_diverged, "all 5 points diverged"),
+    ("W120", at_chance, "the best point, lr=0.1, is at 13.0% accuracy, where guessing gives 10.0%"),
+    ("W401", mixed_code, "code was not the same in all runs: 0123abcd, ffff0000"),
+    ("W402", load, "the machine was busy"),
+]
+
+
+@pytest.mark.parametrize(("code", "spoil", "sentence"), FAULTS, ids=lambda part: getattr(part, "__name__", None))
+def test_a_fault_is_found_by_its_rule_alone(tmp_path: Path, code: str, spoil: Any, sentence: str):
+    lines = clean()
+    spoil(lines)
+    findings = found(tmp_path / "study", lines)
+    assert {finding.code for finding in findings} == {code}
+    assert sentence in findings[0].found, findings[0].found
+    assert all(finding.remedy and finding.method for finding in findings)
+
+
+def test_every_rule_has_a_fault_here():
+    assert {code for code, _, _ in FAULTS} == {rule.code for rule in RULES}
+
+
+def test_a_study_without_a_fault_has_no_finding(tmp_path: Path):
+    known = facts(read(report_records.write_folder(tmp_path / "study", clean())))
+    assert lint(known) == []
+    assert unlooked(known) == []  # and not for want of facts
+
+
+def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
+    def codes(*efforts: Effort) -> list[str]:
+        return [finding.code for finding in lint(efforts)]
+
+    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 20, 12_000, 6.1e9)) == []
+    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 10, 6000, 9e9)) == []
+    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 20, 12_000, 9e9)) == ["E102"]
+    assert codes(Effort("a", 10), Effort("b", 10), Effort("c", 9)) == ["E102"]
+
+
+def test_confirming_runs_decide_and_their_spread_counts(tmp_path: Path):
+    """Tuning's winner by a hair loses on fresh seeds: to train with the other is what tuning chose."""
+    lines = clean()
+    of(lines, MEZO, "tune")[1]["validation"] = scores(0.951)
+    better = {0.03: (0.90, 0.91), 0.1: (0.94, 0.95)}
+    lines += [run(MEZO, "confirm", lr, seed, a) for lr, both in better.items() for seed, a in enumerate(both, 1)]
+    assert found(tmp_path / "study", lines) == []
+
+
+def test_a_final_run_at_the_rate_of_the_least_loss_is_no_override(tmp_path: Path):
+    """A study of one's own may choose by the loss."""
+    lines = clean()
+    of(lines, MEZO, "tune")[1]["validation"]["loss"] = 0.001
+    for line in of(lines, MEZO, "final"):
+        line |= {"lr": 0.03, "optimizer": "SGD(lr=0.03)"}
+    assert found(tmp_path / "study", lines) == []
+
+
+def test_a_method_that_was_never_tuned_and_rates_that_were_all_tested_are_found(tmp_path: Path):
+    lines = [line for line in clean() if line.get("phase") != "tune"]
+    by_code = {finding.code: finding.found for finding in found(tmp_path / "untuned", lines)}
+    assert by_code == {"E302": "trained at lr=0.1, where no tuning chose any"}
+    lines = clean() + [run(MEZO, "final", 0.03, seed, 0.8) for seed in range(1, 7)]
+    by_code = {finding.code: finding.found for finding in found(tmp_path / "tested", lines)}
+    assert set(by_code) == {"E302", "E303"}
+    assert by_code["E303"] == "final runs at 2 learning rates"
+
+
+def test_one_seed_cannot_tell_noise():
+    (finding,) = lint([Ranking("a", (("lr=0.1", 0.9), ("lr=0.3", 0.8)))])
+    assert finding.code == "W110"
+    assert "leads lr=0.3 by 10 points of accuracy on one seed, which cannot tell" in finding.found
+
+
+def test_records_of_an_earlier_version_are_read_and_what_they_do_not_tell_is_said(tmp_path: Path):
+    lines = clean()
+    for line in lines:
+        for name in ("task", "environment"):
+            line.pop(name, None)
+        for split in ("validation", "test"):
+            if line.get(split):
+                line[split] = {name: line[split][name] for name in ("loss", "accuracy")}
+    known = facts(read(report_records.write_folder(tmp_path / "old", lines)))
+    assert lint(known) == []
+    assert [rule.code for rule in unlooked(known)] == ["E301", "W401"]
+
+
+def test_enough_seeds_are_those_of_the_exact_test():
+    assert SignFlip(1.0, 1).enough(0.05) == ENOUGH == 6
+
+
+def test_every_fault_of_the_audited_paper_is_found():
+    findings = {(finding.code, finding.method, finding.found) for finding in lint(rike2022_audit.FACTS)}
+    both = rike2022_audit.BOTH
+    assert findings == {
+        ("E101", both, "8 of 14 winners lie on an edge of what was tried"),
+        ("E102", "backprop", "tuned on 61 points, against 129 points for forward gradient"),
+        ("E205", both, "epochs: tuned with 10 to 30, trained with 50 to 100"),
+        ("E205", both, "clip: tuned with none in three of the grids, trained with one"),
+        ("E301", both, "the test loss is the mean over 16 of 10,000 examples"),
+        ("E302", both, "3 of 14 winners were overruled by hand"),
+        ("W111", both, "one seed: its luck cannot be told from the method"),
+    }
+
+
+def test_facts_and_findings_are_values():
+    for fact in (*rike2022_audit.FACTS, Ran("torch", ("2.9.0",)), Scored("a", "test", 1, 2), Looked("a", 1, 1)):
+        assert eval(repr(fact), {type(fact).__name__: type(fact)}) == fact
+    findings = lint(rike2022_audit.FACTS)
+    assert findings[0] == eval(repr(findings[0]), {"Finding": Finding})
+    assert [finding.severity for finding in findings] == ["error"] * 6 + ["warning"]
+
+
+# ---- the command
+
+
+def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "gradcost.cli.main", *arguments]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_shows_what_is_found_and_strict_fails_on_errors_alone(tmp_path: Path):
+    lines = clean()
+    edge(lines)
+    few_seeds(lines)
+    report_records.write_folder(tmp_path / "bad", lines)
+    shown = command("lint", "bad", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "E101" in shown.stdout
+    assert "lr=0.1 is the largest of the 5 that were tried" in shown.stdout
+    assert "1 error, 1 warning" in shown.stdout
+    strict = command("lint", "bad", "--strict", "--json", folder=tmp_path)
+    assert strict.returncode == 3
+    answer = json.loads(strict.stdout)
+    assert (answer["errors"], answer["warnings"], answer["unlooked"]) == (1, 1, [])
+    first = answer["findings"][0]
+    assert {name: first[name] for name in ("code", "severity", "rule", "method")} == {
+        "code": "E101",
+        "severity": "error",
+        "rule": "edge",
+        "method": MEZO,
+    }
+    assert command("lint", "nowhere", folder=tmp_path).returncode == 2
+    warned = clean()
+    few_seeds(warned)
+    report_records.write_folder(tmp_path / "warned", warned)
+    assert command("lint", "warned", "--strict", folder=tmp_path).returncode == 0
+
+
+def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
+    """Two points and two seeds: an edge, few seeds, and nothing that the library itself does wrong."""
+    folder = tmp_path / "real"
+    methods = ((BACKPROP, backprop()), (MEZO, mezo()))
+    made = compare.Comparison(Digits(), methods, (0.01, 0.1), 60, (1, 2), target=0.9)
+    compare.open_folder(folder, made, "digits", "mlp")
+    ran = list(conduct(made.study([BACKPROP, MEZO]), Local(2), Work(made.code, folder)))
+    assert [record["status"] for record in ran] == ["finished"] * 8
+    surveyed = dict(costs.survey(made.task, made.steppers, None))
+    forecasts = {label: cost for label, cost in surveyed.items() if not isinstance(cost, str)}
+    assert list(costs.clock(made.task, made.steppers, None, folder, forecasts)) == [BACKPROP, MEZO]
+    known = facts(read(folder))
+    assert unlooked(known) == []
+    scored = [fact for fact in known if isinstance(fact, Scored)]
+    assert {fact.what for fact in scored} == {"validation score", "test score"}
+    assert {fact.seen == fact.of > 100 for fact in scored} == {True}
+    codes = {finding.code for finding in lint(known)}
+    assert {"E101", "W111"} <= codes <= {"E101", "W111", "W110", "W120", "W402"}
+
+
+def test_a_score_goes_on_record_with_how_many_it_is_the_mean_over():
+    split = Split(torch.zeros(3, 5), torch.zeros(3, 7, dtype=torch.int64))
+    assert told(Score(0.5, 0.25, 6), split) == {"loss": 0.5, "accuracy": 0.25, "targets": 6, "of": 21}
+    assert told(Score(0.5, float("nan")), split) == {"loss": 0.5, "accuracy": None}
+
+    class More(NamedTuple):
+        loss: float
+        accuracy: float
+        last: float
+
+    assert told(More(0.5, 0.25, 2.0), split) == {"loss": 0.5, "accuracy": 0.25, "last": 2.0}
