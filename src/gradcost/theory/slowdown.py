@@ -2,51 +2,99 @@
 
 from __future__ import annotations
 
-from gradcost.combine import Mean
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
-from gradcost.estimators.accumulated import Accumulated
-from gradcost.estimators.clipped import Clipped
+from gradcost.combine import Combine, Mean
+from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
-from gradcost.estimators.reverse import Reverse
+from gradcost.slopes import Jvp
+from gradcost.theory.cosines import expected_cosine
+from gradcost.theory.moments import second_moment
+
+GAUSSIAN, MEAN = Gaussian(), Mean()
 
 
-def second_moment(estimator: Estimator, dimension: int) -> float | None:
-    """E|g|^2 / |grad|^2 of an unbiased estimate g of the gradient in `dimension` weights; None where unknown.
+def slowdown(dimension: int, probes: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> float | None:
+    """Steps with a step of descent by n = `probes` directions to those of gradient descent; None where unknown.
 
-    Law (4): for n probes and their mean, 1 + (d + 1)/n with Gaussian directions, 1 + (d - 1)/n with Rademacher
-    ones and on the sphere, d/n with n <= d coordinates dealt without replacement, and 1 for backpropagation. A
-    difference of losses adds O(eps^2). Accumulated(e) is e; Clipped(e) is e as long as it cuts nothing.
+    Law: the second moment m = E|g|^2/|grad|^2 (`second_moment`), 1 + (d + 1)/n for Gaussian directions. On an
+    L-smooth loss a step lr along an unbiased g makes E f fall by lr |grad|^2 (1 - L m lr/2) at least; lr = 1/(L m)
+    is best, and m times less of a fall than gradient descent's with lr = 1/L.
 
-    It is also the ratio of steps: on an L-smooth loss the step lr = 1/(L m) of an unbiased g with second moment m
-    makes E f fall by |grad|^2 / (2 L m) at least, m times less than gradient descent with 1/L does. So m times the
-    steps are expected, where noise from drawing batches does not hide the difference.
+    It compares guarantees, each with the step that its guarantee allows, where no noise from drawing batches hides
+    the difference. A loss that curves in few of its d directions is faster: see `effective_slowdown`.
 
-    Source: Nesterov and Spokoiny 2017 (Random gradient-free minimization of convex functions), theorem 4 and
-    equation 55; Baydin et al. 2022 (arXiv 2202.08587), section 3; Ghadimi and Lan 2013 (arXiv 1309.5549) for the
-    step. Raises: ValueError when dimension < 1.
+    Source: Nesterov and Spokoiny 2017, equation 55; Ghadimi and Lan 2013 (arXiv 1309.5549), corollary 3.3.
+    Raises: ValueError when dimension or probes is below 1.
     """
-    if dimension < 1:
-        raise ValueError(f"a gradient has 1 dimension or more, not {dimension}.")
-    match estimator:
-        case Accumulated(inner) | Clipped(inner):
-            return second_moment(inner, dimension)
-        case Reverse():
-            return 1.0
-        case Probing(directions=directions, probes=probes, combine=Mean()):
-            return _of_probes(directions, probes, dimension)
-    return None
+    return second_moment(Probing(Jvp(), directions, probes, combine), dimension)
 
 
-def _of_probes(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
-    match directions:
-        case Gaussian():
-            return 1 + (dimension + 1) / probes
-        case Rademacher() | Sphere():
-            return 1 + (dimension - 1) / probes
-        case Coordinates():
-            # Whole rounds give the gradient itself, and r more cards of a new deal r d |grad|^2 / d on average.
-            rounds, rest = divmod(probes, dimension)
-            whole = rounds * dimension
-            return (whole * whole + 2 * whole * rest + rest * dimension) / probes**2
-    return None
+def effective_slowdown(trace: float, smoothness: float, probes: int) -> float:
+    """The same where the Hessian's trace is known: 1 + (r + 1)/n with r = trace/L, its effective rank, for d.
+
+    Law: for Gaussian directions E g'Hg = (1 + 1/n) grad'H grad + tr(H) |grad|^2/n, which is at most
+    L (1 + (r + 1)/n) |grad|^2. It takes m's place in `slowdown` where H bounds the curvature along the way (and
+    exactly so on a quadratic). Sign directions and the sphere do no worse where H has no negative diagonal.
+
+    On a quadratic it is near the ratio of the longest stable steps, and of the steps taken it is an underestimate,
+    by a tenth to a third where `expected_losses`, which is exact, was run (docs/theory.md).
+
+    Source: Malladi et al. 2023 (arXiv 2305.17333), theorem 1. Raises: ValueError when the trace is negative,
+    smoothness is not above 0 or probes is below 1.
+    """
+    if not (trace >= 0 and smoothness > 0 and probes >= 1):
+        raise ValueError(
+            f"a trace of 0 or more, a smoothness above 0 and 1 probe or more are needed, not {trace}, "
+            f"{smoothness} and {probes}."
+        )
+    return 1 + (trace / smoothness + 1) / probes
+
+
+def stable_step(estimator: Estimator, smoothness: float, dimension: int) -> float | None:
+    """The learning rate 1/(L m) that falls fastest for sure on a loss of this smoothness L; None where unknown.
+
+    Law: with m = `second_moment(estimator, dimension)`, E f falls with every step up to twice this one. With n
+    Gaussian directions 1/(L (1 + (d + 1)/n)). smoothness: the largest curvature, in loss per weight^2.
+
+    Source: Ghadimi and Lan 2013 (arXiv 1309.5549), equation 2.5 and corollary 3.3. Raises: ValueError when
+    smoothness is not above 0, or dimension < 1.
+    """
+    if not smoothness > 0:
+        raise ValueError(f"smoothness is the largest curvature of the loss, above 0, not {smoothness}.")
+    moment = second_moment(estimator, dimension)
+    return None if moment is None else 1 / (smoothness * moment)
+
+
+def probes_to_match(cosine: float, dimension: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> int:
+    """The fewest probes whose estimate has at least this expected cosine with the gradient.
+
+    Law: the least n with `expected_cosine` of n probes >= cosine; near d cosine^2 / (1 - cosine^2) for the mean of
+    Gaussian directions and d cosine^2 for a projection.
+
+    Raises: ValueError when cosine is not between 0 and 1, dimension < 1, no number of probes gives it (signs have
+    0.80 at most, the mean never 1), or nothing is known of these directions and this combination.
+    """
+
+    def enough(probes: int) -> bool:
+        found = expected_cosine(Probing(Jvp(), directions, probes, combine), dimension)
+        if found is None:
+            raise ValueError(
+                f"no formula is known for the cosine of {combine} over {directions}: measure it instead."
+            )
+        return found >= cosine
+
+    if not 0 < cosine <= 1:
+        raise ValueError(f"a cosine to reach is above 0 and at most 1, not {cosine}.")
+    high = 1
+    while not enough(high):
+        high *= 2
+        if high > dimension << 20:  # a million looks a weight are no estimate of a gradient any more
+            raise ValueError(
+                f"no number of probes gives {combine} over {directions} a cosine of {cosine}: ask for less, or take "
+                "Projection(), which reaches 1 with as many probes as weights."
+            )
+    low = high // 2  # not enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
