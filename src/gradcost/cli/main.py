@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gradcost.cli import inspect
+from gradcost.cli.inspect import Json
+
 app = typer.Typer(
     help="What does a gradient cost, and which way of getting one should you train with?",
     no_args_is_help=True,
@@ -21,8 +24,6 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 def sentences(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -117,19 +118,82 @@ def plan(
 
 @app.command()
 @sentences
-def methods(as_json: Json = False) -> None:
-    """List the methods and the parts that they are made of."""
-    from gradcost.cli import console, spec
+def check(
+    method: Annotated[
+        str | None, typer.Argument(help='What to check: "mezo(probes=4)". Every preset, in short, if none.')
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="FILE.py:FACTORY, or one of the task's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION, where FUNCTION(batch size) gives a batch (x, y).")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Check on a task's model and batch; digits if none.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples of a batch; 8, or the task's own, if none.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Estimates held against the gradient.")] = 16,
+    as_json: Json = False,
+) -> int:
+    """Say whether a method is right on this model and data, and how near it comes to the gradient."""
+    from gradcost.cli.check import check_methods
 
-    found = [
-        {"name": name, "write": spec.signature(thing), "what": (thing.__doc__ or "").split("\n")[0]}
-        for name, thing in spec.names("method").items()
-    ]
-    found.sort(key=lambda entry: (entry["name"][0].isupper(), entry["name"]))
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    console.show_table(["write", "what it is"], [[entry["write"], entry["what"]] for entry in found], left=True)
+    return check_methods(method, model, data, task, batch, draws, as_json)
+
+
+@app.command()
+@sentences
+def study(
+    file: Annotated[str, typer.Argument(help="FILE.py with one @study, or FILE.py:NAME.")],
+    workers: Annotated[int | None, typer.Option("-j", min=1, help="Trials at a time; one a core if none.")] = None,
+    executor: Annotated[str, typer.Option(help="Who performs the trials: local or ray.")] = "local",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a trial.")] = 30.0,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first trials and run none.")] = False,
+) -> int:
+    """Run a study of your own, once and only once: the same command again resumes."""
+    from gradcost.cli.study import run_study
+
+    return run_study(file, workers, executor, output, every, as_json, dry_run)
+
+
+@app.command()
+@sentences
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022.")],
+    rows: Annotated[str, typer.Option(help="Which rows of its table: nn.")] = "nn",
+    epochs: Annotated[float, typer.Option(help="Of every run; a fraction will do for a try.")] = 50.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 1,
+    tuned: Annotated[bool, typer.Option("--tuned", help="The same rows again, all tuned alike.")] = False,
+    points: Annotated[int, typer.Option(min=1, help="Learning rates of a row's grid, with --tuned.")] = 5,
+    task: Annotated[str, typer.Option(help="A stand-in for the paper's data, to try it.")] = "mnist",
+    workers: Annotated[int, typer.Option("-j", min=1, help="Runs at a time.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write what holds and what does not, as Markdown.")] = None,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a run.")] = 30.0,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and start none.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Start none: tell from the records there are.")] = False,
+) -> int:
+    """Run a published comparison again, and say which of its numbers hold and in what sense."""
+    from gradcost.cli.reproduce import reproduce_paper
+
+    return reproduce_paper(
+        paper, rows, epochs, seeds, tuned, points, task, workers, output, page, every, as_json, dry_run, records
+    )
+
+
+@app.command()
+@sentences
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method or part to be told of.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List the methods with what each costs and the parts that they are made of, or tell of one."""
+    from gradcost.cli.methods import explain_method, list_methods
+
+    return list_methods(as_json) if name is None else explain_method(name, as_json)
 
 
 @app.command()
@@ -171,12 +235,32 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; FOLDER/report.html if none.")
     ] = None,
+    assets: Annotated[
+        bool, typer.Option("--assets", help="Each figure and table as a file too, in FOLDER/report-files.")
+    ] = False,
 ) -> None:
     """Write the report of a results folder anew, from its records alone."""
     from gradcost.cli import console
+    from gradcost.report import assets as files
     from gradcost.report import html
 
     console.show(str(html.write(folder, output)))
+    if assets:
+        made = files.write(folder)
+        console.show(f"{made[0].parent}: {len(made)} files")
+
+
+@app.command()
+@sentences
+def lint(
+    folder: Annotated[Path, typer.Argument(help="A results folder.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is an error.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Say what is unfair in a study, or says less than it seems to, from its records alone."""
+    from gradcost.cli.lint import lint_folder
+
+    return lint_folder(folder, strict, as_json)
 
 
 @app.command()
@@ -210,6 +294,10 @@ def doctor(
         print(json.dumps(found, indent=2))
         return
     console.show_table(["", ""], rows, left=True)
+
+
+for _command in (inspect.status, inspect.show, inspect.why, inspect.export):
+    app.command()(sentences(_command))
 
 
 def version(wanted: bool) -> None:

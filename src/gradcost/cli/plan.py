@@ -44,19 +44,17 @@ def plan_methods(
     estimators = [spec.method(text) for text in methods] or None
     updates = spec.optimizer(optimizer)
     if task is not None:
-        _refuse(
-            "--task", **{"--data": data, "--dtype": dtype, "--length": length, "--lora": lora, "--chunks": chunks}
-        )
-        objective, examples = _of_task(task, model, batch)
+        refuse("--task", **{"--data": data, "--dtype": dtype, "--length": length, "--lora": lora, "--chunks": chunks})
+        objective, examples = of_task(task, model, batch)
     elif model is None:
         raise ValueError(
             "no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits."
         )
     else:
-        with _progress() as told:
+        with progress("planning") as told:
             told(f"making {model}")
-            objective, examples = _of_model(model, data, kind, batch, length, lora, chunks)
-    with _progress() as told:
+            objective, examples = of_model(model, data, kind, batch, length, lora, chunks, without_numbers)
+    with progress("planning") as told:
         found = planning.plan(objective, examples, budget, estimators, updates, where, max_batch, told)
         points = curve(objective, examples, updates, where, told=told) if output is not None else []
     record = found.record() | {"dtype": _dtypes(objective), "curve": points}
@@ -87,22 +85,22 @@ def _show(found: planning.Plan, record: dict[str, Any], output: Path | None) -> 
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress(work: str) -> Iterator[Callable[[str], None]]:
     """What is looked at, on a terminal; elsewhere nothing."""
     if not console.err.is_terminal:
         yield lambda what: None
         return
-    with console.err.status("planning") as status:
-        yield lambda what: status.update(f"planning: {what}")
+    with console.err.status(work) as status:
+        yield lambda what: status.update(f"{work}: {what}")
 
 
-def _refuse(beside: str, **given: Any) -> None:
+def refuse(beside: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name} says something about --model, and {beside} already says it: leave one out.")
 
 
-def _of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
+def of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
     found = spec.task(task, model)[0]
     if batch is not None:
         if "batch" not in getattr(type(found), "__dataclass_fields__", {}):
@@ -111,7 +109,7 @@ def _of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective
     return found.objective(Key(0)), found.batch_at(Key(0), 0)
 
 
-def _of_model(
+def of_model(
     model: str,
     data: str | None,
     dtype: torch.dtype | None,
@@ -119,7 +117,9 @@ def _of_model(
     length: int | None,
     lora: int | None,
     chunks: int | None,
+    make: Callable[[Callable[[], Any]], Any],
 ) -> tuple[Objective, Any]:
+    """The objective and the batch that --model and --data stand for; `make` calls the factory."""
     from gradcost.integrations import transformers
 
     examples = EXAMPLES if batch is None else batch
@@ -128,7 +128,7 @@ def _of_model(
     if model.startswith("hf:"):
         made, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
     else:
-        made, loss = _from_factory(model, dtype)
+        made, loss = _from_factory(model, dtype, make)
     # Without the library installed, it is none of its models.
     known = model.startswith("hf:") or (_is_from("transformers", made) and transformers.is_model(made))
     if not known:
@@ -154,15 +154,22 @@ def _is_from(library: str, made: nn.Module) -> bool:
     return any(kind.__module__.split(".")[0] == library for kind in type(inner).__mro__)
 
 
-def _from_factory(text: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
-    """What a factory makes, without data where it can be made so: a module, or one with its loss."""
+def without_numbers(factory: Callable[[], Any]) -> Any:
+    """What a factory makes, without data where it can be made so."""
+    try:
+        with torch.device("meta"):
+            return factory()
+    except Exception:  # it needs numbers: whatever is wrong beside that is said by its second failure
+        return factory()
+
+
+def _from_factory(
+    text: str, dtype: torch.dtype | None, make: Callable[[Callable[[], Any]], Any]
+) -> tuple[nn.Module, Any]:
+    """What a factory makes: a module, or one with its loss."""
     factory = spec.named(text, "--model")
     try:
-        try:
-            with torch.device("meta"):
-                made = factory()
-        except Exception:  # it needs numbers: whatever is wrong beside that is said below
-            made = factory()
+        made = make(factory)
     except Exception as error:
         raise ValueError(f"{text} could not make a model: {type(error).__name__}: {error}") from error
     module, loss = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

@@ -18,7 +18,7 @@ from gradcost.value import is_value
 
 _HOMES = {
     "method": ("combine", "cost.within", "directions", "estimators", "saving", "slopes"),
-    "optimizer": ("training.optimizers",),
+    "optimizer": ("training.optimizers", "training.rounding"),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
 }
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -47,6 +47,11 @@ def _makes_a_value(thing: Any) -> bool:
     if inspect.isclass(thing):
         return is_value(thing)
     return inspect.isfunction(thing) and thing.__module__ == "gradcost.estimators.presets"
+
+
+def presets() -> dict[str, Callable[..., Any]]:
+    """The names that people know, of those that stand for methods."""
+    return {name: thing for name, thing in names("method").items() if inspect.isfunction(thing)}
 
 
 def parse(text: str, *kinds: str) -> Any:

@@ -1,0 +1,361 @@
+"""A diagnosis says what is true, and finds what is broken: each check is shown something that it must fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradcost.cli import spec
+from gradcost.diagnostics.blocked import blocked_modules
+from gradcost.diagnostics.diagnose import diagnose
+from gradcost.diagnostics.diagnosis import Diagnosis, short
+from gradcost.diagnostics.parts import micro_batches, within
+from gradcost.directions import Directions, Rademacher
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa, zo_sgd_sign, zo_svrg
+from gradcost.estimators.probing import Probing
+from gradcost.gradient import Sum
+from gradcost.key import Key
+from gradcost.objective import Objective, randomness
+from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.value import value
+
+AGREES, SAME = "agrees with backprop", "the same function"
+BATCH = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(10, 6).sin()
+
+
+def squared(model: nn.Module, batch: Tensor) -> Tensor:
+    return (model(batch) - 1).square().mean()
+
+
+def network(*middle: nn.Module) -> nn.Module:
+    with randomness(Key(3)):
+        return nn.Sequential(nn.Linear(6, 5), *middle, nn.Linear(5, 3)).double()
+
+
+def objective(*middle: nn.Module, **how: Any) -> Objective:
+    return Objective(network(*middle), squared, data=lambda: [BATCH, -BATCH], **how)
+
+
+def looked_at(estimator: Estimator, model: Objective | None = None, draws: int = 32) -> Diagnosis:
+    return diagnose(estimator, objective(nn.Tanh()) if model is None else model, BATCH, Key(1), draws)
+
+
+def failed(found: Diagnosis) -> set[str]:
+    return {line.what for line in found.failed}
+
+
+WELL = {
+    "backprop": backprop(),
+    "forward": forward_gradient(3),
+    "together": Probing(Jvp(together=2), Rademacher(), 4),
+    "mezo": mezo(),
+    "spsa": spsa(probes=2),
+    "one-sided": Probing(ForwardDifference(1e-4)),
+    "chosen eps": Probing(CentralDifference()),
+    "sign": zo_sgd_sign(),
+    "clipped": Clipped(forward_gradient(), 0.01),
+    "accumulated": Accumulated(forward_gradient(2), 3),
+    "accumulated-backprop": Accumulated(backprop(), 2),
+    "stateful": zo_svrg(every=2),
+}
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Tanh(), nn.Dropout(0.3), nn.BatchNorm1d(5)], ids=lambda layer: type(layer).__name__
+)
+@pytest.mark.parametrize("name", WELL)
+def test_what_is_right_passes_and_backprop_is_the_measure(name: str, layer: nn.Module):
+    found = looked_at(WELL[name], objective(nn.Tanh(), layer))
+    assert failed(found) == set()
+    assert found.line("nothing disturbed after an estimate").found == "bitwise"
+    assert found.line("the same key").found == "bitwise"
+    agreement = found.line(AGREES).numbers["error"]
+    assert agreement < (1e-12 if not within(WELL[name], CentralDifference | ForwardDifference) else 1e-2)  # type: ignore[arg-type]
+    dropped = [line for line in found.lines if line.what.startswith(SAME)]
+    assert all((line.numbers["another key"] > 0) == isinstance(layer, nn.Dropout) for line in dropped)
+    if name in ("backprop", "accumulated-backprop"):
+        for what, expected in (("cosine", 1.0), ("length", 1.0), ("bias", 1.0), ("second moment", 1.0)):
+            assert found.line(what).numbers["mean"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_preset_that_can_serve_passes():
+    for name, preset in spec.presets().items():
+        if name == "addax":  # needs a batch with an attention mask
+            continue
+        assert not failed(looked_at(preset(), draws=8)) - {"can serve here"}, name
+
+
+@pytest.mark.parametrize("estimator", [forward_gradient(4), spsa(probes=4)], ids=repr)
+def test_the_figures_are_those_of_theory_where_it_has_them(estimator: Estimator):
+    found = looked_at(estimator, draws=400)
+    for what in ("cosine", "bias", "second moment"):
+        numbers = found.line(what).numbers
+        assert abs(numbers["mean"] - numbers["theory"]) < 5 * numbers["standard error"] + 0.02 * numbers["theory"], (
+            what
+        )
+    assert found.line("to reach cosine 0.5").numbers["probes"] < 30  # of 53 weights
+    assert not [line for line in looked_at(backprop()).lines if line.what.startswith("to reach")]
+
+
+# ---- what is broken
+
+
+@value
+class Scaled(Slope):
+    """A difference that multiplies by eps where it should not: the slope of eps z."""
+
+    eps: float = 1e-2
+    exact = False
+
+    def measure(
+        self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        loss, slopes = CentralDifference(self.eps).measure(objective, batch, key, directions, seeds)
+        return loss, self.eps * slopes
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return None
+
+
+@value
+class Walking(Estimator):
+    """Moves the weights there and back in place, as many do, and leaves the rounding behind."""
+
+    of: Estimator = backprop()
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: Any = None) -> Estimate:
+        with torch.no_grad():
+            for leaf in objective.leaves:
+                leaf.parameter.add_(0.3).sub_(0.6).add_(0.3)
+        return self.of.estimate(objective, batch, key, state)
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Any, state: Any = None) -> Estimate:
+        return self.of.stream(objective, batch, key, use, state)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return None
+
+
+@value
+class Doubled(Estimator):
+    """Twice what an estimator finds."""
+
+    of: Estimator
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: Any = None) -> Estimate:
+        found = self.of.estimate(objective, batch, key, state)
+        return replace(found, gradient=Sum(objective, (found.gradient,), (2.0,)))
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Any, state: Any = None) -> Estimate:
+        raise AssertionError
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return None
+
+
+def test_a_slope_of_a_wrong_scale_fails():
+    found = looked_at(Probing(Scaled(), Rademacher()))
+    assert AGREES in {what[: len(AGREES)] for what in failed(found)}
+    assert found.line(AGREES).numbers["error"] > 0.05
+
+
+def test_a_slope_and_a_gradient_of_a_wrong_scale_fail_in_the_mean(monkeypatch: pytest.MonkeyPatch):
+    found = looked_at(Probing(Scaled(), Rademacher(), 4), draws=64)
+    assert {"bias: <mean g, grad> / |grad|^2", "second moment E|g|^2 / |grad|^2"} <= failed(found)
+    assert {line.what for line in looked_at(Doubled(backprop())).failed} == {
+        "agrees with backprop along one direction"
+    }
+
+
+def test_weights_that_are_walked_there_and_back_are_named():
+    found = looked_at(Walking())
+    line = found.line("nothing disturbed after an estimate")
+    assert line.verdict == "failed"
+    assert "0.weight: bits" in line.found
+
+
+class Own(nn.Module):
+    """A layer that draws from a generator of its own, which no key sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 0.1 * torch.rand(x.shape, generator=self.generator, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("estimator", [mezo(), forward_gradient()], ids=repr)
+def test_noise_that_no_key_sets_fails_and_its_floor_is_stated_beside_eps(estimator: Estimator):
+    found = looked_at(estimator, objective(Own()))
+    assert {"the same function at both ends", "the same function as a plain evaluation"} & failed(found)
+    assert "the same key gives the same estimate" in failed(found)
+    if estimator == mezo():
+        numbers = found.line("noise of the loss").numbers
+        assert numbers["gap"] > 0
+        assert numbers["slope error"] == pytest.approx(numbers["gap"] / (2 * 1e-3))
+        assert found.line("noise of the loss").verdict == "note"
+
+
+class Cut(nn.Module):
+    """A layer whose second path backpropagation does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() + 2 * x.detach().sin()
+
+
+@pytest.mark.parametrize("estimator", [backprop(), forward_gradient(), mezo()], ids=repr)
+def test_a_path_that_is_cut_is_found_by_one_difference(estimator: Estimator):
+    found = looked_at(estimator, objective(Cut()))
+    assert "backprop agrees with a difference of losses" in failed(found)
+    assert ".detach()" in found.line("backprop agrees").found
+    if estimator == forward_gradient():
+        assert found.line(AGREES).verdict == "ok"  # both are blind to it
+
+
+class NoRule(torch.autograd.Function):
+    """x^2 without a rule for forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+class Opaque(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return NoRule.apply(x)  # type: ignore[return-value]
+
+
+class Twice(nn.Module):
+    """Calls one opaque module two times, between layers that are fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque, self.linear = Opaque(), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.opaque(self.linear(self.opaque(x)))
+
+
+def test_every_module_without_a_forward_rule_is_named_with_its_line():
+    model = objective(Opaque(), nn.Tanh(), Twice(), nn.Tanh(), Opaque())
+    before = {name: list(vars(module)) for name, module in model.model.named_modules()}
+    found = blocked_modules(model, BATCH, Key(0))
+    assert [here.module for here in found] == ["1", "3.opaque", "5"]
+    assert all("NoRule.apply(x)" in here.line for here in found)
+    assert all("jvp" in here.reason for here in found)
+    assert {name: list(vars(module)) for name, module in model.model.named_modules()} == before
+    told = looked_at(forward_gradient(), model)
+    lines = [line for line in told.failed if line.what == "forward-mode differentiation"]
+    assert [line.found.split(",")[0] for line in lines] == ["not 1", "not 3.opaque", "not 5"]
+    assert told.line("can serve here").verdict == "failed"
+    assert {line.verdict for line in looked_at(mezo(), model).lines} == {"ok", "note"}
+
+
+def test_no_module_is_named_where_all_can():
+    assert blocked_modules(objective(nn.Tanh(), nn.BatchNorm1d(5), nn.Dropout(0.1)), BATCH, Key(0)) == ()
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.reshape(1, 1, *x.shape)
+        return F.scaled_dot_product_attention(heads, heads, heads).reshape(x.shape)
+
+
+def test_attention_on_the_math_kernel_is_noted_where_tangents_need_it():
+    model = objective(Attends())
+    assert looked_at(forward_gradient(), model).line("attention").verdict == "note"
+    for estimator, here in ((mezo(), model), (forward_gradient(), objective(nn.Tanh()))):
+        assert not [line for line in looked_at(estimator, here).lines if line.what == "attention"]
+
+
+def test_an_eps_below_what_the_loss_can_tell_is_noted_with_the_way_out():
+    found = looked_at(Probing(CentralDifference(1e-15)))
+    assert found.line(AGREES).verdict == "note"
+    assert "a larger one is nearer" in found.line(AGREES).found
+    numbers = found.line("resolution of the loss").numbers
+    assert numbers["gap"] == torch.finfo(torch.float64).eps  # the loss lies between 1 and 2
+    assert "too small" in found.line("resolution of the loss").found
+    assert "a smaller one is nearer" in looked_at(Probing(CentralDifference(1.0))).line(AGREES).found
+
+
+def test_a_loss_without_a_derivative_leaves_what_needs_none():
+    steps = Objective(network(), lambda model, batch: (model(batch) > 0.1).double().mean())
+    found = looked_at(mezo(0.1), steps)
+    assert "nothing to compare with" in found.line("backpropagation").found
+    assert found.line("nothing disturbed").verdict == "ok"
+    assert failed(found) == set()
+
+
+def test_a_loss_that_is_no_number_ends_it():
+    found = looked_at(mezo(), Objective(network(), lambda model, batch: squared(model, batch) * float("nan")))
+    assert [line.what for line in found.lines] == ["the loss is finite"]
+    assert failed(found) == {"the loss is finite"}
+
+
+def test_a_refusal_is_a_line_and_what_is_asked_wrongly_a_sentence():
+    assert "measures no slopes to clip" in looked_at(Clipped(backprop())).line("can serve here").found
+    with pytest.raises(ValueError, match="draws is how many estimates are looked at"):
+        looked_at(mezo(), draws=0)
+    with pytest.raises(ValueError, match="cannot be evaluated on this batch: RuntimeError"):
+        diagnose(mezo(), objective(), BATCH[:, :5])
+
+
+def test_nothing_is_disturbed_by_looking():
+    from snapshot import differences, snapshot
+
+    model = objective(nn.Dropout(0.2), nn.BatchNorm1d(5), Opaque())
+    for leaf in model.leaves[:2]:
+        leaf.parameter.grad = torch.ones_like(leaf.parameter)
+    before = snapshot(model.model)
+    for estimator in (forward_gradient(), mezo(), checkpointed()):
+        looked_at(estimator, model, draws=2)
+    assert differences(before, snapshot(model.model)) == []
+
+
+def test_a_diagnosis_prints_as_a_table_and_as_data():
+    found = looked_at(mezo())
+    lines = str(found).splitlines()
+    assert "53 trained weights" in lines[0]
+    assert len(lines) == 1 + len(found.lines)
+    assert all(line.rstrip().endswith(("ok", "failed", "note")) for line in lines[1:])
+    record = json.loads(json.dumps(found.record()))
+    assert record["ok"]
+    assert record["method"] == repr(mezo())
+    with pytest.raises(ValueError, match="nothing was found out about 'colour'"):
+        found.line("colour")
+
+
+def test_parts_are_found_at_any_depth():
+    inner = Accumulated(Clipped(Accumulated(mezo(), 3), 0.5), 2)
+    assert micro_batches(inner) == 6
+    assert within(inner, Slope) == [CentralDifference(1e-3)]
+    assert within(backprop(), Slope) == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"), [(0.0031, "0.0031"), (284419.0, "284,419"), (1.3e-7, "1.3e-7"), (0.0, "0"), (1e20, "1.0e20")]
+)
+def test_figures_are_short(figure: float, text: str):
+    assert short(figure) == text

@@ -1,0 +1,186 @@
+"""A training followed: spikes and divergence on a series, and on a real training that changes in no bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradcost
+from gradcost.diagnostics.recorder import Recorder, Recording
+from gradcost.diagnostics.spikes import Series
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.presets import backprop, forward_gradient, mezo, zo_svrg
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.tasks.digits import Digits
+from gradcost.training.loop import Step, train
+from gradcost.training.optimizers import SGD
+
+
+def noisy(seed: int, steps: int) -> list[float]:
+    draw = random.Random(seed)
+    return [draw.gauss(0.0, 2.0) for _ in range(steps)]
+
+
+def series(slopes: list[float], losses: list[float], **how: Any) -> Series:
+    found = Series(**how)
+    for step, (slope, loss) in enumerate(zip(slopes, losses, strict=True)):
+        found.add(step, loss, [slope])
+    return found
+
+
+def test_normal_slopes_have_no_spike_and_a_cliff_is_one():
+    slopes = noisy(0, 3000)
+    assert series(slopes, [1.0] * 3000).spikes == []
+    slopes[2000] = -416.6  # the largest that was published of a training before its explosion
+    found = series(slopes, [1.0] * 3000)
+    assert [(spike.step, spike.slope) for spike in found.spikes] == [(2000, 416.6)]
+    assert found.spikes[0].threshold < 30
+    assert found.largest == 416.6
+    assert found.diverged is None
+    assert found.herald is None
+
+
+def test_spikes_hide_no_spike_after_them():
+    """The median and its deviation are robust: ten spikes in the window raise the threshold by little."""
+    slopes = noisy(1, 400)
+    for step in range(300, 400, 10):
+        slopes[step] = 400.0
+    assert [spike.step for spike in series(slopes, [1.0] * 400).spikes] == list(range(300, 400, 10))
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf, 9.1])
+def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first_spike_before(end: float):
+    slopes = noisy(2, 500)
+    slopes[50] = 300.0  # too long before the end to have to do with it
+    slopes[460], slopes[470], slopes[495] = 200.0, 300.0, 300.0
+    losses = [3.0] * 490 + [end] * 10
+    found = series(slopes, losses, window=100)
+    assert found.diverged == 490
+    assert found.herald is not None
+    assert found.herald.step == 460
+    assert series(slopes, losses, window=10).herald is None
+    assert series(slopes, [3.0] * 490 + [8.9] * 10).diverged is None
+
+
+def test_a_slope_that_is_no_number_is_a_spike_and_spoils_no_threshold():
+    found = series([*noisy(3, 50), math.nan, 2.0, math.inf, 1.0], [1.0] * 54)
+    assert [spike.step for spike in found.spikes] == [50, 52]
+
+
+ESTIMATORS = {
+    "forward": forward_gradient(2),
+    "clipped": Clipped(mezo(), 0.5),
+    "backprop": backprop(),
+    "accumulated": Accumulated(forward_gradient(), 2),
+    "stateful": zo_svrg(every=3),
+}
+
+
+class Drops(nn.Module):
+    """Digits with dropout and a batch norm: what a look that disturbs would disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+class Task:
+    """Digits on that model."""
+
+    def objective(self, key: Key) -> Objective:
+        from gradcost.objective import randomness
+        from gradcost.tasks.task import cross_entropy
+
+        with randomness(key):
+            return Objective(Drops(), cross_entropy, data=Digits().once_through)
+
+    def batch_at(self, key: Key, step: int) -> Any:
+        return Digits().batch_at(key, step)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_training_is_the_same_bit_for_bit_with_a_recorder(name: str):
+    def run(follow: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        losses, last = [], None
+        for step in follow(train(Task(), ESTIMATORS[name], SGD(0.01, momentum=0.9), steps=7)):
+            losses.append(step.loss)
+            last = step
+        assert last is not None
+        return losses, [*last.objective.model.state_dict().values()]
+
+    bare = run(lambda steps: steps)
+    recordings: list[Recording] = []
+
+    def follow(steps: Iterator[Step]) -> Recording:
+        recordings.append(Recorder(every=2, draws=2).following(steps))
+        return recordings[0]
+
+    recorded = run(follow)
+    for one, other in zip(itertools.chain(*bare), itertools.chain(*recorded), strict=True):
+        assert torch.equal(one, other)
+    (recording,) = recordings
+    assert [look.step for look in recording.looks] == [0, 2, 4, 6]
+    if name == "backprop":
+        assert all(abs(look.cosine - 1) < 1e-6 for look in recording.looks)
+        assert all(abs(look.ratio - 1) < 1e-6 for look in recording.looks)
+    else:
+        assert all(abs(look.cosine) < 0.9 for look in recording.looks)
+
+
+def test_a_forward_gradient_at_too_high_a_rate_diverges_after_a_spike_and_the_summary_says_so():
+    recording = Recorder(every=100).following(train(Digits(), forward_gradient(), SGD(0.02), steps=400))
+    steps = list(recording)
+    losses = [float(step.loss) for step in steps]
+    diverged = recording.series.diverged
+    assert diverged is not None
+    assert losses[diverged] > 3 * losses[0]
+    assert max(losses[:diverged]) <= 3 * losses[0]
+    herald = recording.series.herald
+    assert herald is not None
+    assert 0 < diverged - herald.step <= 200
+    slopes = sorted(abs(float(step.slopes[0])) for step in steps[: herald.step] if step.slopes is not None)
+    assert herald.slope > 3 * slopes[len(slopes) // 2]
+    assert f"diverged          at step {diverged}; the first spike" in str(recording)
+    assert json.loads(json.dumps(recording.record()))["first spike before"]["step"] == herald.step
+
+
+def test_a_low_rate_does_not_diverge_and_a_clip_is_counted():
+    clipped = Clipped(forward_gradient(), 0.2)
+    recording = Recorder(every=50).following(train(Digits(), clipped, SGD(0.003), steps=100))
+    rates = [step.clipped for step in recording]
+    assert recording.series.diverged is None
+    assert recording.clip_rate == pytest.approx(sum(rate or 0.0 for rate in rates) / 100)
+    assert recording.clip_rate is not None
+    assert 0 < recording.clip_rate < 1
+    assert recording.series.largest > 0.2  # before the clip
+    assert "clipped" in str(recording)
+
+
+def test_numbers_are_read_at_a_look_and_not_at_each_step():
+    recording = Recorder(every=5).following(train(Digits(), mezo(), SGD(0.01), steps=8))
+    read = []
+    for _ in recording:
+        read.append(recording.series.slopes)
+    assert read == [1, 1, 1, 1, 1, 6, 6, 6]
+    assert recording.series.slopes == 8
+
+
+@pytest.mark.parametrize("wrong", ["every=0", "draws=0", "window=0", "deviations=0.0", "rise=-1.0"])
+def test_a_recorder_that_cannot_record_is_refused_in_a_sentence(wrong: str):
+    with pytest.raises(ValueError, match=f"{wrong.split('=')[0]} of a Recorder is"):
+        eval(f"Recorder({wrong})", {"Recorder": gradcost.Recorder})
