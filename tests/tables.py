@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,24 @@ from torch import Tensor, nn
 import gradcost
 from gradcost.combine import Normalized, Projection, Sign
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
+from gradcost.directions.groups import EachBlock, EachModule
+from gradcost.directions.guided import Guided
+from gradcost.directions.layerwise import Layerwise
+from gradcost.directions.lowrank import LazyLowRank, LowRank
+from gradcost.directions.masked import Masked
+from gradcost.directions.masks import Largest, Random, Smallest
+from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.activity import ActivityPerturbation
+from gradcost.estimators.adaptive import Adaptive
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.hessian_informed import HessianInformed
+from gradcost.estimators.mixed import Mixed
+from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.variance_reduced import VarianceReduced
 from gradcost.key import Key
 from gradcost.objective import Objective, randomness
 from gradcost.saving import Blocks, Everything, Segments, Selective
@@ -34,7 +47,10 @@ DIRECTIONS: dict[str, Directions] = {
     "rademacher": Rademacher(),
     "sphere": Sphere(),
     "coordinates": Coordinates(),
+    "orthogonal": Orthogonal(),
+    "lowrank": LowRank(),
 }
+WHOLE = ("lowrank",)  # those whose entries are no function of their index alone: they take each leaf whole
 SLOPES: dict[str, Slope] = {
     "jvp": Jvp(),
     "jvp3": Jvp(together=3),
@@ -64,12 +80,15 @@ class Row:
     on: tuple[str, ...] | None = None
 
 
-def moment(directions: Directions) -> Callable[[int, int], float]:
-    """The second moment of a mean of n probes, in units of |grad|^2: the laws of `Probing` and `directions`."""
+def moment(directions: Directions) -> Callable[[int, int], float] | None:
+    """The second moment of a mean of n probes, in units of |grad|^2: the laws of `Probing` and `directions`. None
+    where it depends on more than the number of weights."""
+    if isinstance(directions, LowRank):
+        return None
     if isinstance(directions, Gaussian):
         return lambda d, n: 1 + (d + 1) / n
-    if isinstance(directions, Coordinates):
-        return lambda d, n: d / n  # n distinct coordinates of the gradient, each times d/n
+    if isinstance(directions, Coordinates | Orthogonal):
+        return lambda d, n: d / n  # n distinct coordinates of the gradient in some basis, each times d/n
     return lambda d, n: 1 + (d - 1) / n  # |z|^2 = d exactly: Rademacher, Sphere
 
 
@@ -91,7 +110,9 @@ WIDE = ("mlp", "transformer", "direct")
 PROBES = {"jvp": 2, "jvp3": 4, "central": 2, "forward": 3}  # jvp3: a forward that three share and one left over
 
 ESTIMATORS: dict[str, Row] = {
-    f"{way}-{slope}": probing(SLOPES[slope], DIRECTIONS[way], PROBES[slope]) for way in DIRECTIONS for slope in SLOPES
+    f"{way}-{slope}": probing(SLOPES[slope], DIRECTIONS[way], PROBES[slope])
+    for way in ("gaussian", "rademacher", "sphere", "coordinates")
+    for slope in SLOPES
 } | {
     "everything": Row(Reverse(Everything()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
     "blocks": Row(Reverse(Blocks()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
@@ -158,6 +179,139 @@ ESTIMATORS: dict[str, Row] = {
         None,
         exact=False,
         unbiased=False,
+        on=WIDE,
+    ),
+    "masked-smallest-jvp3": Row(
+        Probing(Jvp(together=3), Masked(Smallest(0.4)), 4),
+        2,
+        lambda n: 2 * n + 4 * (2 * n - 1),
+        None,
+        unbiased=False,
+        on=WIDE,
+    ),
+    "masked-random-jvp3": Row(
+        Probing(Jvp(together=3), Masked(Random(0.5)), 4),
+        2,
+        lambda n: 2 * n + 4 * (2 * n - 1),
+        lambda d, n: 1 + (d - 2 + 3 / 0.5) / n,
+        on=WIDE,
+    ),
+    "masked-largest-central": Row(
+        Probing(CentralDifference(1e-3), Masked(Largest(0.3), Rademacher()), 2),
+        4,
+        lambda n: 4 * n,
+        None,
+        exact=False,
+        unbiased=False,
+        on=WIDE,
+    ),
+    # Each of n layers is looked into 6 / n times: its own product, those of the later layers' inputs, the primal.
+    "layerwise-jvp": Row(
+        Probing(Jvp(), Layerwise(by=EachModule()), 6),
+        6,
+        lambda n: 6 / n * (n * n + n + n * (n - 1) / 2),
+        None,
+        on=WIDE,
+    ),
+    "layerwise-central": Row(
+        Probing(CentralDifference(1e-3), Layerwise(Rademacher(), EachBlock()), 2),
+        4,
+        lambda n: 4 * n,
+        None,
+        exact=False,
+        on=WIDE,
+    ),
+    "orthogonal-jvp3": replace(probing(Jvp(together=3), Orthogonal(), 4), on=WIDE),
+    "orthogonal-central": replace(probing(CentralDifference(1e-3), Orthogonal(), 2), on=WIDE),
+    # A tangent of the input a layer and not of the weight, but products with two factors: 12 x rank of a 12 x 12.
+    "lowrank-jvp3": Row(
+        Probing(Jvp(together=3), LowRank(), 4), 2, lambda n: 2 * n + 4 * (n - 1) + 4 * n / 6, None, on=WIDE
+    ),
+    "lowrank-central": replace(probing(CentralDifference(1e-3), LowRank(), 2), on=WIDE),
+    "lazy-lowrank-jvp3": Row(
+        Probing(Jvp(together=3), LazyLowRank(rank=3, every=2), 4),
+        2,
+        lambda n: 2 * n + 4 * (n - 1) + 4 * n / 2,
+        None,
+        on=WIDE,
+    ),
+    "lazy-lowrank-central": Row(
+        Probing(CentralDifference(1e-3), LazyLowRank(), 2), 4, lambda n: 4 * n, None, exact=False, on=WIDE
+    ),
+    "guided-jvp3": Row(
+        Probing(Jvp(together=3), Guided(), 4),
+        2,
+        lambda n: 2 * n + 4 * (2 * n - 1),
+        None,
+        unbiased=False,
+        on=WIDE,
+    ),
+    "guided-central": Row(
+        Probing(CentralDifference(1e-3), Guided(Rademacher(), 0.25), 2),
+        4,
+        lambda n: 4 * n,
+        None,
+        exact=False,
+        unbiased=False,
+        on=WIDE,
+    ),
+    # Two candidates in each of 9 leaves; of n layers alone each is a leaf, in which a tangent starts.
+    "adaptive-central": Row(
+        Adaptive(gradcost.mezo(1e-3), 2), 36, lambda n: 4 * n * n, None, exact=False, unbiased=False, on=WIDE
+    ),
+    "adaptive-jvp": Row(
+        Adaptive(gradcost.forward_gradient(), 2),
+        18,
+        lambda n: 2 * (n * n + n + n * (n - 1) / 2),
+        None,
+        unbiased=False,
+        on=WIDE,
+    ),
+    "hessian-informed": Row(
+        HessianInformed(1e-3, 2, 0.1), 5, lambda n: 5 * n, None, exact=False, unbiased=False, on=WIDE
+    ),
+    # A forward more, and with it each layer's own product of noise and input.
+    "activity-jvp": Row(ActivityPerturbation(probes=2), 3, lambda n: 2 * (2 * n - 1) + 2 * n, None),
+    "activity-central": Row(
+        ActivityPerturbation(CentralDifference(1e-3), Rademacher(), 2),
+        5,
+        lambda n: 4 * n + 2 * n,
+        None,
+        exact=False,
+        on=WIDE,
+    ),
+    # The first estimate, which makes the snapshot: a pass over the data, one batch here, and the two estimates.
+    "svrg-central": Row(
+        VarianceReduced(Probing(CentralDifference(1e-3), Gaussian(), 2)),
+        12,
+        lambda n: 12 * n,
+        moment(Gaussian()),
+        exact=False,
+        on=WIDE,
+    ),
+    "svrg-jvp3-anchored": Row(
+        VarianceReduced(Probing(Jvp(together=3), Rademacher(), 3), 2, Reverse()),
+        3,
+        lambda n: 3 * n - 1 + 2 * (n + 3 * (2 * n - 1)),
+        lambda d, n: 1.0,  # at the snapshot
+        on=WIDE,
+    ),
+    "svrg-everything": Row(VarianceReduced(Reverse(), 5), 3, lambda n: 3 * (3 * n - 1), lambda d, n: 1.0, on=WIDE),
+    "momentum-central": Row(
+        Momentum(Probing(CentralDifference(1e-3), Gaussian(), 2)),
+        4,
+        lambda n: 4 * n,
+        moment(Gaussian()),
+        exact=False,
+        on=WIDE,
+    ),
+    # By one name or another the first leaves: on n layers alone, backprop of the first one's weight costs 2 n.
+    "mixed-everything-central": Row(
+        Mixed("[0bfth]*", Reverse(), Probing(CentralDifference(1e-3), Rademacher())),
+        3,
+        lambda n: 2 * n + 2 * n,
+        None,
+        exact=False,
         on=WIDE,
     ),
     "backprop": Row(gradcost.backprop(), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
@@ -371,7 +525,7 @@ def raising() -> tuple[Objective, tuple[Tensor, ...], Fails]:
         )
         model.append(nn.Linear(8, 3))
         batch = torch.randn(7, 6), torch.randint(3, (7,))
-    return Objective(model, cross_entropy), batch, fails
+    return Objective(model, cross_entropy, data=lambda: [batch]), batch, fails
 
 
 def pairs() -> list[tuple[str, str]]:

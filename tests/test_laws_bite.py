@@ -11,12 +11,14 @@ from torch import Tensor
 from gradcost import noise, objective, philox
 from gradcost.combine import Mean
 from gradcost.directions import Directions, gaussian, rademacher, sphere
+from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
 from gradcost.gradient import Seeded
 from gradcost.key import Key
 from gradcost.objective import Leaf, Objective
 from laws import test_law_03_scale as scale
 from laws import test_law_04_variance as variance
 from laws import test_law_07_same_function as same_function
+from laws import test_law_13_variance_reduced as reduced
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -65,6 +67,16 @@ def each_end_sees_another_mask(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(objective, "randomness", fresh)
 
 
+def the_snapshot_is_the_live_weights(patch: pytest.MonkeyPatch) -> None:
+    """MeZO-SVRG's snapshot: a list copied, not the tensors in it."""
+
+    def aliased(self: VarianceReduced, objective: Objective, key: Key, before: Snapshot) -> Snapshot:
+        weights = {leaf.name: leaf.parameter.detach() for leaf in objective.leaves}
+        return before._replace(weights=weights, gradient=full_gradient(self.estimator, objective, key))
+
+    patch.setattr(VarianceReduced, "_taken", aliased)
+
+
 NOTICED: dict[Plant, list[Callable[[], None]]] = {
     the_update_is_eps_times_z: [
         lambda: scale.test_the_mean_coefficient_is_one("rademacher", 1),
@@ -78,6 +90,10 @@ NOTICED: dict[Plant, list[Callable[[], None]]] = {
     the_sphere_has_radius_one: [
         lambda: scale.test_the_mean_coefficient_is_one("sphere", 4),
         lambda: variance.test_the_second_moment_is_the_stated_one("sphere", 1),
+    ],
+    the_snapshot_is_the_live_weights: [
+        lambda: reduced.test_the_snapshot_shares_no_storage_with_the_live_weights("gaussian-central"),
+        lambda: reduced.test_away_from_it_the_same_directions_are_looked_along_at_both_points("gaussian-jvp"),
     ],
     each_end_sees_another_mask: [
         lambda: same_function.test_the_model_with_dropout_has_one_loss_whoever_asks(),

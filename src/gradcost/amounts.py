@@ -29,3 +29,8 @@ def number(x: float | None, digits: int = 3) -> str:
     places = max(digits - 1 - floor(log10(abs(x))), 0)
     text = f"{x:,.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(n: int, what: str) -> str:
+    """1 seed, 2 seeds, 1,200 steps."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

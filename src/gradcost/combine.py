@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradcost.directions import Directions, combination
 from gradcost.fake import is_fake
 from gradcost.gradient import Gradient, Seeded, Signed
-from gradcost.objective import Objective
+from gradcost.objective import Leaf, Objective
 from gradcost.value import value
+
+_PIECE = 1 << 16  # weights whose directions are in float64 at once
 
 
 class Combine(ABC):
@@ -72,13 +75,21 @@ def _gram(objective: Objective, directions: Directions, seeds: Sequence[int]) ->
     """The inner products of the directions, in float64; None on fake tensors, which have no numbers."""
     total = None
     for leaf in objective.leaves:
-        rows = torch.stack([combination(directions, leaf, [seed], [1.0]).flatten() for seed in seeds]).float()
-        products = rows @ rows.T
-        if not is_fake(products):
-            here = products.double().cpu().numpy()
-            total = here if total is None else total + here
-        del rows, products  # before the next leaf's are made
+        for products in _products(directions, leaf, seeds):
+            if not is_fake(products):
+                here = products.cpu().numpy()
+                total = here if total is None else total + here
     return total
+
+
+def _products(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> Iterator[Tensor]:
+    """The inner products on a leaf, some of its weights at a time: in float32 more directions than weights would
+    seem independent."""
+    rows = torch.stack([combination(directions, leaf, [seed], [1.0]).flatten() for seed in seeds])
+    for columns in rows.split(_PIECE, dim=1):
+        piece = columns.double()
+        yield piece @ piece.T
+        del piece  # before the next one is made
 
 
 @value

@@ -7,8 +7,8 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -18,15 +18,14 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions, Factored, Factors, combination, reaches
+from gradcost.factored import Products, passes_its_weight_on
 from gradcost.key import Key
+from gradcost.note import Note
 from gradcost.objective import Leaf, Objective
+from gradcost.precision import LOSSES_IN_FLOAT32
 from gradcost.substitute import substituted
 from gradcost.watch import tell
-
-
-class Note(UserWarning):
-    """Something that a method does on the user's behalf and says once."""
 
 
 def differentiate(
@@ -64,31 +63,62 @@ def _evaluate(
 ) -> Tensor:
     """The loss, a dual. Under vmap, `index` says which of the seeds is this one's."""
 
-    def tangent(leaf: Leaf) -> Tensor:
+    def tangent(draw: Callable[[int], Tensor]) -> Tensor:
         if index is None:
-            return tell("tangents", combination(directions, leaf, seeds, [1.0]))
+            return tell("tangents", draw(seeds[0]))
         with temporarily_clear_interpreter_stack():  # a tensor made at a functorch level has no memory to fill
-            stack = torch.stack([tell("tangents", combination(directions, leaf, [seed], [1.0])) for seed in seeds])
+            stack = torch.stack([tell("tangents", draw(seed)) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
-    def make(leaf: Leaf) -> Tensor:
-        if not torch._C._is_fwd_grad_enabled():
-            raise ValueError(
-                f"`{leaf.name}` is used inside a custom autograd.Function (reentrant checkpointing is one), where "
-                "forward-mode differentiation is off and its tangent would be lost. Use use_reentrant=False, "
-                "call the operation outside the function, or take mezo(), which needs no derivative."
-            )
-        return forward_ad.make_dual(leaf.parameter.detach(), tangent(leaf))
+    whole, spared = False, False
 
-    rules = _RULES if index is None else _RULES | _RULES_UNDER_VMAP
-    with sdpa_kernel(SDPBackend.MATH), substituted(objective, make, rules):
+    def make(leaf: Leaf) -> Tensor:
+        nonlocal spared
+        if not (whole or reaches(directions, leaf, seeds)):
+            spared = True
+            return leaf.parameter.detach()
+        along = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
+        return carrying(leaf.name, leaf.parameter.detach(), along)
+
+    with ExitStack() as nets:
+        nets.enter_context(sdpa_kernel(SDPBackend.MATH))
+        rules = _RULES if index is None else _RULES | _RULES_UNDER_VMAP
+        if isinstance(directions, Factored):
+            nets.enter_context(substituted(objective, make, rules, passes_its_weight_on))
+
+            def factors(leaf: Leaf) -> Factors:
+                side_by_side = tangent(lambda seed: torch.cat(directions.factors(leaf, seed), dim=1))
+                return Factors(*side_by_side.split(list(leaf.parameter.shape), dim=1))
+
+            nets.enter_context(Products(objective, factors, carrying))
+        else:
+            nets.enter_context(substituted(objective, make, rules))
         loss = objective.evaluate(batch, key)
+        if spared and forward_ad.unpack_dual(loss).tangent is None:
+            # Either the loss depends on none of the leaves that are reached, and the slope is 0, or its tangent was
+            # cut, and it never has one: with zeros for the leaves that were spared the two differ.
+            whole = True
+            loss = objective.evaluate(batch, key)
     if forward_ad.unpack_dual(loss).tangent is None:
         raise ValueError(
             "the loss came out without a tangent: it does not depend on the trainable parameters by a "
             "differentiable path (.data, .detach() or .item() inside the model or the loss cut it)."
         )
     return loss
+
+
+def carrying(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
+    """The tensor of this name with a tangent.
+
+    Raises: ValueError where the tangent would be lost.
+    """
+    if not torch._C._is_fwd_grad_enabled():
+        raise ValueError(
+            f"`{name}` is used inside a custom autograd.Function (reentrant checkpointing is one), where "
+            "forward-mode differentiation is off and its tangent would be lost. Use use_reentrant=False, "
+            "call the operation outside the function, or take mezo(), which needs no derivative."
+        )
+    return forward_ad.make_dual(primal, tangent)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -105,6 +135,25 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     elif tangent is None and db is not None:
         tangent = db.expand(out.shape).clone()
     return out if tangent is None else forward_ad.make_dual(out, tangent)
+
+
+def _normalizing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A normalisation whose arguments all have tangents or none: PyTorch's rules put in tensors of zeros that are no
+    memory where one is missing (a frozen weight), and those have no likeness among fake tensors."""
+
+    def rule(*args: Any, **kwargs: Any) -> Tensor:
+        def dual(argument: Any) -> bool:
+            return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
+
+        def filled(argument: Any) -> Any:
+            wanted = isinstance(argument, Tensor) and argument.is_floating_point() and not dual(argument)
+            return forward_ad.make_dual(argument, torch.zeros_like(argument)) if wanted else argument
+
+        if not any(map(dual, (*args, *kwargs.values()))):
+            return function(*args, **kwargs)
+        return function(*map(filled, args), **{name: filled(argument) for name, argument in kwargs.items()})
+
+    return rule
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -142,7 +191,8 @@ def _dropout(
     return input * (mask if p == 1 else mask.div_(1 - p))
 
 
-_RULES = {F.linear: _linear, F.scaled_dot_product_attention: _attention}
+_RULES = {F.layer_norm: _normalizing(F.layer_norm), F.group_norm: _normalizing(F.group_norm)}
+_RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | LOSSES_IN_FLOAT32
 _RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
@@ -150,22 +200,37 @@ _RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropo
 _OURS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
 
-def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:
-    """Try an evaluation with tangents; where it fails, a sentence with the module, the operator and the way out."""
+class Blocked(NamedTuple):
+    """Where an evaluation with tangents failed: the innermost module (None: outside of all), the line, why."""
+
+    module: str | None
+    line: str
+    reason: str
+
+
+def blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | None:
+    """Try an evaluation with tangents; None when it succeeds."""
     failed: list[str] = []
     with _failing_module(model, failed):
         try:
             attempt()
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            where = f"`{failed[0] or type(model).__name__}`" if failed else "the loss"
             frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OURS)]
-            line = frames[-1].line if frames else ""
-            reason = str(error).split("\n")[0].rstrip(".")
-            return (
-                f"{where} cannot be differentiated forward, at `{line}`: {reason}. For attention use "
-                'attn_implementation="eager"; otherwise mezo(), which needs no derivative, or backprop().'
-            )
+            line = (frames[-1].line or "") if frames else ""
+            return Blocked(failed[0] if failed else None, line, str(error).split("\n")[0].rstrip("."))
     return None
+
+
+def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:
+    """Try an evaluation with tangents; where it fails, a sentence with the module, the operator and the way out."""
+    found = blocked(model, attempt)
+    if found is None:
+        return None
+    where = "the loss" if found.module is None else f"`{found.module or type(model).__name__}`"
+    return (
+        f"{where} cannot be differentiated forward, at `{found.line}`: {found.reason}. For attention use "
+        'attn_implementation="eager"; otherwise mezo(), which needs no derivative, or backprop().'
+    )
 
 
 @contextmanager

@@ -20,6 +20,11 @@ def numbers(tensor: Tensor) -> list[float]:
     return [1.0] * len(tensor) if is_fake(tensor) else tensor.tolist()
 
 
+def known(tensor: Tensor) -> Tensor | None:
+    """The tensor itself; of a fake one the real tensor whose numbers it knows, or None."""
+    return getattr(tensor, "constant", None) if is_fake(tensor) else tensor
+
+
 def stands_for() -> str:
     """The type of device that fake tensors stand for at present: they themselves are on the CPU always."""
     return _stands_for[-1]

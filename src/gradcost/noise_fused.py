@@ -8,7 +8,7 @@ parallel loops: those bring a second OpenMP runtime that fights torch's for the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.hartley import QUARTER, Hartley
 from gradcost.philox import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
 
 _M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
@@ -24,7 +25,7 @@ _L = tuple(np.float32(c) for c in LOG)
 _S = tuple(np.float32(c) for c in SIN)
 _C = tuple(np.float32(c) for c in COS)
 _LN2_HIGH, _LN2_LOW = (np.float32(c) for c in LN2)
-_ANGLE = np.float32(ANGLE)
+_ANGLE, _QUARTER = np.float32(ANGLE), np.float32(QUARTER)
 _HALF, _ONE, _TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
 _ULP = np.float32(2.0**-32)
 _32 = np.uint64(32)
@@ -80,6 +81,14 @@ def _signs(seeds, scales, start, base, out):
 
 
 @numba.njit(inline="always")
+def _sine_and_cosine(angle):
+    square = angle * angle
+    sine = ((_S[0] * square + _S[1]) * square + _S[2]) * square * angle + angle
+    cosine = ((_C[0] * square + _C[1]) * square + _C[2]) * square * square - square * _HALF + _ONE
+    return sine, cosine
+
+
+@numba.njit(inline="always")
 def _pair(bits, offset, quadrant, uniform_mantissa):
     exponent = np.float32((bits - _ROOT_HALF) >> np.int32(23))
     f = uniform_mantissa - _ONE
@@ -89,10 +98,7 @@ def _pair(bits, offset, quadrant, uniform_mantissa):
         p = p * f + _L[i]
     log = f * (square * p) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
     radius = np.sqrt(log * -_TWO)
-    angle = np.float32(offset) * _ANGLE
-    square = angle * angle
-    sine = ((_S[0] * square + _S[1]) * square + _S[2]) * square * angle + angle
-    cosine = ((_C[0] * square + _C[1]) * square + _C[2]) * square * square - square * _HALF + _ONE
+    sine, cosine = _sine_and_cosine(np.float32(offset) * _ANGLE)
     odd = (quadrant & np.uint32(1)) == np.uint32(1)
     c = -sine if odd else cosine
     s = cosine if odd else sine
@@ -143,19 +149,73 @@ def _normals(seeds, scales, start, base, out):
                             out[i] += scale * z[j, lane]
 
 
+@numba.njit(nogil=True, cache=True)
+def _rows(signs, rows, firsts, dimension, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d)
+
+    firsts[k]: rows[k] * i mod d at the first i of start's block. Residues are whole numbers in float64, which are
+    exact below 2^53, so that the compiler vectorises over them.
+    """
+    end = start + base.size
+    residues = np.empty((rows.size, 128), np.float64)
+    z = np.empty(128, np.float32)
+    whole = np.float64(dimension)
+    for i in range(base.size):
+        out[i] = base[i]
+    for k in range(rows.size):
+        for lane in range(128):
+            residues[k, lane] = np.float64((firsts[k] + lane * rows[k]) % dimension)
+    for block in range(start // 128, (end + 127) // 128):
+        first = block * 128 - start
+        low, high = max(0, -first), min(128, base.size - first)
+        for k in range(rows.size):
+            residue, step = residues[k], np.float64(128 * rows[k] % dimension)
+            words = _philox(np.uint64(block), signs[k])
+            for lane in range(128):
+                quarters = residue[lane] / whole * 4.0
+                quadrant = np.floor(quarters + 0.5)
+                sine, cosine = _sine_and_cosine(np.float32(quarters - quadrant) * _QUARTER)
+                odd = (quadrant == 1.0) | (quadrant == 3.0)
+                cas = cosine + (-sine if odd else sine)
+                z[lane] = -cas if (quadrant == 2.0) | (quadrant == 3.0) else cas
+                further = residue[lane] + step
+                residue[lane] = further - whole if further >= whole else further
+            for w in range(4):
+                word, piece = words[w], z[32 * w : 32 * w + 32]
+                for j in range(32):
+                    piece[j] = -piece[j] if (word >> np.uint32(j)) & np.uint32(1) else piece[j]
+            scale = scales[k]
+            for lane in range(low, high):
+                out[first + lane] += scale * z[lane]
+
+
+def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
+    """The stream's kernel, called as kernel(scales, start, base, out)."""
+    if isinstance(stream, Hartley):
+        rows = [stream.row(seed) for seed in seeds]
+        signs = np.array([stream.signs(seed) for seed in seeds], dtype=np.uint64)
+
+        def kernel(scales: np.ndarray, start: int, base: np.ndarray, out: np.ndarray) -> None:
+            firsts = [row * (start // 128 * 128) % stream.dimension for row in rows]
+            whole = np.array(rows, dtype=np.int64), np.array(firsts, dtype=np.int64)
+            _rows(signs, *whole, stream.dimension, scales, start, base, out)
+
+        return kernel
+    return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))
+
+
 def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
     """`out[:] = base + sum_k scales[k] * z_k`, contiguous CPU tensors of one floating type and length."""
-    kernel = _signs if isinstance(stream, Signs) else _normals
     source, target = base.numpy(), out.numpy()
-    streams = np.array(seeds, dtype=np.uint64), np.array(scales, dtype=target.dtype)
+    kernel, lengths = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
     threads = torch.get_num_threads()
     if base.numel() * len(seeds) < _PARALLEL or threads == 1:
-        kernel(*streams, start, source, target)
+        kernel(lengths, start, source, target)
         return
     size = -(-base.numel() // threads)
     cuts = [slice(at, at + size) for at in range(0, base.numel(), size)]
-    jobs = [_pool(threads - 1).submit(kernel, *streams, start + c.start, source[c], target[c]) for c in cuts[1:]]
-    kernel(*streams, start, source[cuts[0]], target[cuts[0]])
+    jobs = [_pool(threads - 1).submit(kernel, lengths, start + c.start, source[c], target[c]) for c in cuts[1:]]
+    kernel(lengths, start, source[cuts[0]], target[cuts[0]])
     for job in jobs:
         job.result()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradcost.key import Key
-from gradcost.trees import plain
+from gradcost.trees import plain, tensors
 
 
 class Leaf(NamedTuple):
@@ -102,6 +102,12 @@ class Objective:
         object.__setattr__(made, "leaves", _in_a_row(kept))
         return made
 
+    def with_loss(self, loss: Callable[[nn.Module, Any], Tensor]) -> Objective:
+        """Another loss of the same leaves of the same model."""
+        made = replace(self, loss=loss)
+        object.__setattr__(made, "leaves", self.leaves)
+        return made
+
     def evaluate(self, batch: Any, key: Key) -> Tensor:
         """The loss at the present weights: a scalar without a graph. Costs one forward."""
         with torch.no_grad():
@@ -157,10 +163,7 @@ def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
     if parts == 1:
         return [(1.0, batch)]
     leaves, structure = pytree.tree_flatten(plain(batch))
-    sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
-    if len(sizes) != 1:
-        raise ValueError(f"a batch cut into parts needs tensors of one first dimension; here they have {sizes}.")
-    size = sizes.pop()
+    size = examples(batch)
     if size < parts:
         raise ValueError(f"a batch of {size} cannot be cut into {parts} parts: use at most {size}.")
     cut = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
@@ -171,10 +174,37 @@ def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
     ]
 
 
+def examples(batch: Any) -> int:
+    """How many examples are in a batch: the first dimension of its tensors.
+
+    Raises: ValueError when the tensors differ in that dimension.
+    """
+    sizes = {leaf.shape[0] for leaf in tensors(plain(batch)) if leaf.ndim}
+    if len(sizes) != 1:
+        raise ValueError(f"the examples of a batch need tensors of one first dimension; here they have {sizes}.")
+    return sizes.pop()
+
+
 def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     """The accelerators that hold a parameter of the model: the CPU goes without saying."""
     found = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     return tuple(sorted(found, key=str))
+
+
+@contextmanager
+def standing_at(objective: Objective, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, the leaves read these weights; afterwards each is what it was, bit for bit, whatever happens.
+
+    Nothing is copied: a parameter points at the other tensor meanwhile, which it neither keeps nor changes.
+    """
+    own = [leaf.parameter.data for leaf in objective.leaves]
+    try:
+        for leaf in objective.leaves:
+            leaf.parameter.data = weights[leaf.name]
+        yield
+    finally:
+        for leaf, data in zip(objective.leaves, own, strict=True):
+            leaf.parameter.data = data
 
 
 @contextmanager

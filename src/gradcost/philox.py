@@ -65,7 +65,7 @@ class Normals(Stream):
     """Standard normal numbers: four a Philox block, none beyond 6.77 in size."""
 
     per_block = 4
-    workspace = 113
+    workspace = 112
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         words = philox(seed, first_block, blocks, device)
@@ -75,7 +75,11 @@ class Normals(Stream):
 
 def philox(seed: int, first_block: int, blocks: int, device: torch.device | str = "cpu") -> list[Tensor]:
     """The four 32-bit words of each block, as int64 tensors of length `blocks`."""
-    counter = torch.arange(first_block, first_block + blocks, device=device, dtype=torch.int64)
+    return philox_at(torch.arange(first_block, first_block + blocks, device=device, dtype=torch.int64), seed)
+
+
+def philox_at(counter: Tensor, seed: int) -> list[Tensor]:
+    """The four 32-bit words of the blocks of these numbers (int64)."""
     zero = torch.zeros_like(counter)
     return philox_rounds([counter & _MASK, counter >> 32, zero, zero], (seed & _MASK, seed >> 32))
 
@@ -104,6 +108,14 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total
 
 
+def sine_and_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Of float32 angles up to an eighth of a turn, the same bits everywhere."""
+    square = angle * angle
+    sine = _horner(square, SIN) * square * angle + angle
+    cosine = _horner(square, COS) * square * square - square * 0.5 + 1.0
+    return sine, cosine
+
+
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent normals from two uniform 32-bit words."""
     uniform = (first.to(torch.float32) + 0.5) * 2.0**-32
@@ -120,10 +132,7 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     quadrant = ((second + (1 << 29)) & _MASK) >> 30
     offset = second - (quadrant << 30)  # in [-2^29, 2^29), but for the wrap of the last quadrant into the first
     offset = torch.where(offset > (1 << 29), offset - (1 << 32), offset)
-    angle = offset.to(torch.float32) * ANGLE
-    square = angle * angle
-    sine = _horner(square, SIN) * square * angle + angle
-    cosine = _horner(square, COS) * square * square - square * 0.5 + 1.0
+    sine, cosine = sine_and_cosine(offset.to(torch.float32) * ANGLE)
     odd = (quadrant & 1) == 1
     cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
     half_turn = 1.0 - (quadrant & 2).to(torch.float32)

@@ -25,8 +25,16 @@ Rule = Callable[..., Tensor]
 
 
 @contextmanager
-def substituted(objective: Objective, make: Make, rules: dict[Any, Rule] | None = None) -> Iterator[None]:
+def substituted(
+    objective: Objective,
+    make: Make,
+    rules: dict[Any, Rule] | None = None,
+    stays: Callable[[nn.Module, str], bool] = lambda module, name: False,
+) -> Iterator[None]:
     """Within, each leaf of the objective reads as `make(leaf)`; `rules` replaces torch functions by others.
+
+    A parameter that `stays` in its module, given by name, is left to the second net: it must reach nothing but torch
+    functions.
 
     At most the parameters of one module (and of those that contain it) are made at a time. Law: whatever
     happens within, the model holds its own parameters and hooks afterwards.
@@ -36,7 +44,8 @@ def substituted(objective: Objective, make: Make, rules: dict[Any, Rule] | None 
     swaps: list[_Swap] = []
     try:
         for module in objective.modules:
-            owned = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
+            found = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
+            owned = [(name, leaf) for name, leaf in found if not stays(module, name)]
             if owned:
                 swap = _Swap(module, owned, make)
                 swaps.append(swap)
@@ -49,6 +58,13 @@ def substituted(objective: Objective, make: Make, rules: dict[Any, Rule] | None 
             handle.remove()
         for swap in swaps:
             swap.restore()
+
+
+@contextmanager
+def ruled(rules: dict[Any, Rule]) -> Iterator[None]:
+    """Within, torch functions are replaced as within `substituted`, and the weights read as they are."""
+    with _Net({}, lambda leaf: leaf.parameter, rules):
+        yield
 
 
 class _Swap:

@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 # What a method can say of a tensor; a watcher knows parameters, inputs and the optimizer's state by itself.
-# Whatever is computed from a tangent is one; noise is a weight with a direction added, told once a direction.
-Kind = Literal["gradients", "saved", "tangents", "noise", "elsewhere"]
+# Whatever is computed from a tangent is one; noise is a weight with a direction added, told once a direction, and
+# shifted is one to which products of noise were added, whose own numbers were told before.
+Kind = Literal["gradients", "saved", "tangents", "noise", "shifted", "elsewhere"]
 
 
 class Watcher(Protocol):

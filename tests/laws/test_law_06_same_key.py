@@ -89,6 +89,8 @@ REPLAYS = {  # written down once: a change here is a change of every seeded grad
     "rademacher": "79869869127b3890",
     "sphere": "0160da8257d8950b",
     "coordinates": "0cc6ca4856cdae03",
+    "orthogonal": "b0621163d025ecc0",
+    "lowrank": "02efa321408724a9",
 }
 
 

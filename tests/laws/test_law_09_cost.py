@@ -37,8 +37,9 @@ def chain(layers: int, between: Callable[[], nn.Module] | None = None, bias: boo
 
 def matmuls(estimator: Estimator, model: nn.Module) -> float:
     """What an estimate costs, in forwards of one layer."""
-    objective = Objective(model, lambda model, batch: model(batch).square().mean())
-    return counted(lambda: estimator.estimate(objective, torch.randn(BATCH, WIDTH), KEY))
+    batch = torch.randn(BATCH, WIDTH)
+    objective = Objective(model, lambda model, batch: model(batch).square().mean(), data=lambda: [batch])
+    return counted(lambda: estimator.estimate(objective, batch, KEY))
 
 
 def counted(work: Callable[[], object]) -> float:

@@ -185,7 +185,7 @@ def steps(problem: Problem, walk: Callable[[Objective], Callable[[Gradient], Non
 @pytest.mark.parametrize("name", ["mlp", "transformer", "direct"])
 def test_leaf_by_leaf_is_the_same_step_as_all_at_once(name: str, optimizer: Optimizer):
     def at_once(objective: Objective) -> Callable[[Gradient], None]:
-        torch_optimizer = optimizer.build([leaf.parameter for leaf in objective.leaves])
+        torch_optimizer = optimizer.build(objective.leaves)
         done = 0
 
         def take(gradient: Gradient) -> None:

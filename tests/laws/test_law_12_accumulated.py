@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 
 from gradcost.estimators.accumulated import Accumulated
-from gradcost.estimators.clipped import Clipped
-from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.probing import Probing
 from gradcost.key import Key
-from gradcost.slopes import CentralDifference, ForwardDifference
 from tables import ESTIMATORS, OBJECTIVES
 from vectors import flat
 
@@ -21,13 +20,13 @@ ALONE = [name for name, problem in OBJECTIVES.items() if not (problem.draws or p
 ROWS = {name: row for name, row in ESTIMATORS.items() if "accumulated" not in name}  # a batch of 7 has but 7 parts
 
 
-def step(estimator: Estimator) -> float | None:
-    """The eps of its differences, if its slopes are differences."""
-    while isinstance(estimator, Accumulated | Clipped):
-        estimator = estimator.estimator
-    if isinstance(estimator, Probing) and isinstance(estimator.slope, CentralDifference | ForwardDifference):
-        return estimator.slope.eps
-    return None
+def step(value: Any) -> float | None:
+    """The eps of an estimator's differences, wherever in it they are made, if its slopes are differences."""
+    if isinstance(getattr(value, "eps", None), float):
+        return value.eps
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    parts = [getattr(value, part.name) for part in fields]
+    return next((eps for eps in map(step, parts) if eps is not None), None)
 
 
 @pytest.mark.parametrize("parts", [3, 7], ids="in {} parts".format)

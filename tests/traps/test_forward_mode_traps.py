@@ -17,11 +17,11 @@ from alive import Alive
 from counting import Flops
 from gradcost import dual
 from gradcost.directions import Gaussian, Rademacher
-from gradcost.dual import Note
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.key import Key
+from gradcost.note import Note
 from gradcost.objective import Objective
 from gradcost.slopes import CentralDifference, Jvp, Slope
 from tables import OBJECTIVES, Transformer, cross_entropy, randomness

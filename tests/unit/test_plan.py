@@ -31,7 +31,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.philox import Normals, Signs
 from gradcost.saving import Schedule, Selective
 from gradcost.tasks.task import Batch, cross_entropy
-from gradcost.theory.slowdown import second_moment
+from gradcost.theory.moments import second_moment
 
 ADAM = gradcost.AdamW(1e-3)
 

@@ -149,8 +149,8 @@ def test_a_score_of_certain_models_is_exact():
             return F.one_hot(x.long(), 4) * 1000.0
 
     y = torch.arange(2500) % 4
-    assert score(Echo(), Split(y, y)) == Score(0.0, 1.0)
-    assert score(Echo(), Split(y, (y + 1) % 4)) == Score(1000.0, 0.0)
+    assert score(Echo(), Split(y, y)) == Score(0.0, 1.0, 2500)
+    assert score(Echo(), Split(y, (y + 1) % 4)) == Score(1000.0, 0.0, 2500)
 
 
 def test_digits_are_dealt_out_once():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +40,25 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
             for home, held in homes:
                 home.update({name: likenesses.of(tensor, trained) for name, tensor in held.items()})
             fake_batch = pytree.tree_map(lambda leaf: likenesses.of(leaf, trained), plain(batch))
-            yield Objective(objective.model, objective.loss, objective.parts), fake_batch
+            data = None if objective.data is None else partial(_fake_data, objective.data, likenesses, trained)
+            yield Objective(objective.model, objective.loss, objective.parts, data), fake_batch
         finally:
             for home, held in homes:
                 home.clear()
                 home.update(held)
+
+
+def _fake_data(data: Callable[[], Iterable[Any]], likenesses: _Likenesses, trained: set[int]) -> Iterator[Any]:
+    """The batches of the whole of the data as fakes, one alive at a time; they themselves are made as ever."""
+    with no_dispatch():
+        batches = iter(data())
+    while True:
+        with no_dispatch():
+            batch = next(batches, likenesses)
+        if batch is likenesses:
+            return
+        here = likenesses.beside()  # what is known of this batch is forgotten with it: an id is used again
+        yield pytree.tree_map(lambda leaf, here=here: here.of(leaf, trained), plain(batch))
 
 
 class _Likenesses:
@@ -64,6 +79,12 @@ class _Likenesses:
                 made = nn.Parameter(made, requires_grad=id(tensor) in trained)
             self._made[id(tensor)] = made
         return self._made[id(tensor)]
+
+    def beside(self) -> _Likenesses:
+        """Others, that know these."""
+        made = _Likenesses(self._mode)
+        made._made, made._storages = dict(self._made), dict(self._storages)
+        return made
 
     def _like(self, tensor: Tensor) -> Tensor:
         real = getattr(tensor, "constant", None) if is_fake(tensor) else tensor

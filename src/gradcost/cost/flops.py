@@ -67,8 +67,8 @@ _ELEMENTWISE = re.compile(
 # These move or make numbers without computing any.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
-    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|where|repeat|roll|flip|"
-    "detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
+    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
+    "flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
     "is_same_size|_has_same_storage_numel|_unsafe_view|equal|_reshape_alias"
 )
 

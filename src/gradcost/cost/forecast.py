@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import (
 from gradcost.cost.fakes import on_fakes
 from gradcost.cost.flops import Counted, Counts
 from gradcost.cost.storage import LiveBytes, Memory, Purpose
-from gradcost.dual import Note
 from gradcost.estimators.estimator import Estimate, Estimator
 from gradcost.fake import is_fake, stands_for
 from gradcost.key import Key
+from gradcost.note import Note
 from gradcost.objective import Objective
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.stepping import Stepping
@@ -102,6 +102,9 @@ def forecast(
     FLOPs. For a CUDA device it is a model on top: sizes rounded to 512 bytes and the paths of our own code that
     a GPU takes; what a kernel needs inside is not in it.
 
+    A step is one after the first: of an estimator that remembers, the second one. So of VarianceReduced(every=n) it
+    is one without a snapshot; VarianceReduced(every=1) tells what making one takes.
+
     optimizer: None for an estimate alone. device: where the step would run; the model's own if None.
 
     Raises: ValueError with the estimator's objection, or with the operation that cannot be followed without
@@ -119,7 +122,7 @@ def forecast(
             objection = estimator.objection(fake, fake_batch)
             if objection is not None:
                 raise ValueError(objection)
-            stepping = _primed(Stepping(fake, estimator, optimizer))
+            stepping = _primed(Stepping(fake, estimator, optimizer), fake_batch)
             live.register("optimizer state", stepping.kept())
             with counted.followed(), live.followed():
                 found = stepping.step(fake_batch, Key(0))
@@ -146,8 +149,12 @@ def rounding(device: str) -> int:
     return CUDA_BLOCK if device == "cuda" else 1
 
 
-def _primed(stepping: Stepping) -> Stepping:
-    """As after a first step: with the optimizer's state."""
+def _primed(stepping: Stepping, batch: Any) -> Stepping:
+    """As after a first step: with the optimizer's state, and the estimator's."""
+    if stepping.state is not None:
+        # What a first step leaves is as large whatever it passed over: of the data one batch is enough.
+        first = replace(stepping.objective, data=lambda: [batch])
+        stepping.state = stepping.estimator.stream(first, batch, Key(0), lambda *_: None, stepping.state).state
     if stepping.leafwise is not None:
         for leaf in stepping.objective.leaves:
             stepping.leafwise.use(leaf.name, torch.zeros_like(leaf.parameter))

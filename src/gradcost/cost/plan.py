@@ -22,7 +22,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
 from gradcost.key import Key
 from gradcost.objective import Objective
-from gradcost.theory.slowdown import second_moment
+from gradcost.theory.moments import second_moment
 from gradcost.training.optimizers import Optimizer
 
 COLUMNS = ("method", "peak", "fits", "forwards", "est. s/step", "steps × (theory)", "largest batch")

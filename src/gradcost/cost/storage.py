@@ -28,6 +28,7 @@ _TOLD: dict[str, Purpose] = {
     "gradients": "gradients",
     "tangents": "tangents and noise",
     "noise": "tangents and noise",
+    "shifted": "tangents and noise",
     "saved": "saved activations",
 }
 _ADD = torch.ops.aten.add.Tensor

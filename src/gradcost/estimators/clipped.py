@@ -39,8 +39,9 @@ class Clipped(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         found = self.estimator.estimate(objective, batch, key, state)
-        if found.slopes is None or not isinstance(found.gradient, Seeded):
-            raise ValueError(self._unclippable())
+        seeds = found.gradient.seeds if isinstance(found.gradient, Seeded) else ()
+        if found.slopes is None or not isinstance(found.gradient, Seeded) or len(seeds) != len(found.slopes):
+            raise ValueError(self._unclippable(found.slopes is None))
         cut = found.slopes.abs() > self.slope
         factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
         gradient = found.gradient.scaled(numbers(factors))
@@ -50,11 +51,22 @@ class Clipped(Estimator):
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
+        from gradcost.estimators.by_length import ByLength
+        from gradcost.estimators.mixed import Mixed
+        from gradcost.estimators.momentum import Momentum
         from gradcost.estimators.reverse import Reverse
+        from gradcost.estimators.variance_reduced import VarianceReduced
 
         if isinstance(self.estimator, Reverse):
-            return self._unclippable()
+            return self._unclippable(True)
+        if isinstance(self.estimator, ByLength | Mixed | Momentum | VarianceReduced):
+            return self._unclippable(False)
         return self.estimator.objection(objective, batch)
 
-    def _unclippable(self) -> str:
-        return f"{self.estimator} measures no slopes to clip: clip the norm of its gradient instead."
+    def _unclippable(self, without_slopes: bool) -> str:
+        if without_slopes:
+            return f"{self.estimator} measures no slopes to clip: clip the norm of its gradient instead."
+        return (
+            f"the gradient of {self.estimator} is more than one slope times each of its directions, so there are no "
+            "slopes of it to clip: put Clipped around the estimator within it instead."
+        )

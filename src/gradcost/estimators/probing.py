@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gradcost.combine import Combine, Mean
-from gradcost.directions import Directions, Gaussian, Situated
+from gradcost.directions import Directions, Gaussian, Situated, begun
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
 from gradcost.fake import numbers
 from gradcost.gradient import Spent
@@ -46,7 +46,7 @@ class Probing(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         if isinstance(self.directions, Situated):
-            state = self.init(objective) if state is None else state
+            state = begun(self.directions, key, self.init(objective) if state is None else state)
             found = self._along(self.directions.settled(objective, key, state), objective, batch, key)
             return replace(found, state=self.directions.learned(state, found.gradient.leaves()))
         return self._along(self.directions, objective, batch, key)

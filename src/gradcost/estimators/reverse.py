@@ -41,6 +41,7 @@ class Reverse(Estimator):
         # Closed here: after a raise in the backward, the traceback would hold the model's copies in place.
         with (
             _grads_aside(objective),
+            _others_frozen(objective),
             torch.enable_grad(),
             self.saving.applied(objective, batch),
             closing(objective.losses(batch, key)) as parts,
@@ -76,6 +77,23 @@ def _grads_aside(objective: Objective) -> Iterator[None]:
     finally:
         for leaf, grad in zip(objective.leaves, kept, strict=True):
             leaf.parameter.grad = grad
+
+
+@contextmanager
+def _others_frozen(objective: Objective) -> Iterator[None]:
+    """Within, parameters that train but are no leaves of this objective require no gradient.
+
+    An objective of some leaves alone (`Objective.only`) would save the activations of all of them otherwise.
+    """
+    leaves = {id(leaf.parameter) for leaf in objective.leaves}
+    others = [p for p in objective.model.parameters() if p.requires_grad and id(p) not in leaves]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

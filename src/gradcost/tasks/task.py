@@ -41,6 +41,7 @@ class Score(NamedTuple):
 
     loss: float
     accuracy: float
+    targets: int | None = None  # how many were scored; None where a task of one's own does not count them
 
 
 class Task(ABC):
@@ -114,7 +115,10 @@ class Task(ABC):
         return Batch(train.x[drawn], train.y[drawn])
 
     def score(self, model: nn.Module, split: Split) -> Score:
-        """Mean loss and accuracy of a model over the whole of `split`: `score` below."""
+        """Mean loss and accuracy of a model over the whole of `split`: `score` below.
+
+        A task that is no `Task` may give a named tuple with numbers beside these two: a study puts them on record.
+        """
         return score(model, split)
 
 
@@ -127,10 +131,18 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 def score(model: nn.Module, split: Split) -> Score:
     """Mean loss and accuracy over every target of `split`, in evaluation mode, summed in float64.
 
-    The examples go to the device of the model's parameters, 1,000 at a time, which does not change the
-    means: they are weighed by targets, not by chunks. Every module's mode is put back, also after an error.
-
     Raises: ValueError when the split is empty.
+    """
+    losses, right = one_by_one(model, split)
+    return Score(losses.mean(dtype=torch.float64).item(), right.sum().item() / len(right), len(right))
+
+
+def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
+    """Of every target of `split`, in its order and on the CPU: the cross-entropy in nats, and whether the prediction
+    is right; [targets] both, in evaluation mode.
+
+    The examples go to the device of the model's parameters, 1,000 at a time. Every module's mode is put back, also
+    after an error. Raises: ValueError when the split is empty.
     """
     if not len(split.x):
         raise ValueError("an empty split has no score: give it at least one example.")
@@ -138,21 +150,20 @@ def score(model: nn.Module, split: Split) -> Score:
     model.eval()
     try:
         with torch.no_grad():
-            return _score(model, split)
+            return _one_by_one(model, split)
     finally:
         for module, mode in modes:
             module.training = mode
 
 
-def _score(model: nn.Module, split: Split) -> Score:
+def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     device = next((parameter.device for parameter in model.parameters()), split.x.device)
-    loss, right = 0.0, 0
+    losses, right = [], []
     for x, y in zip(split.x.split(SCORED_AT_ONCE), split.y.split(SCORED_AT_ONCE), strict=True):
         logits, targets = model(x.to(device)).flatten(0, -2), y.to(device).flatten()
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        loss += losses.sum(dtype=torch.float64).item()
-        right += int((logits.argmax(-1) == targets).sum())
-    return Score(loss / split.y.numel(), right / split.y.numel())
+        losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
+        right.append((logits.argmax(-1) == targets).cpu())
+    return torch.cat(losses), torch.cat(right)
 
 
 @lru_cache(maxsize=8)

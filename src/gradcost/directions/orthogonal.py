@@ -1,0 +1,44 @@
+"""Directions at right angles to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradcost import noise
+from gradcost.directions.deal import deal
+from gradcost.directions.direction import Directions
+from gradcost.hartley import Hartley
+from gradcost.key import Key
+from gradcost.objective import Leaf
+from gradcost.value import value
+
+
+@value
+class Orthogonal(Directions):
+    """The z of one estimate are distinct members of an orthogonal basis, of length sqrt(d) each: n = d probes give
+    the exact gradient, to the rounding of z to float32. More than d begin another basis.
+
+    z_k = sign_i cas(2 pi k i / d): a row of the Hartley matrix with the columns' signs drawn at random, once a basis;
+    the k are dealt without replacement. Law: E[z z'] = I, and E|g|^2 = (d/n) |grad|^2 for n <= d, as for
+    `Coordinates`; but here every direction moves nearly every weight. No entry is above sqrt(2) in size.
+
+    A seed holds both k (its lowest bits, as many as the dimension needs) and the name of the signs (the others).
+
+    Source: Choromanski, Rowland, Sindhwani, Turner, Weller, "Structured evolution with compact architectures for
+    scalable policy optimization", arXiv 1804.02395 (2018): orthogonal exploration by rows of Hadamard matrices with
+    random signs. Those have sizes that are powers of two; a Hartley matrix has any.
+    """
+
+    unbiased = True
+
+    def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
+        basis = Hartley(dimension)
+        rows = enumerate(deal(key, probes, dimension))
+        return tuple(basis.seed(key.fold("basis", number // dimension).seed, row) for number, row in rows)
+
+    def add(
+        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
+    ) -> Tensor:
+        return noise.add(Hartley(leaf.dimension), seeds, scales, leaf.start, base, in_place)

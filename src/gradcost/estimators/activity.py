@@ -1,0 +1,227 @@
+"""Slopes along perturbed outputs instead of perturbed weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gradcost.directions import Directions, Gaussian, Rademacher
+from gradcost.directions.confined import confined
+from gradcost.dual import carrying
+from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.outputs import Layers, Output, layers_of, visited
+from gradcost.estimators.probing import replayed
+from gradcost.fake import numbers
+from gradcost.gradient import Dense, Gradient, Joined, Seeded, Spent
+from gradcost.key import Key
+from gradcost.objective import Leaf, Objective
+from gradcost.precision import LOSSES_IN_FLOAT32
+from gradcost.slopes import CentralDifference, Jvp, Slope, shifted
+from gradcost.substitute import substituted
+from gradcost.value import value
+from gradcost.watch import tell
+
+
+@value
+class ActivityPerturbation(Estimator):
+    """g_W = (1/n) sum_k s_k (dy/dW)' u_k for each linear layer and convolution: its outputs y are perturbed by noise
+    u_k, not its weights, and s_k is the slope of the loss along all of it together.
+
+    Law: E g = grad, for s = <delta, u> with delta = dL/dy and E[u u'] = I, so E[s u] = delta, and what the layer
+    makes of it, u'x summed over examples and positions, is its gradient. The variance grows with the number of
+    perturbed outputs (batch x positions x units), not with that of the weights: E|s u|^2 over all outputs is
+    (1 + (m + 1)/n) |delta|^2 for m outputs and Gaussian noise, (1 + (m - 1)/n) for signs.
+
+    Every other leaf is perturbed as a weight at the same time: those of other modules (LayerNorm, embeddings), of
+    subclasses (the projection of nn.MultiheadAttention), shared by two modules, read directly. A layer that is
+    called twice has noise of its own for each call, and the sum of both. The same key draws the same dropout masks
+    in each forward. Where an output's first dimension is the batch's, micro-batches give what the whole gives.
+
+    Cost: for L linear layers alone 2L - 1 forward matmuls a probe with Jvp (weights have no tangents) and 2L with
+    a difference; then L forward and L for u'x, once for all probes, in one more plain forward at the weights
+    themselves, whose loss is `Estimate.loss`. One layer's gradient at a time is made there, of its input and u.
+
+    Source: Ren, Kornblith, Liao, Hinton, "Scaling forward gradient with local losses", arXiv 2210.03310 (2023),
+    section 3. Raises: ValueError when probes < 1, the slope is not Jvp() or CentralDifference(eps), or the noise is
+    not of independent entries; at an estimate, when a layer's weight is read without calling the layer.
+    """
+
+    slope: Slope = Jvp()
+    directions: Directions = Gaussian()
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise ValueError(
+                f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
+            )
+        match self.slope:
+            case Jvp(together=1) | CentralDifference(eps=float()):
+                pass
+            case _:
+                raise ValueError(
+                    f"outputs are perturbed one probe at a time and by a stated length, so {self.slope} cannot "
+                    "measure their slopes: use Jvp() or CentralDifference(eps=0.001)."
+                )
+        if not isinstance(self.directions, Gaussian | Rademacher):
+            raise ValueError(
+                f"each output has noise of its own, which {self.directions} have not: use Gaussian() or Rademacher()."
+            )
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        tensors: dict[str, Tensor] = {}
+        loss, slopes, rest = self._found(objective, batch, key, tensors.__setitem__)
+        pieces: list[Gradient] = [Dense(objective.only(tensors), tensors)] if tensors else []
+        pieces += [rest] if rest is not None else []
+        return Estimate(loss, Joined(objective, tuple(pieces)), slopes)
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+        handed: list[int] = []
+
+        def pass_on(name: str, gradient: Tensor) -> None:
+            handed.append(gradient.nbytes)
+            use(name, gradient)
+
+        loss, slopes, rest = self._found(objective, batch, key, pass_on)
+        if rest is not None:
+            replayed(Estimate(loss, rest), use)
+        return Estimate(loss, Spent(objective, sum(handed) + (0 if rest is None else rest.nbytes)), slopes)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        try:
+            self._second_pass(objective, batch, Key(0), _Adjoints(layers_of(objective), Counter(), _nothing, _drop))
+        except _ReadElsewhere as reason:
+            return str(reason)
+        return self.slope.objection(objective, batch)
+
+    def _found(self, objective: Objective, batch: Any, key: Key, use: Use) -> tuple[Tensor, Tensor, Seeded | None]:
+        """The loss, the slopes, and the gradient in what is no layer's, if there is such; the layers' go to `use`."""
+        layers = layers_of(objective)
+        inside = {leaf.name for leaves in layers.values() for leaf in leaves}
+        outside = [leaf for leaf in objective.leaves if leaf.name not in inside]
+        beside = confined(self.directions, outside)
+        seeds = self.directions.seeds(key, self.probes, objective.dimension)
+        measured = [self._slope(objective, batch, key, layers, beside, seed) for seed in seeds]
+        slopes, (_, calls) = torch.cat([slope for slope, _ in measured]), measured[-1]
+        weights = [slope / self.probes for slope in numbers(slopes)]
+
+        def noise(output: Output) -> Tensor:
+            return output.noise(self.directions, seeds, weights)
+
+        loss = self._second_pass(objective, batch, key, _Adjoints(layers, calls, noise, use))
+        if not outside:
+            return loss, slopes, None
+        return loss, slopes, Seeded(objective.only([leaf.name for leaf in outside]), beside, seeds, tuple(weights))
+
+    def _slope(
+        self, objective: Objective, batch: Any, key: Key, layers: Layers, beside: Directions, seed: int
+    ) -> tuple[Tensor, Counter[nn.Module]]:
+        """The slope along one seed's noise, as a vector of one, and how often each layer was called."""
+
+        def ahead(output: Output) -> Tensor:
+            primal, tangent = forward_ad.unpack_dual(output.value)
+            noise = tell("tangents", output.noise(self.directions, [seed], [1.0]))
+            return carrying(output.name, primal, noise if tangent is None else noise.add_(tangent))
+
+        if isinstance(self.slope, CentralDifference):
+            eps, ends, calls = self.slope.eps, [], Counter[nn.Module]()
+            assert eps is not None
+            for step in (eps, -eps):
+                with visited(
+                    objective, layers, lambda out, step=step: out.moved(self.directions, seed, step)
+                ) as seen:
+                    ends.append(shifted(seen.objective, batch, key, beside, seed, step).double())
+                calls = seen.calls
+            return ((ends[0] - ends[1]) / (2 * eps)).reshape(1), calls
+        with visited(objective, layers, ahead) as seen:
+            return self.slope.measure(seen.objective, batch, key, beside, [seed])[1], seen.calls
+
+    def _second_pass(self, objective: Objective, batch: Any, key: Key, adjoints: _Adjoints) -> Tensor:
+        """The loss at the weights themselves, in float64, while each layer's gradient is made."""
+        # A fused kernel may draw other dropout masks than the math kernel, on which a Jvp slope is measured.
+        kernel = sdpa_kernel(SDPBackend.MATH) if isinstance(self.slope, Jvp) else nullcontext()
+        with (
+            kernel,
+            substituted(objective, adjoints.make, LOSSES_IN_FLOAT32),
+            visited(objective, adjoints.layers, adjoints.leave, adjoints.enter) as seen,
+        ):
+            loss = seen.objective.evaluate(batch, key).double()
+        adjoints.finish()
+        return loss
+
+
+class _ReadElsewhere(ValueError):
+    """A layer's weight is read by something that is not the layer."""
+
+
+class _Adjoints:
+    """(dy/dW)' u of each layer while the model runs: its graph is that of one layer, and gone when it returns.
+
+    noise: the u of an output, weighted by its slopes. use: gets a leaf's gradient after the layer's last call.
+    """
+
+    def __init__(
+        self, layers: Layers, calls: Counter[nn.Module], noise: Callable[[Output], Tensor], use: Use
+    ) -> None:
+        self.layers, self.left, self.noise, self.use = layers, Counter(calls), noise, use
+        self.owner = {leaf.name: layer for layer, leaves in layers.items() for leaf in leaves}
+        self.running: nn.Module | None = None
+        self.read: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def make(self, leaf: Leaf) -> Tensor:
+        weight = leaf.parameter.detach()
+        if leaf.name not in self.owner:
+            return weight
+        if self.owner[leaf.name] is not self.running:
+            raise _ReadElsewhere(
+                f"`{leaf.name}` is read without its layer being called, so the layer's output does not show what the "
+                "weight does to the loss. Call the layer, or use forward_gradient() or mezo(), which perturb weights."
+            )
+        self.read[leaf.name] = weight.requires_grad_()
+        return weight
+
+    def enter(self, layer: nn.Module) -> None:
+        self.running = layer
+        torch.set_grad_enabled(True)  # off again when the layer returns, and, if it raises, with the evaluation
+
+    def leave(self, output: Output) -> Tensor:
+        torch.set_grad_enabled(False)
+        leaves, self.running = self.layers[output.layer], None
+        read = [self.read.pop(leaf.name) for leaf in leaves]
+        made = list(torch.autograd.grad(output.value, read, self.noise(output)))
+        self.left[output.layer] -= 1
+        for leaf in reversed(leaves):
+            gradient = made.pop()
+            if leaf.name in self.sums:
+                gradient = self.sums.pop(leaf.name).add_(gradient)
+            if self.left[output.layer] == 0:
+                self.use(leaf.name, tell("gradients", gradient))
+            else:
+                self.sums[leaf.name] = gradient
+            del gradient  # before the next one is handed out
+        return output.value.detach()
+
+    def finish(self) -> None:
+        """A layer that was never called has no part in the loss."""
+        for layer, leaves in self.layers.items():
+            for leaf in leaves if layer not in self.left else ():
+                self.use(leaf.name, tell("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))
+
+
+def _nothing(output: Output) -> Tensor:
+    return torch.zeros_like(output.value)
+
+
+def _drop(name: str, gradient: Tensor) -> None:
+    pass

@@ -1,0 +1,171 @@
+"""Long examples by one estimator, short ones by another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcost.directions import combination
+from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.probing import replayed
+from gradcost.fake import known
+from gradcost.gradient import Seeded, Spent, Sum
+from gradcost.key import Key
+from gradcost.objective import Objective
+from gradcost.trees import plain
+from gradcost.value import value
+
+
+class Lengths(NamedTuple):
+    """The states of the two estimators."""
+
+    short: State | None
+    long: State | None
+
+
+class _Groups(NamedTuple):
+    """The two parts of a batch, None for an empty one, and the share of its examples that is long."""
+
+    short: Any
+    long: Any
+    share: float
+
+
+@value
+class ByLength(Estimator):
+    """g = weight * g_long + (1 - weight) * g_short: examples of more than `longest` tokens get their gradient from
+    `long`, the others from `short`. Where a batch has only one kind, that one's gradient has all the weight.
+
+    Lengths are the row sums of the batch's `attention_mask` (0 or 1; examples along dimension 0, tokens along 1).
+    Each group loses the columns that none of its examples uses, so that backprop of the short ones saves no more
+    than they need: every tensor whose first two dimensions are the mask's is cut with it.
+
+    The mean of g is the gradient of weight * (mean loss of the long ones) + (1 - weight) * (mean loss of the short
+    ones) where both estimators are unbiased: that of the batch's mean loss only where `weight` is the share of the
+    long ones. The loss is the groups' mean weighted by their numbers of examples, the slopes are those of `long`.
+    `stream` keeps the long ones' gradient and none of the short ones' as a whole, if the former is seeded.
+
+    Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches each from one half of the
+    data; here a batch is divided as it comes. Raises: ValueError when longest < 1, weight is not in [0, 1], or a
+    batch has no attention mask.
+    """
+
+    short: Estimator
+    long: Estimator
+    longest: int
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise ValueError(f"longest is the most tokens of a short example: 1 or more, not {self.longest!r}.")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight is the long examples' part of the gradient, 0 to 1, not {self.weight!r}.")
+
+    def init(self, objective: Objective) -> Lengths | None:
+        return _lengths(self.short.init(objective), self.long.init(objective))
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        before, groups = state or Lengths(None, None), self._divided(batch)
+        if groups.short is None or groups.long is None:
+            return self._of_one(objective, groups, key, before, None)
+        long = self.long.estimate(objective, groups.long, key, before.long)
+        short = self.short.estimate(objective, groups.short, key, before.short)
+        gradient = Sum(objective, (long.gradient, short.gradient), (self.weight, 1 - self.weight))
+        state = _lengths(short.state, long.state)
+        return Estimate(_mean(long, short, groups.share), gradient, long.slopes, state, long.clipped)
+
+    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+        before, groups = state or Lengths(None, None), self._divided(batch)
+        if groups.short is None or groups.long is None:
+            return self._of_one(objective, groups, key, before, use)
+        long = self.long.estimate(objective, groups.long, key, before.long)
+        if not isinstance(long.gradient, Seeded):
+            return replayed(self.estimate(objective, batch, key, state), use)
+        seeded, leaves = long.gradient, {leaf.name: leaf for leaf in objective.leaves}
+
+        def add(name: str, gradient: Tensor) -> None:
+            total = combination(seeded.directions, leaves[name], seeded.seeds, seeded.coefficients)
+            use(name, gradient.mul_(1 - self.weight).add_(total.mul_(self.weight)))
+
+        short = self.short.stream(objective, groups.short, key, add, before.short)
+        message = seeded.nbytes + getattr(short.gradient, "message", short.gradient.nbytes)
+        state = _lengths(short.state, long.state)
+        spent = Spent(objective, message)
+        return Estimate(_mean(long, short, groups.share), spent, long.slopes, state, long.clipped)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        mask = _mask(batch)
+        if isinstance(mask, str):
+            return mask
+        groups = self._divided(batch)
+        whole = plain(batch)
+        return self.short.objection(
+            objective, whole if groups.short is None else groups.short
+        ) or self.long.objection(objective, whole if groups.long is None else groups.long)
+
+    def _of_one(self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: Use | None) -> Estimate:
+        """The estimate on a batch of one kind; the other estimator's state stays as it is."""
+        estimator, group, state = (
+            (self.long, groups.long, before.long)
+            if groups.short is None
+            else (self.short, groups.short, before.short)
+        )
+        if use is None:
+            found = estimator.estimate(objective, group, key, state)
+        else:
+            found = estimator.stream(objective, group, key, use, state)
+        after = before._replace(long=found.state) if groups.short is None else before._replace(short=found.state)
+        return Estimate(found.loss, found.gradient, found.slopes, _lengths(*after), found.clipped)
+
+    def _divided(self, batch: Any) -> _Groups:
+        mask = _mask(batch)
+        if isinstance(mask, str):
+            raise ValueError(mask)
+        long = mask.sum(1) > self.longest
+        short, rest = (_part(plain(batch), mask, np.flatnonzero(rows).tolist()) for rows in (~long, long))
+        return _Groups(short, rest, float(long.mean()))
+
+
+def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[str, Any] | None:
+    """These examples, without the columns that none of them uses, whichever side the padding is on."""
+    if not rows:
+        return None
+    used = np.flatnonzero(mask[rows].any(0)).tolist() or [0]
+    columns = slice(used[0], used[-1] + 1)
+
+    def of(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != mask.shape[:1]:
+            return tensor
+        cut = tensor[:, columns] if tensor.shape[:2] == mask.shape else tensor
+        return cut.index_select(0, torch.tensor(rows, device=tensor.device))
+
+    return {name: of(tensor) for name, tensor in batch.items()}
+
+
+def _mask(batch: Any) -> np.ndarray | str:
+    """Where the attention mask has a token, or why there are none, in a sentence."""
+    found = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        return (
+            "the lengths of examples are told by an attention mask, and this batch has none: give a dictionary with "
+            '"attention_mask", one row an example and one column a token, or use the estimator for short ones alone.'
+        )
+    mask = known(found)
+    if mask is None:
+        return (
+            "the lengths of these examples are not known without numbers: give the attention mask as whole numbers "
+            "or truths on the CPU, or measure a step with `gradcost.measure` instead of forecasting it."
+        )
+    return np.asarray(mask.tolist()) != 0
+
+
+def _mean(long: Estimate, short: Estimate, share: float) -> Tensor:
+    return share * long.loss + (1 - share) * short.loss
+
+
+def _lengths(short: State | None, long: State | None) -> Lengths | None:
+    return None if short is None and long is None else Lengths(short, long)
