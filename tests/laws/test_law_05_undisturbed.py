@@ -37,8 +37,7 @@ def test_nothing_is_disturbed_by_an_estimate(estimator: str, objective: str):
         assert all(torch.equal(part, copy) for part, copy in zip(batch, seen, strict=True))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("estimator", [name for name, row in ESTIMATORS.items() if not row.blocks])
+@pytest.mark.parametrize(("estimator", "objective"), [(e, o) for e, o in pairs() if not ESTIMATORS[e].blocks])
 def test_nothing_is_disturbed_by_an_objection(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     preset_grads(made.model)
