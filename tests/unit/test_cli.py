@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
-SHORT = ["compare", "--steps", "30", "--points", "2", "--seeds", "2", "--rates", "0.01:0.1"]
+PLAIN = ["--more", "0", "--confirm", "0"]  # a grid and the final runs alone
+SHORT = ["compare", "--steps", "30", "--points", "2", "--seeds", "2", "--rates", "0.01:0.1", *PLAIN]
 TWO = ["--method", "backprop()", "--method", "mezo()"]
 
 WIDE = {"COLUMNS": "200"}  # typer folds its own complaints
@@ -140,7 +141,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return numbers(folder / "r")
 
 
-LONGER = ["compare", "--steps", "400", "--points", "4", "--seeds", "2", "--rates", "0.01:0.1", *TWO, "-o", "r"]
+LONGER = [
+    "compare",
+    "--steps",
+    "400",
+    "--points",
+    "4",
+    "--seeds",
+    "2",
+    "--rates",
+    "0.01:0.1",
+    *PLAIN,
+    *TWO,
+    "-o",
+    "r",
+]
 
 
 @pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -288,3 +303,23 @@ def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path):
     assert gradcost("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
     assert (tmp_path / "elsewhere.html").exists()
     assert gradcost("report", "nowhere", folder=tmp_path).returncode == 2
+
+
+def test_points_past_the_grid_and_confirmation_are_the_same_for_every_method(tmp_path: Path):
+    """Three points each after the grid's two, three rates on two fresh seeds each, one final run: none of one phase
+    with the seed of another, and the final rate is the one that the confirming runs chose."""
+    phases = ["--points", "2", "--more", "3", "--confirm", "2", "--seeds", "1", "--rates", "0.01:0.1"]
+    ran = gradcost("compare", "--steps", "30", *phases, *TWO, "-o", "r", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    trials = [r for r in records(tmp_path / "r") if r["kind"] == "trial"]
+    for method in ("backprop()", "mezo()"):
+        mine = [r for r in trials if r["method"] == method]
+        assert len({r["lr"] for r in mine if r["phase"] == "tune"}) == 5
+        confirmed = [r for r in mine if r["phase"] == "confirm"]
+        rates = {r["lr"] for r in confirmed}
+        assert len(rates) == 3
+        assert {(r["lr"], r["seed"]) for r in confirmed} == {(lr, seed) for lr in rates for seed in (1, 2)}
+        mean = {lr: sum(r["validation"]["accuracy"] for r in confirmed if r["lr"] == lr) for lr in rates}
+        (final,) = [r for r in mine if r["phase"] == "final"]
+        assert mean[final["lr"]] == max(mean.values())
+        assert len({json.dumps(r["curve"]) for r in mine if r["lr"] == final["lr"]}) == 4, "no two phases share a key"

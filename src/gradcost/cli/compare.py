@@ -41,6 +41,8 @@ def compare_methods(
     steps: int | None,
     seeds: int,
     points: int,
+    more: int,
+    confirm: int,
     span: str,
     target: float,
     output: Path | None,
@@ -62,7 +64,9 @@ def compare_methods(
         tuple(range(1, seeds + 1)),
         target,
         budget,
-        user_file=user_file,
+        more,
+        confirm,
+        user_file,
     )
     name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
     folder = output or Path("gradcost-runs") / f"{name}-{comparison.name[:4]}"
@@ -100,7 +104,7 @@ def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
     objective = comparison.task.objective(Key(0))
     console.say(
         f"{task_name} / {model_name}, {objective.dimension:,} weights   {comparison.steps:,} steps   "
-        f"tuning {len(comparison.rates)} rates each   seeds {len(comparison.seeds)}"
+        f"tuning {len(comparison.rates) + comparison.more} points each   seeds {len(comparison.seeds)}"
     )
 
 

@@ -61,7 +61,9 @@ def compare(
     memory: Annotated[str | None, typer.Option(help="Budget of a step beyond the weights: 64MiB.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every run; the task's own if none.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 3,
-    points: Annotated[int, typer.Option(min=1, help="Learning rates that each method is tuned over.")] = 11,
+    points: Annotated[int, typer.Option(min=1, help="Learning rates that each method is tuned over first.")] = 9,
+    more: Annotated[int, typer.Option(min=0, help="Points after those, past an edge or beside the best.")] = 2,
+    confirm: Annotated[int, typer.Option(min=0, help="Fresh seeds on which the best three are run again.")] = 2,
     span: Annotated[str, typer.Option("--rates", help="The range of those, LEAST:MOST.")] = "1e-4:10",
     target: Annotated[float, typer.Option(min=0, max=1, help="Validation accuracy whose time is noted.")] = 0.9,
     output: Annotated[
@@ -74,8 +76,9 @@ def compare(
     from gradcost.cli.compare import compare_methods
 
     return compare_methods(
-        task, model, method or [], memory, steps, seeds, points, span, target, output, as_json, dry_run
-    )
+        task, model, method or [], memory, steps, seeds, points, more, confirm, span, target, output,
+        as_json, dry_run,
+    )  # fmt: skip
 
 
 @app.command()

@@ -79,7 +79,8 @@ class Comparison:
     @property
     def runs(self) -> int:
         """How many trials each method is given, at most."""
-        return len(self.rates) + self.more + 3 * self.confirm + len(self.seeds)
+        points = len(self.rates) + self.more
+        return points + min(3, points) * self.confirm + len(self.seeds)
 
     def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
         return Trial(self.task, label, dict(self.methods)[label], SGD(lr), self.steps, phase, seed, self.target)
