@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "gradcost"
 
 # From the ground up. What stands on one line may import what stands on the lines above it, and its own.
 FLOORS = [
-    ["value", "amounts"],
+    ["value", "amounts", "whole"],
     ["key", "chain", "watch", "fake", "trees", "schedules", "note"],
     ["philox"],
     ["hartley"],

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradcost.whole import write_whole
+
 
 def append(folder: Path, record: dict[str, Any]) -> None:
     """Add a record to `records.jsonl` and wait until the disk has it. One process writes; others send to it.
@@ -40,14 +42,4 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document so that a reader finds the whole old one or the whole new one."""
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())

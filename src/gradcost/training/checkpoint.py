@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.training.stepping import Stepping
+from gradcost.whole import write_whole
 
 
 def write(path: Path, stepping: Stepping, notes: Any = None) -> None:
@@ -28,17 +28,7 @@ def write(path: Path, stepping: Stepping, notes: Any = None) -> None:
     tree = _encoded(
         {"model": _held(stepping.objective.model), "steps": stepping.state_dict(), "notes": notes}, tensors
     )
-    data = _safetensors().save(tensors, {"tree": json.dumps(tree)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, _safetensors().save(tensors, {"tree": json.dumps(tree)}))
 
 
 def read(path: Path, stepping: Stepping) -> None:
