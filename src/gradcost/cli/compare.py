@@ -12,7 +12,7 @@ from gradcost.cli import console, spec
 from gradcost.key import Key
 from gradcost.report import html, summary, tables
 from gradcost.report.wording import size
-from gradcost.study import compare, costs
+from gradcost.study import compare, costs, quality
 from gradcost.study.compare import Comparison
 from gradcost.study.executors import Local, Work
 from gradcost.study.records import read
@@ -88,7 +88,7 @@ def compare_methods(
                 costs.refuse(folder, label, dict(comparison.methods)[label], reason)
             failures = _run(comparison, folder, set(known)) if known else 0
             if not failures:
-                _clock(comparison, folder, known)
+                _measure(comparison, folder, known)
     except KeyboardInterrupt:
         done = len(read(folder).trials)
         console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
@@ -129,9 +129,13 @@ def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
     return failed
 
 
-def _clock(comparison: Comparison, folder: Path, known: dict) -> None:
+def _measure(comparison: Comparison, folder: Path, known: dict) -> None:
+    """What a step of each costs in time, and how good its estimates are."""
     for label in costs.clock(comparison.task, comparison.steppers, comparison.memory, folder, known):
         console.say(f"timed a step of {label}")
+    methods = {label: pair for label, pair in comparison.steppers.items() if label in known}
+    for label in quality.judge(comparison.task, methods, folder):
+        console.say(f"judged the estimates of {label}")
 
 
 def _answer(folder: Path, as_json: bool) -> None:

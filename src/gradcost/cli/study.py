@@ -15,7 +15,7 @@ from gradcost.cost.forecast import Forecast
 from gradcost.estimators.estimator import Estimator
 from gradcost.key import Key
 from gradcost.report import html
-from gradcost.study import costs, ledger
+from gradcost.study import costs, ledger, quality
 from gradcost.study.environment import describe, fingerprint
 from gradcost.study.executors import Executor, Local, Ray, Work
 from gradcost.study.perform import load_file
@@ -49,6 +49,8 @@ def run_study(
         if not done.failed and done.task:
             for label in costs.clock(done.task[0], done.methods, None, folder, done.costs):
                 console.say(f"timed a step of {label}")
+            for label in quality.judge(done.task[0], done.methods, folder):
+                console.say(f"judged the estimates of {label}")
     failed, ran = done.failed, done.ran
     results = read(folder)
     answer = {"folder": str(folder), "ran": ran, "failed": failed, "known": len(results.trials)}

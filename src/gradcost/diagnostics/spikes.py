@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 _LEAST = 20  # slopes from which a median and a deviation are taken
 _NORMAL = 1.4826  # the median absolute deviation times this is a normal variable's standard deviation
@@ -39,7 +39,18 @@ class Series:
     slopes: int = 0
     largest: float = 0.0
     first_loss: float | None = None
-    _before: deque[float] = field(default_factory=deque)
+    before: list[float] = field(default_factory=list)  # the last `window` of them
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Series:
+        """The series that `plain` told of."""
+        made = cls(**plain)
+        made.spikes = [Spike(**spike) for spike in plain["spikes"]]
+        return made
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, for JSON: what to go on from."""
+        return asdict(self)
 
     def add(self, step: int, loss: float, slopes: list[float]) -> None:
         """What one step measured."""
@@ -57,15 +68,15 @@ class Series:
             self.spikes.append(Spike(step, size, threshold))
         if math.isfinite(size):
             self.largest = max(self.largest, size)
-            self._before.append(size)
-            if len(self._before) > self.window:
-                self._before.popleft()
+            self.before.append(size)
+            if len(self.before) > self.window:
+                del self.before[0]
 
     def _threshold(self) -> float:
-        if len(self._before) < _LEAST:
+        if len(self.before) < _LEAST:
             return math.inf
-        middle = median(self._before)
-        return middle + self.deviations * _NORMAL * median(abs(size - middle) for size in self._before)
+        middle = median(self.before)
+        return middle + self.deviations * _NORMAL * median(abs(size - middle) for size in self.before)
 
     @property
     def herald(self) -> Spike | None:

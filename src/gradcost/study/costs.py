@@ -29,12 +29,12 @@ def survey(task: Any, methods: Methods, memory: int | None) -> Iterator[tuple[st
     memory: the budget beyond the weights, in bytes. Raises: ValueError when the loss is not finite before the first
     step, for that is nobody's method's doing.
     """
-    objective, batch = _first_step(task)
+    objective, batch = first_step(task)
     loss = float(objective.evaluate(batch, Key(0)))
     if not math.isfinite(loss):
         raise ValueError(f"the loss of {task} is {loss} before the first step: look at its data and its loss.")
     for label, (estimator, optimizer) in methods.items():
-        objective, batch = _first_step(task)
+        objective, batch = first_step(task)
         yield label, _surveyed(objective, batch, estimator, optimizer, memory)
 
 
@@ -54,7 +54,7 @@ def _surveyed(
 def exact_within(task: Any, memory: int) -> Estimator | None:
     """Backpropagation that recomputes as little as it can to stay within `memory` bytes beyond the weights; None
     where that is nothing."""
-    plain = forecast(Reverse(), *_first_step(task), SGD(1e-9))
+    plain = forecast(Reverse(), *first_step(task), SGD(1e-9))
     return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
 
 
@@ -67,7 +67,7 @@ def clock(
     for label, (estimator, optimizer) in methods.items():
         if label not in costs or label in known:
             continue
-        objective, batch = _first_step(task)
+        objective, batch = first_step(task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
             timing = time_step(objective, batch, estimator, optimizer)
@@ -93,5 +93,6 @@ def refuse(folder: Path, label: str, estimator: Estimator, reason: str) -> None:
         ledger.append(folder, record)
 
 
-def _first_step(task: Any) -> tuple[Any, Any]:
+def first_step(task: Any) -> tuple[Any, Any]:
+    """The objective and the batch that every method is looked at with before it trains."""
     return task.objective(Key(0).fold("survey")), task.batch_at(Key(0).fold("survey"), 0)

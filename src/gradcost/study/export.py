@@ -9,8 +9,13 @@ from typing import Any
 
 from gradcost.study.records import Results, Trial, read
 
-_NESTED = ("curve", "validation", "test", "environment")
-_CURVES = (("step", "loss"), ("validation_step", "validation_loss"), ("validation_step", "validation_accuracy"))
+_NESTED = ("curve", "validation", "test", "slopes", "environment")
+_CURVES = (
+    ("step", "loss"),
+    ("step", "slope"),
+    ("validation_step", "validation_loss"),
+    ("validation_step", "validation_accuracy"),
+)
 
 
 def trials(results: Results) -> list[dict[str, Any]]:
@@ -27,10 +32,11 @@ def _row(run: Trial) -> dict[str, Any]:
 
 
 def curves(results: Results) -> Iterator[dict[str, Any]]:
-    """One row a point: its trial, the step, which of `loss`, `validation_loss`, `validation_accuracy`, its value."""
+    """One row a point: its trial, the step, which curve of `Curve` it is of, its value."""
     for run in results.trials:
         for steps, name in _CURVES:
-            for step, number in zip(getattr(run.curve, steps), getattr(run.curve, name), strict=True):
+            numbers = getattr(run.curve, name)
+            for step, number in zip(getattr(run.curve, steps)[: len(numbers)], numbers, strict=True):
                 yield {"trial": run.trial, "step": step, "what": name, "value": number}
 
 

@@ -57,6 +57,7 @@ class Curve:
 
     step: tuple[int, ...] = ()
     loss: tuple[float | None, ...] = ()
+    slope: tuple[float | None, ...] = ()  # the largest |slope| since the last of these steps
     validation_step: tuple[int, ...] = ()
     validation_loss: tuple[float | None, ...] = ()
     validation_accuracy: tuple[float | None, ...] = ()
@@ -80,6 +81,7 @@ class Trial:
     test: Scores | None = None
     clip_rate: float | None = None
     reached: int | None = None
+    slopes: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
     seconds: float | None = None
     reason: str | None = None
     task: str | None = field(default=None, repr=False)
@@ -107,6 +109,26 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How good the estimates of one method were, `draws` of them at the initial weights, on one batch.
+
+    cosine: the mean of that with the gradient. error: the mean of |g - grad|^2 / |grad|^2. `_se`: their
+    standard errors. theory: lists of probes, and the cosine and the error that they should have.
+    """
+
+    method: str
+    estimator: str
+    dimension: int
+    probes: int
+    draws: int
+    cosine: float | None = None
+    cosine_se: float | None = None
+    error: float | None = None
+    error_se: float | None = None
+    theory: Mapping[str, tuple[float | None, ...]] | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True)
 class Refused:
     """A method that cannot serve here, and why."""
 
@@ -125,6 +147,7 @@ class Results:
     costs: tuple[Cost, ...]
     refused: tuple[Refused, ...]
     torn: int = 0
+    qualities: tuple[Quality, ...] = ()
 
 
 def read(folder: str | Path) -> Results:
@@ -150,6 +173,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
     trials: dict[str, Trial] = {}
     costs: dict[str, Cost] = {}
     refused: dict[str, Refused] = {}
+    qualities: dict[str, Quality] = {}
     torn = 0
     for record in _lines(lines):
         if record is None:
@@ -166,6 +190,9 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
             case "refused":
                 refusal = _make(Refused, record)
                 refused[refusal.method] = refusal
+            case "quality":
+                quality = _make(Quality, record)
+                qualities[quality.method] = quality
             case _:  # a kind of record that only a later gradcost knows
                 pass
     return Results(
@@ -175,6 +202,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
         costs=tuple(costs.values()),
         refused=tuple(refused.values()),
         torn=torn,
+        qualities=tuple(qualities.values()),
     )
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from gradcost.diagnostics.spikes import Series
 from gradcost.study.trial import Trial
 from gradcost.tasks.task import Split
 from gradcost.training.loop import Step
 
-EVALUATIONS = 20  # of the validation split, spread over a run
+EVALUATIONS = 20  # of the validation split, spread over a final run, whose curve is read
+CHECKS = 4  # and over one that tunes or confirms, whose end alone is
+SPIKES = 50  # that go on record; one that diverges may have thousands
 POINTS = 200  # of the loss curve, each the mean of the steps since the last
 
 
@@ -21,11 +24,12 @@ class Seen:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.splits = trial.task.splits()
-        self.evaluate_every = max(1, trial.steps // EVALUATIONS)
+        self.evaluate_every = max(1, trial.steps // (EVALUATIONS if trial.phase == "final" else CHECKS))
         self.record_every = max(1, trial.steps // POINTS)
-        names = ("step", "loss", "validation_step", "validation_loss", "validation_accuracy")
+        names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
         self.curve: dict[str, list[Any]] = {name: [] for name in names}
         self.window: list[float] = []  # losses since the last point of the curve
+        self.slopes, self.steepest = Series(), 0.0  # all of them, and the largest since the last point of the curve
         self.clipped = [0.0, 0]  # the sum of the clip rates, and of how many steps
         self.taken, self.seconds = 0, 0.0
         self.validation: dict[str, Any] | None = None
@@ -37,6 +41,9 @@ class Seen:
         self.model, self.taken, loss = step.objective.model, step.number + 1, float(step.loss)
         if step.clipped is not None:
             self.clipped = [self.clipped[0] + step.clipped, self.clipped[1] + 1]
+        measured = [] if step.slopes is None else step.slopes.tolist()
+        self.slopes.add(self.taken, loss, measured)
+        self.steepest = max([self.steepest, *(abs(slope) for slope in measured)])
         if not math.isfinite(loss):
             self.reason = f"the loss was {loss} at step {self.taken}"
             return False
@@ -45,6 +52,8 @@ class Seen:
             self.curve["step"].append(self.taken)
             self.curve["loss"].append(short(sum(self.window) / len(self.window)))
             self.window.clear()
+            self.curve["slope"].append(short(self.steepest) if self.slopes.slopes else None)
+            self.steepest = 0.0
         if self.taken % self.evaluate_every == 0 or self.taken == self.trial.steps:
             score = self.trial.task.score(self.model, self.splits.validation)
             self.validation = told(score, self.splits.validation)
@@ -55,13 +64,13 @@ class Seen:
 
     def notes(self) -> dict[str, Any]:
         """All that is needed to go on looking."""
-        names = ("curve", "window", "clipped", "taken", "seconds", "validation")
-        return {name: getattr(self, name) for name in names}
+        names = ("curve", "window", "steepest", "clipped", "taken", "seconds", "validation")
+        return {name: getattr(self, name) for name in names} | {"slopes": self.slopes.plain()}
 
     def take_up(self, notes: dict[str, Any]) -> None:
         """Go on from what `notes` gave."""
         for name, value in notes.items():
-            setattr(self, name, value)
+            setattr(self, name, Series.of(value) if name == "slopes" else value)
 
     def record(self) -> dict[str, Any]:
         """How it ended. The test split is scored here, once, for a final run that did not diverge."""
@@ -69,14 +78,16 @@ class Seen:
             self.reason = "the validation loss was not finite at the end"
         accuracies = zip(self.curve["validation_step"], self.curve["validation_accuracy"], strict=True)
         reached = next((at for at, accuracy in accuracies if (accuracy or 0.0) >= self.trial.target), None)
+        curve = self.curve if self.slopes.slopes else {**self.curve, "slope": []}
         found: dict[str, Any] = {
             "status": "finished" if self.reason is None else "diverged",
             "steps": self.taken,
-            "curve": self.curve,
+            "curve": curve,
             "validation": self.validation,
             "test": None,
             "reached": reached,
             "clip_rate": short(self.clipped[0] / self.clipped[1]) if self.clipped[1] else None,
+            "slopes": self._spikes() if self.slopes.slopes else None,
         }
         if self.reason is not None:
             return found | {"reason": self.reason}
@@ -85,6 +96,17 @@ class Seen:
             score = self.trial.task.score(self.model, self.splits.test)
             found["test"] = told(score, self.splits.test)
         return found
+
+    def _spikes(self) -> dict[str, Any]:
+        """How many slopes were measured, the largest, and those far above the ones before (see `Series`)."""
+        spikes = self.slopes.spikes
+        first = [{"step": s.step, "slope": short(s.slope), "threshold": short(s.threshold)} for s in spikes[:SPIKES]]
+        return {
+            "number": self.slopes.slopes,
+            "largest": short(self.slopes.largest),
+            "spikes": len(spikes),
+            "first": first,
+        }
 
 
 def told(score: Any, split: Split) -> dict[str, Any]:
