@@ -96,6 +96,23 @@ def cost(method: str, peak: int, ms: float, estimator: str, **changes: Any) -> d
     return {**record, "ms_high": ms * 1.07, "doubt": None, "fits": None, **changes}
 
 
+def quality(method: str, estimator: str, probes: int, d: int = 4810) -> dict[str, Any]:
+    """Estimates somewhat better than theory says that they are."""
+    many = [1, 2, 4, 8, 16]
+    theory = {"probes": many, "cosine": [(n / (n + d)) ** 0.5 for n in many], "error": [(d + 1) / n for n in many]}
+    record = {"schema": 1, "kind": "quality", "method": method, "estimator": estimator, "dimension": d}
+    record |= {"probes": probes, "draws": 32, "cosine": (probes / (probes + d)) ** 0.5 * 1.1, "cosine_se": 0.001}
+    return record | {"error": (d + 1) / probes * 0.9, "error_se": 40.0, "theory": theory}
+
+
+def slopes(chance: random.Random, path: dict[str, Any]) -> dict[str, Any]:
+    """Slopes for a curve, put into it, and the one spike among them."""
+    path["slope"] = [abs(chance.gauss(0, 1)) + 0.1 for _ in path["step"]]
+    path["slope"][300] = 40.0
+    first = [{"step": 300, "slope": 40.0, "threshold": 9.5}]
+    return {"number": 600, "largest": 40.0, "spikes": 1, "first": first}
+
+
 def curve(chance: random.Random, best: float, least: float, rate: float, steps: int) -> dict[str, Any]:
     """A loss that falls from log 10 to `least` and an accuracy that rises to `best`, with noise."""
     fall = [math.exp(-s * rate / steps) for s in range(steps)]
@@ -116,6 +133,8 @@ def records(seed: int = 0) -> list[dict[str, Any]]:
     for label, estimator, best, least, peak, forwards, ms, rate in METHODS:
         doubt = "the quartiles lie 31% apart: the machine was busy" if label == "mezo()" else None
         made.append(cost(label, peak, ms, estimator, forwards=forwards, doubt=doubt))
+        if "Probing" in estimator:
+            made.append(quality(label, estimator, 8 if "probes=8" in estimator else 1))
         for lr in GRID:
             away = abs(math.log10(lr / rate))
             found = {"loss": least + 0.5 * away, "accuracy": max(best - 0.16 * away**1.6, 0.1)}
@@ -132,6 +151,8 @@ def records(seed: int = 0) -> list[dict[str, Any]]:
             }
             over = [a for a, v in zip(path["validation_step"], path["validation_accuracy"], strict=True) if v >= 0.9]
             more = {"curve": path, "validation": found, "test": found, "reached": over[0] if over else None}
+            if "Probing" in estimator:
+                more["slopes"] = slopes(chance, path)
             clip = 0.021 if "Jvp" in estimator else None
             made.append(trial(label, "final", rate, s, estimator=estimator, clip_rate=clip, **more))
     reason = "aten::_flash_attention_forward has no forward rule: use mezo(), which needs none."

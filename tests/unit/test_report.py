@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
-from report_records import HOSTILE, METHODS, cost, curve, made, records, study, trial, write_folder
+from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
 
 from gradcost.report import assets, html, pages, series, summary, tables, wording
 from gradcost.report.figures import figures
@@ -131,6 +131,7 @@ def test_every_figure_says_what_it_shows_and_keeps_a_methods_colour(whole: Resul
     assert [figure.name for figure in drawn] == [
         *("accuracy-memory", "validation-loss", "validation-loss-samples", "validation-loss-flops"),
         *("validation-loss-seconds", "training-loss", "memory", "forwards", "milliseconds"),
+        *("estimate-cosine", "estimate-error", "slope-spikes"),
         *("tuning", "tuning-points", "time-to-target"),
     ]
     scales = [
@@ -217,6 +218,37 @@ def test_the_time_to_the_target_is_in_calibrated_seconds_with_the_censored_count
     assert timed
     assert never == ["b"]
     assert [(row["time"], row["share"]) for row in rows] == [(0, 0), (0.2, 0.25), (0.6, 0.5), (1.2, 0.5)]
+
+
+def test_estimates_stand_beside_the_theory_of_their_number_of_probes(whole: Results):
+    rows, theory = series.estimates(whole, "error")
+    assert {(row["method"], row["probes"]) for row in rows} == {("forward_gradient(probes=8)", 8), ("mezo()", 1)}
+    expected = {line["probes"]: line["value"] for line in theory}
+    for row in rows:
+        assert row["value"] == pytest.approx(0.9 * expected[row["probes"]])
+        assert row["low"] < row["value"] < row["high"]
+        assert float(row["theory"]) == pytest.approx(expected[row["probes"]], rel=0.005)
+    assert len({line["curve"] for line in theory}) == 1, "two methods that theory does not tell apart have one curve"
+
+
+def test_a_method_that_theory_does_not_know_has_no_curve(tmp_path: Path):
+    lines = [*records(), {**quality("mezo()", PROBING, 1), "theory": None, "cosine_se": None}]
+    rows, theory = series.estimates(read(write_folder(tmp_path / "one", lines)), "cosine")
+    (row,) = [row for row in rows if row["method"] == "mezo()"]
+    assert row["theory"] == "unknown"
+    assert row["low"] == row["value"] == row["high"]
+    assert theory, "that of the other is drawn"
+
+
+def test_spikes_are_counted_and_a_curve_keeps_the_largest_slope(whole: Results):
+    marked, counted = series.spikes(whole)
+    assert counted == {"forward_gradient(probes=8)": (3, 1800), "mezo()": (3, 1800)}
+    assert {(row["step"], row["slope"]) for row in marked} == {(300, 40.0)}
+    rows = series.curves(whole, series.slopes, max)
+    assert {row["method"] for row in rows} == set(counted)
+    assert max(row["median"] for row in rows) == 40.0, "a mean over a window would hide it"
+    (figure,) = [figure for figure in figures(whole) if figure.name == "slope-spikes"]
+    assert "forward_gradient(probes=8) 3 of 1,800 slopes" in figure.caption
 
 
 def test_a_long_study_fits_a_small_file(tmp_path: Path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcost.report import breakdown, losses, series, tunings, wording
+from gradcost.report import breakdown, estimates, losses, series, tunings, wording
 from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.palette import CROSS
 from gradcost.report.protocol import intervals, look_of, protocol
@@ -21,7 +21,14 @@ from gradcost.study.records import Results
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have data for, the one that answers the question first."""
     made = [frontier(results), *losses.validation(results), losses.training(results), memory(results)]
-    made += [forwards(results), milliseconds(results), tunings.landscape(results), tunings.expected(results)]
+    made += [forwards(results), milliseconds(results)]
+    made += [
+        estimates.cosine(results),
+        estimates.error(results),
+        estimates.spikes(results),
+        tunings.landscape(results),
+        tunings.expected(results),
+    ]
     return [figure for figure in (*made, tunings.reaching(results)) if figure is not None]
 
 

@@ -27,6 +27,11 @@ def validation(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]
     return curve.validation_step, curve.validation_loss
 
 
+def slopes(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
+    """The largest |slope| since the last recorded step."""
+    return curve.step, curve.slope
+
+
 def window(results: Results, points: Points) -> int:
     """How many steps are averaged to one point of a curve: 1 when the curve is short enough as it is."""
     curves = [points(t.curve)[0] for t in results.trials if t.phase == "final"]
@@ -35,8 +40,10 @@ def window(results: Results, points: Points) -> int:
     return ceil((max(max(steps) for steps in curves if steps) + 1) / WINDOWS)
 
 
-def curves(results: Results, points: Points) -> list[dict[str, Any]]:
+def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = mean) -> list[dict[str, Any]]:
     """The median over the seeds at each step, and the least and the greatest seed about it.
+
+    gather: makes one value of those that fall into one point of a curve.
 
     A run that diverged counts as the greatest from there on; where the median is such a one there is no row.
     """
@@ -46,7 +53,7 @@ def curves(results: Results, points: Points) -> list[dict[str, Any]]:
         at: dict[int, list[float]] = {}
         runs = [trial for trial in finals(results.trials, method) if trial.status in _ENDED]
         for trial in runs:
-            for step, value in _thinned(*points(trial.curve), width):
+            for step, value in _thinned(*points(trial.curve), width, gather):
                 at.setdefault(step, []).append(value)
         ends = [trial.steps for trial in runs if trial.status == "diverged"]
         spreads = {step: _spread(values, sum(end <= step for end in ends)) for step, values in sorted(at.items())}
@@ -64,13 +71,18 @@ def _spread(values: list[float], lost: int) -> dict[str, float]:
     return {name: float(f"{x:.5g}") for name, x in ends.items()}
 
 
-def _thinned(steps: tuple[int, ...], values: tuple[float | None, ...], width: int) -> list[tuple[int, float]]:
-    """The mean of each window of `width` steps, at the window's middle; a window of one step is the step."""
+def _thinned(
+    steps: tuple[int, ...],
+    values: tuple[float | None, ...],
+    width: int,
+    gather: Callable[[list[float]], float],
+) -> list[tuple[int, float]]:
+    """What `gather` makes of each window of `width` steps, at its middle; a window of one step is the step."""
     windows: dict[int, list[float]] = {}
     for step, value in zip(steps, values, strict=False):
         if value is not None:
             windows.setdefault(step // width, []).append(value)
-    return [(i * width + width // 2, mean(found)) for i, found in windows.items()]
+    return [(i * width + width // 2, gather(found)) for i, found in windows.items()]
 
 
 Rows = list[dict[str, Any]]
@@ -122,6 +134,39 @@ def grid(results: Results) -> list[dict[str, Any]]:
             elif trial.status == "diverged":
                 rows.append({**made, "accuracy": -height * lane, "chosen": False})
     return rows
+
+
+def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
+    """`what`, cosine or error, of each method against its probes with two standard errors; and theory's curves."""
+    rows, curves = [], {}
+    methods = set(_methods(results))
+    for quality in results.qualities:
+        value, spread = getattr(quality, what), getattr(quality, f"{what}_se") or 0.0
+        if quality.method not in methods or not quality.probes or value is None or value <= 0:
+            continue
+        ends = {"value": value, "low": max(value - 2 * spread, value / 4), "high": value + 2 * spread}
+        theory = quality.theory or {}
+        told = [(n, y) for n, y in zip(theory.get("probes", ()), theory.get(what, ()), strict=True) if n and y]
+        own = dict(told).get(quality.probes)
+        named = {"theory": "unknown" if own is None else f"{own:.3g}"}
+        rows.append({"method": quality.method, "probes": quality.probes} | ends | named)
+        curves |= {tuple(told): len(curves)}
+    lines = [{"curve": i, "probes": n, "value": y} for told, i in curves.items() for n, y in told]
+    return rows, lines
+
+
+def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
+    """A row a spike of a final run; and of each method that measures slopes how many spiked, of how many."""
+    rows, counted = [], {}
+    for method in _methods(results):
+        runs = [run for run in finals(results.trials, method) if run.slopes]
+        if runs:
+            found = [run.slopes or {} for run in runs]
+            counted[method] = (sum(told["spikes"] for told in found), sum(told["number"] for told in found))
+        for run in runs:
+            named = {"method": method, "seed": run.seed}
+            rows += [{**named, **spike} for spike in (run.slopes or {})["first"] if spike["slope"] is not None]
+    return rows, counted
 
 
 def bars(results: Results, get: Callable[[Row], dict[str, Any]]) -> list[dict[str, Any]]:

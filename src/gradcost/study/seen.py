@@ -14,7 +14,7 @@ from gradcost.training.loop import Step
 
 EVALUATIONS = 20  # of the validation split, spread over a final run, whose curve is read
 CHECKS = 4  # and over one that tunes or confirms, whose end alone is
-SPIKES = 50  # that go on record; one that diverges may have thousands
+SPIKES = 20  # that go on record; one that diverges may have thousands
 POINTS = 200  # of the loss curve, each the mean of the steps since the last
 
 
