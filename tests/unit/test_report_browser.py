@@ -124,10 +124,10 @@ def test_every_figure_has_marks_and_nothing_complains(chromium: str, report: Pat
     assert set(drawn.marks) == {
         *("accuracy-memory", "validation-loss", "validation-loss-samples", "validation-loss-flops"),
         *("validation-loss-seconds", "training-loss", "memory", "forwards", "milliseconds"),
-        *("tuning", "tuning-points", "time-to-target"),
+        *("estimate-cosine", "estimate-error", "slope-spikes", "tuning", "tuning-points", "time-to-target"),
     }
     assert all(count >= 3 for count in drawn.marks.values())
-    assert 'data-drawn="12"' in text
+    assert 'data-drawn="15"' in text
     assert drawn.problems.strip() == ""
 
 
