@@ -264,7 +264,9 @@ def linears(model: torch.nn.Module) -> int:
 AGAIN = {"gpt": 3 * (4 - 1), "llama": 3 * (7 - 1), "bert": 2 * 6}
 
 
-@pytest.mark.parametrize("model", ["mlp", "gpt", "bert", "llama"])
+@pytest.mark.parametrize(
+    "model", ["mlp", "gpt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("bert", "llama"))]
+)
 def test_a_forecast_counts_the_matmuls_that_law_9_states(model: str):
     objective, batch = made(model, torch.float32)
     objective.model.eval()  # without dropout attention is one fused operator, and no product

@@ -238,6 +238,8 @@ def test_every_row_is_tuned_over_as_many_points_about_its_own_rate():
     assert len(Tuning(4).rates(0.000464)) == 4
     with pytest.raises(ValueError, match="1 point or more"):
         Tuning(0)
+    with pytest.raises(ValueError, match="more than 0 epochs"):
+        Tuning(epochs=0.0)
     with pytest.raises(ValueError, match="1 seed or more"):
         Reproduction(seeds=0)
 
@@ -253,6 +255,17 @@ def test_the_trials_are_the_rows():
         assert ("Clipped" in repr(one.estimator)) == (row.gradient == "forward")
         betas = f"beta1={row.beta1}, beta2={row.beta2}"
         assert (betas if row.optimizer == "adam" else f"momentum={float(row.momentum)}") in repr(one.optimizer)
+
+
+def test_tuned_rows_may_be_shorter_than_the_published_ones_and_all_of_them_are_alike():
+    stand_in = Digits(model=Mlp((8,)), batch=64)
+    asked = Reproduction(epochs=0.5, tuning=Tuning(2, more=0, epochs=0.25), task=stand_in)
+    assert asked.study.question == Reproduction(epochs=0.5, task=stand_in).study.question
+    plan = asked.study.trials()
+    assert {trial.steps for trial in next(plan)} == {round(0.5 * stand_in.steps_per_epoch)}
+    tuned = plan.send([])
+    assert {trial.steps for trial in tuned} == {round(0.25 * stand_in.steps_per_epoch)}
+    assert len(tuned) == 6 * 2
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -146,18 +145,6 @@ def test_a_study_survives_kills_of_its_parent_and_its_workers(tmp_path: Path):
 @pytest.mark.slow
 def test_a_study_of_24_trials_survives_20_kills(tmp_path: Path):
     assert_survives(tmp_path, kills=20, longest=2.0, rates=(0.001, 0.01, 0.1, 1.0), seeds=(1, 2, 3, 4), steps=4000)
-
-
-def test_two_in_one_folder_do_not_meet(tmp_path: Path):
-    write_study(tmp_path, (0.1,), (1,), 20)
-    (tmp_path / "one").mkdir()
-    with (tmp_path / "one" / "lock").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("4711")
-        file.flush()
-        refused = call(tmp_path, "-o", "one")
-    assert refused.returncode == 2
-    assert "one is being worked in by process 4711. Wait for it" in refused.stderr
 
 
 def test_a_study_that_is_not_there_or_not_alone_is_refused(tmp_path: Path):

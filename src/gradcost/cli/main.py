@@ -168,6 +168,7 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 1,
     tuned: Annotated[bool, typer.Option("--tuned", help="The same rows again, all tuned alike.")] = False,
     points: Annotated[int, typer.Option(min=1, help="Learning rates of a row's grid, with --tuned.")] = 5,
+    tuned_epochs: Annotated[float | None, typer.Option(help="Of the tuned runs; those of the rows if none.")] = None,
     task: Annotated[str, typer.Option(help="A stand-in for the paper's data, to try it.")] = "mnist",
     workers: Annotated[int, typer.Option("-j", min=1, help="Runs at a time.")] = 1,
     output: Annotated[
@@ -183,7 +184,21 @@ def reproduce(
     from gradcost.cli.reproduce import reproduce_paper
 
     return reproduce_paper(
-        paper, rows, epochs, seeds, tuned, points, task, workers, output, page, every, as_json, dry_run, records
+        paper,
+        rows,
+        epochs,
+        seeds,
+        tuned,
+        points,
+        tuned_epochs,
+        task,
+        workers,
+        output,
+        page,
+        every,
+        as_json,
+        dry_run,
+        records,
     )
 
 

@@ -27,6 +27,7 @@ def reproduce_paper(
     seeds: int,
     tuned: bool,
     points: int,
+    tuned_epochs: float | None,
     task: str,
     workers: int,
     output: Path | None,
@@ -39,7 +40,8 @@ def reproduce_paper(
     """Run or resume the rows of a paper and say what became of them. Returns the exit code."""
     if paper not in PAPERS:
         raise ValueError(f"no paper {paper!r}.{spec.hint(paper, PAPERS)} Papers: {', '.join(PAPERS)}.")
-    asked = _asked(rows, epochs, seeds, rike2022_study.Tuning(points) if tuned else None, task)
+    tuning = rike2022_study.Tuning(points, epochs=tuned_epochs) if tuned else None
+    asked = _asked(rows, epochs, seeds, tuning, task)
     folder = output or Path("gradcost-runs") / f"{paper}-{rows}"
     failed, ran = 0, 0
     if dry_run:
@@ -57,6 +59,7 @@ def reproduce_paper(
         again = ["gradcost", "reproduce", paper, "--rows", rows, "--epochs", f"{epochs:g}", "--seeds", str(seeds)]
         again += ["--task", task] if task != "mnist" else []
         again += ["--tuned", "--points", str(points)] if tuned else []
+        again += ["--tuned-epochs", f"{tuned_epochs:g}"] if tuned and tuned_epochs is not None else []
         command = shlex.join([*again, "--page", page.name])
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(rike2022_page.page(results, table, command), encoding="utf-8")

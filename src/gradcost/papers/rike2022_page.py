@@ -148,8 +148,9 @@ def _tuned(results: Results, table: Sequence[Row]) -> Iterator[str]:
     if not any(cell.runs for cell in found):
         return
     yield (
-        "## The same rows, tuned alike\n\nEvery row over as many learning rates about its published one, at the full "
-        "length, with the clip that the final run has, by validation accuracy; decay, momentum, betas as published."
+        "## The same rows, tuned alike\n\nEvery row over as many learning rates about its published one, each for as "
+        f"long as the final run ({_length([run for cell in found for run in cell.runs])}) and with its clip, by "
+        "validation accuracy; decay, momentum, betas as published."
     )
     rows = []
     for cell in found:
@@ -169,12 +170,13 @@ def _counted(found: Sequence[Cell]) -> str:
 
 
 def _runs(results: Results, runs: Sequence[Trial]) -> str:
-    steps = max((run.steps for run in runs), default=0)
     where = ", ".join(f"{name} {told}" for name, told in results.environment.items())
-    return (
-        f"## How it was run\n\n{steps:,} steps a run ({steps / STEPS_PER_EPOCH:.3g} of MNIST's epochs). "
-        f"Task: `{results.study.task}`. {where}."
-    )
+    return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{results.study.task}`. {where}."
+
+
+def _length(runs: Sequence[Trial]) -> str:
+    steps = max((run.steps for run in runs), default=0)
+    return f"{steps:,} steps a run, {steps / STEPS_PER_EPOCH:.3g} of MNIST's epochs"
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,13 +33,17 @@ _STEP = 10**0.5  # of a grid of rates
 @value
 class Tuning:
     """How every row is tuned: over `points` learning rates, half a decade apart about the published one, then over
-    `more`, chosen by what came of those. The same number for all, at the full length of a run, with the clip that
-    the run has, on validation alone. Raises: ValueError when points < 1 or more < 0."""
+    `more`, chosen by what came of those. The same number for all, as long as the final run and with its clip, on
+    validation alone. epochs: of all these runs; None takes those of the published rows. Raises: ValueError when
+    points < 1, more < 0 or epochs is not above 0."""
 
     points: int = 5
     more: int = 2
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"a tuned row is trained for more than 0 epochs, not {self.epochs!r}.")
         if self.points < 1 or self.more < 0:
             raise ValueError(f"tuning takes 1 point or more, and 0 or more after those, not {self}.")
 
@@ -68,8 +72,11 @@ class Reproduction:
 
     @property
     def steps(self) -> int:
-        """Of every run; needs the data."""
-        return max(1, round(self.epochs * self.task.steps_per_epoch))
+        """Of every published run; needs the data."""
+        return self._steps(self.epochs)
+
+    def _steps(self, epochs: float) -> int:
+        return max(1, round(epochs * self.task.steps_per_epoch))
 
     @property
     def study(self) -> Study:
@@ -85,10 +92,11 @@ class Reproduction:
         yield [_trial(task, row, row.name, steps, "final", seed) for row in found for seed in seeds]
         if self.tuning is None:
             return
+        length = steps if self.tuning.epochs is None else self._steps(self.tuning.epochs)
         by_name = {row.name + TUNED: row for row in found}
 
         def at(name: str, lr: float, phase: str, seed: int) -> Trial:
-            return _trial(task, replace(by_name[name], lr=lr), name, steps, phase, seed)
+            return _trial(task, replace(by_name[name], lr=lr), name, length, phase, seed)
 
         rates: dict[str, Sequence[float]] = {name: self.tuning.rates(row.lr) for name, row in by_name.items()}
         yield from phases(rates, at, more=self.tuning.more, confirm=0, seeds=seeds)
