@@ -18,7 +18,7 @@ from gradcost.papers.rike2022 import TABLE, Row, rival, rows
 from gradcost.papers.rike2022_page import page
 from gradcost.papers.rike2022_study import Reproduction, Tuning
 from gradcost.papers.rike2022_verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
-from gradcost.study.records import Results, Study, trial
+from gradcost.study.records import Results, Study, read, trial
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Split, score
@@ -228,6 +228,13 @@ def test_the_page_says_what_holds_and_what_does_not():
     assert "tuned alike" in page(gathered(*full(), *tuned), table, "-")
     assert "| forward NN Adam | 0.283 | - | - | - | none | none |" in page(gathered(*full()[:4]), table, "-")
     assert "No verdicts" in page(gathered(*full(), task="LastBatch(task=Digits())"), table, "-")
+
+
+def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
+    docs = Path(__file__).parents[2] / "docs" / "results"
+    written = (docs / "rike2022.md").read_text()
+    command = next(line.strip() for line in written.splitlines() if line.startswith("    gradcost reproduce"))
+    assert page(read(docs / "rike2022-nn"), rows("nn"), command) == written
 
 
 # ---- the study
