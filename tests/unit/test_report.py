@@ -240,6 +240,35 @@ def test_a_method_that_theory_does_not_know_has_no_curve(tmp_path: Path):
     assert theory, "that of the other is drawn"
 
 
+def test_curves_of_theory_that_differ_are_two_lines_in_any_order(tmp_path: Path):
+    other = {"probes": [1, 2], "cosine": [0.5, 0.6], "error": [3.0, 2.0]}
+    lines = [quality("a()", PROBING, 1), quality("b()", PROBING, 2), {**quality("c()", PROBING, 1), "theory": other}]
+    lines += [trial(name, test={"loss": 0.1, "accuracy": 0.9}, estimator=PROBING) for name in ("a()", "b()", "c()")]
+    _, theory = series.estimates(read(write_folder(tmp_path / "two", lines)), "error")
+    assert len(theory) == 5 + 2
+    assert len({line["curve"] for line in theory}) == 2
+
+
+def test_a_task_without_a_batch_is_read_and_drawn(tmp_path: Path):
+    results = read(write_folder(tmp_path / "whole", batch=None))
+    assert results.study.batch is None
+    assert "of batch" not in html.page(results)
+
+
+def test_a_run_that_reached_the_target_and_then_diverged_never_reached_it(tmp_path: Path):
+    lines = [trial("a()", seed=seed, reached=100, test={"loss": 0.1, "accuracy": 0.9}) for seed in range(2)]
+    lines.append(trial("a()", seed=2, status="diverged", steps=400, reached=200))
+    rows, _, _ = series.reaching(read(write_folder(tmp_path / "lost", lines)))
+    assert max(row["share"] for row in rows) == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_captions_name_what_was_run_and_not_what_might_have_been(tmp_path: Path):
+    test = {"loss": 0.1, "accuracy": 0.9}
+    lines = [trial("a()", seed=1, optimizer="Adam(lr=0.1)", test=test), cost("a()", 1024, 1.0, "Reverse()")]
+    (frontier, *_) = figures(read(write_folder(tmp_path / "untuned", lines)))
+    assert "Adam at the learning rates that the study gives" in frontier.caption
+
+
 def test_spikes_are_counted_and_a_curve_keeps_the_largest_slope(whole: Results):
     marked, counted = series.spikes(whole)
     assert counted == {"forward_gradient(probes=8)": (3, 1800), "mezo()": (3, 1800)}

@@ -143,3 +143,7 @@ def test_an_old_folder_without_evaluations_has_no_card(tmp_path: Path):
     lines = [trial("a", test={"loss": 0.1, "accuracy": 0.9}), cost("a", 1024, 1.0, "Reverse()")]
     assert rankings(read(write_folder(tmp_path, lines))) == []
     assert "may spend the same" not in html.page(read(tmp_path))
+
+
+def test_there_is_no_winner_where_every_median_run_diverged(tmp_path: Path):
+    assert rankings(results(tmp_path, runs("a()", [None, None, None], ms=1.0))) == []

@@ -11,6 +11,7 @@ import pytest
 from report_records import METHODS, PROBING, cost, made, trial, write_folder
 
 from gradcost.report import summary, tables
+from gradcost.report.budgets import rankings
 from gradcost.study.records import Results, read
 from gradcost.study.tune import chosen
 
@@ -108,7 +109,7 @@ def test_the_verdict_of_a_whole_study(whole: Results):
     found = summary.verdict(whole)
     assert found.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
     assert "backprop() (97.2%, 64.5 KiB) is not told apart from it in accuracy and needs more memory" in found
-    assert "The best that avoids backprop, forward_gradient(probes=8), is 6.4 points behind" in found
+    assert "The best that avoids backprop, forward_gradient(probes=8), is 6.9 points behind" in found
     assert "in 40.5 KiB and 3.4 ms a step against 0.83." in found
 
 
@@ -186,3 +187,32 @@ def test_nothing_learned(tmp_path: Path):
 def test_one_seed_has_no_interval_and_missing_seeds_are_told(tmp_path: Path):
     one = made(tmp_path, {"method": "a()", "accuracies": [0.9]})
     assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in summary.verdict(one)
+
+
+def test_the_points_between_two_methods_are_those_between_the_medians_beside_them(tmp_path: Path):
+    steady = {"method": "a()", "accuracies": [0.97] * 5, "estimator": "Reverse()"}
+    risky = {"method": "b()", "accuracies": [0.95] * 4 + [None], "estimator": PROBING}
+    assert "b(), is 2.0 points behind: 95.0% test accuracy" in summary.verdict(made(tmp_path, steady, risky))
+
+
+def test_a_method_whose_median_run_diverged_is_not_recommended(tmp_path: Path):
+    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
+    assert found.startswith("There is no method to name: nothing finished on most of its seeds: 2 runs diverged")
+
+
+def test_a_study_that_is_scored_by_its_loss_alone_says_so(tmp_path: Path):
+    lines = [trial("a()", seed=seed, test={"loss": 0.1, "accuracy": None}) for seed in range(3)]
+    results = read(write_folder(tmp_path / "losses", lines))
+    assert "scored by its loss alone" in summary.verdict(results)
+    assert rankings(results) == []
+
+
+def test_what_was_not_measured_is_left_out_of_the_sentences(tmp_path: Path):
+    lines = [
+        trial(name, seed=seed, estimator=estimator, test={"loss": 0.1, "accuracy": accuracy + seed / 1000})
+        for name, estimator, accuracy in (("a()", "Reverse()", 0.9), ("b()", PROBING, 0.5))
+        for seed in range(3)
+    ]
+    found = summary.verdict(read(write_folder(tmp_path / "bare", lines)))
+    assert "\N{EN DASH}" not in found
+    assert found.startswith("Use a(): 90.1% test accuracy [90.0, 90.2].")

@@ -130,6 +130,7 @@ def at(*values: float, width: float = 0.0) -> Metric:
         (FORWARD, at(0.332), at(0.4), Verdict.NOT),
         (FORWARD, at(0.3, 0.4), at(0.1, 0.39), Verdict.BOTH),  # on every seed
         (FORWARD, at(0.3, 0.4), at(0.1, 0.41), Verdict.NOT),
+        (FORWARD, Metric((0.3, 0.1), 0.0, 1.0, (1, 2)), Metric((0.2,), 0.1, 0.3, (2,)), Verdict.NOT),  # paired
         (FORWARD, at(float("inf")), at(0.1), Verdict.DIRECTION),
         (FORWARD, at(0.332), at(float("inf")), Verdict.NOT),
         (BACKPROP, at(0.0004), at(0.1), Verdict.BOTH),
@@ -164,7 +165,7 @@ def record(row: Row, seed: int, loss: float, **changed: Any) -> dict[str, Any]:
 
 
 def gathered(*records: dict[str, Any], task: str = "LastBatch(task=Mnist())") -> Results:
-    asked = Study(task, "mnist", "nn", (), (1,), 0, 39_050, 64, 0.9, "SGD")
+    asked = Study(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
     return Results(asked, {"torch": "0"}, tuple(trial(one) for one in records), (), ())
 
 
@@ -201,6 +202,10 @@ def test_a_run_that_diverged_is_infinitely_bad():
 def test_only_the_papers_own_length_and_data_are_judged():
     table = rows("nn")
     assert as_published(gathered(*full()), table)
+    shorter = [
+        record(row, 1, 0.2, method=f"{row.name}, tuned", trial=f"{row.name} tuned", steps=781) for row in table
+    ]
+    assert as_published(gathered(*full(), *shorter), table), "how long the tuned rows are is another matter"
     assert not as_published(gathered(*full(), task="LastBatch(task=Digits())"), table)
     assert not as_published(gathered(*full()[:-1], record(table[-1], 1, 0.1, steps=781)), table)
 

@@ -126,6 +126,13 @@ def test_a_time_to_a_target_counts_the_runs_that_never_came_there():
     assert time_to_target([None, None], [4.0, 4.0]).median == math.inf
 
 
+def test_where_every_run_came_there_the_band_is_the_exact_one():
+    found = time_to_target([1.0, 2.0, 3.0, 4.0, 5.0], [9.0] * 5)
+    assert list(found.low) == sorted(found.low)
+    assert found.low[-1] == pytest.approx(0.025 ** (1 / 5))
+    assert found.high[-1] == 1.0
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_the_expected_best_of_all_points_is_the_best_of_one_the_mean(scores: list[float]):
     assert expected_best(scores, len(scores)) == pytest.approx(max(scores))

@@ -80,8 +80,8 @@ def _sections(results: Results, table: Sequence[Row], command: str) -> Iterator[
 
 
 RULES = (
-    "Direction: on every seed backprop's loss is below that of the forward gradient with the same optimizer. A run "
-    "that diverged has an infinite loss.",
+    "Direction: on every seed of both, backprop's loss is below that of the forward gradient with the same "
+    "optimizer. A run that diverged has an infinite loss.",
     "Size: the published number lies within the interval, or nearer to it than half of its last printed digit.",
     '"direction and size" needs both, "direction only" the first, and all else is "not reproduced".',
     "No verdict where a row or its rival was not run on MNIST for as long as published.",
@@ -154,8 +154,10 @@ def _tuned(results: Results, table: Sequence[Row]) -> Iterator[str]:
     )
     rows = []
     for cell in found:
-        points = {run.lr for run in results.trials if (run.method, run.phase) == (cell.row.name + TUNED, "tune")}
-        lr = f"{cell.runs[0].lr:g}" if cell.runs else "all diverged"
+        tried = [run for run in results.trials if (run.method, run.phase) == (cell.row.name + TUNED, "tune")]
+        points = {run.lr for run in tried}
+        lost = bool(tried) and all(run.status == "diverged" for run in tried)
+        lr = f"{cell.runs[0].lr:g}" if cell.runs else "all diverged" if lost else "-"
         edge = cell.runs and len(points) > 1 and cell.runs[0].lr in (min(points), max(points))
         rows.append(
             [cell.row.name, f"{cell.row.lr:g}", lr + (" (an edge)" if edge else ""), str(len(points))]

@@ -3,8 +3,8 @@
 The rules. A row's runs give two metrics, the mean loss over the whole test set and the paper's, the mean over the
 last batch of a shuffled pass. For each:
 
-- Direction: on every seed backprop's loss is below that of the forward gradient with the same optimizer. A run that
-  diverged has an infinite loss.
+- Direction: on every seed of both, backprop's loss is below that of the forward gradient with the same optimizer. A
+  run that diverged has an infinite loss.
 - Size: the published number lies within the metric's interval, or nearer to it than half of its last printed digit.
   The interval of the paper's metric goes from the 5% to the 95% quantile over shuffles, that of the whole test set
   1.96 standard errors to either side; with several seeds from the least of these to the greatest.
@@ -23,6 +23,7 @@ from statistics import median
 
 from gradcost.papers.rike2022 import DIGITS, STEPS_PER_EPOCH, Row
 from gradcost.study.records import Results, Trial
+from gradcost.study.tune import finals
 
 HALF_A_DIGIT = 0.5 * 10**-DIGITS
 NORMAL = 1.96  # two-sided 95%
@@ -37,11 +38,19 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of one row: a value a seed, and [low, high] over all of them; inf where a run diverged."""
+    """One metric of one row: a value a seed, and [low, high] over all of them; inf where a run diverged.
+
+    seeds: those of the values; 1, 2, ... where none are given.
+    """
 
     values: tuple[float, ...]
     low: float
     high: float
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return dict(zip(self.seeds or range(1, len(self.values) + 1), self.values, strict=True))
 
     @property
     def middle(self) -> float:
@@ -60,6 +69,10 @@ class Cell:
     runs: tuple[Trial, ...]
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
     def whole(self) -> Metric | None:
         """The mean loss over the whole test set."""
         if not self.runs:
@@ -67,7 +80,8 @@ class Cell:
         values = [_test(run, "loss") for run in self.runs]
         ends = [_test(run, "error") * NORMAL for run in self.runs]
         pairs = list(zip(values, ends, strict=True))
-        return Metric(tuple(values), min(_less(v, e) for v, e in pairs), max(v + e for v, e in pairs))
+        low, high = min(_less(v, e) for v, e in pairs), max(v + e for v, e in pairs)
+        return Metric(tuple(values), low, high, self.seeds)
 
     @property
     def last(self) -> Metric | None:
@@ -75,7 +89,7 @@ class Cell:
         if not self.runs:
             return None
         lows, highs = ([_test(run, end) for run in self.runs] for end in ("last_low", "last_high"))
-        return Metric(tuple(_test(run, "last") for run in self.runs), min(lows), max(highs))
+        return Metric(tuple(_test(run, "last") for run in self.runs), min(lows), max(highs), self.seeds)
 
     @property
     def accuracy(self) -> float | None:
@@ -107,18 +121,13 @@ def cells(results: Results, table: Sequence[Row], suffix: str = "") -> tuple[Cel
 
 
 def _finals(results: Results, name: str) -> tuple[Trial, ...]:
-    found = [
-        run
-        for run in results.trials
-        if (run.method, run.phase) == (name, "final") and run.status in ("finished", "diverged")
-    ]
-    return tuple(sorted(found, key=lambda run: run.seed))
+    return tuple(run for run in finals(results.trials, name) if run.status in ("finished", "diverged"))
 
 
 def as_published(results: Results, table: Sequence[Row]) -> bool:
     """Whether the runs are of MNIST and of the published length; a run that diverged has stopped before its end."""
-    lengths = {run.steps for run in results.trials if run.status == "finished"}
-    return "Mnist(" in results.study.task and lengths == {row.epochs * STEPS_PER_EPOCH for row in table}
+    lengths = {run.steps for cell in cells(results, table) for run in cell.runs if run.status == "finished"}
+    return "Mnist(" in results.study.task and lengths <= {row.epochs * STEPS_PER_EPOCH for row in table}
 
 
 def verdict(row: Row, mine: Metric | None, rivals: Metric | None, published: bool = True) -> Verdict:
@@ -129,7 +138,8 @@ def verdict(row: Row, mine: Metric | None, rivals: Metric | None, published: boo
     if mine is None or rivals is None or not published:
         return Verdict.NONE
     forward, backward = (mine, rivals) if row.gradient == "forward" else (rivals, mine)
-    if not all(b < f for f, b in zip(forward.values, backward.values, strict=False)):
+    shared = forward.by_seed.keys() & backward.by_seed.keys()
+    if not shared or not all(backward.by_seed[seed] < forward.by_seed[seed] for seed in shared):
         return Verdict.NOT
     return Verdict.BOTH if mine.holds(row.loss) else Verdict.DIRECTION
 
@@ -138,8 +148,8 @@ def times_faster(forward: Cell, backward: Cell) -> tuple[float, bool] | None:
     """By what factor backprop is earlier at the training loss with which the forward gradient ends; None where either
     did not finish, or it never is. The median over the seeds, and whether it is a lower bound: there already at the
     first point of the curve."""
-    found = []
-    for f, b in zip(forward.runs, backward.runs, strict=False):
+    found, rivals = [], {run.seed: run for run in backward.runs}
+    for f, b in ((run, rivals[run.seed]) for run in forward.runs if run.seed in rivals):
         losses = [loss for loss in f.curve.loss if loss is not None]
         if f.status != "finished" or not losses:
             return None

@@ -43,13 +43,15 @@ def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
     place = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
     captions = "".join(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n" for figure in drawn)
-    texts = {"results.csv": tables.to_csv(results), "captions.md": captions} | {
-        f"{name}.{kind}": written(table)
-        for name, table in _tables(results).items()
-        for kind, written in _WRITTEN.items()
-    }
-    made = [write_whole(text, place / name) for name, text in texts.items()]
+    made = [write_whole(text, place / name) for name, text in (written(results) | {"captions.md": captions}).items()]
     return [*made, *(path for figure in drawn for path in _draw(figure, place))]
+
+
+def written(results: Results) -> dict[str, str]:
+    """Every table of a report, in each format, by the name of its file."""
+    return {"results.csv": tables.to_csv(results)} | {
+        f"{name}.{kind}": made(table) for name, table in _tables(results).items() for kind, made in _WRITTEN.items()
+    }
 
 
 def _tables(results: Results) -> dict[str, Table]:

@@ -42,7 +42,7 @@ def bars(look: Look, rows: Sequence[dict[str, Any]], budget: int | None, caption
     bar = look.plain(pieces).mark_bar(height=10, yOffset=8)
     bar = bar.encode(y=y, x=x, x2="end:Q", color=colour, opacity=look.opacity(0.9))
     bar = bar.encode(tooltip=["method:N", "purpose:N", "bytes:N", look.tip("share", ".1%", "of the peak")])
-    label = look.plain(ends).mark_text(align="left", baseline="middle", dy=-7, dx=1)
+    label = look.plain(ends).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
     label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=look.opacity(1, 0.35))
     value = look.plain(ends).mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
     value = value.encode(y=y, x=alt.X("end:Q", scale=scale), text="text:N", color=alt.ColorValue(QUIET))

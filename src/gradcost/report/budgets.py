@@ -11,9 +11,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isinf
+from math import inf, isfinite, isinf
 
-from gradcost.report.summary import finals, summarise
+from gradcost.report.summary import summarise
 from gradcost.report.wording import count, duration, flops, size
 from gradcost.study.records import Cost, Results, Trial
 from gradcost.study.statistics import (
@@ -25,6 +25,7 @@ from gradcost.study.statistics import (
     probability_better,
     sign_flip,
 )
+from gradcost.study.tune import finals
 
 SWEEP = 48  # budgets that are looked at below the whole one
 
@@ -66,7 +67,7 @@ def paths(results: Results) -> list[Path]:
     found = []
     for row in summarise(results):
         ended = [t for t in finals(results.trials, row.method) if t.status in ("finished", "diverged")]
-        runs = [t for t in ended if t.curve.validation_step or t.status == "diverged"]
+        runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in t.curve.validation_accuracy)]
         finished = [t.steps for t in runs if t.status == "finished"]
         evaluated = [t.curve.validation_step[0] for t in runs if t.curve.validation_step]
         if not runs or len(runs) < len(ended):
@@ -156,10 +157,11 @@ class Ranking:
 
 
 def rankings(results: Results) -> list[Ranking]:
-    """Equal memory, FLOPs, seconds and steps, as far as the records tell them."""
+    """Equal memory, FLOPs, seconds and steps, as far as the records tell them and there is a winner: a method whose
+    median run diverged is none."""
     found = paths(results)
     made = [_by_memory(results, found), *(_by_currency(results, found, what) for what in (FLOPS, SECONDS, STEPS))]
-    return [ranking for ranking in made if ranking is not None]
+    return [ranking for ranking in made if ranking is not None and isfinite(ranking.winner.accuracy.median)]
 
 
 def _by_currency(results: Results, found: Sequence[Path], what: Currency) -> Ranking | None:
@@ -247,8 +249,8 @@ def _reigns(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, flo
 
 
 def _out(results: Results, found: Sequence[Path]) -> list[tuple[str, str]]:
-    """The methods without a single evaluated final run: refused, or not finished."""
+    """The methods that were refused, and those of which a final run was not evaluated."""
     refused = {refusal.method: refusal.reason for refusal in results.refused}
     ranked = {path.method for path in found}
-    waiting = [(row.method, "no final run of it was evaluated") for row in summarise(results)]
+    waiting = [(row.method, "not every final run of it was evaluated") for row in summarise(results)]
     return [*refused.items(), *(pair for pair in waiting if pair[0] not in ranked)]

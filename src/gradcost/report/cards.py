@@ -86,10 +86,10 @@ def _too_few(lead: Lead, n: int, rivals: int) -> str:
         return ""
     text = f" {count(n, 'seed')} cannot give p under {lead.test.least:.4g}"
     if (alone := lead.test.enough(ALPHA)) > n:
-        text += f"; {alone} would do"
-    if rivals > 1:
-        text += f"{', and' if alone > n else ';'} {needed} with {count(rivals, 'comparison')}"
-    return text + "."
+        return f"{text}; {alone} would do" + (
+            f", and {needed} with {count(rivals, 'comparison')}." * (rivals > 1) or "."
+        )
+    return f"{text}; with {count(rivals, 'comparison')} {needed} would do."
 
 
 def flips(ranking: Ranking) -> list[str]:
@@ -99,7 +99,7 @@ def flips(ranking: Ranking) -> list[str]:
         return ["At every smaller budget the answer is the same."] if ranking.name != "memory" else []
     if len(reigns) > 4:
         _, low, _ = reigns[-1]
-        return [f"Below {ranking.text(low)} the lead changes {count(len(reigns) - 1, 'time')}."]
+        return [f"From {ranking.text(low)} down the lead changes {count(len(reigns) - 1, 'time')}."]
     said = [f"below {ranking.text(high)} {method} leads" for method, _, high in reversed(reigns[:-1])]
     floor = [f"below {ranking.text(reigns[0][1])} nothing fits"] * (ranking.name == "memory")
     text = listed([*said, *floor])

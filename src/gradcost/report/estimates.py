@@ -7,6 +7,7 @@ from typing import Any
 from gradcost.report import series
 from gradcost.report.look import QUIET, Figure
 from gradcost.report.protocol import look_of
+from gradcost.report.summary import summarise
 from gradcost.report.ticks import powers_of_ten
 from gradcost.report.wording import count, listed
 from gradcost.study.records import Results
@@ -45,6 +46,7 @@ def _against_probes(results: Results, what: str, title: str, axis: str, told: st
     values = [row["low"] for row in rows] + [row["high"] for row in rows] + [row["value"] for row in theory]
     low, high = min(probes) / 1.25, max(max(probes), 2) * 1.25
     ticks = [n for n in (4**k for k in range(20)) if low <= n <= high]
+    ticks = ticks if len(ticks) > 1 else sorted({row["probes"] for row in rows})
     x = alt.X("probes:Q", title="probes", axis=alt.Axis(format="~s", values=ticks))
     x = x.scale(type="log", base=2, nice=False, domain=[low, high])
     ends = [min(values) / 1.3, max(values) * 1.3]
@@ -57,12 +59,18 @@ def _against_probes(results: Results, what: str, title: str, axis: str, told: st
     marks = base.mark_point(filled=True, size=80).encode(y=alt.Y("value:Q", **y), shape=look.shape)
     line = look.plain(theory).mark_line(strokeWidth=1.2, strokeDash=[5, 3], color=QUIET)
     line = line.encode(x=x, y=alt.Y("value:Q", **y), detail="curve:N", opacity=alt.value(0.8))
-    draws = listed(sorted({count(quality.draws, "estimate") for quality in results.qualities}))
-    sizes = listed(sorted({f"{quality.dimension:,}" for quality in results.qualities}))
-    caption = (
-        f"{told}, over {draws} of one batch at the initial weights, with two standard errors to either side. A "
-        f"dashed line is what theory expects in {sizes} weights. Both scales are logarithmic."
-    )
+    draws = listed(sorted({count(row["draws"], "estimate") for row in rows}))
+    sizes = listed(sorted({f"{row['dimension']:,}" for row in rows}))
+    caption = f"{told}, over {draws} of one batch at the initial weights, with two standard errors to either side"
+    caption += ", cut at a quarter of the mean." if any(row["cut"] for row in rows) else "."
+    if theory:
+        caption += f" A dashed line is what theory expects in {sizes} weights."
+    caption += " Both scales are logarithmic."
+    drawn = {row["method"] for row in rows}
+    here = {row.method for row in summarise(results)}
+    absent = [quality.method for quality in results.qualities if quality.method in here - drawn]
+    if absent:
+        caption += f" Not drawn, for it is not above 0 there: {listed(absent)}."
     layers = [*([line] if theory else []), whiskers, marks.encode(opacity=look.opacity(1), tooltip=tip)]
     return look.figure(f"estimate-{what}", title, caption, layers)
 
@@ -93,7 +101,8 @@ def spikes(results: Results) -> Figure | None:
     caption = (
         "The largest |slope| that a probe measured since the point before, before any clip: lines are medians over "
         "seeds, bands run from the least to the greatest. A mark is a spike, more than 8 robust standard deviations "
-        "above the median of the 200 slopes before it; of a run the first 20 are marked. "
+        "above the median of the 200 slopes before it; of a run the first 20 are marked. The vertical scale is "
+        "logarithmic, and a slope of 0 stands on its floor. "
         + (
             f"Spikes: {listed(seen)}."
             if seen

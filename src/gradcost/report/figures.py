@@ -12,7 +12,7 @@ from gradcost.report import breakdown, estimates, losses, series, tunings, wordi
 from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.palette import CROSS
 from gradcost.report.protocol import intervals, look_of, protocol
-from gradcost.report.summary import Row
+from gradcost.report.summary import Row, summarise
 from gradcost.report.ticks import powers_of_two
 from gradcost.report.wording import number, size
 from gradcost.study.records import Results
@@ -51,15 +51,23 @@ def frontier(results: Results) -> Figure | None:
     scale = alt.Scale(domain=[floor, min(most + room, 1)], nice=False)
     lost = [{**seed, "accuracy": floor} for seed in fallen]
     rows = [{**row, **{end: max(row[end], floor) for end in ("low", "median", "high")}} for row in rows]
-    y = {"title": "test accuracy", "scale": scale, "axis": alt.Axis(format=".3~p", tickCount=6)}
-    tip = ["method:N", *(look.tip(name, ".2%") for name in ("median", "low", "high"))]
+    y = {
+        "title": "test accuracy",
+        "scale": scale,
+        "axis": alt.Axis(format=".3~p" if most - least > 0.005 else ".5~p", tickCount=6),
+    }
+    tip = ["method:N", alt.Tooltip("middle:N", title="median"), alt.Tooltip("reach:N", title="interval")]
     tip += [alt.Tooltip("size:N", title="beyond weights"), "seeds:Q"]
     base = look.chart([{**row, "size": size(row["bytes"])} for row in rows]).encode(x=x)
     ends = base.mark_rule(strokeWidth=1.5)
     ends = ends.encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=look.opacity(0.8))
     dots = look.chart(seeds).mark_circle(size=22).encode(x=x, y=alt.Y("accuracy:Q", **y))
     dots = dots.encode(opacity=look.opacity(0.45), tooltip=["method:N", "seed:O", look.tip("accuracy", ".2%")])
-    medians = base.mark_point(filled=True, size=130).encode(y=alt.Y("median:Q", **y), shape=look.shape)
+    medians = (
+        base.transform_filter("!datum.lost")
+        .mark_point(filled=True, size=130)
+        .encode(y=alt.Y("median:Q", **y), shape=look.shape)
+    )
     medians = medians.encode(opacity=look.opacity(1), tooltip=tip)
     layers = [_families(look, rows, x, y), ends, dots, medians]
     caption = (
@@ -70,7 +78,9 @@ def frontier(results: Results) -> Figure | None:
         crosses = look.chart(lost).mark_point(size=40, strokeWidth=1.6, shape=CROSS, yOffset=-4)
         crosses = crosses.encode(x=x, y=alt.Y("accuracy:Q", **y), opacity=look.opacity(1))
         layers.append(crosses.encode(tooltip=["method:N", "seed:O", alt.Tooltip("status:N")]))
-        caption += " A cross at the bottom is a run that diverged."
+        caption += (
+            " A cross at the bottom is a run that diverged; where most of a method's did, it has no large mark."
+        )
     if memory is None:
         return look.figure("accuracy-memory", "What accuracy costs in memory", caption, layers)
     rule = look.plain([{"bytes": memory, "label": size(memory)}]).mark_rule(strokeDash=[4, 4], color=QUIET)
@@ -116,9 +126,14 @@ def milliseconds(results: Results) -> Figure | None:
     """The wall-clock time of one step, with its quartiles."""
     rows = series.bars(
         results,
-        lambda row: {"value": row.ms, "low": row.ms_low, "high": row.ms_high, "text": number(row.ms)},
+        lambda row: (
+            {"value": row.ms, "low": row.ms_low, "high": row.ms_high}
+            | {"text": ("~" if row.doubt else "") + number(row.ms)}
+        ),
     )
     caption = "The median of repeated steps; whiskers run from the lower to the upper quartile of those."
+    if any(row.doubt for row in summarise(results)):
+        caption += " A ~ marks a clock in doubt."
     cpu, threads = (results.environment.get(name) for name in ("cpu", "threads"))
     if cpu:
         caption += f" Measured on {cpu}" + (f", threads: {threads}." if threads else ".")
@@ -141,7 +156,7 @@ def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str)
     bar = base.mark_bar(height=9, yOffset=8, cornerRadiusEnd=2)
     bar = bar.encode(x=alt.X("value:Q", title=what, scale=scale, axis=axis), opacity=look.opacity(0.9))
     bar = bar.encode(tooltip=[*tip, *(look.tip(end, ".4~g") for end in ("low", "high") if end in rows[0])])
-    label = look.plain(rows).mark_text(align="left", baseline="middle", dy=-7, dx=1)
+    label = look.plain(rows).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
     label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=look.opacity(1, 0.35))
     value = base.mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
     value = value.encode(x=alt.X("high:Q", scale=scale), text="text:N", color=alt.ColorValue(QUIET))

@@ -64,7 +64,7 @@ def _facts(results: Results) -> list[str]:
         facts.append(f"{study.weights:,} weights, {size(study.weights_bytes)}")
     facts.append(count(len(study.seeds), "seed"))
     facts.append(f"tuning {count(study.points, 'point')} a method")
-    facts.append(f"{count(study.steps, 'step')} of batch {study.batch}")
+    facts.append(count(study.steps, "step") + ("" if study.batch is None else f" of batch {study.batch}"))
     facts.append(study.optimizer)
     if study.memory is not None:
         facts.append(f"budget {size(study.memory)} beyond the weights")
@@ -92,7 +92,8 @@ def _notes(results: Results, rows: list[Row]) -> list[str]:
     target = f"to {number(100 * results.study.target)}%"
     notes = [
         f"Each number is the median over seeds, brackets hold {intervals(results)}; a run that diverged is the worst "
-        "result. The strip under an accuracy runs from 0 to 100%, a dot a seed. The column "
+        "result. Beyond the weights are the most bytes alive in a step, less the weights, the buffers and the batch. "
+        "The strip under an accuracy runs from 0 to 100%, a dot a seed. The column "
         f"“{target}” tells the first evaluation whose validation accuracy reached it, the "
         "median over the seeds that did, and what those steps take at the measured milliseconds."
     ]

@@ -98,7 +98,7 @@ def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure
     dots = dots.encode(tooltip=[*tip, *(look.tip(name, ".4~g") for name in ("median", "low", "high"))])
     caption = (
         f"{protocol(results)} {axis.told} Lines are medians over seeds, bands run from the least to the greatest "
-        f"seed{', and the horizontal scale is logarithmic' if wide else ''}.{_lost(results)}"
+        f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if wide else ''}.{_lost(results)}"
     )
     title = f"Validation loss against {axis.title}"
     return look.figure(f"validation-loss-{axis.name}", title, caption, [*_layers(look, rows, x, y), dots])

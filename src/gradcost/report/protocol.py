@@ -18,9 +18,12 @@ def look_of(results: Results) -> Look:
 def protocol(results: Results) -> str:
     """5 seeds, 200 steps of batch 64, SGD at each method's tuned learning rate."""
     study = results.study
+    used = {run.optimizer.partition("(")[0] for run in results.trials if run.phase == "final"}
+    tuned = any(run.phase == "tune" for run in results.trials)
+    rate = "each method's tuned learning rate" if tuned else "the learning rates that the study gives"
     batch = "" if study.batch is None else f" of batch {study.batch}"
     runs = f"{count(len(study.seeds), 'seed')}, {count(study.steps, 'step')}{batch}"
-    return f"{runs}, {study.optimizer} at each method's tuned learning rate."
+    return f"{runs}, {listed(sorted(used)) or study.optimizer} at {rate}."
 
 
 def intervals(results: Results) -> str:

@@ -20,7 +20,7 @@
     },
     axisY: { domain: false, ticks: false },
     axisX: { grid: false, labelFlush: true },
-    legend: { disable: true },
+    legend: { disable: true, labelColor: soft, labelFontSize: 11 },
     text: { color: ink, fontSize: 11.5 },
     style: { cell: { stroke: "transparent" } },
   };

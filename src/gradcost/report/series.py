@@ -8,9 +8,11 @@ from math import ceil, inf, isfinite
 from statistics import mean, median
 from typing import Any
 
-from gradcost.report.summary import Row, finals, summarise, tuning
+from gradcost.report.summary import Row, span, summarise, tuning
+from gradcost.report.wording import percent
 from gradcost.study.records import Curve, Results
 from gradcost.study.statistics import expected_best, time_to_target
+from gradcost.study.tune import finals
 
 WINDOWS = 100  # points a curve, over all its steps
 _ENDED = ("finished", "diverged")  # by themselves; a run that failed says nothing
@@ -33,11 +35,15 @@ def slopes(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
 
 
 def window(results: Results, points: Points) -> int:
-    """How many steps are averaged to one point of a curve: 1 when the curve is short enough as it is."""
+    """How many steps are gathered to one point of a curve, whole strides of the recording: 1 when the curve is short
+    enough as it is."""
     curves = [points(t.curve)[0] for t in results.trials if t.phase == "final"]
-    if max(map(len, curves), default=0) <= WINDOWS:
-        return 1
-    return ceil((max(max(steps) for steps in curves if steps) + 1) / WINDOWS)
+    longest = max(curves, key=len, default=())
+    return 1 if len(longest) <= WINDOWS else _stride(longest) * ceil(len(longest) / WINDOWS)
+
+
+def _stride(steps: tuple[int, ...]) -> int:
+    return steps[1] - steps[0] if len(steps) > 1 else 1
 
 
 def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = mean) -> list[dict[str, Any]]:
@@ -50,13 +56,16 @@ def curves(results: Results, points: Points, gather: Callable[[list[float]], flo
     width = window(results, points)
     rows = []
     for method in _methods(results):
-        at: dict[int, list[float]] = {}
+        at: dict[int, dict[int, float]] = {}  # by step, then by run
         runs = [trial for trial in finals(results.trials, method) if trial.status in _ENDED]
-        for trial in runs:
+        for place, trial in enumerate(runs):
             for step, value in _thinned(*points(trial.curve), width, gather):
-                at.setdefault(step, []).append(value)
-        ends = [trial.steps for trial in runs if trial.status == "diverged"]
-        spreads = {step: _spread(values, sum(end <= step for end in ends)) for step, values in sorted(at.items())}
+                at.setdefault(step, {})[place] = value
+        ends = {place: trial.steps for place, trial in enumerate(runs) if trial.status == "diverged"}
+        spreads = {
+            step: _spread([*values.values()], sum(end <= step and i not in values for i, end in ends.items()))
+            for step, values in sorted(at.items())
+        }
         rows += [
             {"method": method, "place": i, "step": step, **spread}
             for i, (step, spread) in enumerate(spreads.items())
@@ -78,11 +87,15 @@ def _thinned(
     gather: Callable[[list[float]], float],
 ) -> list[tuple[int, float]]:
     """What `gather` makes of each window of `width` steps, at its middle; a window of one step is the step."""
+    if not steps:
+        return []
     windows: dict[int, list[float]] = {}
+    first, stride = steps[0], _stride(steps)
     for step, value in zip(steps, values, strict=False):
         if value is not None:
-            windows.setdefault(step // width, []).append(value)
-    return [(i * width + width // 2, gather(found)) for i, found in windows.items()]
+            windows.setdefault((step - first) // width, []).append(value)
+    middle = 0 if width == 1 else (width - stride) // 2
+    return [(first + i * width + middle, gather(found)) for i, found in windows.items()]
 
 
 Rows = list[dict[str, Any]]
@@ -97,7 +110,9 @@ def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
             continue
         place = {"method": row.method, "bytes": row.peak_bytes}
         ends = {name: max(getattr(found, name), 0.0) for name in ("median", "low", "high")}
-        rows.append({**place, **ends, "seeds": found.n, "family": re.sub(r"\d[\d.e-]*", "#", row.estimator)})
+        told = {"middle": percent(found.median), "reach": span(found), "lost": not isfinite(found.median)}
+        family = re.sub(r"\d[\d.e-]*", "#", f"{row.estimator} {row.optimizer}")
+        rows.append({**place, **ends, **told, "seeds": found.n, "family": family})
         for trial in finals(results.trials, row.method):
             run = {**place, "seed": trial.seed, "status": trial.status}
             if trial.status == "diverged":
@@ -145,12 +160,15 @@ def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
         if quality.method not in methods or not quality.probes or value is None or value <= 0:
             continue
         ends = {"value": value, "low": max(value - 2 * spread, value / 4), "high": value + 2 * spread}
+        cut = {"cut": value - 2 * spread < value / 4}
         theory = quality.theory or {}
         told = [(n, y) for n, y in zip(theory.get("probes", ()), theory.get(what, ()), strict=True) if n and y]
         own = dict(told).get(quality.probes)
         named = {"theory": "unknown" if own is None else f"{own:.3g}"}
-        rows.append({"method": quality.method, "probes": quality.probes} | ends | named)
-        curves |= {tuple(told): len(curves)}
+        known = {"draws": quality.draws, "dimension": quality.dimension}
+        rows.append({"method": quality.method, "probes": quality.probes} | ends | named | known | cut)
+        if told:
+            curves.setdefault(tuple(told), len(curves))
     lines = [{"curve": i, "probes": n, "value": y} for told, i in curves.items() for n, y in told]
     return rows, lines
 
@@ -207,7 +225,8 @@ def reaching(results: Results) -> tuple[list[dict[str, Any]], bool, list[str]]:
     rows, never = [], []
     last = max((price[m] * max(results.study.steps, *(t.steps for t in runs[m])) for m in runs), default=0.0)
     for method, found in runs.items():
-        times = [None if t.reached is None else t.reached * price[method] for t in found]
+        came = [t.reached if t.status == "finished" else None for t in found]
+        times = [None if step is None else step * price[method] for step in came]
         ends = [last if t.status == "diverged" else t.steps * price[method] for t in found]
         curve = time_to_target(times, ends)
         if not curve.times:

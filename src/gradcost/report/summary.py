@@ -17,7 +17,7 @@ from typing import Any
 from gradcost.report.wording import bare, count, listed, number, percent, points, size
 from gradcost.study.records import Cost, Results, Study, Trial
 from gradcost.study.statistics import Interval, interval
-from gradcost.study.tune import chosen
+from gradcost.study.tune import chosen, finals
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,6 @@ def _said(x: float) -> float | None:
 def tuning(trials: Iterable[Trial], method: str) -> list[Trial]:
     """The tuning runs of `method`, by learning rate."""
     return sorted((t for t in trials if t.method == method and t.phase == "tune"), key=lambda t: t.lr)
-
-
-def finals(trials: Iterable[Trial], method: str) -> list[Trial]:
-    """The final runs of `method` at one learning rate, one a seed: the chosen rate, or the last one run."""
-    trials = list(trials)
-    runs = [t for t in trials if t.method == method and t.phase == "final"]
-    lr = chosen(trials, method)
-    if runs and lr not in {t.lr for t in runs}:
-        lr = runs[-1].lr
-    return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
 
 
 def edge(grid: tuple[float, ...], lr: float | None) -> str | None:
@@ -164,8 +154,8 @@ class Choice:
 
 
 def candidates(rows: Iterable[Row]) -> list[Row]:
-    """The methods that may be recommended: some final seed finished, and they are not known to not fit."""
-    return [row for row in rows if _finished(row) and row.fits is not False]
+    """The methods that may be recommended: their median run did not diverge, and they are not known to not fit."""
+    return [row for row in rows if row.accuracy and isfinite(row.accuracy.median) and row.fits is not False]
 
 
 def _finished(row: Row) -> list[float]:
@@ -220,12 +210,10 @@ def sentences(results: Results) -> list[str]:
 
 def _use(choice: Choice) -> str:
     row, alike = choice.row, choice.alike
-    first = f"Use {row.method}: {_result(row)} in {size(row.peak_bytes)} beyond the weights"
-    if row.peak_bytes is None:
-        first = f"Use {row.method}: {_result(row)}"
+    first = f"Use {row.method}: {_result(row)}{_within(row)}" + " beyond the weights" * (row.peak_bytes is not None)
     if not alike:
         return first + "."
-    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.median)}, {size(r.peak_bytes)})" for r in alike[:3]]
+    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.median)}{_needing(r)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
     verb, needs = ("is", "needs") if len(alike) == 1 else ("are", "need")
@@ -244,14 +232,22 @@ def _other_way(choice: Choice, rows: list[Row], study: Study) -> str | None:
     if not pool:
         return f"Nothing that {kind} {_absence(others, study)}."
     other = max(pool, key=lambda r: standing(r, study))
-    ahead = standing(row, study) - standing(other, study)
-    price = f"{_result(other)} in {size(other.peak_bytes)}"
+    price = f"{_result(other)}{_within(other)}"
     if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
         price += f" and {number(other.ms)} ms a step against {number(row.ms)}"
     if other in choice.alike:
         return f"The best that {kind} is {other.method}: {price}."
+    ahead = row.accuracy.median - other.accuracy.median if row.accuracy and other.accuracy else 0.0
     apart = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
     return f"The best that {kind}, {other.method}, is {apart}: {price}."
+
+
+def _within(row: Row) -> str:
+    return "" if row.peak_bytes is None else f" in {size(row.peak_bytes)}"
+
+
+def _needing(row: Row) -> str:
+    return "" if row.peak_bytes is None else f", {size(row.peak_bytes)}"
 
 
 def _nothing(rows: list[Row], results: Results) -> str:
@@ -269,10 +265,13 @@ def _absence(rows: list[Row], study: Study) -> str:
         return f"fits {size(study.memory)}: the least, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
     within = "that fits " if over else ""
+    if any(row.seeds and row.accuracy is None for row in rows):
+        return f"{within}has an accuracy: what finished was scored by its loss alone"
     if diverged + failed == 0:
         return f"{within}has finished yet; the same command again goes on where it stopped"
     fate = [f"{count(diverged, 'run')} diverged"] * (diverged > 0) + [f"{count(failed, 'run')} failed"] * (failed > 0)
-    return f"{within}finished: {listed(fate)}"
+    most = " on most of its seeds" if any(row.seeds for row in rows) else ""
+    return f"{within}finished{most}: {listed(fate)}"
 
 
 def _result(row: Row) -> str:

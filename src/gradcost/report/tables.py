@@ -7,7 +7,7 @@ import io
 
 from gradcost.report import formats
 from gradcost.report.formats import Table
-from gradcost.report.summary import Row, finals, span, summarise, tuning
+from gradcost.report.summary import Row, span, summarise, tuning
 from gradcost.report.wording import (
     NOTHING,
     alike,
@@ -22,7 +22,7 @@ from gradcost.report.wording import (
     size,
 )
 from gradcost.study.records import Results, Trial
-from gradcost.study.tune import chosen
+from gradcost.study.tune import chosen, finals
 
 
 def table(results: Results) -> Table:
@@ -104,7 +104,7 @@ def _audited(results: Results, row: Row) -> list[str]:
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
     accuracies = [t.validation.accuracy for t in winner if t.validation and t.validation.accuracy is not None]
     trained = finals(results.trials, row.method)
-    done = sum(t.status == "finished" for t in tried)
+    done = len({t.lr for t in tried if t.status == "finished"})
     return [
         row.method,
         f"{rate(row.grid[0])} to {rate(row.grid[-1])}" if row.grid else NOTHING,

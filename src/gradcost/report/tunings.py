@@ -37,10 +37,13 @@ def landscape(results: Results) -> Figure | None:
     lost = base.transform_filter("datum.status == 'diverged'")
     lost = lost.mark_point(size=34, strokeWidth=1.6, shape=CROSS)
     lost = lost.encode(opacity=look.opacity(1), tooltip=tip)
+    lengths = sorted({run.steps for run in results.trials if run.phase == "tune" and run.status == "finished"})
+    confirmed = any(run.phase == "confirm" for run in results.trials)
+    by = "the best mean of its confirming runs" if confirmed else "the best validation accuracy, then the lower loss"
     caption = (
-        f"{count(results.study.points, 'learning rate')} a method at most, on a logarithmic scale, one run of "
-        f"{count(results.study.steps, 'step')} each on the validation split. The ring is the rate that was trained "
-        "with: the best validation accuracy, then the lower loss. A cross below zero is a run that diverged."
+        f"{count(results.study.points, 'learning rate')} a method at most, on a logarithmic scale, runs of "
+        f"{listed([f'{n:,}' for n in lengths]) or 'no'} steps on the validation split. The ring is the rate that was "
+        f"trained with: {by}. A cross below zero is a run that diverged."
     )
     edges = [row.method for row in summarise(results) if row.edge]
     if edges:

@@ -11,8 +11,11 @@ from gradcost.amounts import size as size
 
 
 def alike(x: float, *others: float, digits: int = 3) -> list[str]:
-    """Numbers that are compared, all with the decimals that give the first one `digits` digits."""
+    """Numbers that are compared, all with the decimals that give the first one `digits` digits; 1.2e+15 where it is
+    a million or more."""
     first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
+    if first >= 1e6:
+        return [f"{y:.{digits - 2}e}" if isfinite(y) else "diverged" for y in (x, *others)]
     places = max(digits - 1 - floor(log10(first)), 0)
     return [f"{y:,.{places}f}" if isfinite(y) else "diverged" for y in (x, *others)]
 
@@ -51,7 +54,9 @@ def chance(x: float) -> str:
 
 
 def points(x: float) -> str:
-    """A difference of accuracies: 6.1 points, 1.0 point."""
+    """A difference of accuracies: 6.1 points, 1.0 point, less than 0.1 points."""
+    if 0 < x < 0.0005:
+        return "less than 0.1 points"
     text = f"{100 * x:.1f}"
     return f"{text} point" if text == "1.0" else f"{text} points"
 

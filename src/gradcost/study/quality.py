@@ -69,11 +69,12 @@ def _error(one: Draw) -> float:
 
 
 def _theory(estimator: Estimator, dimension: int) -> dict[str, list[float | None]] | None:
-    """What to expect of 1, 2, 4, ... probes, to a factor of four beyond its own; None where unknown."""
+    """What to expect of its own probes and of 1, 2, 4, ... to a factor of four beyond; None where unknown."""
     if not isinstance(estimator, Probing) or expected_cosine(estimator, dimension) is None:
         return None
     doublings = math.ceil(math.log2(estimator.probes)) + 3
-    kinds = [replace(estimator, probes=2**k) for k in range(doublings) if 2**k <= dimension]
+    many = sorted({estimator.probes, *(2**k for k in range(doublings) if 2**k <= dimension)})
+    kinds = [replace(estimator, probes=probes) for probes in many]
     moments = [second_moment(kind, dimension) for kind in kinds]
     return {
         "probes": [kind.probes for kind in kinds],

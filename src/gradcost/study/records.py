@@ -29,9 +29,9 @@ class Study:
     seeds: tuple[int, ...]
     points: int
     steps: int
-    batch: int
     target: float
     optimizer: str
+    batch: int | None = None
     comparison: str | None = None  # what is compared and by which code, as a hash
     weights: int | None = None  # how many
     weights_bytes: int | None = None

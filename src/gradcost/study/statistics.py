@@ -24,7 +24,7 @@ FLIPS = 20  # pairs up to which all sign vectors are gone through: 2^20 of them
 @dataclass(frozen=True)
 class Interval:
     """A median over `n` values with [low, high] about it; confidence: the chance that such an interval covers the
-    median of what was drawn from, whatever its distribution."""
+    median of what was drawn from: see `interval` for how nearly."""
 
     median: float
     low: float
@@ -37,9 +37,10 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """The median with a distribution-free interval between order statistics.
 
     [x_(k), x_(n+1-k)] covers the median with probability 1 - 2 P(B <= k - 1), B ~ Binomial(n, 1/2), exactly, for
-    every continuous distribution; between two k it is interpolated. With n = 5 the widest one, least to greatest,
-    covers 93.75%; with fewer it covers less, and `confidence` says so. A percentile bootstrap of five values covers
-    about 83%, and Student's interval of the mean fails for skewed ones.
+    every continuous distribution. Between two k it is interpolated, which is close to that for most: of seeds that
+    either learn or fail seven or ten cover 91 to 93% (simulated with Beta(0.1, 0.1)). With n = 5 the widest one,
+    least to greatest, covers 93.75%; with fewer it covers less, and `confidence` says so. A percentile bootstrap of
+    five values covers about 83%, and Student's interval of the mean fails for skewed ones.
 
     Source: Hettmansperger and Sheather 1986 (Statistics and Probability Letters 4), equation 2.2. Raises: ValueError
     without values.
@@ -170,7 +171,8 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
     times: when each reached it, None where it did not; ends: when each run's watch ended. One that stopped early and
     well is censored at its end; one that diverged never would have come there: give it the longest end of all.
 
-    Source: Kaplan and Meier 1958; the log-log interval of Greenwood's variance. Raises: ValueError when empty.
+    Source: Kaplan and Meier 1958; the log-log interval of Greenwood's variance, and at a share of 1, where there is
+    none, Clopper and Pearson's lower end (1934). Raises: ValueError when empty.
     """
     if not times:
         raise ValueError("a time to a target needs 1 run or more.")
@@ -188,12 +190,12 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
     def column(values: np.ndarray, missing: float) -> tuple[float, ...]:
         return tuple(float(np.nan_to_num(values[i], nan=missing)) for i in steps)
 
-    return Reaching(
-        tuple(float(found.quantiles[i]) for i in steps),
-        column(found.probabilities, 0.0),
-        column(bounds.low.probabilities, 0.0),
-        column(bounds.high.probabilities, 1.0),
-    )
+    share, low = column(found.probabilities, 0.0), column(bounds.low.probabilities, 0.0)
+    # Where all have reached it the log-log interval is undefined: the exact one of so many of so many stands there.
+    everyone = max([*low, ((1 - LEVEL) / 2) ** (1 / len(reached))])
+    low = tuple(everyone if part >= 1 else bound for part, bound in zip(share, low, strict=True))
+    times_reached = tuple(float(found.quantiles[i]) for i in steps)
+    return Reaching(times_reached, share, low, column(bounds.high.probabilities, 1.0))
 
 
 def expected_best(scores: Sequence[float], budget: int) -> float:

@@ -48,6 +48,16 @@ def chosen(runs: Iterable[Ran], method: str) -> float | None:
     return None
 
 
+def finals(trials: Iterable[Ran], method: str) -> list[Ran]:
+    """The final runs of `method` at one learning rate, one a seed: the chosen rate, or the last one run."""
+    trials = list(trials)
+    runs = [t for t in trials if t.method == method and t.phase == "final"]
+    lr = chosen(trials, method)
+    if runs and lr not in {t.lr for t in runs}:
+        lr = runs[-1].lr
+    return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
+
+
 def next_rate(found: Mapping[float, Merit], ratio: float) -> float | None:
     """The learning rate to try next: beyond the edge where the winner lies on one, else between the winner and its
     better neighbour. So each method spends as many points, whether its grid has to grow or not.
