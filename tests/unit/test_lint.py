@@ -251,6 +251,28 @@ def test_every_fault_of_the_audited_paper_is_found():
     }
 
 
+def test_points_that_all_diverged_cost_as_many_steps_as_those_of_the_others(tmp_path: Path):
+    score = {"loss": 0.5, "accuracy": 0.8}
+    lines = [report_records.trial("a()", "tune", lr, status="diverged", steps=3) for lr in (0.1, 1.0)]
+    lines += [report_records.trial("b()", "tune", lr, steps=100, validation=score) for lr in (0.1, 1.0)]
+    lines += [
+        report_records.trial("b()", "final", 0.1, seed, steps=1000, validation=score, test=score) for seed in (1, 2)
+    ]
+    assert [
+        f for f in lint(facts(read(report_records.write_folder(tmp_path / "r", lines)))) if f.code == "E102"
+    ] == []
+
+
+def test_a_study_that_is_scored_by_its_loss_alone_is_judged_by_it(tmp_path: Path):
+    def scored(lr: float, loss: float, phase: str = "tune") -> dict[str, Any]:
+        return report_records.trial("a()", phase, lr, validation={"loss": loss, "accuracy": None})
+
+    lines = [scored(0.01, 3.0), scored(0.1, 1.0), scored(1.0, 2.0), scored(1.0, 2.0, "final")]
+    codes = {finding.code for finding in lint(facts(read(report_records.write_folder(tmp_path / "r", lines))))}
+    assert "E302" in codes, "another rate was trained than tuning chose"
+    assert "W120" not in codes
+
+
 def test_facts_and_findings_are_values():
     for fact in (*rike2022_audit.FACTS, Ran("torch", ("2.9.0",)), Scored("a", "test", 1, 2), Looked("a", 1, 1)):
         assert eval(repr(fact), {type(fact).__name__: type(fact)}) == fact

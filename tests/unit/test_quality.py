@@ -60,6 +60,15 @@ def test_what_theory_does_not_know_is_measured_alone(folder: Path):
     assert clipped.error == pytest.approx(1.0, abs=0.05), "slopes cut to 1e-4 leave the gradient itself as the error"
 
 
+def test_estimates_that_are_not_finite_are_on_record_and_stop_nothing(tmp_path: Path):
+    comparison = Comparison(Digits(), (("far", mezo(eps=1e30)), ("mezo", mezo())), (0.1,), 1, (1,), 0.9)
+    compare.open_folder(tmp_path, comparison, "digits", "mlp")
+    assert list(quality.judge(Digits(), comparison.steppers, tmp_path, draws=3)) == ["far", "mezo"]
+    far, near = read(tmp_path).qualities
+    assert far.error is None
+    assert near.error is not None
+
+
 def test_a_method_is_judged_once(folder: Path):
     before = (folder / "records.jsonl").read_bytes()
     methods = {name: (estimator, SGD(1.0)) for name, estimator in METHODS.items()}

@@ -72,6 +72,47 @@ def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first
     assert series(slopes, [3.0] * 490 + [8.9] * 10).diverged is None
 
 
+@pytest.mark.parametrize(
+    ("losses", "diverged"),
+    [
+        ([-1.0, -1.5, -0.5, 0.9], None),
+        ([-1.0, 1.1], 1),
+        ([0.0, 1e-9, 5.0], None),
+        ([0.0, math.inf], 1),
+        ([math.inf, 1.0], 0),
+        ([math.nan], 0),
+    ],
+)
+def test_a_divergence_is_told_of_losses_of_any_sign(losses: list[float], diverged: int | None):
+    found = Series()
+    for step, loss in enumerate(losses):
+        found.add(step, loss, [])
+    assert found.diverged == diverged
+
+
+def test_slopes_that_are_mostly_zero_have_no_spikes():
+    found, chance = Series(), random.Random(0)
+    for step in range(1000):
+        found.add(step, 1.0, [0.0 if chance.random() < 0.9 else chance.gauss(0, 1)])
+    assert found.spikes == []
+
+
+def test_a_series_goes_on_from_plain_data():
+    chance = random.Random(1)
+    slopes = [chance.gauss(0, 1) for _ in range(400)]
+    slopes[300] = 100.0
+    whole, half = Series(), Series()
+    for step, slope in enumerate(slopes):
+        whole.add(step, 1.0, [slope])
+        if step < 350:
+            half.add(step, 1.0, [slope])
+    half = Series.of(json.loads(json.dumps(half.plain())))
+    for step, slope in enumerate(slopes[350:], start=350):
+        half.add(step, 1.0, [slope])
+    assert half == whole
+    assert [spike.step for spike in half.spikes] == [300]
+
+
 def test_a_slope_that_is_no_number_is_a_spike_and_spoils_no_threshold():
     found = series([*noisy(3, 50), math.nan, 2.0, math.inf, 1.0], [1.0] * 54)
     assert [spike.step for spike in found.spikes] == [50, 52]

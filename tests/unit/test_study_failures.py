@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ import pytest
 from test_study import call, command, descendants, finished, kill, write_study
 
 from gradcost import SGD, backprop
+from gradcost.cli.study import first_stage
 from gradcost.study import ledger
 from gradcost.study.executors import Executor, Local, Record, Work
 from gradcost.study.perform import blank
@@ -74,13 +76,12 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
     (failed,) = records(tmp_path / "killed")
     assert (failed["status"], failed["reason"]) == ("failed", "its process was killed by signal 9")
     (kept,) = (tmp_path / "killed").glob("trials/*/checkpoint")
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:50])  # if it is gone on from, it is read
-    assert call(tmp_path, "-j", "1", "-o", "killed").returncode == 1
-    assert "is no checkpoint of a training" in records(tmp_path / "killed")[-1]["reason"]
-    kept.write_bytes(whole)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "killed", damaged)
+    (damaged / kept.relative_to(tmp_path / "killed")).write_bytes(kept.read_bytes()[:50])
     assert call(tmp_path, "-j", "1", "-o", "killed").returncode == 0
-    assert finished(tmp_path / "killed") == finished(tmp_path / "quiet")
+    assert call(tmp_path, "-j", "1", "-o", "damaged").returncode == 0, "it begins anew"
+    assert finished(tmp_path / "killed") == finished(damaged) == finished(tmp_path / "quiet")
 
 
 def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tmp_path: Path):
@@ -97,6 +98,43 @@ def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tm
         _, said = first.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
     assert first.returncode == 130
     assert "interrupted; what was finished is kept" in said
+
+
+def test_a_file_that_changes_while_its_study_runs_fails_the_trials_that_would_run_other_code(tmp_path: Path):
+    file = tmp_path / "small.py"
+    file.write_text(OWN.format(steps=2, trials=1))
+    work = Work("code", tmp_path, str(file))
+    trial = Trial(Digits(), "b", backprop(), SGD(0.1), 2, "tune", 0)
+    file.write_text(OWN.format(steps=3, trials=1))
+    (record,) = Local(1).perform([trial], work)
+    assert record["status"] == "failed"
+    assert "small.py was changed while the study ran" in record["reason"]
+    assert "Traceback" in record["traceback"]
+    assert record["trial"] == trial.name("code")
+
+
+def test_a_part_that_prints_its_address_is_refused_before_it_runs():
+    class Plain:
+        classes = 10
+
+    with pytest.raises(ValueError, match=r"Plain prints as .* Make it a frozen dataclass"):
+        Trial(Plain(), "b", backprop(), SGD(0.1), 2)
+
+
+def test_a_study_may_yield_nothing_in_between_but_not_at_all():
+    def trial(seed: int) -> Trial:
+        return Trial(Digits(), "b", backprop(), SGD(0.1), 5, "tune", seed)
+
+    def late() -> Plan:
+        yield []
+        yield [trial(1)]
+
+    def never() -> Plan:
+        yield from ()
+
+    assert [found.seed for found in first_stage(Study("?", late))] == [1]
+    with pytest.raises(ValueError, match="yields no trial"):
+        first_stage(Study("?", never))
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,17 @@ def compare_methods(
     if dry_run:
         _plan(comparison, known, folder)
         return 0 if known else 4
-    compare.open_folder(folder, comparison, task_name, model_name)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with alone(folder):
+            compare.open_folder(folder, comparison, task_name, model_name)
             for label, reason in reasons.items():
                 costs.refuse(folder, label, dict(comparison.methods)[label], reason)
             failures = _run(comparison, folder, set(known)) if known else 0
             if not failures:
                 _measure(comparison, folder, known)
     except KeyboardInterrupt:
-        done = len(read(folder).trials)
+        done = sum(trial.status != "failed" for trial in read(folder).trials)
         console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
         console.abandon(130)
     _answer(folder, as_json)

@@ -172,7 +172,7 @@ def named(text: str, option: str) -> Callable[..., Any]:
     if not colon or not place or not name.isidentifier():
         raise ValueError(f"{option} {text!r} names nothing: write FILE.py:NAME or MODULE:NAME.")
     if place.endswith(".py"):
-        found = _loaded(str(Path(place).resolve()))
+        found = loaded(str(Path(place).resolve()))
     else:
         import sys
 
@@ -237,7 +237,8 @@ def _model_name(found: Any) -> str:
     return next((name for name, model in models.items() if model == mine), repr(mine) if mine else "its own model")
 
 
-def _loaded(path: str) -> Any:
+def loaded(path: str) -> Any:
+    """A Python file as a module. Raises: ValueError where there is none, or what it raises."""
     from gradcost.study.perform import load_file
 
     if not Path(path).is_file():
@@ -249,7 +250,7 @@ def _loaded(path: str) -> Any:
 
 
 def _from_file(path: str, name: str) -> Any:
-    module = _loaded(path)
+    module = loaded(path)
     if not hasattr(module, name):
         raise ValueError(f"{path} defines no {name}.")
     found = getattr(module, name)

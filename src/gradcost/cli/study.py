@@ -18,8 +18,7 @@ from gradcost.report import html
 from gradcost.study import costs, ledger, quality
 from gradcost.study.environment import describe, fingerprint
 from gradcost.study.executors import Executor, Local, Ray, Work
-from gradcost.study.perform import load_file
-from gradcost.study.records import read
+from gradcost.study.records import document, read
 from gradcost.study.study import Stage, Study, alone, conduct
 from gradcost.training.optimizers import Optimizer
 
@@ -35,7 +34,7 @@ def run_study(
     if executor not in EXECUTORS:
         raise ValueError(f"no executor {executor!r}.{spec.hint(executor, EXECUTORS)} Executors: local, ray.")
     if dry_run:
-        stage = next(made.trials())
+        stage = first_stage(made)
         rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
         console.show(f"{made.question} First {len(stage)} trials; what comes after depends on them:")
         console.show_table(["method", "phase", "lr", "seed"], rows)
@@ -68,9 +67,7 @@ def run_study(
 
 
 def _found(file: str, name: str) -> Study:
-    if not Path(file).is_file():
-        raise ValueError(f"there is no file {file}: name the Python file that holds the study.")
-    studies = {label: thing for label, thing in vars(load_file(file)).items() if isinstance(thing, Study)}
+    studies = {label: thing for label, thing in vars(spec.loaded(file)).items() if isinstance(thing, Study)}
     if name:
         if name not in studies:
             raise ValueError(f"{file} holds no study {name!r}.{spec.hint(name, studies)}")
@@ -84,17 +81,17 @@ def _found(file: str, name: str) -> Study:
 def open_folder(folder: Path, made: Study, work: Work) -> None:
     """Make the folder of a study, or take up the one that is there. Raises: ValueError when it holds another."""
     if (folder / "study.json").exists():
-        held = json.loads((folder / "study.json").read_text())
+        held = document(folder / "study.json") or {}
         if (held.get("question"), held.get("comparison")) != (made.question, work.code):
             raise ValueError(
                 f"{folder} holds another study, or the same one made by other code. Give another folder with -o."
             )
         return
-    first = next(made.trials())[0]
+    first = first_stage(made)[0]
     objective = first.task.objective(Key(0))
     ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), work.code)))
     (folder / "records.jsonl").touch()
-    document: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "schema": 1,
         "comparison": work.code,
         "question": made.question,
@@ -108,7 +105,19 @@ def open_folder(folder: Path, made: Study, work: Work) -> None:
         "optimizer": type(first.optimizer).__name__,
         "chance": 1 / first.task.classes,
     }
-    ledger.write_document(folder / "study.json", document)
+    ledger.write_document(folder / "study.json", asked)
+
+
+def first_stage(made: Study) -> Stage:
+    """The first trials that a study asks for. Raises: ValueError where it asks for none."""
+    plan = made.trials()
+    try:
+        stage = next(plan)
+        while not stage:
+            stage = plan.send([])
+    except StopIteration:
+        raise ValueError(f"{made.question} The study yields no trial, so there is nothing to run.") from None
+    return stage
 
 
 @dataclass
@@ -131,7 +140,7 @@ def conducted(made: Study, executor: Executor, work: Work) -> Conducted:
 
     def ahead(stage: Stage) -> None:
         new = {t.method: (t.estimator, t.optimizer) for t in stage if t.method not in done.methods}
-        done.task = [stage[0].task]
+        done.task = done.task or [trial.task for trial in stage[:1]]
         if any(trial.task != done.task[0] for trial in stage):
             raise ValueError("a study has one task: make one for each, so that its methods can be compared.")
         done.methods.update(new)

@@ -78,7 +78,9 @@ def _share(estimator: Estimator, moment: float | None, probes: int) -> float | N
 
 def _mean(what: str, sample: Sequence[float], expected: float | None, spread: float | None) -> Line:
     """The sample's mean; a verdict where its expectation and its spread are known, for few draws tell neither."""
-    mean, error = fmean(sample), stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else math.nan
+    mean = error = math.nan
+    if all(map(math.isfinite, sample)):
+        mean, error = fmean(sample), stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else math.nan
     numbers = {"mean": mean, "standard error": error}
     found = f"{short(mean)} +- {short(error)}" if error == error else short(mean)
     if expected is None:

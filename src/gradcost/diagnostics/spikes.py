@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -26,7 +27,8 @@ class Series:
 
     A slope is a spike when |slope| is above median + deviations * 1.4826 MAD of the `window` slopes before it, or is
     no number: the median and its deviation hardly notice the spikes that are in the window themselves. Slopes along
-    random directions of a loss that stands still are near normal, and pass 8 deviations once in ten million.
+    random directions of a loss that stands still are near normal, and pass 8 deviations once in ten million. Where
+    half of the slopes are alike, as where a loss is flat, there is no such threshold and no spike.
 
     The training has diverged at the first loss that is no number or above `rise` times the first one.
     """
@@ -58,8 +60,15 @@ class Series:
             self._slope(step, abs(slope))
         if self.first_loss is None:
             self.first_loss = loss
-        if self.diverged is None and not loss <= self.rise * self.first_loss:
+        if self.diverged is None and not loss <= self._most(self.first_loss):
             self.diverged = step
+
+    def _most(self, first: float) -> float:
+        """`rise` times the first loss, and as far above it where that is negative. Of 0 that is no measure, and any
+        number will do; a first loss that is no number is a divergence itself."""
+        if first == 0:
+            return sys.float_info.max
+        return first + (self.rise - 1) * abs(first) if math.isfinite(first) else -math.inf
 
     def _slope(self, step: int, size: float) -> None:
         threshold = self._threshold()
@@ -76,7 +85,8 @@ class Series:
         if len(self.before) < _LEAST:
             return math.inf
         middle = median(self.before)
-        return middle + self.deviations * _NORMAL * median(abs(size - middle) for size in self.before)
+        spread = median(abs(size - middle) for size in self.before)
+        return middle + self.deviations * _NORMAL * spread if spread > 0 else math.inf
 
     @property
     def herald(self) -> Spike | None:

@@ -49,6 +49,7 @@ class Row:
     reached: int
     seconds_to_target: float | None
     clip_rate: float | None
+    tuned_away: bool = False  # every tuning run diverged, so that there was no rate to train with
 
     @property
     def backprop(self) -> bool:
@@ -87,7 +88,7 @@ def edge(grid: tuple[float, ...], lr: float | None) -> str | None:
 
 def summarise(results: Results) -> list[Row]:
     """A row for each method of the study that was not refused, in the study's order."""
-    refused = {refusal.method for refusal in results.refused}
+    refused = {refusal.method for refusal in results.refused} - {run.method for run in results.trials}
     seen = [*results.study.methods, *(r.method for r in (*results.costs, *results.trials))]
     return [_row(results, method) for method in dict.fromkeys(seen) if method not in refused]
 
@@ -132,6 +133,7 @@ def _row(results: Results, method: str) -> Row:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
+        tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in mine),
     )
 
 
@@ -267,6 +269,8 @@ def _absence(rows: list[Row], study: Study) -> str:
     within = "that fits " if over else ""
     if any(row.seeds and row.accuracy is None for row in rows):
         return f"{within}has an accuracy: what finished was scored by its loss alone"
+    if rows and all(row.tuned_away for row in rows):
+        return f"{within}can be trained: every learning rate that was tried diverged"
     if diverged + failed == 0:
         return f"{within}has finished yet; the same command again goes on where it stopped"
     fate = [f"{count(diverged, 'run')} diverged"] * (diverged > 0) + [f"{count(failed, 'run')} failed"] * (failed > 0)

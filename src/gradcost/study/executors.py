@@ -6,15 +6,17 @@ import logging
 import multiprocessing
 import os
 import pickle
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from gradcost.study.environment import stamp
 from gradcost.study.perform import blank, load_file, perform, prepare
 from gradcost.study.trial import Trial
 
@@ -37,13 +39,17 @@ class Work:
 
     code: the fingerprint of what runs. folder: where half-finished trials are kept, each in a folder of its own.
     user_file: where the study's own code comes from, if not from this package. every: seconds between two
-    checkpoints of a trial.
+    checkpoints of a trial. stamp: of the user's file as it is when this is made.
     """
 
     code: str
     folder: Path
     user_file: str | None = None
     every: float = 30.0
+    stamp: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamp", stamp(self.user_file))
 
 
 class Executor(ABC):
@@ -92,19 +98,31 @@ class Local(Executor):
 
 
 def _work(there: Connection, pickled: bytes, work: Work) -> None:
-    prepare(1, work.user_file)  # first: a trial may hold what the user's file defines
-    there.send(perform(pickle.loads(pickled), work.code, work.folder, work.every))
+    there.send(_performed(pickled, work))
     there.close()
+
+
+def _performed(pickled: bytes, work: Work) -> Record:
+    try:
+        prepare(1, work.user_file)  # first: a trial may hold what the user's file defines
+        if stamp(work.user_file) != work.stamp:
+            raise RuntimeError(
+                f"{work.user_file} was changed while the study ran: put it back, or start a new folder"
+            )
+        trial = pickle.loads(pickled)
+    except Exception as error:
+        return {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return perform(trial, work.code, work.folder, work.every)
 
 
 def _received(connection: Any, process: Any, trial: Trial, work: Work) -> Record:
     try:
         record = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # killed before it told, or in the middle of telling
         record = None
     process.join()
     if record is not None:
-        return record
+        return record if "trial" in record else blank(trial, work.code) | {"status": "failed"} | record
     how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"left with code {process.exitcode}"
     return blank(trial, work.code) | {"status": "failed", "reason": f"its process was {how}", "traceback": None}
 

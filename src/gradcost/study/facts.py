@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from statistics import fmean, variance
 
 from gradcost.study.records import Results, Trial
@@ -175,7 +175,7 @@ def _choices(runs: Sequence[Trial]) -> list[float]:
         found = merits(_in(runs, phase), runs[0].method)
         if winner := best(found):
             top = [max(merit[i] for merit in found.values()) for i in (0, 1)]
-            alike = [lr for lr, merit in found.items() if merit[0] == top[0] or merit[1] == top[1]]
+            alike = [lr for lr, merit in found.items() if any(merit[i] == top[i] > -inf for i in (0, 1))]
             return list(dict.fromkeys([*winner, *alike]))
     return []
 
@@ -191,7 +191,9 @@ def _edge(grid: Sequence[float], lr: float) -> str | None:
 def _effort(results: Results, tuned: Sequence[Trial]) -> Effort:
     """A run that diverged stopped early; it counts as the whole run that it was to be."""
     method = tuned[0].method
-    whole = max((run.steps for run in tuned if run.status == "finished"), default=results.study.steps)
+    mine = [run.steps for run in tuned if run.status == "finished"]
+    others = [run.steps for run in _in(results.trials, "tune") if run.status == "finished"]
+    whole = max(mine or others, default=results.study.steps)
     steps = sum(run.steps if run.status == "finished" else whole for run in tuned)
     flops = next((cost.flops for cost in results.costs if cost.method == method), None)
     points = len({(run.estimator, run.optimizer, run.lr) for run in tuned})
@@ -208,7 +210,7 @@ def _ranking(results: Results, runs: Sequence[Trial], final: Sequence[float]) ->
     return Ranking(
         method,
         tuple((f"lr={lr:.3g}", found[lr][0]) for lr in alive),
-        len(found) - len(alive),
+        len(found) - len(best(found, len(found))),
         _spread(again),
         results.study.chance,
         next((targets for targets in seen if targets is not None), None),

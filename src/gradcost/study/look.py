@@ -45,11 +45,16 @@ class Status:
 def status(folder: Path) -> Status:
     """How far the study of a folder is. Raises: ValueError where it is no results folder."""
     results = read(folder)
+    ended = {run.trial for run in results.trials if run.status != "failed"}
     return Status(
         str(folder),
         dict(Counter(run.phase for run in results.trials if run.status != "failed")),
         tuple(run.trial for run in results.trials if run.status == "failed"),
-        tuple(Kept(path.parent.name, _step(path)) for path in sorted(folder.glob("trials/*/checkpoint"))),
+        tuple(
+            Kept(path.parent.name, _step(path))
+            for path in sorted(folder.glob("trials/*/checkpoint"))
+            if path.parent.name not in ended
+        ),
         _holder(folder),
         results.torn,
     )
@@ -71,7 +76,8 @@ def _step(path: Path) -> int | None:
     """How many steps a checkpoint holds, from the head of its file."""
     try:
         with path.open("rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(min(length, path.stat().st_size)))
         return _item(_item(json.loads(head["__metadata__"]["tree"]), "steps"), "taken")
     except (OSError, ValueError, KeyError, TypeError):  # replaced or removed meanwhile, or none of ours
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import multiprocessing
@@ -48,8 +49,8 @@ def load_file(path: str) -> Any:
     name = f"gradcost_user_{Path(path).stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{path} is no Python file: its name must end in .py.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -95,9 +96,7 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
 
 
 def _run(trial: Trial, kept: Path, every: float, start: float) -> dict[str, Any]:
-    seen = Seen(trial)
-    if kept.exists():
-        seen.take_up(checkpoint.notes(kept))
+    seen = _begun(trial, kept)
     before, written = seen.seconds, start
     for step in train(trial.task, trial.estimator, trial.optimizer, trial.key, trial.steps, kept):
         if not seen.goes_on_after(step):
@@ -105,6 +104,21 @@ def _run(trial: Trial, kept: Path, every: float, start: float) -> dict[str, Any]
         now = time.perf_counter()
         if now - written > every and seen.taken < trial.steps:
             seen.seconds, written = before + now - start, now
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(kept, step.stepping, seen.notes())
+            with contextlib.suppress(OSError, ImportError):  # what cannot be kept is only run again
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.write(kept, step.stepping, seen.notes())
     return seen.record() | {"seconds": round(before + time.perf_counter() - start, 3)}
+
+
+def _begun(trial: Trial, kept: Path) -> Seen:
+    """What was seen up to the checkpoint. One that is damaged, or of other code, is removed and the trial begins
+    anew, which finds the same numbers."""
+    if kept.exists():
+        seen = Seen(trial)
+        try:
+            seen.take_up(checkpoint.notes(kept))
+        except (ValueError, TypeError, KeyError):
+            kept.unlink()
+        else:
+            return seen
+    return Seen(trial)

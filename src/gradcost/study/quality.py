@@ -58,7 +58,9 @@ def judge(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iter
 
 
 def _told(name: str, sample: list[float]) -> dict[str, float | None]:
-    """The mean and its standard error."""
+    """The mean and its standard error; None where a draw was not finite."""
+    if not all(map(math.isfinite, sample)):
+        return {name: None, f"{name}_se": None}
     spread = stdev(sample) / math.sqrt(len(sample)) if len(sample) > 1 else math.nan
     return {name: short(fmean(sample)), f"{name}_se": short(spread)}
 

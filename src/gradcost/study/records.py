@@ -155,7 +155,7 @@ def read(folder: str | Path) -> Results:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}: give the one that `gradcost compare -o` wrote.")
-    asked = _document(folder / "study.json")
+    asked = document(folder / "study.json")
     if asked is None:
         raise ValueError(
             f"{folder} holds no study.json, so it is not a results folder: give the one that "
@@ -165,7 +165,7 @@ def read(folder: str | Path) -> Results:
     lines = folder / "records.jsonl"
     if not lines.is_file():
         raise ValueError(f"{folder} holds no records.jsonl: nothing was run there yet.")
-    return results(asked, _document(folder / "environment.json") or {}, lines)
+    return results(asked, document(folder / "environment.json") or {}, lines)
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Path) -> Results:
@@ -256,7 +256,8 @@ def _check(record: Mapping[str, Any], where: Path) -> None:
         raise ValueError(f"{where} has schema {schema} and this gradcost reads {SCHEMA}: upgrade gradcost.")
 
 
-def _document(path: Path) -> dict[str, Any] | None:
+def document(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a file; None where there is no file. Raises: ValueError where it holds none."""
     if not path.is_file():
         return None
     found = _parse(path.read_bytes())

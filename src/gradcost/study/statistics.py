@@ -162,7 +162,9 @@ class Reaching:
     @property
     def median(self) -> float:
         """The time by which half of the runs have reached it; inf where they never did."""
-        return next((time for time, share in zip(self.times, self.share, strict=True) if share >= 0.5), math.inf)
+        return next(
+            (time for time, share in zip(self.times, self.share, strict=True) if share >= 0.5 - 1e-12), math.inf
+        )
 
 
 def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reaching:

@@ -72,7 +72,10 @@ def run(trials: Stage, executor: Executor, work: Work) -> Generator[tuple[Record
     """The record of each trial, and whether it is fresh: first those that are known, then each as it ends."""
     known = {r["trial"]: r for r in ledger.records(work.folder) if r.get("kind") == "trial" and done(r)}
     names = {trial.name(work.code): trial for trial in trials}
-    yield from ((known[name], False) for name in names if name in known)
+    for name in names:
+        if name in known:
+            shutil.rmtree(work.folder / "trials" / name, ignore_errors=True)  # a kill may have come before that
+            yield known[name], False
     todo = [trial for name, trial in names.items() if name not in known]
     with executor.ready(), closing(executor.perform(todo, work)) as performed:
         for record in performed:

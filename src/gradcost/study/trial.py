@@ -17,7 +17,8 @@ class Trial:
     method: the name under which runs are gathered. phase: "tune" and "confirm" runs are scored on the validation
     split; "final" ones on the test split too, once, at their end. The phases never share a key, so a tuned rate
     meets fresh weights, order and noise. Methods under one phase and seed share theirs, so their differences are
-    paired. target: the validation accuracy whose first step is noted.
+    paired. target: the validation accuracy whose first step is noted. Raises: ValueError where a part prints its
+    address in memory, for a trial's name hangs on its text.
     """
 
     task: Any
@@ -28,6 +29,14 @@ class Trial:
     phase: str = "final"
     seed: int = 1
     target: float = 0.9
+
+    def __post_init__(self) -> None:
+        for part in (self.task, self.estimator, self.optimizer):
+            if " at 0x" in repr(part):
+                raise ValueError(
+                    f"{type(part).__name__} prints as {part!r}, another text in every process, so that its runs "
+                    "could not be told from others'. Make it a frozen dataclass, as tasks are."
+                )
 
     @property
     def key(self) -> Key:

@@ -60,9 +60,10 @@ def finals(trials: Iterable[Ran], method: str) -> list[Ran]:
 
 def next_rate(found: Mapping[float, Merit], ratio: float) -> float | None:
     """The learning rate to try next: beyond the edge where the winner lies on one, else between the winner and its
-    better neighbour. So each method spends as many points, whether its grid has to grow or not.
+    better neighbour, and beyond an edge where two digits leave nothing between. So each method spends as many points,
+    whether its grid has to grow or not.
 
-    ratio: the step of the grid, above 1. None where two digits leave nothing to try.
+    ratio: the step of the grid, above 1. None where two digits leave nothing to try there either.
     """
     tried = sorted(found)
     winner = best(found)
@@ -74,8 +75,9 @@ def next_rate(found: Mapping[float, Merit], ratio: float) -> float | None:
     if at == len(tried) - 1:
         return _new(tried[-1] * ratio, tried)
     beside = sorted((tried[at - 1], tried[at + 1]), key=lambda lr: found[lr], reverse=True)
-    between = (_new(sqrt(winner[0] * neighbour), tried) for neighbour in beside)
-    return next((lr for lr in between if lr is not None), None)
+    between = [_new(sqrt(winner[0] * neighbour), tried) for neighbour in beside]
+    beyond = [_new(tried[0] / ratio, tried), _new(tried[-1] * ratio, tried)]
+    return next((lr for lr in between + beyond if lr is not None), None)
 
 
 def _new(lr: float, tried: Iterable[float]) -> float | None:
