@@ -175,6 +175,10 @@ def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():
     assert next_rate(found(1, 2, 3), 10) == 1000.0
     assert next_rate(found(1, 3, 2), 10) == 32.0
     assert next_rate(found(2, 3, 1), 10) == 3.2
+    lost = (-float("inf"), -float("inf"), 0.0)
+    grid = {1e-4: (1, 0, 0), 1e-3: (2, 0, 0), 1e-2: lost}
+    assert next_rate(grid, 10) == 3.2e-4
+    assert next_rate(grid | {3.2e-4: (1.5, 0, 0)}, 10) == 3.2e-3  # the wider gap, though what bounds it diverged
     assert next_rate(found(-float("inf"), -float("inf")), 10) == 0.1  # all diverged: smaller
     assert next_rate({1.0: (1, 0, 0), 1.1: (2, 0, 0), 1.2: (1, 0, 0)}, 1.1) == 0.91  # two digits hold nothing between
     assert best(found(1, -float("inf"), 3), 3) == [100.0, 1.0]

@@ -153,7 +153,11 @@ def conducted(made: Study, executor: Executor, work: Work) -> Conducted:
         done.ran += 1
         done.failed += record["status"] == "failed"
         accuracy = (record.get("validation") or {}).get("accuracy")
-        what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"
+        what = (
+            record["status"]
+            if accuracy is None or record["status"] != "finished"
+            else f"{accuracy:.4f} validation accuracy"
+        )
         run = f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}"
         console.say(f"{done.ran}  {record['method']}  {run}: {what}")
     return done

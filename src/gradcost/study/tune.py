@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, log, sqrt
 
 from gradcost.study.records import Trial as Ran
 
@@ -59,9 +59,10 @@ def finals(trials: Iterable[Ran], method: str) -> list[Ran]:
 
 
 def next_rate(found: Mapping[float, Merit], ratio: float) -> float | None:
-    """The learning rate to try next: beyond the edge where the winner lies on one, else between the winner and its
-    better neighbour, and beyond an edge where two digits leave nothing between. So each method spends as many points,
-    whether its grid has to grow or not.
+    """The learning rate to try next: beyond the edge where the winner lies on one, else in the wider of the two gaps
+    beside it, of equal ones on the side of the better neighbour; beyond an edge where two digits leave nothing
+    between. So each method spends as many points, whether its grid has to grow or not. A neighbour that diverged
+    says nothing against the rates before it: the best is often the last one that does not diverge.
 
     ratio: the step of the grid, above 1. None where two digits leave nothing to try there either.
     """
@@ -75,6 +76,9 @@ def next_rate(found: Mapping[float, Merit], ratio: float) -> float | None:
     if at == len(tried) - 1:
         return _new(tried[-1] * ratio, tried)
     beside = sorted((tried[at - 1], tried[at + 1]), key=lambda lr: found[lr], reverse=True)
+    gaps = [abs(log(neighbour / winner[0])) for neighbour in beside]
+    if gaps[1] > 1.25 * gaps[0]:  # the better neighbour's side has been looked at already
+        beside.reverse()
     between = [_new(sqrt(winner[0] * neighbour), tried) for neighbour in beside]
     beyond = [_new(tried[0] / ratio, tried), _new(tried[-1] * ratio, tried)]
     return next((lr for lr in between + beyond if lr is not None), None)
