@@ -70,7 +70,7 @@ def _against_probes(results: Results, what: str, title: str, axis: str, told: st
     here = {row.method for row in summarise(results)}
     absent = [quality.method for quality in results.qualities if quality.method in here - drawn]
     if absent:
-        caption += f" Not drawn, for it is not above 0 there: {listed(absent)}."
+        caption += f" Not drawn, for it is no number above 0 there: {listed(absent)}."
     layers = [*([line] if theory else []), whiskers, marks.encode(opacity=look.opacity(1), tooltip=tip)]
     return look.figure(f"estimate-{what}", title, caption, layers)
 
