@@ -370,3 +370,12 @@ def test_reading_and_summing_up_need_no_extra(tmp_path: Path):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "gradcost[report]" in ran.stdout
+
+
+def test_the_tables_in_the_docs_are_those_of_the_records_beside_them():
+    folder = Path(__file__).parents[2] / "docs" / "results" / "mnist-mlp"
+    texts = assets.written(read(folder))
+    tables = [path for path in folder.iterdir() if path.suffix in (".md", ".csv")]
+    assert len(tables) == 7
+    for path in tables:
+        assert path.read_text() == texts[path.name], path.name
