@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from gradcost.cli.main import app
 
 COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
 PLAIN = ["--more", "0", "--confirm", "0"]  # a grid and the final runs alone
@@ -181,8 +185,16 @@ def test_what_finished_is_kept_and_the_same_command_goes_on(
     assert numbers(tmp_path / "r") == undisturbed
 
 
-def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path):
-    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `r` in it, of one method: for tests of what comes after, each of which takes a copy."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=folder).returncode == 0
+    return folder
+
+
+def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, alone: Path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     whole = numbers(tmp_path / "r")
     path = tmp_path / "r" / "records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -243,11 +255,15 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
-def test_bad_input_is_a_sentence_and_leaves_nothing_behind(tmp_path: Path, arguments: list[str], told: str):
+def test_bad_input_is_a_sentence_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+):
+    """In this process: what is refused starts none, and seventeen of them would only load torch again."""
     (tmp_path / "mine.py").write_text(USER_TASKS.replace("broken = Mine(1)", ""))
     (tmp_path / "bad.py").write_text(USER_TASKS)
-    ran = gradcost("compare", *arguments, "-o", "r", folder=tmp_path)
-    assert ran.returncode == 2
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(app, ["compare", *arguments, "-o", "r"], env=WIDE)
+    assert ran.exit_code == 2
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "r").exists()
@@ -264,8 +280,8 @@ def test_a_run_that_raises_is_kept_with_its_traceback_and_tried_again(tmp_path: 
         assert all("the seventh batch is broken" in r["traceback"] for r in failed)
 
 
-def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path):
-    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path, alone: Path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "r" / "records.jsonl").read_bytes()
     ran = gradcost(*SHORT, "--method", "mezo()", "-o", "r", folder=tmp_path)
     assert ran.returncode == 2
@@ -298,8 +314,8 @@ def test_what_there_is_can_be_listed_for_people_and_machines(tmp_path: Path, com
     assert json.loads(gradcost(command, "--json", folder=tmp_path).stdout)
 
 
-def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path):
-    gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path)
+def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path, alone: Path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     assert gradcost("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
     assert (tmp_path / "elsewhere.html").exists()
     assert gradcost("report", "nowhere", folder=tmp_path).returncode == 2
