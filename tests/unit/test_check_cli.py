@@ -1,13 +1,12 @@
-"""`gradcost check` as a person meets it: real processes, the table, exit codes and sentences."""
+"""`gradcost check` as a person meets it: the table, exit codes and sentences."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_cli import gradcost
+from test_cli import gradcost, inside
 from test_plan_cli import MINE
 
 from gradcost.cli import spec
@@ -71,18 +70,18 @@ def test_the_same_check_finds_the_same_numbers(here: Path):
 
 
 def test_without_a_method_every_preset_is_checked_in_short(here: Path):
-    ran = gradcost("check", "--task", "digits", "--draws", "4", folder=here)
+    ran = inside("check", "--task", "digits", "--draws", "4", folder=here)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     rows = {line.split("(")[0]: line for line in lines[3:]}
     assert set(rows) == {name for name in spec.presets() if name != "addax"}  # which needs an argument
     assert all(row.rstrip().endswith("ok") or "cannot serve here" in row for row in rows.values())
-    found = json.loads(gradcost("check", "--draws", "4", "--json", folder=here).stdout)
+    found = json.loads(inside("check", "--draws", "4", "--json", folder=here).stdout)
     assert len(found) == len(rows)
 
 
 def test_a_module_that_no_tangent_passes_fails_and_all_are_named(here: Path):
-    ran = gradcost("check", "forward_gradient()", "--model", "mine.py:opaque", *FACTORY[2:], folder=here)
+    ran = inside("check", "forward_gradient()", "--model", "mine.py:opaque", *FACTORY[2:], folder=here)
     assert ran.returncode == 1
     for said in (
         "not 1, at `return Square.apply(x)`",
@@ -90,19 +89,19 @@ def test_a_module_that_no_tangent_passes_fails_and_all_are_named(here: Path):
         "failed: can serve here",
     ):
         assert said in ran.stdout
-    assert gradcost("check", "mezo()", "--model", "mine.py:opaque", *FACTORY[2:], folder=here).returncode == 0
+    assert inside("check", "mezo()", "--model", "mine.py:opaque", *FACTORY[2:], folder=here).returncode == 0
 
 
 def test_a_cut_path_fails_for_every_method(here: Path):
     for method in ("backprop()", "mezo()"):
-        ran = gradcost("check", method, "--model", "mine.py:cut", *FACTORY[2:], folder=here)
+        ran = inside("check", method, "--model", "mine.py:cut", *FACTORY[2:], folder=here)
         assert ran.returncode == 1
         assert ".detach()" in ran.stdout
 
 
 def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
     arguments = ("check", "mezo()", "--model", "mine.py:one_way", "--data", "mine.py:batch", "--batch", "3", "--json")
-    assert gradcost(*arguments, folder=here).returncode == 0
+    assert inside(*arguments, folder=here).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
 )
 def test_what_cannot_be_checked_is_a_sentence(here: Path, arguments: tuple[str, ...], told: str):
-    ran: Any = gradcost("check", *arguments, folder=here)
+    ran = inside("check", *arguments, folder=here)
     assert ran.returncode == 2
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import gradcost
+from test_cli import gradcost, inside
 from test_report_browser import Drawn, chromium, opened, seen
 
 __all__ = ["chromium"]
@@ -185,7 +185,7 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
 )
 def test_what_cannot_be_planned_is_a_sentence(here: Path, arguments: tuple[str, ...], told: str):
-    ran = gradcost("plan", "--memory", "1MiB", *arguments, folder=here)
+    ran = inside("plan", "--memory", "1MiB", *arguments, folder=here)
     assert ran.returncode == 2
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -194,7 +194,7 @@ def test_what_cannot_be_planned_is_a_sentence(here: Path, arguments: tuple[str, 
 
 @pytest.mark.parametrize("amount", ["-1", "0", "2 apples", "2XB", ""])
 def test_a_budget_is_an_amount_of_memory(here: Path, amount: str):
-    ran = gradcost("plan", *FACTORY, f"--memory={amount}", folder=here)
+    ran = inside("plan", *FACTORY, f"--memory={amount}", folder=here)
     assert ran.returncode == 2
     assert "no amount of memory" in ran.stderr
 
