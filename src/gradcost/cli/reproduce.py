@@ -100,10 +100,10 @@ def _tell(
 ) -> None:
     published = as_published(results, table)
     found = [
-        (part, cells(results, table, suffix))
-        for part, suffix in (("as published", ""), ("tuned alike", rike2022.TUNED))
+        ("as published", cells(results, table), published),
+        ("tuned alike", cells(results, table, rike2022.TUNED), False),  # the paper says nothing of these
     ]
-    told = [(part, rike2022_page.rows_of(some, published)) for part, some in found if any(cell.runs for cell in some)]
+    told = [(part, rike2022_page.rows_of(some, judged)) for part, some, judged in found if any(c.runs for c in some)]
     if as_json:
         named = {part: [dict(zip(rike2022_page.HEADERS, row, strict=True)) for row in lines] for part, lines in told}
         print(json.dumps({"folder": str(folder), "ran": ran, "published": published, "rows": named}, indent=2))
