@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 
 from gradcost.cli import console, spec
+from gradcost.cli.study import measure
 from gradcost.key import Key
 from gradcost.report import html, summary, tables
 from gradcost.report.wording import size
-from gradcost.study import compare, costs, quality
+from gradcost.study import compare, costs
 from gradcost.study.compare import Comparison
 from gradcost.study.executors import Local, Work
 from gradcost.study.records import read
@@ -89,7 +90,7 @@ def compare_methods(
                 costs.refuse(folder, label, dict(comparison.methods)[label], reason)
             failures = _run(comparison, folder, set(known)) if known else 0
             if not failures:
-                _measure(comparison, folder, known)
+                measure(comparison.task, comparison.steppers, comparison.memory, folder, known)
     except KeyboardInterrupt:
         done = sum(trial.status != "failed" for trial in read(folder).trials)
         console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
@@ -128,15 +129,6 @@ def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
             failed += record["status"] == "failed"
             board.finished(record)
     return failed
-
-
-def _measure(comparison: Comparison, folder: Path, known: dict) -> None:
-    """What a step of each costs in time, and how good its estimates are."""
-    for label in costs.clock(comparison.task, comparison.steppers, comparison.memory, folder, known):
-        console.say(f"timed a step of {label}")
-    methods = {label: pair for label, pair in comparison.steppers.items() if label in known}
-    for label in quality.judge(comparison.task, methods, folder):
-        console.say(f"judged the estimates of {label}")
 
 
 def _answer(folder: Path, as_json: bool) -> None:

@@ -38,16 +38,26 @@ class Board:
     def finished(self, record: dict[str, Any]) -> None:
         method = record["method"]
         self.done[method] += 1
-        accuracy = (record.get("validation") or {}).get("accuracy") if record["status"] == "finished" else None
+        accuracy = accuracy_of(record)
         if accuracy is not None:
             self.best[method] = max(self.best.get(method, 0.0), accuracy)
         best = f"best {100 * self.best[method]:.1f}%" if method in self.best else ""
         if self.progress is not None:
             self.progress.update(self.bars[method], completed=self.done[method], note=best)
             return
-        what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"
-        run = f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}"
-        err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {run}: {what}", markup=False)
+        err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {told(record)}", markup=False)
+
+
+def accuracy_of(record: dict[str, Any]) -> float | None:
+    """The validation accuracy of a run that finished; one that diverged had one on its way at best."""
+    return (record.get("validation") or {}).get("accuracy") if record["status"] == "finished" else None
+
+
+def told(record: dict[str, Any]) -> str:
+    """`tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
+    accuracy = accuracy_of(record)
+    what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"
+    return f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}: {what}"
 
 
 @contextmanager

@@ -46,10 +46,7 @@ def run_study(
         open_folder(folder, made, work)
         done = conducted(made, EXECUTORS[executor](workers or os.cpu_count() or 1), work)
         if not done.failed and done.task:
-            for label in costs.clock(done.task[0], done.methods, None, folder, done.costs):
-                console.say(f"timed a step of {label}")
-            for label in quality.judge(done.task[0], done.methods, folder):
-                console.say(f"judged the estimates of {label}")
+            measure(done.task[0], done.methods, None, folder, done.costs)
     failed, ran = done.failed, done.ran
     results = read(folder)
     answer = {"folder": str(folder), "ran": ran, "failed": failed, "known": len(results.trials)}
@@ -64,6 +61,14 @@ def run_study(
         console.show(f"report   {answer.get('report', 'none: some runs failed')}")
         console.show("again    the same command goes on where it stopped; nothing is run twice")
     return 1 if failed else 0
+
+
+def measure(task: Any, methods: costs.Methods, memory: int | None, folder: Path, known: dict[str, Forecast]) -> None:
+    """What a step of each method takes, alone on the machine, and how good its estimates are."""
+    for label in costs.clock(task, methods, memory, folder, known):
+        console.say(f"timed a step of {label}")
+    for label in quality.judge(task, {label: methods[label] for label in methods if label in known}, folder):
+        console.say(f"judged the estimates of {label}")
 
 
 def _found(file: str, name: str) -> Study:
@@ -152,12 +157,5 @@ def conducted(made: Study, executor: Executor, work: Work) -> Conducted:
     for record in conduct(made, executor, work, ahead):
         done.ran += 1
         done.failed += record["status"] == "failed"
-        accuracy = (record.get("validation") or {}).get("accuracy")
-        what = (
-            record["status"]
-            if accuracy is None or record["status"] != "finished"
-            else f"{accuracy:.4f} validation accuracy"
-        )
-        run = f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}"
-        console.say(f"{done.ran}  {record['method']}  {run}: {what}")
+        console.say(f"{done.ran}  {record['method']}  {console.told(record)}")
     return done

@@ -48,6 +48,13 @@ def draw(estimator: Estimator, objective: Any, ground: Ground, number: int, stat
     )
 
 
+def mean_and_error(sample: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error: NaN where a number is not finite, the error also of one number."""
+    if not all(map(math.isfinite, sample)):
+        return math.nan, math.nan
+    return fmean(sample), stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else math.nan
+
+
 def quality_lines(estimator: Estimator, dimension: int, drawn: Sequence[Draw]) -> list[Line]:
     """What the draws say, with a verdict where theory knows what it should be."""
     moment = None if any(one.clipped for one in drawn) else second_moment(estimator, dimension)
@@ -78,9 +85,7 @@ def _share(estimator: Estimator, moment: float | None, probes: int) -> float | N
 
 def _mean(what: str, sample: Sequence[float], expected: float | None, spread: float | None) -> Line:
     """The sample's mean; a verdict where its expectation and its spread are known, for few draws tell neither."""
-    mean = error = math.nan
-    if all(map(math.isfinite, sample)):
-        mean, error = fmean(sample), stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else math.nan
+    mean, error = mean_and_error(sample)
     numbers = {"mean": mean, "standard error": error}
     found = f"{short(mean)} +- {short(error)}" if error == error else short(mean)
     if expected is None:

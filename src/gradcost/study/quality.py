@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from gradcost.diagnostics.ground import Ground
 from gradcost.diagnostics.parts import micro_batches, within
-from gradcost.diagnostics.quality import Draw, draw
+from gradcost.diagnostics.quality import Draw, draw, mean_and_error
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.key import Key
@@ -36,11 +35,15 @@ def judge(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iter
     ... probes, where it knows. Where there is no gradient to hold them against, none is judged.
     """
     known = {quality.method for quality in read(folder).qualities}
+    objective, batch = first_step(task)  # one for all: an estimate leaves nothing behind
+    grounds: dict[int, Ground] = {}  # by the micro-batches that the loss is the mean of
     for label, (estimator, _) in methods.items():
         if label in known or not within(estimator, Slope):
             continue
-        objective, batch = first_step(task)
-        ground = Ground(objective.in_parts(micro_batches(estimator)), batch, Key(0).fold("quality"))
+        parts = micro_batches(estimator)
+        if parts not in grounds:
+            grounds[parts] = Ground(objective.in_parts(parts), batch, Key(0).fold("quality"))
+        ground = grounds[parts]
         if ground.refusal is not None:
             return
         with warnings.catch_warnings():
@@ -59,10 +62,8 @@ def judge(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iter
 
 def _told(name: str, sample: list[float]) -> dict[str, float | None]:
     """The mean and its standard error; None where a draw was not finite."""
-    if not all(map(math.isfinite, sample)):
-        return {name: None, f"{name}_se": None}
-    spread = stdev(sample) / math.sqrt(len(sample)) if len(sample) > 1 else math.nan
-    return {name: short(fmean(sample)), f"{name}_se": short(spread)}
+    mean, error = mean_and_error(sample)
+    return {name: short(mean), f"{name}_se": short(error)}
 
 
 def _error(one: Draw) -> float:
