@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from gradcost import Blocks, CentralDifference, Jvp, Objective, Probing, Rademacher, Reverse, Schedule, Segments
-from gradcost.cost.fitting import Forecasts
-from gradcost.cost.forecast import Forecast
-from gradcost.cost.within import Trade
 from gradcost.estimators.estimator import Estimator
+from gradcost.planning.forecast import Forecast
+from gradcost.planning.forecasts import Forecasts
+from gradcost.planning.within import Trade
 
 LAYERS, WIDTH, WORDS, BATCH, LENGTH = 16, 256, 2048, 4, 128
 COLOURS = {

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradcost import Key, Objective, Reverse, Within, backprop, checkpointed
-from gradcost.cost.flops import Counted
-from gradcost.cost.storage import LiveBytes
-from gradcost.cost.within import Trade
-from gradcost.objective import randomness
-from gradcost.schedules import cheapest
+from gradcost.checkpointing.optimal import cheapest
+from gradcost.core.isolation import randomness
+from gradcost.instruments.flops import Counted
+from gradcost.instruments.memory import LiveBytes
+from gradcost.planning.within import Trade
 from gradcost.tasks.architectures import Gpt
 
 LAYERS, WIDTH, LENGTH, BATCH, WORDS, ROUNDS = 24, 128, 128, 4, 256, 11

@@ -27,11 +27,11 @@ from gradcost import (
     mezo,
     spsa,
 )
-from gradcost.cost.clock import time_steps
-from gradcost.cost.measure import Steps
-from gradcost.cost.roofline import calibrate, seconds
-from gradcost.objective import randomness
-from gradcost.philox import Normals, Signs, Stream
+from gradcost.core.isolation import randomness
+from gradcost.instruments.measure import Steps
+from gradcost.instruments.timing import time_steps
+from gradcost.noise.philox import Normals, Signs, Stream
+from gradcost.planning.roofline import calibrate, seconds
 from gradcost.tasks.architectures import Gpt, Mlp
 from gradcost.tasks.task import Batch, cross_entropy
 

@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradcost
 from gradcost import Key
-from gradcost.chain import find_blocks
-from gradcost.objective import randomness
+from gradcost.core.blocks import find_blocks
+from gradcost.core.isolation import randomness
 from gradcost.tasks.architectures import Architecture, Gpt, Mlp
 from gradcost.tasks.task import Batch, cross_entropy
 

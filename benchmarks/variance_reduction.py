@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from gradcost import Jvp, Key, Note, Probing, Rademacher, Reverse, VarianceReduced, mezo
-from gradcost.cost.flops import Counted
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import full_gradient
-from gradcost.study.statistics import interval
+from gradcost.instruments.flops import Counted
+from gradcost.results.statistics import interval
 from gradcost.tasks.digits import Digits
 from gradcost.training.optimizers import SGD
 from gradcost.training.stepping import Stepping

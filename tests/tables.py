@@ -15,19 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradcost
-from gradcost.combine import Normalized, Projection, Sign
+from gradcost.checkpointing.policies import Blocks, Everything, Segments, Selective
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
 from gradcost.directions.groups import EachBlock, EachModule
 from gradcost.directions.guided import Guided
 from gradcost.directions.layerwise import Layerwise
-from gradcost.directions.lowrank import LazyLowRank, LowRank
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Largest, Random, Smallest
+from gradcost.directions.low_rank import LazyLowRank, LowRank
+from gradcost.directions.masks import Largest, Masked, Random, Smallest
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.activity import ActivityPerturbation
 from gradcost.estimators.adaptive import Adaptive
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Normalized, Projection, Sign
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.hessian_informed import HessianInformed
 from gradcost.estimators.mixed import Mixed
@@ -35,10 +38,7 @@ from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks, Everything, Segments, Selective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 # ---- estimators
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gradcost import noise, objective, philox
-from gradcost.combine import Mean
-from gradcost.directions import Directions, gaussian, rademacher, sphere
+from gradcost.core import objective
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
+from gradcost.directions import Directions, independent, sphere
+from gradcost.estimators.combine import Mean
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
+from gradcost.noise import add as noise
+from gradcost.noise import philox
 from laws import test_law_03_scale as scale
 from laws import test_law_04_variance as variance
 from laws import test_law_07_same_function as same_function
@@ -41,8 +43,7 @@ def every_probe_looks_along_one_direction(patch: pytest.MonkeyPatch) -> None:
     def repeated(key: Key, probes: int) -> tuple[int, ...]:
         return (key.fold("probe", 0).seed,) * probes
 
-    patch.setattr(gaussian, "independent", repeated)
-    patch.setattr(rademacher, "independent", repeated)
+    patch.setattr(independent, "independent", repeated)
 
 
 def the_sphere_has_radius_one(patch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,7 @@ def the_sphere_has_radius_one(patch: pytest.MonkeyPatch) -> None:
         self: Any, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         lengths = [scale / sphere._norm(seed, leaf.dimension) for seed, scale in zip(seeds, scales, strict=True)]
-        return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
+        return noise.add_noise(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
 
     patch.setattr(sphere.Sphere, "add", short)
 

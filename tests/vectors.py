@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Directions, Rademacher
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Gradient, Seeded
 from gradcost.estimators.presets import backprop
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Gradient, Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import Slope
+from gradcost.slopes.slope import Slope
 
 
 def flat(gradient: Gradient) -> Tensor:

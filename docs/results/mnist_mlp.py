@@ -14,8 +14,8 @@ from gradcost.directions import Gaussian, Orthogonal, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed
 from gradcost.estimators.probing import Probing
-from gradcost.slopes import CentralDifference, Jvp
-from gradcost.study.compare import Comparison
+from gradcost.slopes.slope import CentralDifference, Jvp
+from gradcost.studies.compare import Comparison
 from gradcost.tasks import Mnist
 
 STEPS = 400

@@ -4,26 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradcost.chunked import chunked_cross_entropy as chunked_cross_entropy
-    from gradcost.combine import Mean as Mean
-    from gradcost.combine import Normalized as Normalized
-    from gradcost.combine import Projection as Projection
-    from gradcost.combine import Sign as Sign
-    from gradcost.cost.forecast import Forecast as Forecast
-    from gradcost.cost.forecast import forecast as forecast
-    from gradcost.cost.measure import Allocator as Allocator
-    from gradcost.cost.measure import Bytes as Bytes
-    from gradcost.cost.measure import Measurement as Measurement
-    from gradcost.cost.measure import Operations as Operations
-    from gradcost.cost.measure import Seconds as Seconds
-    from gradcost.cost.measure import Steps as Steps
-    from gradcost.cost.measure import measure as measure
-    from gradcost.cost.plan import Plan as Plan
-    from gradcost.cost.plan import plan as plan
-    from gradcost.cost.within import Within as Within
-    from gradcost.diagnostics.diagnose import diagnose as diagnose
-    from gradcost.diagnostics.diagnosis import Diagnosis as Diagnosis
-    from gradcost.diagnostics.recorder import Recorder as Recorder
+    from gradcost.checkpointing.chunked_loss import chunked_cross_entropy as chunked_cross_entropy
+    from gradcost.checkpointing.policies import Attention as Attention
+    from gradcost.checkpointing.policies import Blocks as Blocks
+    from gradcost.checkpointing.policies import Everything as Everything
+    from gradcost.checkpointing.policies import Matmuls as Matmuls
+    from gradcost.checkpointing.policies import Offloaded as Offloaded
+    from gradcost.checkpointing.policies import Schedule as Schedule
+    from gradcost.checkpointing.policies import Segments as Segments
+    from gradcost.checkpointing.policies import Selective as Selective
+    from gradcost.checks.check import diagnose as diagnose
+    from gradcost.checks.recorder import Recorder as Recorder
+    from gradcost.checks.report import Diagnosis as Diagnosis
+    from gradcost.core.key import Key as Key
+    from gradcost.core.notes import Note as Note
+    from gradcost.core.objective import Objective as Objective
+    from gradcost.core.precision import best_eps as best_eps
+    from gradcost.core.precision import best_forward_eps as best_forward_eps
     from gradcost.directions import Coordinates as Coordinates
     from gradcost.directions import Directions as Directions
     from gradcost.directions import EachBlock as EachBlock
@@ -43,8 +40,8 @@ if TYPE_CHECKING:
     from gradcost.directions import Situated as Situated
     from gradcost.directions import Smallest as Smallest
     from gradcost.directions import Sphere as Sphere
-    from gradcost.directions.lowrank import LazyLowRank as LazyLowRank
-    from gradcost.directions.lowrank import LowRank as LowRank
+    from gradcost.directions.low_rank import LazyLowRank as LazyLowRank
+    from gradcost.directions.low_rank import LowRank as LowRank
     from gradcost.directions.orthogonal import Orthogonal as Orthogonal
     from gradcost.estimators.accumulated import Accumulated as Accumulated
     from gradcost.estimators.activity import ActivityPerturbation as ActivityPerturbation
@@ -53,8 +50,17 @@ if TYPE_CHECKING:
     from gradcost.estimators.adaptive import Steepest as Steepest
     from gradcost.estimators.by_length import ByLength as ByLength
     from gradcost.estimators.clipped import Clipped as Clipped
+    from gradcost.estimators.combine import Mean as Mean
+    from gradcost.estimators.combine import Normalized as Normalized
+    from gradcost.estimators.combine import Projection as Projection
+    from gradcost.estimators.combine import Sign as Sign
     from gradcost.estimators.estimator import Estimate as Estimate
     from gradcost.estimators.estimator import Estimator as Estimator
+    from gradcost.estimators.gradient import Dense as Dense
+    from gradcost.estimators.gradient import Gradient as Gradient
+    from gradcost.estimators.gradient import Seeded as Seeded
+    from gradcost.estimators.gradient import Signed as Signed
+    from gradcost.estimators.gradient import Sum as Sum
     from gradcost.estimators.hessian_informed import HessianInformed as HessianInformed
     from gradcost.estimators.mixed import Mixed as Mixed
     from gradcost.estimators.momentum import Momentum as Momentum
@@ -73,27 +79,21 @@ if TYPE_CHECKING:
     from gradcost.estimators.probing import Probing as Probing
     from gradcost.estimators.reverse import Reverse as Reverse
     from gradcost.estimators.variance_reduced import VarianceReduced as VarianceReduced
-    from gradcost.gradient import Dense as Dense
-    from gradcost.gradient import Gradient as Gradient
-    from gradcost.gradient import Seeded as Seeded
-    from gradcost.gradient import Signed as Signed
-    from gradcost.gradient import Sum as Sum
-    from gradcost.key import Key as Key
-    from gradcost.note import Note as Note
-    from gradcost.objective import Objective as Objective
-    from gradcost.precision import best_eps as best_eps
-    from gradcost.precision import best_forward_eps as best_forward_eps
-    from gradcost.saving import Attention as Attention
-    from gradcost.saving import Blocks as Blocks
-    from gradcost.saving import Everything as Everything
-    from gradcost.saving import Matmuls as Matmuls
-    from gradcost.saving import Offloaded as Offloaded
-    from gradcost.saving import Schedule as Schedule
-    from gradcost.saving import Segments as Segments
-    from gradcost.saving import Selective as Selective
-    from gradcost.slopes import CentralDifference as CentralDifference
-    from gradcost.slopes import ForwardDifference as ForwardDifference
-    from gradcost.slopes import Jvp as Jvp
+    from gradcost.instruments.measure import Allocator as Allocator
+    from gradcost.instruments.measure import Bytes as Bytes
+    from gradcost.instruments.measure import Measurement as Measurement
+    from gradcost.instruments.measure import Operations as Operations
+    from gradcost.instruments.measure import Seconds as Seconds
+    from gradcost.instruments.measure import Steps as Steps
+    from gradcost.instruments.measure import measure as measure
+    from gradcost.planning.forecast import Forecast as Forecast
+    from gradcost.planning.forecast import forecast as forecast
+    from gradcost.planning.plan import Plan as Plan
+    from gradcost.planning.plan import plan as plan
+    from gradcost.planning.within import Within as Within
+    from gradcost.slopes.slope import CentralDifference as CentralDifference
+    from gradcost.slopes.slope import ForwardDifference as ForwardDifference
+    from gradcost.slopes.slope import Jvp as Jvp
     from gradcost.theory.convergence import gradient_bound as gradient_bound
     from gradcost.theory.cosines import cosine_along_coordinates as cosine_along_coordinates
     from gradcost.theory.cosines import expected_cosine as expected_cosine
@@ -119,100 +119,100 @@ _HOME = {
     "Adam": "training.optimizers",
     "AdamW": "training.optimizers",
     "Adaptive": "estimators.adaptive",
-    "Allocator": "cost.measure",
-    "Attention": "saving",
-    "Blocks": "saving",
+    "Allocator": "instruments.measure",
+    "Attention": "checkpointing.policies",
+    "Blocks": "checkpointing.policies",
     "ByLength": "estimators.by_length",
-    "Bytes": "cost.measure",
-    "CentralDifference": "slopes",
+    "Bytes": "instruments.measure",
+    "CentralDifference": "slopes.slope",
     "Clipped": "estimators.clipped",
     "Coordinates": "directions",
-    "Dense": "gradient",
-    "Diagnosis": "diagnostics.diagnosis",
+    "Dense": "estimators.gradient",
+    "Diagnosis": "checks.report",
     "Directions": "directions",
     "EachBlock": "directions",
     "EachLeaf": "directions",
     "EachModule": "directions",
     "Estimate": "estimators.estimator",
     "Estimator": "estimators.estimator",
-    "Everything": "saving",
+    "Everything": "checkpointing.policies",
     "Fixed": "directions",
     "Flattest": "estimators.adaptive",
-    "Forecast": "cost.forecast",
-    "ForwardDifference": "slopes",
+    "Forecast": "planning.forecast",
+    "ForwardDifference": "slopes.slope",
     "Gaussian": "directions",
-    "Gradient": "gradient",
+    "Gradient": "estimators.gradient",
     "Grouping": "directions",
     "Guided": "directions",
     "HessianInformed": "estimators.hessian_informed",
-    "Jvp": "slopes",
-    "Key": "key",
+    "Jvp": "slopes.slope",
+    "Key": "core.key",
     "Largest": "directions",
     "Layerwise": "directions",
-    "LazyLowRank": "directions.lowrank",
-    "LowRank": "directions.lowrank",
+    "LazyLowRank": "directions.low_rank",
+    "LowRank": "directions.low_rank",
     "Mask": "directions",
     "Masked": "directions",
     "Master": "training.rounding",
-    "Matmuls": "saving",
-    "Mean": "combine",
-    "Measurement": "cost.measure",
+    "Matmuls": "checkpointing.policies",
+    "Mean": "estimators.combine",
+    "Measurement": "instruments.measure",
     "Mixed": "estimators.mixed",
     "Momentum": "estimators.momentum",
     "Named": "directions",
     "Nesterov": "training.optimizers",
-    "Normalized": "combine",
-    "Note": "note",
-    "Objective": "objective",
-    "Offloaded": "saving",
-    "Operations": "cost.measure",
+    "Normalized": "estimators.combine",
+    "Note": "core.notes",
+    "Objective": "core.objective",
+    "Offloaded": "checkpointing.policies",
+    "Operations": "instruments.measure",
     "Orthogonal": "directions.orthogonal",
-    "Plan": "cost.plan",
+    "Plan": "planning.plan",
     "Probing": "estimators.probing",
-    "Projection": "combine",
+    "Projection": "estimators.combine",
     "Rademacher": "directions",
     "Random": "directions",
-    "Recorder": "diagnostics.recorder",
+    "Recorder": "checks.recorder",
     "Reverse": "estimators.reverse",
     "SGD": "training.optimizers",
-    "Schedule": "saving",
-    "Seconds": "cost.measure",
-    "Seeded": "gradient",
-    "Segments": "saving",
-    "Selective": "saving",
-    "Sign": "combine",
-    "Signed": "gradient",
+    "Schedule": "checkpointing.policies",
+    "Seconds": "instruments.measure",
+    "Seeded": "estimators.gradient",
+    "Segments": "checkpointing.policies",
+    "Selective": "checkpointing.policies",
+    "Sign": "estimators.combine",
+    "Signed": "estimators.gradient",
     "Situated": "directions",
     "Smallest": "directions",
     "Sphere": "directions",
     "Steepest": "estimators.adaptive",
     "Step": "training.loop",
-    "Steps": "cost.measure",
+    "Steps": "instruments.measure",
     "StochasticallyRounded": "training.rounding",
-    "Sum": "gradient",
+    "Sum": "estimators.gradient",
     "VarianceReduced": "estimators.variance_reduced",
-    "Within": "cost.within",
+    "Within": "planning.within",
     "activity_perturbation": "estimators.presets",
     "addax": "estimators.presets",
     "backprop": "estimators.presets",
-    "best_eps": "precision",
-    "best_forward_eps": "precision",
+    "best_eps": "core.precision",
+    "best_forward_eps": "core.precision",
     "checkpointed": "estimators.presets",
-    "chunked_cross_entropy": "chunked",
+    "chunked_cross_entropy": "checkpointing.chunked_loss",
     "cosine_along_coordinates": "theory.cosines",
-    "diagnose": "diagnostics.diagnose",
+    "diagnose": "checks.check",
     "effective_slowdown": "theory.slowdown",
     "expected_cosine": "theory.cosines",
     "expected_losses": "theory.quadratic",
-    "forecast": "cost.forecast",
+    "forecast": "planning.forecast",
     "forward_gradient": "estimators.presets",
     "fzoo": "estimators.presets",
     "gradient_bound": "theory.convergence",
     "hizoo": "estimators.presets",
-    "measure": "cost.measure",
+    "measure": "instruments.measure",
     "mezo": "estimators.presets",
     "multi_tangent": "estimators.presets",
-    "plan": "cost.plan",
+    "plan": "planning.plan",
     "probes_to_match": "theory.slowdown",
     "second_moment": "theory.moments",
     "selection_bias": "theory.selection",

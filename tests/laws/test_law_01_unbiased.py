@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf
+from gradcost.core.value import value
 from gradcost.directions import Coordinates, Directions, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.objective import Leaf
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
-from gradcost.value import value
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from sampling import assert_mean
 from tables import DIRECTIONS, OBJECTIVES
 from vectors import estimated, flat, matrix, true_gradient

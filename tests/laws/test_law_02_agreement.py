@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.gradient import Seeded, Signed
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded, Signed
-from gradcost.key import Key
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES
 from vectors import matrix, true_gradient
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gradcost.core.key import Key
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from sampling import assert_mean
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES
 from vectors import estimated, true_gradient

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gradcost.core.key import Key
 from gradcost.directions import Coordinates
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, Jvp
 from sampling import assert_mean
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, moment
 from vectors import estimated, true_gradient

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradcost.checkpointing.policies import Blocks, Everything, Saving, Segments
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.saving import Blocks, Everything, Saving, Segments
 from snapshot import differences, snapshot
 from tables import ESTIMATORS, OBJECTIVES, pairs, raising
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradcost import noise
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import sphere
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.noise import add as noise
+from gradcost.slopes.slope import CentralDifference, Jvp
 from snapshot import bits
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, pairs
 

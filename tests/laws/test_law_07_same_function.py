@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcost.checkpointing.policies import Blocks, Segments
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks, Segments
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from tables import KEY as BUILD
 from tables import OBJECTIVES
 

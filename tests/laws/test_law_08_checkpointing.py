@@ -10,13 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcost.chain import find_blocks
-from gradcost.estimators.accumulated import Accumulated
-from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.region import Items
-from gradcost.saving import (
+from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
     Everything,
@@ -27,6 +21,13 @@ from gradcost.saving import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.region import Items
+from gradcost.core.blocks import find_blocks
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.reverse import Reverse
 from tables import KEY as BUILD
 from tables import OBJECTIVES, cross_entropy
 from vectors import estimated

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from counting import Flops
+from gradcost.checkpointing.policies import Blocks, Segments
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Gaussian, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.saving import Blocks, Segments
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from tables import ESTIMATORS
 
 KEY = Key(9)

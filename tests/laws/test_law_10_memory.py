@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import gradcost
-from gradcost.cost.flops import Counted, Counts
-from gradcost.cost.forecast import forecast
-from gradcost.cost.storage import LiveBytes, Memory
-from gradcost.cost.within import Trade, Within
+from gradcost.checkpointing.policies import Attention, Matmuls, Schedule, Segments, Selective
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Gaussian, Rademacher, Sphere
 from gradcost.directions.groups import EachBlock
 from gradcost.directions.guided import Guided
 from gradcost.directions.layerwise import Layerwise
-from gradcost.directions.lowrank import LazyLowRank, LowRank
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Fixed, Named, Random, Smallest
+from gradcost.directions.low_rank import LazyLowRank, LowRank
+from gradcost.directions.masks import Fixed, Masked, Named, Random, Smallest
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.activity import ActivityPerturbation
@@ -36,10 +35,11 @@ from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.saving import Attention, Matmuls, Schedule, Segments, Selective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.instruments.flops import Counted, Counts
+from gradcost.instruments.memory import LiveBytes, Memory
+from gradcost.planning.forecast import forecast
+from gradcost.planning.within import Trade, Within
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.tasks.architectures import Cnn, Gpt, Mlp
 from gradcost.training.optimizers import SGD, AdamW, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded

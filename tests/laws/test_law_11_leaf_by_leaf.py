@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from alive import Alive
+from gradcost.checkpointing.policies import Blocks
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Gradient, Seeded
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.gradient import Gradient, Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.saving import Blocks
-from gradcost.slopes import CentralDifference
+from gradcost.slopes.slope import CentralDifference
 from gradcost.training.optimizers import SGD, Adam, AdamW, Leafwise, Nesterov, Optimizer
 from snapshot import bits
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, Problem, pairs

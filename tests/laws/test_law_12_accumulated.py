@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from gradcost.core.key import Key
 from gradcost.estimators.accumulated import Accumulated
-from gradcost.key import Key
 from tables import ESTIMATORS, OBJECTIVES, pairs
 from vectors import flat
 

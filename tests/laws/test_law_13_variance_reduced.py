@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
-from gradcost.key import Key
-from gradcost.objective import Objective
 from snapshot import bits, differences, snapshot
 from tables import ESTIMATORS, OBJECTIVES
 from vectors import estimated, flat

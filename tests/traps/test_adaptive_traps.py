@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from gradcost.core.key import Key
 from gradcost.estimators.adaptive import Adaptive, Flattest, Steepest
 from gradcost.estimators.presets import mezo
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.slopes import ForwardDifference
+from gradcost.slopes.slope import ForwardDifference
 from gradcost.theory.selection import selection_bias
 from tables import OBJECTIVES
 from vectors import estimated, true_gradient

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD, Adam
 from sampling import assert_mean

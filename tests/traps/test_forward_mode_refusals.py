@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from snapshot import differences, snapshot
 from tables import randomness
 from vectors import assert_agrees

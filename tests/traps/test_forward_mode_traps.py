@@ -15,15 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alive import Alive
 from counting import Flops
-from gradcost import dual
+from gradcost.core.key import Key
+from gradcost.core.notes import Note
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.note import Note
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, Jvp, Slope
+from gradcost.slopes import forward_mode
+from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from tables import OBJECTIVES, Transformer, cross_entropy, randomness
 from vectors import assert_agrees, direction
 
@@ -71,7 +71,7 @@ def test_attention_is_differentiated_on_the_math_kernel_and_fused_for_everyone_e
 
 def test_the_switch_to_the_math_kernel_is_said_once():
     objective, batch = OBJECTIVES["transformer"].make()
-    dual._say_math_attention.cache_clear()
+    forward_mode._say_math_attention.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(3):

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Fixed, Largest, Mask, Named, Random, Smallest
+from gradcost.directions.masks import Fixed, Largest, Mask, Masked, Named, Random, Smallest
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
-from gradcost.substitute import substituted
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.substitution import substituted
 from gradcost.training.optimizers import SGD
 from gradcost.training.stepping import Stepping
 from snapshot import bits

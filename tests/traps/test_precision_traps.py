@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.notes import Note
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.note import Note
-from gradcost.objective import Objective, randomness
-from gradcost.slopes import CentralDifference, ForwardDifference
+from gradcost.slopes.slope import CentralDifference, ForwardDifference
 from gradcost.training.optimizers import SGD, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded
 from gradcost.training.stepping import Stepping

@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradcost import noise, philox
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.noise import add as noise
+from gradcost.noise import philox
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD, AdamW, Optimizer
 from snapshot import bits
@@ -139,7 +140,7 @@ def test_the_generator_is_that_of_unsigned_words(counter: list[int], key: tuple[
 def test_every_bit_of_the_noise_is_fair():
     """As a smeared sign bit is not: the share of ones in each of the 128 bits of a block."""
     blocks = 40_000
-    signs = noise.add(philox.Signs(), [2**64 - 1], [1.0], 0, torch.zeros(128 * blocks)).reshape(blocks, 128)
+    signs = noise.add_noise(philox.Signs(), [2**64 - 1], [1.0], 0, torch.zeros(128 * blocks)).reshape(blocks, 128)
     assert signs.mean(0).abs().max() * blocks**0.5 <= 5
     between = (signs.T @ signs / blocks).fill_diagonal_(0)
     assert between.abs().max() * blocks**0.5 <= 5.5  # the largest of 8,128 is about 4
@@ -148,8 +149,8 @@ def test_every_bit_of_the_noise_is_fair():
 def test_the_noise_of_a_seed_is_on_this_page():
     """Written down once, so that a run can be replayed by a later release and on another machine: the lowest bits of
     the published word 6627e8d5, and Box and Muller of the first four words."""
-    signs = noise.add(philox.Signs(), [0], [1.0], 0, torch.zeros(8)).tolist()
-    normals = noise.add(philox.Normals(), [0], [1.0], 0, torch.zeros(4)).tolist()
+    signs = noise.add_noise(philox.Signs(), [0], [1.0], 0, torch.zeros(8)).tolist()
+    normals = noise.add_noise(philox.Normals(), [0], [1.0], 0, torch.zeros(4)).tolist()
     assert signs == [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0]
     assert normals == [0.9911375641822815, -0.9246625900268555, -0.6176089644432068, -0.48206859827041626]
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced
-from gradcost.key import Key
-from gradcost.objective import Objective, standing_at
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, Jvp
 from snapshot import bits, differences, snapshot
 from tables import OBJECTIVES, raising
 from vectors import estimated, flat, true_gradient
@@ -109,7 +109,7 @@ def test_near_the_snapshot_the_variance_is_below_the_plain_one_and_independent_d
     for distance in (1.0, 0.1):
         walked(objective, distance)
         plain = [estimated(inner, objective, batch, key) for key in keys]
-        with standing_at(objective, state.weights):
+        with objective.at_weights(state.weights):
             there = [estimated(inner, objective, batch, key.fold("another")) for key in keys]
         found[distance] = scatter(
             [flat(estimator.estimate(objective, batch, key, state).gradient) for key in keys]

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost import philox
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.noise import philox
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD
 from snapshot import bits

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from gradcost.study.records import Results, read
+from gradcost.results.records import Results, read
 
 HOSTILE = "evil(\"</script><img src=x onerror=alert(1)>\", a|b & 'c')"
 

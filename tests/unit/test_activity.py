@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from counting import Flops
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.directions import Gaussian, Rademacher, Sphere, independent
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.activity import ActivityPerturbation
+from gradcost.estimators.gradient import Joined
 from gradcost.estimators.outputs import layers_of
 from gradcost.estimators.presets import activity_perturbation
-from gradcost.gradient import Joined
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
-from gradcost.value import value
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from sampling import assert_mean
 from snapshot import differences, snapshot
 from tables import KEY as BUILD

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from counting import Flops
-from gradcost.combine import Sign
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Gaussian, Layerwise, Rademacher
 from gradcost.directions.groups import EachLeaf, EachModule
 from gradcost.estimators.adaptive import Adaptive, Choice, Flattest, Steepest
+from gradcost.estimators.combine import Sign
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.theory.selection import selection_bias
 from sampling import assert_mean
 from tables import OBJECTIVES

@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.cost.fakes import on_fakes
-from gradcost.cost.flops import Counted
-from gradcost.cost.forecast import forecast
-from gradcost.cost.storage import LiveBytes
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import tensors
 from gradcost.estimators.by_length import ByLength
+from gradcost.estimators.gradient import Sum
 from gradcost.estimators.presets import addax, backprop, mezo
 from gradcost.estimators.reverse import Reverse
-from gradcost.gradient import Sum
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
+from gradcost.instruments.flops import Counted
+from gradcost.instruments.memory import LiveBytes
+from gradcost.planning.fake_model import on_fakes
+from gradcost.planning.forecast import forecast
 from gradcost.training.stepping import Stepping
-from gradcost.trees import tensors
 from snapshot import differences, snapshot
 from vectors import flat
 

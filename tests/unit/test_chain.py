@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from gradcost.chain import find_blocks
+from gradcost.core.blocks import find_blocks
 
 
 class Holds(nn.Module):

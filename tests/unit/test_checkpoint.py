@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradcost import Adam, AdamW, Nesterov, mezo, train
-from gradcost.key import Key
+from gradcost.core.key import Key
 from gradcost.tasks.digits import Digits
 from gradcost.training import checkpoint
 from gradcost.training.stepping import Stepping

@@ -12,14 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost.chunked import chunked_cross_entropy
+from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
+from gradcost.checkpointing.policies import Blocks, Everything, Offloaded, Saving, Schedule, Segments, Selective
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks, Everything, Offloaded, Saving, Schedule, Segments, Selective
-from gradcost.slopes import CentralDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from tables import Transformer
 
 KEY = Key(22)

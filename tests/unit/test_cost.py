@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradcost import Estimator, Jvp, Key, Objective, Probing, Reverse, backprop, checkpointed, forward_gradient, mezo
-from gradcost.cost.flops import Counted, Counts
-from gradcost.cost.storage import LiveBytes, Memory, Purpose
-from gradcost.objective import randomness
+from gradcost.core.isolation import randomness
+from gradcost.instruments.flops import Counted, Counts
+from gradcost.instruments.memory import LiveBytes, Memory, Purpose
 
 
 def followed(work: Callable[[], object], model: nn.Module | None = None) -> Memory:

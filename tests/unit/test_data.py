@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from gradcost.core.value import value
 from gradcost.tasks import data
 from gradcost.tasks.data import DataError, Dataset, NpmPackage, Official, Piece, Source
-from gradcost.value import value
 
 CONTENT = {"a.bin": b"first" * 1000, "b.bin": b"second" * 1000}
 

@@ -12,22 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcost.checks.check import diagnose
+from gradcost.checks.forward_mode_support import blocked_modules
+from gradcost.checks.report import Diagnosis, short
 from gradcost.cli import spec
-from gradcost.diagnostics.blocked import blocked_modules
-from gradcost.diagnostics.diagnose import diagnose
-from gradcost.diagnostics.diagnosis import Diagnosis, short
-from gradcost.diagnostics.parts import micro_batches, within
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.directions import Directions, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.gradient import Sum
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa, zo_sgd_sign, zo_svrg
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Sum
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
-from gradcost.value import value
+from gradcost.estimators.structure import micro_batches, within
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 AGREES, SAME = "agrees with backprop", "the same function"
 BATCH = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(10, 6).sin()

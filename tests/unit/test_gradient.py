@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
+from gradcost.estimators.gradient import Dense, Gradient, Seeded
 from gradcost.estimators.presets import backprop, mezo
-from gradcost.gradient import Dense, Gradient, Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
 from snapshot import bits
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, pairs
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Directions, Gaussian, Rademacher, Sphere
 from gradcost.directions.guided import Guided
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.presets import backprop
 from gradcost.estimators.probing import Probing
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import SGD
 from gradcost.training.stepping import Stepping
 from sampling import assert_mean

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.hessian_informed import HessianInformed
 from gradcost.estimators.presets import hizoo, mezo
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
 from sampling import assert_mean
 from snapshot import bits
 from tables import OBJECTIVES

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gradcost import SGD, Key, backprop
-from gradcost.cli import inspect
-from gradcost.study import export, ledger, look
+from gradcost.cli import results as inspect
+from gradcost.results import export, ledger, status
 from gradcost.tasks.digits import Digits
 from gradcost.training import checkpoint
 from gradcost.training.stepping import Stepping
@@ -88,17 +88,17 @@ def test_status_counts_what_is_done_what_failed_and_what_is_half_finished(folder
     keep(folder, "ae08", 3)
     (folder / "trials" / "af09").mkdir()
     (folder / "trials" / "af09" / "checkpoint").write_bytes(b"torn")
-    found = look.status(folder)
+    found = status.status(folder)
     assert found.done == {"tune": 3, "confirm": 2, "final": 2}
     assert found.failed == ("ae08",)
-    assert found.kept == (look.Kept("ae08", 3), look.Kept("af09", None))
+    assert found.kept == (status.Kept("ae08", 3), status.Kept("af09", None))
     assert found.pid is None
     with (folder / "lock").open("w") as file:
         file.write("4711")
         file.flush()
-        assert look.status(folder).pid is None, "a lock that nobody holds is an old one"
+        assert status.status(folder).pid is None, "a lock that nobody holds is an old one"
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert look.status(folder).pid == 4711
+        assert status.status(folder).pid == 4711
 
 
 def said(capsys: pytest.CaptureFixture[str], command: Any, *arguments: Any) -> tuple[str, Any]:
@@ -143,7 +143,7 @@ def test_every_command_speaks_to_people_and_machines(folder: Path, capsys: pytes
     ],
 )
 def test_why_tells_what_chose_a_rate_and_what_beat_it(folder: Path, name: str, told: list[str]):
-    reasons = " ".join(look.why(folder, name))
+    reasons = " ".join(status.why(folder, name))
     for part in told:
         assert part in reasons
 
@@ -151,17 +151,17 @@ def test_why_tells_what_chose_a_rate_and_what_beat_it(folder: Path, name: str, t
 def test_a_trial_of_no_tuning_and_a_method_that_always_diverged(tmp_path: Path):
     ledger.write_document(tmp_path / "study.json", STUDY)
     ledger.append(tmp_path, trial("aa", "final", 0.1, 1, 0.5))
-    assert look.why(tmp_path, "aa") == ("It ran for the study itself: no learning rate of mezo was tuned.",)
+    assert status.why(tmp_path, "aa") == ("It ran for the study itself: no learning rate of mezo was tuned.",)
     ledger.append(tmp_path, trial("bb", "tune", 0.1, 1, None, reason="the loss was nan at step 1"))
-    assert look.why(tmp_path, "bb")[-1] == "No learning rate was chosen: every one diverged."
+    assert status.why(tmp_path, "bb")[-1] == "No learning rate was chosen: every one diverged."
 
 
 def test_an_id_that_is_none_or_many_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"2 trials of .* begin with 'aa': give more"):
-        look.record(folder, "aa")
+        status.record(folder, "aa")
     with pytest.raises(ValueError, match=r"no trial of .* begins with 'zz'"):
-        look.record(folder, "zz")
-    for command in (look.status, lambda at: look.why(at, "a"), lambda at: look.record(at, "a")):
+        status.record(folder, "zz")
+    for command in (status.status, lambda at: status.why(at, "a"), lambda at: status.record(at, "a")):
         with pytest.raises(ValueError, match="holds no study"):
             command(tmp_path)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcost.key import Key
+from gradcost.core.key import Key
 
 seeds = st.integers(0, 2**64 - 1)
 names = st.text(max_size=8)

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from counting import Flops
+from gradcost.core.key import Key
+from gradcost.core.memory_events import watched_by
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
 from gradcost.directions.direction import reaches
 from gradcost.directions.groups import EachBlock, EachLeaf, EachModule, Grouping
 from gradcost.directions.layerwise import Layerwise
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Named
+from gradcost.directions.masks import Masked, Named
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
-from gradcost.watch import watched_by
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from sampling import assert_mean
 from tables import OBJECTIVES
 from vectors import direction, estimated, matrix, true_gradient

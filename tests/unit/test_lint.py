@@ -15,15 +15,15 @@ import report_records
 import torch
 
 from gradcost import backprop, mezo
-from gradcost.papers import rike2022_audit
-from gradcost.study import compare, costs
-from gradcost.study.executors import Local, Work
-from gradcost.study.facts import Effort, Looked, Ran, Ranking, Scored, facts
-from gradcost.study.lint import ENOUGH, RULES, Finding, lint, unlooked
-from gradcost.study.records import read
-from gradcost.study.seen import told
-from gradcost.study.statistics import SignFlip
-from gradcost.study.study import conduct
+from gradcost.papers.rike2022 import audit as rike2022_audit
+from gradcost.results.facts import Effort, Looked, Ran, Ranking, Scored, facts
+from gradcost.results.lint import ENOUGH, RULES, Finding, lint, unlooked
+from gradcost.results.records import read
+from gradcost.results.statistics import SignFlip
+from gradcost.studies import compare, costs
+from gradcost.studies.executors import Local, Work
+from gradcost.studies.study import conduct
+from gradcost.studies.trial_log import told
 from gradcost.tasks import Digits
 from gradcost.tasks.task import Score, Split
 

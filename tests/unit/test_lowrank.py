@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from alive import Alive
 from counting import Flops
 from gradcost import LazyLowRank, LowRank, Probing
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, combination
-from gradcost.directions.lowrank import Held
+from gradcost.directions.low_rank import Held
 from gradcost.estimators.estimator import Estimate
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.estimators.gradient import Seeded
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from sampling import assert_mean
 from tables import OBJECTIVES, randomness
 from vectors import direction, estimated, flat, matrix, true_gradient

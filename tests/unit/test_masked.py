@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from alive import Alive
-from gradcost import noise
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, combination
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Fixed, Largest, Mask, Named, Random, Smallest
+from gradcost.directions.masks import Fixed, Largest, Mask, Masked, Named, Random, Smallest
 from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.noise import add as noise
+from gradcost.slopes.slope import CentralDifference, Jvp
 from sampling import assert_mean
 from snapshot import bits
 from tables import OBJECTIVES

@@ -29,9 +29,9 @@ from gradcost import (
     mezo,
     spsa,
 )
-from gradcost.cost.allocator import allocated
-from gradcost.cost.clock import Timing, time_steps
-from gradcost.cost.measure import (
+from gradcost.core.isolation import randomness
+from gradcost.instruments.allocator import allocated
+from gradcost.instruments.measure import (
     Allocator,
     Bytes,
     Measurement,
@@ -42,7 +42,7 @@ from gradcost.cost.measure import (
     measure_step,
     time_step,
 )
-from gradcost.objective import randomness
+from gradcost.instruments.timing import Timing, time_steps
 from gradcost.tasks.architectures import Cnn, Gpt
 from gradcost.tasks.task import Batch, cross_entropy
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcost.cost.forecast import forecast
+from gradcost.checkpointing.policies import Blocks
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.mixed import Mixed
 from gradcost.estimators.presets import backprop, checkpointed, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.saving import Blocks
-from gradcost.slopes import Jvp
+from gradcost.planning.forecast import forecast
+from gradcost.slopes.slope import Jvp
 from gradcost.tasks.architectures import Gpt
 from snapshot import differences, snapshot
 from tables import OBJECTIVES, cross_entropy, raising

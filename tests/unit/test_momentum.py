@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from gradcost.combine import Sign
+from gradcost.core.key import Key
 from gradcost.directions import Gaussian, Rademacher
-from gradcost.directions.masked import Masked
-from gradcost.directions.masks import Smallest
+from gradcost.directions.masks import Masked, Smallest
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Sign
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.presets import backprop, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.slopes import CentralDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, Jvp
 from sampling import assert_mean
 from tables import OBJECTIVES
 from vectors import estimated, flat, true_gradient

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from gradcost import noise, philox
+from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
-from gradcost.gradient import Seeded
-from gradcost.objective import Objective
+from gradcost.estimators.gradient import Seeded
+from gradcost.noise import add as noise
+from gradcost.noise import philox
 
 STREAMS: list[philox.Stream] = [philox.Signs(), philox.Normals()]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -26,7 +27,7 @@ starts = st.integers(0, 2**45)  # beyond 2^32 blocks of a stream of normals
 
 
 def drawn(stream: philox.Stream, seed: int, start: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return noise.add(stream, [seed], [1.0], start, torch.zeros(count, dtype=dtype))
+    return noise.add_noise(stream, [seed], [1.0], start, torch.zeros(count, dtype=dtype))
 
 
 def by(path: Callable[..., None], stream: philox.Stream, start: int, base: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -120,9 +121,9 @@ def test_a_million_elements_are_the_same_bits_on_both_paths(
     stream: philox.Stream, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     base = torch.linspace(-1, 1, 1_000_003).to(dtype)
-    fused = noise.add(stream, [3, 2**64 - 1], [0.5, -1e-3], 12_345, base)
+    fused = noise.add_noise(stream, [3, 2**64 - 1], [0.5, -1e-3], 12_345, base)
     monkeypatch.setattr(noise, "has_fused_path", lambda: False)
-    reference = noise.add(stream, [3, 2**64 - 1], [0.5, -1e-3], 12_345, base)
+    reference = noise.add_noise(stream, [3, 2**64 - 1], [0.5, -1e-3], 12_345, base)
     assert fused.dtype == dtype
     assert torch.equal(fused.view(torch.uint8), reference.view(torch.uint8))
     assert not torch.equal(fused, base)
@@ -133,7 +134,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(stream: philox.Stream):
     before, found = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(noise.add(stream, [9, 8], [0.5, 0.25], 77, torch.ones(700_001)))
+        found.append(noise.add_noise(stream, [9, 8], [0.5, 0.25], 77, torch.ones(700_001)))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -143,10 +144,10 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(stream: philox.Stream):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_several_seeds_are_added_one_after_the_other(stream: philox.Stream, dtype: torch.dtype):
     base, scales = torch.linspace(-2, 2, 5000, dtype=torch.float64).to(dtype), [0.3, -0.7, 1e-3]
-    together = noise.add(stream, [1, 2, 3], scales, 10, base)
+    together = noise.add_noise(stream, [1, 2, 3], scales, 10, base)
     wide = base.to(torch.float64 if dtype == torch.float64 else torch.float32)
     for seed, scale in zip([1, 2, 3], scales, strict=True):
-        wide = noise.add(stream, [seed], [scale], 10, wide)
+        wide = noise.add_noise(stream, [seed], [scale], 10, wide)
     assert torch.equal(together, wide.to(dtype))  # half precision is rounded once, at the end
 
 
@@ -155,21 +156,21 @@ def test_several_seeds_are_added_one_after_the_other(stream: philox.Stream, dtyp
 def test_a_tensor_is_read_in_its_logical_order_and_left_as_it_is(stream: philox.Stream, dtype: torch.dtype):
     base = torch.linspace(-1, 1, 6 * 7 * 8).to(dtype).reshape(6, 7, 8).permute(2, 0, 1)
     kept = base.clone()
-    found = noise.add(stream, [5], [0.5], 3, base)
-    assert torch.equal(found, noise.add(stream, [5], [0.5], 3, base.contiguous()))
+    found = noise.add_noise(stream, [5], [0.5], 3, base)
+    assert torch.equal(found, noise.add_noise(stream, [5], [0.5], 3, base.contiguous()))
     assert torch.equal(base, kept)
     assert found.shape == base.shape
     for odd in (torch.tensor(2.0, dtype=dtype), torch.empty(0, 3, dtype=dtype)):
-        assert noise.add(stream, [5], [1.0], 3, odd).shape == odd.shape
-    assert torch.equal(noise.add(stream, [], [], 3, base), base)
+        assert noise.add_noise(stream, [5], [1.0], 3, odd).shape == odd.shape
+    assert torch.equal(noise.add_noise(stream, [], [], 3, base), base)
 
 
 @EITHER
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_place_is_the_same_numbers_in_the_same_memory(stream: philox.Stream, dtype: torch.dtype):
     base = torch.linspace(-1, 1, 300_000).to(dtype).reshape(100, 3000)
-    expected, at = noise.add(stream, [5, 6], [0.5, 2.0], 3, base), base.data_ptr()
-    found = noise.add(stream, [5, 6], [0.5, 2.0], 3, base, in_place=True)
+    expected, at = noise.add_noise(stream, [5, 6], [0.5, 2.0], 3, base), base.data_ptr()
+    found = noise.add_noise(stream, [5, 6], [0.5, 2.0], 3, base, in_place=True)
     assert found is base
     assert base.data_ptr() == at
     assert torch.equal(base, expected)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gradcost.key import Key
-from gradcost.objective import Objective, kept_generators, randomness, split
+from gradcost.core.isolation import kept_generators, randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective, split
 from tables import OBJECTIVES, cross_entropy
 
 KEY = Key(30)

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from alive import Alive
-from gradcost import noise
-from gradcost.cost.forecast import forecast
-from gradcost.cost.storage import LiveBytes
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Orthogonal
 from gradcost.estimators.probing import Probing
-from gradcost.hartley import Hartley
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.philox import Signs, generate
-from gradcost.slopes import CentralDifference, Jvp, Slope
+from gradcost.instruments.memory import LiveBytes
+from gradcost.noise import add as noise
+from gradcost.noise.hartley import Hartley
+from gradcost.noise.philox import Signs, generate
+from gradcost.planning.forecast import forecast
+from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from tables import KEY as BUILD
 from tables import OBJECTIVES, randomness
 from vectors import estimated, matrix, true_gradient

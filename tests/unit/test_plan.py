@@ -16,20 +16,20 @@ from torch import nn
 
 import gradcost
 from gradcost import Accumulated, Clipped, Coordinates, Gaussian, Jvp, Probing, Rademacher, Reverse, Segments, Sphere
-from gradcost.amounts import size
+from gradcost.checkpointing.policies import Schedule, Selective
 from gradcost.cli import spec
-from gradcost.cost import roofline
-from gradcost.cost.curve import curve
-from gradcost.cost.fitting import MOST, Forecasts, largest
-from gradcost.cost.forecast import Forecast, forecast
-from gradcost.cost.options import described, label, options
-from gradcost.cost.plan import Plan, plan
-from gradcost.cost.resize import batch_size, resized
-from gradcost.cost.storage import LiveBytes
-from gradcost.cost.within import Within
+from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator
-from gradcost.philox import Normals, Signs
-from gradcost.saving import Schedule, Selective
+from gradcost.instruments.memory import LiveBytes
+from gradcost.noise.philox import Normals, Signs
+from gradcost.planning import roofline
+from gradcost.planning.batch import batch_size, resized
+from gradcost.planning.candidates import described, label, options
+from gradcost.planning.curve import curve
+from gradcost.planning.forecast import Forecast, forecast
+from gradcost.planning.forecasts import MOST, Forecasts, largest
+from gradcost.planning.plan import Plan, plan
+from gradcost.planning.within import Within
 from gradcost.tasks.task import Batch, cross_entropy
 from gradcost.theory.moments import second_moment
 
@@ -241,7 +241,7 @@ def test_many_micro_batches_are_told_from_three(inner: Estimator, parts: int):
 def test_noise_on_fakes_takes_the_memory_of_noise(stream: Any, seeds: list[int], count: int):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from gradcost import noise
+    from gradcost.noise import add as noise
 
     def peak(base: torch.Tensor) -> int:
         out, live = torch.empty_like(base), LiveBytes(nn.Linear(1, 1))

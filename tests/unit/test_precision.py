@@ -13,14 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost import dual
-from gradcost.directions import Coordinates, Gaussian, Rademacher
-from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
-from gradcost.estimators.probing import Probing
-from gradcost.key import Key
-from gradcost.note import Note
-from gradcost.objective import Objective, randomness
-from gradcost.precision import (
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.notes import Note
+from gradcost.core.objective import Objective
+from gradcost.core.precision import (
     LEAST_SCALE,
     LOSSES_IN_FLOAT32,
     best_eps,
@@ -31,8 +28,12 @@ from gradcost.precision import (
     spacing,
     unit_roundoff,
 )
-from gradcost.resolution import kept
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope, shifted
+from gradcost.directions import Coordinates, Gaussian, Rademacher
+from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
+from gradcost.estimators.probing import Probing
+from gradcost.slopes import forward_mode
+from gradcost.slopes.rounding_check import kept
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope, shifted
 from gradcost.tasks.architectures import Gpt
 from gradcost.theory.differences import central_error, forward_error, survives
 from tables import OBJECTIVES, cross_entropy
@@ -303,9 +304,11 @@ def test_no_bit_changes_where_the_loss_is_in_float32(slope: Slope):
     objective, batch = OBJECTIVES["transformer"].make()
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = Probing(slope).estimate(objective, batch, KEY).slopes
-        patch.setattr("gradcost.slopes.LOSSES_IN_FLOAT32", {})
-        rules = {function: rule for function, rule in dual._RULES.items() if function not in LOSSES_IN_FLOAT32}
-        patch.setattr(dual, "_RULES", rules)
+        patch.setattr("gradcost.slopes.slope.LOSSES_IN_FLOAT32", {})
+        rules = {
+            function: rule for function, rule in forward_mode._RULES.items() if function not in LOSSES_IN_FLOAT32
+        }
+        patch.setattr(forward_mode, "_RULES", rules)
         plain = Probing(slope).estimate(objective, batch, KEY).slopes
     assert found is not None
     assert plain is not None

@@ -10,10 +10,10 @@ import pytest
 from gradcost import SGD, Clipped, backprop, forward_gradient, mezo
 from gradcost.directions import Orthogonal
 from gradcost.estimators.probing import Probing
-from gradcost.slopes import Jvp
-from gradcost.study import compare, quality
-from gradcost.study.compare import Comparison
-from gradcost.study.records import Quality, read
+from gradcost.results.records import Quality, read
+from gradcost.slopes.slope import Jvp
+from gradcost.studies import compare, quality
+from gradcost.studies.compare import Comparison
 from gradcost.tasks import Digits
 
 METHODS = {

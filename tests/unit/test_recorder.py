@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 import gradcost
-from gradcost.diagnostics.recorder import Recorder, Recording
-from gradcost.diagnostics.spikes import Series
+from gradcost.checks.recorder import Recorder, Recording
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.presets import backprop, forward_gradient, mezo, zo_svrg
-from gradcost.key import Key
-from gradcost.objective import Objective
 from gradcost.tasks.digits import Digits
 from gradcost.training.loop import Step, train
 from gradcost.training.optimizers import SGD
+from gradcost.training.spikes import Series
 
 
 def noisy(seed: int, steps: int) -> list[float]:
@@ -144,7 +144,7 @@ class Task:
     """Digits on that model."""
 
     def objective(self, key: Key) -> Objective:
-        from gradcost.objective import randomness
+        from gradcost.core.isolation import randomness
         from gradcost.tasks.task import cross_entropy
 
         with randomness(key):

@@ -16,11 +16,12 @@ import pytest
 from markupsafe import escape
 from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
 
-from gradcost.report import assets, html, pages, series, summary, tables, wording
+from gradcost.report import assets, html, pages, series, tables
 from gradcost.report.figures import figures
-from gradcost.study.facts import facts
-from gradcost.study.lint import lint
-from gradcost.study.records import Results, read
+from gradcost.results import summary, wording
+from gradcost.results.facts import facts
+from gradcost.results.lint import lint
+from gradcost.results.records import Results, read
 
 
 @pytest.fixture

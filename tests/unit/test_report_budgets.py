@@ -9,8 +9,8 @@ import pytest
 from report_records import cost, trial, write_folder
 
 from gradcost.report import cards, html
-from gradcost.report.budgets import Ranking, paths, rankings
-from gradcost.study.records import Results, read
+from gradcost.results.rankings import Ranking, paths, rankings
+from gradcost.results.records import Results, read
 
 STEPS = 100
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from report_records import METHODS, PROBING, cost, made, trial, write_folder
 
-from gradcost.report import summary, tables
-from gradcost.report.budgets import rankings
-from gradcost.study.records import Results, read
-from gradcost.study.tune import chosen
+from gradcost.report import tables
+from gradcost.results import summary
+from gradcost.results.rankings import rankings
+from gradcost.results.records import Results, read
+from gradcost.results.tuning import chosen
 
 
 @pytest.fixture

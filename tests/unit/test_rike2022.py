@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradcost.papers.last_batch import SHUFFLES, LastBatch, last_batches
-from gradcost.papers.rike2022 import TABLE, Row, rival, rows
-from gradcost.papers.rike2022_page import page
-from gradcost.papers.rike2022_study import Reproduction, Tuning
-from gradcost.papers.rike2022_verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
-from gradcost.study.records import Results, Study, read, trial
+from gradcost.papers.rike2022.last_batch import SHUFFLES, LastBatch, last_batches
+from gradcost.papers.rike2022.page import page
+from gradcost.papers.rike2022.study import Reproduction, Tuning
+from gradcost.papers.rike2022.table import TABLE, Row, rival, rows
+from gradcost.papers.rike2022.verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
+from gradcost.results.records import Results, Study, read, trial
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Split, score

@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from gradcost.cli.main import app
-from gradcost.cost import roofline
-from gradcost.cost.flops import Counts
-from gradcost.cost.roofline import Rates, calibrate, device_name, remember, remembered, seconds
-from gradcost.philox import Normals, Signs
+from gradcost.instruments.flops import Counts
+from gradcost.noise.philox import Normals, Signs
+from gradcost.planning import roofline
+from gradcost.planning.roofline import Rates, calibrate, device_name, remember, remembered, seconds
 
 RATES = Rates("a machine", 2, {"float32": 1e9, "bfloat16": 4e9}, 1e8, 1e-6, 1e7, 4e7)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcost.cost.forecast import forecast
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop, mezo
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
+from gradcost.planning.forecast import forecast
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded, rounded_into
 from gradcost.training.stepping import Stepping

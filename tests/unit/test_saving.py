@@ -15,13 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost import watch
-from gradcost.cli import spec
-from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
-from gradcost.region import Items, count
-from gradcost.saving import (
+from gradcost.checkpointing.optimal import Epilogue, Stage
+from gradcost.checkpointing.optimal import peak as schedule_peak
+from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
     Everything,
@@ -32,8 +28,13 @@ from gradcost.saving import (
     Segments,
     Selective,
 )
-from gradcost.schedules import Epilogue, Stage
-from gradcost.schedules import peak as schedule_peak
+from gradcost.checkpointing.region import Items, count
+from gradcost.cli import spec
+from gradcost.core import memory_events
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.reverse import Reverse
 from tables import OBJECTIVES, Block
 
 KEY = Key(21)
@@ -197,7 +198,7 @@ def test_selective_saving_keeps_what_it_is_told_to_keep_and_no_more():
     counts = []
     for keep in ((Matmuls(),), (Attention(),)):
         made_by.clear()
-        with watch.watched_by(Recorder()):
+        with memory_events.watched_by(Recorder()):
             found = gradients(objective, batch, Selective(keep))
         assert same(found, gradients(objective, batch, Everything()))
         counts.append(dict(made_by))
@@ -277,7 +278,7 @@ def test_nothing_is_held_after_the_backward_nor_by_a_cycle(saving: Saving):
     gc.collect()
     gc.disable()
     try:
-        with watch.watched_by(watching):
+        with memory_events.watched_by(watching):
             Reverse(saving).estimate(objective, batch, KEY)
         alive = watching.alive() - {id(batch.untyped_storage())}
     finally:
@@ -294,7 +295,7 @@ def test_regions_let_go_as_the_backward_passes_them():
     def use(name: str, gradient: Tensor) -> None:
         seen.append(len(watching.alive()))
 
-    with watch.watched_by(watching):
+    with memory_events.watched_by(watching):
         Reverse(Schedule((((1,),) * 4,) * 4)).stream(objective, batch, KEY, use)
     assert len(seen) == 16
     # Inputs of the segments up to here, and of the blocks of this one up to here: of the last block, 4 and 3.
@@ -332,7 +333,7 @@ def test_a_backward_that_is_never_run_leaves_nothing_behind(saving: Saving):
     objective, batch = Objective(Skipping(), squared), torch.randn(BATCH, WIDTH)
     assert same(gradients(objective, batch, saving), gradients(objective, batch, Everything()))
     watching = Watching()
-    with watch.watched_by(watching), torch.enable_grad(), saving.applied(objective, batch):
+    with memory_events.watched_by(watching), torch.enable_grad(), saving.applied(objective, batch):
         loss = squared(objective.model, batch * 1.0)
     assert watching.alive()
     del loss
@@ -423,7 +424,7 @@ def test_offloading_copies_a_storage_once_and_never_a_weight():
                 told.append(tensor)
 
     objective, batch = made(Step, 3)
-    with watch.watched_by(Recorder()):
+    with memory_events.watched_by(Recorder()):
         gradients(objective, batch, Offloaded())
     # A block's sigmoid and tanh (linear saves the sigmoid again), and the square's input.
     assert len(told) == 3 * 2 + 1

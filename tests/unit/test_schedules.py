@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcost.schedules import Epilogue, Items, Point, Stage, cheapest, frontier, peak, recomputed
+from gradcost.checkpointing.optimal import Epilogue, Items, Point, Stage, cheapest, frontier, peak, recomputed
 
 Chain = tuple[list[Stage], Epilogue]
 

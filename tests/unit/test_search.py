@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradcost.cli.compare import rates
-from gradcost.study.search import TPE, Grid, Search, Sobol
+from gradcost.results.search import TPE, Grid, Search, Sobol
 
 ENDS = st.tuples(st.floats(1e-8, 1e8), st.floats(1.01, 1e6)).map(lambda x: (x[0], x[0] * x[1]))
 SPANS = st.lists(ENDS, min_size=1, max_size=4).map(

@@ -6,8 +6,8 @@ import pytest
 
 import gradcost
 from gradcost import CentralDifference, Clipped, Coordinates, Gaussian, Jvp, Mean, Probing, Rademacher, Reverse
+from gradcost.checkpointing.policies import Segments
 from gradcost.cli import spec
-from gradcost.saving import Segments
 from gradcost.tasks import TASKS
 from gradcost.tasks.architectures import Mlp
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcost.study.statistics import (
+from gradcost.results.statistics import (
     expected_best,
     holm,
     interval,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gradcost.study.tune import best, next_rate
+from gradcost.results.tuning import best, next_rate
 
 STUDY = """
 from gradcost import SGD, backprop, forward_gradient, mezo

@@ -21,11 +21,11 @@ from test_study import call, command, descendants, finished, kill, write_study
 
 from gradcost import SGD, backprop
 from gradcost.cli.study import first_stage
-from gradcost.study import ledger
-from gradcost.study.executors import Executor, Local, Record, Work
-from gradcost.study.perform import blank
-from gradcost.study.study import Plan, Study, conduct
-from gradcost.study.trial import Trial
+from gradcost.results import ledger
+from gradcost.studies.executors import Executor, Local, Record, Work
+from gradcost.studies.study import Plan, Study, conduct
+from gradcost.studies.trial import Trial
+from gradcost.studies.worker import blank
 from gradcost.tasks.digits import Digits
 
 OWN = '''

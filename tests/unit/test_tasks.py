@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradcost.key import Key
+from gradcost.core.key import Key
 from gradcost.tasks import TASKS, CharLm, Digits, Mnist, Task, architectures, charlm, data, digits, mnist
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp
 from gradcost.tasks.data import DataError, Dataset, Piece

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 import gradcost
 from counting import Flops
-from gradcost.combine import Combine, Mean, Normalized, Projection, Sign
-from gradcost.cost.storage import LiveBytes
-from gradcost.cost.within import Within
+from gradcost.checkpointing.policies import Blocks, Segments, Selective
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Combine, Mean, Normalized, Projection, Sign
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.saving import Blocks, Segments, Selective
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.instruments.memory import LiveBytes
+from gradcost.planning.within import Within
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.theory.convergence import gradient_bound
 from gradcost.theory.cosines import cosine_along_coordinates, expected_cosine
 from gradcost.theory.costs import activations, adapter_forwards, forwards, matmuls

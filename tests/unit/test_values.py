@@ -85,7 +85,7 @@ from gradcost import (
     zo_sgd_sign,
     zo_svrg,
 )
-from gradcost.value import digest
+from gradcost.core.value import digest
 from tables import ESTIMATORS
 
 NAMES = {name: getattr(gradcost, name) for name in gradcost.__all__}

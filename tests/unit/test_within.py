@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import gradcost
 from gradcost import SGD, AdamW, Key, Objective, Reverse, Schedule, Within, backprop, forecast
-from gradcost.cost.flops import Counted
-from gradcost.cost.storage import LiveBytes
-from gradcost.cost.within import Trade, within
-from gradcost.objective import randomness
-from gradcost.schedules import peak, recomputed
+from gradcost.checkpointing.optimal import peak, recomputed
+from gradcost.core.isolation import randomness
+from gradcost.instruments.flops import Counted
+from gradcost.instruments.memory import LiveBytes
+from gradcost.planning.within import Trade, within
 from gradcost.tasks.architectures import Gpt
 from gradcost.training.stepping import Stepping
 from tables import OBJECTIVES, cross_entropy
@@ -174,8 +174,8 @@ def test_finding_a_schedule_disturbs_nothing():
 
 def test_a_schedule_by_hand_costs_what_the_laws_of_schedules_say():
     """`schedules.peak` and `schedules.recomputed` on the figures of a real chain, against the real run."""
-    from gradcost.cost.fakes import on_fakes
-    from gradcost.cost.profile import profile
+    from gradcost.planning.block_profile import profile
+    from gradcost.planning.fake_model import on_fakes
 
     objective, batch = gpt(8)
     with on_fakes(objective, batch, "cpu") as (fake, fake_batch):

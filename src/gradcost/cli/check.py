@@ -7,14 +7,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from gradcost.checks.check import SERVES, diagnose
+from gradcost.checks.reference import Ground
+from gradcost.checks.report import Diagnosis, short
 from gradcost.cli import console, spec
 from gradcost.cli.plan import of_model, of_task, progress, refuse
-from gradcost.diagnostics.diagnose import SERVES, diagnose
-from gradcost.diagnostics.diagnosis import Diagnosis, short
-from gradcost.diagnostics.ground import Ground
-from gradcost.diagnostics.parts import micro_batches
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.structure import micro_batches
 
 _COSINE, _MOMENT = "cosine to the true gradient", "second moment"
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from gradcost.cli import console, spec
 from gradcost.cli.study import measure
-from gradcost.key import Key
-from gradcost.report import html, summary, tables
-from gradcost.report.wording import size
-from gradcost.study import compare, costs
-from gradcost.study.compare import Comparison
-from gradcost.study.executors import Local, Work
-from gradcost.study.records import read
-from gradcost.study.search import Grid
-from gradcost.study.study import alone, conduct
+from gradcost.core.key import Key
+from gradcost.report import html, tables
+from gradcost.results import summary
+from gradcost.results.records import read
+from gradcost.results.search import Grid
+from gradcost.results.wording import size
+from gradcost.studies import compare, costs
+from gradcost.studies.compare import Comparison
+from gradcost.studies.executors import Local, Work
+from gradcost.studies.study import alone, conduct
 
 METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()")
 

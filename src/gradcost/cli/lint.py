@@ -6,11 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from gradcost.amounts import count
 from gradcost.cli import console
-from gradcost.study.facts import facts
-from gradcost.study.lint import lint, unlooked
-from gradcost.study.records import read
+from gradcost.core.units import count
+from gradcost.results.facts import facts
+from gradcost.results.lint import lint, unlooked
+from gradcost.results.records import read
 
 STRICT = 3  # the exit code for an error that was found
 

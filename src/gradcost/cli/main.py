@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gradcost.cli import inspect
-from gradcost.cli.inspect import Json
+from gradcost.cli import results as inspect
+from gradcost.cli.results import Json
 
 app = typer.Typer(
     help="What does a gradient cost, and which way of getting one should you train with?",
@@ -293,8 +293,8 @@ def doctor(
     import torch
 
     from gradcost.cli import console
-    from gradcost.noise import has_fused_path
-    from gradcost.study.environment import describe, fingerprint
+    from gradcost.noise.add import has_fused_path
+    from gradcost.studies.environment import describe, fingerprint
 
     found = describe(torch.get_num_threads(), fingerprint()) | {
         "cuda": str(torch.cuda.is_available()),
@@ -302,7 +302,7 @@ def doctor(
     }
     rows = [[name, str(value)] for name, value in found.items()]
     if calibrate:
-        from gradcost.cost import roofline
+        from gradcost.planning import roofline
 
         rates = roofline.calibrate()
         console.say(f"remembered in {roofline.remember(rates)}")

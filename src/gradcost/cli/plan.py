@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from gradcost.cli import console, spec
-from gradcost.cost import plan as planning
-from gradcost.cost.curve import curve
-from gradcost.key import Key
-from gradcost.objective import Objective
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.units import NOTHING
+from gradcost.planning import plan as planning
+from gradcost.planning.curve import curve
+from gradcost.planning.row import COLUMNS
 
 EXAMPLES = 8  # of a batch where nothing else is asked for
 
@@ -74,8 +76,8 @@ def _show(found: planning.Plan, record: dict[str, Any], output: Path | None) -> 
     console.show()
     rows = [row.cells() for row in found.rows]
     # A column in which nothing is said is left out: what would fill it is said below, or in --help.
-    told = [i for i in range(len(planning.COLUMNS)) if i < 4 or any(row[i] != planning.NOTHING for row in rows)]
-    console.show_table([planning.COLUMNS[i] for i in told], [[row[i] for i in told] for row in rows])
+    told = [i for i in range(len(COLUMNS)) if i < 4 or any(row[i] != NOTHING for row in rows)]
+    console.show_table([COLUMNS[i] for i in told], [[row[i] for i in told] for row in rows])
     console.show()
     console.show(found.sentence, bold=True)
     for line in found.lines():

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from gradcost.cli import console, spec
 from gradcost.cli.study import conducted, open_folder
-from gradcost.papers import last_batch, rike2022, rike2022_page, rike2022_study
-from gradcost.papers.rike2022_verdicts import as_published, cells
-from gradcost.study.environment import fingerprint
-from gradcost.study.executors import Local, Work
-from gradcost.study.records import Results, read
-from gradcost.study.study import alone
+from gradcost.papers.rike2022 import last_batch
+from gradcost.papers.rike2022 import page as rike2022_page
+from gradcost.papers.rike2022 import study as rike2022_study
+from gradcost.papers.rike2022 import table as rike2022
+from gradcost.papers.rike2022.verdicts import as_published, cells
+from gradcost.results.records import Results, read
+from gradcost.studies.environment import fingerprint
+from gradcost.studies.executors import Local, Work
+from gradcost.studies.study import alone
 from gradcost.tasks import TASKS
 
 PAPERS = {"rike2022": rike2022.TITLE}

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.value import is_value
+from gradcost.core.value import is_value
 
 _HOMES = {
-    "method": ("combine", "cost.within", "directions", "estimators", "saving", "slopes"),
+    "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding"),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
 }
@@ -239,7 +239,7 @@ def _model_name(found: Any) -> str:
 
 def loaded(path: str) -> Any:
     """A Python file as a module. Raises: ValueError where there is none, or what it raises."""
-    from gradcost.study.perform import load_file
+    from gradcost.studies.worker import load_file
 
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}.")

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from gradcost.cli import console, spec
-from gradcost.cost.forecast import Forecast
+from gradcost.core.key import Key
 from gradcost.estimators.estimator import Estimator
-from gradcost.key import Key
+from gradcost.planning.forecast import Forecast
 from gradcost.report import html
-from gradcost.study import costs, ledger, quality
-from gradcost.study.environment import describe, fingerprint
-from gradcost.study.executors import Executor, Local, Ray, Work
-from gradcost.study.records import document, read
-from gradcost.study.study import Stage, Study, alone, conduct
+from gradcost.results import ledger
+from gradcost.results.records import document, read
+from gradcost.studies import costs, quality
+from gradcost.studies.environment import describe, fingerprint
+from gradcost.studies.executors import Executor, Local, Ray, Work
+from gradcost.studies.study import Stage, Study, alone, conduct
 from gradcost.training.optimizers import Optimizer
 
 EXECUTORS = {"local": Local, "ray": Ray}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf
 from gradcost.directions.direction import Directions, Partial
-from gradcost.key import Key
-from gradcost.objective import Leaf
 
 
 @dataclass(frozen=True, eq=False)

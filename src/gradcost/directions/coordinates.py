@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradcost.directions.deal import deal
+from gradcost.core.key import Key
+from gradcost.core.memory_events import tell
+from gradcost.core.objective import Leaf
+from gradcost.core.value import value
 from gradcost.directions.direction import Directions
-from gradcost.key import Key
-from gradcost.objective import Leaf
-from gradcost.value import value
-from gradcost.watch import tell
+from gradcost.noise.permutation import deal
 
 
 @value

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
 
 
 class Directions(ABC):

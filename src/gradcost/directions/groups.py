@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from gradcost.chain import find_blocks
-from gradcost.objective import Objective
-from gradcost.value import value
+from gradcost.core.blocks import find_blocks
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 
 
 class Grouping(ABC):

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.value import value
 from gradcost.directions.direction import Directions, Situated
-from gradcost.directions.gaussian import Gaussian
-from gradcost.fake import numbers
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.value import value
+from gradcost.directions.independent import Gaussian
 
 Guide = Mapping[str, Tensor]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gradcost.directions.deal import deal
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.value import value
 from gradcost.directions.direction import Directions, Partial, Situated
-from gradcost.directions.gaussian import Gaussian
 from gradcost.directions.groups import EachLeaf, Grouping
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.value import value
+from gradcost.directions.independent import Gaussian
+from gradcost.noise.permutation import deal
 
 
 @value

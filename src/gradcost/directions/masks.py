@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradcost import noise, philox
-from gradcost.directions.direction import Directions, Partial
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.value import value
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.value import value
+from gradcost.directions.direction import Directions, Partial, Situated
+from gradcost.directions.independent import Gaussian
+from gradcost.noise import philox
+from gradcost.noise.add import add_noise
 
 
 class Mask(ABC):
@@ -187,7 +189,7 @@ def _drawn(key: Key, share: float, leaf: Leaf) -> Tensor:
     zero = torch.zeros_like(
         leaf.parameter, dtype=torch.float32, requires_grad=False, memory_format=torch.contiguous_format
     )
-    normal = noise.add(philox.Normals(), [key.seed], [1.0], leaf.start, zero, in_place=True)
+    normal = add_noise(philox.Normals(), [key.seed], [1.0], leaf.start, zero, in_place=True)
     return normal.lt(NormalDist().inv_cdf(share) if share < 1 else math.inf)
 
 
@@ -256,3 +258,34 @@ class _Within(Partial):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         return self.directions.add(base, leaf, seeds, scales, in_place) if self.reaches(leaf, seeds) else base
+
+
+@value
+class Masked(Situated):
+    """z = mask * u, with u of `directions`: the weights off the mask are neither perturbed nor updated.
+
+    Law: E[z z'] = diag(mask), the exact gradient of the weights within the mask and zero for the others; with a
+    mask drawn anew for each probe (`Random`) the identity. On the mask the numbers are those of u, up to
+    `Random`'s factor, and a weight off it stays as it is, bit for bit. The mask is that of the weights as they
+    stand, never of perturbed ones, and nothing as large as a leaf is kept of it.
+
+    A gradient whose mask depends on the weights can be replayed until they change in place; afterwards a replay
+    raises ValueError (`parameter.data` changes them unseen: do not use it).
+
+    Sources: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1; and see the masks.
+    """
+
+    mask: Mask
+    directions: Directions = Gaussian()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unbiased", self.mask.unbiased and self.directions.unbiased)
+
+    def init(self, objective: Objective) -> None:
+        return None
+
+    def settled(self, objective: Objective, key: Key, state: Any) -> Directions:
+        return self.mask.over(self.directions, objective, key)
+
+    def learned(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
+        return None

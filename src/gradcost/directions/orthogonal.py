@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gradcost import noise
-from gradcost.directions.deal import deal
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf
+from gradcost.core.value import value
 from gradcost.directions.direction import Directions
-from gradcost.hartley import Hartley
-from gradcost.key import Key
-from gradcost.objective import Leaf
-from gradcost.value import value
+from gradcost.noise.add import add_noise
+from gradcost.noise.hartley import Hartley
+from gradcost.noise.permutation import deal
 
 
 @value
@@ -41,4 +41,4 @@ class Orthogonal(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return noise.add(Hartley(leaf.dimension), seeds, scales, leaf.start, base, in_place)
+        return add_noise(Hartley(leaf.dimension), seeds, scales, leaf.start, base, in_place)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradcost import noise, philox
+from gradcost.core.fake import is_fake
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf
+from gradcost.core.value import value
 from gradcost.directions.direction import Directions, independent
-from gradcost.fake import is_fake
-from gradcost.key import Key
-from gradcost.objective import Leaf
-from gradcost.value import value
+from gradcost.noise import philox
+from gradcost.noise.add import add_noise
 
 
 @value
@@ -37,7 +38,7 @@ class Sphere(Directions):
         root = math.sqrt(leaf.dimension)
         norms = [root if is_fake(base) else _norm(seed, leaf.dimension) for seed in seeds]
         lengths = [scale * root / norm for scale, norm in zip(scales, norms, strict=True)]
-        return noise.add(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
+        return add_noise(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -46,6 +47,6 @@ def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
     total = 0.0
     for start in range(0, dimension, chunk):
         zero = torch.zeros(min(chunk, dimension - start))
-        z = noise.add(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
+        z = add_noise(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
         total += float(np.square(z).sum())
     return math.sqrt(total)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.value import value
 
 
 @value

@@ -12,21 +12,21 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.memory_events import tell
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.precision import LOSSES_IN_FLOAT32
+from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.directions.confined import confined
-from gradcost.dual import carrying
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Dense, Gradient, Joined, Seeded, Spent
 from gradcost.estimators.outputs import Layers, Output, layers_of, visited
 from gradcost.estimators.probing import replayed
-from gradcost.fake import numbers
-from gradcost.gradient import Dense, Gradient, Joined, Seeded, Spent
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.precision import LOSSES_IN_FLOAT32
-from gradcost.slopes import CentralDifference, Jvp, Slope, shifted
-from gradcost.substitute import substituted
-from gradcost.value import value
-from gradcost.watch import tell
+from gradcost.slopes.forward_mode import carrying
+from gradcost.slopes.slope import CentralDifference, Jvp, Slope, shifted
+from gradcost.slopes.substitution import substituted
 
 
 @value

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.combine import Mean
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.directions import Situated
 from gradcost.directions.confined import confined
 from gradcost.directions.groups import EachLeaf, Grouping
+from gradcost.estimators.combine import Mean
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Joined, Seeded
 from gradcost.estimators.probing import Probing, replayed
-from gradcost.fake import numbers
-from gradcost.gradient import Joined, Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.value import value
 
 
 class Choice(ABC):

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.core.fake import known
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import plain
+from gradcost.core.value import value
 from gradcost.directions import combination
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Seeded, Spent, Sum
 from gradcost.estimators.probing import replayed
-from gradcost.fake import known
-from gradcost.gradient import Seeded, Spent, Sum
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.trees import plain
-from gradcost.value import value
 
 
 class Lengths(NamedTuple):

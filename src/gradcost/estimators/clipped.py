@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
-from gradcost.fake import numbers
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.value import value
 
 
 @value

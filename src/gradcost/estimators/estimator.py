@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gradcost.gradient import Gradient
-from gradcost.key import Key
-from gradcost.objective import Objective
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.gradient import Gradient
 
 State = Any
 Use = Callable[[str, Tensor], None]

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.precision import LOSSES_IN_FLOAT32
+from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.estimator import Estimate, Estimator, Use
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
-from gradcost.fake import numbers
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
-from gradcost.precision import LOSSES_IN_FLOAT32
-from gradcost.slopes import CentralDifference
-from gradcost.substitute import ruled
-from gradcost.value import value
+from gradcost.slopes.slope import CentralDifference
+from gradcost.slopes.substitution import ruled
 
 Curvature = Mapping[str, Tensor]  # the diagonal of Sigma^-1: one float32 tensor of each leaf's shape
 

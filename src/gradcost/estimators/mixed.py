@@ -5,12 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Joined, Spent
 from gradcost.estimators.probing import replayed
-from gradcost.gradient import Joined, Spent
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.value import value
 
 
 class Halves(NamedTuple):

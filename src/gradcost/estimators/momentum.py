@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gradcost.combine import Sign
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.directions import Directions
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Sign
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import Probing, replayed
-from gradcost.gradient import Seeded
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.value import value
 
 # The seeds and the coefficients of one estimate; a state is those of the last ones, the newest first.
 Past = tuple[tuple[int, ...], tuple[float, ...]]

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, combination
-from gradcost.key import Key
-from gradcost.objective import Leaf, Objective
 
 # Exactly these: a subclass may do more with its weights than to multiply its input by them.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

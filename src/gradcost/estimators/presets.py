@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from gradcost.combine import Normalized, Projection, Sign
+from gradcost.checkpointing.policies import Blocks, Everything
 from gradcost.directions import Gaussian, Rademacher, Sphere
 from gradcost.estimators.activity import ActivityPerturbation
 from gradcost.estimators.by_length import ByLength
+from gradcost.estimators.combine import Normalized, Projection, Sign
 from gradcost.estimators.hessian_informed import HessianInformed
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.saving import Blocks, Everything
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 
 
 def backprop() -> Reverse:

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from gradcost.combine import Combine, Mean
+from gradcost.core.fake import numbers
+from gradcost.core.key import Key
+from gradcost.core.memory_events import tell
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, Situated, begun
+from gradcost.estimators.combine import Combine, Mean
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.fake import numbers
-from gradcost.gradient import Spent
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.slopes import Slope
-from gradcost.value import value
-from gradcost.watch import tell
+from gradcost.estimators.gradient import Spent
+from gradcost.slopes.slope import Slope
 
 
 @value

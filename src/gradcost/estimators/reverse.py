@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.checkpointing.policies import Everything, Saving
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.gradient import Dense, Spent
-from gradcost.key import Key
-from gradcost.objective import Objective
-from gradcost.saving import Everything, Saving
-from gradcost.value import value
+from gradcost.estimators.gradient import Dense, Spent
 
 
 @value

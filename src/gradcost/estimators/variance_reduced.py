@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.memory_events import tell
+from gradcost.core.objective import Objective, examples
+from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.gradient import Dense, Gradient, Seeded, Sum
 from gradcost.estimators.probing import replayed
-from gradcost.gradient import Dense, Gradient, Seeded, Sum
-from gradcost.key import Key
-from gradcost.objective import Objective, examples, standing_at
-from gradcost.value import value
-from gradcost.watch import tell
 
 
 class Snapshot(NamedTuple):
@@ -66,7 +66,7 @@ class VarianceReduced(Estimator):
         if at.step % self.every == 0:
             at = self._taken(objective, key, at)
         here = self.estimator.estimate(objective, batch, key, at.inner)
-        with standing_at(objective, at.weights):
+        with objective.at_weights(at.weights):
             there = self.estimator.estimate(objective, batch, key, at.inner)
         gradient = _corrected(objective, here.gradient, there.gradient, at)
         following = at._replace(step=at.step + 1, inner=here.state)
@@ -140,7 +140,7 @@ class _There(Gradient):
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         replay = self.of.leaves()
         for _ in self.objective.leaves:
-            with standing_at(self.objective, self.weights):
+            with self.objective.at_weights(self.weights):
                 found = next(replay)
             yield found
             del found  # before the next one is made

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.chunked import chunked_cross_entropy
-from gradcost.objective import Objective
+from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
+from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
 LENGTH = 512  # tokens of an example where nothing else is asked for

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.report import cards, formats, tables
-from gradcost.report.extra import need
 from gradcost.report.figures import figures
 from gradcost.report.formats import Table
-from gradcost.report.look import Figure
+from gradcost.report.optional_deps import need
 from gradcost.report.pages import write_whole
-from gradcost.study.records import Results, read
+from gradcost.report.theme import Figure
+from gradcost.results.records import Results, read
 
 WIDTH = 520  # pixels of a figure; a PNG has SCALE times as many
 SCALE = 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.palette import COLOURS
-from gradcost.report.wording import NOTHING, size
+from gradcost.report.theme import BYTES, QUIET, Figure, Look
+from gradcost.results.wording import NOTHING, size
 
 _ORDER = ("parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations")
 _PURPOSES = (*_ORDER, "tangents and noise", "temporaries")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from math import isinf, log
 from typing import Any
 
-from gradcost.report.budgets import Lead, Ranking, Standing, rankings
 from gradcost.report.formats import Table
-from gradcost.report.summary import span
-from gradcost.report.wording import NOTHING, bare, chance, count, listed, percent, points
-from gradcost.study.records import Results
-from gradcost.study.statistics import Interval
+from gradcost.results.rankings import Lead, Ranking, Standing, rankings
+from gradcost.results.records import Results
+from gradcost.results.statistics import Interval
+from gradcost.results.summary import span
+from gradcost.results.wording import NOTHING, bare, chance, count, listed, percent, points
 
 ALPHA = 0.05
 COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")

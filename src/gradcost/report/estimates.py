@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from gradcost.report import series
-from gradcost.report.look import QUIET, Figure
-from gradcost.report.protocol import look_of
-from gradcost.report.summary import summarise
+from gradcost.report.captions import look_of
+from gradcost.report.theme import QUIET, Figure
 from gradcost.report.ticks import powers_of_ten
-from gradcost.report.wording import count, listed
-from gradcost.study.records import Results
+from gradcost.results.records import Results
+from gradcost.results.summary import summarise
+from gradcost.results.wording import count, listed
 
 
 def cosine(results: Results) -> Figure | None:

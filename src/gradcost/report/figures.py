@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcost.report import breakdown, estimates, losses, series, tunings, wording
-from gradcost.report.look import BYTES, QUIET, Figure, Look
+from gradcost.report import breakdown, estimates, losses, series, tunings
+from gradcost.report.captions import intervals, look_of, protocol
 from gradcost.report.palette import CROSS
-from gradcost.report.protocol import intervals, look_of, protocol
-from gradcost.report.summary import Row, summarise
+from gradcost.report.theme import BYTES, QUIET, Figure, Look
 from gradcost.report.ticks import powers_of_two
-from gradcost.report.wording import number, size
-from gradcost.study.records import Results
+from gradcost.results import wording
+from gradcost.results.records import Results
+from gradcost.results.summary import Row, summarise
+from gradcost.results.wording import number, size
 
 
 def figures(results: Results) -> list[Figure]:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.report import tables
+from gradcost.report.captions import intervals, protocol
 from gradcost.report.cards import cards, strip
 from gradcost.report.figures import figures
 from gradcost.report.pages import cell, rendered, write_whole
 from gradcost.report.palette import marks
-from gradcost.report.protocol import intervals, protocol
-from gradcost.report.summary import Row, choose, sentences, summarise
-from gradcost.report.wording import count, listed, number, percent, rate, size
-from gradcost.study.facts import facts
-from gradcost.study.lint import Finding, lint
-from gradcost.study.records import Results, Trial, read
+from gradcost.results.facts import facts
+from gradcost.results.lint import Finding, lint
+from gradcost.results.records import Results, Trial, read
+from gradcost.results.summary import Row, choose, sentences, summarise
+from gradcost.results.wording import count, listed, number, percent, rate, size
 
 
 def write(folder: str | Path, output: str | Path | None = None) -> Path:

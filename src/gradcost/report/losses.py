@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gradcost.report import series
-from gradcost.report.budgets import FLOPS, SECONDS
-from gradcost.report.look import QUIET, Figure, Look
-from gradcost.report.protocol import look_of, protocol
-from gradcost.report.summary import summarise
+from gradcost.report.captions import look_of, protocol
+from gradcost.report.theme import QUIET, Figure, Look
 from gradcost.report.ticks import powers_of_ten
-from gradcost.report.wording import count, number
-from gradcost.study.records import Results
+from gradcost.results.rankings import FLOPS, SECONDS
+from gradcost.results.records import Results
+from gradcost.results.summary import summarise
+from gradcost.results.wording import count, number
 
 
 class Axis(NamedTuple):

@@ -17,8 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gradcost.report.extra import need
-from gradcost.report.look import Figure
+from gradcost.report.optional_deps import need
+from gradcost.report.theme import Figure
 
 
 def write_whole(content: str | bytes, path: Path) -> Path:

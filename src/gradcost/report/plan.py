@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.report.breakdown import bars
-from gradcost.report.look import BYTES, QUIET, Figure, Look
 from gradcost.report.pages import cell, rendered, write_whole
 from gradcost.report.palette import marks
+from gradcost.report.theme import BYTES, QUIET, Figure, Look
 from gradcost.report.ticks import powers_of_ten, powers_of_two
-from gradcost.report.wording import NOTHING, number, size
+from gradcost.results.wording import NOTHING, number, size
 
 _COLUMNS = ("method", "peak", "fits", "forwards", "est. s a step", "steps × (theory)", "largest batch")
 _ANY = 1 << 24  # a batch beyond which none was looked at

@@ -8,11 +8,11 @@ from math import ceil, inf, isfinite
 from statistics import mean, median
 from typing import Any
 
-from gradcost.report.summary import Row, span, summarise, tuning
-from gradcost.report.wording import percent
-from gradcost.study.records import Curve, Results
-from gradcost.study.statistics import expected_best, time_to_target
-from gradcost.study.tune import finals
+from gradcost.results.records import Curve, Results
+from gradcost.results.statistics import expected_best, time_to_target
+from gradcost.results.summary import Row, span, summarise, tuning
+from gradcost.results.tuning import finals
+from gradcost.results.wording import percent
 
 WINDOWS = 100  # points a curve, over all its steps
 _ENDED = ("finished", "diverged")  # by themselves; a run that failed says nothing

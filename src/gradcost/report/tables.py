@@ -7,8 +7,10 @@ import io
 
 from gradcost.report import formats
 from gradcost.report.formats import Table
-from gradcost.report.summary import Row, span, summarise, tuning
-from gradcost.report.wording import (
+from gradcost.results.records import Results, Trial
+from gradcost.results.summary import Row, span, summarise, tuning
+from gradcost.results.tuning import chosen, finals
+from gradcost.results.wording import (
     NOTHING,
     alike,
     bare,
@@ -21,8 +23,6 @@ from gradcost.report.wording import (
     rate,
     size,
 )
-from gradcost.study.records import Results, Trial
-from gradcost.study.tune import chosen, finals
 
 
 def table(results: Results) -> Table:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gradcost.report import series
-from gradcost.report.look import Figure
+from gradcost.report.captions import look_of, protocol
 from gradcost.report.palette import CROSS
-from gradcost.report.protocol import look_of, protocol
-from gradcost.report.summary import summarise
+from gradcost.report.theme import Figure
 from gradcost.report.ticks import powers_of_ten
-from gradcost.report.wording import count, listed, number
-from gradcost.study.records import Results
+from gradcost.results.records import Results
+from gradcost.results.summary import summarise
+from gradcost.results.wording import count, listed, number
 
 
 def landscape(results: Results) -> Figure | None:

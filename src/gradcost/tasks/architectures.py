@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.value import value
+from gradcost.core.value import value
 
 
 class Architecture(ABC):

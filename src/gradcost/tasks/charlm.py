@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture, Gpt
 from gradcost.tasks.task import Split, Splits, Task
-from gradcost.value import value
 
 
 @value

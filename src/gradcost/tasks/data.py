@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from urllib.parse import urlsplit
 
-from gradcost.value import value
+from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each address of a host, and there may be eight
 STALL_SECONDS = 60

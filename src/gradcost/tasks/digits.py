@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from gradcost.key import Key
+from gradcost.core.key import Key
+from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture, Logistic, Mlp
 from gradcost.tasks.data import DataError
 from gradcost.tasks.task import Split, Splits, Task, permutation
-from gradcost.value import value
 
 TRAIN, VALIDATION = 1197, 300
 

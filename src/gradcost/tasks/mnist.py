@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradcost.core.value import value
 from gradcost.tasks import data
 from gradcost.tasks.architectures import Architecture, Cnn, Mlp
 from gradcost.tasks.task import Split, Splits, Task
-from gradcost.value import value
 
 TRAIN = 50_000
 

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.key import Key
-from gradcost.objective import Objective, randomness
+from gradcost.core.isolation import randomness
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
 SCORED_AT_ONCE = 1000

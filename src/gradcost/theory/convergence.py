@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gradcost.combine import Mean
 from gradcost.directions import Directions, Gaussian, Situated
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Mean
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
-from gradcost.slopes import CentralDifference, ForwardDifference
+from gradcost.slopes.slope import CentralDifference, ForwardDifference
 from gradcost.theory.moments import second_moment
 
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from gradcost.combine import Combine, Mean, Normalized, Projection, Sign
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Combine, Mean, Normalized, Projection, Sign
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from gradcost.checkpointing.policies import Blocks, Everything, Offloaded, Saving, Segments
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
@@ -12,8 +13,7 @@ from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.saving import Blocks, Everything, Offloaded, Saving, Segments
-from gradcost.slopes import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 
 def forwards(estimator: Estimator) -> float | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from gradcost.precision import best_eps, best_forward_eps, loss_roundoff, spacing
+from gradcost.core.precision import best_eps, best_forward_eps, loss_roundoff, spacing
 
 __all__ = ["Survival", "best_eps", "best_forward_eps", "central_error", "forward_error", "survives"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradcost.combine import Mean, Projection
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Mean, Projection
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse

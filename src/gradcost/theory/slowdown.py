@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradcost.combine import Combine, Mean
 from gradcost.directions import Directions, Gaussian
+from gradcost.estimators.combine import Combine, Mean
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
-from gradcost.slopes import Jvp
+from gradcost.slopes.slope import Jvp
 from gradcost.theory.cosines import expected_cosine
 from gradcost.theory.moments import second_moment
 

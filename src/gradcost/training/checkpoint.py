@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.files import write_whole
 from gradcost.training.stepping import Stepping
-from gradcost.whole import write_whole
 
 
 def write(path: Path, stepping: Stepping, notes: Any = None) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
-from gradcost.key import Key
-from gradcost.objective import Objective
 from gradcost.training import checkpoint
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.stepping import Stepping

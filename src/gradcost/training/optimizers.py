@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradcost.objective import Leaf, Objective
-from gradcost.value import value
+from gradcost.core.objective import Leaf, Objective
+from gradcost.core.value import value
 
 
 class Part(Protocol):

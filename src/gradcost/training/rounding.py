@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcost.fake import is_fake
-from gradcost.key import Key
-from gradcost.objective import Leaf
-from gradcost.philox import philox_at
-from gradcost.precision import HALVES
+from gradcost.core.fake import is_fake
+from gradcost.core.key import Key
+from gradcost.core.objective import Leaf
+from gradcost.core.precision import HALVES
+from gradcost.core.value import value
+from gradcost.noise.philox import philox_at
 from gradcost.training.optimizers import Optimizer, Part
-from gradcost.value import value
 
 _CHUNK = 1 << 16  # elements whose temporaries are alive at once
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
-from gradcost.key import Key
-from gradcost.objective import Objective
 from gradcost.training.optimizers import Leafwise, Optimizer
-from gradcost.trees import tensors
 
 
 class Stepping:

@@ -1,1 +1,0 @@
-"""What a step costs: bytes, FLOPs and seconds, each measured by an instrument of its own."""

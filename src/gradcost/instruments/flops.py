@@ -1,0 +1,174 @@
+"""Arithmetic and traffic: FLOPs, matrix products and bytes moved, counted as torch dispatches operations."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
+
+from gradcost.core import memory_events
+from gradcost.core.pytree import tensors
+from gradcost.instruments.module_tracker import Whereabouts
+
+_ATEN = torch.ops.aten
+_PRODUCTS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
+# These read of their first argument what they give, not the whole of it.
+_GATHER = {_ATEN.embedding, _ATEN.index_select, _ATEN.gather, _ATEN.index}
+
+
+def _rnn(x: Any, w0: Any, w1: Any, *_: Any, **__: Any) -> int:
+    """A layer of a recurrent network on T x B inputs: two products with the stacked gates a step."""
+    return 2 * (x.shape[0] * x.shape[1]) * (w0.shape[0] * w0.shape[1] + w1.shape[0] * w1.shape[1])
+
+
+def _encoder_layer(x: Any, *arguments: Any, **_: Any) -> int:
+    """The fused encoder layer of inference: its four linear maps and its attention."""
+    b, t, d = x.shape
+    weights = sum(a.shape[0] * a.shape[1] for a in arguments if isinstance(a, Tensor) and a.ndim == 2)
+    return 2 * b * t * weights + 4 * b * t * t * d
+
+
+# What torch's registry counts as nothing. Each takes the operator's own arguments.
+_MISSING: dict[Any, Callable[..., int]] = {
+    _ATEN.addmm_: lambda c, a, b, **_: mm_flop(a.shape, b.shape),
+    _ATEN.baddbmm_: lambda c, a, b, **_: 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2],
+    _ATEN.mv: lambda a, x, **_: 2 * a.shape[0] * a.shape[1],
+    _ATEN.addmv: lambda y, a, x, **_: 2 * a.shape[0] * a.shape[1],
+    _ATEN.addmv_: lambda y, a, x, **_: 2 * a.shape[0] * a.shape[1],
+    _ATEN.dot: lambda x, y: 2 * x.shape[0],
+    _ATEN.vdot: lambda x, y: 2 * x.shape[0],
+    _ATEN.addbmm: lambda c, a, b, **_: 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2],
+    _ATEN.addr: lambda c, x, y, **_: 2 * x.shape[0] * y.shape[0],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q.shape, k.shape, v.shape
+    ),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
+        g.shape, q.shape, k.shape, v.shape
+    ),
+    _ATEN.mkldnn_rnn_layer: _rnn,
+    _ATEN.mkldnn_rnn_layer_backward: lambda *a, **k: 2 * _rnn(*a, **k),
+    _ATEN._transformer_encoder_layer_fwd: _encoder_layer,
+    _ATEN._native_multi_head_attention: lambda q, k, v, *a, **_: _encoder_layer(q, *a),
+}
+# By a word in their names. Element-wise though torch does not tag them so: normalisation, losses, reductions.
+_ELEMENTWISE = re.compile(
+    "norm|softmax|nll_loss|mse_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
+    "prod|logsumexp|glu"
+)
+# These move or make numbers without computing any.
+_MOVES = re.compile(
+    "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
+    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
+    "flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
+    "is_same_size|_has_same_storage_numel|_unsafe_view|equal|_reshape_alias"
+)
+
+
+@dataclass
+class Counts:
+    """What was counted. flops: of products, convolutions, attention and recurrent layers, by torch's formulas
+    (2 m n k a product) and those that it lacks. matmuls: products of matrices; both also by module.
+
+    elementwise: one operation for each number that any other computation gives. moved: bytes read and written.
+    drawn: random numbers added to weights. uncounted: computations of which no formula is known, with their
+    calls. work: (flops, bytes moved) of single operations and how often each occurred, for a roofline.
+    """
+
+    flops: int = 0
+    matmuls: int = 0
+    elementwise: int = 0
+    moved: int = 0
+    drawn: int = 0
+    flops_by_module: Counter[str] = field(default_factory=Counter)
+    matmuls_by_module: Counter[str] = field(default_factory=Counter)
+    uncounted: Counter[str] = field(default_factory=Counter)
+    work: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+class Counted(TorchDispatchMode):
+    """Within `followed()`, `counts` grows with whatever runs: tangents, vmapped products, recomputation.
+
+    Fake tensors count as real ones.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self.where = Whereabouts(model)
+
+    @contextmanager
+    def followed(self) -> Iterator[Counts]:
+        with ExitStack() as stack:
+            stack.enter_context(self.where.followed())
+            stack.enter_context(memory_events.watched_by(self))
+            stack.enter_context(self)
+            yield self.counts
+
+    def told(self, kind: memory_events.Kind, tensor: Tensor) -> None:
+        """A direction was added to a weight, by a kernel of our own that torch does not see."""
+        if kind == "noise":
+            self.counts.drawn += tensor.numel()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if _is_view(func) or func.namespace != "aten":
+            return out
+        counts, packet = self.counts, func.overloadpacket
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **kwargs, out_val=out)
+        elif packet in _MISSING:
+            flops = _MISSING[packet](*args, **kwargs)
+        else:
+            flops = 0
+            kind = _kind(func)
+            if kind == "elementwise":
+                counts.elementwise += _numbers(out)
+            elif kind == "unknown":
+                counts.uncounted[str(packet)] += 1
+        if flops:
+            counts.flops += flops
+            counts.flops_by_module[self.where.here] += flops
+        if packet in _PRODUCTS:
+            counts.matmuls += 1
+            counts.matmuls_by_module[self.where.here] += 1
+        moved = _bytes(out) + (_bytes((args[1:], out)) if packet in _GATHER else _bytes((args, kwargs)))
+        counts.moved += moved
+        counts.work[(flops, moved)] += 1
+        return out
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether the result shares its memory with an argument that is not written to."""
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+@cache
+def _kind(func: Any) -> str:
+    name = func.overloadpacket.__name__
+    if _MOVES.search(name):
+        return "move"
+    plain = getattr(_ATEN, name.rstrip("_"), func.overloadpacket)  # torch tags `add` and not `add_`
+    overloads = [func, *(getattr(plain, overload) for overload in plain.overloads())]
+    if any(torch.Tag.pointwise in overload.tags for overload in overloads) or _ELEMENTWISE.search(name):
+        return "elementwise"
+    return "unknown"
+
+
+def _numbers(tree: Any) -> int:
+    return sum(tensor.numel() for tensor in tensors(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))

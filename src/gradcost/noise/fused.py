@@ -1,0 +1,225 @@
+"""The fused path of `noise`: generate and add in one pass over the weights, compiled by numba.
+
+The arithmetic is that of `philox`, operation by operation (numba does not contract a product and a sum into
+one rounding), so the two agree bit for bit. Work is cut over a thread pool rather than by numba's own
+parallel loops: those bring a second OpenMP runtime that fights torch's for the same cores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcost.noise.hartley import QUARTER, Hartley
+from gradcost.noise.philox import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
+
+_M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
+_W0, _W1 = (np.uint32(w) for w in PHILOX_WEYL)
+_L = tuple(np.float32(c) for c in LOG)
+_S = tuple(np.float32(c) for c in SIN)
+_C = tuple(np.float32(c) for c in COS)
+_LN2_HIGH, _LN2_LOW = (np.float32(c) for c in LN2)
+_ANGLE, _QUARTER = np.float32(ANGLE), np.float32(QUARTER)
+_HALF, _ONE, _TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+_ULP = np.float32(2.0**-32)
+_32 = np.uint64(32)
+_ROOT_HALF = np.int32(0x3F3504F3)
+
+_LANES = 64  # Philox blocks computed side by side, so that the compiler vectorises over them
+_PARALLEL = 1 << 17  # elements under which one thread is faster than handing out work
+
+
+@numba.njit(inline="always")
+def _philox(block, seed):
+    c0, c1 = np.uint32(block), np.uint32(block >> _32)
+    c2, c3 = np.uint32(0), np.uint32(0)
+    k0, k1 = np.uint32(seed), np.uint32(seed >> _32)
+    for _ in range(10):
+        p0 = np.uint64(c0) * _M0
+        p1 = np.uint64(c2) * _M1
+        c0, c1, c2, c3 = (
+            np.uint32(np.uint32(p1 >> _32) ^ c1 ^ k0),
+            np.uint32(p1),
+            np.uint32(np.uint32(p0 >> _32) ^ c3 ^ k1),
+            np.uint32(p0),
+        )
+        k0 = np.uint32(k0 + _W0)
+        k1 = np.uint32(k1 + _W1)
+    return c0, c1, c2, c3
+
+
+@numba.njit(nogil=True, cache=True)
+def _signs(seeds, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i)"""
+    words = np.empty((_LANES, 4), np.uint32)
+    in_order = words.reshape(-1)
+    for i in range(base.size):
+        out[i] = base[i]
+    for chunk in range(start // 128, (start + base.size + 127) // 128, _LANES):
+        for k in range(seeds.size):
+            for lane in range(_LANES):
+                c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
+                words[lane, 0], words[lane, 1], words[lane, 2], words[lane, 3] = c0, c1, c2, c3
+            plus, minus = scales[k], -scales[k]
+            for w in range(4 * _LANES):
+                word = in_order[w]
+                at = chunk * 128 - start + 32 * w
+                if at >= 0 and at + 32 <= base.size:
+                    piece = out[at : at + 32]  # a slice of known length: the compiler vectorises over its bits
+                    for j in range(32):
+                        piece[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                elif at + 32 > 0 and at < base.size:
+                    for j in range(32):
+                        if 0 <= at + j < base.size:
+                            out[at + j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+
+
+@numba.njit(inline="always")
+def _sine_and_cosine(angle):
+    square = angle * angle
+    sine = ((_S[0] * square + _S[1]) * square + _S[2]) * square * angle + angle
+    cosine = ((_C[0] * square + _C[1]) * square + _C[2]) * square * square - square * _HALF + _ONE
+    return sine, cosine
+
+
+@numba.njit(inline="always")
+def _pair(bits, offset, quadrant, uniform_mantissa):
+    exponent = np.float32((bits - _ROOT_HALF) >> np.int32(23))
+    f = uniform_mantissa - _ONE
+    square = f * f
+    p = _L[0]
+    for i in range(1, 9):
+        p = p * f + _L[i]
+    log = f * (square * p) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
+    radius = np.sqrt(log * -_TWO)
+    sine, cosine = _sine_and_cosine(np.float32(offset) * _ANGLE)
+    odd = (quadrant & np.uint32(1)) == np.uint32(1)
+    c = -sine if odd else cosine
+    s = cosine if odd else sine
+    half_turn = _ONE - np.float32(quadrant & np.uint32(2))
+    return radius * (c * half_turn), radius * (s * half_turn)
+
+
+@numba.njit(nogil=True, cache=True)
+def _normals(seeds, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * normal_k(start + i)"""
+    end = start + base.size
+    words = np.empty((4, _LANES), np.uint32)
+    uniform = np.empty((2, _LANES), np.float32)
+    mantissa = np.empty((2, _LANES), np.float32)
+    bits, whole = uniform.view(np.int32), mantissa.view(np.int32)
+    z = np.empty((4, _LANES), np.float32)
+    for i in range(base.size):
+        out[i] = base[i]
+    last = (end + 3) // 4
+    for chunk in range(start // 4, last, _LANES):
+        for k in range(seeds.size):
+            for lane in range(_LANES):
+                c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
+                words[0, lane], words[1, lane], words[2, lane], words[3, lane] = c0, c1, c2, c3
+            for pair in range(2):
+                for lane in range(_LANES):
+                    uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _ULP
+                for lane in range(_LANES):
+                    b = bits[pair, lane]
+                    whole[pair, lane] = b - (((b - _ROOT_HALF) >> np.int32(23)) << np.int32(23))
+                for lane in range(_LANES):
+                    second = words[2 * pair + 1, lane]
+                    quadrant = np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30)
+                    offset = np.int32(np.uint32(second - np.uint32(quadrant << np.uint32(30))))
+                    a, b = _pair(bits[pair, lane], offset, quadrant, mantissa[pair, lane])
+                    z[2 * pair, lane], z[2 * pair + 1, lane] = a, b
+            scale = scales[k]
+            first = chunk * 4 - start
+            if first >= 0 and first + 4 * _LANES <= base.size:
+                for lane in range(_LANES):
+                    for j in range(4):
+                        out[first + 4 * lane + j] += scale * z[j, lane]
+            else:
+                for lane in range(_LANES):
+                    for j in range(4):
+                        i = first + 4 * lane + j
+                        if 0 <= i < base.size:
+                            out[i] += scale * z[j, lane]
+
+
+@numba.njit(nogil=True, cache=True)
+def _rows(signs, rows, firsts, dimension, scales, start, base, out):
+    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d)
+
+    firsts[k]: rows[k] * i mod d at the first i of start's block. Residues are whole numbers in float64, which are
+    exact below 2^53, so that the compiler vectorises over them.
+    """
+    end = start + base.size
+    residues = np.empty((rows.size, 128), np.float64)
+    z = np.empty(128, np.float32)
+    whole = np.float64(dimension)
+    for i in range(base.size):
+        out[i] = base[i]
+    for k in range(rows.size):
+        for lane in range(128):
+            residues[k, lane] = np.float64((firsts[k] + lane * rows[k]) % dimension)
+    for block in range(start // 128, (end + 127) // 128):
+        first = block * 128 - start
+        low, high = max(0, -first), min(128, base.size - first)
+        for k in range(rows.size):
+            residue, step = residues[k], np.float64(128 * rows[k] % dimension)
+            words = _philox(np.uint64(block), signs[k])
+            for lane in range(128):
+                quarters = residue[lane] / whole * 4.0
+                quadrant = np.floor(quarters + 0.5)
+                sine, cosine = _sine_and_cosine(np.float32(quarters - quadrant) * _QUARTER)
+                odd = (quadrant == 1.0) | (quadrant == 3.0)
+                cas = cosine + (-sine if odd else sine)
+                z[lane] = -cas if (quadrant == 2.0) | (quadrant == 3.0) else cas
+                further = residue[lane] + step
+                residue[lane] = further - whole if further >= whole else further
+            for w in range(4):
+                word, piece = words[w], z[32 * w : 32 * w + 32]
+                for j in range(32):
+                    piece[j] = -piece[j] if (word >> np.uint32(j)) & np.uint32(1) else piece[j]
+            scale = scales[k]
+            for lane in range(low, high):
+                out[first + lane] += scale * z[lane]
+
+
+def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
+    """The stream's kernel, called as kernel(scales, start, base, out)."""
+    if isinstance(stream, Hartley):
+        rows = [stream.row(seed) for seed in seeds]
+        signs = np.array([stream.signs(seed) for seed in seeds], dtype=np.uint64)
+
+        def kernel(scales: np.ndarray, start: int, base: np.ndarray, out: np.ndarray) -> None:
+            firsts = [row * (start // 128 * 128) % stream.dimension for row in rows]
+            whole = np.array(rows, dtype=np.int64), np.array(firsts, dtype=np.int64)
+            _rows(signs, *whole, stream.dimension, scales, start, base, out)
+
+        return kernel
+    return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))
+
+
+def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
+    """`out[:] = base + sum_k scales[k] * z_k`, contiguous CPU tensors of one floating type and length."""
+    source, target = base.numpy(), out.numpy()
+    kernel, lengths = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
+    threads = torch.get_num_threads()
+    if base.numel() * len(seeds) < _PARALLEL or threads == 1:
+        kernel(lengths, start, source, target)
+        return
+    size = -(-base.numel() // threads)
+    cuts = [slice(at, at + size) for at in range(0, base.numel(), size)]
+    jobs = [_pool(threads - 1).submit(kernel, lengths, start + c.start, source[c], target[c]) for c in cuts[1:]]
+    kernel(lengths, start, source[cuts[0]], target[cuts[0]])
+    for job in jobs:
+        job.result()
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="gradcost-noise")

@@ -1,0 +1,160 @@
+"""Counter-based noise: the numbers of a stream are a function of (seed, element index) and of nothing else.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011). A seed is its 64-bit key; block b of a stream is its output at the counter (b mod 2^32, b div 2^32,
+0, 0). A Rademacher stream takes 128 signs from a block (element i: bit i mod 32 of word (i div 32) mod 4), a
+Gaussian stream four normals (Box and Muller 1958, on words 0, 1 and 2, 3). So an element never depends on
+how a tensor was cut, on the order of the cuts, on the thread or on the device.
+
+Both streams are defined in float32 by additions, multiplications, one square root and integer
+operations alone, each rounded once; the logarithm and the sine are polynomials (Cephes, Moshier 1992). Hence
+these torch operations, on any device, and the compiled pass of `noise_fused` agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradcost.core.value import value
+
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+PHILOX_ROUNDS = 10
+
+# Cephes logf, sinf and cosf: coefficients from the highest power down.
+LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
+LOG += (-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+LN2 = (0.693359375, -2.12194440e-4)
+SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+ANGLE = 6.283185307179586 / 2**32
+
+_MASK = 0xFFFFFFFF
+
+
+class Stream(ABC):
+    """A distribution of independent float32 numbers of mean 0 and variance 1, addressed by (seed, index)."""
+
+    per_block: int
+    workspace: int  # bytes a block that `reference` has alive at its peak, its result among them
+
+    @abstractmethod
+    def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
+        """Blocks `first_block` to `first_block + blocks - 1` of the stream: a float32 tensor, made by torch."""
+
+
+@value
+class Signs(Stream):
+    """+1 or -1, each with probability one half: 128 a Philox block."""
+
+    per_block = 128
+    workspace = 3104
+
+    def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
+        words = torch.stack(philox(seed, first_block, blocks, device), dim=1)
+        bits = (words.unsqueeze(-1) >> torch.arange(32, device=device)) & 1
+        return (1 - 2 * bits).to(torch.float32).reshape(-1)
+
+
+@value
+class Normals(Stream):
+    """Standard normal numbers: four a Philox block, none beyond 6.77 in size."""
+
+    per_block = 4
+    workspace = 112
+
+    def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
+        words = philox(seed, first_block, blocks, device)
+        pairs = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
+        return torch.stack(pairs, dim=1).reshape(-1)
+
+
+def philox(seed: int, first_block: int, blocks: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """The four 32-bit words of each block, as int64 tensors of length `blocks`."""
+    return philox_at(torch.arange(first_block, first_block + blocks, device=device, dtype=torch.int64), seed)
+
+
+def philox_at(counter: Tensor, seed: int) -> list[Tensor]:
+    """The four 32-bit words of the blocks of these numbers (int64)."""
+    zero = torch.zeros_like(counter)
+    return philox_rounds([counter & _MASK, counter >> 32, zero, zero], (seed & _MASK, seed >> 32))
+
+
+def philox_rounds(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10 of a counter and a key, each word an int64 tensor or a number below 2^32."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(PHILOX_ROUNDS):
+        # An int64 product wraps modulo 2^64 and its right shift smears the sign: the mask makes it logical.
+        p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + PHILOX_WEYL[0]) & _MASK, (k1 + PHILOX_WEYL[1]) & _MASK
+    return [c0, c1, c2, c3]
+
+
+def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * x + coefficient
+    return total
+
+
+def sine_and_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Of float32 angles up to an eighth of a turn, the same bits everywhere."""
+    square = angle * angle
+    sine = _horner(square, SIN) * square * angle + angle
+    cosine = _horner(square, COS) * square * square - square * 0.5 + 1.0
+    return sine, cosine
+
+
+def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent normals from two uniform 32-bit words."""
+    uniform = (first.to(torch.float32) + 0.5) * 2.0**-32
+    bits = uniform.view(torch.int32)
+    # uniform = mantissa * 2^exponent with the mantissa in [0.5 sqrt 2, sqrt 2)
+    exponent = ((bits - 0x3F3504F3) >> 23).to(torch.float32)
+    mantissa = (bits - (((bits - 0x3F3504F3) >> 23) << 23)).view(torch.float32)
+    f = mantissa - 1.0
+    square = f * f
+    log = f * (square * _horner(f, LOG)) + exponent * LN2[1] - square * 0.5 + f + exponent * LN2[0]
+    # torch's float32 square root may be a vendor library's, an ulp off: the float64 one rounds to the exact one.
+    radius = torch.sqrt((log * -2.0).to(torch.float64)).to(torch.float32)
+
+    quadrant = ((second + (1 << 29)) & _MASK) >> 30
+    offset = second - (quadrant << 30)  # in [-2^29, 2^29), but for the wrap of the last quadrant into the first
+    offset = torch.where(offset > (1 << 29), offset - (1 << 32), offset)
+    sine, cosine = sine_and_cosine(offset.to(torch.float32) * ANGLE)
+    odd = (quadrant & 1) == 1
+    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    half_turn = 1.0 - (quadrant & 2).to(torch.float32)
+    return radius * (cosine * half_turn), radius * (sine * half_turn)
+
+
+def generate(stream: Stream, seed: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Elements start to start + count - 1 of a stream: a float32 tensor of length `count`, by torch alone."""
+    device = torch.device(device)
+    if count <= 0:
+        return torch.empty(0, device=device)
+    first = start // stream.per_block
+    last = (start + count - 1) // stream.per_block
+    numbers = stream.reference(seed, first, last - first + 1, device)
+    offset = start - first * stream.per_block
+    return numbers[offset : offset + count]
+
+
+def likeness(stream: Stream, start: int, count: int, device: torch.device) -> Tensor:
+    """What `generate` is on fake tensors: a tensor of its shape, and for a moment all the memory that it takes."""
+    first, last = start // stream.per_block, (start + count - 1) // stream.per_block
+    blocks = last - first + 1
+    torch.empty(blocks * stream.workspace, dtype=torch.uint8, device=device)
+    offset = start - first * stream.per_block
+    return torch.empty(blocks * stream.per_block, device=device)[offset : offset + count]

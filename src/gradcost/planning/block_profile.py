@@ -1,0 +1,184 @@
+"""What each block of a chain takes: the figures from which a recomputation schedule is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.utils import _pytree as pytree
+
+from gradcost.checkpointing.optimal import Epilogue, Stage
+from gradcost.checkpointing.policies import Schedule
+from gradcost.core.blocks import Block, find_blocks
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import tensors
+from gradcost.estimators.reverse import Reverse
+from gradcost.instruments.flops import Counted
+from gradcost.instruments.memory import LiveBytes
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A chain of blocks and what comes after it. base: the bytes that are alive beside whatever the chain keeps."""
+
+    stages: tuple[Stage, ...]
+    epilogue: Epilogue
+    base: int
+
+
+def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
+    """Follow one backpropagation of an objective on fakes (`fakes.on_fakes`), and each kind of block alone.
+
+    Blocks of one build, given inputs of the same shapes, are followed once. rounding: what sizes are rounded up
+    to. Raises: ValueError when the blocks are not run once each, one after the other.
+    """
+    blocks = find_blocks(objective.model)
+    calls, epilogue, base = _followed(objective, batch, blocks, rounding)
+    known: dict[Any, Stage] = {}
+    kinds = [(repr(block), call.shapes(), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
+    for kind, block, call in zip(kinds, blocks, calls, strict=True):
+        if kind not in known:
+            known[kind] = _stage(block, call, rounding)
+    return Profile(tuple(known[kind] for kind in kinds), epilogue, base)
+
+
+class _Shape(NamedTuple):
+    """All that is kept of a tensor: the tensor itself would stay alive, and be counted."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+    def made(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype).requires_grad_(self.requires_grad)
+
+
+class _Call:
+    """What a block was given, and the casting that was on."""
+
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
+        self.leaves = [_bare(leaf) for leaf in self.leaves]
+        self.casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+
+    def shapes(self) -> Any:
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, _Shape))
+
+    def made(self) -> list[Any]:
+        return [leaf.made() if isinstance(leaf, _Shape) else leaf for leaf in self.leaves]
+
+    def run(self, block: Block, leaves: list[Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten(leaves, self.structure)
+        with ExitStack() as stack:
+            for device, dtype in self.casts:
+                stack.enter_context(torch.autocast(device, dtype))
+            out = block[0](*args, **kwargs)
+            for module in block[1:]:
+                out = module(out)
+            return out
+
+
+def _bare(leaf: Any) -> Any:
+    if hasattr(leaf, "get_seq_length"):
+        return None  # a cache of keys and values, as when a block is run again
+    if isinstance(leaf, Tensor):
+        return _Shape(leaf.shape, leaf.stride(), leaf.dtype, leaf.requires_grad)
+    return leaf
+
+
+def _shapes(block: Block) -> Any:
+    return tuple((p.shape, p.dtype, p.requires_grad) for module in block for p in module.parameters())
+
+
+def _followed(
+    objective: Objective, batch: Any, blocks: Sequence[Block], rounding: int
+) -> tuple[list[_Call], Epilogue, int]:
+    """Backpropagation that keeps of the whole chain its input alone: what lies beside the chain is then seen."""
+    live = LiveBytes(objective.model, block=rounding)
+    live.register("inputs", tensors(batch))
+    numbers = {id(block[0]): number for number, block in enumerate(blocks)}
+    order: list[int] = []
+    calls: list[_Call] = []
+    marks: dict[str, int] = {}
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        number = numbers[id(module)]
+        order.append(number)
+        if number == 0:
+            calls.clear()
+            marks["start"] = live.moment
+        calls.append(_Call(args, kwargs))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        last = tensors(output)[0]
+        marks["output"], marks["end"] = _rounded(last, rounding), live.moment
+        if last.requires_grad:
+            last.register_hook(lambda gradient: marks.update(back=live.moment))
+
+    with ExitStack() as stack:
+        for block in blocks:
+            handle = block[0].register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.callback(blocks[-1][-1].register_forward_hook(leave).remove)
+        stack.enter_context(live.followed())
+        Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
+    if order != list(range(len(blocks))) * objective.parts or "back" not in marks:
+        raise ValueError(
+            f"the blocks of {type(objective.model).__name__} are not run once each, one after the other, so no "
+            "schedule can be made for them: use Blocks()."
+        )
+    timeline = live.memory().timeline
+    start, output = timeline[marks["start"] - 1], marks["output"]
+    # What the backward of the head has left behind (the gradient of a tied table) stays beside the whole chain.
+    base = start + max(timeline[marks["back"] - 1] - start - output, 0)
+    after = max(timeline[marks["end"] - 1 : marks["back"]])
+    return calls, Epilogue(max(after - base - output, 0), 0, 0), base
+
+
+def _stage(block: Block, call: _Call, rounding: int) -> Stage:
+    """One kind of block: run recorded and counted, run with nothing kept, and gone back through."""
+    modules, leaves = nn.ModuleList(block), call.made()
+    inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
+    counted, stopped = Counted(modules), 0
+
+    def note(tensor: Tensor) -> Tensor:
+        nonlocal stopped
+        stopped = counted.counts.flops
+        return tensor
+
+    with torch.enable_grad():
+        with counted.followed(), saved_tensors_hooks(note, lambda tensor: tensor):
+            call.run(block, leaves)
+        dropping = LiveBytes(modules, block=rounding)
+        with dropping.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
+            call.run(block, leaves)
+        live = LiveBytes(modules, block=rounding)
+        standing = live.standing
+        with live.followed(), ExitStack() as stack:
+            parameters = [p for p in modules.parameters() if p.requires_grad]
+            for parameter in parameters:
+                handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+                stack.callback(handle.remove)
+            out = tensors(call.run(block, leaves))
+            output, forward = _rounded(out[0], rounding), live.moment
+            edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
+            gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]
+            del out
+            if edges:
+                torch.autograd.backward(edges, gradients, inputs=[*parameters, *inputs])
+    timeline = [now - standing for now in live.memory().timeline]
+    saved = max(timeline[forward - 1] - output, 0)
+    backward = max(max(timeline[forward:], default=saved) - saved, 0)
+    dropped, recorded = dropping.memory().beyond, max(timeline[:forward])
+    return Stage(output, saved, dropped, recorded, backward, counted.counts.flops, stopped)
+
+
+def _rounded(tensor: Tensor, rounding: int) -> int:
+    return -(-tensor.nbytes // rounding) * rounding

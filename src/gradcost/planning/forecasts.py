@@ -1,0 +1,283 @@
+"""Forecasts of many methods at many batch sizes, each made once; and the largest batch that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from gradcost.checkpointing.policies import Offloaded, Schedule
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import tensors
+from gradcost.directions import Rademacher
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
+from gradcost.estimators.reverse import Reverse
+from gradcost.instruments.flops import Counts
+from gradcost.noise.philox import Signs, Stream
+from gradcost.planning.batch import batch_size, resized
+from gradcost.planning.forecast import Forecast, device_type, forecast, rounding
+from gradcost.planning.within import Trade, Within
+from gradcost.slopes.slope import CentralDifference, Jvp
+from gradcost.training.optimizers import Optimizer
+
+MOST = 1 << 24  # examples: a batch that is not looked beyond
+
+
+class Forecasts:
+    """What `forecast` says of estimators at batch sizes of one objective, or why it says nothing.
+
+    What comes one after the other and alike is followed two or three times and no oftener. Each probe after the
+    second costs its FLOPs and, at most, the bytes of its slope; each micro-batch after the third costs what the
+    third one did.
+    """
+
+    def __init__(self, objective: Objective, batch: Any, optimizer: Optimizer | None, device: str | None) -> None:
+        self.objective, self.batch, self.optimizer, self.device = objective, batch, optimizer, device
+        self._known: dict[tuple[Estimator, int | None], Forecast | str] = {}
+        self._least: dict[tuple[int, int | None], int | None] = {}
+
+    def of(self, estimator: Estimator, size: int | None = None) -> Forecast | str:
+        """The forecast for a batch of `size` (None: the batch as it is), or the sentence that refuses."""
+        if (estimator, size) not in self._known:
+            try:
+                with quietly():
+                    self._known[estimator, size] = self._made(estimator, size)
+            except ValueError as error:
+                self._known[estimator, size] = str(error)
+            except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+                what = str(error).strip().split("\n")[0]
+                self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {what}"
+        return self._known[estimator, size]
+
+    def peak(self, estimator: Estimator, size: int, budget: int) -> int | None:
+        """Bytes of a step with a batch of `size`; None when it cannot serve. Of Within the budget: the least."""
+        parts, inner = _unwrapped(estimator)
+        if isinstance(inner, Reverse) and isinstance(inner.saving, Within) and inner.saving.bytes == budget:
+            return self.least(parts, size)
+        found = self.of(estimator, size)
+        return None if isinstance(found, str) else found.peak
+
+    def least(self, parts: int, size: int | None = None) -> int | None:
+        """The least peak of any schedule of recomputation in so many micro-batches; None when there is none."""
+        if (parts, size) not in self._least:
+            try:
+                trade, more = self.trade(parts, size)
+                self._least[parts, size] = more + min(trade.peak(i) for i in range(min(3, len(trade.points))))
+            except (ValueError, RuntimeError):
+                self._least[parts, size] = None
+        return self._least[parts, size]
+
+    def trade(self, parts: int = 1, size: int | None = None) -> tuple[Trade, int]:
+        """Schedules in so many micro-batches, and the bytes to add to their peaks."""
+        objective, batch, more = self.fewer(parts, size)
+        return Trade(objective, batch, self.optimizer, self.device), more
+
+    def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
+        """Within the budget in so many micro-batches, told what lies beside; and the forecast of its schedule."""
+        try:
+            with quietly():
+                trade, more = self.trade(parts)
+                schedule = Reverse(Schedule(trade.cheapest(budget - more).items))
+                objective, batch, _ = self.fewer(parts)
+                alone = more + forecast(schedule, objective, batch, None, self.device).peak
+        except (ValueError, RuntimeError) as error:
+            return _in_parts(Reverse(Within(budget)), parts), str(error)
+        made, told = (_in_parts(each, parts) for each in (Reverse(Within(budget, budget - alone)), schedule))
+        found = self.of(told)
+        return made, found if isinstance(found, str) else replace(found, estimator=made)
+
+    def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
+        """An objective in so many micro-batches or in three of their size, its batch, and the bytes it lacks."""
+        whole = self._batch(size)
+        if parts <= 3 or batch_size(whole) % parts:
+            return (self.objective if parts == 1 else self.objective.in_parts(parts)), whole, 0
+        few = resized(whole, batch_size(whole) // parts * 3)
+        return self.objective.in_parts(3), few, self._bytes(whole) - self._bytes(few)
+
+    def largest(self, estimator: Estimator, budget: int) -> int:
+        """The largest batch whose step fits; 0 when that of one example does not, MOST when none is too large.
+
+        Raises: ValueError when the batch has no first dimension in common.
+        """
+        size, parts = batch_size(self.batch), _unwrapped(estimator)[0]
+
+        def peak(examples: int) -> int | None:
+            return self.peak(estimator, examples, budget)
+
+        return largest(peak, budget, size, parts)
+
+    def _made(self, estimator: Estimator, size: int | None) -> Forecast:
+        if (split := self._in_fewer_parts(estimator, size)) is not None:
+            return split
+        fewer = _with_probes(estimator, 2)
+        if fewer is None or fewer == estimator:
+            return forecast(estimator, self.objective, self._batch(size), self.optimizer, self.device)
+        once = _with_probes(estimator, 1)
+        assert once is not None
+        return _with_slopes(estimator, _continued(estimator, self._sure(once, size), self._sure(fewer, size), 2))
+
+    def _in_fewer_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
+        """Told from two and from three micro-batches of the same size; None where it cannot be."""
+        if not isinstance(estimator, Accumulated) or estimator.parts <= 3 or _looks_at_batch(estimator.estimator):
+            return None
+        whole = self._batch(size)
+        each, rest = divmod(batch_size(whole), estimator.parts)
+        if rest:
+            return None
+        two, three = (self._sure(replace(estimator, parts=parts), each * parts) for parts in (2, 3))
+        found = _continued(estimator, two, three, 3, estimator.parts)
+        more = self._bytes(whole) - self._bytes(resized(whole, 3 * each))
+        breakdown = {**three.memory.breakdown, "inputs": three.memory.breakdown["inputs"] + more}
+        memory = replace(three.memory, peak=three.memory.peak + more, breakdown=breakdown)
+        return replace(found, memory=memory)
+
+    def _sure(self, estimator: Estimator, size: int | None) -> Forecast:
+        found = self.of(estimator, size)
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+    def _bytes(self, batch: Any) -> int:
+        block = rounding(device_type(self.objective, self.device))
+        return sum(-(-tensor.nbytes // block) * block for tensor in tensors(batch))
+
+    def _batch(self, size: int | None) -> Any:
+        return self.batch if size is None else resized(self.batch, size)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within, torch does not log the traceback of an operation that fails on fakes: the error itself is told."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
+    """The largest size from `floor` on whose peak is at most `budget`; 0 when none is, MOST when all are.
+
+    Peaks are affine in the size within a regime, so a line through `start` and twice as much tells where it ends;
+    that it does is then looked at, and where it does not, the end is searched for. peak: None where it cannot be.
+    """
+    start = max(start, floor)
+    first, second = peak(start), peak(2 * start)
+    at = start
+    if first is not None and second is not None:
+        at = MOST if second <= first else start + (budget - first) * start // (second - first)
+    at = min(max(at // floor * floor, floor), MOST)
+    low, high, stride = floor - 1, MOST + 1, 1
+    while high - low > 1:
+        found = peak(at)
+        if found is not None and found <= budget:
+            low = at
+        else:
+            high = at
+        if low >= floor and high <= MOST:
+            at = (low + high) // 2
+        else:
+            at = min(low + stride, MOST) if low >= floor else max(high - stride, floor)
+        stride *= 2
+    return low if low >= floor else 0
+
+
+def _unwrapped(estimator: Estimator) -> tuple[int, Estimator]:
+    """In how many micro-batches it works, and what is within the wrappers."""
+    match estimator:
+        case Accumulated(inner, parts):
+            more, found = _unwrapped(inner)
+            return parts * more, found
+        case Clipped(inner):
+            return _unwrapped(inner)
+    return 1, estimator
+
+
+def _in_parts(estimator: Estimator, parts: int) -> Estimator:
+    return estimator if parts == 1 else Accumulated(estimator, parts)
+
+
+def is_exact(estimator: Estimator) -> bool:
+    """Whether it gives the gradient of the batch itself."""
+    return isinstance(_unwrapped(estimator)[1], Reverse)
+
+
+def offloads(estimator: Estimator) -> bool:
+    """Whether it moves what it saves to other memory and back, which no figure of a forecast counts."""
+    inner = _unwrapped(estimator)[1]
+    return isinstance(inner, Reverse) and isinstance(inner.saving, Offloaded)
+
+
+def stream(estimator: Estimator) -> Stream | None:
+    """What random numbers it draws."""
+    inner = _unwrapped(estimator)[1]
+    return Signs() if isinstance(inner, Probing) and isinstance(inner.directions, Rademacher) else None
+
+
+def _rounds(probing: Probing) -> tuple[int, int]:
+    """How many times it looks along some directions together, and how many of them."""
+    together = probing.slope.together if isinstance(probing.slope, Jvp) else 1
+    return -(-probing.probes // together), together
+
+
+def _with_probes(estimator: Estimator, rounds: int) -> Estimator | None:
+    """The same with so many rounds of probes; None where they do not make up the whole."""
+    if isinstance(estimator, Accumulated | Clipped):
+        inner = _with_probes(estimator.estimator, rounds)
+        return None if inner is None else replace(estimator, estimator=inner)
+    if not isinstance(estimator, Probing):
+        return None
+    have, together = _rounds(estimator)
+    if have <= 2 or estimator.probes % together:
+        return None
+    return replace(estimator, probes=rounds * together)
+
+
+def _looks_at_batch(estimator: Estimator) -> bool:
+    """Whether what it does depends on the bytes of the whole batch."""
+    inner = _unwrapped(estimator)[1]
+    return isinstance(inner, Reverse) and isinstance(inner.saving, Within)
+
+
+def _continued(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
+    """`last`, of `have` rounds and one more than `before`, as of so many rounds (None: the estimator's probes)."""
+    inner = _unwrapped(estimator)[1]
+    rounds = rounds or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
+    more = rounds - have
+    counts = _extrapolated(before.counts, last.counts, more)
+    message = last.message + more * (last.message - before.message)
+    forward = last.forward + more * (last.forward - before.forward)
+    return replace(last, estimator=estimator, counts=counts, message=message, forward=forward)
+
+
+def _with_slopes(estimator: Estimator, told: Forecast) -> Forecast:
+    """With the bytes of the slopes of all probes after the second."""
+    inner = _unwrapped(estimator)[1]
+    assert isinstance(inner, Probing)
+    rounds, together = _rounds(inner)
+    block = rounding(told.device)
+    slope = -(-8 * together // block) * block
+    slopes = (rounds - 2) * slope * (2 if isinstance(inner.slope, CentralDifference) else 1)
+    memory = told.memory
+    breakdown = {**memory.breakdown, "temporaries": memory.breakdown["temporaries"] + slopes}
+    return replace(told, memory=replace(memory, peak=memory.peak + slopes, breakdown=breakdown))
+
+
+def _extrapolated(before: Counts, last: Counts, more: int) -> Counts:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(Counts):
+        first, second = getattr(before, field.name), getattr(last, field.name)
+        if isinstance(first, Counter):
+            names = dict.fromkeys([*first, *second])
+            found[field.name] = Counter({n: second[n] + more * (second[n] - first[n]) for n in names})
+        else:
+            found[field.name] = second + more * (second - first)
+    return Counts(**found)

@@ -1,0 +1,73 @@
+"""A results folder as tidy tables: one row a trial, and one row a point of its curves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradcost.results.records import Results, Trial, read
+
+_NESTED = ("curve", "validation", "test", "slopes", "environment")
+_CURVES = (
+    ("step", "loss"),
+    ("step", "slope"),
+    ("validation_step", "validation_loss"),
+    ("validation_step", "validation_accuracy"),
+)
+
+
+def trials(results: Results) -> list[dict[str, Any]]:
+    """One row a trial: its fields, with the scores' own spelled out (`validation_accuracy`)."""
+    return [_row(run) for run in results.trials]
+
+
+def _row(run: Trial) -> dict[str, Any]:
+    row = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in _NESTED}
+    for split, scores in (("validation", run.validation), ("test", run.test)):
+        for name in ("loss", "accuracy"):
+            row[f"{split}_{name}"] = None if scores is None else getattr(scores, name)
+    return row
+
+
+def curves(results: Results) -> Iterator[dict[str, Any]]:
+    """One row a point: its trial, the step, which curve of `Curve` it is of, its value."""
+    for run in results.trials:
+        for steps, name in _CURVES:
+            numbers = getattr(run.curve, name)
+            for step, number in zip(getattr(run.curve, steps)[: len(numbers)], numbers, strict=True):
+                yield {"trial": run.trial, "step": step, "what": name, "value": number}
+
+
+def write(folder: Path, path: Path) -> tuple[Path, Path]:
+    """Write the trials to `path` and their curves beside it, to NAME.curves.parquet; both paths.
+
+    Raises: ValueError where the folder is no results folder; ImportError without pyarrow; OSError where it cannot be
+    written.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            'an export needs pyarrow, which is not installed: pip install "gradcost[export]".'
+        ) from error
+    results = read(folder)
+    beside = path.with_name(f"{path.stem}.curves{path.suffix}")
+    text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+    kinds = {"trial": text, "step": whole, "what": text, "value": real}
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(list(curves(results)), pyarrow.schema(list(kinds.items()))),
+        beside,
+    )
+    rows = trials(results)
+    names = [*rows[0]] if rows else []
+    numbers = dict.fromkeys(("seed", "steps", "reached"), whole) | {
+        name: real
+        for name in names
+        if name in ("lr", "seconds", "clip_rate") or name.endswith(("_loss", "_accuracy"))
+    }
+    kinds = {name: numbers.get(name, text) for name in names}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items()))), path)
+    return path, beside

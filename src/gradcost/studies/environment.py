@@ -1,0 +1,114 @@
+"""Where a study ran: versions, the machine, and a fingerprint of the code that its trials execute."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import platform
+from collections.abc import Iterator
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_SOURCE = Path(__file__).parents[2]  # the folder that holds the package
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+# Every trial runs the worker; which task, estimator or optimizer it names is known only when it runs.
+_ENTRY_POINTS = ("studies/worker.py", "estimators/*.py", "training/*.py", "tasks/*.py")
+
+
+@functools.cache
+def fingerprint(user_file: str | None = None) -> str:
+    """Hash the code that a trial executes; trials run again when it changes.
+
+    The hash covers the worker, the estimators, the optimizers, the tasks and every gradcost module that they import.
+    It is taken of the syntax tree without docstrings and comments, so rewording changes nothing.
+
+    Args:
+        user_file: the study's own Python file, hashed as well. What it imports from elsewhere is not.
+    Returns:
+        12 hexadecimal digits.
+    """
+    digest = blake2b(digest_size=6)
+    for file in sorted(executed_files()):
+        digest.update(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file))
+    if user_file is not None:
+        digest.update(Path(user_file).name.encode() + b"\0" + _code(Path(user_file)))
+    return digest.hexdigest()
+
+
+def executed_files() -> set[Path]:
+    """Return the source files of gradcost that a trial may execute: the entry points and all they import."""
+    package = Path(__file__).parents[1]
+    found: set[Path] = set()
+    waiting = [file for pattern in _ENTRY_POINTS for file in package.glob(pattern)]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += _imported(file)
+    return found
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    """Yield the gradcost modules that a file imports, at its top or inside a function."""
+    for node in ast.walk(_tree(file)):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gradcost."):
+            continue
+        module = _SOURCE.joinpath(*(node.module or "").split("."))
+        if module.with_suffix(".py").exists():
+            yield module.with_suffix(".py")
+            continue
+        submodules = [module / f"{alias.name}.py" for alias in node.names]
+        yield from (submodule for submodule in submodules if submodule.exists())
+        if not all(submodule.exists() for submodule in submodules):
+            yield module / "__init__.py"
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _code(file: Path) -> bytes:
+    """Return a file's code in a normal form: no comments, no docstrings, no layout."""
+    tree = _tree(file)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree).encode()
+
+
+def stamp(file: str | None) -> str | None:
+    """Hash a file's bytes to 12 hexadecimal digits; return None for None."""
+    return None if file is None else blake2b(Path(file).read_bytes(), digest_size=6).hexdigest()
+
+
+def describe(threads: int, code: str) -> dict[str, str | int]:
+    """Return the versions of the packages and the machine's type, without its name.
+
+    Args:
+        threads: how many threads the timings used.
+        code: the fingerprint of the code.
+    """
+    found: dict[str, str | int] = {"python": platform.python_version()}
+    for package in ("gradcost", "torch", "numpy", "numba"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads,
+        "code": code,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

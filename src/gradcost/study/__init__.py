@@ -1,1 +1,0 @@
-"""Comparisons as runs that are made once: trials, their ledger, the pool that works on them."""
