@@ -22,7 +22,7 @@ from gradcost import Blocks, CentralDifference, Jvp, Objective, Probing, Rademac
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.planning.forecasts import Forecasts
-from gradcost.planning.within import Trade
+from gradcost.planning.within import MemoryTradeoff
 
 LAYERS, WIDTH, WORDS, BATCH, LENGTH = 16, 256, 2048, 4, 128
 COLOURS = {
@@ -88,7 +88,7 @@ def rows(head: str, trained: str) -> Iterator[dict[str, Any]]:
         told = forecasts.of(estimator)
         assert not isinstance(told, str), told
         yield row(kind, what, told)
-    points = Trade(objective, batch).points
+    points = MemoryTradeoff(objective, batch).points
     for point in points[:: max(1, len(points) // 10)]:
         told = forecasts.of(Reverse(Schedule(point.items)))
         assert not isinstance(told, str), told

@@ -2,7 +2,7 @@
 
     python benchmarks/recomputation.py > docs/recomputation.md
 
-Peaks are those of a real step (`LiveBytes`), recomputation is counted (`Counted`). "optimal" is the least
+Peaks are those of a real step (`MemoryTracker`), recomputation is counted (`Counted`). "optimal" is the least
 recomputation that any nested schedule needs at that peak, by the dynamic program over the blocks' own figures;
 its brute-force check is a test. Milliseconds are medians of interleaved steps.
 """
@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from gradcost import Key, Objective, Reverse, Within, backprop, checkpointed
 from gradcost.checkpointing.optimal import cheapest
 from gradcost.core.isolation import randomness
-from gradcost.instruments.flops import Counted
-from gradcost.instruments.memory import LiveBytes
-from gradcost.planning.within import Trade
+from gradcost.instruments.flops import OpCounter
+from gradcost.instruments.memory import MemoryTracker
+from gradcost.planning.within import MemoryTradeoff
 from gradcost.tasks.architectures import Gpt
 
 LAYERS, WIDTH, LENGTH, BATCH, WORDS, ROUNDS = 24, 128, 128, 4, 256, 11
@@ -48,7 +48,7 @@ def step(objective: Objective, batch: Any, estimator: Reverse) -> None:
 
 
 def followed(objective: Objective, batch: Any, work: Callable[[], object]) -> tuple[int, int]:
-    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
     live.register("inputs", batch)
     for instrument in (live, counted):
         with instrument.followed():
@@ -73,11 +73,11 @@ def mib(size: int) -> str:
 
 def main() -> None:
     objective, batch = problem()
-    trade = Trade(objective, batch)
+    tradeoff = MemoryTradeoff(objective, batch)
     most, flops = followed(objective, batch, lambda: step(objective, batch, backprop()))
     forward = followed(objective, batch, lambda: objective.evaluate(batch, KEY))[1]
     plain = dict(backprop().estimate(objective, batch, KEY).gradient.leaves())
-    least = trade.peak(0)
+    least = tradeoff.peak(0)
 
     print("# What a budget costs in recomputation\n")
     print(
@@ -94,7 +94,7 @@ def main() -> None:
         estimator = Reverse(saving)
         peak, needed = followed(objective, batch, partial(step, objective, batch, estimator))
         same = all(torch.equal(g, plain[n]) for n, g in estimator.estimate(objective, batch, KEY).gradient.leaves())
-        best = cheapest(trade.points, max(budget, trade.points[0].peak))
+        best = cheapest(tradeoff.points, max(budget, tradeoff.points[0].peak))
         optimal = "–" if best is None else f"{best.flops / forward:.3f}"
         print(
             f"| {mib(budget)} | {mib(peak)} | {(needed - flops) / forward:.3f} | {optimal} "

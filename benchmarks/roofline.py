@@ -28,7 +28,7 @@ from gradcost import (
     spsa,
 )
 from gradcost.core.isolation import randomness
-from gradcost.instruments.measure import Steps
+from gradcost.instruments.measure import TrainingStep
 from gradcost.instruments.timing import time_steps
 from gradcost.noise.philox import Normals, Signs, Stream
 from gradcost.planning.roofline import calibrate, seconds
@@ -75,7 +75,7 @@ def main() -> None:
         for estimator in METHODS:
             counts = forecast(estimator, *make(), SGD(1e-6)).counts
             estimate = 1e3 * seconds(counts, rates, torch.float32, stream_of(estimator))
-            steps = Steps(*make(), estimator, SGD(1e-6))
+            steps = TrainingStep(*make(), estimator, SGD(1e-6))
             reading = time_steps(steps, arguments.samples, warmup=2, attempts=arguments.attempts)
             ratio = estimate / reading.median
             print(f"| {estimator} | {estimate:.2f} | {reading.median:.2f} | {ratio:.2f} | {reading.doubt or ''} |")

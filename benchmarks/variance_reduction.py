@@ -22,11 +22,11 @@ from torch import Tensor
 from gradcost import Jvp, Key, Note, Probing, Rademacher, Reverse, VarianceReduced, mezo
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import full_gradient
-from gradcost.instruments.flops import Counted
+from gradcost.instruments.flops import OpCounter
 from gradcost.results.statistics import interval
 from gradcost.tasks.digits import Digits
 from gradcost.training.optimizers import SGD
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 STEPS, EVERY, WARM = 40, 20, 300
 WAYS: dict[str, tuple[Estimator, Estimator]] = {
@@ -35,10 +35,10 @@ WAYS: dict[str, tuple[Estimator, Estimator]] = {
 }
 
 
-def started(seed: int, warm: int) -> Stepping:
+def started(seed: int, warm: int) -> TrainState:
     """The digits MLP with its initial weights, or as backprop leaves them after `warm` steps."""
     task = Digits()
-    made = Stepping(task.objective(Key(seed)), Reverse(), SGD(0.1))
+    made = TrainState(task.objective(Key(seed)), Reverse(), SGD(0.1))
     for number in range(warm):
         made.step(task.batch_at(Key(seed).fold("data"), number), Key(seed).fold("warm", number))
     return made
@@ -49,7 +49,7 @@ def errors(estimator: Estimator, seed: int, warm: int, lr: float) -> tuple[float
     FLOPs of an estimate, passes shared."""
     task, objective = Digits(), started(seed, warm).objective
     state, single, period, away = estimator.init(objective), [], [], torch.zeros(0)
-    counted = Counted(objective.model)
+    counted = OpCounter(objective.model)
     for number in range(STEPS):
         key, batch = Key(seed).fold("step", number), task.batch_at(Key(seed).fold("order"), number)
         with counted.followed():

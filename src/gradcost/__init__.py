@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from gradcost.checkpointing.policies import Schedule as Schedule
     from gradcost.checkpointing.policies import Segments as Segments
     from gradcost.checkpointing.policies import Selective as Selective
-    from gradcost.checks.check import diagnose as diagnose
+    from gradcost.checks.check import check as check
     from gradcost.checks.recorder import Recorder as Recorder
-    from gradcost.checks.report import Diagnosis as Diagnosis
+    from gradcost.checks.report import CheckReport as CheckReport
     from gradcost.core.key import Key as Key
     from gradcost.core.notes import Note as Note
     from gradcost.core.objective import Objective as Objective
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from gradcost.directions import Named as Named
     from gradcost.directions import Rademacher as Rademacher
     from gradcost.directions import Random as Random
-    from gradcost.directions import Situated as Situated
     from gradcost.directions import Smallest as Smallest
     from gradcost.directions import Sphere as Sphere
+    from gradcost.directions import StatefulDirections as StatefulDirections
     from gradcost.directions.low_rank import LazyLowRank as LazyLowRank
     from gradcost.directions.low_rank import LowRank as LowRank
     from gradcost.directions.orthogonal import Orthogonal as Orthogonal
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from gradcost.instruments.measure import Measurement as Measurement
     from gradcost.instruments.measure import Operations as Operations
     from gradcost.instruments.measure import Seconds as Seconds
-    from gradcost.instruments.measure import Steps as Steps
+    from gradcost.instruments.measure import TrainingStep as TrainingStep
     from gradcost.instruments.measure import measure as measure
     from gradcost.planning.forecast import Forecast as Forecast
     from gradcost.planning.forecast import forecast as forecast
@@ -104,7 +104,7 @@ if TYPE_CHECKING:
     from gradcost.theory.slowdown import probes_to_match as probes_to_match
     from gradcost.theory.slowdown import slowdown as slowdown
     from gradcost.theory.slowdown import stable_step as stable_step
-    from gradcost.training.loop import Step as Step
+    from gradcost.training.loop import StepResult as StepResult
     from gradcost.training.loop import train as train
     from gradcost.training.optimizers import SGD as SGD
     from gradcost.training.optimizers import Adam as Adam
@@ -128,7 +128,7 @@ _HOME = {
     "Clipped": "estimators.clipped",
     "Coordinates": "directions",
     "Dense": "estimators.gradient",
-    "Diagnosis": "checks.report",
+    "CheckReport": "checks.report",
     "Directions": "directions",
     "EachBlock": "directions",
     "EachLeaf": "directions",
@@ -182,7 +182,7 @@ _HOME = {
     "Selective": "checkpointing.policies",
     "Sign": "estimators.combine",
     "Signed": "estimators.gradient",
-    "Situated": "directions",
+    "StatefulDirections": "directions",
     "Smallest": "directions",
     "Sphere": "directions",
     "Steepest": "estimators.adaptive",

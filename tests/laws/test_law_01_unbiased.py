@@ -135,7 +135,7 @@ def test_coordinates_are_dealt_without_replacement(dimension: int):
 
 
 def public(kind: type) -> Iterator[type]:
-    """The kinds below one that a user can name: those of one estimate of `Situated` directions are private."""
+    """The kinds below one that a user can name; those that `StatefulDirections` resolve to are private."""
     for below in kind.__subclasses__():
         if below.__module__.startswith("gradcost.") and not (inspect.isabstract(below) or below.__name__[0] == "_"):
             yield below

@@ -35,15 +35,15 @@ from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.instruments.flops import Counted, Counts
-from gradcost.instruments.memory import LiveBytes, Memory
+from gradcost.instruments.flops import Counts, OpCounter
+from gradcost.instruments.memory import Memory, MemoryTracker
 from gradcost.planning.forecast import forecast
-from gradcost.planning.within import Trade, Within
+from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.tasks.architectures import Cnn, Gpt, Mlp
 from gradcost.training.optimizers import SGD, AdamW, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from tables import cross_entropy
 
 KEY = Key(10)
@@ -182,15 +182,15 @@ def tracked(
     estimator: Estimator, objective: Objective, batch: Any, optimizer: Optimizer | None
 ) -> tuple[Memory, Counts]:
     """The second step of a real run under each instrument: the optimizer has its state."""
-    stepping = Stepping(objective, estimator, optimizer)
-    stepping.step(batch, KEY)
-    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    train_state = TrainState(objective, estimator, optimizer)
+    train_state.step(batch, KEY)
+    live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
     live.register("inputs", (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)))
-    live.register("optimizer state", stepping.kept())
+    live.register("optimizer state", train_state.kept())
     with live.followed():
-        stepping.step(batch, KEY)
+        train_state.step(batch, KEY)
     with counted.followed():
-        stepping.step(batch, KEY)
+        train_state.step(batch, KEY)
     return live.memory(), counted.counts
 
 
@@ -243,7 +243,7 @@ def test_so_it_is_for_updates_that_rounding_does_not_swallow(method: str, dtype:
 def test_so_it_is_for_schedules_within_a_budget(model: str, parts: int):
     objective, batch = made(model, torch.float32)
     whole = objective.in_parts(parts)
-    trade = Trade(whole, batch)
+    trade = MemoryTradeoff(whole, batch)
     for budget in {trade.peak(0), (trade.peak(0) + trade.points[-1].peak) // 2}:
         estimator = Reverse(Within(budget))
         found: Estimator = estimator if parts == 1 else Accumulated(estimator, parts)

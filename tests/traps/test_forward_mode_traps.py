@@ -39,7 +39,7 @@ def square_of(model: nn.Module, batch: Any) -> Tensor:
 # ---- attention
 
 
-class Seen(TorchDispatchMode):
+class TrialLog(TorchDispatchMode):
     """The names of the operations that ran."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Seen(TorchDispatchMode):
 
 
 def fused_attention_in(work: Callable[[], object]) -> bool:
-    with Seen() as seen:
+    with TrialLog() as seen:
         work()
     return any("attention" in name and "math" not in name for name in seen.names)
 

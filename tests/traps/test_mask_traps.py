@@ -17,7 +17,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from gradcost.slopes.substitution import substituted
 from gradcost.training.optimizers import SGD
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from snapshot import bits
 from tables import OBJECTIVES
 from vectors import flat, true_gradient
@@ -86,9 +86,9 @@ def test_at_a_learning_rate_of_0_weights_stay_for_200_steps(mask: Mask, slope: S
     for step in range(200):
         estimator.stream(made, batch, KEY.fold("step", step), lambda name, gradient: None)
     assert weights(made) == before
-    stepping = Stepping(made, estimator, SGD(1e-30))
+    train_state = TrainState(made, estimator, SGD(1e-30))
     for step in range(200):
-        stepping.step(batch, KEY.fold("step", step))
+        train_state.step(batch, KEY.fold("step", step))
     assert weights(made) == before
 
 
@@ -97,11 +97,11 @@ def test_training_leaves_what_is_off_the_mask_as_it_was(mask: Mask):
     """In ZO-LLM's sparse runs every weight moves."""
     made, batch = OBJECTIVES["mlp"].make()
     before = {leaf.name: leaf.parameter.detach().clone() for leaf in made.leaves}
-    stepping = Stepping(made, Probing(Jvp(), Masked(mask, Rademacher())), SGD(0.05))
+    train_state = TrainState(made, Probing(Jvp(), Masked(mask, Rademacher())), SGD(0.05))
     kept = Probing(Jvp(), Masked(mask, Rademacher())).estimate(made, batch, KEY).gradient
     moves = {name: gradient != 0 for name, gradient in kept.leaves()}
     for step in range(20):
-        stepping.step(batch, KEY.fold("step", step))
+        train_state.step(batch, KEY.fold("step", step))
     for leaf in made.leaves:
         assert torch.equal(leaf.parameter != before[leaf.name], moves[leaf.name])
 

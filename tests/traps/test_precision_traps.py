@@ -21,7 +21,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, ForwardDifference
 from gradcost.training.optimizers import SGD, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from tables import OBJECTIVES
 
 KEY = Key(46)
@@ -121,8 +121,10 @@ def of_updates(dtype: torch.dtype, optimizer: Optimizer) -> Tensor:
         nn.init.normal_(model.weight, std=0.02)
     model.to(dtype)
     before = model.weight.detach().clone()
-    stepping = Stepping(Objective(model, lambda model, x: (x * model.weight.float()).sum()), backprop(), optimizer)
-    stepping.step(pull, KEY)
+    train_state = TrainState(
+        Objective(model, lambda model, x: (x * model.weight.float()).sum()), backprop(), optimizer
+    )
+    train_state.step(pull, KEY)
     return before != model.weight.detach()
 
 

@@ -17,7 +17,7 @@ from gradcost.core.value import value
 from gradcost.directions import Gaussian, Rademacher, Sphere, independent
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.activity import ActivityPerturbation
-from gradcost.estimators.gradient import Joined
+from gradcost.estimators.gradient import Concatenated
 from gradcost.estimators.outputs import layers_of
 from gradcost.estimators.presets import activity_perturbation
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
@@ -139,7 +139,7 @@ def test_what_is_no_plain_layer_or_is_shared_is_perturbed_as_a_weight():
     assert "blocks.0.qkv.weight" in inside
     assert {"embed.weight", "positions", "blocks.0.first.weight", "blocks.2.second.bias"} <= outside
     found = ActivityPerturbation(probes=3).estimate(objective, batch, KEY)
-    assert isinstance(found.gradient, Joined)
+    assert isinstance(found.gradient, Concatenated)
     assert found.gradient.nbytes == 16 * 3 + sum(
         p.numel() * 8 for n, p in objective.model.named_parameters() if n in inside
     )

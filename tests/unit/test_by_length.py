@@ -17,11 +17,11 @@ from gradcost.estimators.by_length import ByLength
 from gradcost.estimators.gradient import Sum
 from gradcost.estimators.presets import addax, backprop, mezo
 from gradcost.estimators.reverse import Reverse
-from gradcost.instruments.flops import Counted
-from gradcost.instruments.memory import LiveBytes
+from gradcost.instruments.flops import OpCounter
+from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.forecast import forecast
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from snapshot import differences, snapshot
 from vectors import flat
 
@@ -117,14 +117,14 @@ def test_a_forecast_knows_the_lengths(estimator: ByLength):
     """Whole numbers keep their values in fakes, so that the groups are the real ones: to the byte and the FLOP."""
     objective, batch = padded(dtype=torch.float32)
     told = forecast(estimator, objective, batch)
-    stepping = Stepping(objective, estimator, None)
-    stepping.step(batch, KEY)
-    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    train_state = TrainState(objective, estimator, None)
+    train_state.step(batch, KEY)
+    live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
     live.register("inputs", tensors(batch))
     with live.followed():
-        stepping.step(batch, KEY)
+        train_state.step(batch, KEY)
     with counted.followed():
-        stepping.step(batch, KEY)
+        train_state.step(batch, KEY)
     assert (told.peak, told.breakdown) == (live.memory().peak, live.memory().breakdown)
     assert (told.flops, told.counts.drawn) == (counted.counts.flops, counted.counts.drawn)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gradcost.core.errors import MissingExtra
 from gradcost.core.value import value
 from gradcost.tasks import data
 from gradcost.tasks.data import DataError, Dataset, NpmPackage, Official, Piece, Source
@@ -173,7 +174,7 @@ def test_without_pooch_the_refusal_names_the_extra(monkeypatch):
     with pytest.raises(DataError, match=r'pip install "gradcost\[tasks\]"'):
         data.fetch(toy(Official("http://127.0.0.1:9/", (Piece("a.bin.gz", "0" * 32),))))
     monkeypatch.delenv("GRADCOST_CACHE")
-    with pytest.raises(DataError, match=r'pip install "gradcost\[tasks\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install "gradcost\[tasks\]", or set GRADCOST_CACHE'):
         data.cache_folder()
 
 

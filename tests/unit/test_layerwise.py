@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from counting import Flops
 from gradcost.core.key import Key
-from gradcost.core.memory_events import watched_by
+from gradcost.core.memory_events import observe
 from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
-from gradcost.directions.direction import reaches
+from gradcost.directions.direction import touches
 from gradcost.directions.groups import EachBlock, EachLeaf, EachModule, Grouping
 from gradcost.directions.layerwise import Layerwise
 from gradcost.directions.masks import Masked, Named
@@ -28,8 +28,8 @@ KEY = Key(410)
 GROUPINGS: list[Grouping] = [EachLeaf(), EachModule(), EachBlock()]
 
 
-def settled(objective: Objective, by: Grouping, directions: Directions | None = None) -> Directions:
-    return Layerwise(directions or Gaussian(), by).settled(objective, KEY, None)
+def resolve(objective: Objective, by: Grouping, directions: Directions | None = None) -> Directions:
+    return Layerwise(directions or Gaussian(), by).resolve(objective, KEY, None)
 
 
 @pytest.mark.parametrize("directions", [Gaussian(), Rademacher(), Sphere(), Coordinates()], ids=repr)
@@ -37,7 +37,7 @@ def settled(objective: Objective, by: Grouping, directions: Directions | None = 
 def test_the_second_moment_is_the_identity(directions: Directions, probe: int):
     tiny, _ = OBJECTIVES["tiny"].make(torch.float64)
     assert Layerwise(directions).unbiased
-    found = settled(tiny, EachLeaf(), directions)
+    found = resolve(tiny, EachLeaf(), directions)
     seeds = [found.seeds(KEY.fold("draw", number), probe + 1, 8)[probe] for number in range(5000)]
     z = matrix(tiny, found, seeds)
     assert_mean(z.unsqueeze(1) * z.unsqueeze(2) - torch.eye(8), 0.0)
@@ -48,7 +48,7 @@ def test_a_direction_is_in_one_group_and_the_groups_are_dealt_in_turn(by: Groupi
     made, _ = OBJECTIVES["transformer"].make()
     group_of = by.groups(made)
     count = len(set(group_of.values()))
-    found, place = settled(made, by), torch.cat([torch.full((leaf.parameter.numel(),), group_of[leaf.name])
+    found, place = resolve(made, by), torch.cat([torch.full((leaf.parameter.numel(),), group_of[leaf.name])
                                                  for leaf in made.leaves])  # fmt: skip
     seeds = found.seeds(KEY, 2 * count, made.dimension)
     assert all(0 <= seed < 1 << 64 for seed in seeds)
@@ -112,7 +112,7 @@ def test_every_slope_is_that_of_the_gradient(name: str, together: int):
         count = 1 + max(by.groups(made).values())
         probes = min(count, 12)
         found = Probing(Jvp(together), Layerwise(by=by), probes).estimate(made, batch, KEY)
-        z = matrix(made, settled(made, by), found.gradient.seeds)  # type: ignore[attr-defined]
+        z = matrix(made, resolve(made, by), found.gradient.seeds)  # type: ignore[attr-defined]
         assert found.slopes is not None
         assert (found.slopes - z @ grad).abs().max() <= 1e-10 * grad.norm() * count
 
@@ -136,7 +136,7 @@ def cost(slope: Slope, seeds: list[int], objective: Objective, directions: Direc
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_a_probe_into_one_layer_costs_its_tangent_and_those_behind_it(layer: int):
     made = chain()
-    found = settled(made, EachLeaf())
+    found = resolve(made, EachLeaf())
     later = LAYERS - 1 - layer
     assert cost(Jvp(), [layer], made, found) == LAYERS + 1 + later
     assert cost(Jvp(3), [layer, layer + LAYERS, layer + 2 * LAYERS], made, found) == LAYERS + 3 * (1 + later)
@@ -145,7 +145,7 @@ def test_a_probe_into_one_layer_costs_its_tangent_and_those_behind_it(layer: int
 
 def test_probes_that_share_a_forward_pay_for_every_leaf_that_one_of_them_reaches():
     made = chain()
-    found = settled(made, EachLeaf())
+    found = resolve(made, EachLeaf())
     # Two products for each of layers 1 and 3 (from 0), and two for the inputs of 2 and 3.
     assert cost(Jvp(2), [1, 3], made, found) == LAYERS + 2 * 2 + 2 * 2
     assert cost(Jvp(4), [0, 1, 2, 3], made, found) == LAYERS + 4 * (2 * LAYERS - 1)
@@ -153,7 +153,7 @@ def test_probes_that_share_a_forward_pay_for_every_leaf_that_one_of_them_reaches
 
 def test_a_name_that_is_not_matched_costs_nothing_either():
     made = chain()
-    named = Masked(Named("2.*")).settled(made, KEY, None)
+    named = Masked(Named("2.*")).resolve(made, KEY, None)
     assert cost(Jvp(), [5], made, named) == LAYERS + 1 + 1
 
 
@@ -163,33 +163,33 @@ class Told:
     def __init__(self) -> None:
         self.sizes: list[tuple[str, int]] = []
 
-    def told(self, kind: Any, tensor: Tensor) -> None:
+    def on_tag(self, kind: Any, tensor: Tensor) -> None:
         self.sizes.append((kind, tensor.numel()))
 
 
 @pytest.mark.parametrize("by", GROUPINGS, ids=repr)
 def test_only_the_group_has_tangents_and_noise(by: Grouping):
     made, batch = OBJECTIVES["mlp"].make()
-    found, group_of = settled(made, by), by.groups(made)
+    found, group_of = resolve(made, by), by.groups(made)
     for group in set(group_of.values()):
         sizes = sorted(leaf.parameter.numel() for leaf in made.leaves if group_of[leaf.name] == group)
         for slope, kind, times in ((Jvp(), "tangents", 1), (CentralDifference(), "noise", 2)):
             told = Told()
-            with watched_by(told):
+            with observe(told):
                 slope.measure(made, batch, KEY, found, [group])
             assert sorted(size for what, size in told.sizes if what == kind) == sorted(sizes * times)
 
 
 def test_a_leaf_that_is_not_reached_is_not_copied():
     made, _ = OBJECTIVES["mlp"].make()
-    found = settled(made, EachLeaf())
+    found = resolve(made, EachLeaf())
     for number, leaf in enumerate(made.leaves):
         base = leaf.parameter.detach()
         for group in range(6):
-            assert reaches(found, leaf, [group]) == (group == number)
+            assert touches(found, leaf, [group]) == (group == number)
             assert (found.add(base, leaf, [group], [0.1]) is base) == (group != number)
-        assert reaches(found, leaf, range(6))
-        assert reaches(Gaussian(), leaf, [3])
+        assert touches(found, leaf, range(6))
+        assert touches(Gaussian(), leaf, [3])
 
 
 def test_a_weight_that_the_loss_does_not_use_has_slope_0_and_not_an_error():
@@ -197,7 +197,7 @@ def test_a_weight_that_the_loss_does_not_use_has_slope_0_and_not_an_error():
     group = EachLeaf().groups(made)["unused"]
     for slope in (Jvp(), Jvp(together=2)):
         seeds = [group, group + len(made.leaves)]
-        _, slopes = slope.measure(made, batch, KEY, settled(made, EachLeaf()), seeds)
+        _, slopes = slope.measure(made, batch, KEY, resolve(made, EachLeaf()), seeds)
         assert slopes.tolist() == [0.0, 0.0]
 
 

@@ -326,7 +326,7 @@ def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
     compare.open_folder(folder, made, "digits", "mlp")
     ran = list(conduct(made.study([BACKPROP, MEZO]), Local(2), Work(made.code, folder)))
     assert [record["status"] for record in ran] == ["finished"] * 8
-    surveyed = dict(costs.survey(made.task, made.steppers, None))
+    surveyed = dict(costs.forecast_methods(made.task, made.steppers, None))
     forecasts = {label: cost for label, cost in surveyed.items() if not isinstance(cost, str)}
     assert list(costs.clock(made.task, made.steppers, None, folder, forecasts)) == [BACKPROP, MEZO]
     known = facts(read(folder))

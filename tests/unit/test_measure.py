@@ -37,7 +37,7 @@ from gradcost.instruments.measure import (
     Measurement,
     Operations,
     Seconds,
-    Steps,
+    TrainingStep,
     measure,
     measure_step,
     time_step,
@@ -100,7 +100,7 @@ def linears(count: int, width: int) -> tuple[Objective, Tensor]:
 
 
 def both(objective: Objective, batch: object, estimator: Estimator) -> Measurement:
-    return measure(Steps(objective, batch, estimator, SGD(1e-9)), Bytes(), Allocator())
+    return measure(TrainingStep(objective, batch, estimator, SGD(1e-9)), Bytes(), Allocator())
 
 
 def tracked(found: Measurement) -> int:
@@ -154,7 +154,7 @@ def test_forward_mode_through_normalisation_is_over_read():
 
 
 def test_the_allocator_repeats_to_the_byte():
-    steps = Steps(*gpt(), backprop(), SGD(1e-9))
+    steps = TrainingStep(*gpt(), backprop(), SGD(1e-9))
     steps()
     assert allocated(steps) == allocated(steps)
 
@@ -179,7 +179,7 @@ def test_the_allocator_of_a_gpu_counts_what_is_made_and_not_what_was_there():
 
 def test_one_call_reads_what_was_asked_for_and_nothing_else():
     objective, x = linears(4, 64)
-    found = measure(Steps(objective, x, backprop(), SGD(1e-9)), Operations())
+    found = measure(TrainingStep(objective, x, backprop(), SGD(1e-9)), Operations())
     assert (found.memory, found.timing, found.allocated, found.seen) == (None, None, None, None)
     assert found.counts is not None
     assert found.counts.matmuls == 11
@@ -189,7 +189,7 @@ def test_one_call_reads_what_was_asked_for_and_nothing_else():
 
 def test_without_instruments_all_four_read_and_the_table_tells_it():
     objective, x = linears(4, 64)
-    found = measure(Steps(objective, x, backprop(), Adam(1e-9)))
+    found = measure(TrainingStep(objective, x, backprop(), Adam(1e-9)))
     assert found.memory is not None
     assert found.timing is not None
     assert len(found.timing.samples) >= 30
@@ -220,7 +220,7 @@ def test_one_instrument_reads_at_a_time():
         return torch.ones(3) + 1
 
     measure(work, Bytes(), Operations(), Seconds(samples=1), Allocator(), warmup=2)
-    assert seen[:4] == [(), (), ("LiveBytes",), ("Counted",)]
+    assert seen[:4] == [(), (), ("MemoryTracker",), ("Counted",)]
     assert set(seen[4:-2]) == {()}
     assert seen[-2:] == [("profiler",), ("_Marked", "profiler")]
 
@@ -246,13 +246,13 @@ def test_instruments_are_values_that_do_not_change():
 def test_steps_that_cannot_be_taken_say_why():
     objective, x = linears(1, 8)
     with pytest.raises(ValueError, match="no repeated blocks"):
-        Steps(Objective(objective.model[0], objective.loss), x, checkpointed())  # type: ignore[index]
+        TrainingStep(Objective(objective.model[0], objective.loss), x, checkpointed())  # type: ignore[index]
 
 
 def test_steps_without_an_optimizer_move_no_weight():
     objective, x = linears(2, 8)
     before = [leaf.parameter.clone() for leaf in objective.leaves]
-    measure(Steps(objective, x, backprop()), Bytes())
+    measure(TrainingStep(objective, x, backprop()), Bytes())
     assert all(torch.equal(a, b.parameter) for a, b in zip(before, objective.leaves, strict=True))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gradcost.core.isolation import kept_generators, randomness
+from gradcost.core.isolation import randomness, restored_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, split
 from tables import OBJECTIVES, cross_entropy
@@ -104,7 +104,7 @@ def test_randomness_is_a_function_of_the_key_and_put_back_also_after_a_raise():
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python
-    with kept_generators():
+    with restored_generators():
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -17,7 +17,7 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Orthogonal
 from gradcost.estimators.probing import Probing
-from gradcost.instruments.memory import LiveBytes
+from gradcost.instruments.memory import MemoryTracker
 from gradcost.noise import add as noise
 from gradcost.noise.hartley import Hartley
 from gradcost.noise.philox import Signs, generate
@@ -146,7 +146,7 @@ def test_a_forecast_without_numba_is_of_the_reference_path(monkeypatch: pytest.M
     monkeypatch.setattr(noise, "has_fused_path", lambda: False)
     objective, batch = OBJECTIVES["mlp"].make()
     estimator = Probing(CentralDifference(1e-3), Orthogonal())
-    live = LiveBytes(objective.model)
+    live = MemoryTracker(objective.model)
     live.register("inputs", batch)
     with live.followed():
         estimator.stream(objective, batch, KEY, lambda name, gradient: None)

@@ -20,7 +20,7 @@ from gradcost.checkpointing.policies import Schedule, Selective
 from gradcost.cli import spec
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator
-from gradcost.instruments.memory import LiveBytes
+from gradcost.instruments.memory import MemoryTracker
 from gradcost.noise.philox import Normals, Signs
 from gradcost.planning import roofline
 from gradcost.planning.batch import batch_size, resized
@@ -80,17 +80,17 @@ def test_the_choice_is_the_exact_gradient_that_fits_with_the_fewest_flops(planne
 
 
 def test_the_choice_fits_when_it_is_run(planned: Plan):
-    from gradcost.training.stepping import Stepping
+    from gradcost.training.train_state import TrainState
 
     objective, batch = chain(), examples(64)
     assert planned.choice is not None
-    stepping = Stepping(objective, planned.choice, ADAM)
-    stepping.step(batch, gradcost.Key(0))
-    live = LiveBytes(objective.model)
+    train_state = TrainState(objective, planned.choice, ADAM)
+    train_state.step(batch, gradcost.Key(0))
+    live = MemoryTracker(objective.model)
     live.register("inputs", batch)
-    live.register("optimizer state", stepping.kept())
+    live.register("optimizer state", train_state.kept())
     with live.followed():
-        stepping.step(batch, gradcost.Key(1))
+        train_state.step(batch, gradcost.Key(1))
     assert live.memory().peak <= planned.budget
 
 
@@ -244,7 +244,7 @@ def test_noise_on_fakes_takes_the_memory_of_noise(stream: Any, seeds: list[int],
     from gradcost.noise import add as noise
 
     def peak(base: torch.Tensor) -> int:
-        out, live = torch.empty_like(base), LiveBytes(nn.Linear(1, 1))
+        out, live = torch.empty_like(base), MemoryTracker(nn.Linear(1, 1))
         live.register("inputs", [base, out])
         with live.followed():
             noise.reference(stream, seeds, [1.0] * len(seeds), 5, base, out)
@@ -353,8 +353,8 @@ def test_the_second_moment_of_coordinates_is_the_mean_over_all_deals(probes: int
     gradient = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     moments = []
     rounds = [list(itertools.permutations(range(d)))] * -(-probes // d)
-    for deal in itertools.product(*rounds):
-        dealt = [card for hand in deal for card in hand][:probes]
+    for sample_without_replacement in itertools.product(*rounds):
+        dealt = [card for hand in sample_without_replacement for card in hand][:probes]
         estimate = torch.zeros(d, dtype=torch.float64)
         for card in dealt:
             estimate[card] += d * gradient[card] / probes

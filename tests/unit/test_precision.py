@@ -192,7 +192,7 @@ def gpt(dtype: torch.dtype) -> tuple[Objective, Any]:
     return Objective(model.to(dtype), cross_entropy), (words[:, :-1], words[:, 1:])
 
 
-@pytest.mark.filterwarnings("ignore::gradcost.note.Note")
+@pytest.mark.filterwarnings("ignore::gradcost.core.notes.Note")
 @pytest.mark.parametrize(
     ("kind", "dtype", "error"),
     [

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = Comparison(Digits(), tuple(METHODS.items()), (0.1,), 1, (1,), 0.9)
     made = tmp_path_factory.mktemp("judged")
     compare.open_folder(made, comparison, "digits", "mlp")
-    assert list(quality.judge(Digits(), comparison.steppers, made)) == [
+    assert list(quality.assess_methods(Digits(), comparison.steppers, made)) == [
         name for name in METHODS if name != "backprop"
     ]
     return made
@@ -63,7 +63,7 @@ def test_what_theory_does_not_know_is_measured_alone(folder: Path):
 def test_estimates_that_are_not_finite_are_on_record_and_stop_nothing(tmp_path: Path):
     comparison = Comparison(Digits(), (("far", mezo(eps=1e30)), ("mezo", mezo())), (0.1,), 1, (1,), 0.9)
     compare.open_folder(tmp_path, comparison, "digits", "mlp")
-    assert list(quality.judge(Digits(), comparison.steppers, tmp_path, draws=3)) == ["far", "mezo"]
+    assert list(quality.assess_methods(Digits(), comparison.steppers, tmp_path, draws=3)) == ["far", "mezo"]
     far, near = read(tmp_path).qualities
     assert far.error is None
     assert near.error is not None
@@ -72,7 +72,7 @@ def test_estimates_that_are_not_finite_are_on_record_and_stop_nothing(tmp_path: 
 def test_a_method_is_judged_once(folder: Path):
     before = (folder / "records.jsonl").read_bytes()
     methods = {name: (estimator, SGD(1.0)) for name, estimator in METHODS.items()}
-    assert list(quality.judge(Digits(), methods, folder)) == []
+    assert list(quality.assess_methods(Digits(), methods, folder)) == []
     assert (folder / "records.jsonl").read_bytes() == before
     methods["forward 2"] = (forward_gradient(2), SGD(1.0))
-    assert list(quality.judge(Digits(), methods, folder, draws=2)) == ["forward 2"]
+    assert list(quality.assess_methods(Digits(), methods, folder, draws=2)) == ["forward 2"]

@@ -21,9 +21,9 @@ from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.presets import backprop, forward_gradient, mezo, zo_svrg
 from gradcost.tasks.digits import Digits
-from gradcost.training.loop import Step, train
+from gradcost.training.loop import StepResult, train
 from gradcost.training.optimizers import SGD
-from gradcost.training.spikes import Series
+from gradcost.training.spikes import SlopeMonitor
 
 
 def noisy(seed: int, steps: int) -> list[float]:
@@ -31,8 +31,8 @@ def noisy(seed: int, steps: int) -> list[float]:
     return [draw.gauss(0.0, 2.0) for _ in range(steps)]
 
 
-def series(slopes: list[float], losses: list[float], **how: Any) -> Series:
-    found = Series(**how)
+def series(slopes: list[float], losses: list[float], **how: Any) -> SlopeMonitor:
+    found = SlopeMonitor(**how)
     for step, (slope, loss) in enumerate(zip(slopes, losses, strict=True)):
         found.add(step, loss, [slope])
     return found
@@ -47,7 +47,7 @@ def test_normal_slopes_have_no_spike_and_a_cliff_is_one():
     assert found.spikes[0].threshold < 30
     assert found.largest == 416.6
     assert found.diverged is None
-    assert found.herald is None
+    assert found.first_warning is None
 
 
 def test_spikes_hide_no_spike_after_them():
@@ -66,9 +66,9 @@ def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first
     losses = [3.0] * 490 + [end] * 10
     found = series(slopes, losses, window=100)
     assert found.diverged == 490
-    assert found.herald is not None
-    assert found.herald.step == 460
-    assert series(slopes, losses, window=10).herald is None
+    assert found.first_warning is not None
+    assert found.first_warning.step == 460
+    assert series(slopes, losses, window=10).first_warning is None
     assert series(slopes, [3.0] * 490 + [8.9] * 10).diverged is None
 
 
@@ -84,14 +84,14 @@ def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first
     ],
 )
 def test_a_divergence_is_told_of_losses_of_any_sign(losses: list[float], diverged: int | None):
-    found = Series()
+    found = SlopeMonitor()
     for step, loss in enumerate(losses):
         found.add(step, loss, [])
     assert found.diverged == diverged
 
 
 def test_slopes_that_are_mostly_zero_have_no_spikes():
-    found, chance = Series(), random.Random(0)
+    found, chance = SlopeMonitor(), random.Random(0)
     for step in range(1000):
         found.add(step, 1.0, [0.0 if chance.random() < 0.9 else chance.gauss(0, 1)])
     assert found.spikes == []
@@ -101,12 +101,12 @@ def test_a_series_goes_on_from_plain_data():
     chance = random.Random(1)
     slopes = [chance.gauss(0, 1) for _ in range(400)]
     slopes[300] = 100.0
-    whole, half = Series(), Series()
+    whole, half = SlopeMonitor(), SlopeMonitor()
     for step, slope in enumerate(slopes):
         whole.add(step, 1.0, [slope])
         if step < 350:
             half.add(step, 1.0, [slope])
-    half = Series.of(json.loads(json.dumps(half.plain())))
+    half = SlopeMonitor.of(json.loads(json.dumps(half.plain())))
     for step, slope in enumerate(slopes[350:], start=350):
         half.add(step, 1.0, [slope])
     assert half == whole
@@ -167,7 +167,7 @@ def test_the_training_is_the_same_bit_for_bit_with_a_recorder(name: str):
     bare = run(lambda steps: steps)
     recordings: list[Recording] = []
 
-    def follow(steps: Iterator[Step]) -> Recording:
+    def follow(steps: Iterator[StepResult]) -> Recording:
         recordings.append(Recorder(every=2, draws=2).following(steps))
         return recordings[0]
 
@@ -191,13 +191,13 @@ def test_a_forward_gradient_at_too_high_a_rate_diverges_after_a_spike_and_the_su
     assert diverged is not None
     assert losses[diverged] > 3 * losses[0]
     assert max(losses[:diverged]) <= 3 * losses[0]
-    herald = recording.series.herald
-    assert herald is not None
-    assert 0 < diverged - herald.step <= 200
-    slopes = sorted(abs(float(step.slopes[0])) for step in steps[: herald.step] if step.slopes is not None)
-    assert herald.slope > 3 * slopes[len(slopes) // 2]
+    first_warning = recording.series.first_warning
+    assert first_warning is not None
+    assert 0 < diverged - first_warning.step <= 200
+    slopes = sorted(abs(float(step.slopes[0])) for step in steps[: first_warning.step] if step.slopes is not None)
+    assert first_warning.slope > 3 * slopes[len(slopes) // 2]
     assert f"diverged          at step {diverged}; the first spike" in str(recording)
-    assert json.loads(json.dumps(recording.record()))["first spike before"]["step"] == herald.step
+    assert json.loads(json.dumps(recording.record()))["first spike before"]["step"] == first_warning.step
 
 
 def test_a_low_rate_does_not_diverge_and_a_clip_is_counted():

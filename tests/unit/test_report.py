@@ -16,7 +16,8 @@ import pytest
 from markupsafe import escape
 from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
 
-from gradcost.report import assets, html, pages, series, tables
+from gradcost.core import files
+from gradcost.report import assets, html, series, tables
 from gradcost.report.figures import figures
 from gradcost.results import summary, wording
 from gradcost.results.facts import facts
@@ -88,7 +89,7 @@ def test_numbers_that_are_not_finite_read_as_none(tmp_path: Path):
 def test_sizes_have_one_spelling():
     said = [wording.size(n) for n in (0, 812, 1010, 9728, 31_949, 1_047_552, 1_048_576, 38 * 2**20, 24 * 2**30)]
     assert said == ["0 B", "812 B", "0.986 KiB", "9.5 KiB", "31.2 KiB", "0.999 MiB", "1 MiB", "38 MiB", "24 GiB"]
-    assert wording.size(None) == wording.NOTHING
+    assert wording.size(None) == wording.DASH
 
 
 def test_the_table_is_rectangular_and_the_same_in_markdown(whole: Results):
@@ -170,7 +171,7 @@ def test_a_write_that_fails_keeps_the_old_page(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(pages.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         html.write(folder)
     assert (folder / "report.html").read_text() == "old"
@@ -363,7 +364,7 @@ def test_reading_and_summing_up_need_no_extra(tmp_path: Path):
     folder = write_folder(tmp_path)
     code = (
         "import sys; sys.modules.update(altair=None, vl_convert=None, jinja2=None, scipy=None)\n"
-        "from gradcost.report import html, summary, tables; from gradcost.study import records\n"
+        "from gradcost.report import html, tables; from gradcost.results import records, summary\n"
         f"results = records.read({str(folder)!r})\n"
         "tables.to_markdown(results), tables.to_csv(results), summary.verdict(results)\n"
         f"try: html.write({str(folder)!r})\n"

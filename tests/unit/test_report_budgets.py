@@ -75,8 +75,8 @@ def test_where_the_answer_flips(tmp_path: Path):
     quick = runs("quick", [{50: 0.7, 100: 0.7}] * 5, flops=1)
     late = runs("late", [{50: 0.5, 100: 0.9}] * 5, flops=1)
     found = by_name(results(tmp_path, quick, late))["steps"]
-    assert [method for method, *_ in found.reigns] == ["quick", "late"]
-    assert found.reigns[0][2] == found.reigns[1][1] == pytest.approx(75, rel=0.02)
+    assert [method for method, *_ in found.leaders] == ["quick", "late"]
+    assert found.leaders[0][2] == found.leaders[1][1] == pytest.approx(75, rel=0.02)
     (flip,) = cards.flips(found)
     assert flip.startswith("Below 7")
     assert flip.endswith(" steps quick leads.")

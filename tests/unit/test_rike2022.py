@@ -18,7 +18,7 @@ from gradcost.papers.rike2022.page import page
 from gradcost.papers.rike2022.study import Reproduction, Tuning
 from gradcost.papers.rike2022.table import TABLE, Row, rival, rows
 from gradcost.papers.rike2022.verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
-from gradcost.results.records import Results, Study, read, trial
+from gradcost.results.records import Results, StudyRecord, read, trial_record
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Split, score
@@ -165,8 +165,8 @@ def record(row: Row, seed: int, loss: float, **changed: Any) -> dict[str, Any]:
 
 
 def gathered(*records: dict[str, Any], task: str = "LastBatch(task=Mnist())") -> Results:
-    asked = Study(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
-    return Results(asked, {"torch": "0"}, tuple(trial(one) for one in records), (), ())
+    asked = StudyRecord(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
+    return Results(asked, {"torch": "0"}, tuple(trial_record(one) for one in records), (), ())
 
 
 def full() -> list[dict[str, Any]]:

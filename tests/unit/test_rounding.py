@@ -18,7 +18,7 @@ from gradcost.estimators.presets import backprop, mezo
 from gradcost.planning.forecast import forecast
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
 from gradcost.training.rounding import Master, StochasticallyRounded, rounded_into
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from sampling import assert_mean
 from tables import OBJECTIVES
 
@@ -100,9 +100,9 @@ def pulled(dtype: torch.dtype, start: Tensor, pull: Tensor) -> tuple[Objective, 
 
 def trained(optimizer: Optimizer, dtype: torch.dtype, start: Tensor, pull: Tensor, steps: int) -> Tensor:
     objective, batch = pulled(dtype, start, pull)
-    stepping = Stepping(objective, backprop(), optimizer)
+    train_state = TrainState(objective, backprop(), optimizer)
     for number in range(steps):
-        stepping.step(batch, KEY.fold("step", number))
+        train_state.step(batch, KEY.fold("step", number))
     return objective.leaves[0].parameter.detach().float().flatten()
 
 
@@ -137,18 +137,18 @@ def test_a_master_copy_adds_a_thousand_updates_up_as_float32_does(dtype: torch.d
 def test_float32_leaves_move_as_by_the_plain_optimizer_bit_for_bit(wrapper: Any, plain: Optimizer):
     def weights(optimizer: Optimizer) -> list[Tensor]:
         objective, batch = OBJECTIVES["mlp"].make()
-        stepping = Stepping(objective, backprop(), optimizer)
+        train_state = TrainState(objective, backprop(), optimizer)
         for number in range(4):
-            stepping.step(batch, KEY.fold("step", number))
+            train_state.step(batch, KEY.fold("step", number))
         return [parameter.detach() for parameter in objective.model.parameters()]
 
     assert all(map(torch.equal, weights(wrapper(plain)), weights(plain)))
     assert (wrapper(plain).lr, wrapper(plain).decay) == (plain.lr, plain.decay)
 
 
-def states(stepping: Stepping) -> Iterator[Tensor]:
-    assert stepping.leafwise is not None
-    return (tensor for tensor in stepping.kept() if tensor.ndim)
+def states(train_state: TrainState) -> Iterator[Tensor]:
+    assert train_state.leafwise is not None
+    return (tensor for tensor in train_state.kept() if tensor.ndim)
 
 
 @HALVES
@@ -157,16 +157,16 @@ def states(stepping: Stepping) -> Iterator[Tensor]:
 def test_training_resumes_bit_for_bit_with_its_state_in_float32(wrapper: Any, plain: Optimizer, dtype: torch.dtype):
     def run(interrupted: bool) -> list[Tensor]:
         objective, batch = OBJECTIVES["transformer"].make(dtype)
-        stepping = Stepping(objective, backprop(), wrapper(plain))
+        train_state = TrainState(objective, backprop(), wrapper(plain))
         for number in range(6):
             if interrupted and number == 3:
-                assert stepping.leafwise is not None
-                kept = copy.deepcopy(stepping.leafwise.state_dict())
-                stepping = Stepping(objective, backprop(), wrapper(plain))
-                assert stepping.leafwise is not None
-                stepping.leafwise.load_state_dict(kept)
-            stepping.step(batch, KEY.fold("step", number))
-        assert all(tensor.dtype == torch.float32 for tensor in states(stepping))
+                assert train_state.leafwise is not None
+                kept = copy.deepcopy(train_state.leafwise.state_dict())
+                train_state = TrainState(objective, backprop(), wrapper(plain))
+                assert train_state.leafwise is not None
+                train_state.leafwise.load_state_dict(kept)
+            train_state.step(batch, KEY.fold("step", number))
+        assert all(tensor.dtype == torch.float32 for tensor in states(train_state))
         return [parameter.detach() for parameter in objective.model.parameters()]
 
     whole = run(False)

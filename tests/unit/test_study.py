@@ -19,8 +19,8 @@ from gradcost.results.tuning import best, next_rate
 
 STUDY = """
 from gradcost import SGD, backprop, forward_gradient, mezo
-from gradcost.study.study import study
-from gradcost.study.trial import Trial
+from gradcost.studies.study import study
+from gradcost.studies.trial import Trial
 from gradcost.tasks.digits import Digits
 
 METHODS = {{"backprop": backprop(), "forward_gradient": forward_gradient(), "mezo": mezo()}}
@@ -168,8 +168,8 @@ def test_a_dry_run_runs_nothing(tmp_path: Path):
 
 
 def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():
-    def found(*merits: float) -> dict[float, tuple[float, float, float]]:
-        return {10.0**place: (merit, min(merit, 0.0), 0.0) for place, merit in enumerate(merits)}
+    def found(*scores: float) -> dict[float, tuple[float, float, float]]:
+        return {10.0**place: (score, min(score, 0.0), 0.0) for place, score in enumerate(scores)}
 
     assert next_rate(found(3, 2, 1), 10) == 0.1
     assert next_rate(found(1, 2, 3), 10) == 1000.0

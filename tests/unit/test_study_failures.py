@@ -30,10 +30,10 @@ from gradcost.tasks.digits import Digits
 
 OWN = '''
 from gradcost import SGD, backprop
-from gradcost.study.study import study
-from gradcost.study.trial import Trial
+from gradcost.studies.study import study
+from gradcost.studies.trial import Trial
 from gradcost.tasks.digits import Digits
-from gradcost.value import value
+from gradcost.core.value import value
 
 @value
 class Mine(Digits):

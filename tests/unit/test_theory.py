@@ -23,7 +23,7 @@ from gradcost.estimators.combine import Combine, Mean, Normalized, Projection, S
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.instruments.memory import LiveBytes
+from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning.within import Within
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
 from gradcost.theory.convergence import gradient_bound
@@ -376,7 +376,7 @@ def test_matmuls_and_activations_are_those_of_a_run(estimator: Estimator, layers
     with Flops() as flops:
         estimator.estimate(objective, x, KEY)
     assert flops.total / (2 * BATCH * WIDTH * WIDTH) == matmuls(estimator, layers)
-    live = LiveBytes(objective.model)
+    live = MemoryTracker(objective.model)
     live.register("inputs", x)
     with live.followed():
         estimator.stream(objective, x, KEY, lambda name, gradient: None)

@@ -16,11 +16,11 @@ import gradcost
 from gradcost import SGD, AdamW, Key, Objective, Reverse, Schedule, Within, backprop, forecast
 from gradcost.checkpointing.optimal import peak, recomputed
 from gradcost.core.isolation import randomness
-from gradcost.instruments.flops import Counted
-from gradcost.instruments.memory import LiveBytes
-from gradcost.planning.within import Trade, within
+from gradcost.instruments.flops import OpCounter
+from gradcost.instruments.memory import MemoryTracker
+from gradcost.planning.within import MemoryTradeoff, within
 from gradcost.tasks.architectures import Gpt
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 from tables import OBJECTIVES, cross_entropy
 
 KEY = Key(24)
@@ -48,28 +48,28 @@ def unequal() -> Made:
 
 def followed(objective: Objective, batch: Any, estimator: Reverse) -> tuple[int, int]:
     """The tracked peak and the FLOPs of a real estimate."""
-    live, counted = LiveBytes(objective.model), Counted(objective.model)
+    live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
     live.register("inputs", (leaf for leaf in batch if isinstance(leaf, Tensor)))
     for instrument in (live, counted):
         with instrument.followed():
-            Stepping(objective, estimator, None).step(batch, KEY)
+            TrainState(objective, estimator, None).step(batch, KEY)
     return live.memory().peak, counted.counts.flops
 
 
 @pytest.mark.parametrize("make", [gpt, unequal], ids=lambda make: make.__name__)
 def test_at_ten_budgets_the_peak_keeps_to_it_and_no_bit_changes(make: Callable[[], Made]):
     objective, batch = make()
-    trade = Trade(objective, batch)
+    tradeoff = MemoryTradeoff(objective, batch)
     plain = dict(backprop().estimate(objective, batch, KEY).gradient.leaves())
     most, flops = followed(objective, batch, backprop())
-    least = trade.peak(0)
+    least = tradeoff.peak(0)
     again = []
     for tenth in range(10):
         budget = least + (most - least) * tenth // 9
         estimator = Reverse(Within(budget))
         measured, needed = followed(objective, batch, estimator)
         assert measured <= budget
-        chosen = trade.cheapest(budget)
+        chosen = tradeoff.cheapest(budget)
         assert measured == chosen.peak
         assert needed - flops == chosen.flops
         again.append(chosen.flops)
@@ -87,9 +87,9 @@ def test_the_figures_of_single_blocks_tell_the_peak_of_the_whole(make: Callable[
     (Of unequal blocks some keep less beside their input than is thought, never more.)
     """
     objective, batch = make()
-    trade = Trade(objective, batch)
-    for index in range(0, len(trade.points), max(1, len(trade.points) // 8)):
-        assert trade.peak(index) == pytest.approx(trade.points[index].peak, rel=slack)
+    tradeoff = MemoryTradeoff(objective, batch)
+    for index in range(0, len(tradeoff.points), max(1, len(tradeoff.points) // 8)):
+        assert tradeoff.peak(index) == pytest.approx(tradeoff.points[index].peak, rel=slack)
 
 
 @pytest.mark.parametrize("name", ["mlp", "transformer", "cnn"])
@@ -97,7 +97,7 @@ def test_it_serves_the_objectives_of_the_laws(name: str):
     """With dropout, in-place activations, a tied head; whole and in micro-batches."""
     objective, batch = OBJECTIVES[name].make()
     for whole in (objective, objective.in_parts(3)):
-        least = Trade(whole, batch).peak(0)
+        least = MemoryTradeoff(whole, batch).peak(0)
         plain, found = (e.estimate(whole, batch, KEY) for e in (backprop(), Reverse(Within(least))))
         for (_, one), (_, other) in zip(plain.gradient.leaves(), found.gradient.leaves(), strict=True):
             assert torch.equal(one, other)
@@ -105,7 +105,7 @@ def test_it_serves_the_objectives_of_the_laws(name: str):
 
 def test_a_budget_that_is_too_small_names_the_least_that_would_do():
     objective, batch = gpt(4)
-    least = Trade(objective, batch).peak(0)
+    least = MemoryTradeoff(objective, batch).peak(0)
     objection = Reverse(Within(least - 1)).objection(objective, batch)
     assert objection is not None
     assert f"{least - 1:,} bytes are fewer than any exact gradient of the whole batch needs here" in objection
@@ -120,7 +120,7 @@ def test_a_budget_that_is_too_small_names_the_least_that_would_do():
 def test_a_budget_for_the_whole_step_leaves_room_for_the_optimizer():
     objective, batch = gpt(6)
     for optimizer in (SGD(1e-3, momentum=0.9), AdamW(1e-3)):
-        least = Trade(objective, batch, optimizer).peak(0)
+        least = MemoryTradeoff(objective, batch, optimizer).peak(0)
         for budget in (least, least * 5 // 4):
             choice = within(budget, objective, batch, optimizer)
             assert choice.bytes == budget
@@ -164,7 +164,7 @@ def test_finding_a_schedule_disturbs_nothing():
     before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
     ids = [id(parameter) for parameter in objective.model.parameters()]
     state = torch.random.get_rng_state()
-    least = Trade(objective, batch).peak(0)
+    least = MemoryTradeoff(objective, batch).peak(0)
     Reverse(Within(least)).estimate(objective, batch, KEY)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [id(parameter) for parameter in objective.model.parameters()] == ids
@@ -197,8 +197,8 @@ def test_casting_is_followed():
         return F.cross_entropy(logits.float().flatten(0, 1), batch[1].flatten())
 
     casting = Objective(objective.model, cast)
-    trade = Trade(casting, batch)
-    for budget in (trade.peak(0), (trade.peak(0) + trade.points[-1].peak) // 2):
+    tradeoff = MemoryTradeoff(casting, batch)
+    for budget in (tradeoff.peak(0), (tradeoff.peak(0) + tradeoff.points[-1].peak) // 2):
         assert followed(casting, batch, Reverse(Within(budget)))[0] <= budget
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcost.checkpointing.recompute import recomputed
+from gradcost.core.errors import BadInput
 
 
 def chunked_cross_entropy(
@@ -59,12 +60,12 @@ def _lengths(rows: int, chunks: int) -> list[int]:
 
 def _refuse(hidden: Tensor, weight: Tensor, target: Tensor, chunks: int, bias: Tensor | None) -> None:
     if chunks < 1:
-        raise ValueError(f"the rows of logits are cut into 1 chunk or more, not {chunks!r}.")
+        raise BadInput(f"the rows of logits are cut into 1 chunk or more, not {chunks!r}.")
     fits = hidden.ndim > 0 and weight.ndim == 2 and hidden.shape == (*target.shape, weight.shape[1])
     if not fits:
-        raise ValueError(
+        raise BadInput(
             "chunked_cross_entropy takes hidden (..., d), weight (words, d) and target (...), not "
             f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(target.shape)}."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"a bias of {len(weight)} words has shape ({len(weight)},), not {tuple(bias.shape)}.")
+        raise BadInput(f"a bias of {len(weight)} words has shape ({len(weight)},), not {tuple(bias.shape)}.")

@@ -36,6 +36,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, TypeAlias
 
+from gradcost.core.errors import BadInput
+
 Items: TypeAlias = "tuple[int | Items, ...]"
 
 
@@ -63,7 +65,7 @@ class Stage:
     def __post_init__(self) -> None:
         _refuse_negative(self)
         if self.stopped > self.flops:
-            raise ValueError(
+            raise BadInput(
                 f"a forward that stops early takes no more than a whole one, and here stopped={self.stopped} is more "
                 f"than flops={self.flops}: give the FLOPs up to the last saved tensor as `stopped`."
             )
@@ -89,7 +91,7 @@ class Epilogue:
 def _refuse_negative(of: Stage | Epilogue) -> None:
     for field in fields(of):
         if (number := getattr(of, field.name)) < 0:
-            raise ValueError(
+            raise BadInput(
                 f"{field.name} of {type(of).__name__} is a count of bytes or FLOPs, not {number}: give 0 or more."
             )
 
@@ -163,11 +165,11 @@ def _refuse(items: Items, stages: Sequence[Stage]) -> None:
         return item >= 1 if isinstance(item, int) else bool(item) and all(map(whole, item))
 
     if not all(map(whole, items)):
-        raise ValueError(
+        raise BadInput(
             f"an item is a count of 1 block or more or a tuple of 1 item or more, and {items} has another."
         )
     if _length(items) != len(stages):
-        raise ValueError(
+        raise BadInput(
             f"{items} is a schedule of {_length(items)} blocks and the chain has {len(stages)}: cover each once."
         )
 
@@ -210,7 +212,7 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
     ends a rerun is left out: it is the same as its items in its place.
     """
     if resolution is not None and resolution < 1:
-        raise ValueError(f"peaks are rounded up to multiples of 1 byte or more, not {resolution}: None is exact.")
+        raise BadInput(f"peaks are rounded up to multiples of 1 byte or more, not {resolution}: None is exact.")
     stages, step, count = tuple(stages), resolution or 1, len(stages)
     numbers = {stage: number for number, stage in enumerate(stages)}
     names = [numbers[stage] for stage in stages]

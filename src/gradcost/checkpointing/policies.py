@@ -19,6 +19,7 @@ from gradcost.checkpointing.recompute import recomputing, rerouted
 from gradcost.checkpointing.region import count
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
@@ -77,7 +78,7 @@ class Segments(Saving):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"a chain is cut into 1 segment or more, not {self.count!r}.")
+            raise BadInput(f"a chain is cut into 1 segment or more, not {self.count!r}.")
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         blocks = find_blocks(objective.model)
@@ -117,7 +118,7 @@ class Schedule(Saving):
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         sentence = self.objection(objective, batch)
         if sentence is not None:
-            raise ValueError(sentence)
+            raise Unsupported(sentence)
         return recomputing(find_blocks(objective.model), self.items)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
@@ -132,12 +133,12 @@ class Schedule(Saving):
 
 def _check(items: Any) -> None:
     if not isinstance(items, tuple) or not items:
-        raise ValueError(f"a schedule is a tuple of one item or more, as ((2,), 1) is, not {items!r}.")
+        raise BadInput(f"a schedule is a tuple of one item or more, as ((2,), 1) is, not {items!r}.")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int):
             _check(item)
         elif item < 1:
-            raise ValueError(f"a number in a schedule is how many blocks are recorded: 1 or more, not {item!r}.")
+            raise BadInput(f"a number in a schedule is how many blocks are recorded: 1 or more, not {item!r}.")
 
 
 class Operators(ABC):
@@ -181,7 +182,7 @@ class Selective(Saving):
     def __post_init__(self) -> None:
         kinds = self.keep if isinstance(self.keep, tuple) else ()
         if not kinds or not all(isinstance(kind, Operators) for kind in kinds):
-            raise ValueError(
+            raise BadInput(
                 f"keep is a tuple of kinds of operators, such as (Matmuls(),), and not {self.keep!r}. To keep none, "
                 "use Blocks()."
             )
@@ -194,7 +195,7 @@ class Selective(Saving):
                 return CheckpointPolicy.PREFER_RECOMPUTE
             for made in pytree.tree_leaves(context.op_output):
                 if isinstance(made, Tensor):
-                    memory_events.tell("saved", made)
+                    memory_events.tag("saved", made)
             return CheckpointPolicy.MUST_SAVE
 
         def route(forward: Any, args: Any, kwargs: Any) -> Any:
@@ -234,14 +235,14 @@ class _Away:
     """The storage of a saved tensor, in the CPU's memory."""
 
     def __init__(self, whole: Tensor) -> None:
-        self.copy = memory_events.tell("elsewhere", whole.to("cpu", copy=True))
+        self.copy = memory_events.tag("elsewhere", whole.to("cpu", copy=True))
         self.device = whole.device
         self.back: weakref.ref[Tensor] | None = None
 
     def fetched(self) -> Tensor:
         found = None if self.back is None else self.back()
         if found is None:
-            found = memory_events.tell("saved", self.copy.to(self.device, copy=True))
+            found = memory_events.tag("saved", self.copy.to(self.device, copy=True))
             self.back = weakref.ref(found)
         return found
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from gradcost.checkpointing.region import Forward, Items, Region, count
 from gradcost.core.blocks import Block
+from gradcost.core.errors import Unsupported
 from gradcost.core.objective import devices_of
 from gradcost.core.pytree import tensors
 
@@ -55,7 +56,7 @@ def rerouted(routes: Iterable[tuple[nn.Module, Route]]) -> Iterator[None]:
     try:
         for module, route in routes:
             if "forward" in vars(module):
-                raise ValueError(f"{type(module).__name__}.forward was replaced on the instance: remove that first.")
+                raise Unsupported(f"{type(module).__name__}.forward was replaced on the instance: remove that first.")
             module.forward = _routed(module.forward, route)  # type: ignore[method-assign]
             replaced.append(module)
         yield

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from gradcost.core import memory_events
-from gradcost.core.isolation import kept_generators
+from gradcost.core.isolation import restored_generators
 from gradcost.core.pytree import tensors
 
 # A nested schedule: each item a number of calls (or blocks) that are recorded: all they save is kept, or a tuple
@@ -99,7 +99,7 @@ class Region:
         self.count = 0
         self.values: dict[int, Tensor] = {}
         self.pending: list[_Part] = []
-        with kept_generators(devices) as generators:
+        with restored_generators(devices) as generators:
             self.random = [generator.get_state() for generator in generators]
         self.autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
 
@@ -141,7 +141,7 @@ class Region:
             if isinstance(leaf, nn.Parameter):
                 return leaf
             if id(leaf) not in seen:
-                seen[id(leaf)] = _Kept(memory_events.tell("saved", leaf))
+                seen[id(leaf)] = _Kept(memory_events.tag("saved", leaf))
             return seen[id(leaf)]
 
         return pytree.tree_map(record, (args, kwargs))
@@ -165,11 +165,11 @@ class Region:
         end = self._first(part.stop)
 
         def store(index: int, tensor: Tensor) -> None:
-            self.values[index] = memory_events.tell("saved", tensor.detach())
+            self.values[index] = memory_events.tag("saved", tensor.detach())
             if index == end - 1:
                 raise _Complete
 
-        with kept_generators(self.devices) as generators, torch.enable_grad(), self._cast(0), self._cast(1):
+        with restored_generators(self.devices) as generators, torch.enable_grad(), self._cast(0), self._cast(1):
             for generator, state in zip(generators, part.random, strict=True):
                 generator.set_state(state)
             start, previous = part.start, part.inputs
@@ -210,7 +210,7 @@ class Region:
             wanted = self.calls[at + 1].previous() if at + 1 < len(self.calls) else set()
             leaves = [tensor if i in wanted else None for i, tensor in enumerate(tensors(out))]
             del args, kwargs, out
-        previous += [None if leaf is None else _Kept(memory_events.tell("saved", leaf)) for leaf in leaves]
+        previous += [None if leaf is None else _Kept(memory_events.tag("saved", leaf)) for leaf in leaves]
 
     def _cast(self, which: int) -> AbstractContextManager[Any]:
         device, enabled, dtype = self.autocast[which]

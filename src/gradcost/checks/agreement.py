@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.checks.reference import CLOSE, Ground
+from gradcost.checks.reference import CLOSE, Reference
 from gradcost.checks.report import Line, Verdict, short
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf
@@ -36,24 +36,24 @@ class _Nowhere(Directions):
         return base if in_place else base.clone()
 
 
-def slope_lines(slope: Slope, ground: Ground) -> list[Line]:
+def slope_lines(slope: Slope, reference: Reference) -> list[Line]:
     """What there is to say about one way of measuring a slope."""
-    lines = [] if ground.refusal else [_exact(slope, ground) if slope.exact else _differenced(slope, ground)]
-    lines.append(_same_function(slope, ground))
-    eps = _step(slope, ground)
-    return lines if eps is None else lines + _resolved(slope, eps, ground)
+    lines = [] if reference.refusal else [_exact(slope, reference) if slope.exact else _differenced(slope, reference)]
+    lines.append(_same_function(slope, reference))
+    eps = _step(slope, reference)
+    return lines if eps is None else lines + _resolved(slope, eps, reference)
 
 
-def _step(slope: Slope, ground: Ground) -> float | None:
+def _step(slope: Slope, reference: Reference) -> float | None:
     """How far a difference of losses goes along a direction; None for a slope that is none."""
-    return slope.step(ground.objective) if isinstance(slope, CentralDifference | ForwardDifference) else None
+    return slope.step(reference.objective) if isinstance(slope, CentralDifference | ForwardDifference) else None
 
 
-def gradient_line(estimator: Estimator, objective: Any, ground: Ground) -> Line:
+def gradient_line(estimator: Estimator, objective: Any, reference: Reference) -> Line:
     """For a gradient that no slope was measured for: its product with one direction beside that of backprop's."""
-    gradient = estimator.estimate(objective, ground.batch, ground.key).gradient
-    error = abs(_along(gradient, 0) - ground.along(0)) / ground.norm
-    return _agreement(error, "ok" if error <= ground.rounding else "failed")
+    gradient = estimator.estimate(objective, reference.batch, reference.key).gradient
+    error = abs(_along(gradient, 0) - reference.along(0)) / reference.norm
+    return _agreement(error, "ok" if error <= reference.rounding else "failed")
 
 
 def _along(gradient: Gradient, seed: int) -> float:
@@ -68,69 +68,73 @@ def _agreement(error: float, verdict: Verdict, why: str = "") -> Line:
     return Line(AGREES, f"{short(error)} relative{why}", verdict, {"error": error})
 
 
-def _measured(slope: Slope, ground: Ground, directions: Directions, seeds: Sequence[int]) -> tuple[float, Tensor]:
-    loss, slopes = slope.measure(ground.objective, ground.batch, ground.key, directions, seeds)
+def _measured(
+    slope: Slope, reference: Reference, directions: Directions, seeds: Sequence[int]
+) -> tuple[float, Tensor]:
+    loss, slopes = slope.measure(reference.objective, reference.batch, reference.key, directions, seeds)
     return float(loss), slopes.double().cpu()
 
 
-def _exact(slope: Slope, ground: Ground) -> Line:
+def _exact(slope: Slope, reference: Reference) -> Line:
     seeds = range(min(getattr(slope, "together", 1), 2))
-    _, slopes = _measured(slope, ground, Rademacher(), seeds)
-    expected = torch.tensor([ground.along(seed) for seed in seeds], dtype=torch.float64)
-    error = float((slopes - expected).abs().max()) / ground.norm
-    return _agreement(error, "ok" if error <= ground.rounding else "failed")
+    _, slopes = _measured(slope, reference, Rademacher(), seeds)
+    expected = torch.tensor([reference.along(seed) for seed in seeds], dtype=torch.float64)
+    error = float((slopes - expected).abs().max()) / reference.norm
+    return _agreement(error, "ok" if error <= reference.rounding else "failed")
 
 
-def _differenced(slope: Slope, ground: Ground) -> Line:
+def _differenced(slope: Slope, reference: Reference) -> Line:
     """A difference has errors of its own: the curvature's, which grows with the step, and the rounding's."""
-    found = float(_measured(slope, ground, Rademacher(), [0])[1])
-    error = abs(found - ground.along(0)) / ground.norm
-    eps = _step(slope, ground)
+    found = float(_measured(slope, reference, Rademacher(), [0])[1])
+    error = abs(found - reference.along(0)) / reference.norm
+    eps = _step(slope, reference)
     if error <= CLOSE or eps is None:
         return _agreement(error, "ok" if error <= CLOSE else "failed")
     wider = replace(slope, eps=2 * eps)  # type: ignore[type-var]
-    curvature = abs(float(_measured(wider, ground, Rademacher(), [0])[1]) - found) / ground.norm
-    rounding = (_FEW_ULPS * ground.resolution + ground.floor) / (2 * eps) / ground.norm
+    curvature = abs(float(_measured(wider, reference, Rademacher(), [0])[1]) - found) / reference.norm
+    rounding = (_FEW_ULPS * reference.resolution + reference.floor) / (2 * eps) / reference.norm
     if error > 4 * max(curvature, rounding):
         return _agreement(error, "failed")
     advice = "smaller" if curvature > rounding else "larger"
     return _agreement(error, "note", f": eps={eps:g} is to blame, and a {advice} one is nearer")
 
 
-def _same_function(slope: Slope, ground: Ground) -> Line:
+def _same_function(slope: Slope, reference: Reference) -> Line:
     """Along no direction a difference is 0, and the loss is the plain one, if every evaluation sees one function."""
-    loss, slopes = _measured(slope, ground, _Nowhere(), [0])
-    eps = _step(slope, ground)
+    loss, slopes = _measured(slope, reference, _Nowhere(), [0])
+    eps = _step(slope, reference)
     if eps is None:
-        what, gap, allowed = "the same function as a plain evaluation", abs(loss - ground.loss), ground.rounding
-        allowed *= max(abs(ground.loss), ground.resolution)  # other kernels, other rounding
+        what, gap, allowed = "the same function as a plain evaluation", abs(loss - reference.loss), reference.rounding
+        allowed *= max(abs(reference.loss), reference.resolution)  # other kernels, other rounding
     else:
         what, gap = "the same function at both ends", abs(float(slopes)) * 2 * eps
-        allowed = _FEW_ULPS * ground.resolution
-    drawn = "no layer draws" if ground.random == 0 else "random layers included"
-    numbers = {"gap": gap, "another key": ground.random}
+        allowed = _FEW_ULPS * reference.resolution
+    drawn = "no layer draws" if reference.random == 0 else "random layers included"
+    numbers = {"gap": gap, "another key": reference.random}
     if gap <= allowed:
         return Line(what, drawn if gap == 0 else f"{drawn}, {short(gap)} apart", "ok", numbers)
     why = "a layer draws from a generator of its own, or counts its calls"
     return Line(what, f"the loss differs by {short(gap)} at one point under one key: {why}", "failed", numbers)
 
 
-def _resolved(slope: Slope, eps: float, ground: Ground) -> list[Line]:
+def _resolved(slope: Slope, eps: float, reference: Reference) -> list[Line]:
     """What the loss's own coarseness makes of a slope."""
-    apart = abs(float(_measured(slope, ground, Rademacher(), [0])[1])) * 2 * eps
+    apart = abs(float(_measured(slope, reference, Rademacher(), [0])[1])) * 2 * eps
 
     def line(what: str, gap: float, found: str) -> Line:
         error = gap / (2 * eps)
-        share = short(error) if ground.refusal else f"{short(error / ground.norm)} |grad|"
-        fine = ground.refusal is not None or error <= CLOSE * ground.norm
+        share = short(error) if reference.refusal else f"{short(error / reference.norm)} |grad|"
+        fine = reference.refusal is not None or error <= CLOSE * reference.norm
         found += f": a slope is off by {share}" if gap else ": two evaluations agree bitwise"
         found += "" if fine else f". eps={eps:g} is too small"
         numbers = {"gap": gap, "slope error": error, "difference": apart, "eps": eps}
         return Line(what, found, "ok" if fine else "note", numbers)
 
     return [
-        line("noise of the loss at one point", ground.floor, short(ground.floor)),
-        line("resolution of the loss", ground.resolution, f"{short(ground.resolution)}, |L+ - L-| {short(apart)}"),
+        line("noise of the loss at one point", reference.floor, short(reference.floor)),
+        line(
+            "resolution of the loss", reference.resolution, f"{short(reference.resolution)}, |L+ - L-| {short(apart)}"
+        ),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.isolation import kept_generators
+from gradcost.core.isolation import restored_generators
 from gradcost.core.objective import Objective
 
 Picture = dict[str, Any]
@@ -21,7 +21,7 @@ class _Stop(Exception):
     """What the model is made to raise."""
 
 
-def picture(objective: Objective) -> Picture:
+def capture(objective: Objective) -> Picture:
     """Everything, by name; equal pictures mean that nothing was disturbed.
 
     Parameters, buffers and `.grad` by identity and by a hash of their bits, so it needs no copy of the model;
@@ -47,16 +47,16 @@ def picture(objective: Objective) -> Picture:
     return seen
 
 
-def differences(before: Picture, after: Picture) -> list[str]:
+def diff(before: Picture, after: Picture) -> list[str]:
     """The names of what differs between two pictures."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def disturbed_by(objective: Objective, work: Callable[[], object]) -> list[str]:
     """The names of what `work` leaves otherwise than it found it."""
-    before = picture(objective)
+    before = capture(objective)
     work()
-    return differences(before, picture(objective))
+    return diff(before, capture(objective))
 
 
 def disturbed_by_raising(objective: Objective, work: Callable[[], object]) -> list[str]:
@@ -65,14 +65,14 @@ def disturbed_by_raising(objective: Objective, work: Callable[[], object]) -> li
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         raise _Stop
 
-    before = picture(objective)
+    before = capture(objective)
     handle = objective.model.register_forward_hook(stop)
     try:
         with suppress(_Stop):
             work()
     finally:
         handle.remove()
-    return differences(before, picture(objective))
+    return diff(before, capture(objective))
 
 
 def _bits(tensor: Tensor | None) -> bytes | None:
@@ -83,7 +83,7 @@ def _bits(tensor: Tensor | None) -> bytes | None:
 
 
 def _surroundings(objective: Objective) -> Picture:
-    with kept_generators(objective.devices) as generators:
+    with restored_generators(objective.devices) as generators:
         states = [_bits(generator.get_state()) for generator in generators]
     return {
         "torch's generators": states,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from gradcost.checks.reference import Ground, products
+from gradcost.checks.reference import Reference, products
 from gradcost.checks.report import Line, Verdict, short
-from gradcost.directions import Directions, Gaussian, Rademacher, Situated, Sphere
+from gradcost.core.errors import GradcostError
+from gradcost.directions import Directions, Gaussian, Rademacher, Sphere, StatefulDirections
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.structure import within
@@ -33,11 +34,11 @@ class Draw:
     clipped: bool
 
 
-def draw(estimator: Estimator, objective: Any, ground: Ground, number: int, state: Any = None) -> Draw:
+def draw(estimator: Estimator, objective: Any, reference: Reference, number: int, state: Any = None) -> Draw:
     """An estimate under a key of its own, beside the gradient of the function that the loss is under that key."""
-    key = ground.key.fold("draw", number)
-    found = estimator.estimate(objective, ground.batch, key, state)
-    dot, square, exact = products(found.gradient, ground.gradient(key))
+    key = reference.key.fold("draw", number)
+    found = estimator.estimate(objective, reference.batch, key, state)
+    dot, square, exact = products(found.gradient, reference.gradient(key))
     length, norm = math.sqrt(square), math.sqrt(exact)
     return Draw(
         cosine=dot / (length * norm) if length * norm else 0.0,
@@ -78,7 +79,7 @@ def _share(estimator: Estimator, moment: float | None, probes: int) -> float | N
     """
     if moment == 1.0:
         return 0.0
-    kinds = within(estimator, Directions) + within(estimator, Situated)
+    kinds = within(estimator, Directions) + within(estimator, StatefulDirections)
     known = moment is not None and all(isinstance(kind, Gaussian | Rademacher | Sphere) for kind in kinds)
     return math.sqrt(2 / probes) if known and probes else None
 
@@ -116,6 +117,6 @@ def _probes_needed(estimator: Estimator, dimension: int) -> list[Line]:
         return []
     try:
         needed = probes_to_match(0.5, dimension, kinds[0].directions, kinds[0].combine)
-    except ValueError:  # it says that no formula is known, or that no number of probes is enough
+    except GradcostError:  # it says that no formula is known, or that no number of probes is enough
         return []
     return [Line("to reach cosine 0.5 you would need", f"{needed:,} probes", "note", {"probes": float(needed)})]

@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from gradcost.checks.quality import draw
-from gradcost.checks.reference import Ground
+from gradcost.checks.reference import Reference
 from gradcost.checks.report import short
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.estimators.structure import micro_batches
-from gradcost.training.loop import Step
-from gradcost.training.spikes import Series
+from gradcost.training.loop import StepResult
+from gradcost.training.spikes import SlopeMonitor
 
 
 @value
@@ -46,12 +47,12 @@ class Recorder:
     def __post_init__(self) -> None:
         for name in ("every", "draws", "window"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a Recorder is 1 or more, not {getattr(self, name)!r}.")
+                raise BadInput(f"{name} of a Recorder is 1 or more, not {getattr(self, name)!r}.")
         for name in ("deviations", "rise"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} of a Recorder is a factor above 0, not {getattr(self, name)!r}.")
+                raise BadInput(f"{name} of a Recorder is a factor above 0, not {getattr(self, name)!r}.")
 
-    def following(self, steps: Iterable[Step]) -> Recording:
+    def following(self, steps: Iterable[StepResult]) -> Recording:
         """The same steps, and what is found of them."""
         return Recording(self, steps)
 
@@ -71,15 +72,15 @@ class Recording:
     series: the slopes and losses read so far. looks: the estimates beside the gradient, every `every` steps.
     """
 
-    def __init__(self, recorder: Recorder, steps: Iterable[Step]) -> None:
+    def __init__(self, recorder: Recorder, steps: Iterable[StepResult]) -> None:
         self.recorder, self._steps = recorder, steps
-        self.series = Series(recorder.window, recorder.deviations, recorder.rise)
+        self.series = SlopeMonitor(recorder.window, recorder.deviations, recorder.rise)
         self.looks: list[Look] = []
         self.steps = 0
         self.clipped: list[float] = []
         self._unread: list[tuple[int, Tensor, Tensor | None]] = []
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepResult]:
         try:
             for step in self._steps:
                 self.steps += 1
@@ -99,14 +100,14 @@ class Recording:
             self.series.add(number, float(loss), [] if slopes is None else slopes.tolist())
         self._unread.clear()
 
-    def _look(self, step: Step) -> None:
+    def _look(self, step: StepResult) -> None:
         """The weights are those after the step."""
-        estimator, state = step.stepping.estimator, step.stepping.state
+        estimator, state = step.train_state.estimator, step.train_state.state
         objective = step.objective.in_parts(micro_batches(estimator))
-        ground = Ground(objective, step.batch, step.key.fold("recorder"))
-        if ground.refusal is not None:
+        reference = Reference(objective, step.batch, step.key.fold("recorder"))
+        if reference.refusal is not None:
             return
-        drawn = [draw(estimator, step.objective, ground, number, state) for number in range(self.recorder.draws)]
+        drawn = [draw(estimator, step.objective, reference, number, state) for number in range(self.recorder.draws)]
         mean = Look(step.number, fmean(one.cosine for one in drawn), fmean(one.ratio for one in drawn))
         self.looks.append(mean)
 
@@ -118,7 +119,7 @@ class Recording:
     def record(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         self.read()
-        herald = self.series.herald
+        first_warning = self.series.first_warning
         return {
             "recorder": repr(self.recorder),
             "steps": self.steps,
@@ -126,7 +127,7 @@ class Recording:
             "largest slope": self.series.largest if self.series.slopes else None,
             "spikes": [asdict(spike) for spike in self.series.spikes],
             "diverged": self.series.diverged,
-            "first spike before": None if herald is None else asdict(herald),
+            "first spike before": None if first_warning is None else asdict(first_warning),
             "looks": [asdict(look) for look in self.looks],
         }
 
@@ -149,10 +150,10 @@ class Recording:
         if series.diverged is None:
             return "no"
         said = f"at step {series.diverged:,}"
-        if series.herald is None:
+        if series.first_warning is None:
             return f"{said}, with no spike of the slope before it" if series.slopes else said
-        ahead = series.diverged - series.herald.step
-        return f"{said}; the first spike, of {short(series.herald.slope)}, came {ahead:,} steps before"
+        ahead = series.diverged - series.first_warning.step
+        return f"{said}; the first spike, of {short(series.first_warning.slope)}, came {ahead:,} steps before"
 
 
 def _told(look: Look) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradcost.checks.forward_mode_support import blocked_modules, fuses_attention
+from gradcost.core.errors import GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Rademacher, combination
@@ -22,7 +23,7 @@ from gradcost.slopes.slope import CentralDifference
 CLOSE = 0.05  # of |grad|: how near a slope by a difference of losses must come
 
 
-class Ground:
+class Reference:
     """The facts that every estimator is held against, each found when it is first asked for and then kept.
 
     Holds one whole gradient. A model with random layers is another function under another key: then `gradient`
@@ -65,7 +66,7 @@ class Ground:
         """Why backpropagation gives no gradient here; None where it gives one."""
         try:
             norm = self.norm
-        except (ValueError, RuntimeError) as error:
+        except (GradcostError, RuntimeError) as error:
             return str(error).split("\n")[0]
         if norm == 0 or not math.isfinite(norm):
             return f"the gradient's norm is {norm:g}, and nothing can be compared with it."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 
 Verdict = Literal["ok", "failed", "note"]
@@ -26,7 +27,7 @@ class Line:
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
+class CheckReport:
     """What `diagnose` found: `print` it for the table, or read `lines` and their `numbers`."""
 
     estimator: Any
@@ -43,7 +44,7 @@ class Diagnosis:
         for line in self.lines:
             if line.what.startswith(what):
                 return line
-        raise ValueError(f"nothing was found out about {what!r}, but about {[line.what for line in self.lines]}.")
+        raise BadInput(f"nothing was found out about {what!r}, but about {[line.what for line in self.lines]}.")
 
     def record(self) -> dict[str, Any]:
         """Plain data, for JSON."""

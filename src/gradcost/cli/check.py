@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from gradcost.checks.check import SERVES, diagnose
-from gradcost.checks.reference import Ground
-from gradcost.checks.report import Diagnosis, short
+from gradcost.checks.check import SERVES, check
+from gradcost.checks.reference import Reference
+from gradcost.checks.report import CheckReport, short
 from gradcost.cli import console, spec
 from gradcost.cli.plan import of_model, of_task, progress, refuse
+from gradcost.core.errors import BadInput
 from gradcost.core.isolation import randomness
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -35,14 +36,14 @@ def check_methods(
     objective, examples = _objective(model, data, task, batch)
     found = []
     with progress("checking") as told:
-        ground = Ground(objective, examples, Key(0))  # what is true of the model is found once
+        reference = Reference(objective, examples, Key(0))  # what is true of the model is found once
         for written, estimator in estimators.items():
 
             def tell(what: str, name: str = written) -> None:
                 told(f"{name}: {what}" if every else what)
 
-            shared = ground if micro_batches(estimator) == 1 else None
-            found.append(diagnose(estimator, objective, examples, Key(0), draws, tell, shared))
+            shared = reference if micro_batches(estimator) == 1 else None
+            found.append(check(estimator, objective, examples, Key(0), draws, tell, shared))
     failed = any(_wrong(diagnosis) for diagnosis in found) if every else bool(found[0].failed)
     if as_json:
         records = [diagnosis.record() for diagnosis in found]
@@ -67,11 +68,11 @@ def _presets() -> dict[str, Any]:
 def _objective(model: str | None, data: str | None, task: str | None, batch: int | None) -> tuple[Objective, Any]:
     if task is not None or model is None or ":" not in model:  # else a name of one of a task's models
         if task is None and data is not None:
-            raise ValueError("--data says what --model FILE.py:FACTORY is trained on: add --model.")
+            raise BadInput("--data says what --model FILE.py:FACTORY is trained on: add --model.")
         refuse("--task", **{"--data": data})
         return of_task(task or "digits", model, batch)
     if model.startswith("hf:"):
-        raise ValueError(
+        raise BadInput(
             "a check needs numbers, and hf:CONFIG.json has none: write --model FILE.py:FACTORY with "
             "from_pretrained in it."
         )
@@ -85,7 +86,7 @@ def _with_numbers(factory: Callable[[], Any]) -> Any:
         return factory()
 
 
-def _show(found: Diagnosis) -> None:
+def _show(found: CheckReport) -> None:
     title, *rows = str(found).split("\n")
     console.show(title, bold=True)
     for row in rows:
@@ -95,23 +96,23 @@ def _show(found: Diagnosis) -> None:
     console.show(f"failed: {'; '.join(wrong)}" if wrong else "nothing failed", bold=True)
 
 
-def _wrong(found: Diagnosis) -> bool:
+def _wrong(found: CheckReport) -> bool:
     """Whether a method fails where it can serve: of all presets, some need what this model has not."""
     return bool(found.failed) and _refusal(found) is None
 
 
-def _refusal(found: Diagnosis) -> str | None:
+def _refusal(found: CheckReport) -> str | None:
     return next((line.found for line in found.failed if line.what == SERVES), None)
 
 
-def _show_all(written: list[str], found: list[Diagnosis]) -> None:
+def _show_all(written: list[str], found: list[CheckReport]) -> None:
     console.show(found[0].subject, bold=True)
     console.show()
     headers = ["method", "cosine", "theory", "second moment", "theory", "verdict"]
     console.show_table(headers, [[name, *_cells(one)] for name, one in zip(written, found, strict=True)], left=True)
 
 
-def _cells(found: Diagnosis) -> list[str]:
+def _cells(found: CheckReport) -> list[str]:
     cells = []
     for what in (_COSINE, _MOMENT):
         numbers = next((line.numbers for line in found.lines if line.what.startswith(what)), {})

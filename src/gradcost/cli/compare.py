@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 
 from gradcost.cli import console, spec
 from gradcost.cli.study import measure
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.report import html, tables
 from gradcost.results import summary
 from gradcost.results.records import read
-from gradcost.results.search import Grid
+from gradcost.results.tuning import log_grid
 from gradcost.results.wording import size
 from gradcost.studies import compare, costs
 from gradcost.studies.compare import Comparison
@@ -27,12 +27,10 @@ METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo
 def rates(span: str, points: int) -> tuple[float, ...]:
     """`points` learning rates over LEAST:MOST, evenly spaced in their logarithm, to two digits."""
     try:
-        least, most = (float(end) for end in span.split(":"))
+        low, high = (float(end) for end in span.split(":"))
     except ValueError:
-        least, most = 0.0, 0.0
-    if not 0 < least <= most < math.inf:
-        raise ValueError(f"{span!r} is no range of learning rates: write LEAST:MOST, such as 1e-4:10.")
-    return Grid(least, most, 1 if least == most else points).values()
+        raise BadInput(f"{span!r} is not a range of learning rates: write LOW:HIGH, such as 1e-4:10.") from None
+    return log_grid(low, high, 1 if low == high else points)
 
 
 def compare_methods(
@@ -74,7 +72,7 @@ def compare_methods(
     folder = output or Path("gradcost-runs") / f"{name}-{comparison.name[:4]}"
     _introduce(comparison, task_name, model_name)
     known, reasons = {}, {}
-    for label, cost in costs.survey(comparison.task, comparison.steppers, comparison.memory):
+    for label, cost in costs.forecast_methods(comparison.task, comparison.steppers, comparison.memory):
         if isinstance(cost, str):
             reasons[label] = cost
             console.say(f"    {label}: not run. {cost}")

@@ -45,7 +45,7 @@ class Board:
         if self.progress is not None:
             self.progress.update(self.bars[method], completed=self.done[method], note=best)
             return
-        err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {told(record)}", markup=False)
+        err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {run_line(record)}", markup=False)
 
 
 def accuracy_of(record: dict[str, Any]) -> float | None:
@@ -53,7 +53,7 @@ def accuracy_of(record: dict[str, Any]) -> float | None:
     return (record.get("validation") or {}).get("accuracy") if record["status"] == "finished" else None
 
 
-def told(record: dict[str, Any]) -> str:
+def run_line(record: dict[str, Any]) -> str:
     """`tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
     accuracy = accuracy_of(record)
     what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"

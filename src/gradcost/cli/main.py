@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from gradcost.cli import results as inspect
 from gradcost.cli.results import Json
+from gradcost.core.errors import BadInput, GradcostError
 
 app = typer.Typer(
     help="What does a gradient cost, and which way of getting one should you train with?",
@@ -26,8 +29,11 @@ data = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
-def sentences(command: Callable[..., int | None]) -> Callable[..., None]:
-    """What a user can do wrong becomes a sentence and an exit code; anything else is our bug and is shown whole."""
+BUG = 70  # the exit code of an internal error: EX_SOFTWARE of sysexits.h
+
+
+def reported(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn the errors that a user can cause into a sentence and an exit code; show any other as a bug of ours."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -36,22 +42,28 @@ def sentences(command: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
-            complain("interrupted; what was finished is kept.")
+            complain("interrupted; finished work is kept.")
             code = 130
         except OSError as error:
-            what = error.strerror or str(error)
-            complain(f"{what}: {error.filename}" if error.filename else what)
+            reason = error.strerror or str(error)
+            complain(f"{reason}: {error.filename}" if error.filename else reason)
             code = 1
-        except (ValueError, ImportError) as error:
+        except GradcostError as error:
             complain(str(error))
             code = 2
+        except (typer.Exit, typer.Abort, click.ClickException):
+            raise
+        except Exception:
+            traceback.print_exc()
+            complain("this is a bug in gradcost: please report it with the traceback above and your command.")
+            code = BUG
         raise typer.Exit(code or 0)
 
     return run
 
 
 @app.command()
-@sentences
+@reported
 def compare(
     task: Annotated[str, typer.Option(help="A task's name, an expression, or FILE.py:NAME.")] = "digits",
     model: Annotated[str | None, typer.Option(help="One of the task's models, or an expression.")] = None,
@@ -82,7 +94,7 @@ def compare(
 
 
 @app.command()
-@sentences
+@reported
 def plan(
     memory: Annotated[
         str, typer.Option(help="Budget for the peak of a whole step, weights included: 24GiB, or 24GB.")
@@ -120,7 +132,7 @@ def plan(
 
 
 @app.command()
-@sentences
+@reported
 def check(
     method: Annotated[
         str | None, typer.Argument(help='What to check: "mezo(probes=4)". Every preset, in short, if none.')
@@ -141,7 +153,7 @@ def check(
 
 
 @app.command()
-@sentences
+@reported
 def study(
     file: Annotated[str, typer.Argument(help="FILE.py with one @study, or FILE.py:NAME.")],
     workers: Annotated[int | None, typer.Option("-j", min=1, help="Trials at a time; one a core if none.")] = None,
@@ -160,7 +172,7 @@ def study(
 
 
 @app.command()
-@sentences
+@reported
 def reproduce(
     paper: Annotated[str, typer.Argument(help="The paper: rike2022.")],
     rows: Annotated[str, typer.Option(help="Which rows of its table: nn.")] = "nn",
@@ -203,7 +215,7 @@ def reproduce(
 
 
 @app.command()
-@sentences
+@reported
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method or part to be told of.")] = None,
     as_json: Json = False,
@@ -215,7 +227,7 @@ def methods(
 
 
 @app.command()
-@sentences
+@reported
 def tasks(as_json: Json = False) -> None:
     """List the tasks, their models, and whether their data is at hand."""
     from gradcost.cli import console
@@ -233,21 +245,21 @@ def tasks(as_json: Json = False) -> None:
 
 
 @data.command()
-@sentences
+@reported
 def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> None:
     """Fetch a data set, check it, and keep it in the cache folder (GRADCOST_CACHE, or the platform's)."""
     from gradcost.cli import console, spec
     from gradcost.tasks import data as datasets
 
     if name not in datasets.DATASETS:
-        raise ValueError(
+        raise BadInput(
             f"no data set {name!r}.{spec.hint(name, datasets.DATASETS)} Data sets: {', '.join(datasets.DATASETS)}."
         )
     console.show(f"{name} is in {datasets.fetch(datasets.DATASETS[name], console.say)}")
 
 
 @app.command()
-@sentences
+@reported
 def report(
     folder: Annotated[Path, typer.Argument(help="A results folder.")],
     output: Annotated[
@@ -269,7 +281,7 @@ def report(
 
 
 @app.command()
-@sentences
+@reported
 def lint(
     folder: Annotated[Path, typer.Argument(help="A results folder.")],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is an error.")] = False,
@@ -282,7 +294,7 @@ def lint(
 
 
 @app.command()
-@sentences
+@reported
 def doctor(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure for 10 s what the machine does in a second, and remember it.")
@@ -315,7 +327,7 @@ def doctor(
 
 
 for _command in (inspect.status, inspect.show, inspect.why, inspect.export):
-    app.command()(sentences(_command))
+    app.command()(reported(_command))
 
 
 def version(wanted: bool) -> None:

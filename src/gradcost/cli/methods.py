@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradcost.cli import console, spec
+from gradcost.core.errors import BadInput
 
 # The sections of a preset's docstring, in their order: each begins a line, and ends where the next one begins.
 SECTIONS = ("Law", "Cost", "Memory", "Use it", "Not", "Source")
@@ -68,7 +69,7 @@ def explain_method(name: str, as_json: bool) -> int:
     known = spec.names("method")
     wanted = name.partition("(")[0].strip()
     if wanted not in known:
-        raise ValueError(f"no method or part {name!r}.{spec.hint(wanted, known)} `gradcost methods` lists them.")
+        raise BadInput(f"no method or part {name!r}.{spec.hint(wanted, known)} `gradcost methods` lists them.")
     thing = known[wanted]
     if as_json:
         text = {} if inspect.isfunction(thing) else {"text": inspect.getdoc(thing) or ""}

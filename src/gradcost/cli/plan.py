@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from gradcost.cli import console, spec
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.core.units import NOTHING
+from gradcost.core.units import DASH
 from gradcost.planning import plan as planning
 from gradcost.planning.curve import curve
 from gradcost.planning.row import COLUMNS
@@ -49,16 +50,14 @@ def plan_methods(
         refuse("--task", **{"--data": data, "--dtype": dtype, "--length": length, "--lora": lora, "--chunks": chunks})
         objective, examples = of_task(task, model, batch)
     elif model is None:
-        raise ValueError(
-            "no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits."
-        )
+        raise BadInput("no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits.")
     else:
         with progress("planning") as told:
             told(f"making {model}")
             objective, examples = of_model(model, data, kind, batch, length, lora, chunks, without_numbers)
     with progress("planning") as told:
         found = planning.plan(objective, examples, budget, estimators, updates, where, max_batch, told)
-        points = curve(objective, examples, updates, where, told=told) if output is not None else []
+        points = curve(objective, examples, updates, where, on_progress=told) if output is not None else []
     record = found.record() | {"dtype": _dtypes(objective), "curve": points}
     if output is not None:
         from gradcost.report import plan as page
@@ -76,7 +75,7 @@ def _show(found: planning.Plan, record: dict[str, Any], output: Path | None) -> 
     console.show()
     rows = [row.cells() for row in found.rows]
     # A column in which nothing is said is left out: what would fill it is said below, or in --help.
-    told = [i for i in range(len(COLUMNS)) if i < 4 or any(row[i] != NOTHING for row in rows)]
+    told = [i for i in range(len(COLUMNS)) if i < 4 or any(row[i] != DASH for row in rows)]
     console.show_table([COLUMNS[i] for i in told], [[row[i] for i in told] for row in rows])
     console.show()
     console.show(found.sentence, bold=True)
@@ -99,14 +98,14 @@ def progress(work: str) -> Iterator[Callable[[str], None]]:
 def refuse(beside: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} says something about --model, and {beside} already says it: leave one out.")
+            raise BadInput(f"{name} says something about --model, and {beside} already says it: leave one out.")
 
 
 def of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
     found = spec.task(task, model)[0]
     if batch is not None:
         if "batch" not in getattr(type(found), "__dataclass_fields__", {}):
-            raise ValueError(f"{task} has a batch size of its own: leave --batch out.")
+            raise BadInput(f"{task} has a batch size of its own: leave --batch out.")
         found = replace(found, batch=batch)
     return found.objective(Key(0)), found.batch_at(Key(0), 0)
 
@@ -126,7 +125,7 @@ def of_model(
 
     examples = EXAMPLES if batch is None else batch
     if examples < 1:
-        raise ValueError(f"a batch has 1 example or more, not {examples}.")
+        raise BadInput(f"a batch has 1 example or more, not {examples}.")
     if model.startswith("hf:"):
         made, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
     else:
@@ -136,14 +135,14 @@ def of_model(
     if not known:
         options = {"--length": length, "--lora": lora, "--chunks": chunks}
         for name in (name for name, value in options.items() if value is not None):
-            raise ValueError(f"{name} is for models of transformers, and {model} gives {type(made).__name__}.")
+            raise BadInput(f"{name} is for models of transformers, and {model} gives {type(made).__name__}.")
     if lora is not None:
         made = transformers.with_lora(made, lora)
     if data is not None:
         given = _batch_of(data, examples)
         return Objective(made, loss or _cross_entropy), given
     if not known:
-        raise ValueError(
+        raise BadInput(
             f"{model} gives {type(made).__name__}, and nothing says what it is trained on: add --data "
             "FILE.py:FUNCTION, where FUNCTION(batch size) gives a batch (x, y)."
         )
@@ -173,10 +172,10 @@ def _from_factory(
     try:
         made = make(factory)
     except Exception as error:
-        raise ValueError(f"{text} could not make a model: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{text} could not make a model: {type(error).__name__}: {error}") from error
     module, loss = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
-        raise ValueError(
+        raise BadInput(
             f"{text} returned {type(made).__name__}: a factory returns a torch.nn.Module, or a module and its "
             "loss(model, batch)."
         )
@@ -188,20 +187,20 @@ def _batch_of(text: str, examples: int) -> Any:
     try:
         inspect.signature(function).bind(examples)
     except TypeError as error:
-        raise ValueError(f"{text} is called with the batch size alone, and it takes others: {error}.") from None
+        raise BadInput(f"{text} is called with the batch size alone, and it takes others: {error}.") from None
     except ValueError:
         pass  # a function without a signature
     try:
         return function(examples)
     except Exception as error:
-        raise ValueError(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
     from gradcost.tasks.task import Batch, cross_entropy
 
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(
+        raise BadInput(
             f"--data gave {type(batch).__name__}: without a loss of its own, a module is trained on (x, y) by "
             "cross-entropy. Let the factory return (model, loss) for anything else."
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gradcost.cli import console, spec
 from gradcost.cli.study import conducted, open_folder
+from gradcost.core.errors import BadInput
 from gradcost.papers.rike2022 import last_batch
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
@@ -42,7 +43,7 @@ def reproduce_paper(
 ) -> int:
     """Run or resume the rows of a paper and say what became of them. Returns the exit code."""
     if paper not in PAPERS:
-        raise ValueError(f"no paper {paper!r}.{spec.hint(paper, PAPERS)} Papers: {', '.join(PAPERS)}.")
+        raise BadInput(f"no paper {paper!r}.{spec.hint(paper, PAPERS)} Papers: {', '.join(PAPERS)}.")
     tuning = rike2022_study.Tuning(points, epochs=tuned_epochs) if tuned else None
     asked = _asked(rows, epochs, seeds, tuning, task)
     folder = output or Path("gradcost-runs") / f"{paper}-{rows}"
@@ -77,12 +78,12 @@ def _asked(
 ) -> rike2022_study.Reproduction:
     models = rike2022_study.MODELS
     if rows not in models:
-        raise ValueError(
+        raise BadInput(
             f"no rows {rows!r} to run.{spec.hint(rows, models)} Rows: {', '.join(models)}; the CNN's are in the "
             "table as data, and take days on a CPU."
         )
     if task not in TASKS:
-        raise ValueError(f"no task {task!r}.{spec.hint(task, TASKS)} Tasks: {', '.join(TASKS)}.")
+        raise BadInput(f"no task {task!r}.{spec.hint(task, TASKS)} Tasks: {', '.join(TASKS)}.")
     on = TASKS[task](model=models[rows], batch=rike2022.BATCH)  # type: ignore[call-arg]  # as every task's fields are
     return rike2022_study.Reproduction(rows, epochs, seeds, tuning, on)
 

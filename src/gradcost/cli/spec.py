@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import is_value
 
 _HOMES = {
@@ -64,7 +65,7 @@ def parse(text: str, *kinds: str) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"{text!r} is not an expression like mezo(probes=4): {error.msg}.") from None
+        raise BadInput(f"{text!r} is not an expression like mezo(probes=4): {error.msg}.") from None
     return _value(tree, text, names(*kinds))
 
 
@@ -81,25 +82,21 @@ def _value(node: ast.expr, text: str, known: Mapping[str, Callable[..., Any]]) -
         arguments = [_value(argument, text, known) for argument in node.args]
         named = {k.arg: _value(k.value, text, known) for k in node.keywords if k.arg is not None}
         return _called(node.func.id, arguments, named, known)
-    raise ValueError(f"{ast.unparse(node)!r} in {text!r} is neither a number, a tuple nor a call such as mezo().")
+    raise BadInput(f"{ast.unparse(node)!r} in {text!r} is neither a number, a tuple nor a call such as mezo().")
 
 
 def _called(name: str, arguments: Any, named: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
     if name not in known:
         near = close(name, known) or sorted(known)
-        raise ValueError(
-            f"no method or part {name!r}. Did you mean {', or '.join(signature(known[n]) for n in near)}?"
-        )
+        raise BadInput(f"no method or part {name!r}. Did you mean {', or '.join(signature(known[n]) for n in near)}?")
     try:
         inspect.signature(known[name]).bind(*arguments, **named)
     except TypeError as error:
-        raise ValueError(f"{name}: {error}. It is {signature(known[name])}.") from None
+        raise BadInput(f"{name}: {error}. It is {signature(known[name])}.") from None
     try:
         return known[name](*arguments, **named)
     except TypeError as error:
-        raise ValueError(
-            f"{name}: an argument is of a wrong kind ({error}). It is {signature(known[name])}."
-        ) from None
+        raise BadInput(f"{name}: an argument is of a wrong kind ({error}). It is {signature(known[name])}.") from None
 
 
 def signature(thing: Callable[..., Any]) -> str:
@@ -129,7 +126,7 @@ def method(text: str) -> Any:
 
     found = parse(text, "method")
     if not isinstance(found, Estimator):
-        raise ValueError(
+        raise BadInput(
             f"{text!r} is a part of a method, not one: write Probing(slope=..., directions=...) around it."
         )
     return found
@@ -141,7 +138,7 @@ def optimizer(text: str) -> Any:
 
     found = parse(text, "optimizer")
     if not isinstance(found, Optimizer):
-        raise ValueError(f"{text!r} is no optimizer: write AdamW(lr=0.001), for example.")
+        raise BadInput(f"{text!r} is no optimizer: write AdamW(lr=0.001), for example.")
     return found
 
 
@@ -155,14 +152,14 @@ def dtype(text: str | None) -> Any:
     names = ("bfloat16", "float16", "float32", "float64")
     name = known.get(text, text.removeprefix("torch."))
     if name not in names:
-        raise ValueError(f"no type of numbers {text!r}.{hint(name, dict.fromkeys(names))} Types: {', '.join(names)}.")
+        raise BadInput(f"no type of numbers {text!r}.{hint(name, dict.fromkeys(names))} Types: {', '.join(names)}.")
     return getattr(torch, name)
 
 
 def device(text: str | None) -> str | None:
     """The type of a device that forecasts can be made for. Raises: ValueError with the types."""
     if text is not None and text.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"no device {text!r} is known here: forecasts are for cpu or cuda.")
+        raise BadInput(f"no device {text!r} is known here: forecasts are for cpu or cuda.")
     return text and text.partition(":")[0]
 
 
@@ -170,7 +167,7 @@ def named(text: str, option: str) -> Callable[..., Any]:
     """What FILE.py:NAME or MODULE:NAME stands for: something to call. Raises: ValueError with a sentence."""
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name.isidentifier():
-        raise ValueError(f"{option} {text!r} names nothing: write FILE.py:NAME or MODULE:NAME.")
+        raise BadInput(f"{option} {text!r} names nothing: write FILE.py:NAME or MODULE:NAME.")
     if place.endswith(".py"):
         found = loaded(str(Path(place).resolve()))
     else:
@@ -180,14 +177,14 @@ def named(text: str, option: str) -> Callable[..., Any]:
         try:
             found = importlib.import_module(place)
         except Exception as error:
-            raise ValueError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+            raise BadInput(f"{place} could not be imported: {type(error).__name__}: {error}") from error
         finally:
             sys.path.remove(str(Path.cwd()))
     if not hasattr(found, name):
-        raise ValueError(f"{place} defines no {name}.{hint(name, vars(found))}")
+        raise BadInput(f"{place} defines no {name}.{hint(name, vars(found))}")
     thing = getattr(found, name)
     if not callable(thing):
-        raise ValueError(f"{text} is {type(thing).__name__}, which cannot be called: {option} is a function.")
+        raise BadInput(f"{text} is {type(thing).__name__}, which cannot be called: {option} is a function.")
     return thing
 
 
@@ -209,12 +206,12 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
         found, file = parse(text, "task"), None
         name = type(found).__name__.lower()
     else:
-        raise ValueError(
+        raise BadInput(
             f"no task {text!r}.{hint(text, TASKS)} Tasks: {', '.join(TASKS)} (`gradcost tasks` tells more)."
         )
     for need in ("objective", "batch_at", "splits", "score"):
         if not hasattr(found, need):
-            raise ValueError(f"{text} is no task: it has no `{need}`. Subclass gradcost.tasks.Task.")
+            raise BadInput(f"{text} is no task: it has no `{need}`. Subclass gradcost.tasks.Task.")
     if model is None:
         return found, name, _model_name(found), file
     return _with_model(found, name, model), name, model, file
@@ -225,7 +222,7 @@ def _with_model(found: Any, name: str, model: str) -> Any:
     if "(" in model:
         return dataclasses.replace(found, model=parse(model, "task"))
     if model not in models:
-        raise ValueError(
+        raise BadInput(
             f"{name} has no model {model!r}.{hint(model, models)} Models: {', '.join(models) or 'its own'}."
         )
     return dataclasses.replace(found, model=models[model])
@@ -242,21 +239,21 @@ def loaded(path: str) -> Any:
     from gradcost.studies.worker import load_file
 
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}.")
+        raise BadInput(f"there is no file {path}.")
     try:
         return load_file(path)
     except Exception as error:
-        raise ValueError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}") from error
 
 
 def _from_file(path: str, name: str) -> Any:
     module = loaded(path)
     if not hasattr(module, name):
-        raise ValueError(f"{path} defines no {name}.")
+        raise BadInput(f"{path} defines no {name}.")
     found = getattr(module, name)
     found = found() if inspect.isclass(found) or not hasattr(found, "batch_at") else found
     if " at 0x" in repr(found):
-        raise ValueError(
+        raise BadInput(
             f"{path}:{name} prints as {found!r}, another text in every process, so its runs could not be told from "
             "others'. Make it a frozen dataclass, as tasks are."
         )
@@ -268,8 +265,8 @@ def size(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if not match or match[2].lower() not in units:
-        raise ValueError(f"{text!r} is no amount of memory: write a number above 0 and one of {', '.join(_UNITS)}.")
+        raise BadInput(f"{text!r} is no amount of memory: write a number above 0 and one of {', '.join(_UNITS)}.")
     amount = int(float(match[1]) * units[match[2].lower()])
     if amount <= 0:
-        raise ValueError(f"{text!r} is no amount of memory: it must be above 0.")
+        raise BadInput(f"{text!r} is no amount of memory: it must be above 0.")
     return amount

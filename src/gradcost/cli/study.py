@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gradcost.cli import console, spec
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
@@ -33,7 +34,7 @@ def run_study(
     file, _, name = where.partition(":")
     made = _found(file, name)
     if executor not in EXECUTORS:
-        raise ValueError(f"no executor {executor!r}.{spec.hint(executor, EXECUTORS)} Executors: local, ray.")
+        raise BadInput(f"no executor {executor!r}.{spec.hint(executor, EXECUTORS)} Executors: local, ray.")
     if dry_run:
         stage = first_stage(made)
         rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
@@ -68,7 +69,7 @@ def measure(task: Any, methods: costs.Methods, memory: int | None, folder: Path,
     """What a step of each method takes, alone on the machine, and how good its estimates are."""
     for label in costs.clock(task, methods, memory, folder, known):
         console.say(f"timed a step of {label}")
-    for label in quality.judge(task, {label: methods[label] for label in methods if label in known}, folder):
+    for label in quality.assess_methods(task, {label: methods[label] for label in methods if label in known}, folder):
         console.say(f"judged the estimates of {label}")
 
 
@@ -76,11 +77,11 @@ def _found(file: str, name: str) -> Study:
     studies = {label: thing for label, thing in vars(spec.loaded(file)).items() if isinstance(thing, Study)}
     if name:
         if name not in studies:
-            raise ValueError(f"{file} holds no study {name!r}.{spec.hint(name, studies)}")
+            raise BadInput(f"{file} holds no study {name!r}.{spec.hint(name, studies)}")
         return studies[name]
     if len(studies) != 1:
         known = ", ".join(studies) or 'none: put @study("your question") before a generator of trials'
-        raise ValueError(f"{file} must hold one study, or FILE.py:NAME must say which. It holds {known}.")
+        raise BadInput(f"{file} must hold one study, or FILE.py:NAME must say which. It holds {known}.")
     return next(iter(studies.values()))
 
 
@@ -89,7 +90,7 @@ def open_folder(folder: Path, made: Study, work: Work) -> None:
     if (folder / "study.json").exists():
         held = document(folder / "study.json") or {}
         if (held.get("question"), held.get("comparison")) != (made.question, work.code):
-            raise ValueError(
+            raise BadInput(
                 f"{folder} holds another study, or the same one made by other code. Give another folder with -o."
             )
         return
@@ -122,7 +123,7 @@ def first_stage(made: Study) -> Stage:
         while not stage:
             stage = plan.send([])
     except StopIteration:
-        raise ValueError(f"{made.question} The study yields no trial, so there is nothing to run.") from None
+        raise BadInput(f"{made.question} The study yields no trial, so there is nothing to run.") from None
     return stage
 
 
@@ -148,15 +149,15 @@ def conducted(made: Study, executor: Executor, work: Work) -> Conducted:
         new = {t.method: (t.estimator, t.optimizer) for t in stage if t.method not in done.methods}
         done.task = done.task or [trial.task for trial in stage[:1]]
         if any(trial.task != done.task[0] for trial in stage):
-            raise ValueError("a study has one task: make one for each, so that its methods can be compared.")
+            raise BadInput("a study has one task: make one for each, so that its methods can be compared.")
         done.methods.update(new)
-        for label, cost in costs.survey(done.task[0], new, None):
+        for label, cost in costs.forecast_methods(done.task[0], new, None):
             if isinstance(cost, str):
-                raise ValueError(f"{label} cannot serve here: {cost}")
+                raise BadInput(f"{label} cannot serve here: {cost}")
             done.costs[label] = cost
 
     for record in conduct(made, executor, work, ahead):
         done.ran += 1
         done.failed += record["status"] == "failed"
-        console.say(f"{done.ran}  {record['method']}  {console.told(record)}")
+        console.say(f"{done.ran}  {record['method']}  {console.run_line(record)}")
     return done

@@ -39,7 +39,7 @@ def randomness(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]
     Afterwards they are as before, bit for bit. This is the one place where a global generator is touched:
     dropout and its like read no other.
     """
-    with kept_generators(devices) as generators:
+    with restored_generators(devices) as generators:
         for generator in generators:
             generator.manual_seed(key.seed)
         random.seed(key.seed)
@@ -47,7 +47,7 @@ def randomness(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]
 
 
 @contextmanager
-def kept_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch.Generator]]:
+def restored_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch.Generator]]:
     """The default generators, put back bit for bit at the end."""
     generators = [torch.default_generator]
     generators += [torch.cuda.default_generators[device.index or 0] for device in devices]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 
 
@@ -22,7 +23,7 @@ class Key:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"a Key needs a whole number from 0 to 2**64 - 1, not {self.seed!r}.")
+            raise BadInput(f"a Key needs a whole number from 0 to 2**64 - 1, not {self.seed!r}.")
 
     def fold(self, name: str, index: int = 0) -> Key:
         """The key named `name`, number `index`, below this one."""

@@ -14,28 +14,28 @@ from torch import Tensor
 Kind = Literal["gradients", "saved", "tangents", "noise", "shifted", "elsewhere"]
 
 
-class Watcher(Protocol):
-    def told(self, kind: Kind, tensor: Tensor) -> None: ...
+class Observer(Protocol):
+    def on_tag(self, kind: Kind, tensor: Tensor) -> None: ...
 
 
-_watchers: list[Watcher] = []
+_observers: list[Observer] = []
 
 
 @contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
+def observe(observer: Observer) -> Iterator[None]:
     """Within, `watcher.told(kind, tensor)` hears of every tensor that a method tells of."""
-    _watchers.append(watcher)
+    _observers.append(observer)
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _observers.remove(observer)
 
 
-def tell(kind: Kind, tensor: Tensor) -> Tensor:
+def tag(kind: Kind, tensor: Tensor) -> Tensor:
     """Say what a tensor is, to nobody unless memory is being measured; gives the tensor back.
 
     "elsewhere" is what was moved to another device than the one that is watched.
     """
-    for watcher in _watchers:
-        watcher.told(kind, tensor)
+    for observer in _observers:
+        observer.on_tag(kind, tensor)
     return tensor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.isolation import randomness, undisturbed, weights_replaced
 from gradcost.core.key import Key
 from gradcost.core.pytree import plain, tensors
@@ -57,20 +58,20 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
-            raise ValueError(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
+            raise BadInput(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
         if self.parts < 1:
-            raise ValueError(f"a batch is cut into 1 part or more, not {self.parts}.")
+            raise BadInput(f"a batch is cut into 1 part or more, not {self.parts}.")
         trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         dimension = sum(p.numel() for _, p in trainable)
         if dimension == 0:
-            raise ValueError(
+            raise BadInput(
                 f"{type(self.model).__name__} has no trainable parameters, so there is no gradient to take. "
                 "Set requires_grad on those that should train before making the Objective."
             )
         object.__setattr__(self, "leaves", _in_a_row(trainable))
         object.__setattr__(self, "modules", tuple(self.model.modules()))
         if any(getattr(module, "max_norm", None) is not None for module in self.modules):
-            raise ValueError(
+            raise BadInput(
                 "an embedding with max_norm rewrites its table in its forward, so an evaluation would change the "
                 "weights. Make it with max_norm=None, and renormalise after a step if you want to."
             )
@@ -97,7 +98,7 @@ class Objective:
         """
         kept = [(leaf.name, leaf.parameter) for leaf in self.leaves if leaf.name in names]
         if not kept:
-            raise ValueError(f"none of the leaves {', '.join(leaf.name for leaf in self.leaves)} is in {names}.")
+            raise BadInput(f"none of the leaves {', '.join(leaf.name for leaf in self.leaves)} is in {names}.")
         made = replace(self)
         object.__setattr__(made, "leaves", _in_a_row(kept))
         return made
@@ -148,14 +149,32 @@ class Objective:
 
     def _scalar(self, loss: Any) -> Tensor:
         if not isinstance(loss, Tensor):
-            raise ValueError(f"the loss must be a scalar tensor; it returned {type(loss).__name__}.")
+            raise BadInput(f"the loss must be a scalar tensor; it returned {type(loss).__name__}.")
         if loss.ndim != 0 or not loss.is_floating_point():
             shape, dtype = tuple(loss.shape), str(loss.dtype).removeprefix("torch.")
-            raise ValueError(
+            raise BadInput(
                 f"the loss must be a scalar of a floating type; it has shape {shape} and type {dtype}. "
                 "Reduce it, with .mean() for example."
             )
         return loss
+
+
+@contextmanager
+def loss_errors(objective: Objective) -> Iterator[None]:
+    """Turn an exception of the user's model or loss into BadInput with its type and first line.
+
+    Raises: BadInput.
+    """
+    try:
+        yield
+    except GradcostError:
+        raise
+    except Exception as error:
+        message = (str(error).strip().splitlines() or ["no message"])[0]
+        raise BadInput(
+            f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
+            f"{type(error).__name__}: {message}"
+        ) from error
 
 
 def _in_a_row(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
@@ -174,7 +193,7 @@ def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
     leaves, structure = pytree.tree_flatten(plain(batch))
     size = examples(batch)
     if size < parts:
-        raise ValueError(f"a batch of {size} cannot be cut into {parts} parts: use at most {size}.")
+        raise BadInput(f"a batch of {size} cannot be cut into {parts} parts: use at most {size}.")
     cut = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
     lengths = [len(piece) for piece in torch.arange(size).tensor_split(parts)]
     return [
@@ -190,7 +209,7 @@ def examples(batch: Any) -> int:
     """
     sizes = {leaf.shape[0] for leaf in tensors(plain(batch)) if leaf.ndim}
     if len(sizes) != 1:
-        raise ValueError(f"the examples of a batch need tensors of one first dimension; here they have {sizes}.")
+        raise BadInput(f"the examples of a batch need tensors of one first dimension; here they have {sizes}.")
     return sizes.pop()
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.objective import Objective
 
@@ -69,7 +70,7 @@ def best_forward_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, 
 
 def _above_zero(*given: float) -> None:
     if not all(0 < number < math.inf for number in given):
-        raise ValueError(f"the scale, the loss and its derivative are sizes, finite and above 0, not {given}.")
+        raise BadInput(f"the scale, the loss and its derivative are sizes, finite and above 0, not {given}.")
 
 
 def scale_of(objective: Objective) -> float:

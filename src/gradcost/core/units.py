@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import floor, log10
 
-NOTHING = "–"  # what a cell says that has nothing to say
+DASH = "–"  # what a cell says that has nothing to say
 
 
 def size(n: float | None) -> str:
     """Bytes in binary units, three digits at most: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB."""
     if n is None:
-        return NOTHING
+        return DASH
     if n < 1000:
         return f"{n:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -23,7 +23,7 @@ def size(n: float | None) -> str:
 def number(x: float | None, digits: int = 3) -> str:
     """`digits` significant digits, whole numbers in full, no exponent and no zeros at the end."""
     if x is None:
-        return NOTHING
+        return DASH
     if x == 0:
         return "0"
     places = max(digits - 1 - floor(log10(abs(x))), 0)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any, TypeVar, dataclass_transform
 
+from gradcost.core.errors import BadInput
+
 T = TypeVar("T")
 
 
@@ -38,10 +40,10 @@ def _settle_numbers(made: Any) -> None:
         held = getattr(made, field.name)
         what = f"{field.name} of {type(made).__name__}"
         if field.type == "int" and (isinstance(held, bool) or not isinstance(held, int)):
-            raise ValueError(f"{what} is a whole number, not {held!r}.")
+            raise BadInput(f"{what} is a whole number, not {held!r}.")
         if field.type == "float" or (field.type == "float | None" and held is not None):
             if isinstance(held, bool) or not isinstance(held, int | float):
-                raise ValueError(f"{what} is a number, not {held!r}.")
+                raise BadInput(f"{what} is a number, not {held!r}.")
             object.__setattr__(made, field.name, float(held))
 
 

@@ -2,13 +2,13 @@
 
 from gradcost.directions.coordinates import Coordinates as Coordinates
 from gradcost.directions.direction import Directions as Directions
-from gradcost.directions.direction import Partial as Partial
 from gradcost.directions.direction import Refreshed as Refreshed
-from gradcost.directions.direction import Situated as Situated
+from gradcost.directions.direction import SparseDirections as SparseDirections
+from gradcost.directions.direction import StatefulDirections as StatefulDirections
 from gradcost.directions.direction import begun as begun
 from gradcost.directions.direction import combination as combination
 from gradcost.directions.direction import independent as independent
-from gradcost.directions.direction import reaches as reaches
+from gradcost.directions.direction import touches as touches
 from gradcost.directions.groups import EachBlock as EachBlock
 from gradcost.directions.groups import EachLeaf as EachLeaf
 from gradcost.directions.groups import EachModule as EachModule

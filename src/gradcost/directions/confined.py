@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf
-from gradcost.directions.direction import Directions, Partial
+from gradcost.directions.direction import Directions, SparseDirections
 
 
 @dataclass(frozen=True, eq=False)
-class _Confined(Partial):
+class _Confined(SparseDirections):
     """`directions` on the leaves of these names, each placed where the mapping puts it, and zero on all others."""
 
     directions: Directions
@@ -23,7 +23,7 @@ class _Confined(Partial):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return self.directions.seeds(key, probes, dimension)
 
-    def reaches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
+    def touches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
         return leaf.name in self.leaves
 
     def add(

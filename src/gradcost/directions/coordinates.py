@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gradcost.core.key import Key
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions
-from gradcost.noise.permutation import deal
+from gradcost.noise.permutation import sample_without_replacement
 
 
 @value
@@ -26,7 +26,7 @@ class Coordinates(Directions):
     unbiased = True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
-        return deal(key, probes, dimension)
+        return sample_without_replacement(key, probes, dimension)
 
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
@@ -36,4 +36,4 @@ class Coordinates(Directions):
         for seed, scale in zip(seeds, scales, strict=True):
             if leaf.start <= seed < leaf.start + flat.numel():
                 flat[seed - leaf.start] += scale * root
-        return tell("noise", out)
+        return tag("noise", out)

@@ -33,16 +33,16 @@ class Directions(ABC):
         """base + sum_k scales[k] * z_k on one leaf: a new tensor of base's shape and dtype, or base itself."""
 
 
-class Partial(Directions):
+class SparseDirections(Directions):
     """Directions that are zero on whole leaves, and say on which: there a difference copies nothing (`add` gives base
     itself) and forward mode has no tangent, so that neither pays for what does not move."""
 
     @abstractmethod
-    def reaches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
+    def touches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
         """Whether a direction of any of these seeds may be other than zero on the leaf."""
 
 
-class Situated(ABC):
+class StatefulDirections(ABC):
     """Directions that depend on where the weights are, or on what was found before: made anew for each estimate.
 
     `Probing` takes them wherever it takes `Directions`. A state is a tree of tensors and numbers (tuples, named
@@ -56,30 +56,30 @@ class Situated(ABC):
         """What `settled` wants as its first state; None for directions that remember nothing."""
 
     @abstractmethod
-    def settled(self, objective: Objective, key: Key, state: Any) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Any) -> Directions:
         """The directions of one estimate, at the objective's present weights."""
 
     @abstractmethod
-    def learned(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> Any:
+    def update(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> Any:
         """The state after an estimate that found the gradient with these leaves."""
 
 
-class Refreshed(Situated):
-    """Situated directions part of whose state is drawn anew now and then, from the key of the estimate it begins."""
+class Refreshed(StatefulDirections):
+    """Stateful directions part of whose state is drawn again now and then, from the key of the estimate."""
 
     @abstractmethod
     def refreshed(self, key: Key, state: Any) -> Any:
         """The state with which the estimate of this key begins, as `settled` and `learned` get it."""
 
 
-def begun(directions: Situated, key: Key, state: Any) -> Any:
+def begun(directions: StatefulDirections, key: Key, state: Any) -> Any:
     """The state with which the estimate of this key begins."""
     return directions.refreshed(key, state) if isinstance(directions, Refreshed) else state
 
 
-def reaches(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> bool:
+def touches(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> bool:
     """Whether a direction of any of these seeds may be other than zero on the leaf."""
-    return not isinstance(directions, Partial) or directions.reaches(leaf, seeds)
+    return not isinstance(directions, SparseDirections) or directions.touches(leaf, seeds)
 
 
 def combination(directions: Directions, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:

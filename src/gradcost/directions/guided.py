@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions.direction import Directions, Situated
+from gradcost.directions.direction import Directions, StatefulDirections
 from gradcost.directions.independent import Gaussian
 
 Guide = Mapping[str, Tensor]
 
 
 @value
-class Guided(Situated):
+class Guided(StatefulDirections):
     """z = sqrt(1 - share) u + sqrt(share d) r ghat: u of `directions`, ghat the guide over its norm, r a random sign.
 
     The state is the guide, a tensor for each leaf by name. It starts as zeros, and while it is zero z = u; left
@@ -46,7 +47,7 @@ class Guided(Situated):
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ValueError(
+            raise BadInput(
                 f"the share of a direction's square that is along the guide is between 0 and 1, not {self.share!r}. "
                 "At 0 take the directions alone; at 1 nothing but the guide would ever be looked along."
             )
@@ -59,17 +60,17 @@ class Guided(Situated):
     def init(self, objective: Objective) -> Guide:
         return {leaf.name: torch.zeros_like(leaf.parameter, requires_grad=False) for leaf in objective.leaves}
 
-    def settled(self, objective: Objective, key: Key, state: Guide) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Guide) -> Directions:
         missing = [leaf.name for leaf in objective.leaves if leaf.name not in state]
         if missing:
-            raise ValueError(
+            raise BadInput(
                 f"the guide has no tensor for {', '.join(missing)}: it needs one for each leaf of the objective, as "
                 "Guided.towards(gradient.leaves()) gives them."
             )
         norm = _norm(objective, state)
         return _Leaning(self.directions, self.share, state, norm, key.fold("sign")) if norm else self.directions
 
-    def learned(self, state: Guide, gradient: Iterator[tuple[str, Tensor]]) -> Guide:
+    def update(self, state: Guide, gradient: Iterator[tuple[str, Tensor]]) -> Guide:
         return self.towards(gradient)
 
 

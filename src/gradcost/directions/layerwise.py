@@ -12,14 +12,14 @@ from torch import Tensor
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions.direction import Directions, Partial, Situated
+from gradcost.directions.direction import Directions, SparseDirections, StatefulDirections
 from gradcost.directions.groups import EachLeaf, Grouping
 from gradcost.directions.independent import Gaussian
-from gradcost.noise.permutation import deal
+from gradcost.noise.permutation import sample_without_replacement
 
 
 @value
-class Layerwise(Situated):
+class Layerwise(StatefulDirections):
     """z = sqrt(G) u within one of G groups of leaves and zero outside, with u of `directions`; the groups are dealt
     without replacement through an estimate's probes, so that n = G probes look into each group once.
 
@@ -45,15 +45,15 @@ class Layerwise(Situated):
     def init(self, objective: Objective) -> None:
         return None
 
-    def settled(self, objective: Objective, key: Key, state: Any) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Any) -> Directions:
         return _InGroup(self.directions, self.by.groups(objective), self.directions.unbiased)
 
-    def learned(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
+    def update(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
         return None
 
 
 @dataclass(frozen=True, eq=False)
-class _InGroup(Partial):
+class _InGroup(SparseDirections):
     """A seed holds both: G times the inner directions' own (its lowest 64 - log2 G bits), and the group."""
 
     directions: Directions
@@ -66,17 +66,17 @@ class _InGroup(Partial):
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         inner = self.directions.seeds(key, probes, dimension)
-        dealt = deal(key.fold("groups"), probes, self.count)
+        dealt = sample_without_replacement(key.fold("groups"), probes, self.count)
         room = (1 << 64) // self.count
         return tuple(seed % room * self.count + group for seed, group in zip(inner, dealt, strict=True))
 
-    def reaches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
+    def touches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
         return any(seed % self.count == self.group_of[leaf.name] for seed in seeds)
 
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        if not self.reaches(leaf, seeds):
+        if not self.touches(leaf, seeds):
             return base
         count, here, root = self.count, self.group_of[leaf.name], math.sqrt(self.count)
         pairs = [(seed, scale) for seed, scale in zip(seeds, scales, strict=True) if seed % count == here]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions, Refreshed, independent
@@ -122,7 +123,7 @@ class LazyLowRank(Refreshed):
     def __post_init__(self) -> None:
         _check_rank(self.rank)
         if self.every < 1:
-            raise ValueError(
+            raise BadInput(
                 f"every is for how many estimates a factor is held: 1 or more, not {self.every!r}. With 1 each "
                 "estimate has its own; LowRank(rank) draws one a probe."
             )
@@ -134,10 +135,10 @@ class LazyLowRank(Refreshed):
         due = state.done % self.every == 0
         return Held(state.done, key.fold("held").seed) if due else state
 
-    def settled(self, objective: Objective, key: Key, state: Held) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Held) -> Directions:
         return _Holding(self.rank, state.right)
 
-    def learned(self, state: Held, gradient: Iterator[tuple[str, Tensor]]) -> Held:
+    def update(self, state: Held, gradient: Iterator[tuple[str, Tensor]]) -> Held:
         return Held(state.done + 1, state.right)
 
 
@@ -163,7 +164,7 @@ class _Holding(Factored):
 
 def _check_rank(rank: int) -> None:
     if rank < 1:
-        raise ValueError(f"the rank of a direction is the number of columns of its factors: 1 or more, not {rank!r}.")
+        raise BadInput(f"the rank of a direction is the number of columns of its factors: 1 or more, not {rank!r}.")
 
 
 def _drawn(leaf: Leaf, rank: int, left: Key, right: Key) -> Factors:
@@ -204,7 +205,7 @@ def _added(
             _multiply_in(wide, directions.factors(leaf, seed).scaled(scale, wide.dtype), at)
         if half:
             piece.copy_(wide)
-    return tell("shifted", out)
+    return tag("shifted", out)
 
 
 def _multiply_in(base: Tensor, factors: Factors, first: int) -> None:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions.direction import Directions, Partial, Situated
+from gradcost.directions.direction import Directions, SparseDirections, StatefulDirections
 from gradcost.directions.independent import Gaussian
 from gradcost.noise import philox
 from gradcost.noise.add import add_noise
@@ -124,7 +125,7 @@ class Named(Mask):
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
         names = frozenset(leaf.name for leaf in objective.leaves if fnmatchcase(leaf.name, self.pattern))
         if not names:
-            raise ValueError(
+            raise BadInput(
                 f"no leaf has a name like {self.pattern!r}, so nothing would move. The leaves are "
                 f"{', '.join(leaf.name for leaf in objective.leaves)}: match one of them."
             )
@@ -133,7 +134,7 @@ class Named(Mask):
 
 def _check_share(share: float) -> None:
     if not 0 < share <= 1:
-        raise ValueError(f"the share of the weights that a mask keeps is above 0 and at most 1, not {share!r}.")
+        raise BadInput(f"the share of the weights that a mask keeps is above 0 and at most 1, not {share!r}.")
 
 
 def _kept(share: float, size: int) -> int:
@@ -177,7 +178,7 @@ def _standing(found: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
     """The leaf's threshold, while its weights are those that it was found at."""
     size, version = found[leaf.name]
     if _version(leaf) != version:
-        raise ValueError(
+        raise BadInput(
             f"`{leaf.name}` was changed after its mask was found, and its weights now have another mask. Use a "
             "gradient (write() it, or stream) before the weights move, or estimate again."
         )
@@ -241,7 +242,7 @@ class _Anew(Directions):
 
 
 @dataclass(frozen=True, eq=False)
-class _Within(Partial):
+class _Within(SparseDirections):
     """Zero but in the leaves with these names."""
 
     directions: Directions
@@ -251,17 +252,17 @@ class _Within(Partial):
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return self.directions.seeds(key, probes, dimension)
 
-    def reaches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
+    def touches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
         return leaf.name in self.names
 
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return self.directions.add(base, leaf, seeds, scales, in_place) if self.reaches(leaf, seeds) else base
+        return self.directions.add(base, leaf, seeds, scales, in_place) if self.touches(leaf, seeds) else base
 
 
 @value
-class Masked(Situated):
+class Masked(StatefulDirections):
     """z = mask * u, with u of `directions`: the weights off the mask are neither perturbed nor updated.
 
     Law: E[z z'] = diag(mask), the exact gradient of the weights within the mask and zero for the others; with a
@@ -284,8 +285,8 @@ class Masked(Situated):
     def init(self, objective: Objective) -> None:
         return None
 
-    def settled(self, objective: Objective, key: Key, state: Any) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Any) -> Directions:
         return self.mask.over(self.directions, objective, key)
 
-    def learned(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
+    def update(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
         return None

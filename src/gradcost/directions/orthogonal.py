@@ -12,7 +12,7 @@ from gradcost.core.value import value
 from gradcost.directions.direction import Directions
 from gradcost.noise.add import add_noise
 from gradcost.noise.hartley import Hartley
-from gradcost.noise.permutation import deal
+from gradcost.noise.permutation import sample_without_replacement
 
 
 @value
@@ -35,7 +35,7 @@ class Orthogonal(Directions):
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         basis = Hartley(dimension)
-        rows = enumerate(deal(key, probes, dimension))
+        rows = enumerate(sample_without_replacement(key, probes, dimension))
         return tuple(basis.seed(key.fold("basis", number // dimension).seed, row) for number, row in rows)
 
     def add(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 
 
 @value
@@ -25,7 +26,7 @@ class Accumulated(Estimator):
 
     def __post_init__(self) -> None:
         if self.parts < 1:
-            raise ValueError(f"a batch is cut into 1 part or more, not {self.parts!r}.")
+            raise BadInput(f"a batch is cut into 1 part or more, not {self.parts!r}.")
 
     def init(self, objective: Objective) -> State | None:
         return self.estimator.init(objective.in_parts(self.parts))
@@ -33,7 +34,9 @@ class Accumulated(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         return self.estimator.estimate(objective.in_parts(self.parts), batch, key, state)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         return self.estimator.stream(objective.in_parts(self.parts), batch, key, use, state)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:

@@ -12,16 +12,17 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.directions.confined import confined
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.estimators.gradient import Dense, Gradient, Joined, Seeded, Spent
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Streamed
 from gradcost.estimators.outputs import Layers, Output, layers_of, visited
 from gradcost.estimators.probing import replayed
 from gradcost.slopes.forward_mode import carrying
@@ -59,19 +60,17 @@ class ActivityPerturbation(Estimator):
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise ValueError(
-                f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
-            )
+            raise BadInput(f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}.")
         match self.slope:
             case Jvp(together=1) | CentralDifference(eps=float()):
                 pass
             case _:
-                raise ValueError(
+                raise BadInput(
                     f"outputs are perturbed one probe at a time and by a stated length, so {self.slope} cannot "
                     "measure their slopes: use Jvp() or CentralDifference(eps=0.001)."
                 )
         if not isinstance(self.directions, Gaussian | Rademacher):
-            raise ValueError(
+            raise BadInput(
                 f"each output has noise of its own, which {self.directions} have not: use Gaussian() or Rademacher()."
             )
 
@@ -83,9 +82,11 @@ class ActivityPerturbation(Estimator):
         loss, slopes, rest = self._found(objective, batch, key, tensors.__setitem__)
         pieces: list[Gradient] = [Dense(objective.only(tensors), tensors)] if tensors else []
         pieces += [rest] if rest is not None else []
-        return Estimate(loss, Joined(objective, tuple(pieces)), slopes)
+        return Estimate(loss, Concatenated(objective, tuple(pieces)), slopes)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         handed: list[int] = []
 
         def pass_on(name: str, gradient: Tensor) -> None:
@@ -95,7 +96,7 @@ class ActivityPerturbation(Estimator):
         loss, slopes, rest = self._found(objective, batch, key, pass_on)
         if rest is not None:
             replayed(Estimate(loss, rest), use)
-        return Estimate(loss, Spent(objective, sum(handed) + (0 if rest is None else rest.nbytes)), slopes)
+        return Estimate(loss, Streamed(objective, sum(handed) + (0 if rest is None else rest.nbytes)), slopes)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
@@ -104,7 +105,9 @@ class ActivityPerturbation(Estimator):
             return str(reason)
         return self.slope.objection(objective, batch)
 
-    def _found(self, objective: Objective, batch: Any, key: Key, use: Use) -> tuple[Tensor, Tensor, Seeded | None]:
+    def _found(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer
+    ) -> tuple[Tensor, Tensor, Seeded | None]:
         """The loss, the slopes, and the gradient in what is no layer's, if there is such; the layers' go to `use`."""
         layers = layers_of(objective)
         inside = {leaf.name for leaves in layers.values() for leaf in leaves}
@@ -130,7 +133,7 @@ class ActivityPerturbation(Estimator):
 
         def ahead(output: Output) -> Tensor:
             primal, tangent = forward_ad.unpack_dual(output.value)
-            noise = tell("tangents", output.noise(self.directions, [seed], [1.0]))
+            noise = tag("tangents", output.noise(self.directions, [seed], [1.0]))
             return carrying(output.name, primal, noise if tangent is None else noise.add_(tangent))
 
         if isinstance(self.slope, CentralDifference):
@@ -171,7 +174,7 @@ class _Adjoints:
     """
 
     def __init__(
-        self, layers: Layers, calls: Counter[nn.Module], noise: Callable[[Output], Tensor], use: Use
+        self, layers: Layers, calls: Counter[nn.Module], noise: Callable[[Output], Tensor], use: LeafConsumer
     ) -> None:
         self.layers, self.left, self.noise, self.use = layers, Counter(calls), noise, use
         self.owner = {leaf.name: layer for layer, leaves in layers.items() for leaf in leaves}
@@ -206,7 +209,7 @@ class _Adjoints:
             if leaf.name in self.sums:
                 gradient = self.sums.pop(leaf.name).add_(gradient)
             if self.left[output.layer] == 0:
-                self.use(leaf.name, tell("gradients", gradient))
+                self.use(leaf.name, tag("gradients", gradient))
             else:
                 self.sums[leaf.name] = gradient
             del gradient  # before the next one is handed out
@@ -216,7 +219,7 @@ class _Adjoints:
         """A layer that was never called has no part in the loss."""
         for layer, leaves in self.layers.items():
             for leaf in leaves if layer not in self.left else ():
-                self.use(leaf.name, tell("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))
+                self.use(leaf.name, tag("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))
 
 
 def _nothing(output: Output) -> Tensor:

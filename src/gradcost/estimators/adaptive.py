@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.directions import Situated
+from gradcost.directions import StatefulDirections
 from gradcost.directions.confined import confined
 from gradcost.directions.groups import EachLeaf, Grouping
 from gradcost.estimators.combine import Mean
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.estimators.gradient import Joined, Seeded
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.gradient import Concatenated, Seeded
 from gradcost.estimators.probing import Probing, replayed
 
 
@@ -79,19 +80,19 @@ class Adaptive(Estimator):
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
-            raise ValueError(f"a direction is kept of 1 candidate or more, not of {self.candidates!r}.")
+            raise BadInput(f"a direction is kept of 1 candidate or more, not of {self.candidates!r}.")
         if not isinstance(self.estimator, Probing):
-            raise ValueError(
+            raise BadInput(
                 f"Adaptive chooses among the directions of a Probing, and {self.estimator} looks along none: give "
                 "it forward_gradient() or mezo(), and wrap the result."
             )
-        if isinstance(self.estimator.directions, Situated):
-            raise ValueError(
+        if isinstance(self.estimator.directions, StatefulDirections):
+            raise BadInput(
                 f"Adaptive draws its candidates anew in each group, and {self.estimator.directions} depend on more "
                 "than a seed: use Gaussian() directions, or any others that are plain."
             )
         if self.estimator.combine != Mean():
-            raise ValueError(
+            raise BadInput(
                 f"Adaptive weighs the directions that it keeps by their slopes, so {self.estimator.combine} has no "
                 "part in it: leave the Probing's combine as Mean()."
             )
@@ -106,7 +107,7 @@ class Adaptive(Estimator):
             losses.append(loss)
             pieces.append(gradient)
             slopes += kept
-        return Estimate(torch.stack(losses).mean(), Joined(objective, tuple(pieces)), torch.stack(slopes))
+        return Estimate(torch.stack(losses).mean(), Concatenated(objective, tuple(pieces)), torch.stack(slopes))
 
     def _groups(self, objective: Objective) -> list[Objective]:
         """The objective as a function of each group's leaves alone."""
@@ -120,7 +121,7 @@ class Adaptive(Estimator):
     ) -> tuple[Tensor, Seeded, list[Tensor]]:
         """The loss, the gradient in one group's leaves, and the slopes that are in it."""
         probes, directions, tried = self.estimator.probes, self.estimator.directions, self.candidates
-        assert not isinstance(directions, Situated)
+        assert not isinstance(directions, StatefulDirections)
         # One call for all, so that candidates can share a forward; the key of the evaluations is the estimate's.
         seeds = directions.seeds(key.fold("group", number), probes * tried, group.dimension)
         within = confined(directions, group.leaves)
@@ -130,7 +131,9 @@ class Adaptive(Estimator):
         weights = tuple(found[k] / probes for k in kept)
         return loss, Seeded(group, directions, tuple(seeds[k] for k in kept), weights), [slopes[k] for k in kept]
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:

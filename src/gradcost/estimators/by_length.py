@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import known
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import plain
 from gradcost.core.value import value
 from gradcost.directions import combination
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.estimators.gradient import Seeded, Spent, Sum
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.gradient import Seeded, Streamed, Sum
 from gradcost.estimators.probing import replayed
 
 
@@ -61,9 +62,9 @@ class ByLength(Estimator):
 
     def __post_init__(self) -> None:
         if self.longest < 1:
-            raise ValueError(f"longest is the most tokens of a short example: 1 or more, not {self.longest!r}.")
+            raise BadInput(f"longest is the most tokens of a short example: 1 or more, not {self.longest!r}.")
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight is the long examples' part of the gradient, 0 to 1, not {self.weight!r}.")
+            raise BadInput(f"weight is the long examples' part of the gradient, 0 to 1, not {self.weight!r}.")
 
     def init(self, objective: Objective) -> Lengths | None:
         return _lengths(self.short.init(objective), self.long.init(objective))
@@ -78,7 +79,9 @@ class ByLength(Estimator):
         state = _lengths(short.state, long.state)
         return Estimate(_mean(long, short, groups.share), gradient, long.slopes, state, long.clipped)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         before, groups = state or Lengths(None, None), self._divided(batch)
         if groups.short is None or groups.long is None:
             return self._of_one(objective, groups, key, before, use)
@@ -94,7 +97,7 @@ class ByLength(Estimator):
         short = self.short.stream(objective, groups.short, key, add, before.short)
         message = seeded.nbytes + getattr(short.gradient, "message", short.gradient.nbytes)
         state = _lengths(short.state, long.state)
-        spent = Spent(objective, message)
+        spent = Streamed(objective, message)
         return Estimate(_mean(long, short, groups.share), spent, long.slopes, state, long.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
@@ -107,7 +110,9 @@ class ByLength(Estimator):
             objective, whole if groups.short is None else groups.short
         ) or self.long.objection(objective, whole if groups.long is None else groups.long)
 
-    def _of_one(self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: Use | None) -> Estimate:
+    def _of_one(
+        self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: LeafConsumer | None
+    ) -> Estimate:
         """The estimate on a batch of one kind; the other estimator's state stays as it is."""
         estimator, group, state = (
             (self.long, groups.long, before.long)
@@ -124,7 +129,7 @@ class ByLength(Estimator):
     def _divided(self, batch: Any) -> _Groups:
         mask = _mask(batch)
         if isinstance(mask, str):
-            raise ValueError(mask)
+            raise Unsupported(mask)
         long = mask.sum(1) > self.longest
         short, rest = (_part(plain(batch), mask, np.flatnonzero(rows).tolist()) for rows in (~long, long))
         return _Groups(short, rest, float(long.mean()))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
 
@@ -32,7 +33,7 @@ class Clipped(Estimator):
 
     def __post_init__(self) -> None:
         if not self.slope > 0:
-            raise ValueError(f"the cap on the slope must be above 0, not {self.slope!r}.")
+            raise BadInput(f"the cap on the slope must be above 0, not {self.slope!r}.")
 
     def init(self, objective: Objective) -> State | None:
         return self.estimator.init(objective)
@@ -41,13 +42,15 @@ class Clipped(Estimator):
         found = self.estimator.estimate(objective, batch, key, state)
         seeds = found.gradient.seeds if isinstance(found.gradient, Seeded) else ()
         if found.slopes is None or not isinstance(found.gradient, Seeded) or len(seeds) != len(found.slopes):
-            raise ValueError(self._unclippable(found.slopes is None))
+            raise Unsupported(self._unclippable(found.slopes is None))
         cut = found.slopes.abs() > self.slope
         factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
         gradient = found.gradient.scaled(numbers(factors))
         return replace(found, gradient=gradient, clipped=sum(numbers(cut.double())) / len(cut))
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:

@@ -14,14 +14,14 @@ from gradcost.core.objective import Objective
 from gradcost.estimators.gradient import Gradient
 
 State = Any
-Use = Callable[[str, Tensor], None]
+LeafConsumer = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """What an estimator found at the present weights.
 
-    loss: a scalar tensor. gradient: `Spent` when it was handed out leaf by leaf. slopes: float64, one a probe,
+    loss: a scalar tensor. gradient: `Streamed` when it was handed out leaf by leaf. slopes: float64, one a probe,
     as measured (before any clip); None for backprop. state: what a stateful estimator wants back at its next
     call. clipped: the share of slopes that a clip cut, in [0, 1].
     """
@@ -48,7 +48,9 @@ class Estimator(ABC):
         """The loss and the gradient at the present weights, with randomness from the key alone."""
 
     @abstractmethod
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         """As `estimate`, but each leaf's gradient goes to `use(name, gradient)` as soon as it is known and is
         dropped after, so that all of them never exist at once. `use` may change that leaf's parameter."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.objective import Objective
 from gradcost.directions import Directions, combination
 
@@ -155,7 +156,7 @@ class Sum(Gradient):
 
 
 @dataclass(frozen=True, eq=False)
-class Joined(Gradient):
+class Concatenated(Gradient):
     """Gradients in disjoint sets of an objective's leaves, which together are all of them."""
 
     objective: Objective
@@ -173,7 +174,7 @@ class Joined(Gradient):
 
 
 @dataclass(frozen=True)
-class Spent(Gradient):
+class Streamed(Gradient):
     """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept.
 
     message: the bytes that the gradient would have kept, and that a message with it would have carried.
@@ -184,7 +185,7 @@ class Spent(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         """Raises: ValueError, for there is nothing left to replay."""
-        raise ValueError("this gradient was handed out leaf by leaf by `stream`; `estimate` gives one that stays.")
+        raise BadInput("this gradient was handed out leaf by leaf by `stream`; `estimate` gives one that stays.")
 
     @property
     def nbytes(self) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian
-from gradcost.estimators.estimator import Estimate, Estimator, Use
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
 from gradcost.slopes.slope import CentralDifference
@@ -54,11 +55,9 @@ class HessianInformed(Estimator):
     def __post_init__(self) -> None:
         CentralDifference(self.eps)  # which says what is wrong with eps
         if self.probes < 1:
-            raise ValueError(
-                f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}."
-            )
+            raise BadInput(f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}.")
         if not 0 < self.smoothing < 1:
-            raise ValueError(
+            raise BadInput(
                 "smoothing is the share of a new curvature in the mean of all and lies between 0 and 1, not at "
                 f"{self.smoothing!r}."
             )
@@ -99,7 +98,7 @@ class HessianInformed(Estimator):
         return new
 
     def stream(
-        self, objective: Objective, batch: Any, key: Key, use: Use, state: Curvature | None = None
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: Curvature | None = None
     ) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)
 

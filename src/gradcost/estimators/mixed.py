@@ -5,11 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.estimators.gradient import Joined, Spent
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.gradient import Concatenated, Streamed
 from gradcost.estimators.probing import replayed
 
 
@@ -49,16 +50,18 @@ class Mixed(Estimator):
         before = state or Halves(None, None)
         low = self.outside.estimate(outer, batch, key, before.outside)
         high = self.inside.estimate(inner, batch, key, before.inside)
-        gradient = Joined(objective, (high.gradient, low.gradient))
+        gradient = Concatenated(objective, (high.gradient, low.gradient))
         return Estimate(high.loss, gradient, low.slopes, _halves(high.state, low.state), low.clipped)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         inner, outer = self._cut(objective)
         before = state or Halves(None, None)
         # The evaluations of both come first: what uses a leaf may change it.
         low = self.outside.estimate(outer, batch, key, before.outside)
         high = self.inside.stream(inner, batch, key, use, before.inside)
-        spent = Spent(objective, _message(high) + low.gradient.nbytes)
+        spent = Streamed(objective, _message(high) + low.gradient.nbytes)
         replayed(low, use)
         return Estimate(high.loss, spent, low.slopes, _halves(high.state, low.state), low.clipped)
 
@@ -73,7 +76,7 @@ class Mixed(Estimator):
         """The objective as a function of the leaves that match, and of those that do not."""
         sentence = self._uncut(objective)
         if sentence is not None:
-            raise ValueError(sentence)
+            raise Unsupported(sentence)
         matching = self._matching(objective)
         return objective.only(matching), objective.only({leaf.name for leaf in objective.leaves} - matching)
 
@@ -98,4 +101,4 @@ def _halves(inside: State | None, outside: State | None) -> Halves | None:
 
 
 def _message(spent: Estimate) -> int:
-    return spent.gradient.message if isinstance(spent.gradient, Spent) else spent.gradient.nbytes
+    return spent.gradient.message if isinstance(spent.gradient, Streamed) else spent.gradient.nbytes

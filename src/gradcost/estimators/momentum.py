@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
@@ -12,7 +13,7 @@ from gradcost.directions import Directions
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.combine import Sign
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import Probing, replayed
 
@@ -41,11 +42,9 @@ class Momentum(Estimator):
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
-            raise ValueError(
-                f"decay is what a step leaves of an older estimate's weight, 0 to 1, not {self.decay!r}."
-            )
+            raise BadInput(f"decay is what a step leaves of an older estimate's weight, 0 to 1, not {self.decay!r}.")
         if self.window < 1:
-            raise ValueError(f"window is how many estimates are averaged: 1 or more, not {self.window!r}.")
+            raise BadInput(f"window is how many estimates are averaged: 1 or more, not {self.window!r}.")
 
     def init(self, objective: Objective) -> tuple[Past, ...]:
         return ()
@@ -54,7 +53,7 @@ class Momentum(Estimator):
         found = self.estimator.estimate(objective, batch, key)
         gradient = found.gradient
         if not isinstance(gradient, Seeded) or not _is_replayable(self.estimator):
-            raise ValueError(self._unkept())
+            raise Unsupported(self._unkept())
         past: tuple[Past, ...] = ((gradient.seeds, gradient.coefficients), *(state or ()))[: self.window]
         weights = [self.decay**age for age in range(len(past))]
         total = sum(weights)
@@ -62,7 +61,9 @@ class Momentum(Estimator):
         coefficients = tuple(w / total * c for w, (_, of) in zip(weights, past, strict=True) for c in of)
         return replace(found, gradient=Seeded(objective, gradient.directions, seeds, coefficients), state=past)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:

@@ -20,7 +20,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Layers = Mapping[nn.Module, Sequence[Leaf]]  # each with the leaves that it owns
 
 
-class Seen(NamedTuple):
+class TrialLog(NamedTuple):
     """An evaluation whose layers are visited: the objective to evaluate, and how often each layer was called."""
 
     objective: Objective
@@ -75,7 +75,7 @@ def visited(
     layers: Layers,
     leave: Callable[[Output], Tensor],
     enter: Callable[[nn.Module], None] | None = None,
-) -> Iterator[Seen]:
+) -> Iterator[TrialLog]:
     """Within, each call of a layer calls `enter`, and what `leave` makes of its output is its output.
 
     The objective to evaluate meanwhile is the same one, which says when a micro-batch begins; calls are those of its
@@ -114,7 +114,7 @@ def visited(
             # Before any hook of the user's: it is the layer's own output whose derivative is the noise's.
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(after, prepend=True))
-        yield Seen(objective.with_loss(loss), total)
+        yield TrialLog(objective.with_loss(loss), total)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from gradcost.checkpointing.policies import Everything, Saving
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
-from gradcost.estimators.gradient import Dense, Spent
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.gradient import Dense, Streamed
 
 
 @value
@@ -35,7 +36,9 @@ class Reverse(Estimator):
         found = self.stream(objective, batch, key, tensors.__setitem__, state)
         return Estimate(found.loss, Dense(objective, tensors))
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         parameters = [leaf.parameter for leaf in objective.leaves]
         total: Tensor | None = None
         # Closed here: after a raise in the backward, the traceback would hold the model's copies in place.
@@ -48,7 +51,7 @@ class Reverse(Estimator):
         ):
             for number, (weight, loss) in enumerate(parts):
                 if loss.grad_fn is None:
-                    raise ValueError(
+                    raise BadInput(
                         "the loss has no graph: it does not depend on the trainable parameters by a "
                         "differentiable path (.data, .detach(), .item() or no_grad inside the loss cut it)."
                     )
@@ -60,7 +63,7 @@ class Reverse(Estimator):
                     weighted.backward(inputs=parameters)
                 total = weighted.detach() if total is None else total + weighted.detach()
         assert total is not None
-        return Estimate(total, Spent(objective, sum(parameter.nbytes for parameter in parameters)))
+        return Estimate(total, Streamed(objective, sum(parameter.nbytes for parameter in parameters)))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return self.saving.objection(objective, batch)
@@ -97,7 +100,7 @@ def _others_frozen(objective: Objective) -> Iterator[None]:
 
 
 @contextmanager
-def _handing_out(objective: Objective, use: Use) -> Iterator[None]:
+def _handing_out(objective: Objective, use: LeafConsumer) -> Iterator[None]:
     """Within, each leaf's gradient goes to `use` when autograd has finished it, and zeros for unused leaves."""
     missing = {leaf.name: leaf.parameter for leaf in objective.leaves}
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.core.objective import Objective, examples
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, State, Use
+from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 from gradcost.estimators.gradient import Dense, Gradient, Seeded, Sum
 from gradcost.estimators.probing import replayed
 
@@ -44,7 +45,7 @@ class VarianceReduced(Estimator):
 
     Cost of a step: two estimates, and 1/every of a pass over the data by the anchor. Kept: the weights and mu, 2d
     numbers; both twice while a new snapshot takes an old one's place, whose mean is taken in float32 at least.
-    Directions that depend on the weights (`Situated`) need not be the same at both points, and reduce less then.
+    Directions that depend on the weights (`StatefulDirections`) may differ between both points; they reduce less.
 
     Source: Johnson and Zhang 2013 (NIPS 26), figure 1; with differences Liu et al., arXiv 1805.10367, algorithm 2,
     and MeZO-SVRG, arXiv 2404.08080. Raises: ValueError when every < 1, or the objective has no data.
@@ -56,7 +57,7 @@ class VarianceReduced(Estimator):
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"a snapshot is made every step or less often: every is 1 or more, not {self.every!r}.")
+            raise BadInput(f"a snapshot is made every step or less often: every is 1 or more, not {self.every!r}.")
 
     def init(self, objective: Objective) -> Snapshot:
         return Snapshot(0, {}, {}, self.estimator.init(objective))
@@ -72,7 +73,9 @@ class VarianceReduced(Estimator):
         following = at._replace(step=at.step + 1, inner=here.state)
         return Estimate(here.loss, gradient, here.slopes, following, here.clipped)
 
-    def stream(self, objective: Objective, batch: Any, key: Key, use: Use, state: State | None = None) -> Estimate:
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
@@ -96,11 +99,11 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
     would stand still. Raises: ValueError when the objective has no data.
     """
     if objective.data is None:
-        raise ValueError(_no_data())
+        raise BadInput(_no_data())
     mean: dict[str, Tensor] = {}
     for leaf in objective.leaves:
         dtype = leaf.parameter.dtype if leaf.parameter.itemsize >= 4 else torch.float32
-        mean[leaf.name] = tell("gradients", torch.zeros_like(leaf.parameter, dtype=dtype, requires_grad=False))
+        mean[leaf.name] = tag("gradients", torch.zeros_like(leaf.parameter, dtype=dtype, requires_grad=False))
     seen = 0
     for number, batch in enumerate(objective.data()):
         count = examples(batch)
@@ -112,7 +115,7 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
 
         estimator.stream(objective, batch, key.fold("anchor", number), gather)
     if seen == 0:
-        raise ValueError("Objective.data gave no batch, so there is no full gradient: give the data once through.")
+        raise BadInput("Objective.data gave no batch, so there is no full gradient: give the data once through.")
     return {leaf.name: mean.pop(leaf.name).to(leaf.parameter.dtype) for leaf in objective.leaves}
 
 
@@ -128,7 +131,7 @@ def _corrected(objective: Objective, here: Gradient, there: Gradient, at: Snapsh
 
 @dataclass(frozen=True, eq=False)
 class _There(Gradient):
-    """A gradient that is replayed where it was found: its directions may depend on the weights (`Situated`)."""
+    """A gradient replayed at the weights where it was found, on which its directions may depend."""
 
     of: Gradient
     weights: Mapping[str, Tensor]

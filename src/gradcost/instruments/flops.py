@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_
 
 from gradcost.core import memory_events
 from gradcost.core.pytree import tensors
-from gradcost.instruments.module_tracker import Whereabouts
+from gradcost.instruments.module_tracker import ModuleTracker
 
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
@@ -94,7 +94,7 @@ class Counts:
     work: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 
-class Counted(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """Within `followed()`, `counts` grows with whatever runs: tangents, vmapped products, recomputation.
 
     Fake tensors count as real ones.
@@ -103,17 +103,17 @@ class Counted(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.counts = Counts()
-        self.where = Whereabouts(model)
+        self.where = ModuleTracker(model)
 
     @contextmanager
     def followed(self) -> Iterator[Counts]:
         with ExitStack() as stack:
             stack.enter_context(self.where.followed())
-            stack.enter_context(memory_events.watched_by(self))
+            stack.enter_context(memory_events.observe(self))
             stack.enter_context(self)
             yield self.counts
 
-    def told(self, kind: memory_events.Kind, tensor: Tensor) -> None:
+    def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
         """A direction was added to a weight, by a kernel of our own that torch does not see."""
         if kind == "noise":
             self.counts.drawn += tensor.numel()

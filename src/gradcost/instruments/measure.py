@@ -9,22 +9,23 @@ from typing import Any
 
 from torch import nn
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator
 from gradcost.instruments.allocator import Allocated, allocated
-from gradcost.instruments.flops import Counted, Counts
-from gradcost.instruments.memory import LiveBytes, Memory
+from gradcost.instruments.flops import Counts, OpCounter
+from gradcost.instruments.memory import Memory, MemoryTracker
 from gradcost.instruments.timing import Timing, time_steps
 from gradcost.training.optimizers import Optimizer
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 Work = Callable[[], object]
 
 
-class Steps:
+class TrainingStep:
     """Work that is one training step after another on one batch, and knows what its memory is for.
 
     Each call takes a step and trains the model; no optimizer: estimates alone. Run by `measure` after its
@@ -36,14 +37,14 @@ class Steps:
     ) -> None:
         objection = estimator.objection(objective, batch)
         if objection is not None:
-            raise ValueError(objection)
+            raise BadInput(objection)
         self.model, self.batch = objective.model, batch
-        self.stepping = Stepping(objective, estimator, optimizer)
+        self.train_state = TrainState(objective, estimator, optimizer)
         self.device = objective.leaves[0].parameter.device.type
         self.taken = 0
 
     def __call__(self) -> Estimate:
-        found = self.stepping.step(self.batch, Key(0).fold("step", self.taken))
+        found = self.train_state.step(self.batch, Key(0).fold("step", self.taken))
         self.taken += 1
         return found
 
@@ -91,7 +92,7 @@ class Instrument(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Bytes(Instrument):
-    """The bytes of the tensors alive during one run (`LiveBytes`): the peak, what they are for, and where.
+    """The bytes of the tensors alive during one run (`MemoryTracker`): the peak, what they are for, and where.
 
     model: whose parameters and buffers count, and whose modules are named; inputs: the batch. Of `Steps` all of
     it is known, and what the optimizer keeps. What else was there before is not counted.
@@ -103,12 +104,12 @@ class Bytes(Instrument):
 
     def read(self, work: Work, found: Measurement) -> Measurement:
         model, inputs, device = self.model, self.inputs, self.device or _device_of(work)
-        if isinstance(work, Steps):
+        if isinstance(work, TrainingStep):
             model, inputs = model or work.model, (inputs, work.batch)
-        live = LiveBytes(model or nn.Module(), device)
+        live = MemoryTracker(model or nn.Module(), device)
         live.register("inputs", tensors(inputs))
-        if isinstance(work, Steps):
-            live.register("optimizer state", work.stepping.kept())
+        if isinstance(work, TrainingStep):
+            live.register("optimizer state", work.train_state.kept())
         standing = live.standing
         with live.followed():
             work()
@@ -122,8 +123,8 @@ class Operations(Instrument):
     model: nn.Module | None = None
 
     def read(self, work: Work, found: Measurement) -> Measurement:
-        model = self.model or (work.model if isinstance(work, Steps) else nn.Module())
-        with Counted(model).followed() as counts:
+        model = self.model or (work.model if isinstance(work, TrainingStep) else nn.Module())
+        with OpCounter(model).followed() as counts:
             work()
         return replace(found, counts=counts)
 
@@ -186,7 +187,7 @@ def measure_step(objective: Objective, batch: Any, estimator: Estimator, optimiz
 
     Raises: ValueError with the estimator's objection. The model is trained by a few steps meanwhile.
     """
-    steps = Steps(objective, batch, estimator, optimizer)
+    steps = TrainingStep(objective, batch, estimator, optimizer)
     forward = measure(lambda: objective.evaluate(batch, Key(0)), Operations(), warmup=0).counts
     found = measure(steps, Bytes(), Operations())
     assert forward is not None
@@ -201,11 +202,11 @@ def time_step(objective: Objective, batch: Any, estimator: Estimator, optimizer:
 
     Raises: ValueError with the estimator's objection.
     """
-    return time_steps(Steps(objective, batch, estimator, optimizer))
+    return time_steps(TrainingStep(objective, batch, estimator, optimizer))
 
 
 def _device_of(work: Work) -> str:
-    return work.device if isinstance(work, Steps) else "cpu"
+    return work.device if isinstance(work, TrainingStep) else "cpu"
 
 
 def _of_memory(memory: Memory) -> list[str]:

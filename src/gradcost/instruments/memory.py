@@ -15,8 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core import memory_events
+from gradcost.core.errors import BadInput
 from gradcost.core.pytree import tensors
-from gradcost.instruments.module_tracker import Whereabouts
+from gradcost.instruments.module_tracker import ModuleTracker
 
 Purpose = Literal[
     "parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations", "tangents and noise",
@@ -72,7 +73,7 @@ class _Storage:
             self.purpose = purpose
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Within `followed()`, every storage that an operation makes is followed; `memory()` then tells the peak.
 
     Exact for what it follows: a storage counts once, however many tensors view it, until the last is gone. What
@@ -87,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, model: nn.Module, device: str = "cpu", block: int = 1) -> None:
         super().__init__()
         self.device, self.block = device, block
-        self.where = Whereabouts(model)
+        self.where = ModuleTracker(model)
         self._model = model
         self._alive: dict[int, _Storage | None] = {}  # None: was there before, and is nobody's
         self._events: list[tuple[_Storage, int]] = []
@@ -105,7 +106,7 @@ class LiveBytes(TorchDispatchMode):
     def followed(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(self.where.followed())
-            stack.enter_context(memory_events.watched_by(self))
+            stack.enter_context(memory_events.observe(self))
             stack.enter_context(self._gradients_seen())
             stack.enter_context(self._resizing_seen())
             stack.enter_context(saved_tensors_hooks(self._saved, lambda tensor: tensor))
@@ -117,7 +118,7 @@ class LiveBytes(TorchDispatchMode):
         here = [(storage, 0 if storage.elsewhere else size) for storage, size in self._events]
         timeline = tuple(accumulate(size for _, size in here))
         if not timeline:
-            raise ValueError("no operation was followed: run the work within `followed()`.")
+            raise BadInput("no operation was followed: run the work within `followed()`.")
         peak = max(timeline)
         at = timeline.index(peak)
         breakdown: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
@@ -135,7 +136,7 @@ class LiveBytes(TorchDispatchMode):
         """Bytes of what is registered, before any operation is followed."""
         return sum(size for _, size in self._events)
 
-    def told(self, kind: memory_events.Kind, tensor: Tensor) -> None:
+    def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
         storage = self._of(tensor)
         if storage is None:
             return
@@ -160,7 +161,7 @@ class LiveBytes(TorchDispatchMode):
             if self._counts(tensor):
                 self._follow(tensor.untyped_storage(), str(func))
                 if tangent:
-                    self.told("tangents", tensor)
+                    self.on_tag("tangents", tensor)
         return out
 
     def _counts(self, tensor: Tensor) -> bool:
@@ -193,14 +194,14 @@ class LiveBytes(TorchDispatchMode):
             self._events.append((storage, -storage.size))
 
     def _saved(self, tensor: Tensor) -> Tensor:
-        self.told("saved", tensor)
+        self.on_tag("saved", tensor)
         return tensor.detach()  # itself, it would hold the graph that saved it: a cycle, and a longer life
 
     @contextmanager
     def _gradients_seen(self) -> Iterator[None]:
         def finished(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                self.told("gradients", parameter.grad)
+                self.on_tag("gradients", parameter.grad)
 
         leaves = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         handles = [leaf.register_post_accumulate_grad_hook(finished) for leaf in leaves]

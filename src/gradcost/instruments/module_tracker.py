@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 
 
-class Whereabouts:
+class ModuleTracker:
     """`here` is the name of the innermost module of `model` at work, "" outside of all.
 
     In a backward it is the module whose output's gradient was asked for last.

@@ -9,7 +9,6 @@ import difflib
 import json
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
+from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
@@ -31,7 +31,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     key-value cache is off. Raises: ValueError when the file is missing or no such configuration, or transformers
     does not know its model_type; ImportError without transformers.
     """
-    transformers = _needed("transformers")
+    transformers = _transformers()
     config = _config(transformers, Path(path))
     config.use_cache = False
     named = getattr(config, "architectures", None) or []
@@ -46,7 +46,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
                 model = made._from_config(config, **asked)
     except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         what = str(error).strip().split("\n")[0]
-        raise ValueError(f"no model could be made of {path}: {type(error).__name__}: {what}") from error
+        raise BadInput(f"no model could be made of {path}: {type(error).__name__}: {what}") from error
     return model.train()
 
 
@@ -55,16 +55,16 @@ def _config(transformers: Any, path: Path) -> Any:
     try:
         said = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Give a model's config.json.") from None
+        raise BadInput(f"{path} cannot be read: {error.strerror}. Give a model's config.json.") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
+        raise BadInput(f"{path} is no JSON: {error}.") from None
     if not isinstance(said, dict) or not isinstance(said.get("model_type"), str):
-        raise ValueError(f"{path} is no configuration of a transformers model: it says no model_type.")
+        raise BadInput(f"{path} is no configuration of a transformers model: it says no model_type.")
     kind, known = said["model_type"], transformers.CONFIG_MAPPING
     if kind not in known:
         near = difflib.get_close_matches(kind, list(known), n=3, cutoff=0.5)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
+        raise Unsupported(
             f"transformers {transformers.__version__} knows no model_type {kind!r}.{meant} A newer transformers may; "
             "for code of your own give FILE.py:FACTORY."
         )
@@ -72,7 +72,7 @@ def _config(transformers: Any, path: Path) -> Any:
         return known[kind].from_dict(said)
     except Exception as error:  # it checks itself, by exceptions of its own
         what = " ".join(str(error).split())
-        raise ValueError(f"{path} is no configuration of {kind!r}: {what}") from error
+        raise BadInput(f"{path} is no configuration of {kind!r}: {what}") from error
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -82,20 +82,23 @@ def with_lora(model: nn.Module, rank: int) -> nn.Module:
     ImportError without peft.
     """
     if rank < 1:
-        raise ValueError(f"the rank of LoRA adapters is 1 or more, not {rank}.")
-    peft = _needed("peft")
+        raise BadInput(f"the rank of LoRA adapters is 1 or more, not {rank}.")
+    peft = require("peft", "LoRA", "transformers")
     device = next(model.parameters()).device
     with torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear")).train()
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"LoRA cannot be put on {type(model).__name__}: {error}") from error
+            raise Unsupported(f"LoRA cannot be put on {type(model).__name__}: {error}") from error
 
 
 def is_model(found: Any) -> bool:
     """Whether it is a model of the transformers library, with adapters or without."""
-    return isinstance(getattr(_inner(found), "config", None), _needed("transformers").PretrainedConfig)
+    return isinstance(
+        getattr(_inner(found), "config", None),
+        _transformers().PretrainedConfig,
+    )
 
 
 def objective(
@@ -112,9 +115,9 @@ def objective(
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     length = min(LENGTH, most or LENGTH) if length is None else length
     if examples < 1 or length < 1:
-        raise ValueError(f"a batch has 1 example of 1 token or more, not {examples} of {length}.")
+        raise BadInput(f"a batch has 1 example of 1 token or more, not {examples} of {length}.")
     if most is not None and length > most:
-        raise ValueError(f"{name} takes at most {most:,} tokens, by max_position_embeddings, and not {length:,}.")
+        raise BadInput(f"{name} takes at most {most:,} tokens, by max_position_embeddings, and not {length:,}.")
     tokens = torch.ones(examples, length, dtype=torch.int64)
     if name.endswith("ForSequenceClassification"):
         if getattr(config, "pad_token_id", None) is None:
@@ -122,7 +125,7 @@ def objective(
         return Objective(model, classification), Batch(tokens, torch.zeros(examples, dtype=torch.int64))
     head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
     if head is None or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise BadInput(
             f"{name} is neither a language model with one stack of blocks nor a classifier of sequences: give "
             "FILE.py:FACTORY that returns (model, loss), and --data."
         )
@@ -162,10 +165,5 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _needed(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise ImportError(
-            f"models of transformers need {name}, which is not installed: install gradcost[transformers]."
-        ) from None
+def _transformers() -> Any:
+    return require("transformers", "A model of transformers", "transformers")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradcost.core.fake import is_fake, stands_for
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.noise.philox import Stream, generate, likeness
 
 _CHUNK = 1 << 16  # elements whose temporaries are alive at once on the reference path
@@ -52,7 +52,7 @@ def add_noise(
             del piece  # before the next one is made
     made = base if in_place else out.reshape(base.shape)
     for _ in seeds:  # each of them draws as many numbers
-        tell("noise", made)
+        tag("noise", made)
     return made
 
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from gradcost.core.key import Key
 
 
-def deal(key: Key, count: int, size: int) -> tuple[int, ...]:
+def sample_without_replacement(key: Key, count: int, size: int) -> tuple[int, ...]:
     """`count` numbers from 0 to `size` - 1: each deck of `size` holds every one once, in an order of its own."""
     return tuple(_dealt(key.fold("deal", k // size), k % size, size) for k in range(count))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gradcost.core.errors import BadInput
 from gradcost.core.pytree import plain, tensors
 
 _REPEATED = 1 << 20  # whole numbers that are repeated: models look at masks and positions
@@ -21,7 +22,7 @@ def batch_size(batch: Any) -> int:
     sizes = {tensor.shape[0] for tensor in tensors(plain(batch)) if tensor.ndim}
     if len(sizes) != 1:
         found = "none has one" if not sizes else f"here it is {', '.join(map(str, sorted(sizes)))}"
-        raise ValueError(f"the examples of a batch lie along the first dimension of all of its tensors, and {found}.")
+        raise BadInput(f"the examples of a batch lie along the first dimension of all of its tensors, and {found}.")
     return sizes.pop()
 
 
@@ -32,7 +33,7 @@ def resized(batch: Any, size: int) -> Any:
     what is no tensor stay. Raises: ValueError when size < 1, and as `batch_size`.
     """
     if size < 1:
-        raise ValueError(f"a batch has 1 example or more, not {size}.")
+        raise BadInput(f"a batch has 1 example or more, not {size}.")
     batch_size(batch)
 
     def sized(leaf: Any) -> Any:

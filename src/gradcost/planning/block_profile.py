@@ -15,12 +15,13 @@ from torch.utils import _pytree as pytree
 from gradcost.checkpointing.optimal import Epilogue, Stage
 from gradcost.checkpointing.policies import Schedule
 from gradcost.core.blocks import Block, find_blocks
+from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.reverse import Reverse
-from gradcost.instruments.flops import Counted
-from gradcost.instruments.memory import LiveBytes
+from gradcost.instruments.flops import OpCounter
+from gradcost.instruments.memory import MemoryTracker
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _followed(
     objective: Objective, batch: Any, blocks: Sequence[Block], rounding: int
 ) -> tuple[list[_Call], Epilogue, int]:
     """Backpropagation that keeps of the whole chain its input alone: what lies beside the chain is then seen."""
-    live = LiveBytes(objective.model, block=rounding)
+    live = MemoryTracker(objective.model, block=rounding)
     live.register("inputs", tensors(batch))
     numbers = {id(block[0]): number for number, block in enumerate(blocks)}
     order: list[int] = []
@@ -130,7 +131,7 @@ def _followed(
         stack.enter_context(live.followed())
         Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
     if order != list(range(len(blocks))) * objective.parts or "back" not in marks:
-        raise ValueError(
+        raise Unsupported(
             f"the blocks of {type(objective.model).__name__} are not run once each, one after the other, so no "
             "schedule can be made for them: use Blocks()."
         )
@@ -146,7 +147,7 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     """One kind of block: run recorded and counted, run with nothing kept, and gone back through."""
     modules, leaves = nn.ModuleList(block), call.made()
     inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
-    counted, stopped = Counted(modules), 0
+    counted, stopped = OpCounter(modules), 0
 
     def note(tensor: Tensor) -> Tensor:
         nonlocal stopped
@@ -156,10 +157,10 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     with torch.enable_grad():
         with counted.followed(), saved_tensors_hooks(note, lambda tensor: tensor):
             call.run(block, leaves)
-        dropping = LiveBytes(modules, block=rounding)
+        dropping = MemoryTracker(modules, block=rounding)
         with dropping.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
             call.run(block, leaves)
-        live = LiveBytes(modules, block=rounding)
+        live = MemoryTracker(modules, block=rounding)
         standing = live.standing
         with live.followed(), ExitStack() as stack:
             parameters = [p for p in modules.parameters() if p.requires_grad]

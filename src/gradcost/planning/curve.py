@@ -9,6 +9,7 @@ import torch
 
 from gradcost.checkpointing.policies import Schedule, Segments
 from gradcost.core.blocks import find_blocks
+from gradcost.core.errors import GradcostError
 from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
@@ -24,7 +25,7 @@ def curve(
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
     points: int = 12,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """What memory costs in forwards along two curves of checkpointing: `Segments(k)`, and the best schedules.
 
@@ -35,14 +36,14 @@ def curve(
     counts = _spread(range(1, len(find_blocks(objective.model)) + 1), points)
     series: list[tuple[str, Sequence[Estimator]]] = [("Segments(k)", [Reverse(Segments(k)) for k in counts])]
     try:
-        best = _spread(forecasts.trade()[0].points, points)
+        best = _spread(forecasts.tradeoff()[0].points, points)
         series.append(("best schedules", [Reverse(Schedule(point.items)) for point in best]))
-    except ValueError:
+    except GradcostError:
         pass
     found = []
     for name, estimators in series:
         for estimator in estimators:
-            told(f"the curve of {name}")
+            on_progress(f"the curve of {name}")
             step = forecasts.of(estimator)
             if isinstance(step, Forecast):
                 made = {"curve": name, "method": label(estimator), "peak": step.peak, "forwards": step.forwards}

@@ -14,17 +14,18 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator
-from gradcost.instruments.flops import Counted, Counts
-from gradcost.instruments.memory import LiveBytes, Memory, Purpose
+from gradcost.instruments.flops import Counts, OpCounter
+from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 from gradcost.planning.fake_model import on_fakes
 from gradcost.training.optimizers import Optimizer
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 CUDA_BLOCK = 512  # bytes: what CUDA's caching allocator rounds every request up to
 
@@ -98,7 +99,7 @@ def forecast(
 ) -> Forecast:
     """What a step of the estimator costs, without running it: nothing is computed and no data is moved.
 
-    Law: on a CPU the peak is that of the real run, byte for byte, as `LiveBytes` follows it, and so are the
+    Law: on a CPU the peak is that of the real run, byte for byte, as `MemoryTracker` follows it, and so are the
     FLOPs. For a CUDA device it is a model on top: sizes rounded to 512 bytes and the paths of our own code that
     a GPU takes; what a kernel needs inside is not in it.
 
@@ -113,22 +114,22 @@ def forecast(
     where = device_type(objective, device)
     with on_fakes(objective, batch, where) as (fake, fake_batch), warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)
-        live = LiveBytes(fake.model, block=rounding(where))
+        live = MemoryTracker(fake.model, block=rounding(where))
         live.register("inputs", tensors(fake_batch))
-        counted, forward = Counted(fake.model), Counted(fake.model)
+        counted, forward = OpCounter(fake.model), OpCounter(fake.model)
         try:
             with forward.followed():
                 fake.evaluate(fake_batch, Key(0))
             objection = estimator.objection(fake, fake_batch)
             if objection is not None:
-                raise ValueError(objection)
-            stepping = _primed(Stepping(fake, estimator, optimizer), fake_batch)
-            live.register("optimizer state", stepping.kept())
+                raise Unsupported(objection)
+            train_state = _primed(TrainState(fake, estimator, optimizer), fake_batch)
+            live.register("optimizer state", train_state.kept())
             with counted.followed(), live.followed():
-                found = stepping.step(fake_batch, Key(0))
+                found = train_state.step(fake_batch, Key(0))
         except UNFOLLOWED as error:
-            raise ValueError(unfollowed(objective, error)) from error
-        kept = sum(tensor.nbytes for tensor in stepping.kept())
+            raise Unsupported(unfollowed(objective, error)) from error
+        kept = sum(tensor.nbytes for tensor in train_state.kept())
     return Forecast(estimator, where, live.memory(), counted.counts, forward.counts.flops, kept, _message(found))
 
 
@@ -149,17 +150,19 @@ def rounding(device: str) -> int:
     return CUDA_BLOCK if device == "cuda" else 1
 
 
-def _primed(stepping: Stepping, batch: Any) -> Stepping:
+def _primed(train_state: TrainState, batch: Any) -> TrainState:
     """As after a first step: with the optimizer's state, and the estimator's."""
-    if stepping.state is not None:
+    if train_state.state is not None:
         # What a first step leaves is as large whatever it passed over: of the data one batch is enough.
-        first = replace(stepping.objective, data=lambda: [batch])
-        stepping.state = stepping.estimator.stream(first, batch, Key(0), lambda *_: None, stepping.state).state
-    if stepping.leafwise is not None:
-        for leaf in stepping.objective.leaves:
-            stepping.leafwise.use(leaf.name, torch.zeros_like(leaf.parameter))
-        stepping.leafwise.advance()
-    return stepping
+        first = replace(train_state.objective, data=lambda: [batch])
+        train_state.state = train_state.estimator.stream(
+            first, batch, Key(0), lambda *_: None, train_state.state
+        ).state
+    if train_state.leafwise is not None:
+        for leaf in train_state.objective.leaves:
+            train_state.leafwise.use(leaf.name, torch.zeros_like(leaf.parameter))
+        train_state.leafwise.advance()
+    return train_state
 
 
 def _message(found: Estimate) -> int:

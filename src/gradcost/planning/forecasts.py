@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradcost.checkpointing.policies import Offloaded, Schedule
+from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.directions import Rademacher
@@ -23,7 +24,7 @@ from gradcost.instruments.flops import Counts
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import batch_size, resized
 from gradcost.planning.forecast import Forecast, device_type, forecast, rounding
-from gradcost.planning.within import Trade, Within
+from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
 
@@ -49,9 +50,9 @@ class Forecasts:
             try:
                 with quietly():
                     self._known[estimator, size] = self._made(estimator, size)
-            except ValueError as error:
+            except GradcostError as error:
                 self._known[estimator, size] = str(error)
-            except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+            except (ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
                 what = str(error).strip().split("\n")[0]
                 self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {what}"
         return self._known[estimator, size]
@@ -68,29 +69,29 @@ class Forecasts:
         """The least peak of any schedule of recomputation in so many micro-batches; None when there is none."""
         if (parts, size) not in self._least:
             try:
-                trade, more = self.trade(parts, size)
-                self._least[parts, size] = more + min(trade.peak(i) for i in range(min(3, len(trade.points))))
-            except (ValueError, RuntimeError):
+                tradeoff, more = self.tradeoff(parts, size)
+                self._least[parts, size] = more + min(tradeoff.peak(i) for i in range(min(3, len(tradeoff.points))))
+            except (GradcostError, RuntimeError):
                 self._least[parts, size] = None
         return self._least[parts, size]
 
-    def trade(self, parts: int = 1, size: int | None = None) -> tuple[Trade, int]:
+    def tradeoff(self, parts: int = 1, size: int | None = None) -> tuple[MemoryTradeoff, int]:
         """Schedules in so many micro-batches, and the bytes to add to their peaks."""
         objective, batch, more = self.fewer(parts, size)
-        return Trade(objective, batch, self.optimizer, self.device), more
+        return MemoryTradeoff(objective, batch, self.optimizer, self.device), more
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
         """Within the budget in so many micro-batches, told what lies beside; and the forecast of its schedule."""
         try:
             with quietly():
-                trade, more = self.trade(parts)
-                schedule = Reverse(Schedule(trade.cheapest(budget - more).items))
+                tradeoff, more = self.tradeoff(parts)
+                schedule = Reverse(Schedule(tradeoff.cheapest(budget - more).items))
                 objective, batch, _ = self.fewer(parts)
                 alone = more + forecast(schedule, objective, batch, None, self.device).peak
-        except (ValueError, RuntimeError) as error:
+        except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
-        made, told = (_in_parts(each, parts) for each in (Reverse(Within(budget, budget - alone)), schedule))
-        found = self.of(told)
+        made, scheduled = (_in_parts(each, parts) for each in (Reverse(Within(budget, budget - alone)), schedule))
+        found = self.of(scheduled)
         return made, found if isinstance(found, str) else replace(found, estimator=made)
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
@@ -141,7 +142,7 @@ class Forecasts:
     def _sure(self, estimator: Estimator, size: int | None) -> Forecast:
         found = self.of(estimator, size)
         if isinstance(found, str):
-            raise ValueError(found)
+            raise Unsupported(found)
         return found
 
     def _bytes(self, batch: Any) -> int:

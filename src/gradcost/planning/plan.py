@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
-from gradcost.core.objective import Objective
+from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
@@ -117,7 +118,7 @@ def plan(
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
     largest: bool = False,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """What a step by each of the estimators would take, whether it fits `budget` bytes, and which one to use.
 
@@ -133,13 +134,13 @@ def plan(
     Raises: ValueError when the budget is not above 0, or the loss cannot be evaluated on the batch.
     """
     if budget <= 0:
-        raise ValueError(f"a budget is a number of bytes above 0, not {budget}.")
+        raise BadInput(f"a budget is a number of bytes above 0, not {budget}.")
     where = device_type(objective, device)
-    told("the loss on this batch")
+    on_progress("the loss on this batch")
     _evaluated(objective, batch, where)
     try:
         examples = batch_size(batch)
-    except ValueError:
+    except BadInput:
         if largest:
             raise
         examples = None
@@ -149,16 +150,16 @@ def plan(
     rows: list[Row] = []
     clock = _clock(objective, where)
     for each in every or ():
-        told(described(each))
+        on_progress(described(each))
         alone = usual and each == Reverse(Within(budget))
         estimator, found = forecasts.within(budget) if alone else (each, forecasts.of(each))
         rows.append(_row(forecasts, estimator, found, budget, largest, clock))
     if usual and not any(row.fits and row.exact for row in rows):
-        told("micro-batches of Within the budget")
+        on_progress("micro-batches of Within the budget")
         rows += _in_micro_batches(forecasts, examples or 1, budget, largest, clock)
     least = None
     if not any(row.fits and row.exact for row in rows):
-        told("the least that an exact gradient needs")
+        on_progress("the least that an exact gradient needs")
         least = least_exact(forecasts, rows, examples or 1)
     choice, sentence = recommendation(rows, budget, least)
     name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
@@ -196,19 +197,12 @@ def _in_micro_batches(
 
 
 def _evaluated(objective: Objective, batch: Any, device: str) -> None:
-    """Raises: ValueError when the loss raises on this batch, or is no scalar."""
-    try:
-        with quietly(), on_fakes(objective, batch, device) as (fake, fake_batch):
+    """Raises: BadInput when the loss raises on this batch, or is not a scalar."""
+    with quietly(), loss_errors(objective), on_fakes(objective, batch, device) as (fake, fake_batch):
+        try:
             fake.evaluate(fake_batch, Key(0))
-    except ValueError:
-        raise
-    except UNFOLLOWED as error:
-        raise ValueError(unfollowed(objective, error)) from error
-    except Exception as error:
-        raise ValueError(
-            f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        ) from error
+        except UNFOLLOWED as error:
+            raise Unsupported(unfollowed(objective, error)) from error
 
 
 def _clock(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
@@ -223,13 +217,13 @@ def _clock(objective: Objective, device: str) -> Callable[[Forecast], float | No
     def seconds(found: Forecast) -> float | None:
         try:
             return None if rates is None else roofline.seconds(found.counts, rates, dtype, stream(found.estimator))
-        except ValueError:
+        except Unsupported:
             return None  # no rate was measured for these numbers
 
     return seconds
 
 
-def _breakdown(method: str, told: Forecast) -> str:
-    parts = "  ".join(f"{purpose} {size(held)}" for purpose, held in told.breakdown.items() if held)
-    where = f"in {told.memory.module}" if told.memory.module else "outside of the modules"
-    return f"peak of {method}:  {parts}   at {told.memory.operator} {where}"
+def _breakdown(method: str, forecast: Forecast) -> str:
+    parts = "  ".join(f"{purpose} {size(held)}" for purpose, held in forecast.breakdown.items() if held)
+    where = f"in {forecast.memory.module}" if forecast.memory.module else "outside of the modules"
+    return f"peak of {method}:  {parts}   at {forecast.memory.operator} {where}"

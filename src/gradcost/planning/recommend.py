@@ -39,7 +39,7 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Lea
     for parts in dict.fromkeys((1, examples)):
         if forecasts.least(parts) is None:
             continue
-        for point in forecasts.trade(parts)[0].points[:3]:
+        for point in forecasts.tradeoff(parts)[0].points[:3]:
             estimator: Estimator = Reverse(Schedule(point.items))
             estimator = estimator if parts == 1 else Accumulated(estimator, parts)
             told = forecasts.of(estimator)

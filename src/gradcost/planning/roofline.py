@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import MissingExtra, Unsupported
+from gradcost.core.files import cache_folder, write_whole
 from gradcost.instruments.flops import Counts
 from gradcost.instruments.timing import Timing, time_steps
 from gradcost.noise.add import add_noise
 from gradcost.noise.philox import Normals, Signs, Stream
-from gradcost.tasks.data import cache_folder
 
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes: beyond every cache
@@ -111,7 +112,7 @@ def seconds(counts: Counts, rates: Rates, dtype: torch.dtype, stream: Stream | N
     """
     rate = rates.matmul.get(_named(dtype))
     if rate is None:
-        raise ValueError(
+        raise Unsupported(
             f"the rate of {_named(dtype)} products was not measured on {rates.device}, but those of "
             f"{', '.join(rates.matmul)} were: give one of these."
         )
@@ -129,14 +130,7 @@ def remember(rates: Rates) -> Path:
     """
     path = cache_folder() / "rates.json"
     document = _kept(path) | {_place(rates.device, rates.threads): asdict(rates)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, json.dumps(document, indent=2) + "\n")
 
 
 def remembered(device: str = "cpu") -> Rates | None:
@@ -145,7 +139,7 @@ def remembered(device: str = "cpu") -> Rates | None:
         return None
     try:
         return Rates(**_kept(cache_folder() / "rates.json")[_place(device_name(device), torch.get_num_threads())])
-    except (OSError, KeyError, TypeError):
+    except (OSError, MissingExtra, KeyError, TypeError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gradcost.core.units import NOTHING, number, size
+from gradcost.core.units import DASH, number, size
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
@@ -46,11 +46,11 @@ class Row:
 
     def cells(self) -> list[str]:
         """What the table's COLUMNS say."""
-        steps = NOTHING if self.steps is None else _times(self.steps)
+        steps = DASH if self.steps is None else _times(self.steps)
         if self.forecast is None:
-            return [self.method, NOTHING, "no", NOTHING, NOTHING, steps, NOTHING]
+            return [self.method, DASH, "no", DASH, DASH, steps, DASH]
         fits = "yes" if self.fits else f"no, {size(self.over)} over"
-        most = NOTHING if self.largest is None else "any" if self.largest >= MOST else f"{self.largest:,}"
+        most = DASH if self.largest is None else "any" if self.largest >= MOST else f"{self.largest:,}"
         took = number(self.seconds, 2)
         return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", took, steps, most]
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gradcost.checkpointing.optimal import Items, Point, frontier
 from gradcost.checkpointing.policies import Saving, Schedule
 from gradcost.core.blocks import find_blocks
+from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.core.value import value
@@ -42,7 +43,7 @@ class Within(Saving):
 
     def __post_init__(self) -> None:
         if not 0 <= self.beside < self.bytes:
-            raise ValueError(
+            raise BadInput(
                 f"a budget is more bytes than what lies beside ({self.beside!r}, 0 or more), not {self.bytes!r}."
             )
 
@@ -52,26 +53,26 @@ class Within(Saving):
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
             self.schedule(objective, batch)
-        except ValueError as error:
+        except GradcostError as error:
             return str(error)
         return None
 
     def schedule(self, objective: Objective, batch: Any) -> Items:
         """The items of the schedule."""
         with _disable_current_modes():
-            return Trade(objective, batch).cheapest(self.bytes - self.beside).items
+            return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside).items
 
 
 def within(
     budget: int, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
 ) -> Within:
     """`Within` a budget for the whole step with this optimizer. Raises: ValueError when no schedule fits."""
-    items = Trade(objective, batch, optimizer, device).cheapest(budget).items
+    items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
     alone = forecast(Reverse(Schedule(items)), objective, batch, None, device).peak
     return Within(budget, budget - alone)
 
 
-class Trade:
+class MemoryTradeoff:
     """What memory buys in recomputation: the best schedules of an objective's chain, from the least peak up.
 
     points: peak bytes of a step and the FLOPs computed again, told from the figures of single blocks; `peak` and
@@ -83,7 +84,7 @@ class Trade:
         self, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
     ) -> None:
         if not find_blocks(objective.model):
-            raise ValueError(f"no repeated blocks were found in {type(objective.model).__name__}: use Everything().")
+            raise Unsupported(f"no repeated blocks were found in {type(objective.model).__name__}: use Everything().")
         self._step = objective, batch, optimizer, device
         known = _known.setdefault(objective.model, {})
         name = (*_shapes(objective, batch), optimizer, device_type(objective, device))
@@ -124,7 +125,7 @@ class Trade:
                 at = (fits + over) // 2
         if fits < 0:
             least = min(self.peak(index) for index in range(min(3, len(self.points))))
-            raise ValueError(
+            raise DoesNotFit(
                 f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here: the least is "
                 f"{least:,}, by nested recomputation. Accumulated(..., parts) needs less."
             )

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.errors import require
+from gradcost.core.files import write_whole
 from gradcost.report import cards, formats, tables
 from gradcost.report.figures import figures
 from gradcost.report.formats import Table
-from gradcost.report.optional_deps import need
-from gradcost.report.pages import write_whole
 from gradcost.report.theme import Figure
 from gradcost.results.records import Results, read
 
@@ -43,7 +43,7 @@ def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
     place = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
     captions = "".join(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n" for figure in drawn)
-    made = [write_whole(text, place / name) for name, text in (written(results) | {"captions.md": captions}).items()]
+    made = [write_whole(place / name, text) for name, text in (written(results) | {"captions.md": captions}).items()]
     return [*made, *(path for figure in drawn for path in _draw(figure, place))]
 
 
@@ -59,11 +59,11 @@ def _tables(results: Results) -> dict[str, Table]:
 
 
 def _draw(figure: Figure, place: Path) -> Iterator[Path]:
-    vl = need("vl_convert")
+    vl = require("vl_convert", "A report", "report")
     spec = json.dumps(standing_alone(figure))
-    yield write_whole(vl.vegalite_to_svg(spec), place / f"{figure.name}.svg")
-    yield write_whole(vl.vegalite_to_png(spec, scale=SCALE), place / f"{figure.name}.png")
-    yield write_whole(vl.vegalite_to_pdf(spec), place / f"{figure.name}.pdf")
+    yield write_whole(place / f"{figure.name}.svg", vl.vegalite_to_svg(spec))
+    yield write_whole(place / f"{figure.name}.png", vl.vegalite_to_png(spec, scale=SCALE))
+    yield write_whole(place / f"{figure.name}.pdf", vl.vegalite_to_pdf(spec))
 
 
 def standing_alone(figure: Figure) -> dict[str, Any]:

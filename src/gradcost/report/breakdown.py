@@ -7,7 +7,7 @@ from typing import Any
 
 from gradcost.report.palette import COLOURS
 from gradcost.report.theme import BYTES, QUIET, Figure, Look
-from gradcost.results.wording import NOTHING, size
+from gradcost.results.wording import DASH, size
 
 _ORDER = ("parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations")
 _PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
@@ -56,7 +56,7 @@ def bars(look: Look, rows: Sequence[dict[str, Any]], budget: int | None, caption
 
 def _where(row: dict[str, Any]) -> str:
     if not row["operator"]:
-        return NOTHING
+        return DASH
     return f"at {row['operator']}" + (f" in {row['module']}" if row["module"] else "")
 
 

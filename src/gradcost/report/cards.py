@@ -11,7 +11,7 @@ from gradcost.results.rankings import Lead, Ranking, Standing, rankings
 from gradcost.results.records import Results
 from gradcost.results.statistics import Interval
 from gradcost.results.summary import span
-from gradcost.results.wording import NOTHING, bare, chance, count, listed, percent, points
+from gradcost.results.wording import DASH, bare, chance, count, listed, percent, points
 
 ALPHA = 0.05
 COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")
@@ -94,14 +94,14 @@ def _too_few(lead: Lead, n: int, rivals: int) -> str:
 
 def flips(ranking: Ranking) -> list[str]:
     """Where another method leads; nothing but an order of medians, which a few seeds may turn."""
-    reigns = ranking.reigns
-    if len(reigns) < 2:
+    leaders = ranking.leaders
+    if len(leaders) < 2:
         return ["At every smaller budget the answer is the same."] if ranking.name != "memory" else []
-    if len(reigns) > 4:
-        _, low, _ = reigns[-1]
-        return [f"From {ranking.text(low)} down the lead changes {count(len(reigns) - 1, 'time')}."]
-    said = [f"below {ranking.text(high)} {method} leads" for method, _, high in reversed(reigns[:-1])]
-    floor = [f"below {ranking.text(reigns[0][1])} nothing fits"] * (ranking.name == "memory")
+    if len(leaders) > 4:
+        _, low, _ = leaders[-1]
+        return [f"From {ranking.text(low)} down the lead changes {count(len(leaders) - 1, 'time')}."]
+    said = [f"below {ranking.text(high)} {method} leads" for method, _, high in reversed(leaders[:-1])]
+    floor = [f"below {ranking.text(leaders[0][1])} nothing fits"] * (ranking.name == "memory")
     text = listed([*said, *floor])
     return [f"{text[0].upper()}{text[1:]}."]
 
@@ -128,15 +128,15 @@ def _cells(ranking: Ranking, standing: Standing) -> list[str]:
     return [
         f"{bare(standing.accuracy.median)} {span(standing.accuracy)}".rstrip(),
         f"{standing.steps:,.0f}",
-        NOTHING if best is None else f"{100 * best:.0f}%",
-        NOTHING if lead is None else f"{100 * lead.better:.0f}%",
-        NOTHING if lead is None else chance(lead.p),
+        DASH if best is None else f"{100 * best:.0f}%",
+        DASH if lead is None else f"{100 * lead.better:.0f}%",
+        DASH if lead is None else chance(lead.p),
     ]
 
 
 def _table(ranking: Ranking) -> Table:
     rows = [[standing.method, *_cells(ranking, standing)] for standing in ranking.standings]
-    return Table(COLUMNS, [*rows, *([method, why, *[NOTHING] * 4] for method, why in ranking.out)])
+    return Table(COLUMNS, [*rows, *([method, why, *[DASH] * 4] for method, why in ranking.out)])
 
 
 def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
@@ -150,15 +150,15 @@ def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
 
 def _strip(ranking: Ranking) -> list[dict[str, Any]]:
     """The reigns side by side, as wide as their share of the budgets on a logarithmic scale is."""
-    reigns = [(method, low, high) for method, low, high in ranking.reigns if high > low > 0]
-    if not reigns:
+    leaders = [(method, low, high) for method, low, high in ranking.leaders if high > low > 0]
+    if not leaders:
         return []
-    whole = log(reigns[-1][2] / reigns[0][1])
+    whole = log(leaders[-1][2] / leaders[0][1])
     return [
         {
             "method": method,
             "width": f"{100 * log(high / low) / whole:.2f}",
             "text": f"{method}: {ranking.text(low)} to {ranking.text(high)}",
         }
-        for method, low, high in reigns
+        for method, low, high in leaders
     ]

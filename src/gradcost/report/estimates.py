@@ -82,7 +82,7 @@ def spikes(results: Results) -> Figure | None:
         return None
     look = look_of(results)
     alt = look.alt
-    marked, told = series.spikes(results)
+    marked, counted = series.spikes(results)
     end = max(results.study.steps, *(row["step"] for row in rows))
     x = alt.X("step:Q", title="steps", axis=alt.Axis(format="~s", tickCount=6)).scale(nice=False, domain=[0, end])
     sizes = [x for row in rows for x in (row["low"], row["high"]) if x > 0] + [row["slope"] for row in marked]
@@ -97,7 +97,7 @@ def spikes(results: Results) -> Figure | None:
     tip = ["method:N", "seed:O", look.tip("step", ","), look.tip("slope", ".3~g"), look.tip("threshold", ".3~g")]
     high = look.chart(marked).mark_point(filled=True, size=60, stroke=QUIET, strokeWidth=0.5)
     high = high.encode(x=x, y=alt.Y("slope:Q", **y), shape=look.shape, opacity=look.opacity(1), tooltip=tip)
-    seen = [f"{method} {n} of {count(total, 'slope')}" for method, (n, total) in told.items() if n]
+    seen = [f"{method} {n} of {count(total, 'slope')}" for method, (n, total) in counted.items() if n]
     caption = (
         "The largest |slope| that a probe measured since the point before, before any clip: lines are medians over "
         "seeds, bands run from the least to the greatest. A mark is a spike, more than 8 robust standard deviations "
@@ -106,7 +106,7 @@ def spikes(results: Results) -> Figure | None:
         + (
             f"Spikes: {listed(seen)}."
             if seen
-            else f"None of {count(sum(n for _, n in told.values()), 'slope')} is one."
+            else f"None of {count(sum(n for _, n in counted.values()), 'slope')} is one."
         )
     )
     return look.figure(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.files import write_whole
 from gradcost.report import tables
 from gradcost.report.captions import intervals, protocol
 from gradcost.report.cards import cards, strip
 from gradcost.report.figures import figures
-from gradcost.report.pages import cell, rendered, write_whole
+from gradcost.report.pages import cell, rendered
 from gradcost.report.palette import marks
 from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
-from gradcost.results.records import Results, Trial, read
+from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import Row, choose, sentences, summarise
 from gradcost.results.wording import count, listed, number, percent, rate, size
 
@@ -24,7 +25,8 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
     The file appears whole or not at all. Raises ValueError when `folder` holds no results, and ImportError
     with the name of the extra when a package is missing.
     """
-    return write_whole(page(read(folder)), Path(output) if output is not None else Path(folder) / "report.html")
+    path = Path(output) if output is not None else Path(folder) / "report.html"
+    return write_whole(path, page(read(folder)))
 
 
 def page(results: Results) -> str:
@@ -128,7 +130,7 @@ def _found(finding: Finding) -> str:
 
 def _unfinished(results: Results) -> list[tuple[str, str, str]]:
     """The runs that diverged or failed, gathered by method, phase and fate, with two reasons at most."""
-    gathered: dict[tuple[str, str, str], list[Trial]] = {}
+    gathered: dict[tuple[str, str, str], list[TrialRecord]] = {}
     for trial in results.trials:
         if trial.status != "finished":
             gathered.setdefault((trial.method, trial.phase, trial.status), []).append(trial)

@@ -8,33 +8,16 @@ records is never more than text. Needs the extra gradcost[report].
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from gradcost.report.optional_deps import need
+from gradcost.core.errors import require
 from gradcost.report.theme import Figure
 
-
-def write_whole(content: str | bytes, path: Path) -> Path:
-    """Write a file that appears whole or not at all; return its path."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(unfinished, 0o644)  # a temporary file is its owner's alone
-        os.replace(unfinished, path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    return path
+_PACKAGES = ("jinja2", "markupsafe", "vl_convert")
 
 
 def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
@@ -43,8 +26,11 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
     The context holds `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `methods`, `decision`,
     `notes`, `lists`, and what the template asks for itself.
     """
-    jinja2, safe = need("jinja2"), need("markupsafe").Markup
-    scripts = [need("vl_convert").javascript_bundle("window.vegaEmbed = vegaEmbed;"), _packaged("report.js")]
+    jinja2, safe = require("jinja2", "A report", "report"), require("markupsafe", "A report", "report").Markup
+    scripts = [
+        require("vl_convert", "A report", "report").javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        _packaged("report.js"),
+    ]
     specs = {figure.name: {k: v for k, v in figure.spec.items() if k != "$schema"} for figure in drawn}
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_packaged), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

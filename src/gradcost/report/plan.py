@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.files import write_whole
 from gradcost.report.breakdown import bars
-from gradcost.report.pages import cell, rendered, write_whole
+from gradcost.report.pages import cell, rendered
 from gradcost.report.palette import marks
 from gradcost.report.theme import BYTES, QUIET, Figure, Look
 from gradcost.report.ticks import powers_of_ten, powers_of_two
-from gradcost.results.wording import NOTHING, number, size
+from gradcost.results.wording import DASH, number, size
 
 _COLUMNS = ("method", "peak", "fits", "forwards", "est. s a step", "steps × (theory)", "largest batch")
 _ANY = 1 << 24  # a batch beyond which none was looked at
@@ -23,7 +24,7 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
     The file appears whole or not at all. Raises: OSError when it cannot be written, ImportError with the name of
     the extra when a package is missing.
     """
-    return write_whole(page(record), Path(output))
+    return write_whole(Path(output), page(record))
 
 
 def page(record: dict[str, Any]) -> str:
@@ -68,14 +69,14 @@ def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "yes" if row["fits"] else f"no, {size(row['over'])} over",
             f"{row['forwards']:.2f}",
             number(row["seconds"], 2),
-            NOTHING if row["steps"] is None else number(row["steps"]),
-            NOTHING if largest is None else "any" if largest >= _ANY else f"{largest:,}",
+            DASH if row["steps"] is None else number(row["steps"]),
+            DASH if largest is None else "any" if largest >= _ANY else f"{largest:,}",
         ]
         cells = [cell(label, text) for label, text in zip(_COLUMNS[1:], texts, strict=True)]
         cells[0]["bar"] = f"{100 * row['peak'] / most:.1f}"
         cells[1]["warn"] = not row["fits"]
         made.append({"method": row["method"], "cells": cells})
-    told = [i for i in range(len(_COLUMNS) - 1) if any(line["cells"][i]["text"] != NOTHING for line in made)]
+    told = [i for i in range(len(_COLUMNS) - 1) if any(line["cells"][i]["text"] != DASH for line in made)]
     for line in made:
         line["cells"] = [line["cells"][i] for i in told]
     columns = [_COLUMNS[0], *(_COLUMNS[i + 1] for i in told)]

@@ -7,11 +7,11 @@ import io
 
 from gradcost.report import formats
 from gradcost.report.formats import Table
-from gradcost.results.records import Results, Trial
+from gradcost.results.records import Results, TrialRecord
 from gradcost.results.summary import Row, span, summarise, tuning
 from gradcost.results.tuning import chosen, finals
 from gradcost.results.wording import (
-    NOTHING,
+    DASH,
     alike,
     bare,
     count,
@@ -50,7 +50,7 @@ def _line(row: Row) -> list[str]:
         forwards(row.forwards),
         ("~" if row.doubt else "") + number(row.ms),
         to_target(row),
-        f"{row.diverged} of {row.planned}" if row.seeds + row.diverged + row.failed else NOTHING,
+        f"{row.diverged} of {row.planned}" if row.seeds + row.diverged + row.failed else DASH,
         rate(row.lr) + (" (edge)" if row.edge else ""),
     ]
 
@@ -58,7 +58,7 @@ def _line(row: Row) -> list[str]:
 def accuracy(row: Row) -> str:
     """98.1 [97.9, 98.2], in percent."""
     if row.accuracy is None:
-        return NOTHING
+        return DASH
     return f"{bare(row.accuracy.median)} {span(row.accuracy)}".rstrip()
 
 
@@ -66,7 +66,7 @@ def loss(row: Row) -> str:
     """0.0682 [0.0611, 0.0753]."""
     found = row.loss
     if found is None:
-        return NOTHING
+        return DASH
     middle, low, high = alike(found.median, found.low, found.high)
     return middle if found.n == 1 else f"{middle} [{low}, {high}]"
 
@@ -74,7 +74,7 @@ def loss(row: Row) -> str:
 def to_target(row: Row) -> str:
     """120 steps, 0.38 s (2 of 3 seeds); the median over the seeds that reached the target."""
     if not row.seeds:
-        return NOTHING
+        return DASH
     if row.steps_to_target is None:
         return "not reached"
     text = f"{row.steps_to_target:,.0f} steps"
@@ -107,17 +107,17 @@ def _audited(results: Results, row: Row) -> list[str]:
     done = len({t.lr for t in tried if t.status == "finished"})
     return [
         row.method,
-        f"{rate(row.grid[0])} to {rate(row.grid[-1])}" if row.grid else NOTHING,
+        f"{rate(row.grid[0])} to {rate(row.grid[-1])}" if row.grid else DASH,
         f"{done} of {results.study.points}",
         rate(best),
         percent(max(accuracies, default=None)),
         _steps([t for t in tried if t.status == "finished"] or tried),
-        f"{_steps(trained)} × {count(len(trained), 'seed')}" if trained else NOTHING,
-        "; ".join(_remarks(results, row, tried, best)) or NOTHING,
+        f"{_steps(trained)} × {count(len(trained), 'seed')}" if trained else DASH,
+        "; ".join(_remarks(results, row, tried, best)) or DASH,
     ]
 
 
-def _remarks(results: Results, row: Row, tried: list[Trial], best: float | None) -> list[str]:
+def _remarks(results: Results, row: Row, tried: list[TrialRecord], best: float | None) -> list[str]:
     """What a reader should know before trusting the tuning of one method."""
     added = [lr for lr in row.grid if lr not in _shared(results)]
     confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
@@ -146,9 +146,9 @@ def _shared(results: Results) -> set[float]:
     return set.intersection(*grids) if grids else set()
 
 
-def _steps(trials: list[Trial]) -> str:
+def _steps(trials: list[TrialRecord]) -> str:
     lengths = sorted({t.steps for t in trials})
-    return listed([f"{n:,}" for n in lengths]) + " steps" if lengths else NOTHING
+    return listed([f"{n:,}" for n in lengths]) + " steps" if lengths else DASH
 
 
 def to_markdown(results: Results) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradcost.report.optional_deps import need
+from gradcost.core.errors import require
 from gradcost.report.palette import Mark
 
 HEIGHT = 250
@@ -37,7 +37,7 @@ class Look:
     """How methods are drawn, each by its mark. Every figure has a parameter `focus`: a method, or nothing."""
 
     def __init__(self, methods: Sequence[str], drawn: Mapping[str, Mark]) -> None:
-        self.alt = need("altair")
+        self.alt = require("altair", "A report", "report")
         self.methods = list(methods)
         used = [drawn[method] for method in self.methods]
         colours = self.alt.Scale(domain=self.methods, range=[mark.colour for mark in used])

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradcost.results.records import Results, Trial, read
+from gradcost.core.errors import require
+from gradcost.results.records import Results, TrialRecord, read
 
 _NESTED = ("curve", "validation", "test", "slopes", "environment")
 _CURVES = (
@@ -23,7 +24,7 @@ def trials(results: Results) -> list[dict[str, Any]]:
     return [_row(run) for run in results.trials]
 
 
-def _row(run: Trial) -> dict[str, Any]:
+def _row(run: TrialRecord) -> dict[str, Any]:
     row = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in _NESTED}
     for split, scores in (("validation", run.validation), ("test", run.test)):
         for name in ("loss", "accuracy"):
@@ -46,18 +47,13 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     Raises: ValueError where the folder is no results folder; ImportError without pyarrow; OSError where it cannot be
     written.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            'an export needs pyarrow, which is not installed: pip install "gradcost[export]".'
-        ) from error
+    parquet = require("pyarrow.parquet", "An export", "export")
+    pyarrow = require("pyarrow", "An export", "export")
     results = read(folder)
     beside = path.with_name(f"{path.stem}.curves{path.suffix}")
     text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     kinds = {"trial": text, "step": whole, "what": text, "value": real}
-    pyarrow.parquet.write_table(
+    parquet.write_table(
         pyarrow.Table.from_pylist(list(curves(results)), pyarrow.schema(list(kinds.items()))),
         beside,
     )
@@ -69,5 +65,5 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
         if name in ("lr", "seconds", "clip_rate") or name.endswith(("_loss", "_accuracy"))
     }
     kinds = {name: numbers.get(name, text) for name in names}
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items()))), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items()))), path)
     return path, beside

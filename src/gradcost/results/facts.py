@@ -1,6 +1,6 @@
 """What the fairness of a study hangs on, as plain facts: read from a results folder, or written down from a paper.
 
-Each kind of fact is a small value that a rule of `gradcost.study.lint` judges. A fact names the `method` it is true
+Each kind of fact is a small value that a rule of `gradcost.results.lint` judges. A fact names the `method` it is true
 of; what is not known is not stated, so that its rule has nothing to say. Of hyperparameters the records name the
 learning rate alone, so the facts of a folder speak of that one; those of a paper may speak of any.
 """
@@ -13,8 +13,8 @@ from math import inf, isfinite, sqrt
 from statistics import fmean, variance
 
 from gradcost.core.value import value
-from gradcost.results.records import Results, Trial
-from gradcost.results.tuning import best, merits
+from gradcost.results.records import Results, TrialRecord
+from gradcost.results.tuning import best, scores
 
 EVERY = "every method"
 
@@ -137,7 +137,7 @@ def facts(results: Results) -> tuple[Fact, ...]:
     return tuple(found)
 
 
-def _of_method(results: Results, runs: Sequence[Trial]) -> Iterator[Fact]:
+def _of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[Fact]:
     method = runs[0].method
     tuned, final = _in(runs, "tune"), _in(runs, "final")
     ran = sorted({run.lr for run in final})
@@ -164,15 +164,15 @@ def _of_method(results: Results, runs: Sequence[Trial]) -> Iterator[Fact]:
     yield from _scored(method, runs)
 
 
-def _in(runs: Iterable[Trial], phase: str) -> list[Trial]:
+def _in(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
     return [run for run in runs if run.phase == phase]
 
 
-def _choices(runs: Sequence[Trial]) -> list[float]:
+def _choices(runs: Sequence[TrialRecord]) -> list[float]:
     """The learning rates that the runs speak for, the library's own choice first: the confirming runs where there
     are any, by accuracy, or by loss, which a study of one's own may go by."""
     for phase in ("confirm", "tune"):
-        found = merits(_in(runs, phase), runs[0].method)
+        found = scores(_in(runs, phase), runs[0].method)
         if winner := best(found):
             top = [max(merit[i] for merit in found.values()) for i in (0, 1)]
             alike = [lr for lr, merit in found.items() if any(merit[i] == top[i] > -inf for i in (0, 1))]
@@ -188,7 +188,7 @@ def _edge(grid: Sequence[float], lr: float) -> str | None:
     return f"lr={lr:.3g} is the {'smallest' if lr <= grid[0] else 'largest'} of the {len(grid)} that were tried"
 
 
-def _effort(results: Results, tuned: Sequence[Trial]) -> Effort:
+def _effort(results: Results, tuned: Sequence[TrialRecord]) -> Effort:
     """A run that diverged stopped early; it counts as the whole run that it was to be."""
     method = tuned[0].method
     mine = [run.steps for run in tuned if run.status == "finished"]
@@ -200,10 +200,10 @@ def _effort(results: Results, tuned: Sequence[Trial]) -> Effort:
     return Effort(method, points, steps, None if flops is None else float(flops * steps))
 
 
-def _ranking(results: Results, runs: Sequence[Trial], final: Sequence[float]) -> Ranking:
+def _ranking(results: Results, runs: Sequence[TrialRecord], final: Sequence[float]) -> Ranking:
     method = runs[0].method
     phase = "confirm" if _in(runs, "confirm") else "tune"
-    found = merits(_in(runs, phase), method)
+    found = scores(_in(runs, phase), method)
     alive = [lr for lr in best(found, len(found)) if isfinite(found[lr][0])]
     again = _in(runs, "confirm") or [run for run in _in(runs, "final") if run.lr in final[:1]]
     seen = [run.validation.targets for run in runs if run.validation is not None]
@@ -217,7 +217,7 @@ def _ranking(results: Results, runs: Sequence[Trial], final: Sequence[float]) ->
     )
 
 
-def _spread(runs: Iterable[Trial]) -> float | None:
+def _spread(runs: Iterable[TrialRecord]) -> float | None:
     """The standard deviation of the validation accuracy over seeds, pooled over the learning rates."""
     by_rate: dict[float, list[float]] = {}
     for run in runs:
@@ -227,7 +227,7 @@ def _spread(runs: Iterable[Trial]) -> float | None:
     return sqrt(fmean(variances)) if variances else None
 
 
-def _regimes(method: str, tuned: Sequence[Trial], final: Sequence[Trial]) -> Iterator[Regime]:
+def _regimes(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRecord]) -> Iterator[Regime]:
     """Each thing of the final runs beside what it was while tuning; where some tuning run had it, as it was there."""
     for what in ("estimator", "optimizer", "steps", "task"):
         before, after = _said(tuned, what), _said(final, what)
@@ -237,7 +237,7 @@ def _regimes(method: str, tuned: Sequence[Trial], final: Sequence[Trial]) -> Ite
             )
 
 
-def _said(runs: Sequence[Trial], what: str) -> list[str]:
+def _said(runs: Sequence[TrialRecord], what: str) -> list[str]:
     """What runs were made with, in words. How many steps were to be taken only a run that finished tells."""
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
@@ -245,7 +245,7 @@ def _said(runs: Sequence[Trial], what: str) -> list[str]:
     return list(dict.fromkeys(re.sub(r"\blr=[^,)]*", "lr", text) for text in said if text is not None))
 
 
-def _scored(method: str, runs: Sequence[Trial]) -> Iterator[Scored]:
+def _scored(method: str, runs: Sequence[TrialRecord]) -> Iterator[Scored]:
     """The score of each split that the smallest part of it is behind."""
     for what in ("validation", "test"):
         scores = [score for run in runs if (score := getattr(run, what)) is not None]
@@ -254,7 +254,7 @@ def _scored(method: str, runs: Sequence[Trial]) -> Iterator[Scored]:
             yield Scored(method, f"{what} score", *min(known, key=lambda pair: pair[0] / pair[1]))
 
 
-def _seeds(tested: Sequence[Looked], ended: Sequence[Trial]) -> list[Seeds]:
+def _seeds(tested: Sequence[Looked], ended: Sequence[TrialRecord]) -> list[Seeds]:
     """A run that diverged is the worst result and a result. One fact where all methods have as many seeds."""
     final = _in(ended, "final")
     counts = {fact.method: len({run.seed for run in final if run.method == fact.method}) for fact in tested}
@@ -264,7 +264,7 @@ def _seeds(tested: Sequence[Looked], ended: Sequence[Trial]) -> list[Seeds]:
     return [Seeds(method, count) for method, count in counts.items()]
 
 
-def _environments(results: Results, ended: Sequence[Trial]) -> Iterator[Ran]:
+def _environments(results: Results, ended: Sequence[TrialRecord]) -> Iterator[Ran]:
     """What changed between runs, or between the folder's making and a run; trials have one thread, timings more."""
     recorded = [run.environment for run in ended if run.environment is not None]
     if not recorded:

@@ -42,4 +42,4 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document so that a reader finds the whole old one or the whole new one."""
-    write_whole(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isinf
 
-from gradcost.results.records import Cost, Results, Trial
+from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import (
     Interval,
     SignFlip,
@@ -79,7 +79,7 @@ def paths(results: Results) -> list[Path]:
     return found
 
 
-def _line(run: Trial, chance: float) -> tuple[list[float], list[float]]:
+def _line(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
     curve = run.curve
     points = {0: chance}
     points |= {
@@ -138,7 +138,7 @@ class Ranking:
     standings: tuple[Standing, ...]
     best: dict[str, float]
     leads: dict[str, Lead]
-    reigns: tuple[tuple[str, float, float], ...]
+    leaders: tuple[tuple[str, float, float], ...]
     text: Callable[[float], str]
     out: tuple[tuple[str, str], ...]
     doubtful: tuple[str, ...] = ()  # the methods whose price was measured in doubt
@@ -177,7 +177,9 @@ def _by_currency(results: Results, found: Sequence[Path], what: Currency) -> Ran
     standings = _standings(priced, {method: budget / price for method, price in prices.items()})
     out = [(path.method, f"the {what.noun} of a step were not measured") for path in found if path not in priced]
     told = f"{what.text(budget)} each"
-    made = _ranking(what.name, what.noun, told, standings, _reigns(leaders), what.text, [*out, *_out(results, found)])
+    made = _ranking(
+        what.name, what.noun, told, standings, _leaders(leaders), what.text, [*out, *_out(results, found)]
+    )
     return replace(made, doubtful=tuple(path.method for path in priced if path.cost.doubt and what.clocked))
 
 
@@ -207,8 +209,8 @@ def _by_memory(results: Results, found: Sequence[Path]) -> Ranking | None:
         if path not in within
     ]
     told = f"at most {size(budget)} beyond the weights"
-    reigns = _reigns(leaders)
-    return _ranking("memory", "memory", told, _standings(within, steps), reigns, size, [*out, *_out(results, found)])
+    leaders = _leaders(leaders)
+    return _ranking("memory", "memory", told, _standings(within, steps), leaders, size, [*out, *_out(results, found)])
 
 
 def _standings(found: Sequence[Path], steps: dict[str, float]) -> list[Standing]:
@@ -220,7 +222,7 @@ def _standings(found: Sequence[Path], steps: dict[str, float]) -> list[Standing]
     return sorted(made, key=lambda s: (s.accuracy.median, sum(max(v, 0.0) for v in s.values.values())), reverse=True)
 
 
-def _ranking(name: str, noun: str, budget: str, standings: list[Standing], reigns: tuple, text: Callable, out: list):
+def _ranking(name: str, noun: str, budget: str, standings: list[Standing], leaders: tuple, text: Callable, out: list):
     """The ranking, with the comparisons over the seeds that every method has."""
     shared = sorted(set.intersection(*(set(standing.values) for standing in standings)))
     values = {standing.method: [standing.values[seed] for seed in shared] for standing in standings}
@@ -232,10 +234,10 @@ def _ranking(name: str, noun: str, budget: str, standings: list[Standing], reign
         adjusted = holm({other: test.p for other, test in tests.items()})
         better = {other: probability_better(values[first], values[other]) for other in others}
         leads = {other: Lead(better[other], tests[other], adjusted[other]) for other in others}
-    return Ranking(name, noun, budget, tuple(standings), best, leads, reigns, text, tuple(out))
+    return Ranking(name, noun, budget, tuple(standings), best, leads, leaders, text, tuple(out))
 
 
-def _reigns(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, float], ...]:
+def _leaders(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, float], ...]:
     """Neighbours with one leader, joined; each reign ends where the next one begins."""
     made: list[list] = []
     for method, budget in leaders:

@@ -15,11 +15,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.errors import BadInput
+
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyRecord:
     """What was asked: one task, one model, the methods in the order they were typed."""
 
     task: str
@@ -64,7 +66,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRecord:
     """One run of one method at one learning rate and one seed, in the phase "tune" or "final"."""
 
     trial: str
@@ -141,9 +143,9 @@ class Refused:
 class Results:
     """Everything a results folder holds. `torn` counts the lines that could not be read."""
 
-    study: Study
+    study: StudyRecord
     environment: dict[str, str | int | float]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialRecord, ...]
     costs: tuple[Cost, ...]
     refused: tuple[Refused, ...]
     torn: int = 0
@@ -154,23 +156,23 @@ def read(folder: str | Path) -> Results:
     """The results in `folder`. Raises ValueError when it is missing, empty, or of another schema."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}: give the one that `gradcost compare -o` wrote.")
+        raise BadInput(f"There is no folder {folder}: give the one that `gradcost compare -o` wrote.")
     asked = document(folder / "study.json")
     if asked is None:
-        raise ValueError(
+        raise BadInput(
             f"{folder} holds no study.json, so it is not a results folder: give the one that "
             "`gradcost compare -o` wrote."
         )
     _check(asked, folder / "study.json")
     lines = folder / "records.jsonl"
     if not lines.is_file():
-        raise ValueError(f"{folder} holds no records.jsonl: nothing was run there yet.")
+        raise BadInput(f"{folder} holds no records.jsonl: nothing was run there yet.")
     return results(asked, document(folder / "environment.json") or {}, lines)
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Path) -> Results:
     """Gather the records of `lines`, the last one of a trial and of a method's cost winning."""
-    trials: dict[str, Trial] = {}
+    trials: dict[str, TrialRecord] = {}
     costs: dict[str, Cost] = {}
     refused: dict[str, Refused] = {}
     qualities: dict[str, Quality] = {}
@@ -182,7 +184,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
         _check(record, lines)
         match record.get("kind"):
             case "trial":
-                ran = trial(record)
+                ran = trial_record(record)
                 trials[ran.trial] = ran
             case "cost":
                 cost = _make(Cost, record)
@@ -206,7 +208,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
     )
 
 
-def _asked(study: Mapping[str, Any], trials: tuple[Trial, ...]) -> Study:
+def _asked(study: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
     """What was asked. A study of the user's own says little of it beforehand: its trials tell the rest."""
     tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
     points = Counter(method for method, _ in tuned)
@@ -217,14 +219,14 @@ def _asked(study: Mapping[str, Any], trials: tuple[Trial, ...]) -> Study:
         "steps": max((run.steps for run in trials), default=0),
     }
     said = {name: tuple(known) if isinstance(known, list) else known for name, known in study.items()}
-    return _make(Study, told | {name: known for name, known in said.items() if known is not None})
+    return _make(StudyRecord, told | {name: known for name, known in said.items() if known is not None})
 
 
-def trial(record: Mapping[str, Any]) -> Trial:
+def trial_record(record: Mapping[str, Any]) -> TrialRecord:
     """The trial that a record of kind "trial" describes."""
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     return _make(
-        Trial,
+        TrialRecord,
         {
             **record,
             "curve": _make(Curve, curve),
@@ -247,13 +249,13 @@ def _make(cls: Any, record: Mapping[str, Any]) -> Any:
     try:
         return cls(**known)
     except TypeError as missing:
-        raise ValueError(f"A record of {cls.__name__.lower()} is incomplete: {missing}.") from None
+        raise BadInput(f"A record of {cls.__name__.lower()} is incomplete: {missing}.") from None
 
 
 def _check(record: Mapping[str, Any], where: Path) -> None:
     schema = record.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise ValueError(f"{where} has schema {schema} and this gradcost reads {SCHEMA}: upgrade gradcost.")
+        raise BadInput(f"{where} has schema {schema} and this gradcost reads {SCHEMA}: upgrade gradcost.")
 
 
 def document(path: Path) -> dict[str, Any] | None:
@@ -262,7 +264,7 @@ def document(path: Path) -> dict[str, Any] | None:
         return None
     found = _parse(path.read_bytes())
     if found is None:
-        raise ValueError(f"{path} is not a JSON object: it was cut short or edited.")
+        raise BadInput(f"{path} is not a JSON object: it was cut short or edited.")
     return found
 
 

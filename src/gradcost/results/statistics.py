@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from gradcost.core.errors import BadInput, require
+
 LEVEL = 0.95
 FLIPS = 20  # pairs up to which all sign vectors are gone through: 2^20 of them
 
@@ -46,7 +48,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     without values.
     """
     if not values:
-        raise ValueError("an interval needs 1 value or more.")
+        raise BadInput("an interval needs 1 value or more.")
     x, n = sorted(values), len(values)
     middle = float(median(x))
     depth = max((k for k in range(1, n // 2 + 1) if _covers(k, n) >= level), default=0)
@@ -98,9 +100,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     Source: Fisher 1935, section 21; Wilcoxon 1945. Raises: ValueError where the lists are not of one length or empty.
     """
     if len(one) != len(other) or not one:
-        raise ValueError(
-            f"a paired test needs as many values of each, and 1 or more: not {len(one)} and {len(other)}."
-        )
+        raise BadInput(f"a paired test needs as many values of each, and 1 or more: not {len(one)} and {len(other)}.")
     differences = np.array([_difference(a, b) for a, b in zip(one, other, strict=True)])
     if not np.isfinite(differences).all():
         differences = np.sign(differences) * _scipy().rankdata(np.abs(differences))
@@ -135,7 +135,7 @@ def probability_better(one: Sequence[float], other: Sequence[float]) -> float:
     Source: Mann and Whitney 1947; Agarwal et al. 2021 (arXiv 2108.13264), section 4.3. Raises: ValueError when empty.
     """
     if not one or not other:
-        raise ValueError("the probability that one is better needs 1 run or more of each.")
+        raise BadInput("the probability that one is better needs 1 run or more of each.")
     return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(one, other)) / (len(one) * len(other))
 
 
@@ -177,7 +177,7 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
     none, Clopper and Pearson's lower end (1934). Raises: ValueError when empty.
     """
     if not times:
-        raise ValueError("a time to a target needs 1 run or more.")
+        raise BadInput("a time to a target needs 1 run or more.")
     reached = [time for time in times if time is not None]
     censored = [end for time, end in zip(times, ends, strict=True) if time is None]
     if not reached:
@@ -209,7 +209,7 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
     ValueError when the budget is not between 1 and the number of scores.
     """
     if not 1 <= budget <= len(scores):
-        raise ValueError(f"{len(scores)} points were tried: a budget is 1 to that many, not {budget}.")
+        raise BadInput(f"{len(scores)} points were tried: a budget is 1 to that many, not {budget}.")
     ways = math.comb(len(scores), budget)
     best = 0.0
     for place, score in enumerate(sorted(scores), start=1):
@@ -219,9 +219,4 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
 
 
 def _scipy() -> Any:
-    """scipy.stats, which takes a second to import and is needed for the rarer questions only."""
-    try:
-        from scipy import stats
-    except ImportError:
-        raise ImportError("This needs SciPy, which is not installed: install gradcost[study].") from None
-    return stats
+    return require("scipy.stats", "This statistic", "study")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.errors import BadInput
 from gradcost.results import ledger
 from gradcost.results.records import Results, read
-from gradcost.results.tuning import Merit, best, chosen, merits
+from gradcost.results.tuning import Score, best, chosen, scores
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
         r["trial"]: r for r in ledger.records(folder) if r.get("kind") == "trial" and r["trial"].startswith(trial)
     }
     if len(found) > 1:
-        raise ValueError(f"{len(found)} trials of {folder} begin with {trial!r}: give more of the id.")
+        raise BadInput(f"{len(found)} trials of {folder} begin with {trial!r}: give more of the id.")
     if not found:
-        raise ValueError(
+        raise BadInput(
             f"no trial of {folder} that has ended begins with {trial!r}: `gradcost status` tells of those that run, "
             f"and {folder}/records.jsonl holds the others."
         )
@@ -118,8 +119,8 @@ def why(folder: Path, trial: str) -> tuple[str, ...]:
 
 def _reasons(asked: dict[str, Any], results: Results) -> Iterator[str]:
     method, phase, lr, seed = asked["method"], asked["phase"], asked["lr"], asked["seed"]
-    tuned = merits((run for run in results.trials if run.phase == "tune"), method)
-    confirmed = merits((run for run in results.trials if run.phase == "confirm"), method)
+    tuned = scores((run for run in results.trials if run.phase == "tune"), method)
+    confirmed = scores((run for run in results.trials if run.phase == "confirm"), method)
     winner = chosen(results.trials, method)
     match phase:
         case "tune":
@@ -143,7 +144,7 @@ def _reasons(asked: dict[str, Any], results: Results) -> Iterator[str]:
 
 
 def _choice(
-    lr: float, tuned: dict[float, Merit], confirmed: dict[float, Merit], winner: float | None
+    lr: float, tuned: dict[float, Score], confirmed: dict[float, Score], winner: float | None
 ) -> Iterator[str]:
     if winner is None:
         yield "No learning rate was chosen: every one diverged."
@@ -157,13 +158,13 @@ def _choice(
         yield f"It was not chosen: {_told(found[lr])} {where}, where {winner:.3g} had {_told(found[winner])}."
 
 
-def _place(found: dict[float, Merit], lr: float) -> str:
+def _place(found: dict[float, Score], lr: float) -> str:
     """Its place among all, the diverged last: `number 2`."""
     order = sorted(found, key=lambda rate: found[rate], reverse=True)
     return f"number {order.index(lr) + 1}" if lr in found else "not tried"
 
 
-def _told(merit: Merit) -> str:
+def _told(merit: Score) -> str:
     accuracy, loss, _ = merit
     if accuracy == float("-inf"):
         return "no accuracy (diverged)" if loss == float("-inf") else f"validation loss {-loss:.4g}"

@@ -14,7 +14,7 @@ from math import inf, isfinite
 from statistics import mean, median
 from typing import Any
 
-from gradcost.results.records import Cost, Results, Study, Trial
+from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.tuning import chosen, finals
 from gradcost.results.wording import bare, count, listed, number, percent, points, size
@@ -74,7 +74,7 @@ def _said(x: float) -> float | None:
     return x if isfinite(x) else None
 
 
-def tuning(trials: Iterable[Trial], method: str) -> list[Trial]:
+def tuning(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     """The tuning runs of `method`, by learning rate."""
     return sorted((t for t in trials if t.method == method and t.phase == "tune"), key=lambda t: t.lr)
 
@@ -102,7 +102,7 @@ def _row(results: Results, method: str) -> Row:
     lr = runs[0].lr if runs else chosen(mine, method)
     reached = [t.reached for t in finished if t.reached is not None]
     steps = median(reached) if reached else None
-    named: list[Trial | Cost] = [*runs, *mine, *([cost] if cost else [])]
+    named: list[TrialRecord | Cost] = [*runs, *mine, *([cost] if cost else [])]
     cost = cost or Cost(method, "")
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
     accuracies = tuple(_results(runs, "accuracy", -inf))
@@ -137,7 +137,7 @@ def _row(results: Results, method: str) -> Row:
     )
 
 
-def _results(runs: Iterable[Trial], name: str, worst: float) -> Iterator[float]:
+def _results(runs: Iterable[TrialRecord], name: str, worst: float) -> Iterator[float]:
     """What each final run came to, `worst` where it diverged; a run that failed, or was not tested, is missing."""
     for run in runs:
         found = getattr(run.test, name, None)
@@ -164,7 +164,7 @@ def _finished(row: Row) -> list[float]:
     return [x for x in row.accuracies if isfinite(x)]
 
 
-def standing(row: Row, study: Study) -> float:
+def standing(row: Row, study: StudyRecord) -> float:
     """The accuracy that a method is ranked by: the median of the seeds that finished, weighed against guessing by
     the share of those that diverged. So a method that now and then diverges is not recommended for its good days."""
     alive = _finished(row)
@@ -173,7 +173,7 @@ def standing(row: Row, study: Study) -> float:
     return (len(alive) * reached + lost * (study.chance or 0.0)) / max(len(row.accuracies), 1)
 
 
-def choose(rows: list[Row], study: Study) -> Choice | None:
+def choose(rows: list[Row], study: StudyRecord) -> Choice | None:
     """The least memory, then the fewest milliseconds, among those that are not below the best one's interval."""
     pool = candidates(rows)
     if not pool:
@@ -223,7 +223,7 @@ def _use(choice: Choice) -> str:
     return f"{first}; {listed(names)} {verb} not told apart from it in accuracy{more}."
 
 
-def _other_way(choice: Choice, rows: list[Row], study: Study) -> str | None:
+def _other_way(choice: Choice, rows: list[Row], study: StudyRecord) -> str | None:
     """The best method of the other kind: without backprop when the choice uses it, with it when not."""
     row = choice.row
     others = [r for r in rows if r.estimator and r.backprop is not row.backprop]
@@ -259,7 +259,7 @@ def _nothing(rows: list[Row], results: Results) -> str:
     return f"There is no method to name: nothing {_absence(rows, results.study)}."
 
 
-def _absence(rows: list[Row], study: Study) -> str:
+def _absence(rows: list[Row], study: StudyRecord) -> str:
     """What became of `rows`, none of which can be recommended; it goes on from "nothing that ..."."""
     over = [row for row in rows if row.fits is False]
     if rows and len(over) == len(rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import floor, isfinite, log10
 
-from gradcost.core.units import NOTHING as NOTHING
+from gradcost.core.units import DASH as DASH
 from gradcost.core.units import count as count
 from gradcost.core.units import number as number
 from gradcost.core.units import size as size
@@ -22,17 +22,17 @@ def alike(x: float, *others: float, digits: int = 3) -> list[str]:
 
 def forwards(x: float | None) -> str:
     """A cost in bare forward passes: 3.0."""
-    return NOTHING if x is None else f"{x:,.1f}"
+    return DASH if x is None else f"{x:,.1f}"
 
 
 def rate(lr: float | None) -> str:
     """A learning rate: 0.1, 0.0003, 3e-05."""
-    return NOTHING if lr is None else f"{lr:.3g}"
+    return DASH if lr is None else f"{lr:.3g}"
 
 
 def percent(x: float | None) -> str:
     """An accuracy on its own: 97.1%, or "diverged"."""
-    return NOTHING if x is None else f"{bare(x)}%" if isfinite(x) else bare(x)
+    return DASH if x is None else f"{bare(x)}%" if isfinite(x) else bare(x)
 
 
 def bare(x: float) -> str:
@@ -64,7 +64,7 @@ def points(x: float) -> str:
 def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours, two or three digits: 0.38 s, 4.1 s, 2.5 min, 3.2 h."""
     if seconds is None:
-        return NOTHING
+        return DASH
     if seconds < 99.5:
         return f"{number(seconds, 2)} s"
     if seconds < 99.5 * 60:

@@ -18,12 +18,13 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
-from gradcost.core.memory_events import tell
+from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
-from gradcost.directions import Directions, Factored, Factors, combination, reaches
+from gradcost.directions import Directions, Factored, Factors, combination, touches
 from gradcost.slopes.low_rank_linear import Products, passes_its_weight_on
 from gradcost.slopes.substitution import substituted
 
@@ -65,16 +66,16 @@ def _evaluate(
 
     def tangent(draw: Callable[[int], Tensor]) -> Tensor:
         if index is None:
-            return tell("tangents", draw(seeds[0]))
+            return tag("tangents", draw(seeds[0]))
         with temporarily_clear_interpreter_stack():  # a tensor made at a functorch level has no memory to fill
-            stack = torch.stack([tell("tangents", draw(seed)) for seed in seeds])
+            stack = torch.stack([tag("tangents", draw(seed)) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
     whole, spared = False, False
 
     def make(leaf: Leaf) -> Tensor:
         nonlocal spared
-        if not (whole or reaches(directions, leaf, seeds)):
+        if not (whole or touches(directions, leaf, seeds)):
             spared = True
             return leaf.parameter.detach()
         along = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
@@ -100,7 +101,7 @@ def _evaluate(
             whole = True
             loss = objective.evaluate(batch, key)
     if forward_ad.unpack_dual(loss).tangent is None:
-        raise ValueError(
+        raise Unsupported(
             "the loss came out without a tangent: it does not depend on the trainable parameters by a "
             "differentiable path (.data, .detach() or .item() inside the model or the loss cut it)."
         )
@@ -113,7 +114,7 @@ def carrying(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
     Raises: ValueError where the tangent would be lost.
     """
     if not torch._C._is_fwd_grad_enabled():
-        raise ValueError(
+        raise Unsupported(
             f"`{name}` is used inside a custom autograd.Function (reentrant checkpointing is one), where "
             "forward-mode differentiation is off and its tangent would be lost. Use use_reentrant=False, "
             "call the operation outside the function, or take mezo(), which needs no derivative."

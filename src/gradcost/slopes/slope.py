@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32, best_eps, best_forward_eps, coarsest, scale_of
@@ -115,7 +116,7 @@ class ForwardDifference(Slope):
 
 def _check_eps(eps: float | None) -> None:
     if eps is not None and not 0 < eps < math.inf:
-        raise ValueError(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
+        raise BadInput(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
 
 
 def shifted(objective: Objective, batch: Any, key: Key, directions: Directions, seed: int, step: float) -> Tensor:
@@ -148,7 +149,7 @@ class Jvp(Slope):
 
     def __post_init__(self) -> None:
         if self.together < 1:
-            raise ValueError(f"together is how many directions share a forward: 1 or more, not {self.together!r}.")
+            raise BadInput(f"together is how many directions share a forward: 1 or more, not {self.together!r}.")
 
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]

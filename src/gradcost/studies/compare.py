@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
@@ -47,11 +48,11 @@ class Comparison:
         labels = [label for label, _ in self.methods]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
-            raise ValueError(f"{', '.join(twice)} is given twice: name each method once.")
+            raise BadInput(f"{', '.join(twice)} is given twice: name each method once.")
         if not labels:
-            raise ValueError("there is no method to compare: name one or more.")
+            raise BadInput("there is no method to compare: name one or more.")
         if self.steps < 1 or not self.seeds or not self.rates:
-            raise ValueError("a comparison needs at least 1 step, 1 seed and 1 learning rate.")
+            raise BadInput("a comparison needs at least 1 step, 1 seed and 1 learning rate.")
 
     @property
     def steppers(self) -> Methods:
@@ -113,7 +114,7 @@ def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name
     }
     if (folder / "study.json").exists():
         if read(folder).study.comparison != document["comparison"]:
-            raise ValueError(
+            raise BadInput(
                 f"{folder} holds another comparison, or the same one made by other code. Give another folder with -o."
             )
         return

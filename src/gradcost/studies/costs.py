@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
-from gradcost.core.objective import Objective
+from gradcost.core.objective import Objective, loss_errors
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.measure import time_step
@@ -23,27 +24,28 @@ from gradcost.training.optimizers import SGD, Optimizer
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
 
-def survey(task: Any, methods: Methods, memory: int | None) -> Iterator[tuple[str, Forecast | str]]:
+def forecast_methods(task: Any, methods: Methods, memory: int | None) -> Iterator[tuple[str, Forecast | str]]:
     """For each method its step's bytes and FLOPs, told without a step, or why it cannot serve or does not fit.
 
     memory: the budget beyond the weights, in bytes. Raises: ValueError when the loss is not finite before the first
     step, for that is nobody's method's doing.
     """
     objective, batch = first_step(task)
-    loss = float(objective.evaluate(batch, Key(0)))
+    with loss_errors(objective):
+        loss = float(objective.evaluate(batch, Key(0)))
     if not math.isfinite(loss):
-        raise ValueError(f"the loss of {task} is {loss} before the first step: look at its data and its loss.")
+        raise BadInput(f"the loss of {task} is {loss} before the first step: look at its data and its loss.")
     for label, (estimator, optimizer) in methods.items():
         objective, batch = first_step(task)
-        yield label, _surveyed(objective, batch, estimator, optimizer, memory)
+        yield label, _forecast_or_reason(objective, batch, estimator, optimizer, memory)
 
 
-def _surveyed(
+def _forecast_or_reason(
     objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer, memory: int | None
 ) -> Forecast | str:
     try:
         cost = forecast(estimator, objective, batch, optimizer)
-    except ValueError as objection:
+    except GradcostError as objection:
         return str(objection)
     if memory is not None and cost.beyond > memory:
         over = cost.beyond - memory

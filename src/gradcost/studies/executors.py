@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from gradcost.core.errors import require
 from gradcost.studies.environment import stamp
 from gradcost.studies.trial import Trial
 from gradcost.studies.worker import blank, load_file, perform, prepare
@@ -139,7 +140,7 @@ class Ray(Executor):
 
     @contextmanager
     def ready(self) -> Generator[None]:
-        ray = _ray()
+        ray = require("ray", "The Ray executor", "ray")
         if ray.is_initialized():  # the caller's own, or one that this has started before
             yield
             return
@@ -155,7 +156,7 @@ class Ray(Executor):
             ray.shutdown()
 
     def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
-        ray = _ray()
+        ray = require("ray", "The Ray executor", "ray")
         task = ray.remote(num_cpus=1, max_retries=0)(_task)
         work = replace(work, folder=work.folder.absolute())  # a task starts in a folder of Ray's own
         waiting, running = deque(trials), {}
@@ -182,13 +183,3 @@ def _task(pickled: bytes, work: Work) -> Record:
         load_file(work.user_file)  # first: a trial may hold what the user's file defines
     (record,) = Local(1).perform([pickle.loads(pickled)], work)
     return record
-
-
-def _ray() -> Any:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            'the executor ray needs Ray, which is not installed: pip install "gradcost[ray]".'
-        ) from error
-    return ray

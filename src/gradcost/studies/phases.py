@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from gradcost.results.tuning import best, merits, next_rate
+from gradcost.results.tuning import best, next_rate, scores
 from gradcost.studies.study import Plan
 from gradcost.studies.trial import Trial
 
@@ -22,14 +22,14 @@ def phases(
     """
     tried = yield [make(name, lr, "tune", 0) for name in rates for lr in rates[name]]
     for _ in range(more):
-        extra = [(name, next_rate(merits(tried, name), ratio(rates[name]))) for name in rates]
+        extra = [(name, next_rate(scores(tried, name), ratio(rates[name]))) for name in rates]
         tried += yield [make(name, lr, "tune", 0) for name, lr in extra if lr is not None]
-    chosen = {name: best(merits(tried, name), 3 if confirm else 1) for name in rates}
+    chosen = {name: best(scores(tried, name), 3 if confirm else 1) for name in rates}
     if confirm:
         again = yield [
             make(name, lr, "confirm", seed) for name in rates for lr in chosen[name] for seed in range(1, confirm + 1)
         ]
-        chosen = {name: best(merits(again, name)) or chosen[name] for name in rates}
+        chosen = {name: best(scores(again, name)) or chosen[name] for name in rates}
     yield [make(name, lr, "final", seed) for name in rates for lr in chosen[name][:1] for seed in seeds]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.checks.quality import Draw, draw, mean_and_error
-from gradcost.checks.reference import Ground
+from gradcost.checks.reference import Reference
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.estimators.estimator import Estimator
@@ -27,7 +27,7 @@ from gradcost.theory.moments import second_moment
 DRAWS = 32
 
 
-def judge(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iterator[str]:
+def assess_methods(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iterator[str]:
     """Put on record how good `draws` estimates of each method that measures slopes are, at the initial weights and on
     one batch, the same for all; a method that is on record already is not looked at again.
 
@@ -36,13 +36,13 @@ def judge(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iter
     """
     known = {quality.method for quality in read(folder).qualities}
     objective, batch = first_step(task)  # one for all: an estimate leaves nothing behind
-    grounds: dict[int, Ground] = {}  # by the micro-batches that the loss is the mean of
+    grounds: dict[int, Reference] = {}  # by the micro-batches that the loss is the mean of
     for label, (estimator, _) in methods.items():
         if label in known or not within(estimator, Slope):
             continue
         parts = micro_batches(estimator)
         if parts not in grounds:
-            grounds[parts] = Ground(objective.in_parts(parts), batch, Key(0).fold("quality"))
+            grounds[parts] = Reference(objective.in_parts(parts), batch, Key(0).fold("quality"))
         ground = grounds[parts]
         if ground.refusal is not None:
             return

@@ -10,14 +10,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradcost.core.errors import BadInput
 from gradcost.results import ledger
-from gradcost.results.records import Trial as Ran
-from gradcost.results.records import trial as as_ran
+from gradcost.results.records import TrialRecord, trial_record
 from gradcost.studies.executors import Executor, Record, Work
 from gradcost.studies.trial import Trial
 
 Stage = Sequence[Trial]
-Plan = Generator[Stage, list[Ran], None]
+Plan = Generator[Stage, list[TrialRecord], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def conduct(
     study stops after its stage: what comes next might depend on it.
     """
     plan = made.trials()
-    ran: list[Ran] | None = None
+    ran: list[TrialRecord] | None = None
     with executor.ready():
         while True:
             try:
@@ -65,7 +65,7 @@ def conduct(
                         yield record
             if not all(done(record) for record in records.values()):
                 return
-            ran = [as_ran(records[trial.name(work.code)]) for trial in stage]
+            ran = [trial_record(records[trial.name(work.code)]) for trial in stage]
 
 
 def run(trials: Stage, executor: Executor, work: Work) -> Generator[tuple[Record, bool]]:
@@ -101,7 +101,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(
+            raise BadInput(
                 f"{folder} is being worked in by process {file.read().strip() or '(unknown)'}. Wait for it, or "
                 "give another folder with -o."
             ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
@@ -33,7 +34,7 @@ class Trial:
     def __post_init__(self) -> None:
         for part in (self.task, self.estimator, self.optimizer):
             if " at 0x" in repr(part):
-                raise ValueError(
+                raise BadInput(
                     f"{type(part).__name__} prints as {part!r}, another text in every process, so that its runs "
                     "could not be told from others'. Make it a frozen dataclass, as tasks are."
                 )

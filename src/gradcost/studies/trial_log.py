@@ -9,8 +9,8 @@ from torch import nn
 
 from gradcost.studies.trial import Trial
 from gradcost.tasks.task import Split
-from gradcost.training.loop import Step
-from gradcost.training.spikes import Series
+from gradcost.training.loop import StepResult
+from gradcost.training.spikes import SlopeMonitor
 
 EVALUATIONS = 20  # of the validation split, spread over a final run, whose curve is read
 CHECKS = 4  # and over one that tunes or confirms, whose end alone is
@@ -18,7 +18,7 @@ SPIKES = 20  # that go on record; one that diverges may have thousands
 POINTS = 200  # of the loss curve, each the mean of the steps since the last
 
 
-class Seen:
+class TrialLog:
     """The growing record of one trial: fed with every step, kept with its checkpoints, read at its end."""
 
     def __init__(self, trial: Trial) -> None:
@@ -29,14 +29,17 @@ class Seen:
         names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
         self.curve: dict[str, list[Any]] = {name: [] for name in names}
         self.window: list[float] = []  # losses since the last point of the curve
-        self.slopes, self.steepest = Series(), 0.0  # all of them, and the largest since the last point of the curve
+        self.slopes, self.steepest = (
+            SlopeMonitor(),
+            0.0,
+        )  # all of them, and the largest since the last point of the curve
         self.clipped = [0.0, 0]  # the sum of the clip rates, and of how many steps
         self.taken, self.seconds = 0, 0.0
         self.validation: dict[str, Any] | None = None
         self.reason: str | None = None  # why it diverged
         self.model: nn.Module | None = None
 
-    def goes_on_after(self, step: Step) -> bool:
+    def goes_on_after(self, step: StepResult) -> bool:
         """Look at a step; False where the loss is not finite, which ends the trial."""
         self.model, self.taken, loss = step.objective.model, step.number + 1, float(step.loss)
         if step.clipped is not None:
@@ -70,7 +73,7 @@ class Seen:
     def take_up(self, notes: dict[str, Any]) -> None:
         """Go on from what `notes` gave."""
         for name, value in notes.items():
-            setattr(self, name, Series.of(value) if name == "slopes" else value)
+            setattr(self, name, SlopeMonitor.of(value) if name == "slopes" else value)
 
     def record(self) -> dict[str, Any]:
         """How it ended. The test split is scored here, once, for a final run that did not diverge."""

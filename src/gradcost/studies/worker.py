@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.notes import Note
 from gradcost.studies.environment import describe
 from gradcost.studies.trial import Trial
-from gradcost.studies.trial_log import Seen
+from gradcost.studies.trial_log import TrialLog
 from gradcost.training import checkpoint
 from gradcost.training.loop import train
 
@@ -50,7 +51,7 @@ def load_file(path: str) -> Any:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise ValueError(f"{path} is no Python file: its name must end in .py.")
+            raise BadInput(f"{path} is no Python file: its name must end in .py.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -106,19 +107,19 @@ def _run(trial: Trial, kept: Path, every: float, start: float) -> dict[str, Any]
             seen.seconds, written = before + now - start, now
             with contextlib.suppress(OSError, ImportError):  # what cannot be kept is only run again
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                checkpoint.write(kept, step.stepping, seen.notes())
+                checkpoint.write(kept, step.train_state, seen.notes())
     return seen.record() | {"seconds": round(before + time.perf_counter() - start, 3)}
 
 
-def _begun(trial: Trial, kept: Path) -> Seen:
+def _begun(trial: Trial, kept: Path) -> TrialLog:
     """What was seen up to the checkpoint. One that is damaged, or of other code, is removed and the trial begins
     anew, which finds the same numbers."""
     if kept.exists():
-        seen = Seen(trial)
+        seen = TrialLog(trial)
         try:
             seen.take_up(checkpoint.notes(kept))
-        except (ValueError, TypeError, KeyError):
+        except (GradcostError, TypeError, KeyError):
             kept.unlink()
         else:
             return seen
-    return Seen(trial)
+    return TrialLog(trial)

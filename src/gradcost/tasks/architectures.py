@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 
 
@@ -51,7 +52,7 @@ class Mlp(Architecture):
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, tuple) or not self.hidden:
-            raise ValueError(
+            raise BadInput(
                 f"Mlp needs a tuple with at least one width, such as (64,), not {self.hidden!r}; "
                 "Logistic() is the one without a hidden layer."
             )
@@ -82,7 +83,7 @@ class Cnn(Architecture):
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         if len(inputs) != 3 or min(inputs[1:]) < 16:
-            raise ValueError(
+            raise BadInput(
                 f"Cnn needs images of shape (channels, height, width) of at least 16 x 16, not {inputs}: its "
                 "unpadded convolutions and pools would leave nothing. Mlp((64,)) takes any shape."
             )
@@ -118,16 +119,16 @@ class Gpt(Architecture):
     def __post_init__(self) -> None:
         _require_sizes("Gpt", layers=self.layers, width=self.width, heads=self.heads)
         if self.width % self.heads:
-            raise ValueError(
+            raise BadInput(
                 f"Gpt cannot share a width of {self.width} evenly among {self.heads} heads. A width of "
                 f"{self.width + -self.width % self.heads} would do."
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"Gpt needs a dropout of at least 0 and below 1, not {self.dropout!r}.")
+            raise BadInput(f"Gpt needs a dropout of at least 0 and below 1, not {self.dropout!r}.")
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         if len(inputs) != 1:
-            raise ValueError(
+            raise BadInput(
                 f"Gpt reads sequences of tokens, of shape (length,), not {inputs}. For images there are "
                 "Logistic(), Mlp((64,)) and Cnn()."
             )
@@ -152,7 +153,7 @@ class GptModel(nn.Module):
         """Logits [B, T, vocabulary] for `tokens` [B, T] int64; position t sees the tokens up to t."""
         seen = tokens.shape[1]
         if seen > self.positions.num_embeddings:
-            raise ValueError(
+            raise BadInput(
                 f"this model has positions for {self.positions.num_embeddings} tokens and the sequence has "
                 f"{seen}: cut it, or build the model for the longer one."
             )
@@ -205,4 +206,4 @@ def _initialise_like_gpt2(model: GptModel, layers: int) -> None:
 def _require_sizes(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{owner} needs a positive whole number for {name}, not {size!r}.")
+            raise BadInput(f"{owner} needs a positive whole number for {name}, not {size!r}.")

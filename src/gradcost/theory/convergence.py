@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradcost.directions import Directions, Gaussian, Situated
+from gradcost.core.errors import BadInput
+from gradcost.directions import Directions, Gaussian, StatefulDirections
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.combine import Mean
@@ -47,17 +48,17 @@ def gradient_bound(
     to hold, or the estimator has no known second moment.
     """
     if not (smoothness > 0 and gap >= 0 and lr > 0 and steps >= 1 and batch_variance >= 0):
-        raise ValueError(
+        raise BadInput(
             "smoothness and lr must be above 0, steps 1 or more, gap and batch_variance not negative; they are "
             f"{smoothness}, {lr}, {steps}, {gap} and {batch_variance}."
         )
     moment = second_moment(estimator, dimension)
     if moment is None:
-        raise ValueError(f"no second moment is known for {estimator}, so no bound: take Mean() over Gaussian().")
+        raise BadInput(f"no second moment is known for {estimator}, so no bound: take Mean() over Gaussian().")
     bent = _squared_bias(estimator, smoothness, dimension)
     limit = (2 if bent is None else 0.5) / (smoothness * moment)
     if lr >= limit:
-        raise ValueError(f"with a learning rate of {lr} nothing is sure: the bound needs one below {limit:.3g}.")
+        raise BadInput(f"with a learning rate of {lr} nothing is sure: the bound needs one below {limit:.3g}.")
     noise = smoothness * lr * lr * moment * batch_variance
     if bent is None:
         return (gap / steps + noise / 2) / (lr * (1 - smoothness * moment * lr / 2))
@@ -71,18 +72,18 @@ def _squared_bias(estimator: Estimator, smoothness: float, dimension: int) -> fl
         case Accumulated(inner):
             return _squared_bias(inner, smoothness, dimension)
         case Clipped():
-            raise ValueError("a clip biases the estimate by an amount that is not bounded here: leave it off.")
+            raise BadInput("a clip biases the estimate by an amount that is not bounded here: leave it off.")
         case Probing(slope=CentralDifference(None) | ForwardDifference(None)):
-            raise ValueError("the eps that a difference chooses is known only where it is taken: give one.")
+            raise BadInput("the eps that a difference chooses is known only where it is taken: give one.")
         case Probing(slope=CentralDifference(eps) | ForwardDifference(eps), directions=directions, combine=Mean()):
             assert eps is not None
             return (smoothness * eps) ** 2 * _sixth_moment(directions, dimension) / 4
         case Probing(slope=CentralDifference() | ForwardDifference(), combine=combine):
-            raise ValueError(f"the bias of a difference under {combine} is not bounded here: take Mean().")
+            raise BadInput(f"the bias of a difference under {combine} is not bounded here: take Mean().")
     return None
 
 
-def _sixth_moment(directions: Directions | Situated, dimension: int) -> float:
+def _sixth_moment(directions: Directions | StatefulDirections, dimension: int) -> float:
     """E|z|^6. Only directions with a second moment come here: all but the Gaussian ones have length sqrt(d)."""
     match directions:
         case Gaussian():

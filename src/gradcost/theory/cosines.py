@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
+from gradcost.core.errors import BadInput
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere, StatefulDirections
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
@@ -73,10 +74,10 @@ def cosine_along_coordinates(gradient: Tensor, probes: int) -> float:
     """
     squares = gradient.detach().double().flatten().square()
     if not 1 <= probes <= len(squares):
-        raise ValueError(f"of {len(squares)} weights 1 to {len(squares)} are looked at, not {probes}.")
+        raise BadInput(f"of {len(squares)} weights 1 to {len(squares)} are looked at, not {probes}.")
     total = float(squares.sum())
     if total == 0:
-        raise ValueError("a gradient of zero has no direction: take it where the loss is not at a minimum.")
+        raise BadInput("a gradient of zero has no direction: take it where the loss is not at a minimum.")
     squares = squares / total
     squares = squares[squares > 0]
     d, width = gradient.numel(), 0.1
@@ -87,7 +88,9 @@ def cosine_along_coordinates(gradient: Tensor, probes: int) -> float:
     return float((lost * torch.exp(-logs / 2)).sum()) * width / (2 * math.sqrt(math.pi))
 
 
-def _of_probes(directions: Directions | Situated, probes: int, combine: Combine, dimension: int) -> float | None:
+def _of_probes(
+    directions: Directions | StatefulDirections, probes: int, combine: Combine, dimension: int
+) -> float | None:
     match combine:
         case Mean() | Normalized():
             return _of_the_mean(directions, probes, dimension)
@@ -98,7 +101,7 @@ def _of_probes(directions: Directions | Situated, probes: int, combine: Combine,
     return None
 
 
-def _of_the_mean(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
+def _of_the_mean(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
     match directions:
         case Gaussian() | Sphere() | Rademacher():
             return _root_of_beta(probes, dimension - 1)
@@ -117,14 +120,14 @@ def _in_rounds(probes: int, dimension: int) -> float:
     return (rounds + share) / math.sqrt(rounds * rounds + (2 * rounds + 1) * share)
 
 
-def _of_a_projection(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
+def _of_a_projection(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
     match directions:
         case Gaussian() | Sphere() | Rademacher() | Coordinates() | Orthogonal():
             return _root_of_beta(min(probes, dimension), max(dimension - probes, 0))
     return None
 
 
-def _of_signs(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
+def _of_signs(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
     of_a_vector = math.sqrt(dimension / math.pi) / _half_step(dimension / 2)
     match directions:
         case Gaussian() | Sphere():

@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from gradcost.checkpointing.policies import Blocks, Everything, Offloaded, Saving, Segments
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
+from gradcost.core.errors import BadInput
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere, StatefulDirections
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
@@ -137,11 +138,11 @@ def _of_slopes(slope: Slope, probes: int, parts: _Parts) -> int | None:
     return None
 
 
-def _move_all(directions: Directions | Situated) -> bool:
+def _move_all(directions: Directions | StatefulDirections) -> bool:
     """Whether each direction moves every layer by a matrix without structure that could make it cheaper."""
     return isinstance(directions, Gaussian | Rademacher | Sphere | Orthogonal | Coordinates)
 
 
 def _check_layers(layers: int) -> None:
     if layers < 1:
-        raise ValueError(f"a network has 1 layer or more, not {layers}.")
+        raise BadInput(f"a network has 1 layer or more, not {layers}.")

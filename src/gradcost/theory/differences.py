@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from gradcost.core.errors import BadInput
 from gradcost.core.precision import best_eps, best_forward_eps, loss_roundoff, spacing
 
 __all__ = ["Survival", "best_eps", "best_forward_eps", "central_error", "forward_error", "survives"]
@@ -91,4 +92,4 @@ def _tail(b: float) -> float:
 
 def _check(eps: float) -> None:
     if not 0 < eps < math.inf:
-        raise ValueError(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
+        raise BadInput(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Situated, Sphere
+from gradcost.core.errors import BadInput
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere, StatefulDirections
 from gradcost.directions.orthogonal import Orthogonal
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
@@ -51,10 +52,10 @@ def second_moment(estimator: Estimator, dimension: int) -> float | None:
 def check_dimension(dimension: int) -> None:
     """Raises: ValueError when there are no weights."""
     if dimension < 1:
-        raise ValueError(f"a gradient has 1 dimension or more, not {dimension}.")
+        raise BadInput(f"a gradient has 1 dimension or more, not {dimension}.")
 
 
-def _of_the_mean(directions: Directions | Situated, probes: int, dimension: int) -> float | None:
+def _of_the_mean(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
     match directions:
         case Gaussian():
             return 1 + (dimension + 1) / probes

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gradcost.core.errors import BadInput
+
 
 def expected_losses(
     eigenvalues: Sequence[float] | np.ndarray,
@@ -27,9 +29,9 @@ def expected_losses(
     """
     curvature, squares = np.asarray(eigenvalues, dtype=np.float64), np.asarray(start, dtype=np.float64) ** 2
     if curvature.shape != squares.shape or curvature.ndim != 1 or (curvature < 0).any():
-        raise ValueError("a quadratic has one eigenvalue, of 0 or more, for each coordinate of its start.")
+        raise BadInput("a quadratic has one eigenvalue, of 0 or more, for each coordinate of its start.")
     if not lr > 0 or (probes is not None and probes < 1):
-        raise ValueError(f"a learning rate above 0 and 1 probe or more are needed, not {lr} and {probes}.")
+        raise BadInput(f"a learning rate above 0 and 1 probe or more are needed, not {lr} and {probes}.")
     share = 0.0 if probes is None else 1 / probes
     return _losses(curvature, squares, 1 - 2 * lr * curvature + (1 + share) * (lr * curvature) ** 2, share * lr * lr)
 
@@ -50,7 +52,7 @@ def steps_to_reach(losses: Iterator[float], ratio: float, most: int = 1_000_000)
     Raises: ValueError when ratio is not between 0 and 1.
     """
     if not 0 < ratio < 1:
-        raise ValueError(f"a loss is to fall to a share between 0 and 1 of the first, not {ratio}.")
+        raise BadInput(f"a loss is to fall to a share between 0 and 1 of the first, not {ratio}.")
     first = next(losses)
     for step, loss in zip(range(1, most + 1), losses, strict=False):
         if loss <= ratio * first:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from gradcost.core.errors import BadInput
 from gradcost.estimators.adaptive import Choice, Flattest, Steepest
 
 
@@ -20,7 +21,7 @@ def selection_bias(choice: Choice, candidates: int) -> float:
     Raises: ValueError when candidates < 1, or nothing is known of the choice.
     """
     if candidates < 1:
-        raise ValueError(f"a direction is kept of 1 candidate or more, not of {candidates}.")
+        raise BadInput(f"a direction is kept of 1 candidate or more, not of {candidates}.")
     nodes, weights = np.polynomial.legendre.leggauss(400)
     reach = 12.0  # beyond, even the largest of 10^15 normals is not found
     t = reach * (nodes + 1) / 2
@@ -31,5 +32,5 @@ def selection_bias(choice: Choice, candidates: int) -> float:
         case Flattest():
             tail = above**candidates
         case _:
-            raise ValueError(f"what {choice} does to the mean of an estimate is not known: measure it.")
+            raise BadInput(f"what {choice} does to the mean of an estimate is not known: measure it.")
     return float((weights * 2 * t * tail).sum() * reach / 2)

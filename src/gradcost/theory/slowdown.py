@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradcost.core.errors import BadInput
 from gradcost.directions import Directions, Gaussian
 from gradcost.estimators.combine import Combine, Mean
 from gradcost.estimators.estimator import Estimator
@@ -43,7 +44,7 @@ def effective_slowdown(trace: float, smoothness: float, probes: int) -> float:
     smoothness is not above 0 or probes is below 1.
     """
     if not (trace >= 0 and smoothness > 0 and probes >= 1):
-        raise ValueError(
+        raise BadInput(
             f"a trace of 0 or more, a smoothness above 0 and 1 probe or more are needed, not {trace}, "
             f"{smoothness} and {probes}."
         )
@@ -60,7 +61,7 @@ def stable_step(estimator: Estimator, smoothness: float, dimension: int) -> floa
     smoothness is not above 0, or dimension < 1.
     """
     if not smoothness > 0:
-        raise ValueError(f"smoothness is the largest curvature of the loss, above 0, not {smoothness}.")
+        raise BadInput(f"smoothness is the largest curvature of the loss, above 0, not {smoothness}.")
     moment = second_moment(estimator, dimension)
     return None if moment is None else 1 / (smoothness * moment)
 
@@ -78,18 +79,16 @@ def probes_to_match(cosine: float, dimension: int, directions: Directions = GAUS
     def enough(probes: int) -> bool:
         found = expected_cosine(Probing(Jvp(), directions, probes, combine), dimension)
         if found is None:
-            raise ValueError(
-                f"no formula is known for the cosine of {combine} over {directions}: measure it instead."
-            )
+            raise BadInput(f"no formula is known for the cosine of {combine} over {directions}: measure it instead.")
         return found >= cosine
 
     if not 0 < cosine <= 1:
-        raise ValueError(f"a cosine to reach is above 0 and at most 1, not {cosine}.")
+        raise BadInput(f"a cosine to reach is above 0 and at most 1, not {cosine}.")
     high = 1
     while not enough(high):
         high *= 2
         if high > dimension << 20:  # a million looks a weight are no estimate of a gradient any more
-            raise ValueError(
+            raise BadInput(
                 f"no number of probes gives {combine} over {directions} a cosine of {cosine}: ask for less, or take "
                 "Projection(), which reaches 1 with as many probes as weights."
             )

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.errors import BadInput, require
 from gradcost.core.files import write_whole
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 
-def write(path: Path, stepping: Stepping, notes: Any = None) -> None:
+def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """Write where a training stands, whole or not at all: weights, buffers, the optimizer's state, the estimator's.
 
     notes: a tree of numbers, texts and tensors of the caller's own. Raises: OSError where the disk refuses, in which
@@ -26,25 +27,25 @@ def write(path: Path, stepping: Stepping, notes: Any = None) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _encoded(
-        {"model": _held(stepping.objective.model), "steps": stepping.state_dict(), "notes": notes}, tensors
+        {"model": _held(train_state.objective.model), "steps": train_state.state_dict(), "notes": notes}, tensors
     )
     write_whole(path, _safetensors().save(tensors, {"tree": json.dumps(tree)}))
 
 
-def read(path: Path, stepping: Stepping) -> None:
+def read(path: Path, train_state: TrainState) -> None:
     """Put a training where `write` left it.
 
     stepping: a fresh one of the same task, estimator and optimizer. Raises: ValueError where the file is none of ours
     or of another model; OSError where it cannot be read.
     """
     found = _document(path)
-    held, model = found["model"], _held(stepping.objective.model)
+    held, model = found["model"], _held(train_state.objective.model)
     if {name: t.shape for name, t in held.items()} != {name: t.shape for name, t in model.items()}:
-        raise ValueError(f"{path} is a checkpoint of another model: delete it, or give the right one.")
+        raise BadInput(f"{path} is a checkpoint of another model: delete it, or give the right one.")
     with torch.no_grad():
         for name, tensor in model.items():
             tensor.copy_(held[name])
-    stepping.load_state_dict(found["steps"])
+    train_state.load_state_dict(found["steps"])
 
 
 def notes(path: Path) -> Any:
@@ -61,7 +62,7 @@ def _document(path: Path) -> dict[str, Any]:
         found = _decoded(json.loads(header["__metadata__"]["tree"]), tensors)
         assert found.keys() == {"model", "steps", "notes"}
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of a training, or was cut short ({error}): delete it.") from error
+        raise BadInput(f"{path} is no checkpoint of a training, or was cut short ({error}): delete it.") from error
     return found
 
 
@@ -90,7 +91,7 @@ def _encoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
             kind = type(tree)
             name = "" if kind is tuple else f"{kind.__module__}:{kind.__qualname__}"
             return ["tuple", name, [_encoded(item, tensors) for item in tree]]
-    raise ValueError(f"a state of a {type(tree).__name__} cannot be kept: use tuples, dictionaries and tensors.")
+    raise BadInput(f"a state of a {type(tree).__name__} cannot be kept: use tuples, dictionaries and tensors.")
 
 
 def _decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -113,15 +114,9 @@ def _named(name: str) -> Any:
     module, _, kind = name.partition(":")
     found = getattr(importlib.import_module(module), kind)
     if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise ValueError(f"{name} is no named tuple")
+        raise BadInput(f"{name} is no named tuple")
     return found
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            'a checkpoint needs safetensors, which is not installed: pip install "gradcost[study]".'
-        ) from error
-    return safetensors.torch
+    return require("safetensors.torch", "A training checkpoint", "study")

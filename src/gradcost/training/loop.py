@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.training import checkpoint
 from gradcost.training.optimizers import Optimizer
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 
 class Trainable(Protocol):
@@ -31,7 +32,7 @@ class Trainable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class StepResult:
     """A step that was taken: its number from 0, the loss before it, and what the estimator measured.
 
     objective: what is being trained; its weights are those after the step. loss: a scalar tensor on the model's
@@ -45,7 +46,7 @@ class Step:
     loss: Tensor
     slopes: Tensor | None
     clipped: float | None
-    stepping: Stepping = field(repr=False)
+    train_state: TrainState = field(repr=False)
     batch: Any = field(repr=False)
     key: Key
 
@@ -57,7 +58,7 @@ def train(
     key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
     steps: int | None = None,
     resume: Path | None = None,
-) -> Iterator[Step]:
+) -> Iterator[StepResult]:
     """Take steps, yielding after each; without `steps`, for as long as it is asked.
 
     The key's folds "init", "data" and ("step", t) set the weights, the order of the data and what step t
@@ -76,12 +77,12 @@ def train(
     first = task.batch_at(key.fold("data"), 0)
     objection = estimator.objection(objective, first)
     if objection is not None:
-        raise ValueError(objection)
-    stepping = Stepping(objective, estimator, optimizer)
+        raise Unsupported(objection)
+    train_state = TrainState(objective, estimator, optimizer)
     if resume is not None and resume.exists():
-        checkpoint.read(resume, stepping)
-    for number in itertools.count(stepping.taken) if steps is None else range(stepping.taken, steps):
+        checkpoint.read(resume, train_state)
+    for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
         batch = task.batch_at(key.fold("data"), number)
         drawn = key.fold("step", number)
-        found = stepping.step(batch, drawn)
-        yield Step(number, objective, found.loss, found.slopes, found.clipped, stepping, batch, drawn)
+        found = train_state.step(batch, drawn)
+        yield StepResult(number, objective, found.loss, found.slopes, found.clipped, train_state, batch, drawn)

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 
 
-class Part(Protocol):
+class LeafOptimizer(Protocol):
     """What moves a few leaves by their `.grad`: a torch optimizer, or what does as one does."""
 
     @property
@@ -34,7 +35,7 @@ class Optimizer(ABC):
     decay: float
 
     @abstractmethod
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         """What moves these leaves, at the first step's learning rate."""
 
 
@@ -44,9 +45,9 @@ def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
 
 def _check(optimizer: Optimizer) -> None:
     if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
-        raise ValueError(f"a learning rate is a finite number above 0, not {optimizer.lr!r}.")
+        raise BadInput(f"a learning rate is a finite number above 0, not {optimizer.lr!r}.")
     if not optimizer.decay >= 0:
-        raise ValueError(f"decay is the rate of lr * exp(-decay * step), 0 or more, not {optimizer.decay!r}.")
+        raise BadInput(f"decay is the rate of lr * exp(-decay * step), 0 or more, not {optimizer.decay!r}.")
 
 
 @value
@@ -61,7 +62,7 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(_parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay)
 
 
@@ -77,7 +78,7 @@ class Nesterov(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(
             _parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True
         )
@@ -96,7 +97,7 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.Adam(_parameters(leaves), self.lr, (self.beta1, self.beta2), self.eps)
 
 
@@ -114,7 +115,7 @@ class AdamW(Optimizer):
     def __post_init__(self) -> None:
         _check(self)
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(_parameters(leaves), self.lr, betas, self.eps, weight_decay=self.weight_decay)
 

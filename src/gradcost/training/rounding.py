@@ -22,7 +22,7 @@ from gradcost.core.objective import Leaf
 from gradcost.core.precision import HALVES
 from gradcost.core.value import value
 from gradcost.noise.philox import philox_at
-from gradcost.training.optimizers import Optimizer, Part
+from gradcost.training.optimizers import LeafOptimizer, Optimizer
 
 _CHUNK = 1 << 16  # elements whose temporaries are alive at once
 
@@ -47,7 +47,7 @@ class Master(Optimizer):
     def decay(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.optimizer.decay
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return _Kept(self.optimizer, leaves) if _halves(leaves) else self.optimizer.build(leaves)
 
 
@@ -73,7 +73,7 @@ class StochasticallyRounded(Optimizer):
     def decay(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.optimizer.decay
 
-    def build(self, leaves: Sequence[Leaf]) -> Part:
+    def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return _Drawn(self.optimizer, leaves, self.key) if _halves(leaves) else self.optimizer.build(leaves)
 
 

@@ -22,7 +22,7 @@ class Spike:
 
 
 @dataclass
-class Series:
+class SlopeMonitor:
     """Slopes and losses in the order of the steps, looked at as they come.
 
     A slope is a spike when |slope| is above median + deviations * 1.4826 MAD of the `window` slopes before it, or is
@@ -44,7 +44,7 @@ class Series:
     before: list[float] = field(default_factory=list)  # the last `window` of them
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Series:
+    def of(cls, plain: dict[str, Any]) -> SlopeMonitor:
         """The series that `plain` told of."""
         made = cls(**plain)
         made.spikes = [Spike(**spike) for spike in plain["spikes"]]
@@ -89,7 +89,7 @@ class Series:
         return middle + self.deviations * _NORMAL * spread if spread > 0 else math.inf
 
     @property
-    def herald(self) -> Spike | None:
+    def first_warning(self) -> Spike | None:
         """The first spike among the `window` steps before the divergence, and at it: what came before the end."""
         if self.diverged is None:
             return None

@@ -1,4 +1,4 @@
-"""How Rike and Foerland (2022) tuned and scored, as facts that the rules of `gradcost.study.lint` judge.
+"""How Rike and Foerland (2022) tuned and scored, as facts that the rules of `gradcost.results.lint` judge.
 
 Source: the output that stands in the notebooks published with "A comparison of backpropagation and forward gradients
 for deep learning" (EPFL, 2022). They tell of both gradients together which of the 14 winners lay on an edge, were

@@ -7,7 +7,7 @@ from math import isinf
 
 from gradcost.papers.rike2022.table import CHOICES, PUBLISHED, STEPS_PER_EPOCH, TITLE, TUNED, Row, rival
 from gradcost.papers.rike2022.verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
-from gradcost.results.records import Results, Trial
+from gradcost.results.records import Results, TrialRecord
 
 HEADERS = (
     "row",
@@ -171,12 +171,12 @@ def _counted(found: Sequence[Cell]) -> str:
     return f"{most} seed{'' if most == 1 else 's'} a row"
 
 
-def _runs(results: Results, runs: Sequence[Trial]) -> str:
+def _runs(results: Results, runs: Sequence[TrialRecord]) -> str:
     where = ", ".join(f"{name} {told}" for name, told in results.environment.items())
     return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{results.study.task}`. {where}."
 
 
-def _length(runs: Sequence[Trial]) -> str:
+def _length(runs: Sequence[TrialRecord]) -> str:
     steps = max((run.steps for run in runs), default=0)
     return f"{steps:,} steps a run, {steps / STEPS_PER_EPOCH:.3g} of MNIST's epochs"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
@@ -43,9 +44,9 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"a tuned row is trained for more than 0 epochs, not {self.epochs!r}.")
+            raise BadInput(f"a tuned row is trained for more than 0 epochs, not {self.epochs!r}.")
         if self.points < 1 or self.more < 0:
-            raise ValueError(f"tuning takes 1 point or more, and 0 or more after those, not {self}.")
+            raise BadInput(f"tuning takes 1 point or more, and 0 or more after those, not {self}.")
 
     def rates(self, lr: float) -> tuple[float, ...]:
         """Two digits each, for no finer grid is searched."""
@@ -68,7 +69,7 @@ class Reproduction:
 
     def __post_init__(self) -> None:
         if not self.epochs > 0 or self.seeds < 1:
-            raise ValueError(f"a row is trained for more than 0 epochs on 1 seed or more, not {self}.")
+            raise BadInput(f"a row is trained for more than 0 epochs on 1 seed or more, not {self}.")
 
     @property
     def steps(self) -> int:

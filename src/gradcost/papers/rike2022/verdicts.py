@@ -22,7 +22,7 @@ from math import inf
 from statistics import median
 
 from gradcost.papers.rike2022.table import DIGITS, STEPS_PER_EPOCH, Row
-from gradcost.results.records import Results, Trial
+from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import finals
 
 HALF_A_DIGIT = 0.5 * 10**-DIGITS
@@ -66,7 +66,7 @@ class Cell:
     """One row and its final runs, one a seed, in the order of the seeds. `runs` may be empty."""
 
     row: Row
-    runs: tuple[Trial, ...]
+    runs: tuple[TrialRecord, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class Cell:
         return sum(shares) / len(shares) if shares else None
 
 
-def _test(run: Trial, name: str) -> float:
+def _test(run: TrialRecord, name: str) -> float:
     if run.test is None:
         return inf
     found = run.test.loss if name == "loss" else run.test.further.get(name)
@@ -120,7 +120,7 @@ def cells(results: Results, table: Sequence[Row], suffix: str = "") -> tuple[Cel
     return tuple(Cell(row, _finals(results, row.name + suffix)) for row in table)
 
 
-def _finals(results: Results, name: str) -> tuple[Trial, ...]:
+def _finals(results: Results, name: str) -> tuple[TrialRecord, ...]:
     return tuple(run for run in finals(results.trials, name) if run.status in ("finished", "diverged"))
 
 

@@ -43,7 +43,7 @@ ROW = BATCH * WIDTH * 4  # bytes of one activation
 HALVES = ((((2,), 2), (2,), 2), ((2,), 2), (2,), 2)  # of 16 blocks: the first half, then the second in its turn
 
 
-class Step(nn.Module):
+class StepResult(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -104,7 +104,7 @@ def test_what_is_no_kind_of_operators_is_refused_in_a_sentence(keep: Any):
 
 
 def test_a_schedule_of_another_number_of_blocks_says_both():
-    objective, batch = made(Step, 4)
+    objective, batch = made(StepResult, 4)
     sentence = Schedule((2, (1,))).objection(objective, batch)
     assert sentence is not None
     assert "a schedule of 3 blocks, and Chain has 4" in sentence
@@ -114,7 +114,7 @@ def test_a_schedule_of_another_number_of_blocks_says_both():
 
 
 def test_offloading_what_the_cpu_computes_is_refused_with_a_way_out():
-    objective, batch = made(Step, 2)
+    objective, batch = made(StepResult, 2)
     sentence = Offloaded().objection(objective, batch)
     assert sentence is not None
     assert sentence.endswith("use Blocks().")
@@ -177,7 +177,7 @@ def test_a_nested_schedule_costs_the_matmuls_that_its_reruns_add(layers: int):
 
 @pytest.mark.parametrize("saving", [Selective(), Selective((Matmuls(),)), Offloaded()], ids=repr)
 def test_what_is_kept_or_moved_is_not_multiplied_again(saving: Saving):
-    objective, batch = made(Step, 5)
+    objective, batch = made(StepResult, 5)
     with Flops() as plain:
         gradients(objective, batch, Everything())
     with Flops() as found:
@@ -189,7 +189,7 @@ def test_selective_saving_keeps_what_it_is_told_to_keep_and_no_more():
     made_by: dict[str, int] = {}
 
     class Recorder:
-        def told(self, kind: str, tensor: Tensor) -> None:
+        def on_tag(self, kind: str, tensor: Tensor) -> None:
             if kind == "saved":
                 made_by[str(tuple(tensor.shape))] = made_by.get(str(tuple(tensor.shape)), 0) + 1
 
@@ -198,7 +198,7 @@ def test_selective_saving_keeps_what_it_is_told_to_keep_and_no_more():
     counts = []
     for keep in ((Matmuls(),), (Attention(),)):
         made_by.clear()
-        with memory_events.watched_by(Recorder()):
+        with memory_events.observe(Recorder()):
             found = gradients(objective, batch, Selective(keep))
         assert same(found, gradients(objective, batch, Everything()))
         counts.append(dict(made_by))
@@ -216,7 +216,7 @@ def peak(objective: Objective, batch: Tensor, saving: Saving) -> float:
 
 
 def test_nested_schedules_hold_less_than_single_regions_on_a_deep_chain():
-    objective, batch = made(Step, 16)
+    objective, batch = made(StepResult, 16)
     plain, blocks, halves = (
         peak(objective, batch, saving) for saving in (Everything(), Blocks(), Schedule((HALVES,)))
     )
@@ -228,7 +228,7 @@ def test_nested_schedules_hold_less_than_single_regions_on_a_deep_chain():
 
 
 def test_the_peak_of_every_schedule_is_that_of_the_law_of_memory():
-    """`gradcost.schedules` states it. In rows, of a block and of the square of its output."""
+    """`gradcost.checkpointing.optimal` states it. In rows, of a block and of the square of its output."""
 
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -250,7 +250,7 @@ def test_the_peak_of_every_schedule_is_that_of_the_law_of_memory():
 
 
 def test_a_recorded_item_holds_what_it_records_and_a_region_its_input():
-    objective, batch = made(Step, 8)
+    objective, batch = made(StepResult, 8)
     held = [peak(objective, batch, Schedule(items)) for items in (((8,),), ((4,), 4), ((4,), (4,)), ((1,),) * 8)]
     assert held == sorted(held, reverse=True)
 
@@ -261,7 +261,7 @@ class Watching:
     def __init__(self) -> None:
         self.saved: list[weakref.ref[torch.UntypedStorage]] = []
 
-    def told(self, kind: str, tensor: Tensor) -> None:
+    def on_tag(self, kind: str, tensor: Tensor) -> None:
         if kind == "saved":
             self.saved.append(weakref.ref(tensor.untyped_storage()))
 
@@ -273,12 +273,12 @@ class Watching:
     "saving", [Blocks(), Segments(2), Schedule(((((2,), 1), 1), (2,), 2)), Selective(), Offloaded()], ids=repr
 )
 def test_nothing_is_held_after_the_backward_nor_by_a_cycle(saving: Saving):
-    objective, batch = made(Step, 8)
+    objective, batch = made(StepResult, 8)
     watching = Watching()
     gc.collect()
     gc.disable()
     try:
-        with memory_events.watched_by(watching):
+        with memory_events.observe(watching):
             Reverse(saving).estimate(objective, batch, KEY)
         alive = watching.alive() - {id(batch.untyped_storage())}
     finally:
@@ -289,13 +289,13 @@ def test_nothing_is_held_after_the_backward_nor_by_a_cycle(saving: Saving):
 
 def test_regions_let_go_as_the_backward_passes_them():
     """When a block's gradient is there, what remains is the inputs of regions before it."""
-    objective, batch = made(Step, 16)
+    objective, batch = made(StepResult, 16)
     watching, seen = Watching(), []
 
     def use(name: str, gradient: Tensor) -> None:
         seen.append(len(watching.alive()))
 
-    with memory_events.watched_by(watching):
+    with memory_events.observe(watching):
         Reverse(Schedule((((1,),) * 4,) * 4)).stream(objective, batch, KEY, use)
     assert len(seen) == 16
     # Inputs of the segments up to here, and of the blocks of this one up to here: of the last block, 4 and 3.
@@ -333,7 +333,7 @@ def test_a_backward_that_is_never_run_leaves_nothing_behind(saving: Saving):
     objective, batch = Objective(Skipping(), squared), torch.randn(BATCH, WIDTH)
     assert same(gradients(objective, batch, saving), gradients(objective, batch, Everything()))
     watching = Watching()
-    with memory_events.watched_by(watching), torch.enable_grad(), saving.applied(objective, batch):
+    with memory_events.observe(watching), torch.enable_grad(), saving.applied(objective, batch):
         loss = squared(objective.model, batch * 1.0)
     assert watching.alive()
     del loss
@@ -351,7 +351,7 @@ def test_an_input_that_is_changed_in_place_is_an_error_and_not_another_gradient(
             x.mul_(2.0)
             return self.blocks[1](out)
 
-    objective = Objective(Changing([Step(), Step()]), squared)
+    objective = Objective(Changing([StepResult(), StepResult()]), squared)
     with pytest.raises(RuntimeError, match=r"changed in place before the backward.*Use Everything\(\)"):
         Reverse(Blocks()).estimate(objective, torch.randn(BATCH, WIDTH), KEY)
 
@@ -383,7 +383,7 @@ def test_a_block_sees_that_two_of_its_arguments_are_one():
 
 
 def test_a_graph_that_is_kept_can_be_differentiated_twice():
-    objective, batch = made(Step, 6)
+    objective, batch = made(StepResult, 6)
     weights = [leaf.parameter for leaf in objective.leaves]
     with torch.enable_grad(), Schedule((((2,), (1,), 1), 2)).applied(objective, batch):
         loss = squared(objective.model, batch)
@@ -419,12 +419,12 @@ def test_offloading_copies_a_storage_once_and_never_a_weight():
     told: list[Tensor] = []
 
     class Recorder:
-        def told(self, kind: str, tensor: Tensor) -> None:
+        def on_tag(self, kind: str, tensor: Tensor) -> None:
             if kind == "elsewhere":
                 told.append(tensor)
 
-    objective, batch = made(Step, 3)
-    with memory_events.watched_by(Recorder()):
+    objective, batch = made(StepResult, 3)
+    with memory_events.observe(Recorder()):
         gradients(objective, batch, Offloaded())
     # A block's sigmoid and tanh (linear saves the sigmoid again), and the square's input.
     assert len(told) == 3 * 2 + 1

@@ -114,15 +114,15 @@ def test_nothing_as_large_as_the_leaf_is_made_beside_it(directions: Any, rank: i
     leaf = leaf_of(600, 500)
     objective = Objective(nn.Linear(500, 600, bias=False), lambda model, batch: torch.zeros(()))
     made: Any = directions(rank)
-    settled = made if isinstance(made, Directions) else made.settled(objective, KEY, Held(1, 7))
+    resolve = made if isinstance(made, Directions) else made.resolve(objective, KEY, Held(1, 7))
     base = torch.zeros(600, 500)
     with Alive() as alive:
-        settled.add(base, leaf, [1, 2, 3], [1.0, 2.0, 3.0], in_place=True)
+        resolve.add(base, leaf, [1, 2, 3], [1.0, 2.0, 3.0], in_place=True)
         assert alive.bytes == 0
     # The factors and the left one scaled.
     assert alive.peak <= 4 * rank * (600 + 500 + 600)
     with Alive() as alive:
-        settled.add(base, leaf, [1, 2, 3], [1.0, 2.0, 3.0])
+        resolve.add(base, leaf, [1, 2, 3], [1.0, 2.0, 3.0])
     assert alive.peak <= base.nbytes + 4 * rank * (600 + 500 + 600)
 
 
@@ -278,14 +278,14 @@ def test_given_the_factor_the_mean_estimate_is_the_gradients_part_along_it():
     """E[g | B] = G B B' / rank on the matrix, and the gradient itself on the vectors."""
     objective, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, directions, state = true_gradient(objective, batch, KEY), LazyLowRank(rank=2), Held(1, 99)
-    settled: Any = directions.settled(objective, KEY, state)
-    _, right = settled.factors(next(leaf for leaf in objective.leaves if leaf.parameter.ndim == 2), 0)
+    resolve: Any = directions.resolve(objective, KEY, state)
+    _, right = resolve.factors(next(leaf for leaf in objective.leaves if leaf.parameter.ndim == 2), 0)
     expected = grad.clone()
     for leaf in objective.leaves:
         if leaf.parameter.ndim == 2:
             part = slice(leaf.start, leaf.start + leaf.parameter.numel())
             expected[part] = (grad[part].view(leaf.parameter.shape) @ right.T @ right / 2).flatten()
-    z = torch.stack([direction(objective, settled, seed) for seed in range(5000)])
+    z = torch.stack([direction(objective, resolve, seed) for seed in range(5000)])
     assert_mean((z @ grad).unsqueeze(1) * z - expected, 0.0)
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.checks.check import diagnose
+from gradcost.checks.check import check
 from gradcost.checks.forward_mode_support import blocked_modules
-from gradcost.checks.report import Diagnosis, short
+from gradcost.checks.report import CheckReport, short
 from gradcost.cli import spec
 from gradcost.core.isolation import randomness
 from gradcost.core.key import Key
@@ -47,11 +47,11 @@ def objective(*middle: nn.Module, **how: Any) -> Objective:
     return Objective(network(*middle), squared, data=lambda: [BATCH, -BATCH], **how)
 
 
-def looked_at(estimator: Estimator, model: Objective | None = None, draws: int = 32) -> Diagnosis:
-    return diagnose(estimator, objective(nn.Tanh()) if model is None else model, BATCH, Key(1), draws)
+def looked_at(estimator: Estimator, model: Objective | None = None, draws: int = 32) -> CheckReport:
+    return check(estimator, objective(nn.Tanh()) if model is None else model, BATCH, Key(1), draws)
 
 
-def failed(found: Diagnosis) -> set[str]:
+def failed(found: CheckReport) -> set[str]:
     return {line.what for line in found.failed}
 
 
@@ -320,7 +320,7 @@ def test_a_refusal_is_a_line_and_what_is_asked_wrongly_a_sentence():
     with pytest.raises(ValueError, match="draws is how many estimates are looked at"):
         looked_at(mezo(), draws=0)
     with pytest.raises(ValueError, match="cannot be evaluated on this batch: RuntimeError"):
-        diagnose(mezo(), objective(), BATCH[:, :5])
+        check(mezo(), objective(), BATCH[:, :5])
 
 
 def test_nothing_is_disturbed_by_looking():

@@ -14,7 +14,7 @@ from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.training.optimizers import Leafwise, Optimizer
 
 
-class Stepping:
+class TrainState:
     """An objective in training: the optimizer's state and the estimator's.
 
     Without an optimizer a step is an estimate whose gradient is dropped leaf by leaf, and no weight moves.

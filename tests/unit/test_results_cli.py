@@ -17,7 +17,7 @@ from gradcost.cli import results as inspect
 from gradcost.results import export, ledger, status
 from gradcost.tasks.digits import Digits
 from gradcost.training import checkpoint
-from gradcost.training.stepping import Stepping
+from gradcost.training.train_state import TrainState
 
 STUDY = {
     "schema": 1,
@@ -76,12 +76,12 @@ def folder(tmp_path: Path) -> Path:
 
 def keep(folder: Path, name: str, steps: int) -> None:
     task = Digits()
-    stepping = Stepping(task.objective(Key(0)), backprop(), SGD(0.1))
+    train_state = TrainState(task.objective(Key(0)), backprop(), SGD(0.1))
     for step in range(steps):
-        stepping.step(task.batch_at(Key(0), step), Key(step))
+        train_state.step(task.batch_at(Key(0), step), Key(step))
     path = folder / "trials" / name / "checkpoint"
     path.parent.mkdir(parents=True)
-    checkpoint.write(path, stepping, {"taken": 99, "more": [1.0]})
+    checkpoint.write(path, train_state, {"taken": 99, "more": [1.0]})
 
 
 def test_status_counts_what_is_done_what_failed_and_what_is_half_finished(folder: Path):

@@ -26,13 +26,13 @@ KEY = Key(400)
 FIXED: list[Mask] = [Smallest(0.4), Largest(0.4), Fixed(0.5), Fixed(0.5, seed=3), Named("*weight")]
 
 
-def settled(objective: Objective, mask: Mask, directions: Directions | None = None, key: Key = KEY) -> Directions:
-    return Masked(mask, directions or Gaussian()).settled(objective, key, None)
+def resolve(objective: Objective, mask: Mask, directions: Directions | None = None, key: Key = KEY) -> Directions:
+    return Masked(mask, directions or Gaussian()).resolve(objective, key, None)
 
 
 def kept(objective: Objective, mask: Mask) -> Tensor:
     """1 on the mask and 0 off it: signs are nowhere zero."""
-    return matrix(objective, settled(objective, mask, Rademacher()), [1])[0].abs()
+    return matrix(objective, resolve(objective, mask, Rademacher()), [1])[0].abs()
 
 
 def only(*leaves: Tensor) -> Objective:
@@ -49,7 +49,7 @@ def test_the_second_moment_behind_a_fixed_mask_is_the_mask(mask: Mask, direction
     assert not Masked(mask, directions).unbiased
     diagonal = kept(tiny, mask)
     assert 0 < float(diagonal.sum()) < 8
-    found = settled(tiny, mask, directions)
+    found = resolve(tiny, mask, directions)
     z = matrix(tiny, found, found.seeds(KEY, 3000, 8))
     assert_mean(z.unsqueeze(1) * z.unsqueeze(2) - diagonal.diag(), 0.0)
     assert bool((z[:, diagonal == 0] == 0).all())
@@ -64,7 +64,7 @@ def test_the_second_moment_behind_a_mask_drawn_anew_is_the_identity(directions: 
     z = []
     for number in range(6000):
         key = KEY.fold("draw", number)
-        found = settled(tiny, Random(share), directions, key)
+        found = resolve(tiny, Random(share), directions, key)
         z.append(matrix(tiny, found, found.seeds(key, 2, 8)[1:]))
     drawn = torch.cat(z)
     assert_mean(drawn.unsqueeze(1) * drawn.unsqueeze(2) - torch.eye(8), 0.0)
@@ -144,9 +144,9 @@ def test_off_the_mask_bits_stay_and_on_it_the_numbers_are_the_unmasked_ones(
 ):
     """Also where the base has a negative zero, a subnormal number and no number at all."""
     made, _ = OBJECTIVES["mlp"].make(dtype)
-    found = settled(made, mask)
+    found = resolve(made, mask)
     for leaf in made.leaves:
-        where = combination(settled(made, mask, Rademacher()), leaf, [1], [1.0]) != 0
+        where = combination(resolve(made, mask, Rademacher()), leaf, [1], [1.0]) != 0
         base = leaf.parameter.detach().clone()
         base.view(-1)[:3] = torch.tensor([-0.0, 1e-41, math.nan], dtype=torch.float64).to(dtype)
         before, plain = base.clone(), Gaussian().add(base, leaf, [5, 6, 7], [0.5, -0.25, 2.0])
@@ -160,7 +160,7 @@ def test_off_the_mask_bits_stay_and_on_it_the_numbers_are_the_unmasked_ones(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_off_a_mask_drawn_anew_bits_stay(dtype: torch.dtype):
     made, _ = OBJECTIVES["mlp"].make(dtype)
-    found = settled(made, Random(0.5))
+    found = resolve(made, Random(0.5))
     for leaf in made.leaves:
         base = leaf.parameter.detach()
         where = combination(found, leaf, [5], [1.0]) != 0
@@ -182,7 +182,7 @@ def test_the_fused_and_the_reference_path_are_the_same_bits(mask: Mask, monkeypa
 def test_nothing_as_large_as_a_leaf_is_kept(mask: Mask):
     made = only(torch.randn(60_000), torch.randn(300, 200))
     with Alive() as alive:
-        found = settled(made, mask)
+        found = resolve(made, mask)
         assert alive.bytes <= 2 * 4
         for leaf in made.leaves:
             out = found.add(leaf.parameter.detach(), leaf, [1, 2], [0.5, 0.5])

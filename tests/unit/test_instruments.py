@@ -12,19 +12,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradcost import Estimator, Jvp, Key, Objective, Probing, Reverse, backprop, checkpointed, forward_gradient, mezo
 from gradcost.core.isolation import randomness
-from gradcost.instruments.flops import Counted, Counts
-from gradcost.instruments.memory import LiveBytes, Memory, Purpose
+from gradcost.instruments.flops import Counts, OpCounter
+from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 
 
 def followed(work: Callable[[], object], model: nn.Module | None = None) -> Memory:
-    live = LiveBytes(model or nn.Module())
+    live = MemoryTracker(model or nn.Module())
     with live.followed():
         work()
     return live.memory()
 
 
 def counted(work: Callable[[], object], model: nn.Module | None = None) -> Counts:
-    with Counted(model or nn.Module()).followed() as counts:
+    with OpCounter(model or nn.Module()).followed() as counts:
         work()
     return counts
 
@@ -52,7 +52,7 @@ def test_live_bytes_does_not_count_what_was_there_before():
         weights.mul(2)
 
     assert followed(work).peak == weights.nbytes
-    live = LiveBytes(nn.Module())
+    live = MemoryTracker(nn.Module())
     live.register("inputs", [weights, weights[5:]])
     assert live.standing == 4000
     with live.followed():
@@ -61,7 +61,7 @@ def test_live_bytes_does_not_count_what_was_there_before():
 
 
 def test_live_bytes_rounds_to_blocks_and_follows_a_storage_that_is_resized():
-    live = LiveBytes(nn.Module(), block=512)
+    live = MemoryTracker(nn.Module(), block=512)
     with live.followed():
         a = torch.zeros(1)
         a.untyped_storage().resize_(5000)
@@ -70,7 +70,7 @@ def test_live_bytes_rounds_to_blocks_and_follows_a_storage_that_is_resized():
 
 def test_nothing_followed_is_said_in_a_sentence():
     with pytest.raises(ValueError, match="no operation was followed"):
-        LiveBytes(nn.Module()).memory()
+        MemoryTracker(nn.Module()).memory()
 
 
 def test_the_breakdown_sums_to_the_peak_and_says_what_and_where():
@@ -82,7 +82,7 @@ def test_the_breakdown_sums_to_the_peak_and_says_what_and_where():
     kept: list[tuple[Estimator, Purpose]]
     kept = [(backprop(), "saved activations"), (forward_gradient(), "tangents and noise")]
     for estimator, purpose in kept:
-        live = LiveBytes(model)
+        live = MemoryTracker(model)
         live.register("inputs", [x])
         with live.followed():
             estimator.stream(objective, x, Key(0), lambda name, gradient: None)

@@ -1,0 +1,60 @@
+"""Errors: one hierarchy, extras named, and bugs shown with their traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gradcost.cli import main
+from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, MissingExtra, Unsupported, require
+
+
+def test_every_error_is_a_gradcost_error_and_a_value_error():
+    for kind in (BadInput, Unsupported, DoesNotFit, MissingExtra):
+        assert issubclass(kind, GradcostError)
+        assert issubclass(kind, ValueError)
+    assert issubclass(MissingExtra, ImportError)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MissingExtra, match=r'This statistic needs scipy.*pip install "gradcost\[study\]"'):
+        require("scipy.stats", "This statistic", "study")
+
+
+def run(error: BaseException):
+    def command() -> int:
+        raise error
+
+    app = main.typer.Typer()
+    app.command()(main.reported(command))
+    return CliRunner().invoke(app, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadInput("no such task."), 2),
+        (Unsupported("use mezo()."), 2),
+        (MissingExtra("needs scipy."), 2),
+        (OSError(28, "No space left on device"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_of_the_user_is_a_sentence(error: BaseException, code: int):
+    ran = run(error)
+    assert ran.exit_code == code
+    assert "Traceback" not in ran.output
+    assert ran.output.startswith("gradcost: ")
+
+
+@pytest.mark.parametrize("error", [ValueError("zip() argument 2 is shorter"), KeyError("slopes"), AssertionError()])
+def test_a_bug_shows_its_traceback_and_exits_with_70(error: Exception):
+    ran = run(error)
+    assert ran.exit_code == 70
+    assert "Traceback (most recent call last)" in ran.output
+    assert type(error).__name__ in ran.output
+    assert "bug in gradcost" in ran.output
+    assert "usage" not in ran.output.lower()

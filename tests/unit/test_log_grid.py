@@ -1,0 +1,47 @@
+"""A grid of learning rates: evenly spaced in the logarithm, two digits, within its range."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gradcost.cli.compare import rates
+from gradcost.core.errors import BadInput
+from gradcost.results.tuning import log_grid
+
+ENDS = st.tuples(st.floats(1e-8, 1e8), st.floats(1.01, 1e6)).map(lambda x: (x[0], x[0] * x[1]))
+
+
+@settings(deadline=None)
+@given(ENDS, st.integers(1, 30))
+def test_a_grid_rises_evenly_in_the_logarithm_to_two_digits(ends: tuple[float, float], points: int):
+    low, high = ends
+    shares = [i / (points - 1) for i in range(points)] if points > 1 else [0.5]
+    exact = [low * (high / low) ** share for share in shares]
+    assume(len({f"{x:.2g}" for x in exact}) == points)
+    values = log_grid(low, high, points)
+    assert list(values) == sorted(values)
+    assert values == pytest.approx(exact, rel=0.051)  # two digits: half a unit of the second
+    assert all(float(f"{x:.2g}") == x for x in values)
+
+
+def test_the_command_line_reads_a_range():
+    assert rates("1e-4:10", 11) == log_grid(1e-4, 10, 11)
+    assert rates("1e-4:10", 11)[:4] == (0.0001, 0.00032, 0.001, 0.0032)
+    assert rates("1:1", 5) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "points", "reason"),
+    [
+        (1.0, 0.1, 3, "LOW:HIGH with 0 < LOW <= HIGH, not 1.0:0.1"),
+        (0.0, 0.1, 3, "not 0.0:0.1"),
+        (0.1, float("inf"), 3, "not 0.1:inf"),
+        (1.0, 1.1, 11, "11 points between 1 and 1.1 are not distinct to two digits"),
+        (0.1, 1.0, 0, "1 point or more, not 0"),
+    ],
+)
+def test_an_impossible_grid_is_refused(low: float, high: float, points: int, reason: str):
+    with pytest.raises(BadInput, match=reason):
+        log_grid(low, high, points)
