@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcost import Blocks, CentralDifference, Jvp, Objective, Probing, Rademacher, Reverse, Schedule, Segments
+from gradcost import CentralDifference, Jvp, Objective, Probing, Rademacher, Reverse
+from gradcost.checkpointing import Blocks, Schedule, Segments
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.planning.forecasts import Forecasts

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradcost import Key, Objective, Reverse, Within, backprop, checkpointed
+from gradcost import Key, Objective, Reverse, backprop, checkpointed
 from gradcost.checkpointing.optimal import cheapest
 from gradcost.core.isolation import randomness
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
+from gradcost.planning import Within
 from gradcost.planning.within import MemoryTradeoff
 from gradcost.tasks.architectures import Gpt
 

@@ -16,7 +16,6 @@ from gradcost import (
     Accumulated,
     Estimator,
     Key,
-    Note,
     Objective,
     Probing,
     Rademacher,
@@ -27,6 +26,7 @@ from gradcost import (
     mezo,
     spsa,
 )
+from gradcost.core import Note
 from gradcost.core.isolation import randomness
 from gradcost.instruments.measure import TrainingStep
 from gradcost.instruments.timing import time_steps

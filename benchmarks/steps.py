@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     rounds: int = parser.parse_args().rounds
-    warnings.simplefilter("ignore", gradcost.Note)
+    warnings.simplefilter("ignore", gradcost.core.Note)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds; medians (quartiles)")
     for name, (architecture, inputs, classes, batch) in {"MLP, batch 64": mlp(), "GPT, batch 8 x 128": gpt()}.items():
 

@@ -20,20 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import gradcost
-from gradcost import (
-    Coordinates,
-    Gaussian,
-    Gradient,
-    Jvp,
-    Key,
-    Mean,
-    Objective,
-    Probing,
-    Projection,
-    Rademacher,
-    Sphere,
-)
+from gradcost import Gaussian, Gradient, Jvp, Key, Objective, Probing, Rademacher
+from gradcost.directions import Coordinates, Sphere
 from gradcost.directions.orthogonal import Orthogonal
+from gradcost.estimators import Mean, Projection
 from gradcost.tasks.digits import Digits
 from gradcost.theory.cosines import cosine_along_coordinates, expected_cosine
 from gradcost.theory.moments import second_moment

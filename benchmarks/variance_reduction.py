@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gradcost import Jvp, Key, Note, Probing, Rademacher, Reverse, VarianceReduced, mezo
+from gradcost import Jvp, Key, Probing, Rademacher, Reverse, VarianceReduced, mezo
+from gradcost.core import Note
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import full_gradient
 from gradcost.instruments.flops import OpCounter

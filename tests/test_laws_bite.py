@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gradcost.core import objective
+from gradcost.core import isolation, objective
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
-from gradcost.directions import Directions, independent, sphere
+from gradcost.directions import Directions, sphere
+from gradcost.directions.direction import independent
 from gradcost.estimators.combine import Mean
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
@@ -60,7 +61,7 @@ def the_sphere_has_radius_one(patch: pytest.MonkeyPatch) -> None:
 
 def each_end_sees_another_mask(patch: pytest.MonkeyPatch) -> None:
     """Dropout that draws anew at each evaluation: both ends of a difference are two functions."""
-    right, drawn = objective.randomness, iter(range(1 << 60))
+    right, drawn = isolation.randomness, iter(range(1 << 60))
 
     def fresh(key: Key, devices: Any = ()) -> Any:
         return right(key.fold("evaluation", next(drawn)), devices)

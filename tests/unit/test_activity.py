@@ -14,7 +14,8 @@ from gradcost.core.isolation import randomness
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.directions import Gaussian, Rademacher, Sphere, independent
+from gradcost.directions import Gaussian, Rademacher, Sphere
+from gradcost.directions.direction import independent
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.activity import ActivityPerturbation
 from gradcost.estimators.gradient import Concatenated

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from gradcost import Adam, AdamW, Nesterov, mezo, train
+from gradcost import Adam, AdamW, mezo, train
 from gradcost.core.key import Key
 from gradcost.tasks.digits import Digits
-from gradcost.training import checkpoint
+from gradcost.training import Nesterov, checkpoint
 from gradcost.training.train_state import TrainState
 from snapshot import bits
 from tables import ESTIMATORS, OBJECTIVES

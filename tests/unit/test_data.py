@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gradcost.core.errors import MissingExtra
+from gradcost.core.files import cache_folder
 from gradcost.core.value import value
 from gradcost.tasks import data
 from gradcost.tasks.data import DataError, Dataset, NpmPackage, Official, Piece, Source
@@ -175,13 +176,13 @@ def test_without_pooch_the_refusal_names_the_extra(monkeypatch):
         data.fetch(toy(Official("http://127.0.0.1:9/", (Piece("a.bin.gz", "0" * 32),))))
     monkeypatch.delenv("GRADCOST_CACHE")
     with pytest.raises(MissingExtra, match=r'pip install "gradcost\[tasks\]", or set GRADCOST_CACHE'):
-        data.cache_folder()
+        cache_folder()
 
 
 def test_the_default_cache_is_the_platforms(monkeypatch):
     monkeypatch.delenv("GRADCOST_CACHE")
-    assert data.cache_folder().is_absolute()
-    assert "gradcost" in data.cache_folder().parts
+    assert cache_folder().is_absolute()
+    assert "gradcost" in cache_folder().parts
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from gradcost.cli import main
@@ -28,7 +29,7 @@ def run(error: BaseException):
     def command() -> int:
         raise error
 
-    app = main.typer.Typer()
+    app = typer.Typer()
     app.command()(main.reported(command))
     return CliRunner().invoke(app, [])
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from alive import Alive
 from counting import Flops
-from gradcost import LazyLowRank, LowRank, Probing
+from gradcost import Probing
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions, LazyLowRank, LowRank
+from gradcost.directions.direction import combination
 from gradcost.directions.low_rank import Held
 from gradcost.estimators.estimator import Estimate
 from gradcost.estimators.gradient import Seeded

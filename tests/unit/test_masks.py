@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from alive import Alive
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, combination
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher
+from gradcost.directions.direction import combination
 from gradcost.directions.masks import Fixed, Largest, Mask, Masked, Named, Random, Smallest
 from gradcost.estimators.probing import Probing
 from gradcost.noise import add as noise

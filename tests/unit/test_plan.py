@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradcost
-from gradcost import Accumulated, Clipped, Coordinates, Gaussian, Jvp, Probing, Rademacher, Reverse, Segments, Sphere
+from gradcost import Accumulated, Clipped, Gaussian, Jvp, Probing, Rademacher, Reverse
+from gradcost.checkpointing import Segments
 from gradcost.checkpointing.policies import Schedule, Selective
 from gradcost.cli import spec
 from gradcost.core.units import size
+from gradcost.directions import Coordinates, Sphere
 from gradcost.estimators.estimator import Estimator
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.noise.philox import Normals, Signs
@@ -179,7 +181,7 @@ def test_a_batch_that_the_loss_rejects_is_a_sentence():
 
 
 def test_offloading_whose_transfers_no_figure_counts_is_the_last_resort():
-    both = [Reverse(gradcost.Offloaded()), gradcost.checkpointed()]
+    both = [Reverse(gradcost.checkpointing.Offloaded()), gradcost.checkpointed()]
     found = plan(chain(), examples(64), 1 << 20, both, device="cuda")
     assert found.choice == gradcost.checkpointed()
     assert "over the bus" in str(found)

@@ -224,4 +224,4 @@ def test_numbers_are_read_at_a_look_and_not_at_each_step():
 @pytest.mark.parametrize("wrong", ["every=0", "draws=0", "window=0", "deviations=0.0", "rise=-1.0"])
 def test_a_recorder_that_cannot_record_is_refused_in_a_sentence(wrong: str):
     with pytest.raises(ValueError, match=f"{wrong.split('=')[0]} of a Recorder is"):
-        eval(f"Recorder({wrong})", {"Recorder": gradcost.Recorder})
+        eval(f"Recorder({wrong})", {"Recorder": gradcost.checks.Recorder})

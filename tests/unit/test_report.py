@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -16,7 +17,6 @@ import pytest
 from markupsafe import escape
 from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
 
-from gradcost.core import files
 from gradcost.report import assets, html, series, tables
 from gradcost.report.figures import figures
 from gradcost.results import summary, wording
@@ -171,7 +171,7 @@ def test_a_write_that_fails_keeps_the_old_page(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         html.write(folder)
     assert (folder / "report.html").read_text() == "old"

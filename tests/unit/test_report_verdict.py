@@ -14,7 +14,7 @@ from gradcost.report import tables
 from gradcost.results import summary
 from gradcost.results.rankings import rankings
 from gradcost.results.records import Results, read
-from gradcost.results.tuning import chosen
+from gradcost.results.tuning import chosen, finals
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_final_runs_at_another_rate_than_the_chosen_one_are_left_out(tmp_path: P
     best = {"loss": 0.1, "accuracy": 0.9}
     lines = [trial("a", "final", lr, s, test=best) for lr in (0.1, 1.0) for s in range(2)]
     chose = read(write_folder(tmp_path, [tried(0.1, 0.9, 0.1), tried(1.0, 0.8, 0.1), *lines]))
-    assert {t.lr for t in summary.finals(chose.trials, "a")} == {0.1}
+    assert {t.lr for t in finals(chose.trials, "a")} == {0.1}
     (row,) = summary.summarise(chose)
     assert (row.lr, row.seeds, row.edge) == (0.1, 2, "smallest")
     overridden = read(write_folder(tmp_path, [tried(0.1, 0.9, 0.1), tried(1.0, 0.8, 0.1), *lines[2:]]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import gradcost
-from gradcost import CentralDifference, Clipped, Coordinates, Gaussian, Jvp, Mean, Probing, Rademacher, Reverse
+from gradcost import CentralDifference, Clipped, Gaussian, Jvp, Probing, Rademacher, Reverse
 from gradcost.checkpointing.policies import Segments
 from gradcost.cli import spec
+from gradcost.directions import Coordinates
+from gradcost.estimators import Mean
 from gradcost.tasks import TASKS
 from gradcost.tasks.architectures import Mlp
 

@@ -17,61 +17,22 @@ import gradcost
 from gradcost import (
     SGD,
     Accumulated,
-    ActivityPerturbation,
     Adam,
     AdamW,
     Adaptive,
-    Allocator,
-    Attention,
-    Blocks,
     ByLength,
     CentralDifference,
     Clipped,
-    Coordinates,
-    EachBlock,
-    EachLeaf,
-    EachModule,
-    Everything,
-    Fixed,
-    Flattest,
     ForwardDifference,
     Gaussian,
-    Guided,
-    HessianInformed,
     Jvp,
     Key,
-    Largest,
-    Layerwise,
-    LazyLowRank,
-    LowRank,
-    Masked,
-    Master,
-    Matmuls,
-    Mean,
     Mixed,
     Momentum,
-    Named,
-    Nesterov,
-    Normalized,
-    Offloaded,
-    Orthogonal,
     Probing,
-    Projection,
     Rademacher,
-    Random,
-    Recorder,
     Reverse,
-    Schedule,
-    Seconds,
-    Segments,
-    Selective,
-    Sign,
-    Smallest,
-    Sphere,
-    Steepest,
-    StochasticallyRounded,
     VarianceReduced,
-    Within,
     activity_perturbation,
     addax,
     backprop,
@@ -85,18 +46,51 @@ from gradcost import (
     zo_sgd_sign,
     zo_svrg,
 )
-from gradcost.core.value import digest
+from gradcost.checkpointing import Attention, Blocks, Everything, Matmuls, Offloaded, Schedule, Segments, Selective
+from gradcost.checks import Recorder
+from gradcost.core.value import digest, is_value
+from gradcost.directions import (
+    Coordinates,
+    EachBlock,
+    EachLeaf,
+    EachModule,
+    Fixed,
+    Guided,
+    Largest,
+    Layerwise,
+    LazyLowRank,
+    LowRank,
+    Masked,
+    Named,
+    Orthogonal,
+    Random,
+    Smallest,
+    Sphere,
+)
+from gradcost.estimators import (
+    ActivityPerturbation,
+    Flattest,
+    HessianInformed,
+    Mean,
+    Normalized,
+    Projection,
+    Sign,
+    Steepest,
+)
+from gradcost.instruments import Allocator, Seconds
+from gradcost.planning import Within
+from gradcost.training import Master, Nesterov, StochasticallyRounded
 from tables import ESTIMATORS
 
-NAMES = {name: getattr(gradcost, name) for name in gradcost.__all__}
+OTHERS = ("noise", "results", "studies", "tasks")  # their values are tested with their studies
+PACKAGES = [
+    thing for name in gradcost.__all__ if inspect.ismodule(thing := getattr(gradcost, name)) and name not in OTHERS
+]
+NAMES = {name: getattr(place, name) for place in (gradcost, *PACKAGES) for name in getattr(place, "__all__", ())}
 KINDS = {
     kind
     for kind in NAMES.values()
-    if inspect.isclass(kind)
-    and dataclasses.is_dataclass(kind)
-    and not inspect.isabstract(kind)
-    # Gradients, estimates, objectives and steps hold tensors: they are things, and equal to themselves alone.
-    and kind.__eq__ is not object.__eq__
+    if inspect.isclass(kind) and is_value(kind) and kind.__module__ != "gradcost.studies.trial"
 }
 
 EXAMPLES: list[Any] = [

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradcost
-from gradcost import SGD, AdamW, Key, Objective, Reverse, Schedule, Within, backprop, forecast
+from gradcost import SGD, AdamW, Key, Objective, Reverse, backprop, forecast
+from gradcost.checkpointing import Schedule
 from gradcost.checkpointing.optimal import peak, recomputed
 from gradcost.core.isolation import randomness
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
+from gradcost.planning import Within
 from gradcost.planning.within import MemoryTradeoff, within
 from gradcost.tasks.architectures import Gpt
 from gradcost.training.train_state import TrainState
@@ -203,5 +205,5 @@ def test_casting_is_followed():
 
 
 def test_it_is_public_and_prints_itself():
-    assert repr(gradcost.Within(2**20)) == "Within(bytes=1048576, beside=0)"
+    assert repr(gradcost.planning.Within(2**20)) == "Within(bytes=1048576, beside=0)"
     assert re.fullmatch(r"Reverse\(saving=Within\(bytes=9, beside=0\)\)", repr(Reverse(Within(9))))

@@ -13,7 +13,8 @@ from gradcost.checks.reference import CLOSE, Reference
 from gradcost.checks.report import Line, Verdict, short
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf
-from gradcost.directions import Directions, Rademacher, combination
+from gradcost.directions import Directions, Rademacher
+from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.gradient import Gradient
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope

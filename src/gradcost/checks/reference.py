@@ -14,7 +14,8 @@ from gradcost.checks.forward_mode_support import blocked_modules, fuses_attentio
 from gradcost.core.errors import GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.directions import Rademacher, combination
+from gradcost.directions import Rademacher
+from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Dense, Gradient
 from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.forward_mode import Blocked

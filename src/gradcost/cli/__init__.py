@@ -1,1 +1,4 @@
-"""The command line: text to values, commands, what the person at the terminal sees."""
+"""The command line: parse arguments, call one public function, print what it returns.
+
+Nothing here computes.
+"""

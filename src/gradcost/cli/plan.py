@@ -18,8 +18,8 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.units import DASH
-from gradcost.planning import plan as planning
 from gradcost.planning.curve import curve
+from gradcost.planning.plan import Plan, plan
 from gradcost.planning.row import COLUMNS
 
 EXAMPLES = 8  # of a batch where nothing else is asked for
@@ -56,7 +56,7 @@ def plan_methods(
             told(f"making {model}")
             objective, examples = of_model(model, data, kind, batch, length, lora, chunks, without_numbers)
     with progress("planning") as told:
-        found = planning.plan(objective, examples, budget, estimators, updates, where, max_batch, told)
+        found = plan(objective, examples, budget, estimators, updates, where, max_batch, told)
         points = curve(objective, examples, updates, where, on_progress=told) if output is not None else []
     record = found.record() | {"dtype": _dtypes(objective), "curve": points}
     if output is not None:
@@ -70,7 +70,7 @@ def plan_methods(
     return 0 if found.choice is not None else 4
 
 
-def _show(found: planning.Plan, record: dict[str, Any], output: Path | None) -> None:
+def _show(found: Plan, record: dict[str, Any], output: Path | None) -> None:
     console.show(f"{found.title}   {record['dtype']}")
     console.show()
     rows = [row.cells() for row in found.rows]

@@ -1,33 +1,41 @@
-"""Where to look: random directions z with E[z z'] = I, so that E[(grad . z) z] is the gradient."""
+"""Distributions of random directions z in parameter space, with E[z z'] = I where `unbiased` is true.
 
-from gradcost.directions.coordinates import Coordinates as Coordinates
-from gradcost.directions.direction import Directions as Directions
-from gradcost.directions.direction import Refreshed as Refreshed
-from gradcost.directions.direction import SparseDirections as SparseDirections
-from gradcost.directions.direction import StatefulDirections as StatefulDirections
-from gradcost.directions.direction import begun as begun
-from gradcost.directions.direction import combination as combination
-from gradcost.directions.direction import independent as independent
-from gradcost.directions.direction import touches as touches
-from gradcost.directions.groups import EachBlock as EachBlock
-from gradcost.directions.groups import EachLeaf as EachLeaf
-from gradcost.directions.groups import EachModule as EachModule
-from gradcost.directions.groups import Grouping as Grouping
-from gradcost.directions.guided import Guided as Guided
-from gradcost.directions.independent import Gaussian as Gaussian
-from gradcost.directions.independent import Rademacher as Rademacher
-from gradcost.directions.layerwise import Layerwise as Layerwise
-from gradcost.directions.low_rank import Factored as Factored
-from gradcost.directions.low_rank import Factors as Factors
-from gradcost.directions.low_rank import LazyLowRank as LazyLowRank
-from gradcost.directions.low_rank import LowRank as LowRank
-from gradcost.directions.low_rank import is_matrix as is_matrix
-from gradcost.directions.masks import Fixed as Fixed
-from gradcost.directions.masks import Largest as Largest
-from gradcost.directions.masks import Mask as Mask
-from gradcost.directions.masks import Masked as Masked
-from gradcost.directions.masks import Named as Named
-from gradcost.directions.masks import Random as Random
-from gradcost.directions.masks import Smallest as Smallest
-from gradcost.directions.orthogonal import Orthogonal as Orthogonal
-from gradcost.directions.sphere import Sphere as Sphere
+A direction is a seed, regenerated one parameter at a time.
+"""
+
+from gradcost.directions.coordinates import Coordinates
+from gradcost.directions.direction import Directions, SparseDirections, StatefulDirections
+from gradcost.directions.groups import EachBlock, EachLeaf, EachModule, Grouping
+from gradcost.directions.guided import Guided
+from gradcost.directions.independent import Gaussian, Rademacher
+from gradcost.directions.layerwise import Layerwise
+from gradcost.directions.low_rank import LazyLowRank, LowRank
+from gradcost.directions.masks import Fixed, Largest, Mask, Masked, Named, Random, Smallest
+from gradcost.directions.orthogonal import Orthogonal
+from gradcost.directions.sphere import Sphere
+
+__all__ = [
+    "Coordinates",
+    "Directions",
+    "EachBlock",
+    "EachLeaf",
+    "EachModule",
+    "Fixed",
+    "Gaussian",
+    "Grouping",
+    "Guided",
+    "Largest",
+    "Layerwise",
+    "LazyLowRank",
+    "LowRank",
+    "Mask",
+    "Masked",
+    "Named",
+    "Orthogonal",
+    "Rademacher",
+    "Random",
+    "Smallest",
+    "SparseDirections",
+    "Sphere",
+    "StatefulDirections",
+]

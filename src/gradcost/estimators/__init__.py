@@ -1,1 +1,76 @@
-"""Ways of getting a gradient: two methods, wrappers around them, and the names that people know."""
+"""Ways of getting a gradient: backprop, forward gradients and zero-order differences, and wrappers around them.
+
+An estimator is an immutable value; `estimate` returns the loss and a gradient that can be replayed.
+"""
+
+from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.activity import ActivityPerturbation
+from gradcost.estimators.adaptive import Adaptive, Choice, Flattest, Steepest
+from gradcost.estimators.by_length import ByLength
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.combine import Combine, Mean, Normalized, Projection, Sign
+from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Signed, Streamed, Sum
+from gradcost.estimators.hessian_informed import HessianInformed
+from gradcost.estimators.mixed import Mixed
+from gradcost.estimators.momentum import Momentum
+from gradcost.estimators.presets import (
+    activity_perturbation,
+    addax,
+    backprop,
+    checkpointed,
+    forward_gradient,
+    fzoo,
+    hizoo,
+    mezo,
+    multi_tangent,
+    spsa,
+    zo_sgd_sign,
+    zo_svrg,
+)
+from gradcost.estimators.probing import Probing
+from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.variance_reduced import VarianceReduced
+
+__all__ = [
+    "Accumulated",
+    "ActivityPerturbation",
+    "Adaptive",
+    "ByLength",
+    "Choice",
+    "Clipped",
+    "Combine",
+    "Concatenated",
+    "Dense",
+    "Estimate",
+    "Estimator",
+    "Flattest",
+    "Gradient",
+    "HessianInformed",
+    "Mean",
+    "Mixed",
+    "Momentum",
+    "Normalized",
+    "Probing",
+    "Projection",
+    "Reverse",
+    "Seeded",
+    "Sign",
+    "Signed",
+    "Steepest",
+    "Streamed",
+    "Sum",
+    "VarianceReduced",
+    "activity_perturbation",
+    "addax",
+    "backprop",
+    "checkpointed",
+    "forward_gradient",
+    "fzoo",
+    "hizoo",
+    "mezo",
+    "multi_tangent",
+    "spsa",
+    "zo_sgd_sign",
+    "zo_svrg",
+]

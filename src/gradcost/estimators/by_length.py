@@ -15,7 +15,7 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import plain
 from gradcost.core.value import value
-from gradcost.directions import combination
+from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded, Streamed, Sum
 from gradcost.estimators.probing import replayed

@@ -13,7 +13,8 @@ from torch import Tensor
 from gradcost.core.fake import is_fake
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions
+from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Gradient, Seeded, Signed
 
 _PIECE = 1 << 16  # weights whose directions are in float64 at once

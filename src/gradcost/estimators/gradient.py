@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gradcost.core.errors import BadInput
 from gradcost.core.objective import Objective
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions
+from gradcost.directions.direction import combination
 
 
 class Gradient(ABC):

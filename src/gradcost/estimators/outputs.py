@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions
+from gradcost.directions.direction import combination
 
 # Exactly these: a subclass may do more with its weights than to multiply its input by them.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,7 +13,8 @@ from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.directions import Directions, Gaussian, StatefulDirections, begun
+from gradcost.directions import Directions, Gaussian, StatefulDirections
+from gradcost.directions.direction import begun
 from gradcost.estimators.combine import Combine, Mean
 from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
 from gradcost.estimators.gradient import Streamed

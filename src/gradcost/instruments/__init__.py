@@ -1,0 +1,26 @@
+"""Measure memory, FLOPs and time of any function, each in a run of its own.
+
+`measure(work, Bytes(), Operations(), Seconds())` returns all three.
+"""
+
+from gradcost.instruments.measure import (
+    Allocator,
+    Bytes,
+    Instrument,
+    Measurement,
+    Operations,
+    Seconds,
+    TrainingStep,
+    measure,
+)
+
+__all__ = [
+    "Allocator",
+    "Bytes",
+    "Instrument",
+    "Measurement",
+    "Operations",
+    "Seconds",
+    "TrainingStep",
+    "measure",
+]

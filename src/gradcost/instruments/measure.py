@@ -155,7 +155,7 @@ def measure(work: Work, *instruments: Instrument, warmup: int = 1) -> Measuremen
     Each instrument runs the work on its own, for they disturb one another: a tracker takes time, a profiler
     memory. Without instruments: all four. Take `Steps` for a training step; its work changes the model.
 
-        print(gradcost.measure(gradcost.Steps(objective, batch, backprop(), SGD(0.1))))
+        print(gradcost.measure(gradcost.instruments.TrainingStep(objective, batch, backprop(), SGD(0.1))))
 
     Raises: ValueError when a run makes no tensor that `Bytes` could follow.
     """

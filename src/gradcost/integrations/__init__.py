@@ -1,1 +1,4 @@
-"""Other libraries, met where they are: adapters, imported when they are asked for."""
+"""Adapters for other libraries.
+
+Each module needs the extra of the library that it is named after.
+"""

@@ -1,0 +1,18 @@
+"""Random numbers that depend only on a key and a position: any device, thread count or chunking gives the same bits.
+
+`add_noise` adds scaled random directions to a tensor in one pass.
+"""
+
+from gradcost.noise.add import add_noise
+from gradcost.noise.hartley import Hartley
+from gradcost.noise.permutation import sample_without_replacement
+from gradcost.noise.philox import Normals, Signs, Stream
+
+__all__ = [
+    "Hartley",
+    "Normals",
+    "Signs",
+    "Stream",
+    "add_noise",
+    "sample_without_replacement",
+]

@@ -1,1 +1,4 @@
-"""Published comparisons: their numbers as data, their studies, and what became of them here."""
+"""Published comparisons: their numbers as data, and studies that repeat them.
+
+Each paper is a package with its table, study, verdicts and page.
+"""

@@ -1,1 +1,4 @@
-"""Plain records in, a verdict, tables, figures and one offline page out; no torch anywhere here."""
+"""Write the records of a study, or a plan, as one HTML file that needs no network.
+
+Nothing here imports torch; figures need the extra `report`.
+"""

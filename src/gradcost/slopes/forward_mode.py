@@ -24,7 +24,9 @@ from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
-from gradcost.directions import Directions, Factored, Factors, combination, touches
+from gradcost.directions import Directions
+from gradcost.directions.direction import combination, touches
+from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes.low_rank_linear import Products, passes_its_weight_on
 from gradcost.slopes.substitution import substituted
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradcost.core.objective import Leaf, Objective
-from gradcost.directions import Factors
+from gradcost.directions.low_rank import Factors
 
 
 def passes_its_weight_on(module: nn.Module, name: str) -> bool:

@@ -18,7 +18,8 @@ from gradcost.core.fake import is_fake, numbers
 from gradcost.core.notes import say_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import HALVES, spacing
-from gradcost.directions import Directions, combination
+from gradcost.directions import Directions
+from gradcost.directions.direction import combination
 
 WHOLE, LEAF = 0.9, 0.5  # the least cosine of the kept perturbation with the meant one, over all leaves and over one
 UNITS = 4  # units in the last place of the loss, below which a difference is mostly rounding
