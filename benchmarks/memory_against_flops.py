@@ -1,11 +1,11 @@
-"""Peak memory beyond the weights against the FLOPs of a step, for every way of getting a gradient.
+"""Peak memory beyond the weights against the FLOPs of a step, for every kind of gradient.
 
     python benchmarks/memory_against_flops.py docs > table.md
 
-A 16-layer Llama-like model, with a head for words and one for two classes, all weights trained and LoRA (r = 8)
-alone. All figures are forecasts (which the tests hold to the byte against real steps): nothing is computed.
-Writes docs/images/memory-against-flops.svg and prints the table of docs/memory.md (needs the extras report and
-transformers).
+The model has 16 Llama-like layers, with a head for words or for two classes. Either all weights are trained or LoRA
+(r = 8) alone. All figures are forecasts, which run nothing; tests compare forecasts with real steps byte by byte.
+Writes docs/images/memory-against-flops.svg and prints the table of docs/memory.md. Needs the extras report and
+transformers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradcost.planning.forecast import Forecast
 from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.within import MemoryTradeoff
 
-LAYERS, WIDTH, WORDS, BATCH, LENGTH = 16, 256, 2048, 4, 128
+LAYERS, WIDTH, VOCABULARY, BATCH, LENGTH = 16, 256, 2048, 4, 128
 COLOURS = {
     "backprop": "#1b1b1b",
     "Segments(1..16)": "#4c78a8",
@@ -46,7 +46,7 @@ def problem(head: str, trained: str) -> tuple[Objective, Any]:
         num_hidden_layers=LAYERS,
         num_attention_heads=8,
         num_key_value_heads=8,
-        vocab_size=WORDS,
+        vocab_size=VOCABULARY,
         pad_token_id=0,
         use_cache=False,
     )
@@ -56,8 +56,8 @@ def problem(head: str, trained: str) -> tuple[Objective, Any]:
             from peft import LoraConfig, get_peft_model
 
             kind = "CAUSAL_LM" if head == "words" else "SEQ_CLS"
-            every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-            model = get_peft_model(model, LoraConfig(task_type=kind, r=8, target_modules=every))  # type: ignore[arg-type]
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            model = get_peft_model(model, LoraConfig(task_type=kind, r=8, target_modules=targets))  # type: ignore[arg-type]
     words = torch.ones(BATCH, LENGTH, dtype=torch.int64)
     labels = words if head == "words" else torch.zeros(BATCH, dtype=torch.int64)
     batch = {"input_ids": words, "labels": labels}
@@ -80,67 +80,73 @@ def rows(head: str, trained: str) -> Iterator[dict[str, Any]]:
     print(f"head for {head}, {trained}", file=sys.stderr)
     objective, batch = problem(head, trained)
 
-    def row(kind: str, what: str, told: Forecast) -> dict[str, Any]:
+    def row(kind: str, label: str, forecast: Forecast) -> dict[str, Any]:
         panel = f"head for {head}, {trained} trained"
-        return {"panel": panel, "method": kind, "what": what, "mib": told.beyond / 2**20, "forwards": told.forwards}
+        return {
+            "panel": panel,
+            "method": kind,
+            "label": label,
+            "mib": forecast.beyond / 2**20,
+            "forwards": forecast.forwards,
+        }
 
     forecasts = Forecasts(objective, batch, None, "cpu")
-    for kind, what, estimator in methods():
-        told = forecasts.of(estimator)
-        assert not isinstance(told, str), told
-        yield row(kind, what, told)
+    for kind, label, estimator in methods():
+        forecast = forecasts.of(estimator)
+        assert not isinstance(forecast, str), forecast
+        yield row(kind, label, forecast)
     points = MemoryTradeoff(objective, batch).points
     for point in points[:: max(1, len(points) // 10)]:
-        told = forecasts.of(Reverse(Schedule(point.items)))
-        assert not isinstance(told, str), told
-        if told.forwards < 8:
-            yield row("Within (best schedules)", "", told)
+        forecast = forecasts.of(Reverse(Schedule(point.items)))
+        assert not isinstance(forecast, str), forecast
+        if forecast.forwards < 8:
+            yield row("Within (best schedules)", "", forecast)
 
 
-def picture(found: list[dict[str, Any]]) -> Any:
+def draw_chart(rows: list[dict[str, Any]]) -> Any:
     import altair as alt
 
     x = alt.X("forwards:Q", title="FLOPs of a step, in forwards", scale=alt.Scale(type="log", nice=False))
     y = alt.Y("mib:Q", title="peak beyond the weights, MiB", scale=alt.Scale(type="log", nice=False))
     colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())))
-    chart = alt.Chart(alt.Data(values=found)).encode(x=x, y=y, color=colour)
+    chart = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, color=colour)
     lines = chart.mark_line(strokeWidth=1.5, opacity=0.6).encode(order="forwards:Q")
     dots = chart.mark_point(filled=True, size=45).encode(
-        shape=alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(COLOURS))), tooltip=["what:N"]
+        shape=alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(COLOURS))), tooltip=["label:N"]
     )
-    labels = chart.mark_text(dy=-8, fontSize=9).encode(text="what:N")
+    labels = chart.mark_text(dy=-8, fontSize=9).encode(text="label:N")
     labels = labels.transform_filter(alt.datum.method != "Segments(1..16)")
     layers = alt.layer(lines, dots, labels).properties(width=380, height=280)
     return layers.facet(facet=alt.Facet("panel:N", title=None), columns=2)
 
 
 def main(folder: Path) -> None:
-    found = [
+    every = [
         row for head in ("words", "classes") for trained in ("all weights", "LoRA") for row in rows(head, trained)
     ]
-    picture(found).save(str(folder / "images" / "memory-against-flops.svg"))
+    draw_chart(every).save(str(folder / "images" / "memory-against-flops.svg"))
     kinds = list(COLOURS)
-    lines = ["| | " + " | ".join(dict.fromkeys(row["panel"] for row in found)) + " |", "|:---|" + "---:|" * 4]
+    lines = ["| | " + " | ".join(dict.fromkeys(row["panel"] for row in every)) + " |", "|:---|" + "---:|" * 4]
     cells: dict[tuple[str, str], list[str]] = {}
-    for row in found:
+    for row in every:
         if row["method"] == "Within (best schedules)" or (
-            row["method"] == "Segments(1..16)" and int(row["what"]) not in (1, 2, 4, 8, 16)
+            row["method"] == "Segments(1..16)" and int(row["label"]) not in (1, 2, 4, 8, 16)
         ):
             continue
         name = "Segments" if row["method"] == "Segments(1..16)" else row["method"]
-        cells.setdefault((row["method"], f"{name} {row['what']}".strip()), []).append(
+        cells.setdefault((row["method"], f"{name} {row['label']}".strip()), []).append(
             f"{row['mib']:.1f} / {row['forwards']:.2f}"
         )
-    for panel in dict.fromkeys(row["panel"] for row in found):
+    for panel in dict.fromkeys(row["panel"] for row in every):
         best = min(
-            (row for row in found if row["panel"] == panel and row["method"] == "Within (best schedules)"),
+            (row for row in every if row["panel"] == panel and row["method"] == "Within (best schedules)"),
             key=lambda row: row["mib"],
         )
         cells.setdefault(("Within (best schedules)", "Within, the lowest point drawn"), []).append(
             f"{best['mib']:.1f} / {best['forwards']:.2f}"
         )
-    for (_, name), said in sorted(cells.items(), key=lambda cell: kinds.index(cell[0][0])):
-        lines.append(f"| {name} | " + " | ".join(said) + " |")
+    for (_, name), figures in sorted(cells.items(), key=lambda cell: kinds.index(cell[0][0])):
+        lines.append(f"| {name} | " + " | ".join(figures) + " |")
     print("\n".join(lines))
 
 

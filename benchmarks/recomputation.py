@@ -1,10 +1,10 @@
-"""Backpropagation of a 24-block GPT at ten budgets, beside per-block checkpointing by torch.
+"""Backpropagation of a 24-block GPT under ten memory budgets, against per-block checkpointing by torch.
 
     python benchmarks/recomputation.py > docs/recomputation.md
 
-Peaks are those of a real step (`MemoryTracker`), recomputation is counted (`Counted`). "optimal" is the least
-recomputation that any nested schedule needs at that peak, by the dynamic program over the blocks' own figures;
-its brute-force check is a test. Milliseconds are medians of interleaved steps.
+Peak memory is measured in a real step (`MemoryTracker`), and recomputation is counted (`OpCounter`). "optimal" is the
+least recomputation of any nested schedule at that peak, by dynamic programming over the memory and FLOPs of the
+blocks; a test checks it by brute force. Milliseconds are medians of interleaved steps.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from gradcost import Key, Objective, Reverse, backprop, checkpointed
 from gradcost.checkpointing.optimal import cheapest
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning import Within
 from gradcost.planning.within import MemoryTradeoff
 from gradcost.tasks.architectures import Gpt
 
-LAYERS, WIDTH, LENGTH, BATCH, WORDS, ROUNDS = 24, 128, 128, 4, 256, 11
+LAYERS, WIDTH, LENGTH, BATCH, VOCABULARY, ROUNDS = 24, 128, 128, 4, 256, 11
 KEY = Key(0)
 
 
@@ -38,9 +38,9 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def problem() -> tuple[Objective, Any]:
-    with randomness(Key(1)):
-        model = Gpt(layers=LAYERS, width=WIDTH, heads=4).build((LENGTH,), WORDS)
-        words = torch.randint(WORDS, (BATCH, LENGTH + 1))
+    with seeded_generators(Key(1)):
+        model = Gpt(layers=LAYERS, width=WIDTH, heads=4).build((LENGTH,), VOCABULARY)
+        words = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     return Objective(model, loss), (words[:, :-1].contiguous(), words[:, 1:].contiguous())
 
 
@@ -48,24 +48,24 @@ def step(objective: Objective, batch: Any, estimator: Reverse) -> None:
     estimator.stream(objective, batch, KEY, lambda name, gradient: None)
 
 
-def followed(objective: Objective, batch: Any, work: Callable[[], object]) -> tuple[int, int]:
-    live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
-    live.register("inputs", batch)
-    for instrument in (live, counted):
+def peak_and_flops(objective: Objective, batch: Any, work: Callable[[], object]) -> tuple[int, int]:
+    memory, counter = MemoryTracker(objective.model), OpCounter(objective.model)
+    memory.register("inputs", batch)
+    for instrument in (memory, counter):
         with instrument.followed():
             work()
-    return live.memory().peak, counted.counts.flops
+    return memory.memory().peak, counter.counts.flops
 
 
 def milliseconds(*works: Callable[[], None]) -> list[float]:
-    taken: list[list[float]] = [[] for _ in works]
+    times: list[list[float]] = [[] for _ in works]
     for number in range(ROUNDS + 1):
-        for work, samples in zip(works, taken, strict=True):
+        for work, samples in zip(works, times, strict=True):
             start = time.perf_counter()
             work()
-            if number:
+            if number:  # the first round is a warm-up
                 samples.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(samples) for samples in taken]
+    return [statistics.median(samples) for samples in times]
 
 
 def mib(size: int) -> str:
@@ -75,8 +75,8 @@ def mib(size: int) -> str:
 def main() -> None:
     objective, batch = problem()
     tradeoff = MemoryTradeoff(objective, batch)
-    most, flops = followed(objective, batch, lambda: step(objective, batch, backprop()))
-    forward = followed(objective, batch, lambda: objective.evaluate(batch, KEY))[1]
+    most, flops = peak_and_flops(objective, batch, lambda: step(objective, batch, backprop()))
+    forward = peak_and_flops(objective, batch, lambda: objective.evaluate(batch, KEY))[1]
     plain = dict(backprop().estimate(objective, batch, KEY).gradient.leaves())
     least = tradeoff.peak(0)
 
@@ -84,8 +84,8 @@ def main() -> None:
     print(
         f"A GPT of {LAYERS} blocks, width {WIDTH}, {BATCH} x {LENGTH} tokens, {objective.dimension:,} weights; "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}. Peaks are of the whole step, weights "
-        f"included, the gradient used leaf by leaf. A forward is {forward:,} FLOPs, backpropagation "
-        f"{flops / forward:.2f} forwards. Made by `python benchmarks/recomputation.py`.\n"
+        f"included; gradients are used one parameter at a time. A forward is {forward:,} FLOPs, backpropagation "
+        f"{flops / forward:.2f} forwards. Written by `python benchmarks/recomputation.py`.\n"
     )
     print("| budget, MiB | measured peak, MiB | recomputed, forwards | optimal | same bits | schedule |")
     print("|---:|---:|---:|---:|:---:|:---|")
@@ -93,7 +93,7 @@ def main() -> None:
         budget = least + (most - least) * tenth // 9
         saving = Within(budget)
         estimator = Reverse(saving)
-        peak, needed = followed(objective, batch, partial(step, objective, batch, estimator))
+        peak, needed = peak_and_flops(objective, batch, partial(step, objective, batch, estimator))
         same = all(torch.equal(g, plain[n]) for n, g in estimator.estimate(objective, batch, KEY).gradient.leaves())
         best = cheapest(tradeoff.points, max(budget, tradeoff.points[0].peak))
         optimal = "–" if best is None else f"{best.flops / forward:.3f}"
@@ -105,7 +105,7 @@ def main() -> None:
     peer, _ = problem()
     for block in peer.model.blocks:  # type: ignore[union-attr]
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    torch_peak, torch_flops = followed(peer, batch, lambda: step(peer, batch, backprop()))
+    torch_peak, torch_flops = peak_and_flops(peer, batch, lambda: step(peer, batch, backprop()))
     ours = Reverse(Within(torch_peak))
     rows = {
         "backprop()": (objective, backprop()),
@@ -113,7 +113,7 @@ def main() -> None:
         "checkpointed()": (objective, checkpointed()),
         "Within(that of torch.utils.checkpoint)": (objective, ours),
     }
-    figures = {name: followed(o, batch, partial(step, o, batch, e)) for name, (o, e) in rows.items()}
+    figures = {name: peak_and_flops(o, batch, partial(step, o, batch, e)) for name, (o, e) in rows.items()}
     times = milliseconds(*(partial(step, o, batch, e) for o, e in rows.values()))
     assert figures["torch.utils.checkpoint, each block"] == (torch_peak, torch_flops)
     print(f"\n## At the peak of per-block checkpointing\n\nMedians of {ROUNDS} interleaved steps.\n")

@@ -1,14 +1,17 @@
-"""Steps of forward gradients to those of gradient descent: `python benchmarks/slowdown.py`, minutes on one core.
+"""Count the steps of forward gradients against those of gradient descent. Takes minutes on one core.
 
-On quadratics x'Hx/2 of 1,000 weights and condition 100, eigenvalues from 0.01 to 1 spaced evenly, or evenly in
-their logarithm, started where each eigenvector holds the same loss. Each method takes its best constant step, found
-by trying `STEPS_TRIED` on the runs themselves; counted are the steps until the mean loss of 6 runs is 1/100, or
-1/10,000, of the first.
+    python benchmarks/slowdown.py
 
-The runs do not call the library: they draw its estimate's exact distribution in one go, g = (q grad + sqrt(q) |grad|
-u)/n with q ~ chi^2_n and u standard normal at right angles to the gradient (`expected_cosine` derives it). That the
-library's estimator scatters alike is checked first, on 40 steps of it. Writes the part `slowdown` of docs/theory.md
-and docs/images/slowdown.svg (extra report).
+- Problems: quadratics x'Hx/2 of 1,000 weights and condition 100. The eigenvalues go from 0.01 to 1, spaced evenly or
+  evenly in their logarithm. Every eigenvector starts with the same loss.
+- Learning rates: the best constant one for each method, of `FACTORS_TRIED`, on the runs themselves.
+- Count: the steps until the mean loss of 6 runs is 1/100 or 1/10,000 of the first.
+
+The runs sample the exact distribution of the estimate instead of calling the library: g = (q grad + sqrt(q) |grad|
+u)/n, with q ~ chi^2_n and u standard normal orthogonal to the gradient (`expected_cosine` derives it). A check on 40
+steps of the library's estimator comes first.
+
+Writes the part `slowdown` of docs/theory.md, and docs/images/slowdown.svg. Needs the extra report.
 """
 
 from __future__ import annotations
@@ -21,28 +24,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from theory import DOCS, KEY, Point, flat, written
+from theory import DOCS, KEY, Point, flat, write_section
 from torch import Tensor, nn
 
 from gradcost import Gaussian, Jvp, Objective, Probing
 from gradcost.theory.quadratic import expected_losses, steps_to_reach
 from gradcost.theory.slowdown import effective_slowdown, slowdown
 
-D, RUNS, LEAST, MOST = 1000, 6, 1e-4, 100_000
+D, RUNS, LEAST_RATIO, MOST_STEPS = 1000, 6, 1e-4, 100_000
 PROBES, RATIOS = (1, 10, 100), (1e-2, 1e-4)
-STEPS_TRIED = [1.2, 1.4, 1.6, 1.8, 2.0, 2.2]  # of 1/(L (1 + (r + 1)/n)); a method's best lies within
+FACTORS_TRIED = [1.2, 1.4, 1.6, 1.8, 2.0, 2.2]  # of 1/(L (1 + (r + 1)/n)); the best lies within
 SPECTRA = {"even in the logarithm": np.geomspace(0.01, 1, D), "even": np.linspace(0.01, 1, D)}
 
 
 class Curve(NamedTuple):
-    """The mean loss of the runs at each step, as a share of the first, and its standard error."""
+    """The mean loss of the runs at each step and its standard error, as shares of the first loss."""
 
     mean: np.ndarray
     error: np.ndarray
 
 
 class Row(NamedTuple):
-    """Of one number of probes on one spectrum to one share of the first loss."""
+    """The steps of one number of probes on one spectrum, down to one share of the first loss."""
 
     spectrum: str
     ratio: float
@@ -64,7 +67,7 @@ class Row(NamedTuple):
 
 
 def losses(curvature: np.ndarray, lr: float, probes: int, seed: int, runs: int = RUNS) -> Iterator[np.ndarray]:
-    """f of each run after 0, 1, 2, ... steps."""
+    """Yield f of each run after 0, 1, 2, ... steps."""
     generator = np.random.default_rng(seed)
     x = np.tile(1 / np.sqrt(curvature), (runs, 1))
     while True:
@@ -77,18 +80,18 @@ def losses(curvature: np.ndarray, lr: float, probes: int, seed: int, runs: int =
         x -= lr / probes * (q * gradient + np.sqrt(q) * length * u)
 
 
-def followed(curvature: np.ndarray, lr: float, probes: int) -> Curve:
-    """Until the mean is below `LEAST` of the first or has grown tenfold."""
+def curve_of(curvature: np.ndarray, lr: float, probes: int) -> Curve:
+    """Run until the mean loss is below `LEAST_RATIO` of the first or has grown tenfold."""
     means, errors, first = [], [], D / 2
-    for found in itertools.islice(losses(curvature, lr, probes, seed=probes), MOST):
-        means.append(found.mean() / first)
-        errors.append(found.std(ddof=1) / math.sqrt(len(found)) / first)
-        if not LEAST < means[-1] < 10:
+    for sample in itertools.islice(losses(curvature, lr, probes, seed=probes), MOST_STEPS):
+        means.append(sample.mean() / first)
+        errors.append(sample.std(ddof=1) / math.sqrt(len(sample)) / first)
+        if not LEAST_RATIO < means[-1] < 10:
             break
     return Curve(np.array(means), np.array(errors))
 
 
-def reached(mean: np.ndarray, ratio: float) -> int | None:
+def first_step_below(mean: np.ndarray, ratio: float) -> int | None:
     below = np.flatnonzero(mean <= ratio)
     return int(below[0]) if len(below) else None
 
@@ -105,34 +108,34 @@ def rows(spectrum: str, curvature: np.ndarray) -> Iterator[tuple[list[Row], dict
         effective = effective_slowdown(trace, 1.0, probes)
         dimension = slowdown(D, probes)
         assert dimension is not None
-        curves = {factor: followed(curvature, factor / effective, probes) for factor in STEPS_TRIED}
-        found = []
+        curves = {factor: curve_of(curvature, factor / effective, probes) for factor in FACTORS_TRIED}
+        results = []
         for ratio in RATIOS:
             steps, factor = min(
                 (steps, factor)
                 for factor, curve in curves.items()
-                if (steps := reached(curve.mean, ratio)) is not None
+                if (steps := first_step_below(curve.mean, ratio)) is not None
             )
             exact = [
-                steps_to_reach(expected_losses(curvature, start, factor / effective, probes), ratio, MOST)
-                for factor in STEPS_TRIED
+                steps_to_reach(expected_losses(curvature, start, factor / effective, probes), ratio, MOST_STEPS)
+                for factor in FACTORS_TRIED
             ]
             expected = min(steps for steps in exact if steps is not None)
             descent = best_descent(curvature, ratio)
-            found.append(Row(spectrum, ratio, probes, descent, steps, factor, expected, dimension, effective))
+            results.append(Row(spectrum, ratio, probes, descent, steps, factor, expected, dimension, effective))
         yield (
-            found,
+            results,
             {
                 "spectrum": spectrum,
                 "probes": probes,
-                "lr": found[-1].rate / effective,
-                "curve": curves[found[-1].rate],
+                "lr": results[-1].rate / effective,
+                "curve": curves[results[-1].rate],
             },
         )
 
 
 def library_agrees(probes: int = 10, steps: int = 40, runs: int = 24) -> str:
-    """Log losses after `steps` steps of the library's estimator and of `losses`: means and standard errors."""
+    """Compare the losses after `steps` steps of the library's estimator with those of `losses`."""
     curvature = SPECTRA["even in the logarithm"]
     lr, weights = 1 / effective_slowdown(float(curvature.sum()), 1.0, probes), torch.from_numpy(curvature)
 
@@ -145,32 +148,32 @@ def library_agrees(probes: int = 10, steps: int = 40, runs: int = 24) -> str:
         objective = Objective(model, loss)
         for step in range(steps):
             key = KEY.fold("slowdown", run).fold("step", step)
-            found = Probing(Jvp(probes), Gaussian(), probes).estimate(objective, weights, key).gradient
-            model.x.data.sub_(lr * flat(found))
+            estimate = Probing(Jvp(probes), Gaussian(), probes).estimate(objective, weights, key).gradient
+            model.x.data.sub_(lr * flat(estimate))
         ends.append(float(objective.evaluate(weights, KEY)) / (D / 2))
     ours = np.array(ends)
-    drawn = next(itertools.islice(losses(curvature, lr, probes, seed=0, runs=400), steps, None)) / (D / 2)
-    stated = next(itertools.islice(expected_losses(curvature, 1 / np.sqrt(curvature), lr, probes), steps, None)) / (
+    sampled = next(itertools.islice(losses(curvature, lr, probes, seed=0, runs=400), steps, None)) / (D / 2)
+    expected = next(itertools.islice(expected_losses(curvature, 1 / np.sqrt(curvature), lr, probes), steps, None)) / (
         D / 2
     )
-    error = math.hypot(ours.std() / math.sqrt(runs), drawn.std() / math.sqrt(len(drawn)))
-    assert abs(ours.mean() - drawn.mean()) < 4 * error
+    error = math.hypot(ours.std() / math.sqrt(runs), sampled.std() / math.sqrt(len(sampled)))
+    assert abs(ours.mean() - sampled.mean()) < 4 * error
     return (
         f"After {steps} steps with n = {probes} the library's estimator leaves {ours.mean():.4f} ± "
-        f"{ours.std() / math.sqrt(runs):.4f} of the loss, the runs' shortcut {drawn.mean():.4f} ± "
-        f"{drawn.std() / math.sqrt(len(drawn)):.4f}, and `expected_losses` states {stated:.4f}."
+        f"{ours.std() / math.sqrt(runs):.4f} of the loss, sampling leaves {sampled.mean():.4f} ± "
+        f"{sampled.std() / math.sqrt(len(sampled)):.4f}, and `expected_losses` states {expected:.4f}."
     )
 
 
-def table(found: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
     lines = [
         "| eigenvalues | f falls to | n | steps of gradient descent | steps | slow-down | `expected_losses` | "
         "`effective_slowdown` | `slowdown` | best lr, of 1/(L (1 + (r+1)/n)) |",
         "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in found:
+    for row in rows:
         exact, effective, dimension = (
-            f"{stated:.1f} ({stated / row.measured - 1:+.0%})" for stated in (row.exact, row.effective, row.dimension)
+            f"{value:.1f} ({value / row.measured - 1:+.0%})" for value in (row.exact, row.effective, row.dimension)
         )
         lines.append(
             f"| {row.spectrum} | {row.ratio:g} | {row.probes} | {row.descent} | {row.steps:,} | {row.measured:.1f} | "
@@ -179,19 +182,19 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def picture(curves: list[dict[str, Any]]) -> Any:
+def draw_chart(curves: list[dict[str, Any]]) -> Any:
     import altair as alt
 
     dots = []
-    for drawn in curves:
-        curvature, mean = SPECTRA[drawn["spectrum"]], drawn["curve"].mean
-        stated = expected_losses(curvature, 1 / np.sqrt(curvature), drawn["lr"], drawn["probes"])
-        places = set(np.unique(np.geomspace(1, len(mean) - 1, 60).astype(int)).tolist())
-        for step, loss in enumerate(itertools.islice(stated, len(mean))):
-            if step in places:
-                told = {"step": step, "n": f"n = {drawn['probes']}", "panel": f"eigenvalues {drawn['spectrum']}"}
-                dots.append(told | {"loss": loss / (D / 2), "way": "expected_losses"})
-                dots.append(told | {"loss": float(mean[step]), "way": f"mean of {RUNS} runs"})
+    for entry in curves:
+        curvature, mean = SPECTRA[entry["spectrum"]], entry["curve"].mean
+        expected = expected_losses(curvature, 1 / np.sqrt(curvature), entry["lr"], entry["probes"])
+        plotted = set(np.unique(np.geomspace(1, len(mean) - 1, 60).astype(int)).tolist())
+        for step, loss in enumerate(itertools.islice(expected, len(mean))):
+            if step in plotted:
+                labels = {"step": step, "n": f"n = {entry['probes']}", "panel": f"eigenvalues {entry['spectrum']}"}
+                dots.append(labels | {"loss": loss / (D / 2), "way": "expected_losses"})
+                dots.append(labels | {"loss": float(mean[step]), "way": f"mean of {RUNS} runs"})
     x = alt.X("step:Q", title="steps", scale=alt.Scale(type="log"))
     y = alt.Y("loss:Q", title="loss, of the first", scale=alt.Scale(type="log"))
     chart = alt.Chart().encode(x=x, y=y, color=alt.Color("n:N", title=None))
@@ -204,25 +207,25 @@ def picture(curves: list[dict[str, Any]]) -> Any:
 def main() -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
-    agreed = library_agrees()
-    print(agreed, flush=True)
-    found, curves = [], []
+    agreement = library_agrees()
+    print(agreement, flush=True)
+    results, curves = [], []
     for spectrum, curvature in SPECTRA.items():
-        for some, curve in rows(spectrum, curvature):
-            found += some
+        for group, curve in rows(spectrum, curvature):
+            results += group
             curves.append(curve)
-            print(table(some), f"{time.perf_counter() - started:.0f} s", flush=True)
-    found.sort(key=lambda row: (list(SPECTRA).index(row.spectrum), -row.ratio, row.probes))
+            print(table(group), f"{time.perf_counter() - started:.0f} s", flush=True)
+    results.sort(key=lambda row: (list(SPECTRA).index(row.spectrum), -row.ratio, row.probes))
     ranks = ", ".join(f"{curvature.sum():.0f} ({name})" for name, curvature in SPECTRA.items())
     text = (
         f"Quadratics of d = {D:,} weights and condition 100 (eigenvalues 0.01 to 1; effective ranks {ranks}), "
-        "started where each eigenvector holds the same loss; every method at its best constant step, of "
-        f"{len(STEPS_TRIED)} tried on the runs; steps until the mean of {RUNS} runs has fallen. {agreed} In "
-        "brackets: how far a statement is off the "
-        f"measured slow-down. {time.perf_counter() - started:.0f} s on one thread.\n\n{table(found)}"
+        "every eigenvector starts with the same loss. Every method has its best constant learning rate, of "
+        f"{len(FACTORS_TRIED)} tried on the runs. Steps until the mean of {RUNS} runs has fallen. {agreement} In "
+        "brackets: the error against the "
+        f"measured slow-down. {time.perf_counter() - started:.0f} s on one thread.\n\n{table(results)}"
     )
-    written("slowdown", text)
-    picture(curves).save(str(DOCS / "images" / "slowdown.svg"))
+    write_section("slowdown", text)
+    draw_chart(curves).save(str(DOCS / "images" / "slowdown.svg"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""One training step of each preset beside its peer, in one run: `python benchmarks/steps.py [--rounds 30]`.
+"""Time one training step of each preset against the same step written without gradcost.
 
-Every round takes one step of everything, in an order drawn anew, so that a slow minute of the machine slows all
-alike; a ratio is taken within a round, and its median and quartiles over the rounds are printed. The peers are
-what a person would write without gradcost: torch's backward and optimizer, torch.utils.checkpoint around each
-block, torch.func.jvp with a dictionary of tangents, and MeZO's published loop (Malladi et al. 2023, algorithm 1:
-seeded torch.normal a tensor, +eps, -2 eps, +eps, update). Bare is a forward without gradients.
+    python benchmarks/steps.py [--rounds 30]
+
+Every round takes one step of everything in a new random order, so a slow minute of the machine slows all of them. A
+ratio is taken within a round; the script prints its median and quartiles over the rounds. The peers:
+
+- torch's backward and optimizer
+- torch.utils.checkpoint around each block
+- torch.func.jvp with a dictionary of tangents
+- MeZO's published loop (Malladi et al. 2023, algorithm 1): seeded torch.normal per tensor, +eps, -2 eps, +eps, update
+
+The bare forward runs without gradients.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 import gradcost
 from gradcost import Key
 from gradcost.core.blocks import find_blocks
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.tasks.architectures import Architecture, Gpt, Mlp
 from gradcost.tasks.task import Batch, cross_entropy
 
@@ -42,8 +48,8 @@ PEERS = {
 }
 
 
-class Fixed:
-    """A model and one batch for ever."""
+class OneBatch:
+    """A model that is trained on the same batch in every step."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
@@ -67,7 +73,7 @@ def gpt() -> tuple[Architecture, tuple[int, ...], int, Batch]:
 
 
 def ours(estimator: gradcost.Estimator, model: nn.Module, batch: Batch) -> Callable[[], object]:
-    steps = gradcost.train(Fixed(model, batch), estimator, gradcost.SGD(RATE))
+    steps = gradcost.train(OneBatch(model, batch), estimator, gradcost.SGD(RATE))
     return lambda: next(steps)
 
 
@@ -94,12 +100,12 @@ def torch_checkpoint(model: nn.Module, batch: Batch) -> Callable[[], object]:
     for block in find_blocks(model):
         forwards = [module.forward for module in block]
 
-        def whole(x: Tensor, forwards: Any = forwards) -> Tensor:
+        def run_block(x: Tensor, forwards: Any = forwards) -> Tensor:
             for forward in forwards:
                 x = forward(x)
             return x
 
-        block[0].forward = lambda x, whole=whole: checkpoint(whole, x, use_reentrant=False)  # type: ignore[method-assign]
+        block[0].forward = lambda x, run_block=run_block: checkpoint(run_block, x, use_reentrant=False)  # type: ignore[method-assign]
         for module in block[1:]:
             module.forward = lambda x: x  # type: ignore[method-assign]
     return torch_backward(model, batch)
@@ -145,7 +151,7 @@ def mezo_loop(model: nn.Module, batch: Batch) -> Callable[[], object]:
     return step
 
 
-def contenders(make: Callable[[], nn.Module], batch: Batch) -> Iterator[tuple[str, Callable[[], object]]]:
+def all_steps(make: Callable[[], nn.Module], batch: Batch) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bare forward", bare(make(), batch)
     yield "torch backward", torch_backward(make(), batch)
     yield "torch checkpoint", torch_checkpoint(make(), batch)
@@ -157,17 +163,17 @@ def contenders(make: Callable[[], nn.Module], batch: Batch) -> Iterator[tuple[st
 
 
 def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, a list over the rounds."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    """Return the seconds of each step, one number per round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps.items()), random.Random(0).shuffle
-    for turn in range(rounds + 2):
-        shuffle(order)  # a step is faster after one that leaves its caches warm: no neighbour for ever
+    for number in range(rounds + 2):
+        shuffle(order)  # a step is faster after one that leaves its caches warm
         for name, step in order:
             start = time.perf_counter()
             step()
-            if turn >= 2:  # the first two are a warm-up
-                taken[name].append(time.perf_counter() - start)
-    return taken
+            if number >= 2:  # the first two rounds are a warm-up
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
 def ratio(over: list[float], under: list[float]) -> str:
@@ -177,8 +183,10 @@ def ratio(over: list[float], under: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=30, help="timed steps of each method, at least 2")
     rounds: int = parser.parse_args().rounds
+    if rounds < 2:
+        parser.error("--rounds is at least 2: the quartiles need two ratios.")
     warnings.simplefilter("ignore", gradcost.core.Note)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds; medians (quartiles)")
     for name, (architecture, inputs, classes, batch) in {"MLP, batch 64": mlp(), "GPT, batch 8 x 128": gpt()}.items():
@@ -186,17 +194,17 @@ def main() -> None:
         def make(
             architecture: Architecture = architecture, inputs: Any = inputs, classes: int = classes
         ) -> nn.Module:
-            with randomness(Key(0)):
+            with seeded_generators(Key(0)):
                 return architecture.build(inputs, classes)
 
         weights = sum(p.numel() for p in make().parameters())
-        taken = measure(dict(contenders(make, batch)), rounds)
+        times = measure(dict(all_steps(make, batch)), rounds)
         print(f"\n{name}, {weights / 1e6:.2f}M weights\n")
         print("| step | ms | in bare forwards | to its peer |\n|---|---|---|---|")
-        for step, seconds in taken.items():
-            peer = ratio(seconds, taken[PEERS[step]]) + f" of {PEERS[step]}" if step in PEERS else ""
+        for step, seconds in times.items():
+            peer = ratio(seconds, times[PEERS[step]]) + f" of {PEERS[step]}" if step in PEERS else ""
             ms = 1e3 * statistics.median(seconds)
-            print(f"| {step} | {ms:.2f} | {ratio(seconds, taken['bare forward'])} | {peer} |")
+            print(f"| {step} | {ms:.2f} | {ratio(seconds, times['bare forward'])} | {peer} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Second moments and cosines of estimates beside theory: `python benchmarks/theory.py`, about 5 minutes of one core.
+"""Compare second moments and cosines of estimates with theory. Takes about 5 minutes on one core.
 
-n = 1, 16 and 256 probes of eight pairs of directions and combination, each drawn through the library's own estimator
-with forward-mode slopes, sharing a forward by up to 64: on a quadratic of 1,000 weights (float64) and on the digits
-MLP (4,810 weights, float32) before, halfway through and after 2,000 steps of SGD by backpropagation. The truth is
-the gradient of the same batch. Writes the table between the marks `theory` in docs/theory.md and
-docs/images/theory.svg (extra report).
+    python benchmarks/theory.py
+
+- Estimates: eight pairs of directions and combination, each with n = 1, 16 and 256 probes. The library's estimator
+  draws them with forward-mode slopes, up to 64 per forward.
+- Problems: a quadratic of 1,000 weights (float64), and the digits MLP (4,810 weights, float32) before, halfway
+  through and after 2,000 steps of SGD by backpropagation.
+- Reference: the gradient of the same batch.
+
+Writes the table between the marks `theory` in docs/theory.md, and docs/images/theory.svg. Needs the extra report.
 """
 
 from __future__ import annotations
@@ -36,8 +40,8 @@ PAIRS = [(Gaussian(), Mean()), (Rademacher(), Mean()), (Sphere(), Mean()), (Orth
 PAIRS += [(Coordinates(), Mean()), (Gaussian(), Projection()), (Rademacher(), Projection()), (Sphere(), Projection())]
 
 
-class Place(NamedTuple):
-    """Where a gradient is looked at."""
+class Problem(NamedTuple):
+    """A point at which gradients are estimated."""
 
     name: str
     about: str
@@ -46,9 +50,9 @@ class Place(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Of one estimator at one place: what theory states; what was measured and its standard error, in units of it."""
+    """One estimator on one problem: values in theory, and measured values with standard errors in units of them."""
 
-    place: str
+    problem: str
     pair: str
     probes: int
     moment: float
@@ -57,7 +61,7 @@ class Row(NamedTuple):
     cosine: float
     measured_cosine: float
     cosine_error: float
-    given: float  # the cosine that theory states for this very gradient, in units of that without knowing it
+    given: float  # cosine in theory for this gradient, in units of the one for an unknown gradient
 
 
 def flat(gradient: Gradient) -> Tensor:
@@ -65,13 +69,15 @@ def flat(gradient: Gradient) -> Tensor:
 
 
 class Point(nn.Module):
+    """A model whose only parameter is a point x."""
+
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.x = nn.Parameter(x)
 
 
-def quadratic() -> Place:
-    """f = x'Hx/2, H with eigenvalues spaced evenly in their logarithm from 1 to 100, on the weights' own axes."""
+def quadratic() -> Problem:
+    """Return f = x'Hx/2 with H diagonal, eigenvalues from 1 to 100 spaced evenly in their logarithm."""
     generator = torch.Generator().manual_seed(0)
     model = Point(torch.randn(1000, dtype=torch.float64, generator=generator))
     curvature = torch.logspace(0, 2, 1000, dtype=torch.float64)
@@ -79,11 +85,11 @@ def quadratic() -> Place:
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         return (batch * model.x.square()).sum() / 2  # type: ignore[operator]
 
-    return Place("quadratic", "curvature 1 to 100", Objective(model, loss), curvature)
+    return Problem("quadratic", "curvature 1 to 100", Objective(model, loss), curvature)
 
 
-def digits() -> Iterator[Place]:
-    """The MLP before, halfway through and after training, each time with the batch of the step to come."""
+def digits() -> Iterator[Problem]:
+    """Yield the MLP before, halfway through and after training, each with the batch of the next step."""
     task, key = Digits(), KEY.fold("digits")
     training = gradcost.train(task, gradcost.backprop(), gradcost.SGD(RATE), key, STEPS)
     objective = task.objective(key.fold("init"))
@@ -94,12 +100,12 @@ def digits() -> Iterator[Place]:
                 break
         batch = task.batch_at(key.fold("data"), number)
         loss = float(objective.evaluate(batch, key))
-        yield Place(f"digits, step {number:,}", f"loss {loss:.3f}", objective, batch)
+        yield Problem(f"digits, step {number:,}", f"loss {loss:.3f}", objective, batch)
 
 
-def rows(place: Place) -> Iterator[Row]:
-    gradient = flat(gradcost.backprop().estimate(place.objective, place.batch, KEY).gradient)
-    d, length = place.objective.dimension, float(gradient.norm())
+def compare(problem: Problem) -> Iterator[Row]:
+    gradient = flat(gradcost.backprop().estimate(problem.objective, problem.batch, KEY).gradient)
+    d, length = problem.objective.dimension, float(gradient.norm())
     for directions, combine in PAIRS:
         for probes, draws in DRAWS.items():
             estimator = Probing(Jvp(together=min(probes, TOGETHER)), directions, probes, combine)
@@ -109,22 +115,22 @@ def rows(place: Place) -> Iterator[Row]:
             moments, cosines = [], []
             for draw in range(draws):
                 key = KEY.fold(repr(estimator), draw)
-                found = flat(estimator.estimate(place.objective, place.batch, key).gradient)
-                across = float(found.norm())
-                moments.append((across / length) ** 2)
-                cosines.append(float(found @ gradient) / (across * length) if across else 0.0)
+                estimate = flat(estimator.estimate(problem.objective, problem.batch, key).gradient)
+                norm = float(estimate.norm())
+                moments.append((norm / length) ** 2)
+                cosines.append(float(estimate @ gradient) / (norm * length) if norm else 0.0)
             given = cosine_along_coordinates(gradient, probes) if directions == Coordinates() else cosine
             label = f"{directions!r} x {combine!r}".replace("()", "")
-            yield Row(place.name, label, probes, *ratio(moments, moment), *ratio(cosines, cosine), given / cosine)
+            yield Row(problem.name, label, probes, *ratio(moments, moment), *ratio(cosines, cosine), given / cosine)
 
 
-def ratio(drawn: list[float], stated: float) -> tuple[float, float, float]:
-    """What is stated; the mean of what was drawn and its standard error, in units of that."""
-    return stated, statistics.fmean(drawn) / stated, statistics.stdev(drawn) / len(drawn) ** 0.5 / stated
+def ratio(sample: list[float], expected: float) -> tuple[float, float, float]:
+    """Return the expected value, and the mean of a sample with its standard error in units of it."""
+    return expected, statistics.fmean(sample) / expected, statistics.stdev(sample) / len(sample) ** 0.5 / expected
 
 
-def table(found: list[Row], places: list[Place]) -> str:
-    names = [place.name for place in places]
+def table(rows: list[Row], problems: list[Problem]) -> str:
+    names = [problem.name for problem in problems]
     lines = [
         "| directions x combine | n | E\\|g\\|² in theory | "
         + " | ".join(names)
@@ -133,59 +139,59 @@ def table(found: list[Row], places: list[Place]) -> str:
         + " |",
         "|:---|---:|" + "---:|" * (2 * len(names) + 2),
     ]
-    for pair in dict.fromkeys(row.pair for row in found):
+    for pair in dict.fromkeys(row.pair for row in rows):
         for probes in DRAWS:
-            some = [row for row in found if (row.pair, row.probes) == (pair, probes)]
-            moments = [f"{row.measured_moment:.3f} ± {row.moment_error:.3f}" for row in some]
-            cosines = [f"{row.measured_cosine:.3f} ± {row.cosine_error:.3f}" for row in some]
-            stated = [
-                dict.fromkeys(f"{row.moment:.4g}" for row in some),
-                dict.fromkeys(f"{row.cosine:.3g}" for row in some),
+            group = [row for row in rows if (row.pair, row.probes) == (pair, probes)]
+            moments = [f"{row.measured_moment:.3f} ± {row.moment_error:.3f}" for row in group]
+            cosines = [f"{row.measured_cosine:.3f} ± {row.cosine_error:.3f}" for row in group]
+            expected = [
+                dict.fromkeys(f"{row.moment:.4g}" for row in group),
+                dict.fromkeys(f"{row.cosine:.3g}" for row in group),
             ]
-            cells = [pair, str(probes), ", ".join(stated[0]), *moments, ", ".join(stated[1]), *cosines]
+            cells = [pair, str(probes), ", ".join(expected[0]), *moments, ", ".join(expected[1]), *cosines]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def coordinates(found: list[Row], places: list[Place]) -> str:
-    """Of Coordinates: the cosine for the gradient at hand, in units of that for one without preferred directions."""
-    lines = ["| n | " + " | ".join(place.name for place in places) + " |", "|---:|" + "---:|" * len(places)]
+def coordinates_table(rows: list[Row], problems: list[Problem]) -> str:
+    """Return the cosines of Coordinates for each gradient, in units of the one for an isotropic gradient."""
+    lines = ["| n | " + " | ".join(problem.name for problem in problems) + " |", "|---:|" + "---:|" * len(problems)]
     for probes in DRAWS:
-        some = [row for row in found if row.pair.startswith("Coordinates") and row.probes == probes]
-        cells = [f"{row.given:.3f}; measured {row.measured_cosine:.3f} ± {row.cosine_error:.3f}" for row in some]
+        group = [row for row in rows if row.pair.startswith("Coordinates") and row.probes == probes]
+        cells = [f"{row.given:.3f}; measured {row.measured_cosine:.3f} ± {row.cosine_error:.3f}" for row in group]
         lines.append(f"| {probes} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def verdict(found: list[Row]) -> str:
-    """How far measurements are from theory, with Coordinates' cosines against those for the gradient at hand."""
-    moments = [(abs(row.measured_moment - 1), row) for row in found]
-    cosines = [(abs(row.measured_cosine / row.given - 1), row) for row in found]
+def summary(rows: list[Row]) -> str:
+    """State the distance between measurements and theory; cosines of Coordinates use the gradient itself."""
+    moments = [(abs(row.measured_moment - 1), row) for row in rows]
+    cosines = [(abs(row.measured_cosine / row.given - 1), row) for row in rows]
     sentences = []
-    for what, away in (("second moments", moments), ("cosines", cosines)):
-        share = sum(gap <= 0.05 for gap, _ in away)
-        gap, row = max(away, key=lambda pair: pair[0])
+    for what, distances in (("second moments", moments), ("cosines", cosines)):
+        share = sum(gap <= 0.05 for gap, _ in distances)
+        gap, row = max(distances, key=lambda pair: pair[0])
         sentences.append(
-            f"{share} of {len(away)} {what} are within 5% of theory; the farthest, {row.pair} with n = {row.probes} "
-            f"on {row.place}, is {100 * gap:.1f}% off."
+            f"{share} of {len(distances)} {what} are within 5% of theory; the farthest, {row.pair} with "
+            f"n = {row.probes} on {row.problem}, is {100 * gap:.1f}% off."
         )
-    square = statistics.fmean(((row.measured_moment - 1) / row.moment_error) ** 2 for row in found)
+    square = statistics.fmean(((row.measured_moment - 1) / row.moment_error) ** 2 for row in rows)
     return (
         f"{' '.join(sentences)} In standard errors, the mean square of the second moments' distances is {square:.2f}."
     )
 
 
-def picture(found: list[Row]) -> Any:
+def draw_chart(rows: list[Row]) -> Any:
     import altair as alt
 
     dots = []
-    for row in found:
+    for row in rows:
         for what, mean, error in (
             ("second moment", row.measured_moment, row.moment_error),
             ("cosine", row.measured_cosine / row.given, row.cosine_error / row.given),
         ):
-            told = {"pair": row.pair, "place": row.place, "panel": f"{what}, n = {row.probes}"}
-            dots.append(told | {"ratio": mean, "low": mean - 2 * error, "high": mean + 2 * error})
+            labels = {"pair": row.pair, "place": row.problem, "panel": f"{what}, n = {row.probes}"}
+            dots.append(labels | {"ratio": mean, "low": mean - 2 * error, "high": mean + 2 * error})
     order = [f"{what}, n = {probes}" for what in ("second moment", "cosine") for probes in DRAWS]
     y = alt.Y("pair:N", title=None, sort=None)
     offset = alt.YOffset("place:N", sort=None)
@@ -201,8 +207,8 @@ def picture(found: list[Row]) -> Any:
     return layers.facet(facet=alt.Facet("panel:N", title=None, sort=order), columns=3)
 
 
-def written(name: str, text: str) -> None:
-    """Put the text between the marks `name` of docs/theory.md."""
+def write_section(name: str, text: str) -> None:
+    """Write the text between the marks `name` of docs/theory.md."""
     page = DOCS / "theory.md"
     start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
     before, rest = page.read_text(encoding="utf-8").split(start)
@@ -213,21 +219,21 @@ def written(name: str, text: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
-    places, found = [], []
-    for place in itertools.chain([quadratic()], digits()):
-        places.append(place)
-        found += rows(place)
-        print(place.name, f"{time.perf_counter() - started:.0f} s", flush=True)
-    told = "; ".join(f"{place.name} ({place.about}, {place.objective.dimension:,} weights)" for place in places)
+    problems, every = [], []
+    for problem in itertools.chain([quadratic()], digits()):
+        problems.append(problem)
+        every += compare(problem)
+        print(problem.name, f"{time.perf_counter() - started:.0f} s", flush=True)
+    setups = "; ".join(f"{each.name} ({each.about}, {each.objective.dimension:,} weights)" for each in problems)
     draws = ", ".join(f"{draws:,} estimates of n = {probes}" for probes, draws in DRAWS.items())
-    written(
+    write_section(
         "theory",
-        f"{draws}; measured / theory ± one standard error. {told}. torch {torch.__version__}, "
-        f"{time.perf_counter() - started:.0f} s on one thread. {verdict(found)}\n\n{table(found, places)}\n\n"
-        "Coordinates' cosine for the gradient at hand (`cosine_along_coordinates`), in units of the cosine for one "
-        f"that points in no preferred direction:\n\n{coordinates(found, places)}",
+        f"{draws}; measured / theory ± one standard error. {setups}. torch {torch.__version__}, "
+        f"{time.perf_counter() - started:.0f} s on one thread. {summary(every)}\n\n{table(every, problems)}\n\n"
+        "The cosine of `Coordinates` for each gradient (`cosine_along_coordinates`), in units of the cosine for an "
+        f"isotropic gradient:\n\n{coordinates_table(every, problems)}",
     )
-    picture(found).save(str(DOCS / "images" / "theory.svg"))
+    draw_chart(every).save(str(DOCS / "images" / "theory.svg"))
 
 
 if __name__ == "__main__":

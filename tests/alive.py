@@ -1,4 +1,8 @@
-"""Which tensors are alive: every storage that is made while this mode is on, until it is freed."""
+"""Bytes of the storages that exist: each one from the operation that makes it until it is freed.
+
+It overlaps with `gradcost.instruments.memory.MemoryTracker` on purpose: it is an independent oracle. It shares no
+code with the library and knows no purposes of tensors, so a storage that the tracker overlooks still fails law 11.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Alive(TorchDispatchMode):
-    """The bytes of the storages made within that are alive now, and the most that ever were."""
+    """Count the storages that are made in this mode: `bytes` is their size now, `peak` the largest size so far."""
 
     def __init__(self) -> None:
         super().__init__()

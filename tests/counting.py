@@ -1,4 +1,4 @@
-"""A count of the FLOPs that a computation does, independent of the library's own."""
+"""An independent oracle for FLOPs: it shares no code with `gradcost.instruments.flops.OpCounter`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a random quantity's samples say about its mean."""
+"""A test of the mean of a random quantity by its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def assert_mean(samples: Tensor | Sequence[float], expected: float, errors: float = 5.0) -> None:
     """The mean of the samples (first dimension) is `expected`, within `errors` standard errors, everywhere.
 
-    Five standard errors are passed by chance once in two million looks; the seeds are fixed, so never twice.
+    A deviation beyond five standard errors has probability 6e-7. Seeds are fixed, so a test that passes always does.
     """
     drawn = torch.as_tensor(samples, dtype=torch.float64)
     error = drawn.std(0) / len(drawn) ** 0.5

@@ -1,4 +1,8 @@
-"""A picture of all that an estimate may touch and must put back, to compare bit for bit."""
+"""A snapshot of everything that an estimate may change and must restore, compared bit for bit.
+
+It overlaps with `gradcost.checks.model_state` on purpose: it is an independent oracle. It shares no code with the
+library, so a kind of state that `model_state` forgets still fails law 5.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ def bits(tensor: Tensor | None) -> bytes | None:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything, by name; equal pictures mean that nothing was disturbed."""
+    """Return all state by name. Two equal snapshots mean that nothing was disturbed."""
     seen: dict[str, Any] = dict(_surroundings())
     for path, module in model.named_modules():
         at = path or "(model)"
@@ -83,5 +87,5 @@ def _surroundings() -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names of what differs between two pictures."""
+    """Return the names of what differs between two snapshots."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -1,6 +1,6 @@
-"""The table of estimators and the table of objectives, with the facts about each: a law is a cross product.
+"""The tables of estimators and objectives, with the facts about each. A law is tested on their cross product.
 
-A new method is one row here, and every law then speaks of it.
+A new method is one row here; every law then applies to it. tests/test_tables.py tests the tables themselves.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradcost
 from gradcost.checkpointing.policies import Blocks, Everything, Segments, Selective
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
@@ -50,7 +51,7 @@ DIRECTIONS: dict[str, Directions] = {
     "orthogonal": Orthogonal(),
     "lowrank": LowRank(),
 }
-WHOLE = ("lowrank",)  # those whose entries are no function of their index alone: they take each leaf whole
+WHOLE = ("lowrank",)  # an entry depends on more than its index, so `add` needs the complete leaf
 SLOPES: dict[str, Slope] = {
     "jvp": Jvp(),
     "jvp3": Jvp(together=3),
@@ -59,15 +60,25 @@ SLOPES: dict[str, Slope] = {
 }
 
 
+# The objectives that `pairs` tries a row on: a dense network, one with dropout and tied weights, and one whose
+# parameters no module looks up as its own.
+WIDE = ("mlp", "transformer", "direct")
+EVERYWHERE = (*WIDE, "cnn", "attention", "tiny", "linear")
+
+
 @dataclass(frozen=True)
 class Row:
     """An estimator and the facts about it.
 
-    evaluations: how many forwards of the loss one estimate starts. matmuls: L -> the matmuls of an estimate,
-    in forwards of one layer, on L linear layers without bias. moment: (d, n) -> E|g|^2 / |grad|^2 on d weights
-    with n probes, None where no formula is claimed. exact: whether its slopes have no bias in eps. blocks:
-    whether it needs a model with repeated blocks. unbiased: whether its mean is the gradient, up to that bias. on:
-    the objectives that the costlier products of the laws try it on; None for all.
+    evaluations: how many forward passes of the loss one estimate starts.
+    matmuls: n -> the matmuls of an estimate on n equal linear layers without bias, counted in forward passes of one
+        layer. Its terms are: n for a forward pass; n for the gradients or tangents of the weights; n - 1 for those
+        of the layers' inputs, since the first layer's input needs none.
+    moment: (d, n) -> E|g|^2 / |grad|^2 on d weights with n probes; None where no formula is claimed.
+    exact: whether its slopes have no bias in eps.
+    blocks: whether it needs a model with repeated blocks.
+    unbiased: whether its mean is the gradient, up to that bias.
+    on: the objectives that `pairs` tries it on. The others are marked slow.
     """
 
     estimator: Estimator
@@ -77,50 +88,57 @@ class Row:
     exact: bool = True
     blocks: bool = False
     unbiased: bool = True
-    on: tuple[str, ...] | None = None
+    on: tuple[str, ...] = WIDE
 
 
 def moment(directions: Directions) -> Callable[[int, int], float] | None:
-    """The second moment of a mean of n probes, in units of |grad|^2: the laws of `Probing` and `directions`. None
-    where it depends on more than the number of weights."""
+    """Return (d, n) -> E|g|^2 / |grad|^2 for a mean of n probes, or None if it depends on more than d and n.
+
+    One probe has E|s z|^2 = E[|z|^2 (z . grad)^2] = m |grad|^2. A mean of n independent ones has 1 + (m - 1) / n.
+    """
     if isinstance(directions, LowRank):
         return None
     if isinstance(directions, Gaussian):
-        return lambda d, n: 1 + (d + 1) / n
+        return lambda d, n: 1 + (d + 1) / n  # m = d + 2, by the fourth moments of a normal vector
     if isinstance(directions, Coordinates | Orthogonal):
         return lambda d, n: d / n  # n distinct coordinates of the gradient in some basis, each times d/n
-    return lambda d, n: 1 + (d - 1) / n  # |z|^2 = d exactly: Rademacher, Sphere
+    return lambda d, n: 1 + (d - 1) / n  # Rademacher, Sphere: |z|^2 = d always, so m = d
 
 
 def probing(slope: Slope, directions: Directions, probes: int) -> Row:
-    """A row for `Probing`: what its slope costs and its directions scatter."""
+    """Return the row of a plain `Probing`: its cost follows from the slope, its moment from the directions."""
     estimator = Probing(slope, directions, probes)
     if isinstance(slope, Jvp):
         forwards = math.ceil(probes / slope.together)
-        # The primal once a forward; a tangent of the input (not of the first one) and one of the weight a layer.
-        return Row(
-            estimator, forwards, lambda layers: forwards * layers + probes * (2 * layers - 1), moment(directions)
-        )
+        # n for each forward pass; n weight tangents and n - 1 input tangents for each probe.
+        return Row(estimator, forwards, lambda n: forwards * n + probes * (2 * n - 1), moment(directions))
+    # A central difference evaluates both ends of each probe; a forward difference one end, and the weights once.
     forwards = 2 * probes if isinstance(slope, CentralDifference) else 1 + probes
-    return Row(estimator, forwards, lambda layers: forwards * layers, moment(directions), exact=False)
+    return Row(estimator, forwards, lambda n: forwards * n, moment(directions), exact=False)
 
 
-# A dense network, one with dropout and tied weights, and one that no module's forward looks up its weights in.
-WIDE = ("mlp", "transformer", "direct")
-PROBES = {"jvp": 2, "jvp3": 4, "central": 2, "forward": 3}  # jvp3: a forward that three share and one left over
+def everywhere(row: Row) -> Row:
+    """Return the row with every objective as its default, for the rows that stand for a kind of estimator."""
+    return replace(row, on=EVERYWHERE)
+
+
+PROBES = {"jvp": 2, "jvp3": 4, "central": 2, "forward": 3}  # jvp3: three probes share a forward, one has its own
 
 ESTIMATORS: dict[str, Row] = {
     f"{way}-{slope}": probing(SLOPES[slope], DIRECTIONS[way], PROBES[slope])
     for way in ("gaussian", "rademacher", "sphere", "coordinates")
     for slope in SLOPES
 } | {
-    "everything": Row(Reverse(Everything()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
-    "blocks": Row(Reverse(Blocks()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
+    # Backprop: a forward pass n, weight gradients n, input gradients n - 1. It is the gradient, so its moment is 1.
+    "backprop": Row(Reverse(Everything()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
+    # A block of one bare layer recomputes nothing: the backward of a linear layer needs only the block's input.
+    "checkpointed": Row(Reverse(Blocks()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
     "selective": Row(Reverse(Selective()), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
-    # Each of two segments computes all but its last layer again: that one's input is all that is wanted of it.
+    # Each of two segments recomputes all layers but its last, whose input is enough: n - 2 more.
     "segments2": Row(Reverse(Segments(2)), 1, lambda n: 3 * n - 1 + n - 2, lambda d, n: 1.0, blocks=True),
-    "accumulated-everything": Row(Accumulated(Reverse(), 3), 3, lambda n: 3 * n - 1, lambda d, n: 1.0),
-    "accumulated-blocks": Row(
+    # A micro-batch of a k-th of the batch costs a k-th: all k together cost what the batch costs at once.
+    "accumulated-backprop": Row(Accumulated(Reverse(), 3), 3, lambda n: 3 * n - 1, lambda d, n: 1.0),
+    "accumulated-checkpointed": Row(
         Accumulated(Reverse(Blocks()), 2), 2, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True
     ),
     "accumulated-jvp3": Row(
@@ -133,6 +151,7 @@ ESTIMATORS: dict[str, Row] = {
         moment(Rademacher()),
         exact=False,
     ),
+    # A clip bounds the measured slopes, and costs nothing.
     "clipped-jvp": Row(
         Clipped(Probing(Jvp(), Gaussian(), 2), 0.1), 2, lambda n: 2 * (3 * n - 1), None, unbiased=False
     ),
@@ -147,13 +166,14 @@ ESTIMATORS: dict[str, Row] = {
     "accumulated-clipped": Row(
         Accumulated(Clipped(Probing(Jvp(), Rademacher()), 0.1), 2), 2, lambda n: 3 * n - 1, None, unbiased=False
     ),
-    # The Gram matrix of k directions is k * k products as long as a leaf: k * k / 6 forwards on a batch of 6.
+    # The slopes' own cost, and the Gram matrix of k directions: k * k inner products of 144 weights a layer, in units
+    # of 6 x 144 (a batch of 6), so k * k / 6 a layer. Moment: the projection on n random directions keeps n/d of
+    # |grad|^2 on average, and is scaled by d/n, so (d/n)^2 n/d = d/n.
     "projection-jvp3": Row(
         Probing(Jvp(together=3), Gaussian(), 6, Projection()),
         2,
         lambda n: 2 * n + 6 * (2 * n - 1) + 6 * n,
         lambda d, n: d / n,
-        on=WIDE,
     ),
     "projection-central": Row(
         Probing(CentralDifference(1e-3), Sphere(), 3, Projection()),
@@ -161,7 +181,6 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 6 * n + 1.5 * n,
         lambda d, n: d / n,
         exact=False,
-        on=WIDE,
     ),
     "sign-central": Row(
         Probing(CentralDifference(1e-3), Gaussian(), 2, Sign()),
@@ -170,7 +189,6 @@ ESTIMATORS: dict[str, Row] = {
         None,
         exact=False,
         unbiased=False,
-        on=WIDE,
     ),
     "normalized-forward": Row(
         Probing(ForwardDifference(1e-3), Rademacher(), 3, Normalized()),
@@ -179,7 +197,6 @@ ESTIMATORS: dict[str, Row] = {
         None,
         exact=False,
         unbiased=False,
-        on=WIDE,
     ),
     "masked-smallest-jvp3": Row(
         Probing(Jvp(together=3), Masked(Smallest(0.4)), 4),
@@ -187,14 +204,13 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 2 * n + 4 * (2 * n - 1),
         None,
         unbiased=False,
-        on=WIDE,
     ),
+    # Moment: an entry is 0, or normal over sqrt(share), so E z^4 = 3 / share and m = d - 1 + 3 / share.
     "masked-random-jvp3": Row(
         Probing(Jvp(together=3), Masked(Random(0.5)), 4),
         2,
         lambda n: 2 * n + 4 * (2 * n - 1),
         lambda d, n: 1 + (d - 2 + 3 / 0.5) / n,
-        on=WIDE,
     ),
     "masked-largest-central": Row(
         Probing(CentralDifference(1e-3), Masked(Largest(0.3), Rademacher()), 2),
@@ -203,15 +219,14 @@ ESTIMATORS: dict[str, Row] = {
         None,
         exact=False,
         unbiased=False,
-        on=WIDE,
     ),
-    # Each of n layers is looked into 6 / n times: its own product, those of the later layers' inputs, the primal.
+    # 6 probes perturb each of n layers 6 / n times. A probe of layer l costs the forward pass n, one weight tangent,
+    # and n - l input tangents of later layers. The sum over l is n * n + n + n (n - 1) / 2.
     "layerwise-jvp": Row(
         Probing(Jvp(), Layerwise(by=EachModule()), 6),
         6,
         lambda n: 6 / n * (n * n + n + n * (n - 1) / 2),
         None,
-        on=WIDE,
     ),
     "layerwise-central": Row(
         Probing(CentralDifference(1e-3), Layerwise(Rademacher(), EachBlock()), 2),
@@ -219,24 +234,21 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 4 * n,
         None,
         exact=False,
-        on=WIDE,
     ),
-    "orthogonal-jvp3": replace(probing(Jvp(together=3), Orthogonal(), 4), on=WIDE),
-    "orthogonal-central": replace(probing(CentralDifference(1e-3), Orthogonal(), 2), on=WIDE),
-    # A tangent of the input a layer and not of the weight, but products with two factors: 12 x rank of a 12 x 12.
-    "lowrank-jvp3": Row(
-        Probing(Jvp(together=3), LowRank(), 4), 2, lambda n: 2 * n + 4 * (n - 1) + 4 * n / 6, None, on=WIDE
-    ),
-    "lowrank-central": replace(probing(CentralDifference(1e-3), LowRank(), 2), on=WIDE),
+    "orthogonal-jvp3": probing(Jvp(together=3), Orthogonal(), 4),
+    "orthogonal-central": probing(CentralDifference(1e-3), Orthogonal(), 2),
+    # A layer's weight tangent A B' is never made: x B and then (x B) A' are 2 products with 12 x rank matrices, so
+    # 2 rank / 12 = rank / 6 of a layer each. Two forward passes, and input tangents as ever.
+    "lowrank-jvp3": Row(Probing(Jvp(together=3), LowRank(), 4), 2, lambda n: 2 * n + 4 * (n - 1) + 4 * n / 6, None),
+    "lowrank-central": probing(CentralDifference(1e-3), LowRank(), 2),
     "lazy-lowrank-jvp3": Row(
         Probing(Jvp(together=3), LazyLowRank(rank=3, every=2), 4),
         2,
         lambda n: 2 * n + 4 * (n - 1) + 4 * n / 2,
         None,
-        on=WIDE,
     ),
     "lazy-lowrank-central": Row(
-        Probing(CentralDifference(1e-3), LazyLowRank(), 2), 4, lambda n: 4 * n, None, exact=False, on=WIDE
+        Probing(CentralDifference(1e-3), LazyLowRank(), 2), 4, lambda n: 4 * n, None, exact=False
     ),
     "guided-jvp3": Row(
         Probing(Jvp(together=3), Guided(), 4),
@@ -244,7 +256,6 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 2 * n + 4 * (2 * n - 1),
         None,
         unbiased=False,
-        on=WIDE,
     ),
     "guided-central": Row(
         Probing(CentralDifference(1e-3), Guided(Rademacher(), 0.25), 2),
@@ -253,11 +264,11 @@ ESTIMATORS: dict[str, Row] = {
         None,
         exact=False,
         unbiased=False,
-        on=WIDE,
     ),
-    # Two candidates in each of 9 leaves; of n layers alone each is a leaf, in which a tangent starts.
+    # Two candidates for each leaf: `raising` has 9 leaves, n layers have n. A central difference has 2 forward passes
+    # of n for each of the 2 n candidates. A tangent that starts in layer l costs what it does under "layerwise-jvp".
     "adaptive-central": Row(
-        Adaptive(gradcost.mezo(1e-3), 2), 36, lambda n: 4 * n * n, None, exact=False, unbiased=False, on=WIDE
+        Adaptive(gradcost.mezo(1e-3), 2), 36, lambda n: 4 * n * n, None, exact=False, unbiased=False
     ),
     "adaptive-jvp": Row(
         Adaptive(gradcost.forward_gradient(), 2),
@@ -265,61 +276,82 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 2 * (n * n + n + n * (n - 1) / 2),
         None,
         unbiased=False,
-        on=WIDE,
     ),
-    "hessian-informed": Row(
-        HessianInformed(1e-3, 2, 0.1), 5, lambda n: 5 * n, None, exact=False, unbiased=False, on=WIDE
-    ),
-    # A forward more, and with it each layer's own product of noise and input.
-    "activity-jvp": Row(ActivityPerturbation(probes=2), 3, lambda n: 2 * (2 * n - 1) + 2 * n, None),
+    # The loss at the weights, and at both ends of 2 probes.
+    "hessian-informed": Row(HessianInformed(1e-3, 2, 0.1), 5, lambda n: 5 * n, None, exact=False, unbiased=False),
+    # The noise starts at a layer's output, so a probe has n - 1 input tangents and no weight tangent. One more
+    # forward pass follows, n, with the product of noise and input in each layer, n for all probes together.
+    "activity-jvp": everywhere(Row(ActivityPerturbation(probes=2), 3, lambda n: 2 * (2 * n - 1) + 2 * n, None)),
     "activity-central": Row(
         ActivityPerturbation(CentralDifference(1e-3), Rademacher(), 2),
         5,
         lambda n: 4 * n + 2 * n,
         None,
         exact=False,
-        on=WIDE,
     ),
-    # The first estimate, which makes the snapshot: a pass over the data, one batch here, and the two estimates.
+    # The first estimate makes the snapshot: one pass of the anchor over the data, which is one batch here, and then
+    # two estimates, at the weights and at the snapshot.
     "svrg-central": Row(
         VarianceReduced(Probing(CentralDifference(1e-3), Gaussian(), 2)),
         12,
         lambda n: 12 * n,
         moment(Gaussian()),
         exact=False,
-        on=WIDE,
     ),
     "svrg-jvp3-anchored": Row(
         VarianceReduced(Probing(Jvp(together=3), Rademacher(), 3), 2, Reverse()),
         3,
         lambda n: 3 * n - 1 + 2 * (n + 3 * (2 * n - 1)),
-        lambda d, n: 1.0,  # at the snapshot
-        on=WIDE,
+        lambda d, n: 1.0,  # law 13: at the snapshot the estimate is the anchor's gradient, by backprop
     ),
-    "svrg-everything": Row(VarianceReduced(Reverse(), 5), 3, lambda n: 3 * (3 * n - 1), lambda d, n: 1.0, on=WIDE),
+    "svrg-backprop": Row(VarianceReduced(Reverse(), 5), 3, lambda n: 3 * (3 * n - 1), lambda d, n: 1.0),
+    # A gradient of the past is replayed, not measured: it costs no forward pass.
     "momentum-central": Row(
         Momentum(Probing(CentralDifference(1e-3), Gaussian(), 2)),
         4,
         lambda n: 4 * n,
         moment(Gaussian()),
         exact=False,
-        on=WIDE,
     ),
-    # By one name or another the first leaves: on n layers alone, backprop of the first one's weight costs 2 n.
-    "mixed-everything-central": Row(
+    # The pattern matches some leaves of every model here. On n layers it matches the first one's weight, for which
+    # backprop costs a forward pass n, n - 1 input gradients and 1 weight gradient. One probe is 2 forward passes.
+    "mixed-backprop-central": Row(
         Mixed("[0bfth]*", Reverse(), Probing(CentralDifference(1e-3), Rademacher())),
         3,
         lambda n: 2 * n + 2 * n,
         None,
         exact=False,
-        on=WIDE,
     ),
-    "backprop": Row(gradcost.backprop(), 1, lambda n: 3 * n - 1, lambda d, n: 1.0),
-    "checkpointed": Row(gradcost.checkpointed(), 1, lambda n: 3 * n - 1, lambda d, n: 1.0, blocks=True),
-    "forward_gradient": Row(gradcost.forward_gradient(2), 2, lambda n: 2 * (3 * n - 1), moment(Gaussian())),
+    # The other presets that users know are rows above, under the names of their parts: see PRESETS.
     "spsa": Row(gradcost.spsa(1e-3), 2, lambda n: 2 * n, moment(Rademacher()), exact=False),
-    "mezo": Row(gradcost.mezo(1e-3, 2), 4, lambda n: 4 * n, moment(Gaussian()), exact=False),
 }
+for _name in ("backprop", "checkpointed", "gaussian-jvp", "sphere-jvp3", "rademacher-central"):
+    ESTIMATORS[_name] = everywhere(ESTIMATORS[_name])
+
+# Presets and the row that is the same estimator, so that the laws are not run on it twice.
+PRESETS: dict[str, Estimator] = {
+    "backprop": gradcost.backprop(),
+    "checkpointed": gradcost.checkpointed(),
+    "gaussian-jvp": gradcost.forward_gradient(2),
+    "gaussian-central": gradcost.mezo(1e-3, 2),
+    "spsa": gradcost.spsa(1e-3),
+}
+
+# A row of each wrapper, each slope and each kind of stateful directions, for tests that take many steps.
+REPRESENTATIVE = (
+    "accumulated-jvp3",
+    "clipped-accumulated",
+    "masked-smallest-jvp3",
+    "layerwise-central",
+    "lazy-lowrank-jvp3",
+    "guided-central",
+    "adaptive-jvp",
+    "hessian-informed",
+    "activity-central",
+    "svrg-jvp3-anchored",
+    "momentum-central",
+    "mixed-backprop-central",
+)
 
 # ---- objectives
 
@@ -328,10 +360,12 @@ KEY = Key(20).fold("tables")
 
 @dataclass(frozen=True)
 class Problem:
-    """A factory of objectives with a batch of 7, the same numbers at every call, and the facts about it.
+    """A factory of objectives with a batch of 7, and the facts about it. Every call makes the same numbers.
 
-    blocks: how many repeated blocks it has. smooth: whether the loss has three derivatives everywhere. draws:
-    whether the loss draws random numbers. mixes: whether an example's output depends on the others.
+    blocks: how many repeated blocks it has.
+    smooth: whether the loss has three derivatives everywhere.
+    draws: whether the loss draws random numbers.
+    mixes: whether an example's output depends on the others.
     """
 
     build: Callable[[], tuple[nn.Module, Callable[[nn.Module, Any], Tensor], tuple[Tensor, ...]]]
@@ -341,7 +375,7 @@ class Problem:
     mixes: bool = False
 
     def make(self, dtype: torch.dtype = torch.float32) -> tuple[Objective, tuple[Tensor, ...]]:
-        with randomness(KEY):
+        with seeded_generators(KEY):
             model, loss, batch = self.build()
         batch = tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
         return Objective(model.to(dtype), loss, data=lambda: [batch]), batch
@@ -371,7 +405,7 @@ def cnn() -> Any:
 
 
 class Block(nn.Module):
-    """A transformer's block: attention that PyTorch fuses, with dropout, then two linear layers."""
+    """A transformer block: fused attention with dropout, then two linear layers."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -437,12 +471,12 @@ class Attention(nn.Module):
 
 
 def attention() -> Any:
-    model = Attention().eval()  # where, without gradients, PyTorch would leave for its C++ fast path
+    model = Attention().eval()  # in eval mode without gradients PyTorch would take its C++ fast path
     return model, cross_entropy, (torch.randn(7, 4, 8), torch.randint(3, (7,)))
 
 
 class Direct(nn.Module):
-    """Parameters that no module's forward looks up as its own: a list of them, and one that the loss reads."""
+    """Parameters that no module reads in its own forward: a list of them, and one that only the loss reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -465,7 +499,7 @@ def direct() -> Any:
 
 
 def tiny() -> Any:
-    """Eight weights, so that all 256 sign vectors can be looked along."""
+    """Eight weights, so that all 256 sign vectors can be probed."""
     return nn.Linear(3, 2), cross_entropy, (torch.randn(7, 3), torch.randint(2, (7,)))
 
 
@@ -497,11 +531,11 @@ OBJECTIVES: dict[str, Problem] = {
 }
 
 
-# ---- a loss that raises half-way
+# ---- a loss that raises in the middle
 
 
 class Fails(nn.Module):
-    """A scale, but its call number `at` (from 1) raises: while it runs, and its own parameter is another's."""
+    """A scale whose call number `at` (from 1) raises, while its parameter is substituted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -517,9 +551,9 @@ class Fails(nn.Module):
 
 
 def raising() -> tuple[Objective, tuple[Tensor, ...], Fails]:
-    """An objective of every kind of state, a batch, and the module within it that can be told when to raise."""
+    """Return an objective with every kind of state, a batch, and the module in it whose `at` sets when it raises."""
     fails = Fails()
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model = nn.Sequential(
             nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Dropout(0.1), fails, nn.Tanh()
         )
@@ -528,11 +562,27 @@ def raising() -> tuple[Objective, tuple[Tensor, ...], Fails]:
     return Objective(model, cross_entropy, data=lambda: [batch]), batch, fails
 
 
-def pairs() -> list[tuple[str, str]]:
-    """Every estimator with every objective that it can serve."""
+def _all_pairs() -> list[tuple[str, str]]:
     return [
         (estimator, objective)
         for estimator, row in ESTIMATORS.items()
         for objective, problem in OBJECTIVES.items()
-        if (not row.blocks or problem.blocks >= 2) and (row.on is None or objective in row.on)
+        if not row.blocks or problem.blocks >= 2
     ]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return each estimator with each objective of its row that it can serve."""
+    return [(estimator, objective) for estimator, objective in _all_pairs() if objective in ESTIMATORS[estimator].on]
+
+
+def grid(keep: Callable[[str, str], bool] = lambda estimator, objective: True) -> Any:
+    """Parametrize a test by (estimator, objective): by default `pairs`; `pytest -m slow` runs all other pairs.
+
+    Args:
+        keep: whether the test is for this estimator and this objective.
+    """
+    default = set(pairs())
+    slow = {pair: () if pair in default else (pytest.mark.slow,) for pair in _all_pairs()}
+    parameters = [pytest.param(*pair, marks=marks) for pair, marks in slow.items() if keep(*pair)]
+    return pytest.mark.parametrize(("estimator", "objective"), parameters)

@@ -1,4 +1,4 @@
-"""Gradients and directions as one flat float64 vector, for the laws that speak of inner products."""
+"""Gradients and directions as one flat float64 vector, for the laws about inner products."""
 
 from __future__ import annotations
 

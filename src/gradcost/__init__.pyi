@@ -57,6 +57,8 @@ from .planning.plan import plan as plan
 from .slopes.slope import CentralDifference as CentralDifference
 from .slopes.slope import ForwardDifference as ForwardDifference
 from .slopes.slope import Jvp as Jvp
+from .studies.compare import compare as compare
+from .studies.run import run_study as run_study
 from .studies.study import study as study
 from .studies.trial import Trial as Trial
 from .training.loop import train as train

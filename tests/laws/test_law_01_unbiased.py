@@ -1,4 +1,4 @@
-"""Law 1. The mean estimate is the gradient: exactly over all sign vectors, and over the draw of any direction."""
+"""Law 1. The mean estimate is the gradient: exactly over all sign vectors, and on average over random directions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tables import DIRECTIONS, OBJECTIVES
 from vectors import estimated, flat, matrix, true_gradient
 
 KEY = Key(1)
-TINY, BATCH = OBJECTIVES["tiny"].make(torch.float64)  # cross-entropy: smooth, and no polynomial
+TINY, BATCH = OBJECTIVES["tiny"].make(torch.float64)  # cross-entropy: smooth, but not a polynomial
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def seeds_of_every_sign_vector() -> tuple[int, ...]:
 
 @value
 class EverySign(Directions):
-    """Rademacher's directions, all 256 of them instead of drawn ones."""
+    """All 256 Rademacher directions in turn, instead of random ones."""
 
     unbiased = True
 
@@ -84,7 +84,7 @@ def test_a_wrapper_keeps_the_mean(wrapped: Accumulated | Clipped):
     assert (mean - grad).abs().max() <= 1e-12 * grad.norm()
 
 
-def test_a_clip_below_the_slopes_shrinks_the_mean_as_it_says():
+def test_a_clip_below_the_slopes_shrinks_the_mean():
     grad = true_gradient(TINY, BATCH, KEY)
     found = Clipped(Probing(Jvp(), EverySign(), 256), 0.5 * float(grad.norm())).estimate(TINY, BATCH, KEY)
     assert found.clipped is not None
@@ -117,25 +117,25 @@ def test_directions_that_claim_it_have_the_identity_as_their_second_moment(name:
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 5, 8, 12, 20, 33])
-def test_a_coordinate_is_dealt_with_the_same_probability_as_any_other(dimension: int):
-    """A Feistel network that walks its cycles favours some: by 6% at 8 and 2% at 20, until the deck is cut."""
+def test_every_coordinate_is_drawn_with_the_same_probability(dimension: int):
+    """Cycle walking of a Feistel network prefers some, by 6% at 8 and 2% at 20; a random rotation corrects it."""
     draws = 20_000
-    dealt = torch.tensor([Coordinates().seeds(Key(number), 1, dimension)[0] for number in range(draws)])
+    drawn = torch.tensor([Coordinates().seeds(Key(number), 1, dimension)[0] for number in range(draws)])
     expected = draws / dimension
-    chi_squared = float((dealt.bincount(minlength=dimension) - expected).square().sum() / expected)
+    chi_squared = float((drawn.bincount(minlength=dimension) - expected).square().sum() / expected)
     degrees = dimension - 1
     assert chi_squared <= degrees + 5 * (2 * degrees) ** 0.5
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 8, 20, 100])
-def test_coordinates_are_dealt_without_replacement(dimension: int):
+def test_coordinates_are_drawn_without_replacement(dimension: int):
     for number in range(5):
         seeds = Coordinates().seeds(Key(number), 2 * dimension, dimension)
         assert sorted(seeds[:dimension]) == sorted(seeds[dimension:]) == list(range(dimension))
 
 
 def public(kind: type) -> Iterator[type]:
-    """The kinds below one that a user can name; those that `StatefulDirections` resolve to are private."""
+    """Yield the public concrete subclasses. Private are those that `StatefulDirections.resolve` returns."""
     for below in kind.__subclasses__():
         if below.__module__.startswith("gradcost.") and not (inspect.isabstract(below) or below.__name__[0] == "_"):
             yield below

@@ -23,7 +23,7 @@ SMOOTH = [name for name, problem in OBJECTIVES.items() if problem.smooth and nam
 def slopes_beside_backprop(
     name: str, slope: Slope, directions: Directions, probes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the slope measured, <grad, z> for the same directions, and |grad|."""
+    """Return the measured slopes, <grad, z> along the same directions, and |grad|."""
     objective, batch = OBJECTIVES[name].make(torch.float64)
     seeds = directions.seeds(KEY, probes, objective.dimension)
     _, measured = slope.measure(objective, batch, KEY, directions, seeds)
@@ -49,7 +49,7 @@ def test_half_the_step_of_a_central_difference_has_a_quarter_of_the_error(name: 
         measured, expected, _ = slopes_beside_backprop(name, CentralDifference(eps), directions, 4)
         return measured - expected
 
-    # The sum over probes of squared errors: the error of one direction may happen to vanish.
+    # The norm over all probes, since the error along one direction may be 0 by chance.
     ratio = float(error(1e-3).norm() / error(5e-4).norm())
     assert ratio == pytest.approx(4.0, abs=0.05)
 
@@ -77,7 +77,7 @@ def test_a_central_difference_at_a_small_step_agrees_with_backprop(name: str, di
     "name", [name for name, row in ESTIMATORS.items() if isinstance(row.estimator, Probing | Accumulated | Clipped)]
 )
 def test_the_reported_slopes_are_those_of_the_directions_in_the_gradient(name: str):
-    """Whatever wraps it: `Estimate.slopes[k]` is <grad, z_k> for the z_k that `Estimate.gradient` replays."""
+    """Also with wrappers: `Estimate.slopes[k]` is <grad, z_k> for the z_k that `Estimate.gradient` replays."""
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
     found = ESTIMATORS[name].estimator.estimate(objective, batch, KEY)
     gradient = found.gradient.of if isinstance(found.gradient, Signed) else found.gradient

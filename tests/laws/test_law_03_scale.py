@@ -37,7 +37,7 @@ def test_the_mean_coefficient_is_one(name: str, probes: int):
     keys = [KEY.fold("draw", number) for number in range(600)]
     along = [float(estimated(estimator, LINEAR, BATCH, key) @ grad / grad.square().sum()) for key in keys]
     assert_mean(along, 1.0)
-    assert 5 * float(torch.tensor(along).std()) / 600**0.5 < 0.4, "too few draws to say so"
+    assert 5 * float(torch.tensor(along).std()) / 600**0.5 < 0.4, "too few draws to decide"
 
 
 @pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.unbiased])
@@ -46,7 +46,7 @@ def test_no_row_of_the_table_is_shrunk_or_stretched(name: str):
     keys = [KEY.fold("row", number) for number in range(100)]
     estimator, moment = ESTIMATORS[name].estimator, ESTIMATORS[name].moment
     along = [float(estimated(estimator, LINEAR, BATCH, key) @ grad / grad.square().sum()) for key in keys]
-    if moment is not None and moment(20, 1) == 1:  # backprop, however it is done: no scatter at all
+    if moment is not None and moment(20, 1) == 1:  # a form of backprop: no variance
         assert along == pytest.approx([1.0] * len(along), rel=1e-12)
     else:
         assert_mean(along, 1.0)

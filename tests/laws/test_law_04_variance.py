@@ -1,5 +1,5 @@
 """Law 4. E|g|^2 is (1 + (d+1)/n)|grad|^2 for Gaussian directions, (1 + (d-1)/n)|grad|^2 for signs and the sphere,
-(d/n)|grad|^2 for coordinates and orthogonal bases dealt without replacement, whose n = d probes are the gradient."""
+(d/n)|grad|^2 for coordinates and orthogonal bases sampled without replacement, whose n = d probes are exact."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_the_second_moment_is_the_stated_one(name: str, probes: int):
     assert formula is not None
     stated = formula(20, probes)
     assert_mean(squares, stated)
-    assert 5 * float(torch.tensor(squares).std()) / len(squares) ** 0.5 < 0.4 * stated, "too few draws to say so"
+    assert 5 * float(torch.tensor(squares).std()) / len(squares) ** 0.5 < 0.4 * stated, "too few draws to decide"
 
 
 @pytest.mark.parametrize(
     "name",
     [name for name, row in ESTIMATORS.items() if row.moment is not None and isinstance(row.estimator, Probing)],
 )
-def test_every_row_of_the_table_scatters_as_it_states(name: str):
+def test_every_row_of_the_table_has_the_second_moment_that_it_states(name: str):
     row, grad = ESTIMATORS[name], true_gradient(LINEAR, BATCH, KEY)
     assert isinstance(row.estimator, Probing)
     assert row.moment is not None
@@ -48,7 +48,7 @@ def test_every_row_of_the_table_scatters_as_it_states(name: str):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "sphere"])
-def test_ten_probes_look_along_ten_directions(name: str):
+def test_ten_probes_have_ten_directions(name: str):
     directions = DIRECTIONS[name]
     estimate = Probing(Jvp(together=10), directions, 10).estimate(LINEAR, BATCH, KEY)
     assert estimate.slopes is not None
@@ -56,7 +56,7 @@ def test_ten_probes_look_along_ten_directions(name: str):
     assert len(set(directions.seeds(KEY, 10, 20))) == 10
 
 
-def test_as_many_coordinates_as_weights_scatter_not_at_all():
+def test_as_many_coordinates_as_weights_have_no_variance():
     grad = true_gradient(LINEAR, BATCH, KEY)
     for number in range(5):
         found = estimated(Probing(Jvp(together=20), Coordinates(), 20), LINEAR, BATCH, Key(number))

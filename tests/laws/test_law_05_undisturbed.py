@@ -1,4 +1,4 @@
-"""Law 5. An estimate disturbs nothing, bit for bit: after success, and after its loss, backward or user raises."""
+"""Law 5. An estimate disturbs nothing, bit for bit: also after its loss, its backward pass or `use` raises."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.reverse import Reverse
 from snapshot import differences, snapshot
-from tables import ESTIMATORS, OBJECTIVES, pairs, raising
+from tables import ESTIMATORS, OBJECTIVES, grid, raising
 
 KEY = Key(5)
 
 
 def preset_grads(model: nn.Module) -> None:
-    """Gradients of the user's own on every second parameter, as an earlier backward would leave them."""
+    """Set `.grad` of every second parameter, as an earlier backward pass would."""
     for number, parameter in enumerate(model.parameters()):
         if number % 2 == 0:
             parameter.grad = torch.full_like(parameter, float(number))
 
 
-@pytest.mark.parametrize(("estimator", "objective"), pairs())
+@grid()
 def test_nothing_is_disturbed_by_an_estimate(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     for prepare in (lambda model: None, preset_grads):
@@ -37,7 +37,7 @@ def test_nothing_is_disturbed_by_an_estimate(estimator: str, objective: str):
         assert all(torch.equal(part, copy) for part, copy in zip(batch, seen, strict=True))
 
 
-@pytest.mark.parametrize(("estimator", "objective"), [(e, o) for e, o in pairs() if not ESTIMATORS[e].blocks])
+@grid(lambda estimator, objective: not ESTIMATORS[estimator].blocks)
 def test_nothing_is_disturbed_by_an_objection(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     preset_grads(made.model)
@@ -49,7 +49,7 @@ def test_nothing_is_disturbed_by_an_objection(estimator: str, objective: str):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("estimator", ["gaussian-central", "rademacher-jvp", "rademacher-forward", "segments2"])
 def test_nothing_is_disturbed_in_any_precision_over_many_estimates(estimator: str, dtype: torch.dtype):
-    """In bfloat16 a walk of +eps, -2eps, +eps drifts by 12% in 1,000 steps; this is no walk."""
+    """Perturbing in place by +eps, -2 eps, +eps drifts by 12% in 1,000 bfloat16 steps; here nothing is in place."""
     made, batch = OBJECTIVES["mlp"].make(dtype)
     before = snapshot(made.model)
     for number in range(20):
@@ -59,18 +59,18 @@ def test_nothing_is_disturbed_in_any_precision_over_many_estimates(estimator: st
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_nothing_is_disturbed_when_the_loss_raises_half_way(estimator: str):
-    """At each of the estimate's evaluations in turn; the one after the last is never made, so nothing raises."""
+    """The loss raises at each of the estimate's evaluations in turn, and there are no further ones."""
     made, batch, fails = raising()
     row = ESTIMATORS[estimator]
-    again = _calls(estimator) - row.evaluations  # in the backward, by a saving that computes again
+    again = _calls(estimator) - row.evaluations  # recomputed in the backward pass
     assert again == (row.evaluations if row.blocks else 0)
-    # A key pressed is no Exception: torch calls no hook for it, not even one that is always called.
+    # KeyboardInterrupt is not an Exception: torch then calls no hook, not even one with always_call=True.
     for prepare, fails.error in ((lambda model: None, MemoryError), (preset_grads, KeyboardInterrupt)):
         prepare(made.model)
         before = snapshot(made.model)
         for at in range(1, row.evaluations + again + 1):
             fails.calls, fails.at = 0, at
-            # The exception is held while we look, as a notebook or a debugger holds it.
+            # The exception is held meanwhile, as a notebook or a debugger holds it.
             with pytest.raises(fails.error, match="half-way") as held:
                 row.estimator.estimate(made, batch, KEY)
             assert differences(before, snapshot(made.model)) == []
@@ -113,7 +113,7 @@ class _Refuses(torch.autograd.Function):
 
 @pytest.mark.parametrize("saving", [Everything(), Blocks(), Segments(2)], ids=repr)
 def test_nothing_is_disturbed_when_the_backward_raises_and_the_exception_is_kept(saving: Saving):
-    """A traceback keeps the frames alive, and with them whatever a suspended generator has yet to put back."""
+    """A traceback holds the frames, and with them suspended generators that have not restored state yet."""
     inner, batch, _ = raising()
     made = Objective(inner.model, lambda model, batch: _Refuses.apply(inner.loss(model, batch)))  # type: ignore[arg-type]
     preset_grads(made.model)
@@ -125,7 +125,7 @@ def test_nothing_is_disturbed_when_the_backward_raises_and_the_exception_is_kept
 
 
 @pytest.mark.parametrize("estimator", [backprop(), Reverse(Blocks()), forward_gradient(2), mezo()], ids=repr)
-def test_nothing_but_what_it_changed_is_disturbed_when_the_user_of_a_leaf_raises(estimator: Any):
+def test_nothing_is_disturbed_when_use_raises(estimator: Any):
     made, batch, _ = raising()
     preset_grads(made.model)
     before = snapshot(made.model)
@@ -157,8 +157,8 @@ def test_a_loss_that_changes_modes_and_buffers_is_undone():
         assert differences(before, snapshot(made.model)) == []
 
 
-def test_a_picture_shows_what_it_should():
-    """The picture itself can fail: each kind of disturbance is seen."""
+def test_a_snapshot_shows_each_kind_of_disturbance():
+    """The oracle itself can fail."""
     made, _, _ = raising()
     model = made.model
     weight = model[0].weight  # type: ignore[index]

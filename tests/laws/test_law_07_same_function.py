@@ -1,4 +1,4 @@
-"""Law 7. One key is one function: all estimators, and both ends of a difference, see the same draws and modes."""
+"""Law 7. One key is one function: all estimators and both ends of a difference have the same draws and modes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.checkpointing.policies import Blocks, Segments
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
@@ -34,7 +34,7 @@ EXACT: list[Estimator] = [
 ]
 
 
-def test_the_model_with_dropout_has_one_loss_whoever_asks():
+def test_the_model_with_dropout_has_one_loss_for_all_estimators():
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     expected = float(objective.evaluate(batch, KEY))
     for estimator in REVERSES + EXACT:
@@ -44,7 +44,7 @@ def test_the_model_with_dropout_has_one_loss_whoever_asks():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_model_has_one_loss_whoever_asks(name: str):
+def test_every_model_has_one_loss_for_all_estimators(name: str):
     objective, batch = OBJECTIVES[name].make(torch.float64)
     expected = float(objective.evaluate(batch, KEY))
     reverses = REVERSES if OBJECTIVES[name].blocks else REVERSES[:1]
@@ -52,26 +52,26 @@ def test_every_model_has_one_loss_whoever_asks(name: str):
         assert float(estimator.estimate(objective, batch, KEY).loss) == pytest.approx(expected, rel=1e-13)
 
 
-def test_different_keys_are_different_functions_where_something_is_drawn():
+def test_different_keys_are_different_functions_where_the_loss_draws():
     for problem in OBJECTIVES.values():
         objective, batch = problem.make(torch.float64)
         losses = {float(objective.evaluate(batch, Key(number))) for number in range(3)}
         assert len(losses) == (3 if problem.draws else 1)
 
 
-def test_micro_batches_draw_masks_of_their_own_and_the_same_ones_for_every_estimator():
+def test_micro_batches_have_different_masks_and_the_same_ones_for_every_estimator():
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     doubled = tuple(torch.cat([part, part]) for part in batch)
-    halves = [float(loss) for _, loss in objective.in_parts(2).losses(doubled, KEY)]
+    halves = [float(loss) for _, loss in objective.in_micro_batches(2).losses(doubled, KEY)]
     assert halves[0] != halves[1]
     expected = sum(halves) / 2
     for estimator in REVERSES + EXACT:
-        found = estimator.estimate(objective.in_parts(2), doubled, KEY)
+        found = estimator.estimate(objective.in_micro_batches(2), doubled, KEY)
         assert float(found.loss) == pytest.approx(expected, rel=1e-13)
 
 
 def drawing(draw: Callable[[Tensor], Tensor]) -> tuple[Objective, Tensor]:
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         model, batch = nn.Linear(6, 6).double(), torch.randn(5, 4, 6, dtype=torch.float64)
     return Objective(model, lambda model, batch: draw(model(batch).transpose(0, 2)).sin().square().mean()), batch
 
@@ -97,11 +97,11 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_whatever_is_drawn_is_drawn_alike(draw: str):
+def test_every_random_operation_draws_the_same_for_all_estimators(draw: str):
     """On a transposed tensor, where the memory order of a mask is not its logical order."""
     objective, batch = drawing(DRAWS[draw])
     values = [float(objective.evaluate(batch, Key(number))) for number in range(12)]
-    assert len(set(values)) > 1 or draw == "F.dropout of everything", "nothing was drawn: the test says nothing"
+    assert len(set(values)) > 1 or draw == "F.dropout of everything", "nothing was drawn, so the test tests nothing"
     for number in range(3):
         for estimator in REVERSES[:1] + EXACT:
             found = float(estimator.estimate(objective, batch, Key(number)).loss)
@@ -118,7 +118,7 @@ def test_every_evaluation_sees_the_modes_and_the_buffers_that_the_model_has(trai
             seen.append((self.training, drop.training, float(self.running_mean.sum())))
             return super().forward(input)
 
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         drop, batch = nn.Dropout(0.5), torch.randn(9, 4)
         model = nn.Sequential(nn.Linear(4, 4), Watch(4), drop).train(training)
     objective = Objective(model, lambda model, batch: model(batch).square().mean())
@@ -129,7 +129,7 @@ def test_every_evaluation_sees_the_modes_and_the_buffers_that_the_model_has(trai
 
 
 def rms_of_slopes(eps: float, other_end: Callable[[Key], Key]) -> float:
-    """The projected gradient with dropout, its ends under a key and `other_end` of it."""
+    """Return the RMS of slopes whose two ends have the dropout masks of a key and of `other_end(key)`."""
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     slopes: list[float] = []
     for number in range(20):
@@ -153,7 +153,7 @@ def test_the_projected_gradient_with_dropout_is_bounded_as_the_step_shrinks():
 
 
 def test_with_unmatched_dropout_it_would_grow_as_one_over_the_step():
-    """The control: the measurement above would see unmatched masks."""
+    """The control: the measurement above detects unmatched masks."""
     sizes = [rms_of_slopes(eps, lambda key: key.fold("other")) for eps in (1e-3, 1e-4)]
     assert sizes[1] / sizes[0] > 8
     assert sizes[1] > 50 * rms_of_slopes(1e-4, lambda key: key)

@@ -1,4 +1,4 @@
-"""Law 8. What is saved for the way back changes no bit of the gradient, nor of the loss."""
+"""Law 8. The choice of what is saved for the backward pass changes no bit of the gradient or the loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
@@ -21,9 +22,8 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
-from gradcost.checkpointing.region import Items
 from gradcost.core.blocks import find_blocks
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.accumulated import Accumulated
@@ -45,7 +45,7 @@ def assert_same_bits(objective: Objective, batch: Any, saving: Saving) -> None:
 
 
 def drawn(blocks: int, draw: Random, depth: int = 3) -> Items:
-    """A nested schedule of so many blocks."""
+    """Return a random nested schedule of this many blocks."""
     items: list[Any] = []
     while blocks:
         some = draw.randint(1, blocks)
@@ -55,7 +55,7 @@ def drawn(blocks: int, draw: Random, depth: int = 3) -> Items:
 
 
 def nested(blocks: int, several: int = 6) -> list[Saving]:
-    """A comb (each region is all but the last block of the one around it), two levels, and what chance gives."""
+    """Return a comb (each region is all but the last block of the one around it), two levels, and random ones."""
     comb: Items = (1,)
     for _ in range(blocks - 1):
         comb = (comb, 1)
@@ -86,7 +86,7 @@ def test_recomputing_changes_no_bit_of_micro_batches_nor_under_autocast(name: st
     objective, batch = OBJECTIVES[name].make()
     if isinstance(saving, int):
         saving = nested(OBJECTIVES[name].blocks)[saving]
-    assert_same_bits(objective.in_parts(3), batch, saving)
+    assert_same_bits(objective.in_micro_batches(3), batch, saving)
     cast = Objective(objective.model, lambda model, batch: autocast(objective, batch))
     assert_same_bits(cast, batch, saving)
     with torch.autocast("cpu", torch.bfloat16):
@@ -98,7 +98,7 @@ def autocast(objective: Objective, batch: Any) -> Tensor:
         return objective.loss(objective.model, batch).float()
 
 
-# ---- shapes of a model that recomputing has to get right
+# ---- models with structures that recomputation must handle
 
 
 def chain(*modules: nn.Module) -> Made:
@@ -183,7 +183,7 @@ SHAPES: dict[str, Callable[[], Made]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_recomputing_changes_no_bit_for_any_shape_of_a_chain(shape: str):
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         objective, batch = SHAPES[shape]()
     blocks = len(find_blocks(objective.model))
     assert blocks > 1
@@ -221,7 +221,7 @@ def test_recomputing_changes_no_bit_for_transformers_models(make: Callable[[], t
     """In training mode, with their dropout."""
     kind, config, layers = make()
     config._attn_implementation = attention
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         model = kind(config).train()
         words = torch.randint(31, (3, 9))
         labels = torch.randint(2, (3,)) if make is bert else words
@@ -244,7 +244,7 @@ def test_nested_schedules_change_no_bit_for_transformers_models_in_bfloat16(
 ):
     kind, config, _ = make()
     config.num_hidden_layers = layers = 5
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         model = kind(config).train().to(torch.bfloat16)
         words = torch.randint(31, (3, 9))
         labels = torch.randint(2, (3,)) if make is bert else words

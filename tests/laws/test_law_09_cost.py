@@ -36,7 +36,7 @@ def chain(layers: int, between: Callable[[], nn.Module] | None = None, bias: boo
 
 
 def matmuls(estimator: Estimator, model: nn.Module) -> float:
-    """What an estimate costs, in forwards of one layer."""
+    """Return the cost of an estimate in forward passes of one layer."""
     batch = torch.randn(BATCH, WIDTH)
     objective = Objective(model, lambda model, batch: model(batch).square().mean(), data=lambda: [batch])
     return counted(lambda: estimator.estimate(objective, batch, KEY))
@@ -90,8 +90,8 @@ def test_a_bias_and_an_activation_cost_no_matmul(between: type[nn.Module] | None
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("trained", [0, 1, 2])
 def test_frozen_weights_cost_no_matmul_for_a_tangent_or_a_gradient(layers: int, trained: int):
-    """One layer trains: it costs its own, and every later one what passes through it. PyTorch's own forward rule
-    for F.linear would multiply by the zeros of each frozen weight's missing tangent."""
+    """One layer trains: it costs its own product, and each later layer one for its input. PyTorch's own forward rule
+    for F.linear would multiply by zeros in place of each frozen weight's missing tangent."""
     model = chain(layers).requires_grad_(False)
     model[trained].requires_grad_(True)
     later = layers - 1 - trained
@@ -101,7 +101,7 @@ def test_frozen_weights_cost_no_matmul_for_a_tangent_or_a_gradient(layers: int, 
     assert matmuls(Probing(CentralDifference()), model) == 2 * layers
 
 
-def test_a_trained_bias_on_a_frozen_layer_costs_what_passes_through_the_later_ones():
+def test_a_trained_bias_on_a_frozen_layer_costs_the_input_products_of_later_layers():
     model = chain(4, bias=True).requires_grad_(False)
     model[1].bias.requires_grad_(True)  # type: ignore[union-attr]
     assert matmuls(Reverse(), model) == 4 + 2
@@ -110,9 +110,9 @@ def test_a_trained_bias_on_a_frozen_layer_costs_what_passes_through_the_later_on
 
 @pytest.mark.parametrize("layers", [4, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_segment_of_bare_layers_computes_all_but_its_last_again(layers: int, count: int):
-    """The last layer's output is what the region gives; for the way back its input is enough. A segment of m
-    layers costs m - 1 more, so `count` of them cost layers - count more."""
+def test_a_segment_of_bare_layers_recomputes_all_but_its_last(layers: int, count: int):
+    """The last layer's output is the region's output; its backward needs only its input. A segment of m layers
+    costs m - 1 more, so `count` of them cost layers - count more."""
     assert matmuls(Reverse(Segments(count)), chain(layers)) == 3 * layers - 1 + layers - count
     assert matmuls(Reverse(Blocks()), chain(layers)) == 3 * layers - 1
 
@@ -120,17 +120,17 @@ def test_a_segment_of_bare_layers_computes_all_but_its_last_again(layers: int, c
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("layers", [4, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_segment_that_ends_in_an_activation_computes_all_again(count: int, layers: int, between: type[nn.Module]):
+def test_a_segment_that_ends_in_an_activation_recomputes_all(count: int, layers: int, between: type[nn.Module]):
     """Tanh and ReLU save their result, which is the region's output and not its input."""
     assert matmuls(Reverse(Segments(count)), chain(layers, between)) == 4 * layers - 1
     assert matmuls(Reverse(Blocks()), chain(layers, between)) == 4 * layers - 1
 
 
-def test_a_frozen_segment_before_the_first_trained_layer_is_not_computed_again():
+def test_a_frozen_segment_before_the_first_trained_layer_is_not_recomputed():
     layers = 6
     model = chain(layers, nn.Tanh).requires_grad_(False)
     model[8:].requires_grad_(True)  # the last two layers
-    # 2 weight gradients, 1 input gradient (into the first trained layer goes none), 2 layers again.
+    # 2 weight gradients, 1 input gradient (the first trained layer needs none), 2 layers recomputed.
     assert matmuls(Reverse(Blocks()), model) == layers + 3 + 2
 
 
@@ -166,7 +166,7 @@ def test_a_tied_weight_costs_its_uses():
 
 
 def test_the_count_sees_every_kind_of_matmul():
-    """The counter itself: mm, addmm, bmm, baddbmm and in-place addmm_."""
+    """The oracle itself: mm, addmm, bmm, baddbmm and in-place addmm_."""
     x, w = torch.randn(BATCH, WIDTH), torch.randn(WIDTH, WIDTH)
     assert counted(lambda: x @ w) == 1
     assert counted(lambda: torch.addmm(x, x, w)) == 1

@@ -1,4 +1,4 @@
-"""Law 10. Memory is exact too: the forecast, on fake tensors, is the tracked peak of the real step, byte for byte."""
+"""Law 10. Memory is exact too: the forecast, on fake tensors, equals the tracked peak of the real step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import gradcost
 from gradcost.checkpointing.policies import Attention, Matmuls, Schedule, Segments, Selective
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Gaussian, Rademacher, Sphere
@@ -77,7 +77,7 @@ def bert() -> Made:
     model = BertForSequenceClassification(BertConfig(**TINY, num_attention_heads=2, num_hidden_layers=2))
     words = torch.randint(31, (8, 9))
     mask = torch.ones_like(words)
-    mask[1, 5:] = 0  # padding, which decides the path that attention takes
+    mask[1, 5:] = 0  # padding changes the path that attention takes
     batch = {"input_ids": words, "attention_mask": mask, "labels": torch.randint(2, (8,))}
     return Objective(model, lambda model, batch: model(**batch).loss), batch
 
@@ -95,7 +95,7 @@ MODELS: dict[str, Callable[[], Made]] = {make.__name__: make for make in (mlp, c
 
 
 def made(name: str, dtype: torch.dtype) -> Made:
-    with randomness(Key(1)):
+    with seeded_generators(Key(1)):
         objective, batch = MODELS[name]()
     objective.model.to(dtype)
     batch = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
@@ -133,7 +133,7 @@ OTHERS: dict[str, Estimator] = {
     "masked-random": Probing(ForwardDifference(), Masked(Random(0.5)), 2),
     "masked-fixed": Probing(Jvp(), Masked(Fixed(0.5)), 2),
     "masked-named": Probing(ForwardDifference(), Masked(Named("*weight"))),
-    # One forward for as many probes as there are groups: what a single probe costs depends on the group dealt.
+    # One forward pass for as many probes as groups: the cost of a single probe depends on its group.
     "layerwise": Probing(Jvp(4), Layerwise(by=EachBlock()), 4),
     "layerwise-forward": Probing(ForwardDifference(), Layerwise(by=EachBlock()), 4),
     "guided": Probing(Jvp(), Guided(), 2),
@@ -174,7 +174,7 @@ class Case:
 
 
 EVERY = [Case(*cell) for cell in itertools.product(MODELS, PRESETS, (1, 4), DTYPES, OPTIMIZERS)]
-# Every model with every method, the other three facts going round: the default suite's share of the product.
+# Every model with every method, cycling through the other three facts: the part of the product that runs by default.
 SOME = [case for number, case in enumerate(EVERY) if number % 8 == (number // 8) % 8]
 
 
@@ -186,7 +186,7 @@ def tracked(
     train_state.step(batch, KEY)
     live, counted = MemoryTracker(objective.model), OpCounter(objective.model)
     live.register("inputs", (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)))
-    live.register("optimizer state", train_state.kept())
+    live.register("optimizer state", train_state.held_tensors())
     with live.followed():
         train_state.step(batch, KEY)
     with counted.followed():
@@ -198,14 +198,18 @@ def assert_forecast_is_exact(
     estimator: Estimator, objective: Objective, batch: Any, optimizer: Optimizer | None
 ) -> None:
     before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
-    told = forecast(estimator, objective, batch, optimizer)
+    predicted = forecast(estimator, objective, batch, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
     memory, counts = tracked(estimator, objective, batch, optimizer)
-    assert told.peak == memory.peak
-    assert told.breakdown == memory.breakdown
+    assert predicted.peak == memory.peak
+    assert predicted.breakdown == memory.breakdown
     assert sum(memory.breakdown.values()) == memory.peak
-    assert (told.flops, told.matmuls, told.counts.elementwise) == (counts.flops, counts.matmuls, counts.elementwise)
-    assert told.counts.drawn == counts.drawn
+    assert (predicted.flops, predicted.matmuls, predicted.counts.elementwise) == (
+        counts.flops,
+        counts.matmuls,
+        counts.elementwise,
+    )
+    assert predicted.counts.drawn == counts.drawn
     assert not counts.uncounted
 
 
@@ -224,7 +228,7 @@ def test_a_forecast_is_the_tracked_peak_to_the_byte_for_the_whole_product(case: 
 
 @pytest.mark.parametrize("method", OTHERS)
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
-def test_so_it_is_for_the_other_parts_and_without_an_optimizer(model: str, method: str):
+def test_a_forecast_is_exact_for_the_other_estimators_and_without_an_optimizer(model: str, method: str):
     objective, batch = made(model, torch.float32)
     assert_forecast_is_exact(OTHERS[method], objective, batch, None)
 
@@ -232,7 +236,7 @@ def test_so_it_is_for_the_other_parts_and_without_an_optimizer(model: str, metho
 @pytest.mark.parametrize("wrapper", [Master, StochasticallyRounded])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("method", ["backprop", "mezo", "chosen eps"])
-def test_so_it_is_for_updates_that_rounding_does_not_swallow(method: str, dtype: torch.dtype, wrapper: Any):
+def test_a_forecast_is_exact_for_updates_that_are_not_lost_to_rounding(method: str, dtype: torch.dtype, wrapper: Any):
     objective, batch = made("gpt", dtype)
     for optimizer in (SGD(1e-3), AdamW(1e-3)):
         assert_forecast_is_exact((PRESETS | OTHERS)[method], objective, batch, wrapper(optimizer))
@@ -242,7 +246,7 @@ def test_so_it_is_for_updates_that_rounding_does_not_swallow(method: str, dtype:
 @pytest.mark.parametrize("parts", [1, 4])
 def test_so_it_is_for_schedules_within_a_budget(model: str, parts: int):
     objective, batch = made(model, torch.float32)
-    whole = objective.in_parts(parts)
+    whole = objective.in_micro_batches(parts)
     trade = MemoryTradeoff(whole, batch)
     for budget in {trade.peak(0), (trade.peak(0) + trade.points[-1].peak) // 2}:
         estimator = Reverse(Within(budget))
@@ -252,7 +256,7 @@ def test_so_it_is_for_schedules_within_a_budget(model: str, parts: int):
         assert_forecast_is_exact(Reverse(Schedule(trade.cheapest(budget).items)), objective, batch, AdamW(1e-3))
 
 
-# ---- law 9's integers, told without running
+# ---- law 9's integers, without running
 
 
 def linears(model: torch.nn.Module) -> int:
@@ -273,21 +277,21 @@ def test_a_forecast_counts_the_matmuls_that_law_9_states(model: str):
     count = linears(objective.model)
     first = model == "mlp"  # no embedding comes before its first layer, whose input needs nothing
 
-    def told(estimator: Estimator) -> Any:
+    def predicted(estimator: Estimator) -> Any:
         return forecast(estimator, objective, batch)
 
-    assert told(gradcost.backprop()).matmuls == 3 * count - first
+    assert predicted(gradcost.backprop()).matmuls == 3 * count - first
     for n in (1, 4):
-        assert told(gradcost.mezo(probes=n)).matmuls == 2 * n * count
-        assert told(gradcost.mezo(probes=n)).forwards == 2 * n
+        assert predicted(gradcost.mezo(probes=n)).matmuls == 2 * n * count
+        assert predicted(gradcost.mezo(probes=n)).forwards == 2 * n
     if model in AGAIN:
-        assert told(gradcost.checkpointed()).matmuls == 3 * count + AGAIN[model]
+        assert predicted(gradcost.checkpointed()).matmuls == 3 * count + AGAIN[model]
     names = {name for name, module in objective.model.named_modules() if isinstance(module, torch.nn.Linear)}
     for estimator, each in ((gradcost.forward_gradient(1), 3), (gradcost.forward_gradient(4), 12)):
-        found = told(estimator).counts.matmuls_by_module
+        found = predicted(estimator).counts.matmuls_by_module
         assert sum(found[name] for name in names) == each * count - first * each // 3
-    shared = told(Probing(Jvp(4), probes=4)).counts.flops_by_module
-    alone = told(gradcost.mezo()).counts.flops_by_module
+    shared = predicted(Probing(Jvp(4), probes=4)).counts.flops_by_module
+    alone = predicted(gradcost.mezo()).counts.flops_by_module
     for name in names:  # 1 + 2k forwards of a layer against the two of a difference
         less = 4 if first and name == min(names) else 0
         assert 2 * shared[name] == (1 + 2 * 4 - less) * alone[name]

@@ -1,5 +1,5 @@
-"""Law 11. A seeded gradient replays with at most one leaf alive beside the parameters; backprop's is handed out leaf
-by leaf; and an optimizer that uses a leaf at a time takes the step of one that has them all."""
+"""Law 11. A replay of a seeded gradient holds at most one leaf beside the parameters; `stream` passes on one leaf at
+a time; and an optimizer that uses leaf after leaf takes the same step as one that has all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.slope import CentralDifference
 from gradcost.training.optimizers import SGD, Adam, AdamW, Leafwise, Nesterov, Optimizer
 from snapshot import bits
-from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, Problem, pairs
+from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, Problem, grid
 
 KEY = Key(11)
 
@@ -41,10 +41,10 @@ def seeded(objective: Objective, name: str) -> Seeded:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_a_replay_has_one_leaf_alive_and_never_more(name: str, dtype: torch.dtype):
+def test_a_replay_holds_one_leaf_and_never_more(name: str, dtype: torch.dtype):
     objective = wide(dtype)
     gradient = seeded(objective, name)
-    list(gradient.leaves())  # a sphere's norms are computed once, and kept
+    list(gradient.leaves())  # a sphere's norms are computed once and cached
     with Alive() as alive:
         replay = gradient.leaves()
         for leaf in objective.leaves:
@@ -56,7 +56,7 @@ def test_a_replay_has_one_leaf_alive_and_never_more(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_a_replay_in_half_precision_has_one_leaf_alive_and_its_float32_while_it_is_made(name: str):
+def test_a_replay_in_half_precision_holds_one_leaf_and_its_float32_while_making_it(name: str):
     """Half precision is computed in float32 and rounded once, so making a leaf takes its float32 as well."""
     objective = wide(torch.bfloat16)
     gradient = seeded(objective, name)
@@ -80,7 +80,7 @@ def test_a_norm_is_taken_of_one_leaf_at_a_time(name: str):
 
 
 @pytest.mark.parametrize("estimator", [mezo(), Probing(CentralDifference(), DIRECTIONS["rademacher"], 2)], ids=repr)
-def test_a_streamed_step_has_one_leaf_alive(estimator: Estimator):
+def test_a_streamed_step_holds_one_leaf(estimator: Estimator):
     objective = wide(torch.float32)
     sizes = {leaf.name: leaf.parameter.nbytes for leaf in objective.leaves}
     excess: list[int] = []
@@ -88,7 +88,7 @@ def test_a_streamed_step_has_one_leaf_alive(estimator: Estimator):
 
         def use(name: str, gradient: Tensor) -> None:
             if not excess:
-                alive.peak = alive.bytes  # the evaluations are over: from here on it is the replay's
+                alive.peak = alive.bytes  # after the evaluations: from here on it is the peak of the replay
             excess.append(alive.bytes - sizes[name])
 
         estimator.stream(objective, None, KEY, use)
@@ -98,7 +98,7 @@ def test_a_streamed_step_has_one_leaf_alive(estimator: Estimator):
 
 
 @pytest.mark.parametrize("estimator", [mezo(), forward_gradient(), backprop(), Reverse(Blocks())], ids=repr)
-def test_each_leaf_is_dead_before_the_next_is_handed_out(estimator: Estimator):
+def test_each_leaf_is_freed_before_the_next_is_passed_on(estimator: Estimator):
     objective, batch = OBJECTIVES["transformer"].make()
     last: list[weakref.ref[Tensor]] = []
 
@@ -110,32 +110,51 @@ def test_each_leaf_is_dead_before_the_next_is_handed_out(estimator: Estimator):
     assert len(last) == len(objective.leaves)
 
 
-@pytest.mark.parametrize(("estimator", "objective"), pairs())
-def test_a_stream_hands_out_the_leaves_of_the_estimate(estimator: str, objective: str):
+@grid()
+def test_a_stream_passes_on_the_leaves_of_the_estimate_and_a_replay_writes_them(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     whole = ESTIMATORS[estimator].estimator.estimate(made, batch, KEY)
-    expected = {name: bits(leaf) for name, leaf in whole.gradient.leaves()}
-    assert list(expected) == [leaf.name for leaf in made.leaves]
+    expected = replayed_bits(made, whole.gradient)
     found: dict[str, bytes | None] = {}
 
     def use(name: str, gradient: Tensor) -> None:
         assert name not in found
         assert not torch.is_grad_enabled()
         if type(ESTIMATORS[estimator].estimator) is Reverse:
-            # Of several micro-batches the gradients have to be summed first, so there all are alive.
+            # Not so for several micro-batches, whose gradients are summed before they are passed on.
             assert [leaf.name for leaf in made.leaves if leaf.parameter.grad is not None] == []
         found[name] = bits(gradient)
 
     streamed = ESTIMATORS[estimator].estimator.stream(made, batch, KEY, use)
     assert found == expected
-    with pytest.raises(ValueError, match="handed out leaf by leaf by `stream`; `estimate` gives one that stays"):
+    with pytest.raises(ValueError, match="already passed this gradient on; use `estimate`"):
         list(streamed.gradient.leaves())
     assert torch.equal(streamed.loss, whole.loss)
     assert streamed.clipped == whole.clipped
+    assert_writes(made, whole.gradient, expected)
 
 
-def test_the_user_of_a_leaf_may_change_it_while_the_rest_is_still_under_way():
-    """As an optimizer fused into the backward does: nothing that is yet to be computed reads it."""
+def replayed_bits(made: Objective, gradient: Gradient) -> dict[str, bytes | None]:
+    """Return each leaf's gradient, which has the name, shape and type of the leaf."""
+    replay = list(gradient.leaves())
+    assert [name for name, _ in replay] == [leaf.name for leaf in made.leaves]
+    for (_, found), leaf in zip(replay, made.leaves, strict=True):
+        assert (found.shape, found.dtype) == (leaf.parameter.shape, leaf.parameter.dtype)
+        assert not found.requires_grad
+    return {name: bits(found) for name, found in replay}
+
+
+def assert_writes(made: Objective, gradient: Gradient, expected: dict[str, bytes | None]) -> None:
+    """The gradient is written to the leaves' `.grad`, and nothing else changes."""
+    weights = [bits(parameter) for parameter in made.model.parameters()]
+    gradient.write()
+    parameters = dict(made.model.named_parameters())
+    assert {name: bits(parameters[name].grad) for name in expected} == expected
+    assert [bits(parameter) for parameter in made.model.parameters()] == weights
+
+
+def test_use_may_change_a_parameter_before_the_other_gradients_are_complete():
+    """As an optimizer fused into the backward pass does: no later computation reads the parameter."""
     for saving in (Reverse(), Reverse(Blocks())):
         expected, batch = OBJECTIVES["transformer"].make()
         gradient = saving.estimate(expected, batch, KEY).gradient
@@ -201,7 +220,7 @@ def test_leaf_by_leaf_is_the_same_step_as_all_at_once(name: str, optimizer: Opti
         leafwise = Leafwise(optimizer, objective)
 
         def take(gradient: Gradient) -> None:
-            for name, leaf in reversed(list(gradient.leaves())):  # the order is of no matter
+            for name, leaf in reversed(list(gradient.leaves())):  # in any order
                 leafwise.use(name, leaf)
             leafwise.advance()
             assert all(leaf.parameter.grad is None for leaf in objective.leaves)
@@ -214,7 +233,7 @@ def test_leaf_by_leaf_is_the_same_step_as_all_at_once(name: str, optimizer: Opti
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-def test_leaf_by_leaf_resumes_where_it_was(optimizer: Optimizer):
+def test_leaf_by_leaf_resumes_from_its_state(optimizer: Optimizer):
     def whole(objective: Objective) -> Callable[[Gradient], None]:
         return _taker(Leafwise(optimizer, objective))
 

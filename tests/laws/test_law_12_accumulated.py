@@ -1,4 +1,4 @@
-"""Law 12. Micro-batches give what the whole batch gives: the mean, weighted by size, along the same directions."""
+"""Law 12. Micro-batches give the estimate of the batch: the mean, weighted by size, along the same directions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 from gradcost.core.key import Key
 from gradcost.estimators.accumulated import Accumulated
-from tables import ESTIMATORS, OBJECTIVES, pairs
+from tables import ESTIMATORS, OBJECTIVES, grid
 from vectors import flat
 
 KEY = Key(12)
 ALONE = [name for name, problem in OBJECTIVES.items() if not (problem.draws or problem.mixes)]
 
 
-ROWS = {name: row for name, row in ESTIMATORS.items() if "accumulated" not in name}  # a batch of 7 has but 7 parts
+ROWS = {name: row for name, row in ESTIMATORS.items() if "accumulated" not in name}  # 7 examples make 7 parts at most
 
 
 def step(value: Any) -> float | None:
-    """The eps of an estimator's differences, wherever in it they are made, if its slopes are differences."""
+    """Return the eps of the finite differences at any depth of an estimator; None without any."""
     if isinstance(getattr(value, "eps", None), float):
         return value.eps
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
@@ -30,18 +30,15 @@ def step(value: Any) -> float | None:
 
 
 @pytest.mark.parametrize("parts", [3, 7], ids="in {} parts".format)
-@pytest.mark.parametrize(
-    ("name", "objective"),
-    [(name, other) for name, other in pairs() if name in ROWS and other in ALONE],
-)
-def test_parts_of_any_size_give_the_estimate_of_the_whole(name: str, objective: str, parts: int):
+@grid(lambda name, objective: name in ROWS and objective in ALONE)
+def test_parts_of_any_size_give_the_estimate_of_the_whole(estimator: str, objective: str, parts: int):
     """A batch of 7 in 3 parts, of unequal sizes, and in 7, of one example each."""
     made, batch = OBJECTIVES[objective].make(torch.float64)
-    estimator = ESTIMATORS[name].estimator
-    whole = estimator.estimate(made, batch, KEY)
-    found = Accumulated(estimator, parts).estimate(made, batch, KEY)
+    inner = ROWS[estimator].estimator
+    whole = inner.estimate(made, batch, KEY)
+    found = Accumulated(inner, parts).estimate(made, batch, KEY)
     assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-12)
-    expected, got, eps = flat(whole.gradient), flat(found.gradient), step(estimator)
+    expected, got, eps = flat(whole.gradient), flat(found.gradient), step(inner)
     # Ends that differ by a few roundings of a loss of about 1 give slopes that differ by those over eps.
     rounding = 0.0 if eps is None else 16 * 2.2e-16 / eps
     assert (got - expected).abs().max() <= (1e-12 + rounding) * expected.abs().max()
@@ -58,8 +55,8 @@ def test_accumulating_twice_is_accumulating_the_product(name: str):
 
 
 def test_a_frozen_list_of_leaves_stays_the_same_in_parts():
-    """Leaves are frozen when the objective is made, also for the micro-batches that are cut later."""
+    """The leaves are those of the moment when the objective is made, also for micro-batches that are cut later."""
     made, _ = OBJECTIVES["mlp"].make()
     made.leaves[0].parameter.requires_grad_(False)
-    assert made.in_parts(3).leaves == made.leaves
-    assert made.in_parts(3).dimension == made.dimension
+    assert made.in_micro_batches(3).leaves == made.leaves
+    assert made.in_micro_batches(3).dimension == made.dimension

@@ -17,12 +17,12 @@ from gradcost.estimators.presets import backprop
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
 from snapshot import bits, differences, snapshot
-from tables import ESTIMATORS, OBJECTIVES
+from tables import ESTIMATORS, OBJECTIVES, REPRESENTATIVE
 from vectors import estimated, flat
 
 KEY = Key(13)
-# Every estimator, around a model with dropout and tied weights (and repeated blocks, for those that need them).
-EVERY = pytest.mark.parametrize("name", ESTIMATORS)
+# On a model with dropout, tied weights and repeated blocks.
+EACH = pytest.mark.parametrize("name", ["gaussian-jvp", "checkpointed", *REPRESENTATIVE])
 
 
 def snapshot_in(state: Any) -> Snapshot:
@@ -31,7 +31,7 @@ def snapshot_in(state: Any) -> Snapshot:
 
 
 def made() -> tuple[Objective, Any]:
-    """Data of 7 examples in batches of 3, 3 and 1, in float64; the last but one is the batch."""
+    """Return data of 7 examples in batches of 3, 3 and 1, in float64, and the second of these as the batch."""
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     parts = [tuple(part[at : at + 3] for part in batch) for at in (0, 3, 6)]
     return replace(objective, data=lambda: parts), parts[1]
@@ -51,12 +51,12 @@ def snapshot_of(estimator: VarianceReduced, objective: Objective, batch: Any) ->
     return flat(found.gradient), found.state
 
 
-@EVERY
+@EACH
 def test_at_the_snapshot_the_gradient_is_the_full_one_bit_for_bit(name: str):
     objective, batch = OBJECTIVES["transformer"].make()
     estimator = VarianceReduced(ESTIMATORS[name].estimator, 10)
     state = estimator.init(objective)
-    for number in range(3):  # on the batch of the snapshot, and later on others: the weights are still there
+    for number in range(3):  # on the snapshot's batch, then on others: the weights are still those of the snapshot
         other = tuple(part.flip(0)[number:] for part in batch)
         found = estimator.estimate(objective, other, KEY.fold("step", number), state)
         state = snapshot_in(found.state)
@@ -65,9 +65,9 @@ def test_at_the_snapshot_the_gradient_is_the_full_one_bit_for_bit(name: str):
     assert any(tensor.abs().max() > 0 for tensor in state.gradient.values())
 
 
-@EVERY
-def test_away_from_it_the_same_directions_are_looked_along_at_both_points(name: str):
-    """With the key of the estimate: its gradient is the plain one, less the plain one at the snapshot, plus mu."""
+@EACH
+def test_away_from_it_both_points_are_probed_along_the_same_directions(name: str):
+    """The gradient is the inner estimate here, less the one at the snapshot with the same key, plus mu."""
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     inner = ESTIMATORS[name].estimator
     estimator = VarianceReduced(inner, 10)
@@ -79,14 +79,14 @@ def test_away_from_it_the_same_directions_are_looked_along_at_both_points(name: 
     before = snapshot(objective.model)
     found = flat(estimator.estimate(objective, batch, key, state).gradient)
     assert differences(before, snapshot(objective.model)) == []
-    if ESTIMATORS[name].unbiased:  # slopes that are cut at both points, and signs, may be the same at both
+    if ESTIMATORS[name].unbiased:  # clipped slopes and signs may be equal at both points
         assert (here - there).norm() > 0
     assert (found - (here - there + full)).abs().max() <= 1e-12 * (here.abs().max() + full.abs().max())
 
 
 @pytest.mark.parametrize("anchor", [None, backprop(), ESTIMATORS["gaussian-jvp3"].estimator], ids=repr)
 def test_the_full_gradient_is_the_mean_over_the_data_weighted_by_examples(anchor: Estimator | None):
-    """Batches of 3, 3 and 1: each of the 7 examples counts the same; each batch has directions of its own."""
+    """Batches of 3, 3 and 1: each of the 7 examples has the same weight, and each batch has other directions."""
     objective, batch = made()
     inner = ESTIMATORS["rademacher-jvp"].estimator
     full, _ = snapshot_of(VarianceReduced(inner, 10, anchor), objective, batch)
@@ -99,8 +99,8 @@ def test_the_full_gradient_is_the_mean_over_the_data_weighted_by_examples(anchor
     assert (full - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-def test_in_half_precision_the_mean_of_many_batches_does_not_stand_still():
-    """The mean of 2,000 batches moves by 1/2000 of a difference at the end: less than bfloat16 resolves."""
+def test_in_half_precision_the_mean_of_many_batches_does_not_stop_changing():
+    """The last of 2,000 batches moves the mean by 1/2000 of a difference, less than bfloat16 resolves."""
     objective, batch = OBJECTIVES["mlp"].make(torch.bfloat16)
     whole = [batch] * 400 + [tuple(part.flip(0)[:7] for part in batch)] * 1600
     shifted = [(x + (number >= 400), y) for number, (x, y) in enumerate(whole)]
@@ -113,7 +113,7 @@ def test_in_half_precision_the_mean_of_many_batches_does_not_stand_still():
         assert (found[leaf.name].float() - expected).abs().max() <= 2**-8 * size
 
 
-@EVERY
+@EACH
 def test_the_snapshot_shares_no_storage_with_the_live_weights(name: str):
     objective, batch = OBJECTIVES["transformer"].make()
     _, state = snapshot_of(VarianceReduced(ESTIMATORS[name].estimator), objective, batch)
@@ -129,7 +129,7 @@ def test_the_snapshot_shares_no_storage_with_the_live_weights(name: str):
     assert held != {leaf.name: bits(leaf.parameter) for leaf in objective.leaves}
 
 
-def test_a_snapshot_is_made_anew_every_so_many_steps():
+def test_a_new_snapshot_is_made_every_few_steps():
     objective, batch = made()
     estimator = VarianceReduced(ESTIMATORS["rademacher-jvp"].estimator, 3)
     state, seen = estimator.init(objective), []
@@ -145,7 +145,7 @@ def test_a_snapshot_is_made_anew_every_so_many_steps():
 
 
 def test_the_estimate_is_a_function_of_its_state():
-    """The same state twice gives the same estimate: nothing in it is changed, and nothing is kept elsewhere."""
+    """The same state gives the same estimate twice: an estimate changes nothing in it and stores nothing outside."""
     objective, batch = made()
     estimator = VarianceReduced(ESTIMATORS["gaussian-central"].estimator, 2)
     _, state = snapshot_of(estimator, objective, batch)

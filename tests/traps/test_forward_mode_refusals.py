@@ -1,4 +1,4 @@
-"""Traps of forward mode in PyTorch: what it cannot serve is refused, by name and with a way out."""
+"""Traps of forward mode in PyTorch: unsupported models are refused, with the module and an alternative."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from snapshot import differences, snapshot
-from tables import randomness
+from tables import seeded_generators
 from vectors import assert_agrees
 
 KEY = Key(300)
@@ -31,7 +31,7 @@ def square_of(model: nn.Module, batch: Any) -> Tensor:
     return model(batch).square().mean()
 
 
-# ---- checkpointing of the model's own
+# ---- the model's checkpointing
 
 
 class Adapted(nn.Module):
@@ -46,10 +46,10 @@ class Adapted(nn.Module):
         return checkpoint(lambda x: torch.tanh(self.base(x) + self.adapter(x)), x, use_reentrant=self.reentrant)  # type: ignore[return-value]
 
 
-def test_reentrant_checkpointing_is_refused_and_its_sentence_says_what_to_set():
-    """Its autograd.Function turns forward mode off within, and drops the tangents of an adapter whose input has none
+def test_reentrant_checkpointing_is_refused_and_the_message_states_the_setting():
+    """Its autograd.Function turns forward mode off inside. The tangents of an adapter whose input has none are lost
     silently: a slope of 3.28 instead of 4.48."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         objective, x = Objective(Adapted(reentrant=True).double(), square_of), torch.randn(3, 6).double()
     for estimator in (forward_gradient(), forward_gradient(3)):
         with pytest.raises(ValueError, match=r"its tangent would be lost\. Use use_reentrant=False"):
@@ -66,19 +66,19 @@ def test_reentrant_checkpointing_is_refused_and_its_sentence_says_what_to_set():
 
 @EITHER
 def test_checkpointing_without_reentry_is_differentiated(slope: Slope):
-    with randomness(KEY):
+    with seeded_generators(KEY):
         objective, x = Objective(Adapted(reentrant=False).double(), square_of), torch.randn(3, 6).double()
     assert_agrees(objective, x, slope)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("estimator", [backprop(), forward_gradient(2), mezo()], ids=repr)
-def test_a_transformers_models_own_checkpointing_is_off_meanwhile_and_on_again(estimator: Estimator, reentrant: bool):
-    """`gradient_checkpointing_enable()` fails under forward mode, and makes "backprop" what it is not said to be."""
+def test_the_checkpointing_of_a_transformers_model_is_off_during_an_estimate(estimator: Estimator, reentrant: bool):
+    """`gradient_checkpointing_enable()` fails under forward mode, and would turn "backprop" into checkpointing."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=31, n_positions=16, n_embd=8, n_layer=2, n_head=2, use_cache=False)
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, words = GPT2LMHeadModel(config).train(), torch.randint(31, (2, 7))
     calls: list[bool] = []
     block: Any = model.transformer.h[0]
@@ -103,7 +103,7 @@ def test_a_transformers_models_own_checkpointing_is_off_meanwhile_and_on_again(e
 
 
 class Exponential(torch.autograd.Function):
-    """As in bitsandbytes, Liger and their like: a backward, and no jvp."""
+    """As in bitsandbytes, Liger and similar: a backward, and no jvp."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -122,8 +122,8 @@ class Activation(nn.Module):
 
 
 @EITHER
-def test_an_operation_without_a_forward_rule_is_refused_by_module_line_and_way_out(slope: Slope):
-    with randomness(KEY):
+def test_an_operation_without_a_forward_rule_is_refused_with_module_line_and_alternative(slope: Slope):
+    with seeded_generators(KEY):
         inner = nn.Sequential(nn.Linear(4, 4), Activation())
         model, x = nn.Sequential(nn.Linear(4, 4), inner, nn.Linear(4, 2)).double(), torch.randn(5, 4).double()
     objective = Objective(model, square_of)
@@ -138,7 +138,7 @@ def test_an_operation_without_a_forward_rule_is_refused_by_module_line_and_way_o
     assert_agrees(objective, x, CentralDifference(1e-5), tolerance=1e-5)
 
 
-def test_a_refusal_in_the_loss_itself_says_so():
+def test_a_refusal_names_the_loss_itself():
     objective = Objective(nn.Linear(4, 4), lambda model, batch: Exponential.apply(model(batch)).mean())  # type: ignore[union-attr]
     objection = forward_gradient().objection(objective, torch.ones(2, 4))
     assert objection is not None

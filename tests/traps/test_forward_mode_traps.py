@@ -1,4 +1,4 @@
-"""Traps of forward mode in PyTorch: where a tangent is lost, doubled or paid for in vain."""
+"""Traps of forward mode in PyTorch: a tangent that is lost, doubled, or computed in vain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gradcost.estimators.presets import backprop, checkpointed, forward_gradient
 from gradcost.estimators.probing import Probing
 from gradcost.slopes import forward_mode
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope
-from tables import OBJECTIVES, Transformer, cross_entropy, randomness
+from tables import OBJECTIVES, Transformer, cross_entropy, seeded_generators
 from vectors import assert_agrees, direction
 
 KEY = Key(300)
@@ -39,7 +39,7 @@ def square_of(model: nn.Module, batch: Any) -> Tensor:
 # ---- attention
 
 
-class TrialLog(TorchDispatchMode):
+class OperatorNames(TorchDispatchMode):
     """The names of the operations that ran."""
 
     def __init__(self) -> None:
@@ -52,14 +52,14 @@ class TrialLog(TorchDispatchMode):
 
 
 def fused_attention_in(work: Callable[[], object]) -> bool:
-    with TrialLog() as seen:
+    with OperatorNames() as operators:
         work()
-    return any("attention" in name and "math" not in name for name in seen.names)
+    return any("attention" in name and "math" not in name for name in operators.names)
 
 
-def test_attention_is_differentiated_on_the_math_kernel_and_fused_for_everyone_else():
-    """The fused `scaled_dot_product_attention` has no forward rule (NotImplementedError); the methods that can use it
-    should not pay for that."""
+def test_attention_runs_on_the_math_kernel_for_jvp_and_fused_for_other_methods():
+    """The fused `scaled_dot_product_attention` has no forward rule (NotImplementedError). Methods that can
+    use it should keep it."""
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
     objective.model.eval()
     for slope in JVPS:
@@ -69,9 +69,9 @@ def test_attention_is_differentiated_on_the_math_kernel_and_fused_for_everyone_e
         assert fused_attention_in(lambda estimator=estimator: estimator.estimate(objective, batch, KEY))
 
 
-def test_the_switch_to_the_math_kernel_is_said_once():
+def test_the_switch_to_the_math_kernel_is_noted_once():
     objective, batch = OBJECTIVES["transformer"].make()
-    forward_mode._say_math_attention.cache_clear()
+    forward_mode._note_math_attention.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(3):
@@ -95,9 +95,9 @@ class Masked(nn.Module):
 @EITHER
 @pytest.mark.parametrize("training", [True, False])
 def test_an_encoder_is_differentiated_in_either_mode_with_padding(training: bool, slope: Slope):
-    """In evaluation mode without gradients `TransformerEncoderLayer` leaves for a C++ path that no tangent survives,
-    and `TransformerEncoder` for nested tensors."""
-    with randomness(KEY):
+    """In evaluation mode without gradients `TransformerEncoderLayer` takes a C++ path that loses tangents, and
+    `TransformerEncoder` takes nested tensors."""
+    with seeded_generators(KEY):
         model, x = Masked().double().train(training), torch.randn(3, 5, 8).double()
     padding = torch.arange(5)[None, :] >= torch.tensor([5, 3, 2])[:, None]
     objective = Objective(model, square_of)
@@ -106,10 +106,10 @@ def test_an_encoder_is_differentiated_in_either_mode_with_padding(training: bool
 
 @EITHER
 @pytest.mark.parametrize("trained", ["out_proj.weight", "out_proj.bias", "in_proj_weight"])
-def test_a_parameter_that_only_a_parent_reads_is_looked_along(trained: str, slope: Slope):
+def test_a_parameter_that_only_a_parent_reads_gets_a_tangent(trained: str, slope: Slope):
     """`nn.MultiheadAttention` reads `out_proj.weight` without calling `out_proj`, so a hook on `out_proj` never fires
-    and its direction is silently left out."""
-    with randomness(KEY):
+    and its direction would be silently skipped."""
+    with seeded_generators(KEY):
         model, x = nn.MultiheadAttention(8, 2, batch_first=True).double().eval(), torch.randn(3, 5, 8).double()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name == trained)
@@ -120,9 +120,9 @@ def test_a_parameter_that_only_a_parent_reads_is_looked_along(trained: str, slop
 
 @EITHER
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
-def test_a_recurrent_layers_own_list_of_its_weights_is_looked_along(kind: type[nn.LSTM], slope: Slope):
-    """`nn.LSTM` runs on `_flat_weights`, a list made when it was built: weights set by name are not in it."""
-    with randomness(KEY):
+def test_the_weights_of_a_recurrent_layer_get_a_tangent(kind: type[nn.LSTM], slope: Slope):
+    """`nn.LSTM` runs on `_flat_weights`, a list from construction: weights set by name are not in it."""
+    with seeded_generators(KEY):
         model, x = kind(4, 5, num_layers=2).double(), torch.randn(6, 3, 4).double()
     objective = Objective(model, lambda model, batch: model(batch)[0].square().mean())
     assert_agrees(objective, x, slope)
@@ -147,8 +147,8 @@ def test_a_frozen_weight_costs_no_product_with_its_missing_tangent(slope: Slope)
 
 @pytest.mark.parametrize("slope", [*JVPS, CentralDifference()], ids=repr)
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "attention", "direct"])
-def test_no_graph_is_made_beside_a_slope(name: str, slope: Slope):
-    """Without `no_grad` the graph of the tangents is kept, and the memory of forward mode looks like backprop's."""
+def test_a_slope_makes_no_graph(name: str, slope: Slope):
+    """Without `no_grad` autograd keeps the graph of the tangents, and forward mode needs the memory of backprop."""
     objective, batch = OBJECTIVES[name].make()
     saved: list[Tensor] = []
 
@@ -167,7 +167,7 @@ def test_no_graph_is_made_beside_a_slope(name: str, slope: Slope):
 
 @pytest.mark.parametrize("slope", [*JVPS, CentralDifference()], ids=repr)
 def test_memory_does_not_grow_with_depth(slope: Slope):
-    """Beside the weights a few layers' worth is alive, however many there are; backprop keeps them all."""
+    """Forward mode holds a few layers' activations at any depth; backprop holds all of them."""
 
     def peak(layers: int, estimator: Estimator) -> int:
         model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(layers)))
@@ -186,9 +186,9 @@ def test_memory_does_not_grow_with_depth(slope: Slope):
 
 
 @EITHER
-def test_a_tied_weight_is_looked_along_at_every_use(slope: Slope):
-    """Weights that are set by name are silently wrong where two names are one tensor: 301 instead of 140."""
-    with randomness(KEY):
+def test_a_tied_weight_gets_its_tangent_at_every_use(slope: Slope):
+    """Setting weights by name is silently wrong where two names share one tensor: 301 instead of 140."""
+    with seeded_generators(KEY):
         model, words = Transformer(layers=1).double(), torch.randint(11, (4, 6))
     assert model.head.weight is model.embed.weight
     for name, parameter in model.named_parameters():
@@ -211,10 +211,10 @@ class Cuts(nn.Module):
 
 
 @EITHER
-def test_a_path_through_data_or_detach_has_no_slope_for_forward_mode_nor_for_backprop(slope: Slope):
-    """AD follows the declared derivative in both directions, and a difference the function: comparing one slope with
-    a difference finds the cut."""
-    with randomness(KEY):
+def test_forward_mode_and_backprop_both_ignore_a_path_through_data_or_detach(slope: Slope):
+    """Both AD modes follow the declared derivative; a finite difference follows the function. Comparing the two finds
+    the cut."""
+    with seeded_generators(KEY):
         objective, x = Objective(Cuts().double(), lambda m, b: m(b).sin().mean()), torch.randn(5, 4).double()
     assert_agrees(objective, x, slope)
     with pytest.raises(AssertionError):
@@ -231,9 +231,9 @@ def test_a_path_through_data_or_detach_has_no_slope_for_forward_mode_nor_for_bac
     ],
     ids=["data", "item", "the weight's data", "argmax"],
 )
-def test_a_missing_tangent_is_an_error_that_says_why(cut: Callable[[nn.Module, Tensor], Tensor]):
+def test_a_missing_tangent_is_an_error_with_its_cause(cut: Callable[[nn.Module, Tensor], Tensor]):
     """`.data` and `.detach()` in a forward give a tangent of None or 0, silently."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         objective, x = Objective(nn.Sequential(nn.Linear(4, 4)), cut), torch.randn(5, 4)
     for estimator in (forward_gradient(), backprop()):
         with pytest.raises(ValueError, match=r"differentiable path \(\.data, \.detach\(\)") as refused:
@@ -245,7 +245,7 @@ def test_a_missing_tangent_is_an_error_that_says_why(cut: Callable[[nn.Module, T
 
 
 @pytest.mark.parametrize("probes", [1, 3])
-def test_probes_that_share_a_forward_draw_the_mask_that_everyone_draws(probes: int):
+def test_probes_that_share_a_forward_use_the_mask_of_other_methods(probes: int):
     """`func.jvp` draws another dropout mask than eager code where a tensor is not contiguous."""
     seen: list[Tensor] = []
 
@@ -254,7 +254,7 @@ def test_probes_that_share_a_forward_draw_the_mask_that_everyone_draws(probes: i
         seen.append(dropped)
         return dropped.square().mean()
 
-    with randomness(KEY):
+    with seeded_generators(KEY):
         objective, x = Objective(nn.Linear(6, 6).double(), loss), torch.randn(3, 4, 6).double()
     plain = objective.evaluate(x, KEY)
     found, _ = Jvp(together=probes).measure(objective, x, KEY, Gaussian(), range(probes))

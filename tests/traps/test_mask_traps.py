@@ -116,7 +116,7 @@ def test_a_gradient_is_not_replayed_behind_the_mask_of_other_weights(mask: Mask)
     with torch.no_grad():
         made.leaves[2].parameter.mul_(1.0)
     with pytest.raises(
-        ValueError, match=r"`2\.weight` was changed after its mask was found, and its weights now have"
+        ValueError, match=r"`2\.weight` was changed after its mask was computed, so the gradient"
     ):
         flat(gradient)
 

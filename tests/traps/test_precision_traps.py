@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
@@ -37,7 +37,7 @@ def notes(estimator: Estimator, objective: Objective, batch: Any, times: int = 1
 
 def normed(dtype: torch.dtype) -> tuple[Objective, Tensor]:
     """A LayerNorm, all of whose weights are 1, behind a linear layer."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, x = nn.Sequential(nn.Linear(16, 32768), nn.LayerNorm(32768)), torch.randn(5, 16)
     return Objective(
         model.to(dtype), lambda model, x: model(x).float().square().mean() + model(x).float().mean()
@@ -116,7 +116,7 @@ def test_a_difference_within_a_few_units_of_the_loss_is_said_once_with_both_figu
 
 def of_updates(dtype: torch.dtype, optimizer: Optimizer) -> Tensor:
     """Which of 100,000 weights of RMS 0.02 one update of RMS 1e-5 moves."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, pull = nn.Linear(100_000, 1, bias=False), torch.randn(1, 100_000)
         nn.init.normal_(model.weight, std=0.02)
     model.to(dtype)

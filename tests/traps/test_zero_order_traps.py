@@ -21,7 +21,7 @@ from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slo
 from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD
 from snapshot import bits
-from tables import OBJECTIVES, randomness
+from tables import OBJECTIVES, seeded_generators
 from vectors import direction, estimated, true_gradient
 
 KEY = Key(200)
@@ -33,7 +33,7 @@ def test_every_end_sees_one_dropout_mask(slope: Slope):
     """MeZO's code and its descendants leave dropout on and draw a mask for each end: at p = 0.1 the projected
     gradient has an RMS of 153 at eps = 1e-4, where it is 1.5 with one mask."""
     masks: list[Tensor] = []
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, x = nn.Sequential(nn.Linear(6, 50), nn.Dropout(0.5)), torch.randn(9, 6)
     model[1].register_forward_hook(lambda module, args, output: masks.append(output.eq(0)))
     objective = Objective(model, lambda model, batch: model(batch).square().mean())
@@ -174,7 +174,7 @@ class StraightThrough(nn.Module):
 
 def test_at_a_straight_through_step_a_difference_sees_the_function_and_the_others_the_declared_derivative():
     """No bug, but a trap for whoever compares the methods: written down here, kept out of the agreement laws."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, x = nn.Sequential(nn.Linear(4, 4), StraightThrough()).double(), torch.randn(5, 4).double()
     objective = Objective(model, lambda model, batch: model(batch).mean())
     grad = true_gradient(objective, x, KEY)
@@ -206,7 +206,7 @@ def test_a_loss_is_subtracted_in_float64(dtype: torch.dtype):
 def test_a_weight_in_half_precision_is_perturbed_in_float32_and_rounded_once():
     """At eps = 1e-3 a bfloat16 weight near 1 (LayerNorm's) moves by half a unit in the last place or not at all; a
     walk in place would round at each of its three steps and not come back."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         norm = nn.LayerNorm(256).to(torch.bfloat16)
         weight: Tensor = norm.weight
         with torch.no_grad():

@@ -20,7 +20,7 @@ METHODS = [
     ("checkpointed()", "Reverse(saving=Blocks())", 0.971, 0.092, 33_792, 4.0, 0.83, 0.1),
     (
         "accumulated(4)",
-        "Accumulated(Reverse(saving=Everything()), steps=4)",
+        "Accumulated(estimator=Reverse(saving=Everything()), parts=4)",
         0.95,
         0.13,
         24_064,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from counting import Flops
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
@@ -35,7 +35,7 @@ SLOPES = [Jvp(), CentralDifference(1e-4)]
 @pytest.mark.parametrize("slope", SLOPES, ids=repr)
 def test_over_all_sign_vectors_of_the_outputs_the_mean_is_backprop(slope: Any):
     """A layer of 3 inputs and 2 outputs on a batch of 2: four outputs, whose 16 sign vectors are met once each."""
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         model, batch = nn.Linear(3, 2).double(), (torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
     objective = Objective(model, cross_entropy)
     estimator = ActivityPerturbation(slope, Rademacher())
@@ -120,7 +120,7 @@ class Twice(nn.Module):
 
 
 def test_each_call_of_a_layer_has_noise_of_its_own_and_they_add_up():
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         objective = Objective(Twice().double(), cross_entropy)
         batch = torch.randn(5, 4, dtype=torch.float64), torch.randint(2, (5,))
     grad = true_gradient(objective, batch, KEY)

@@ -158,7 +158,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: Adaptive(backprop()), "Adaptive chooses among the directions of a Probing"),  # type: ignore[arg-type]
     (lambda: Adaptive(Probing(Jvp(), Layerwise())), "depend on more than a seed: use Gaussian"),
     (lambda: Adaptive(Probing(Jvp(), Gaussian(), 2, Sign())), "leave the Probing's combine as Mean"),
-    (lambda: selection_bias(Steepest(), 0), "1 candidate or more, not of 0."),
+    (lambda: selection_bias(Steepest(), 0), "candidates must be 1 or more, not 0."),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
@@ -49,7 +49,7 @@ def read(model: nn.Module, batch: Any) -> Tensor:
 
 
 def padded(left: bool = False, dtype: torch.dtype = torch.float64) -> tuple[Objective, dict[str, Any]]:
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, words = Reader().to(dtype), torch.randint(13, (5, 9))
         labels = torch.randint(3, (5,))
     mask = (torch.arange(9) < torch.tensor(LENGTHS).unsqueeze(1)).long()

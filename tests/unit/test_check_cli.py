@@ -86,7 +86,7 @@ def test_a_module_that_no_tangent_passes_fails_and_all_are_named(here: Path):
     for said in (
         "not 1, at `return Square.apply(x)`",
         "not 3, at `return Square.apply(x)`",
-        "failed: can serve here",
+        "failed: usable with this model and batch",
     ):
         assert said in ran.stdout
     assert inside("check", "mezo()", "--model", "mine.py:opaque", *FACTORY[2:], folder=here).returncode == 0

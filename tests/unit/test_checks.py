@@ -1,4 +1,4 @@
-"""A diagnosis says what is true, and finds what is broken: each check is shown something that it must fail."""
+"""A check reports what is true and detects what is broken: each line is tested on something that must fail it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.checks.check import check
+from gradcost.checks.check import USABLE, check
 from gradcost.checks.forward_mode_support import blocked_modules
-from gradcost.checks.report import CheckReport, short
+from gradcost.checks.report import CheckReport, format_number
 from gradcost.cli import spec
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions, Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.clipped import Clipped
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.estimator import Estimate, Estimator, Facts
 from gradcost.estimators.gradient import Sum
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa, zo_sgd_sign, zo_svrg
 from gradcost.estimators.probing import Probing
-from gradcost.estimators.structure import micro_batches, within
+from gradcost.estimators.structure import find, micro_batches
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 AGREES, SAME = "agrees with backprop", "the same function"
@@ -39,7 +39,7 @@ def squared(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def network(*middle: nn.Module) -> nn.Module:
-    with randomness(Key(3)):
+    with seeded_generators(Key(3)):
         return nn.Sequential(nn.Linear(6, 5), *middle, nn.Linear(5, 3)).double()
 
 
@@ -81,7 +81,7 @@ def test_what_is_right_passes_and_backprop_is_the_measure(name: str, layer: nn.M
     assert found.line("nothing disturbed after an estimate").found == "bitwise"
     assert found.line("the same key").found == "bitwise"
     agreement = found.line(AGREES).numbers["error"]
-    assert agreement < (1e-12 if not within(WELL[name], CentralDifference | ForwardDifference) else 1e-2)  # type: ignore[arg-type]
+    assert agreement < (1e-12 if not find(WELL[name], CentralDifference | ForwardDifference) else 1e-2)  # type: ignore[arg-type]
     dropped = [line for line in found.lines if line.what.startswith(SAME)]
     assert all((line.numbers["another key"] > 0) == isinstance(layer, nn.Dropout) for line in dropped)
     if name in ("backprop", "accumulated-backprop"):
@@ -93,7 +93,7 @@ def test_every_preset_that_can_serve_passes():
     for name, preset in spec.presets().items():
         if name == "addax":  # needs a batch with an attention mask
             continue
-        assert not failed(looked_at(preset(), draws=8)) - {"can serve here"}, name
+        assert not failed(looked_at(preset(), draws=8)) - {USABLE}, name
 
 
 @pytest.mark.parametrize("estimator", [forward_gradient(4), spsa(probes=4)], ids=repr)
@@ -134,6 +134,10 @@ class Walking(Estimator):
 
     of: Estimator = backprop()
 
+    @property
+    def facts(self) -> Facts:
+        return self.of.facts
+
     def init(self, objective: Objective) -> None:
         return None
 
@@ -155,6 +159,10 @@ class Doubled(Estimator):
     """Twice what an estimator finds."""
 
     of: Estimator
+
+    @property
+    def facts(self) -> Facts:
+        return self.of.facts
 
     def init(self, objective: Objective) -> None:
         return None
@@ -192,7 +200,7 @@ def test_weights_that_are_walked_there_and_back_are_named():
 
 
 class Own(nn.Module):
-    """A layer that draws from a generator of its own, which no key sets."""
+    """A layer that draws from a generator that no key sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +278,7 @@ def test_every_module_without_a_forward_rule_is_named_with_its_line():
     told = looked_at(forward_gradient(), model)
     lines = [line for line in told.failed if line.what == "forward-mode differentiation"]
     assert [line.found.split(",")[0] for line in lines] == ["not 1", "not 3.opaque", "not 5"]
-    assert told.line("can serve here").verdict == "failed"
+    assert told.line(USABLE).verdict == "failed"
     assert {line.verdict for line in looked_at(mezo(), model).lines} == {"ok", "note"}
 
 
@@ -294,11 +302,11 @@ def test_attention_on_the_math_kernel_is_noted_where_tangents_need_it():
 def test_an_eps_below_what_the_loss_can_tell_is_noted_with_the_way_out():
     found = looked_at(Probing(CentralDifference(1e-15)))
     assert found.line(AGREES).verdict == "note"
-    assert "a larger one is nearer" in found.line(AGREES).found
+    assert "Use a larger eps" in found.line(AGREES).found
     numbers = found.line("resolution of the loss").numbers
     assert numbers["gap"] == torch.finfo(torch.float64).eps  # the loss lies between 1 and 2
     assert "too small" in found.line("resolution of the loss").found
-    assert "a smaller one is nearer" in looked_at(Probing(CentralDifference(1.0))).line(AGREES).found
+    assert "Use a smaller eps" in looked_at(Probing(CentralDifference(1.0))).line(AGREES).found
 
 
 def test_a_loss_without_a_derivative_leaves_what_needs_none():
@@ -316,8 +324,8 @@ def test_a_loss_that_is_no_number_ends_it():
 
 
 def test_a_refusal_is_a_line_and_what_is_asked_wrongly_a_sentence():
-    assert "measures no slopes to clip" in looked_at(Clipped(backprop())).line("can serve here").found
-    with pytest.raises(ValueError, match="draws is how many estimates are looked at"):
+    assert "measures no slopes to clip" in looked_at(Clipped(backprop())).line(USABLE).found
+    with pytest.raises(ValueError, match="draws is a number of estimates"):
         looked_at(mezo(), draws=0)
     with pytest.raises(ValueError, match="cannot be evaluated on this batch: RuntimeError"):
         check(mezo(), objective(), BATCH[:, :5])
@@ -344,19 +352,19 @@ def test_a_diagnosis_prints_as_a_table_and_as_data():
     record = json.loads(json.dumps(found.record()))
     assert record["ok"]
     assert record["method"] == repr(mezo())
-    with pytest.raises(ValueError, match="nothing was found out about 'colour'"):
+    with pytest.raises(ValueError, match="starts with 'colour'"):
         found.line("colour")
 
 
 def test_parts_are_found_at_any_depth():
     inner = Accumulated(Clipped(Accumulated(mezo(), 3), 0.5), 2)
     assert micro_batches(inner) == 6
-    assert within(inner, Slope) == [CentralDifference(1e-3)]
-    assert within(backprop(), Slope) == []
+    assert find(inner, Slope) == [CentralDifference(1e-3)]
+    assert find(backprop(), Slope) == []
 
 
 @pytest.mark.parametrize(
     ("figure", "text"), [(0.0031, "0.0031"), (284419.0, "284,419"), (1.3e-7, "1.3e-7"), (0.0, "0"), (1e20, "1.0e20")]
 )
 def test_figures_are_short(figure: float, text: str):
-    assert short(figure) == text
+    assert format_number(figure) == text

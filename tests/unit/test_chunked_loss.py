@@ -1,4 +1,4 @@
-"""The chunked loss of a language model is the whole one, in every way of differentiating it."""
+"""The chunked loss equals the loss of all logits, in every way of differentiating it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alive import Alive
 from counting import Flops
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
 from gradcost.checkpointing.policies import Blocks, Everything, Offloaded, Saving, Schedule, Segments, Selective
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
@@ -43,7 +43,7 @@ def whole(model: Any, batch: Any) -> Tensor:
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[Objective, Objective, tuple[Tensor, Tensor]]:
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model = Transformer(WORDS, WIDTH).to(dtype)
         words = torch.randint(WORDS, (4, 6))
     batch = words[:, :-1], words[:, 1:].clone()
@@ -62,7 +62,7 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def test_value_and_gradients_are_those_of_the_whole(
     shape: tuple[int, ...], biased: bool, chunks: int, dtype: torch.dtype, tolerance: float
 ):
-    with randomness(KEY):
+    with seeded_generators(KEY):
         hidden = torch.randn(*shape, WIDTH, dtype=dtype, requires_grad=True)
         weight = torch.randn(WORDS, WIDTH, dtype=dtype, requires_grad=True)
         bias = torch.randn(WORDS, dtype=dtype, requires_grad=True) if biased else None
@@ -81,7 +81,7 @@ def test_value_and_gradients_are_those_of_the_whole(
 
 
 def test_half_precision_logits_are_taken_to_float32():
-    with randomness(KEY):
+    with seeded_generators(KEY):
         hidden, weight = torch.randn(20, WIDTH), torch.randn(WORDS, WIDTH)
         target = torch.randint(WORDS, (20,))
     hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -109,7 +109,7 @@ def test_every_saving_gives_the_same_bits_with_it(dtype: torch.dtype):
 
 @pytest.mark.parametrize("slope", [Jvp(), Jvp(together=3), CentralDifference(1e-4)], ids=repr)
 def test_slopes_are_those_of_the_whole(slope: Slope):
-    """The head's weight is the embedding's, and is read outside of any module that owns it."""
+    """The head's weight is the embedding's, read outside of the modules that hold it."""
     one, other, batch = pair()
     found, expected = (Probing(slope, Gaussian(), 3).estimate(made, batch, KEY) for made in (one, other))
     assert found.slopes is not None
@@ -131,9 +131,9 @@ def test_it_runs_on_fake_tensors_with_the_peak_of_real_ones():
     assert alive.peak == fake_alive.peak
 
 
-def test_one_chunk_of_logits_is_alive_at_a_time_and_the_head_runs_once_more():
+def test_one_chunk_of_logits_is_in_memory_at_a_time_and_the_head_runs_once_more():
     rows, words = 64, 1000
-    with randomness(KEY):
+    with seeded_generators(KEY):
         hidden = torch.randn(rows, WIDTH, requires_grad=True)
         head = nn.Linear(WIDTH, words, bias=False)
         target = torch.randint(words, (rows,))
@@ -161,7 +161,7 @@ def test_one_chunk_of_logits_is_alive_at_a_time_and_the_head_runs_once_more():
         ({"bias": torch.zeros(8)}, r"a bias of 50 words has shape \(50,\), not \(8,\)."),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(arguments: dict[str, Any], sentence: str):
+def test_shapes_that_do_not_match_are_refused(arguments: dict[str, Any], sentence: str):
     fitting = {"hidden": torch.zeros(4, 8), "weight": torch.zeros(50, 8), "target": torch.zeros(4, dtype=torch.long)}
     with pytest.raises(ValueError, match=sentence):
         chunked_cross_entropy(**{**fitting, **arguments})

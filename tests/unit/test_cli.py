@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from gradcost.cli.main import app
 
 COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
-PLAIN = ["--more", "0", "--confirm", "0"]  # a grid and the final runs alone
-SHORT = ["compare", "--steps", "30", "--points", "2", "--seeds", "2", "--rates", "0.01:0.1", *PLAIN]
+PLAIN = ["--extra-points", "0", "--confirm-seeds", "0"]  # a grid and the final runs alone
+GRID = ["--tuning-points", "2", "--lr-range", "0.01:0.1"]
+SHORT = ["compare", "--steps", "30", "--seeds", "2", *GRID, *PLAIN]
 TWO = ["--method", "backprop()", "--method", "mezo()"]
 
 WIDE = {"COLUMNS": "200"}  # typer folds its own complaints
@@ -161,11 +162,11 @@ LONGER = [
     "compare",
     "--steps",
     "400",
-    "--points",
+    "--tuning-points",
     "4",
     "--seeds",
     "2",
-    "--rates",
+    "--lr-range",
     "0.01:0.1",
     *PLAIN,
     *TWO,
@@ -187,7 +188,7 @@ def test_what_finished_is_kept_and_the_same_command_goes_on(
     process.send_signal(blow)
     _, said = process.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
     assert process.returncode == code
-    assert blow != signal.SIGINT or "the same command goes on" in said
+    assert blow != signal.SIGINT or "the same command resumes" in said
     kept = path.read_bytes()
 
     assert gradcost(*LONGER, folder=tmp_path).returncode == 0
@@ -220,16 +221,16 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, alone: Path):
 def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
     ran = gradcost(*SHORT, "--dry-run", folder=tmp_path)
     assert ran.returncode == 0
-    assert "20 runs of 30 steps" in ran.stdout
+    assert "20 trials of 30 steps" in ran.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_fit_the_memory_is_a_row_with_its_reason(tmp_path: Path):
-    ran = gradcost(*SHORT, *TWO, "--memory", "40000B", "-o", "r", folder=tmp_path)
+    ran = gradcost(*SHORT, *TWO, "--memory-beyond-weights", "40000B", "-o", "r", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "over the budget" in ran.stdout
     assert [r["method"] for r in records(tmp_path / "r") if r["kind"] == "refused"] == ["backprop()"]
-    nothing = gradcost(*SHORT, *TWO, "--memory", "1kB", "-o", "none", folder=tmp_path)
+    nothing = gradcost(*SHORT, *TWO, "--memory-beyond-weights", "1kB", "-o", "none", folder=tmp_path)
     assert nothing.returncode == 4
 
 
@@ -238,7 +239,7 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
     arguments = ["compare", "--task", "charlm", "--model", "Gpt(layers=4, width=16, heads=2)", "--dry-run"]
     plain = gradcost(*arguments, folder=tmp_path).stdout.splitlines()
     assert not any("backprop in" in line for line in plain)
-    ran = gradcost(*arguments, "--memory", "2.5MiB", folder=tmp_path)
+    ran = gradcost(*arguments, "--memory-beyond-weights", "2.5MiB", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "backprop(): not run. a step needs" in ran.stderr + ran.stdout
     assert any(line.startswith("backprop in 2.5 MiB") for line in ran.stdout.splitlines())
@@ -253,8 +254,8 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--method", "mezo(probes=0)"], "1 or more, not 0"),
         (["--method", "mezo(eps=0)"], "must be above 0"),
         (["--method", "mezo()", "--method", "mezo()"], "given twice"),
-        (["--memory", "2XB"], "no amount of memory"),
-        (["--rates", "1"], "no range of learning rates"),
+        (["--memory-beyond-weights", "2XB"], "not a number of bytes"),
+        (["--lr-range", "1"], "not a range of learning rates"),
         (["--task", "mine.py:Frozen"], "no trainable parameters"),
         (["--task", "mine.py:Vector"], "must be a scalar"),
         (["--task", "mine.py:NotANumber"], "is nan before the first step"),
@@ -332,7 +333,7 @@ def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path, alone: Pat
 def test_points_past_the_grid_and_confirmation_are_the_same_for_every_method(tmp_path: Path):
     """Three points each after the grid's two, three rates on two fresh seeds each, one final run: none of one phase
     with the seed of another, and the final rate is the one that the confirming runs chose."""
-    phases = ["--points", "2", "--more", "3", "--confirm", "2", "--seeds", "1", "--rates", "0.01:0.1"]
+    phases = [*GRID, "--extra-points", "3", "--confirm-seeds", "2", "--seeds", "1"]
     ran = gradcost("compare", "--steps", "30", *phases, *TWO, "-o", "r", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     trials = [r for r in records(tmp_path / "r") if r["kind"] == "trial"]

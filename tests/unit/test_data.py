@@ -1,4 +1,4 @@
-"""Fetching, verifying and caching: what arrives, what is refused, and what is left behind when it fails."""
+"""Fetching, verifying and caching of data sets, and the cache after a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
 from gradcost.tasks import data
-from gradcost.tasks.data import DataError, Dataset, NpmPackage, Official, Piece, Source
+from gradcost.tasks.data import Dataset
+from gradcost.tasks.sources import DataError, NpmPackage, Official, Piece, Source
 
 CONTENT = {"a.bin": b"first" * 1000, "b.bin": b"second" * 1000}
 
@@ -33,7 +34,7 @@ PIECES = tuple(Piece(name, md5(content)) for name, content in CONTENT.items())
 
 @value
 class Written(Source):
-    """Writes the given content; the fake that stands for a network."""
+    """Writes the given content: a fake network source."""
 
     content: tuple[tuple[str, bytes], ...] = tuple(CONTENT.items())
 
@@ -49,7 +50,7 @@ class Written(Source):
 
 @value
 class Failing(Source):
-    """Writes one whole file and half of another, and then goes wrong."""
+    """Writes one complete file and half of another, then raises."""
 
     error: type[BaseException]
 
@@ -83,18 +84,18 @@ def test_fetch_brings_exactly_the_pieces(cache):
     assert data.fetch(toy(Written()), lines.append) == cache / "toy"
     assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
     assert (cache / "toy/a.bin").read_bytes() == CONTENT["a.bin"]
-    assert lines == ["toy: trying the fake", f"toy: 2 files, checked, are in {cache / 'toy'}"]
+    assert lines == ["toy: trying the fake", f"toy: 2 verified files are in {cache / 'toy'}"]
     assert data.verified(toy()) == cache / "toy"
 
 
-def test_fetch_does_nothing_when_all_is_there():
+def test_fetch_does_nothing_when_the_files_are_there():
     data.fetch(toy(Written()))
     lines: list[str] = []
     data.fetch(toy(Failing(KeyboardInterrupt)), lines.append)
     assert lines == []
 
 
-def test_fetch_goes_on_to_the_next_source(cache):
+def test_fetch_tries_the_next_source(cache):
     data.fetch(toy(Failing(ConnectionError), Failing(DataError), Written()))
     assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
 
@@ -102,21 +103,24 @@ def test_fetch_goes_on_to_the_next_source(cache):
 @pytest.mark.parametrize(
     ("sources", "reason"),
     [
-        ([Written((*CONTENT.items(), ("b.bin", b"other")))], f"the fake: its b.bin has MD5 {md5(b'other')}"),
-        ([Written((("a.bin", CONTENT["a.bin"]),))], "the fake: it holds no b.bin"),
+        (
+            [Written((*CONTENT.items(), ("b.bin", b"other")))],
+            f"the fake: b.bin is damaged (its MD5 is {md5(b'other')}",
+        ),
+        ([Written((("a.bin", CONTENT["a.bin"]),))], "the fake: b.bin is missing"),
         ([Failing(ConnectionError)], "the broken fake: the cable was cut"),
-        ([], "What was tried:"),
+        ([], "Sources tried:"),
     ],
     ids=["checksum", "missing", "error", "no source"],
 )
-def test_a_failed_fetch_says_why_and_how_to_do_it_by_hand_and_leaves_nothing(cache, sources, reason):
+def test_a_failed_fetch_gives_reasons_and_instructions_and_leaves_nothing(cache, sources, reason):
     with pytest.raises(DataError) as refusal:
         data.fetch(toy(*sources))
-    said = str(refusal.value)
-    assert reason in said
-    assert str(cache / "toy") in said
+    message = str(refusal.value)
+    assert reason in message
+    assert str(cache / "toy") in message
     for piece in PIECES:
-        assert f"{piece.name}  MD5 {piece.md5}" in said
+        assert f"{piece.name}  MD5 {piece.md5}" in message
     assert everything_in(cache) == set()
 
 
@@ -138,7 +142,7 @@ def test_a_failed_fetch_leaves_what_was_there(cache):
     assert data.verified(toy()) == cache / "toy"
 
 
-def test_files_put_there_by_hand_are_taken(cache):
+def test_files_placed_by_hand_are_used(cache):
     (cache / "toy").mkdir(parents=True)
     for name, content in CONTENT.items():
         (cache / "toy" / name).write_bytes(content)
@@ -151,19 +155,25 @@ def test_a_truncated_file_is_refused_and_fetched_again(cache):
     damaged.write_bytes(CONTENT["b.bin"][:-1])
     with pytest.raises(DataError) as refusal:
         data.verified(toy())
-    for part in (str(damaged), md5(CONTENT["b.bin"][:-1]), PIECES[1].md5, "gradcost data fetch toy"):
+    for part in (
+        str(damaged.parent),
+        damaged.name,
+        md5(CONTENT["b.bin"][:-1]),
+        PIECES[1].md5,
+        "gradcost data fetch toy",
+    ):
         assert part in str(refusal.value)
     data.fetch(toy(Written()))
     assert damaged.read_bytes() == CONTENT["b.bin"]
 
 
-def test_a_missing_file_is_refused_with_the_command_that_brings_it(cache):
+def test_a_missing_file_is_refused_with_the_command_that_fetches_it(cache):
     with pytest.raises(DataError, match=r"a\.bin.*gradcost data fetch toy"):
         data.verified(toy())
-    assert not cache.exists(), "asking must not create anything"
+    assert not cache.exists(), "verifying must not create anything"
 
 
-def test_a_cache_that_cannot_be_made_is_refused_in_a_sentence(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_refused_in_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="Set GRADCOST_CACHE to a folder"):
@@ -187,7 +197,7 @@ def test_the_default_cache_is_the_platforms(monkeypatch):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An address on this machine and the folder that it serves."""
+    """A local address and the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -221,7 +231,7 @@ def test_official_refuses_another_archive_a_missing_one_and_no_answer(served):
     url, folder = served
     archives = gzipped(folder)
     (folder / "b.bin.gz").write_bytes(b"an error page")
-    with pytest.raises(DataError, match=r"b\.bin\.gz arrived with another checksum"):
+    with pytest.raises(DataError, match=r"b\.bin\.gz has another MD5 than expected"):
         data.fetch(toy(Official(url, archives)))
     with pytest.raises(DataError, match=r"does not unpack"):
         data.fetch(toy(Official(url, (Piece("b.bin.gz", md5(b"an error page")),))))
@@ -233,7 +243,7 @@ def test_official_refuses_another_archive_a_missing_one_and_no_answer(served):
 
 
 def npm(folder: Path, script: str) -> None:
-    """A program called npm in `folder`, which is all that stands in for the real one."""
+    """Write a shell script called npm into `folder`: the stand-in for the real program."""
     folder.mkdir(exist_ok=True)
     program = folder / "npm"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -241,7 +251,7 @@ def npm(folder: Path, script: str) -> None:
 
 
 def packed(path: Path) -> str:
-    """Write an npm archive with the toy's files and a link; the SHA-256 of it."""
+    """Write an npm archive with the toy's files and a link; return its SHA-256."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in CONTENT.items():
             info = tarfile.TarInfo(f"package/data/{name}")
@@ -258,16 +268,16 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm
 
 
 @posix
-def test_npm_package_takes_only_its_members(tmp_path, cache, monkeypatch):
+def test_npm_package_extracts_only_its_members(tmp_path, cache, monkeypatch):
     sha256 = packed(tmp_path / "toy.tgz")
-    npm(tmp_path / "bin", f'echo "$@" > "{tmp_path}/asked"; cat "{tmp_path}/toy.tgz" > toy-1.0.tgz')
+    npm(tmp_path / "bin", f'echo "$@" > "{tmp_path}/arguments"; cat "{tmp_path}/toy.tgz" > toy-1.0.tgz')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     data.fetch(toy(NpmPackage("toy", "1.0", sha256, MEMBERS)))
     assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked[0] == "pack"
-    assert "--ignore-scripts" in asked
-    assert asked[-1] == "toy@1.0"
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[0] == "pack"
+    assert "--ignore-scripts" in arguments
+    assert arguments[-1] == "toy@1.0"
 
 
 @posix
@@ -275,36 +285,36 @@ def test_npm_package_takes_only_its_members(tmp_path, cache, monkeypatch):
     ("sha256", "members", "reason"),
     [
         ("0" * 64, MEMBERS, "the archive has SHA-256 .*, expected 0000"),
-        (None, (*MEMBERS, "package/none.bin"), "the archive holds no package/none.bin"),
+        (None, (*MEMBERS, "package/none.bin"), "the archive has no package/none.bin"),
         (None, (*MEMBERS, "package/link.bin"), "package/link.bin in the archive is not a plain file"),
     ],
 )
 def test_npm_package_refuses_an_archive_that_is_not_the_pinned_one(
     tmp_path, cache, monkeypatch, sha256, members, reason
 ):
-    found = packed(tmp_path / "toy.tgz")
+    digest = packed(tmp_path / "toy.tgz")
     npm(tmp_path / "bin", f'cat "{tmp_path}/toy.tgz" > toy-1.0.tgz')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     with pytest.raises(DataError, match=reason):
-        data.fetch(toy(NpmPackage("toy", "1.0", sha256 or found, members)))
+        data.fetch(toy(NpmPackage("toy", "1.0", sha256 or digest, members)))
     assert everything_in(cache) == set()
 
 
 @posix
-def test_npm_package_says_how_npm_failed(tmp_path, monkeypatch):
+def test_npm_package_reports_how_npm_failed(tmp_path, monkeypatch):
     npm(tmp_path / "bin", "echo npm error code ENOTFOUND >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    with pytest.raises(DataError, match=r"npm pack ended with status 1 \(npm error code ENOTFOUND\)"):
+    with pytest.raises(DataError, match=r"npm pack exited with status 1 \(npm error code ENOTFOUND\)"):
         data.fetch(toy(NpmPackage("toy", "1.0", "0" * 64, MEMBERS)))
 
 
-def test_npm_package_without_npm_says_so(tmp_path, monkeypatch):
+def test_npm_package_reports_that_npm_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"npm package toy 1\.0: npm is not on the PATH"):
         data.fetch(toy(NpmPackage("toy", "1.0", "0" * 64, MEMBERS)))
 
 
-def test_every_dataset_can_be_had_from_more_than_one_place():
+def test_every_dataset_has_more_than_one_source():
     for name, dataset in data.DATASETS.items():
         assert dataset.name == name
         assert len(dataset.sources) > 1

@@ -16,7 +16,7 @@ from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.gradient import Dense, Gradient, Seeded
 from gradcost.estimators.presets import backprop, mezo
 from snapshot import bits
-from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, pairs
+from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES
 
 KEY = Key(40)
 
@@ -26,26 +26,6 @@ def gradient_of(estimator: str, objective: str, dtype: torch.dtype = torch.float
     found = ESTIMATORS[estimator].estimator.estimate(made, batch, KEY).gradient
     assert found is not None
     return made, found
-
-
-@pytest.mark.parametrize(("estimator", "objective"), pairs())
-def test_a_replay_has_the_names_shapes_and_types_of_the_leaves(estimator: str, objective: str):
-    made, gradient = gradient_of(estimator, objective)
-    replay = list(gradient.leaves())
-    assert [name for name, _ in replay] == [leaf.name for leaf in made.leaves]
-    for (_, found), leaf in zip(replay, made.leaves, strict=True):
-        assert (found.shape, found.dtype) == (leaf.parameter.shape, leaf.parameter.dtype)
-        assert not found.requires_grad
-
-
-@pytest.mark.parametrize(("estimator", "objective"), pairs())
-def test_a_gradient_is_written_to_the_leaves_and_to_nothing_else(estimator: str, objective: str):
-    made, gradient = gradient_of(estimator, objective)
-    weights = [bits(parameter) for parameter in made.model.parameters()]
-    gradient.write()
-    for name, leaf in gradient.leaves():
-        assert bits(dict(made.model.named_parameters())[name].grad) == bits(leaf)
-    assert [bits(parameter) for parameter in made.model.parameters()] == weights
 
 
 def test_frozen_parameters_get_no_grad():
@@ -60,15 +40,15 @@ def test_frozen_parameters_get_no_grad():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_seeded_gradient_keeps_16_bytes_a_probe_and_a_dense_one_its_tensors(dtype: torch.dtype):
     for name in ("tiny", "transformer"):
-        _, seeded = gradient_of("mezo", name, dtype)
+        _, seeded = gradient_of("gaussian-central", name, dtype)
         assert seeded.nbytes == 2 * 16
         assert isinstance(seeded, Seeded)
         assert len(seeded.to_bytes()) == seeded.nbytes
-        made, dense = gradient_of("everything", name, dtype)
+        made, dense = gradient_of("backprop", name, dtype)
         assert dense.nbytes == made.dimension * dtype.itemsize
 
 
-@pytest.mark.parametrize("estimator", ["everything", "gaussian-central"])
+@pytest.mark.parametrize("estimator", ["backprop", "gaussian-central"])
 def test_the_caller_owns_a_replayed_leaf(estimator: str):
     _, gradient = gradient_of(estimator, "mlp")
     before = [bits(leaf) for _, leaf in gradient.leaves()]
@@ -88,7 +68,7 @@ def test_a_replay_does_not_depend_on_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("estimator", "objective"), [("mezo", "mlp"), ("everything", "mlp"), ("spsa", "transformer")]
+    ("estimator", "objective"), [("gaussian-central", "mlp"), ("backprop", "mlp"), ("spsa", "transformer")]
 )
 def test_the_norm_is_over_all_leaves(estimator: str, objective: str):
     _, gradient = gradient_of(estimator, objective)
@@ -167,4 +147,4 @@ def test_reprs_say_what_is_kept():
     objective = small()
     assert repr(Seeded(objective, Gaussian(), (1, 2), (0.0, 0.0))) == "Seeded(Gaussian(), 2 probes, 32 bytes)"
     dense = Dense(objective, {leaf.name: torch.zeros_like(leaf.parameter) for leaf in objective.leaves})
-    assert repr(dense) == "Dense(2 leaves, 56 bytes)"
+    assert repr(dense) == "Dense(2 parameters, 56 bytes)"

@@ -42,7 +42,7 @@ def test_the_second_moment_is_the_stated_one(directions: Directions, share: floa
     guided = Guided(directions, share)
     assert not guided.unbiased
     guide = torch.arange(-2.5, 5.0, dtype=torch.float64)
-    found = guided.resolve(TINY, KEY, towards(TINY, 300 * guide))
+    found, _ = guided.resolve(TINY, KEY, towards(TINY, 300 * guide))
     z = matrix(TINY, found, found.seeds(KEY, 8000, 8))
     along = guide / guide.norm()
     stated = (1 - share) * torch.eye(8, dtype=torch.float64) + share * 8 * torch.outer(along, along)
@@ -115,7 +115,7 @@ def test_the_guide_is_the_last_estimates_gradient():
 
 
 def test_the_signs_of_the_probes_are_their_own():
-    found = Guided(share=0.99).resolve(LINEAR, KEY, towards(LINEAR, torch.ones(20, dtype=torch.float64)))
+    found, _ = Guided(share=0.99).resolve(LINEAR, KEY, towards(LINEAR, torch.ones(20, dtype=torch.float64)))
     signs = (matrix(LINEAR, found, found.seeds(KEY, 400, 20)).sum(1) > 0).double()
     assert_mean(signs, 0.5)
 
@@ -125,7 +125,7 @@ def test_the_signs_of_the_probes_are_their_own():
 def test_a_leaf_is_added_to_in_its_own_dtype(dtype: torch.dtype, in_place: bool):
     made, batch = OBJECTIVES["mlp"].make(dtype)
     state = Guided.towards(backprop().estimate(made, batch, KEY).gradient.leaves())
-    found = Guided().resolve(made, KEY, state)
+    found, _ = Guided().resolve(made, KEY, state)
     for leaf in made.leaves:
         base = leaf.parameter.detach().clone()
         before = base.clone()
@@ -142,7 +142,7 @@ def test_it_keeps_a_tensor_a_leaf_from_the_first_step_on():
     made, batch = OBJECTIVES["mlp"].make()
     train_state = TrainState(made, Probing(Jvp(), Guided()), SGD(1e-3))
     for number in range(3):
-        assert sum(tensor.numel() for tensor in train_state.kept()) == made.dimension
+        assert sum(tensor.numel() for tensor in train_state.held_tensors()) == made.dimension
         train_state.step(batch, KEY.fold("step", number))
 
 

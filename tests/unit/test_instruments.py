@@ -1,4 +1,4 @@
-"""The trackers of cost/, each against what arithmetic says."""
+"""The memory and FLOP trackers against arithmetic."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradcost import Estimator, Jvp, Key, Objective, Probing, Reverse, backprop, checkpointed, forward_gradient, mezo
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 
 
 def followed(work: Callable[[], object], model: nn.Module | None = None) -> Memory:
-    live = MemoryTracker(model or nn.Module())
-    with live.followed():
+    tracker = MemoryTracker(model or nn.Module())
+    with tracker.followed():
         work()
-    return live.memory()
+    return tracker.memory()
 
 
 def counted(work: Callable[[], object], model: nn.Module | None = None) -> Counts:
@@ -29,7 +29,7 @@ def counted(work: Callable[[], object], model: nn.Module | None = None) -> Count
     return counts
 
 
-def test_live_bytes_counts_a_storage_once_and_until_its_last_view_is_gone():
+def test_a_storage_counts_once_until_its_last_view_is_freed():
     def work() -> None:
         a = torch.zeros(1000)
         view = a[10:]
@@ -43,7 +43,7 @@ def test_live_bytes_counts_a_storage_once_and_until_its_last_view_is_gone():
     assert memory.timeline == (4000, 4040, 40, 0)
 
 
-def test_live_bytes_does_not_count_what_was_there_before():
+def test_storages_that_existed_before_do_not_count():
     weights = torch.zeros(1000)
 
     def work() -> None:
@@ -52,41 +52,41 @@ def test_live_bytes_does_not_count_what_was_there_before():
         weights.mul(2)
 
     assert followed(work).peak == weights.nbytes
-    live = MemoryTracker(nn.Module())
-    live.register("inputs", [weights, weights[5:]])
-    assert live.standing == 4000
-    with live.followed():
+    tracker = MemoryTracker(nn.Module())
+    tracker.register("inputs", [weights, weights[5:]])
+    assert tracker.standing == 4000
+    with tracker.followed():
         work()
-    assert (live.memory().peak, live.memory().beyond) == (8000, 4000)
+    assert (tracker.memory().peak, tracker.memory().beyond) == (8000, 4000)
 
 
-def test_live_bytes_rounds_to_blocks_and_follows_a_storage_that_is_resized():
-    live = MemoryTracker(nn.Module(), block=512)
-    with live.followed():
+def test_sizes_round_up_to_blocks_and_a_resized_storage_is_tracked():
+    tracker = MemoryTracker(nn.Module(), block=512)
+    with tracker.followed():
         a = torch.zeros(1)
         a.untyped_storage().resize_(5000)
-    assert live.memory().peak == 5120
+    assert tracker.memory().peak == 5120
 
 
-def test_nothing_followed_is_said_in_a_sentence():
+def test_a_run_without_operations_is_an_error():
     with pytest.raises(ValueError, match="no operation was followed"):
         MemoryTracker(nn.Module()).memory()
 
 
-def test_the_breakdown_sums_to_the_peak_and_says_what_and_where():
-    with randomness(Key(0)):
+def test_the_breakdown_sums_to_the_peak_with_operator_and_module():
+    with seeded_generators(Key(0)):
         model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 64))
         x = torch.randn(256, 32)
     objective = Objective(model, lambda model, batch: model(batch).square().mean())
     weights = sum(p.nbytes for p in model.parameters())
-    kept: list[tuple[Estimator, Purpose]]
-    kept = [(backprop(), "saved activations"), (forward_gradient(), "tangents and noise")]
-    for estimator, purpose in kept:
-        live = MemoryTracker(model)
-        live.register("inputs", [x])
-        with live.followed():
+    purposes: list[tuple[Estimator, Purpose]]
+    purposes = [(backprop(), "saved activations"), (forward_gradient(), "tangents and noise")]
+    for estimator, purpose in purposes:
+        tracker = MemoryTracker(model)
+        tracker.register("inputs", [x])
+        with tracker.followed():
             estimator.stream(objective, x, Key(0), lambda name, gradient: None)
-        memory = live.memory()
+        memory = tracker.memory()
         assert sum(memory.breakdown.values()) == memory.peak == max(memory.timeline)
         assert memory.breakdown["parameters"] == weights
         assert memory.breakdown["inputs"] == x.nbytes
@@ -118,7 +118,7 @@ def test_every_byte_that_moves_and_every_module_that_computes_is_counted():
     assert not counts.uncounted
 
 
-def test_what_has_no_formula_is_said():
+def test_an_operator_without_a_formula_is_listed():
     assert counted(lambda: torch.linalg.qr(torch.eye(3))).uncounted == {"aten.linalg_qr": 1}
 
 
@@ -142,7 +142,7 @@ def smollm2_like(layers: int = 4) -> tuple[Objective, Tensor]:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    with randomness(Key(2)):
+    with seeded_generators(Key(2)):
         model = transformers.LlamaForCausalLM(config)
         tokens = torch.randint(49152, (2, 65))
 
@@ -158,7 +158,7 @@ def largest_module(objective: Objective) -> int:
 
 
 def peak(objective: Objective, work: Callable[[], object]) -> int:
-    """Bytes beyond the weights; the batch was there before."""
+    """Peak memory beyond the weights; the batch existed before and does not count."""
     return followed(work, objective.model).beyond
 
 
@@ -177,7 +177,7 @@ def test_probing_needs_little_more_than_a_forward_on_smollm2_shapes():
 
 def test_checkpointing_keeps_one_block_and_the_inputs_of_the_others():
     width, batch, blocks = 64, 512, 8
-    with randomness(Key(3)):
+    with seeded_generators(Key(3)):
         inside = [nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)) for _ in range(blocks)]
         x = torch.randn(batch, width)
     objective = Objective(nn.Sequential(*(Residual(block) for block in inside)), lambda m, x: m(x).square().mean())

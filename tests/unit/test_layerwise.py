@@ -13,8 +13,7 @@ from counting import Flops
 from gradcost.core.key import Key
 from gradcost.core.memory_events import observe
 from gradcost.core.objective import Objective
-from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, Sphere
-from gradcost.directions.direction import touches
+from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, SparseDirections, Sphere
 from gradcost.directions.groups import EachBlock, EachLeaf, EachModule, Grouping
 from gradcost.directions.layerwise import Layerwise
 from gradcost.directions.masks import Masked, Named
@@ -29,7 +28,7 @@ GROUPINGS: list[Grouping] = [EachLeaf(), EachModule(), EachBlock()]
 
 
 def resolve(objective: Objective, by: Grouping, directions: Directions | None = None) -> Directions:
-    return Layerwise(directions or Gaussian(), by).resolve(objective, KEY, None)
+    return Layerwise(directions or Gaussian(), by).resolve(objective, KEY, None)[0]
 
 
 @pytest.mark.parametrize("directions", [Gaussian(), Rademacher(), Sphere(), Coordinates()], ids=repr)
@@ -44,7 +43,7 @@ def test_the_second_moment_is_the_identity(directions: Directions, probe: int):
 
 
 @pytest.mark.parametrize("by", GROUPINGS, ids=repr)
-def test_a_direction_is_in_one_group_and_the_groups_are_dealt_in_turn(by: Grouping):
+def test_a_direction_is_in_one_group_and_groups_are_sampled_without_replacement(by: Grouping):
     made, _ = OBJECTIVES["transformer"].make()
     group_of = by.groups(made)
     count = len(set(group_of.values()))
@@ -54,8 +53,8 @@ def test_a_direction_is_in_one_group_and_the_groups_are_dealt_in_turn(by: Groupi
     assert all(0 <= seed < 1 << 64 for seed in seeds)
     assert len(set(seeds)) == 2 * count
     touched = [set(place[direction(made, found, seed) != 0].tolist()) for seed in seeds]
-    for deck in (touched[:count], touched[count:]):
-        assert sorted(group for groups in deck for group in groups) == list(range(count))
+    for half in (touched[:count], touched[count:]):
+        assert sorted(group for groups in half for group in groups) == list(range(count))
     inner = direction(made, Gaussian(), seeds[0] // count)
     here = place == touched[0].pop()
     assert direction(made, found, seeds[0])[here] == pytest.approx(count**0.5 * inner[here], rel=1e-6)
@@ -153,12 +152,12 @@ def test_probes_that_share_a_forward_pay_for_every_leaf_that_one_of_them_reaches
 
 def test_a_name_that_is_not_matched_costs_nothing_either():
     made = chain()
-    named = Masked(Named("2.*")).resolve(made, KEY, None)
+    named, _ = Masked(Named("2.*")).resolve(made, KEY, None)
     assert cost(Jvp(), [5], made, named) == LAYERS + 1 + 1
 
 
-class Told:
-    """The tensors that a method tells of, by kind."""
+class Tags:
+    """The kinds and sizes of the tensors that a method tags."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[str, int]] = []
@@ -174,22 +173,22 @@ def test_only_the_group_has_tangents_and_noise(by: Grouping):
     for group in set(group_of.values()):
         sizes = sorted(leaf.parameter.numel() for leaf in made.leaves if group_of[leaf.name] == group)
         for slope, kind, times in ((Jvp(), "tangents", 1), (CentralDifference(), "noise", 2)):
-            told = Told()
-            with observe(told):
+            tags = Tags()
+            with observe(tags):
                 slope.measure(made, batch, KEY, found, [group])
-            assert sorted(size for what, size in told.sizes if what == kind) == sorted(sizes * times)
+            assert sorted(size for what, size in tags.sizes if what == kind) == sorted(sizes * times)
 
 
 def test_a_leaf_that_is_not_reached_is_not_copied():
     made, _ = OBJECTIVES["mlp"].make()
     found = resolve(made, EachLeaf())
+    assert isinstance(found, SparseDirections)
     for number, leaf in enumerate(made.leaves):
         base = leaf.parameter.detach()
         for group in range(6):
-            assert touches(found, leaf, [group]) == (group == number)
+            assert found.touches(leaf, [group]) == (group == number)
             assert (found.add(base, leaf, [group], [0.1]) is base) == (group != number)
-        assert touches(found, leaf, range(6))
-        assert touches(Gaussian(), leaf, [3])
+        assert found.touches(leaf, range(6))
 
 
 def test_a_weight_that_the_loss_does_not_use_has_slope_0_and_not_an_error():

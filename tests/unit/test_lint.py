@@ -16,14 +16,14 @@ import torch
 
 from gradcost import backprop, mezo
 from gradcost.papers.rike2022 import audit as rike2022_audit
-from gradcost.results.facts import Effort, Looked, Ran, Ranking, Scored, facts
-from gradcost.results.lint import ENOUGH, RULES, Finding, lint, unlooked
+from gradcost.results.facts import Environment, ScoreCoverage, TuningEffort, TuningScores, UseOfTestSet, facts
+from gradcost.results.lint import ENOUGH, RULES, Finding, lint, unchecked
 from gradcost.results.records import read
 from gradcost.results.statistics import SignFlip
-from gradcost.studies import compare, costs
+from gradcost.studies import Comparison, costs
 from gradcost.studies.executors import Local, Work
-from gradcost.studies.study import conduct
-from gradcost.studies.trial_log import told
+from gradcost.studies.run import open_folder, run_trials
+from gradcost.studies.trial_log import score_record
 from gradcost.tasks import Digits
 from gradcost.tasks.task import Score, Split
 
@@ -137,20 +137,24 @@ def load(lines: Lines) -> None:
 
 FAULTS = [
     ("E101", edge, "lr=0.1 is the largest of the 5 that were tried"),
-    ("E102", unequal_points, "tuned on 5 points of 3,000 steps in all and 6e+09 FLOPs, against 7 points of 4,200"),
+    (
+        "E102",
+        unequal_points,
+        "tuned on 5 points of 3,000 steps in all and 6e+09 FLOPs, but backprop() on 7 points of 4,200",
+    ),
     ("E102", unequal_steps, "of 3,000 steps in all"),
     ("E205", changed("estimator", "Clipped(Probing())"), "estimator: tuned with Probing(slope=CentralDifference"),
     ("E205", changed("optimizer", "SGD(lr=0.1, momentum=0.9)"), "tuned with SGD(lr), trained with SGD(lr, momentum"),
     ("E205", changed("steps", 6000), "steps: tuned with 600, trained with 6,000"),
     ("E205", changed("task", "Digits(batch=8)"), "task: tuned with Digits(batch=64), trained with Digits(batch=8)"),
-    ("W110", noise, "lr=0.1, lr=0.03 are one: within 0.1 points of accuracy, a seed's spread being 0.37 points"),
-    ("W111", few_seeds, "3 seeds: whatever they show, a paired test gives p of 0.25 or more"),
+    ("W110", noise, "lr=0.1, lr=0.03 lie within 0.1 points of accuracy, and the spread between seeds is 0.37 points"),
+    ("W111", few_seeds, "3 seeds: a paired test cannot give p below 0.25"),
     ("E301", subset, "the test score is the mean over 8 of 360 examples"),
-    ("E302", override, "trained at lr=0.3, where tuning chose lr=0.1"),
+    ("E302", override, "trained at lr=0.3, but tuning chose lr=0.1"),
     ("E303", early_test, "1 test score before the final runs"),
     ("E303", second_test, "7 test scores of 6 seeds"),
     ("W120", all_diverged, "all 5 points diverged"),
-    ("W120", at_chance, "the best point, lr=0.1, is at 13.0% accuracy, where guessing gives 10.0%"),
+    ("W120", at_chance, "the best point, lr=0.1, has 13.0% accuracy, and guessing gives 10.0%"),
     ("W401", mixed_code, "code was not the same in all runs: 0123abcd, ffff0000"),
     ("W402", load, "the machine was busy"),
 ]
@@ -173,17 +177,17 @@ def test_every_rule_has_a_fault_here():
 def test_a_study_without_a_fault_has_no_finding(tmp_path: Path):
     known = facts(read(report_records.write_folder(tmp_path / "study", clean())))
     assert lint(known) == []
-    assert unlooked(known) == []  # and not for want of facts
+    assert unchecked(known) == []  # and not for want of facts
 
 
 def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
-    def codes(*efforts: Effort) -> list[str]:
+    def codes(*efforts: TuningEffort) -> list[str]:
         return [finding.code for finding in lint(efforts)]
 
-    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 20, 12_000, 6.1e9)) == []
-    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 10, 6000, 9e9)) == []
-    assert codes(Effort("a", 10, 6000, 6e9), Effort("b", 20, 12_000, 9e9)) == ["E102"]
-    assert codes(Effort("a", 10), Effort("b", 10), Effort("c", 9)) == ["E102"]
+    assert codes(TuningEffort("a", 10, 6000, 6e9), TuningEffort("b", 20, 12_000, 6.1e9)) == []
+    assert codes(TuningEffort("a", 10, 6000, 6e9), TuningEffort("b", 10, 6000, 9e9)) == []
+    assert codes(TuningEffort("a", 10, 6000, 6e9), TuningEffort("b", 20, 12_000, 9e9)) == ["E102"]
+    assert codes(TuningEffort("a", 10), TuningEffort("b", 10), TuningEffort("c", 9)) == ["E102"]
 
 
 def test_confirming_runs_decide_and_their_spread_counts(tmp_path: Path):
@@ -207,7 +211,7 @@ def test_a_final_run_at_the_rate_of_the_least_loss_is_no_override(tmp_path: Path
 def test_a_method_that_was_never_tuned_and_rates_that_were_all_tested_are_found(tmp_path: Path):
     lines = [line for line in clean() if line.get("phase") != "tune"]
     by_code = {finding.code: finding.found for finding in found(tmp_path / "untuned", lines)}
-    assert by_code == {"E302": "trained at lr=0.1, where no tuning chose any"}
+    assert by_code == {"E302": "trained at lr=0.1, but tuning chose none"}
     lines = clean() + [run(MEZO, "final", 0.03, seed, 0.8) for seed in range(1, 7)]
     by_code = {finding.code: finding.found for finding in found(tmp_path / "tested", lines)}
     assert set(by_code) == {"E302", "E303"}
@@ -215,9 +219,9 @@ def test_a_method_that_was_never_tuned_and_rates_that_were_all_tested_are_found(
 
 
 def test_one_seed_cannot_tell_noise():
-    (finding,) = lint([Ranking("a", (("lr=0.1", 0.9), ("lr=0.3", 0.8)))])
+    (finding,) = lint([TuningScores("a", (("lr=0.1", 0.9), ("lr=0.3", 0.8)))])
     assert finding.code == "W110"
-    assert "leads lr=0.3 by 10 points of accuracy on one seed, which cannot tell" in finding.found
+    assert "leads lr=0.3 by 10 points of accuracy on one seed, so the noise between seeds is unknown" in finding.found
 
 
 def test_records_of_an_earlier_version_are_read_and_what_they_do_not_tell_is_said(tmp_path: Path):
@@ -230,7 +234,7 @@ def test_records_of_an_earlier_version_are_read_and_what_they_do_not_tell_is_sai
                 line[split] = {name: line[split][name] for name in ("loss", "accuracy")}
     known = facts(read(report_records.write_folder(tmp_path / "old", lines)))
     assert lint(known) == []
-    assert [rule.code for rule in unlooked(known)] == ["E301", "W401"]
+    assert [rule.code for rule in unchecked(known)] == ["E301", "W401"]
 
 
 def test_enough_seeds_are_those_of_the_exact_test():
@@ -242,12 +246,12 @@ def test_every_fault_of_the_audited_paper_is_found():
     both = rike2022_audit.BOTH
     assert findings == {
         ("E101", both, "8 of 14 winners lie on an edge of what was tried"),
-        ("E102", "backprop", "tuned on 61 points, against 129 points for forward gradient"),
+        ("E102", "backprop", "tuned on 61 points, but forward gradient on 129 points"),
         ("E205", both, "epochs: tuned with 10 to 30, trained with 50 to 100"),
         ("E205", both, "clip: tuned with none in three of the grids, trained with one"),
         ("E301", both, "the test loss is the mean over 16 of 10,000 examples"),
-        ("E302", both, "3 of 14 winners were overruled by hand"),
-        ("W111", both, "one seed: its luck cannot be told from the method"),
+        ("E302", both, "3 of 14 winners were replaced by hand"),
+        ("W111", both, "one seed: the effect of the seed and of the method cannot be separated"),
     }
 
 
@@ -274,7 +278,12 @@ def test_a_study_that_is_scored_by_its_loss_alone_is_judged_by_it(tmp_path: Path
 
 
 def test_facts_and_findings_are_values():
-    for fact in (*rike2022_audit.FACTS, Ran("torch", ("2.9.0",)), Scored("a", "test", 1, 2), Looked("a", 1, 1)):
+    for fact in (
+        *rike2022_audit.FACTS,
+        Environment("torch", ("2.9.0",)),
+        ScoreCoverage("a", "test", 1, 2),
+        UseOfTestSet("a", 1, 1),
+    ):
         assert eval(repr(fact), {type(fact).__name__: type(fact)}) == fact
     findings = lint(rike2022_audit.FACTS)
     assert findings[0] == eval(repr(findings[0]), {"Finding": Finding})
@@ -322,30 +331,31 @@ def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
     """Two points and two seeds: an edge, few seeds, and nothing that the library itself does wrong."""
     folder = tmp_path / "real"
     methods = ((BACKPROP, backprop()), (MEZO, mezo()))
-    made = compare.Comparison(Digits(), methods, (0.01, 0.1), 60, (1, 2), target=0.9)
-    compare.open_folder(folder, made, "digits", "mlp")
-    ran = list(conduct(made.study([BACKPROP, MEZO]), Local(2), Work(made.code, folder)))
-    assert [record["status"] for record in ran] == ["finished"] * 8
-    surveyed = dict(costs.forecast_methods(made.task, made.steppers, None))
+    made = Comparison(Digits(), methods, (0.01, 0.1), 60, (1, 2), target=0.9)
+    folder.mkdir()
+    open_folder(folder, made.document("digits", "mlp"), made.code)
+    ran = list(run_trials(made.study([BACKPROP, MEZO]), Local(2), Work(made.code, folder)))
+    assert [trial.status for trial in ran] == ["finished"] * 8
+    surveyed = dict(costs.forecast_methods(made.task, made.with_optimizers, None))
     forecasts = {label: cost for label, cost in surveyed.items() if not isinstance(cost, str)}
-    assert list(costs.clock(made.task, made.steppers, None, folder, forecasts)) == [BACKPROP, MEZO]
+    assert list(costs.time_methods(made.task, made.with_optimizers, None, folder, forecasts)) == [BACKPROP, MEZO]
     known = facts(read(folder))
-    assert unlooked(known) == []
-    scored = [fact for fact in known if isinstance(fact, Scored)]
+    assert unchecked(known) == []
+    scored = [fact for fact in known if isinstance(fact, ScoreCoverage)]
     assert {fact.what for fact in scored} == {"validation score", "test score"}
-    assert {fact.seen == fact.of > 100 for fact in scored} == {True}
+    assert {fact.targets == fact.of > 100 for fact in scored} == {True}
     codes = {finding.code for finding in lint(known)}
     assert {"E101", "W111"} <= codes <= {"E101", "W111", "W110", "W120", "W402"}
 
 
 def test_a_score_goes_on_record_with_how_many_it_is_the_mean_over():
     split = Split(torch.zeros(3, 5), torch.zeros(3, 7, dtype=torch.int64))
-    assert told(Score(0.5, 0.25, 6), split) == {"loss": 0.5, "accuracy": 0.25, "targets": 6, "of": 21}
-    assert told(Score(0.5, float("nan")), split) == {"loss": 0.5, "accuracy": None}
+    assert score_record(Score(0.5, 0.25, 6), split) == {"loss": 0.5, "accuracy": 0.25, "targets": 6, "of": 21}
+    assert score_record(Score(0.5, float("nan")), split) == {"loss": 0.5, "accuracy": None}
 
     class More(NamedTuple):
         loss: float
         accuracy: float
         last: float
 
-    assert told(More(0.5, 0.25, 2.0), split) == {"loss": 0.5, "accuracy": 0.25, "last": 2.0}
+    assert score_record(More(0.5, 0.25, 2.0), split) == {"loss": 0.5, "accuracy": 0.25, "last": 2.0}

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gradcost.cli.compare import rates
+from gradcost.cli import spec
 from gradcost.core.errors import BadInput
 from gradcost.results.tuning import log_grid
+from gradcost.studies.comparison import make_comparison
 
 ENDS = st.tuples(st.floats(1e-8, 1e8), st.floats(1.01, 1e6)).map(lambda x: (x[0], x[0] * x[1]))
 
@@ -27,9 +28,13 @@ def test_a_grid_rises_evenly_in_the_logarithm_to_two_digits(ends: tuple[float, f
 
 
 def test_the_command_line_reads_a_range():
-    assert rates("1e-4:10", 11) == log_grid(1e-4, 10, 11)
-    assert rates("1e-4:10", 11)[:4] == (0.0001, 0.00032, 0.001, 0.0032)
-    assert rates("1:1", 5) == (1.0,)
+    low, high = spec.lr_range("1e-4:10")
+    assert (low, high) == (1e-4, 10.0)
+    assert log_grid(low, high, 11)[:4] == (0.0001, 0.00032, 0.001, 0.0032)
+
+
+def test_a_range_of_one_learning_rate_is_a_grid_of_one_point():
+    assert make_comparison("digits", lr_range=spec.lr_range("1:1"), tuning_points=5).rates == (1.0,)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from gradcost.estimators.estimator import Estimate
 from gradcost.estimators.gradient import Seeded
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 from sampling import assert_mean
-from tables import OBJECTIVES, randomness
+from tables import OBJECTIVES, seeded_generators
 from vectors import direction, estimated, flat, matrix, true_gradient
 
 KEY = Key(32)
@@ -115,7 +115,7 @@ def test_nothing_as_large_as_the_leaf_is_made_beside_it(directions: Any, rank: i
     leaf = leaf_of(600, 500)
     objective = Objective(nn.Linear(500, 600, bias=False), lambda model, batch: torch.zeros(()))
     made: Any = directions(rank)
-    resolve = made if isinstance(made, Directions) else made.resolve(objective, KEY, Held(1, 7))
+    resolve = made if isinstance(made, Directions) else made.resolve(objective, KEY, Held(1, 7))[0]
     base = torch.zeros(600, 500)
     with Alive() as alive:
         resolve.add(base, leaf, [1, 2, 3], [1.0, 2.0, 3.0], in_place=True)
@@ -176,7 +176,7 @@ class Uses(nn.Module):
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("slope", [Jvp(), Jvp(together=3)], ids=repr)
 def test_every_use_of_a_matrix_counts_once(slope: Slope, rank: int):
-    with randomness(KEY):
+    with seeded_generators(KEY):
         words, model = torch.randint(9, (4, 5)), Uses().double()
     objective = Objective(model, lambda model, batch: model(batch).square().mean())
     seeds = LowRank(rank).seeds(KEY, 4, objective.dimension)
@@ -279,7 +279,7 @@ def test_given_the_factor_the_mean_estimate_is_the_gradients_part_along_it():
     """E[g | B] = G B B' / rank on the matrix, and the gradient itself on the vectors."""
     objective, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, directions, state = true_gradient(objective, batch, KEY), LazyLowRank(rank=2), Held(1, 99)
-    resolve: Any = directions.resolve(objective, KEY, state)
+    resolve: Any = directions.resolve(objective, KEY, state)[0]
     _, right = resolve.factors(next(leaf for leaf in objective.leaves if leaf.parameter.ndim == 2), 0)
     expected = grad.clone()
     for leaf in objective.leaves:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradcost.checkpointing.policies import Blocks
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.mixed import Mixed
@@ -27,7 +27,7 @@ KEY = Key(32)
 
 
 def gpt() -> tuple[Objective, Any]:
-    with randomness(KEY):
+    with seeded_generators(KEY):
         words = torch.randint(31, (8, 33))
         model = Gpt(layers=6, width=16, heads=2).build((32,), 31)
     return Objective(model, cross_entropy), (words[:, :-1], words[:, 1:])

@@ -96,7 +96,7 @@ def test_a_stream_and_a_state_are_those_of_the_estimate():
 )
 def test_what_is_not_told_by_seeds_for_good_is_refused(inner: Any):
     objective, batch = OBJECTIVES["mlp"].make()
-    match = "are not told by seeds and coefficients alone, in all later steps too"
+    match = "cannot be reconstructed later from seeds and coefficients alone"
     assert match in str(Momentum(inner).objection(objective, batch))
     with pytest.raises(ValueError, match=match):
         Momentum(inner).estimate(objective, batch, KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import UserDict
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gradcost.core.isolation import randomness, restored_generators
+from gradcost.core.isolation import restored_generators, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, split
 from tables import OBJECTIVES, cross_entropy
@@ -54,7 +55,17 @@ def test_leaves_are_frozen_when_the_objective_is_made():
     model = nn.Linear(3, 4)
     objective = Objective(model, mean)
     model.bias.requires_grad_(False)
-    assert len(objective.leaves) == len(objective.in_parts(2).leaves) == 2
+    assert len(objective.leaves) == len(objective.in_micro_batches(2).leaves) == 2
+
+
+def test_a_derived_objective_keeps_its_leaves():
+    objective = Objective(nn.Linear(3, 4), mean)
+    few = objective.only({"bias"})
+    for derived in (few.in_micro_batches(2), few.with_loss(mean), dataclasses.replace(few, data=list)):
+        assert derived.leaves == few.leaves
+        assert derived.dimension == 4
+    with pytest.raises(ValueError, match="the leaves are not parameters of this Linear: leave them out"):
+        dataclasses.replace(objective, model=nn.Linear(3, 4))
 
 
 # ---- the value
@@ -64,7 +75,7 @@ def test_leaves_are_frozen_when_the_objective_is_made():
 def test_an_evaluation_is_the_loss_without_a_graph(name: str):
     objective, batch = OBJECTIVES[name].make(torch.float64)
     found = objective.evaluate(batch, KEY)
-    with randomness(KEY.fold("part", 0)):
+    with seeded_generators(KEY.fold("part", 0)):
         expected = objective.loss(objective.model, batch)
     assert found.item() == pytest.approx(expected.item(), rel=1e-13)
     assert not found.requires_grad
@@ -91,11 +102,11 @@ def test_randomness_is_a_function_of_the_key_and_put_back_also_after_a_raise():
     state, python = torch.get_rng_state(), random.getstate()
     drawn = []
     for _ in range(2):
-        with randomness(KEY):
+        with seeded_generators(KEY):
             drawn.append((torch.rand(2).tolist(), random.random()))
 
     def raises() -> None:
-        with randomness(Key(0)):
+        with seeded_generators(Key(0)):
             drawn.append((torch.rand(2).tolist(), random.random()))
             raise KeyError
 
@@ -126,7 +137,7 @@ def test_parts_are_the_batch_in_order_with_weights_that_add_up_to_one(size: int,
     batch = torch.arange(size)
     if parts > size:
         with pytest.raises(
-            ValueError, match=rf"a batch of {size} cannot be cut into {parts} parts: use at most {size}"
+            ValueError, match=rf"a batch of {size} cannot be cut into {parts} micro-batches: use at most {size}"
         ):
             split(batch, parts)
         return
@@ -171,9 +182,9 @@ def test_a_mapping_that_is_no_dict_is_cut_as_one():
 
 
 def test_a_batch_whose_tensors_disagree_is_refused():
-    with pytest.raises(ValueError, match="tensors of one first dimension; here they have"):
+    with pytest.raises(ValueError, match="share their first dimension, one entry per example, but here it is 4, 5"):
         split((torch.zeros(4, 2), torch.zeros(5)), 2)
-    with pytest.raises(ValueError, match="tensors of one first dimension"):
+    with pytest.raises(ValueError, match="but none has one"):
         split({"rate": 0.5}, 2)
 
 
@@ -184,7 +195,7 @@ def test_at_most_one_part_is_under_way():
         live.append(len(batch))
         return model(batch).mean()
 
-    objective = Objective(nn.Linear(2, 1), loss).in_parts(3)
+    objective = Objective(nn.Linear(2, 1), loss).in_micro_batches(3)
     losses = objective.losses(torch.ones(7, 2), KEY)
     assert live == []
     next(losses)
@@ -215,10 +226,10 @@ def test_what_is_no_model_is_refused():
 
 @pytest.mark.parametrize("parts", [0, -1])
 def test_no_parts_are_refused(parts: int):
-    with pytest.raises(ValueError, match="1 part or more, not"):
+    with pytest.raises(ValueError, match="1 micro-batch or more, not"):
         Objective(nn.Linear(2, 2), mean, parts)
-    with pytest.raises(ValueError, match="1 part or more, not"):
-        Objective(nn.Linear(2, 2), mean).in_parts(parts)
+    with pytest.raises(ValueError, match="1 micro-batch or more, not"):
+        Objective(nn.Linear(2, 2), mean).in_micro_batches(parts)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Schedules: the laws against a machine that executes them, the frontier against every schedule that there is."""
+"""Schedules: the laws against a machine that executes them, the frontier against all schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Chain = tuple[list[Stage], Epilogue]
 
 
 def physical(count: int, seed: int) -> Chain:
-    """An unequal chain that could be: a peak holds at least what is there when it is over."""
+    """A realistic unequal chain: each peak is at least what remains allocated after it."""
     draw = random.Random(seed).randrange
     stages, given = [], draw(1, 90)
     for _ in range(count):
@@ -33,7 +33,7 @@ def physical(count: int, seed: int) -> Chain:
 
 
 def arbitrary(count: int, seed: int) -> Chain:
-    """Any numbers at all: the laws and the search assume nothing about them."""
+    """Arbitrary numbers: the laws and the search assume nothing about them."""
     draw = random.Random(seed).randrange
     stages = []
     for _ in range(count):
@@ -46,7 +46,7 @@ def arbitrary(count: int, seed: int) -> Chain:
 
 
 class Machine:
-    """Runs a schedule one operation at a time over a set of live buffers, and knows nothing of M."""
+    """Runs a schedule one operation at a time over a set of live buffers, without using M."""
 
     def __init__(self, stages: list[Stage], epilogue: Epilogue) -> None:
         self.stages, self.epilogue = stages, epilogue
@@ -57,37 +57,37 @@ class Machine:
     def execute(self, items: Items) -> tuple[int, int]:
         """Peak bytes, and FLOPs beyond those of one forward."""
         last = len(self.stages) - 1
-        todo = self.forward(items, 0, -1)
+        pending = self.forward(items, 0, -1)
         self.needs(self.epilogue.recorded, ("y", last))
         self.live["saved", last + 1] = self.epilogue.saved
         self.needs(self.epilogue.backward, ("saved", last + 1))
         del self.live["saved", last + 1]
         self.pass_gradient_to(last)
-        self.backward(todo)
+        self.backward(pending)
         assert self.done == list(range(last, -1, -1))
         assert set(self.live) == {("gradient", -1)}
         return self.most, self.flops - sum(stage.flops for stage in self.stages)
 
     def forward(self, items: Items, block: int, stop: int) -> list[tuple[int, Items | None]]:
-        """Run items from a block on, ending early in block `stop`; what their backward has to do, last first."""
-        todo: list[tuple[int, Items | None]] = []
+        """Run items from a block on, ending early in block `stop`. Return the work of their backward, last first."""
+        pending: list[tuple[int, Items | None]] = []
         for item in items:
             if isinstance(item, int):
                 for at in range(block, block + item):
                     self.record(at, early=at == stop)
-                    todo.insert(0, (at, None))
+                    pending.insert(0, (at, None))
                 block += item
             else:
                 end = block + blocks(item)
                 if end - 1 != stop:
                     for at in range(block, end):
                         self.drop(at, first=at == block)
-                todo.insert(0, (block, item))
+                pending.insert(0, (block, item))
                 block = end
-        return todo
+        return pending
 
-    def backward(self, todo: list[tuple[int, Items | None]]) -> None:
-        for at, inner in todo:
+    def backward(self, pending: list[tuple[int, Items | None]]) -> None:
+        for at, inner in pending:
             if inner is None:
                 self.backward_of(at)
             else:
@@ -119,7 +119,7 @@ class Machine:
         self.done.append(at)
 
     def pass_gradient_to(self, at: int) -> None:
-        """What came after block `at` is over: its output gives way to that output's gradient."""
+        """Block `at + 1` is done: replace the output of block `at` by its gradient."""
         del self.live["y", at]
         self.live["gradient", at] = self.stages[at].output if at >= 0 else 0
 
@@ -136,7 +136,7 @@ def executed(items: Items, chain: Chain) -> tuple[int, int]:
     return Machine(*chain).execute(items)
 
 
-def judged(items: Items, chain: Chain) -> tuple[int, int]:
+def computed(items: Items, chain: Chain) -> tuple[int, int]:
     return peak(items, *chain), recomputed(items, chain[0])
 
 
@@ -154,11 +154,11 @@ def any_items(draw: random.Random, count: int, depth: int = 5) -> Items:
 @given(st.integers(1, 14), st.integers(0, 2**32), st.sampled_from([physical, arbitrary]))
 def test_peak_and_recomputation_are_what_an_execution_takes(count: int, seed: int, make):
     items = any_items(random.Random(seed), count)
-    assert judged(items, make(count, seed)) == executed(items, make(count, seed))
+    assert computed(items, make(count, seed)) == executed(items, make(count, seed))
 
 
-def test_nothing_lives_between_operations_that_is_in_no_peak(monkeypatch: pytest.MonkeyPatch):
-    """Where the sizes could be those of tensors, the buffers at rest never exceed the peak of an operation."""
+def test_buffers_between_operations_never_exceed_the_peak(monkeypatch: pytest.MonkeyPatch):
+    """For realistic sizes the buffers between operations never exceed the peak of an operation."""
 
     class Watched(dict):
         def __setitem__(self, key, bytes_):
@@ -184,7 +184,7 @@ def test_the_figures_of_a_schedule_by_hand():
     assert recomputed((((1,), 1),), stages) == 100 + 150 + 90
 
 
-# ---- every schedule there is
+# ---- all schedules
 
 
 def sequences(count: int) -> tuple[Items, ...]:
@@ -194,7 +194,7 @@ def sequences(count: int) -> tuple[Items, ...]:
 
 @cache
 def reruns(count: int) -> tuple[Items, ...]:
-    """All of them but those that are one region: it would rerun all that its rerun reruns, and so on for ever."""
+    """All but those that are one region: its rerun would be itself, without end."""
     recorded: list[Items] = [(1, *rest) for rest in sequences(count - 1)]
     regions = (product(reruns(size), sequences(count - size)) for size in range(1, count))
     return (*recorded, *((inner, *rest) for pairs in regions for inner, rest in pairs))
@@ -213,7 +213,7 @@ def staircase(figures: set[tuple[int, int]]) -> list[tuple[int, int]]:
     *product(range(1, 5), range(6), [physical, arbitrary]), (5, 0, physical), (5, 1, arbitrary), (6, 2, physical)
 ])  # fmt: skip
 def test_no_nested_tuple_beats_the_frontier(count: int, seed: int, make):
-    """All of them executed, regions at the end of reruns too."""
+    """All are executed, including regions at the end of reruns."""
     chain = make(count, seed)
     every = list(sequences(count))
     assert len(set(every)) == len(every) == [2, 8, 48, 352, 2880, 25216][count - 1]
@@ -223,9 +223,9 @@ def test_no_nested_tuple_beats_the_frontier(count: int, seed: int, make):
 
 
 class Census:
-    """(peak, flops) of every schedule of a chain, none left out, in which a rerun ends in a recorded block.
+    """(peak, flops) of every schedule of a chain in which each rerun ends in a recorded block.
 
-    No schedule is dropped for being worse: a rerun of n blocks has as many as the n-th large Schröder number.
+    No dominated schedule is dropped: a rerun of n blocks has as many as the n-th large Schröder number.
     """
 
     def __init__(self, stages: list[Stage], epilogue: Epilogue) -> None:
@@ -240,18 +240,18 @@ class Census:
         if end - start == 1:
             return np.array([[max(last.output + last.recorded, last.saved + last.backward)], [last.stopped]])
         rests = {cut: self.reruns[cut, end] for cut in range(start + 1, end)}
-        return np.concatenate([*self.begun(start, last.output, 1, rests)], axis=1)
+        return np.concatenate([*self.starting(start, last.output, 1, rests)], axis=1)
 
-    def whole(self) -> Iterator[np.ndarray]:
+    def schedules(self) -> Iterator[np.ndarray]:
         """All schedules of the chain, in pieces that end with the last choice of the first item."""
         end = len(self.stages)
         leaf = max(self.epilogue.recorded, self.epilogue.saved + self.epilogue.backward)
         rests = {end: np.array([[leaf], [0]])}
         for start in range(end - 1, 0, -1):
-            rests[start] = np.concatenate([*self.begun(start, 0, 0, rests)], axis=1)
-        yield from self.begun(0, 0, 0, rests)
+            rests[start] = np.concatenate([*self.starting(start, 0, 0, rests)], axis=1)
+        yield from self.starting(0, 0, 0, rests)
 
-    def begun(self, start: int, held: int, price: int, rests: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+    def starting(self, start: int, held: int, price: int, rests: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
         first = self.stages[start]
         most, flops = rests[start + 1]
         alone = max(held + first.recorded, first.saved + first.backward)
@@ -266,12 +266,12 @@ class Census:
             yield np.stack([most, inner[1] + rest[1] + price * sum(stage.flops for stage in run)]).reshape(2, -1)
 
 
-def schedules_judged_by(points: list[Point], chain: Chain) -> int:
+def schedules_compared_with(points: list[Point], chain: Chain) -> int:
     """Compare the frontier with every schedule; the number of those."""
     peaks, flops = (np.array(numbers) for numbers in list(zip(*points, strict=True))[:2])
     reached = np.full(len(points), np.iinfo(np.int64).max)
     count = 0
-    for most, cost in Census(*chain).whole():
+    for most, cost in Census(*chain).schedules():
         step = np.searchsorted(peaks, most, side="right") - 1
         assert step.min() >= 0, "a schedule takes less than the least peak"
         assert (cost >= flops[step]).all(), "a schedule is cheaper than the point of its budget"
@@ -281,15 +281,15 @@ def schedules_judged_by(points: list[Point], chain: Chain) -> int:
     return count
 
 
-def test_the_census_counts_the_figures_of_the_schedules_that_are_executed():
-    """So that what is said of twelve blocks by numbers alone is said of schedules."""
+def test_the_census_equals_the_executed_schedules():
+    """So the numbers of twelve blocks, which are not executed, are those of schedules."""
 
     def ends_recorded(items: Items, rerun: bool) -> bool:
         inner = all(ends_recorded(item, True) for item in items if not isinstance(item, int))
         return inner and (not rerun or isinstance(items[-1], int))
 
     chain = physical(5, 4)
-    pieces = np.concatenate([*Census(*chain).whole()], axis=1)
+    pieces = np.concatenate([*Census(*chain).schedules()], axis=1)
     expected = [executed(items, chain) for items in sequences(5) if ends_recorded(items, False)]
     assert sorted(zip(*pieces.tolist(), strict=True)) == sorted(expected)
 
@@ -300,8 +300,8 @@ def test_the_census_counts_the_figures_of_the_schedules_that_are_executed():
 def test_the_frontier_is_the_optimum_of_all_schedules_at_every_budget(count: int, make):
     chain = make(count, count)
     points = frontier(*chain)
-    assert schedules_judged_by(points, chain) == {7: 8558, 8: 41586, 9: 206098, 12: 27297738}[count]
-    assert [judged(point.items, chain) for point in points] == [point[:2] for point in points]
+    assert schedules_compared_with(points, chain) == {7: 8558, 8: 41586, 9: 206098, 12: 27297738}[count]
+    assert [computed(point.items, chain) for point in points] == [point[:2] for point in points]
     assert len(points) > 5
 
 
@@ -346,10 +346,10 @@ def test_more_budget_never_costs_more(count: int, seed: int, make):
 
 
 def test_equal_blocks_are_solved_once_and_no_differently():
-    """A chain with a repeated pair against the same with blocks that only their names tell apart."""
+    """A chain of a repeated pair of blocks, against all its schedules."""
     pair = arbitrary(2, 5)[0]
     chain = pair * 5, Epilogue(1, 2, 3)
-    assert schedules_judged_by(frontier(*chain), chain) == 1037718
+    assert schedules_compared_with(frontier(*chain), chain) == 1037718
 
 
 @settings(max_examples=40, deadline=None)
@@ -357,7 +357,7 @@ def test_equal_blocks_are_solved_once_and_no_differently():
 def test_a_resolution_costs_at_most_itself_a_block(count: int, seed: int, resolution: int):
     chain = physical(count, seed)
     exact, rounded = frontier(*chain), frontier(*chain, resolution=resolution)
-    assert [judged(point.items, chain) for point in rounded] == [point[:2] for point in rounded]
+    assert [computed(point.items, chain) for point in rounded] == [point[:2] for point in rounded]
     assert rounded[0].peak == exact[0].peak
     assert rounded[-1] == exact[-1]
     assert len(rounded) <= min(len(exact), 2 + exact[-1].peak // resolution)

@@ -24,7 +24,7 @@ from gradcost.noise.philox import Signs, generate
 from gradcost.planning.forecast import forecast
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from tables import KEY as BUILD
-from tables import OBJECTIVES, randomness
+from tables import OBJECTIVES, seeded_generators
 from vectors import estimated, matrix, true_gradient
 
 KEY = Key(31)
@@ -33,7 +33,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 def prime() -> tuple[Objective, tuple[Tensor, ...]]:
     """A network of 31 weights."""
-    with randomness(BUILD):
+    with seeded_generators(BUILD):
         model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2, bias=False), nn.Tanh())
         model.extend([nn.Linear(2, 1, bias=False), nn.PReLU()])
         batch = torch.randn(7, 4).double(), torch.randn(7, 1).double()

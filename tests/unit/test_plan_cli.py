@@ -172,10 +172,10 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         ((*FACTORY, "--optimizer", "Adm(1)"), "Did you mean Adam("),
         ((*FACTORY, "--method", "mzo()"), "mezo(eps=0.001, probes=1)"),
         (("--model", "hf:nothing.json"), "cannot be read: No such file"),
-        (("--model", "hf:no.json"), "is no JSON"),
-        (("--model", "hf:less.json"), "says no model_type"),
+        (("--model", "hf:no.json"), "is not JSON"),
+        (("--model", "hf:less.json"), "has no model_type"),
         (("--model", "hf:unknown.json"), "Did you mean llama"),
-        (("--model", "hf:t5.json"), "neither a language model"),
+        (("--model", "hf:t5.json"), "not a decoder-only or masked language model"),
         (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
         (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),
         (("--task", "digits", "--data", "mine.py:batch"), "leave one out"),
@@ -196,7 +196,7 @@ def test_what_cannot_be_planned_is_a_sentence(here: Path, arguments: tuple[str, 
 def test_a_budget_is_an_amount_of_memory(here: Path, amount: str):
     ran = inside("plan", *FACTORY, f"--memory={amount}", folder=here)
     assert ran.returncode == 2
-    assert "no amount of memory" in ran.stderr
+    assert "not a number of bytes" in ran.stderr
 
 
 @pytest.fixture(scope="module")

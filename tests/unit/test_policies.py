@@ -1,4 +1,4 @@
-"""Nested schedules, selective and offloaded saving: what they cost, what they hold, and when they let it go."""
+"""Nested schedules, selective and offloaded saving: FLOPs, memory held, and when it is freed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost.checkpointing.optimal import Epilogue, Stage
+from gradcost.checkpointing.optimal import Epilogue, Items, Stage, schedule_length
 from gradcost.checkpointing.optimal import peak as schedule_peak
 from gradcost.checkpointing.policies import (
     Attention,
@@ -28,10 +28,9 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
-from gradcost.checkpointing.region import Items, count
 from gradcost.cli import spec
 from gradcost.core import memory_events
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.reverse import Reverse
@@ -43,7 +42,7 @@ ROW = BATCH * WIDTH * 4  # bytes of one activation
 HALVES = ((((2,), 2), (2,), 2), ((2,), 2), (2,), 2)  # of 16 blocks: the first half, then the second in its turn
 
 
-class StepResult(nn.Module):
+class TanhBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -68,7 +67,7 @@ def squared(model: nn.Module, batch: Any) -> Tensor:
 
 
 def made(make: Callable[[], nn.Module], blocks: int) -> tuple[Objective, Tensor]:
-    with randomness(KEY):
+    with seeded_generators(KEY):
         return Objective(Chain([make() for _ in range(blocks)]), squared), torch.randn(BATCH, WIDTH)
 
 
@@ -92,19 +91,19 @@ def test_a_saving_is_its_text(saving: Saving):
 
 
 @pytest.mark.parametrize("items", [(), ((),), (0,), (1, (2, -1)), (True,), (1.5,), ("2",), [2], ([1],), 3])
-def test_what_is_no_schedule_is_refused_in_a_sentence(items: Any):
+def test_an_invalid_schedule_is_refused(items: Any):
     with pytest.raises(ValueError, match=r"schedule.*not .*\.$"):
         Schedule(items)
 
 
 @pytest.mark.parametrize("keep", [(), Matmuls(), ("mm",), (Matmuls(), 1)])
-def test_what_is_no_kind_of_operators_is_refused_in_a_sentence(keep: Any):
+def test_invalid_operators_are_refused(keep: Any):
     with pytest.raises(ValueError, match=r"keep is a tuple of kinds of operators.*use Blocks\(\)\.$"):
         Selective(keep)
 
 
-def test_a_schedule_of_another_number_of_blocks_says_both():
-    objective, batch = made(StepResult, 4)
+def test_a_schedule_of_another_number_of_blocks_states_both():
+    objective, batch = made(TanhBlock, 4)
     sentence = Schedule((2, (1,))).objection(objective, batch)
     assert sentence is not None
     assert "a schedule of 3 blocks, and Chain has 4" in sentence
@@ -113,8 +112,8 @@ def test_a_schedule_of_another_number_of_blocks_says_both():
     assert Schedule((2, (2,))).objection(objective, batch) is None
 
 
-def test_offloading_what_the_cpu_computes_is_refused_with_a_way_out():
-    objective, batch = made(StepResult, 2)
+def test_offloading_from_the_cpu_is_refused_with_an_alternative():
+    objective, batch = made(TanhBlock, 2)
     sentence = Offloaded().objection(objective, batch)
     assert sentence is not None
     assert sentence.endswith("use Blocks().")
@@ -124,12 +123,11 @@ def test_offloading_what_the_cpu_computes_is_refused_with_a_way_out():
 
 
 def again(items: Items) -> int:
-    """Layers that a region of bare linear ones runs again. Its last layer only saves its input, so the run ends
-    before it. A region within is first passed by a run that keeps nothing, and later is run again itself; but the
-    one at the end is not passed: the run goes into it."""
+    """Layers that a region of linear layers recomputes. Its last layer only saves its input, so the run ends before
+    it. An inner region first runs with nothing kept, and later runs again; the one at the end is expanded."""
     *before, last = items
     inner = sum(again(item) for item in before if isinstance(item, tuple))
-    passed = sum(item if isinstance(item, int) else count(item) for item in before)
+    passed = sum(map(schedule_length, before))
     return inner + passed + (last - 1 if isinstance(last, int) else again(last))
 
 
@@ -177,7 +175,7 @@ def test_a_nested_schedule_costs_the_matmuls_that_its_reruns_add(layers: int):
 
 @pytest.mark.parametrize("saving", [Selective(), Selective((Matmuls(),)), Offloaded()], ids=repr)
 def test_what_is_kept_or_moved_is_not_multiplied_again(saving: Saving):
-    objective, batch = made(StepResult, 5)
+    objective, batch = made(TanhBlock, 5)
     with Flops() as plain:
         gradients(objective, batch, Everything())
     with Flops() as found:
@@ -185,7 +183,7 @@ def test_what_is_kept_or_moved_is_not_multiplied_again(saving: Saving):
     assert found.total == plain.total
 
 
-def test_selective_saving_keeps_what_it_is_told_to_keep_and_no_more():
+def test_selective_saving_keeps_the_outputs_of_its_operators_alone():
     made_by: dict[str, int] = {}
 
     class Recorder:
@@ -193,7 +191,7 @@ def test_selective_saving_keeps_what_it_is_told_to_keep_and_no_more():
             if kind == "saved":
                 made_by[str(tuple(tensor.shape))] = made_by.get(str(tuple(tensor.shape)), 0) + 1
 
-    with randomness(KEY):
+    with seeded_generators(KEY):
         objective, batch = Objective(Chain([Block(8, 2, 0.0) for _ in range(2)]), squared), torch.randn(3, 5, 8)
     counts = []
     for keep in ((Matmuls(),), (Attention(),)):
@@ -216,7 +214,7 @@ def peak(objective: Objective, batch: Tensor, saving: Saving) -> float:
 
 
 def test_nested_schedules_hold_less_than_single_regions_on_a_deep_chain():
-    objective, batch = made(StepResult, 16)
+    objective, batch = made(TanhBlock, 16)
     plain, blocks, halves = (
         peak(objective, batch, saving) for saving in (Everything(), Blocks(), Schedule((HALVES,)))
     )
@@ -250,13 +248,13 @@ def test_the_peak_of_every_schedule_is_that_of_the_law_of_memory():
 
 
 def test_a_recorded_item_holds_what_it_records_and_a_region_its_input():
-    objective, batch = made(StepResult, 8)
+    objective, batch = made(TanhBlock, 8)
     held = [peak(objective, batch, Schedule(items)) for items in (((8,),), ((4,), 4), ((4,), (4,)), ((1,),) * 8)]
     assert held == sorted(held, reverse=True)
 
 
 class Watching:
-    """Weak references to all that was said to be saved."""
+    """Weak references to all tensors tagged as saved."""
 
     def __init__(self) -> None:
         self.saved: list[weakref.ref[torch.UntypedStorage]] = []
@@ -273,7 +271,7 @@ class Watching:
     "saving", [Blocks(), Segments(2), Schedule(((((2,), 1), 1), (2,), 2)), Selective(), Offloaded()], ids=repr
 )
 def test_nothing_is_held_after_the_backward_nor_by_a_cycle(saving: Saving):
-    objective, batch = made(StepResult, 8)
+    objective, batch = made(TanhBlock, 8)
     watching = Watching()
     gc.collect()
     gc.disable()
@@ -287,9 +285,9 @@ def test_nothing_is_held_after_the_backward_nor_by_a_cycle(saving: Saving):
     assert alive == set()
 
 
-def test_regions_let_go_as_the_backward_passes_them():
-    """When a block's gradient is there, what remains is the inputs of regions before it."""
-    objective, batch = made(StepResult, 16)
+def test_regions_are_freed_as_the_backward_passes_them():
+    """When a block's gradient is computed, only the inputs of the regions before it remain."""
+    objective, batch = made(TanhBlock, 16)
     watching, seen = Watching(), []
 
     def use(name: str, gradient: Tensor) -> None:
@@ -305,7 +303,7 @@ def test_regions_let_go_as_the_backward_passes_them():
 
 
 class Skipping(nn.Module):
-    """The last block is given what the first one made: within one region, yet not by the block before."""
+    """The last block takes the first one's output: inside one region, but not from the block before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,7 +327,7 @@ class Joining(nn.Module):
 
 @pytest.mark.parametrize("saving", [Blocks(), Segments(1), Schedule((((1, (1,), 1), 1),))], ids=repr)
 def test_a_backward_that_is_never_run_leaves_nothing_behind(saving: Saving):
-    """A region that kept the graph of what it is given from its own inside would never be freed."""
+    """A region that held the graph of an input from inside it would never be freed."""
     objective, batch = Objective(Skipping(), squared), torch.randn(BATCH, WIDTH)
     assert same(gradients(objective, batch, saving), gradients(objective, batch, Everything()))
     watching = Watching()
@@ -351,7 +349,7 @@ def test_an_input_that_is_changed_in_place_is_an_error_and_not_another_gradient(
             x.mul_(2.0)
             return self.blocks[1](out)
 
-    objective = Objective(Changing([StepResult(), StepResult()]), squared)
+    objective = Objective(Changing([TanhBlock(), TanhBlock()]), squared)
     with pytest.raises(RuntimeError, match=r"changed in place before the backward.*Use Everything\(\)"):
         Reverse(Blocks()).estimate(objective, torch.randn(BATCH, WIDTH), KEY)
 
@@ -383,7 +381,7 @@ def test_a_block_sees_that_two_of_its_arguments_are_one():
 
 
 def test_a_graph_that_is_kept_can_be_differentiated_twice():
-    objective, batch = made(StepResult, 6)
+    objective, batch = made(TanhBlock, 6)
     weights = [leaf.parameter for leaf in objective.leaves]
     with torch.enable_grad(), Schedule((((2,), (1,), 1), 2)).applied(objective, batch):
         loss = squared(objective.model, batch)
@@ -416,16 +414,16 @@ def test_a_saving_runs_on_fake_tensors_with_the_peak_of_real_ones(saving: Saving
 
 
 def test_offloading_copies_a_storage_once_and_never_a_weight():
-    told: list[Tensor] = []
+    offloaded: list[Tensor] = []
 
     class Recorder:
         def on_tag(self, kind: str, tensor: Tensor) -> None:
             if kind == "elsewhere":
-                told.append(tensor)
+                offloaded.append(tensor)
 
-    objective, batch = made(StepResult, 3)
+    objective, batch = made(TanhBlock, 3)
     with memory_events.observe(Recorder()):
         gradients(objective, batch, Offloaded())
     # A block's sigmoid and tanh (linear saves the sigmoid again), and the square's input.
-    assert len(told) == 3 * 2 + 1
-    assert {tensor.numel() for tensor in told} == {BATCH * WIDTH}
+    assert len(offloaded) == 3 * 2 + 1
+    assert {tensor.numel() for tensor in offloaded} == {BATCH * WIDTH}

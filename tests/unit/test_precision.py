@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
@@ -32,7 +32,7 @@ from gradcost.directions import Coordinates, Gaussian, Rademacher
 from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
 from gradcost.slopes import forward_mode
-from gradcost.slopes.rounding_check import kept
+from gradcost.slopes.rounding_check import rounded_leaves
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope, shifted
 from gradcost.tasks.architectures import Gpt
 from gradcost.theory.differences import central_error, forward_error, survives
@@ -60,7 +60,7 @@ def test_the_spacing_is_the_distance_to_the_next_number(number: float, dtype: to
 @pytest.mark.parametrize("eps", [1e-4, 1e-3, 4e-3, 0.05])
 def test_what_rounding_leaves_of_a_perturbation_is_what_it_leaves(eps: float, weight: float, dtype: torch.dtype):
     base = torch.tensor(weight, dtype=dtype).double()
-    with randomness(KEY):
+    with seeded_generators(KEY):
         meant = eps * torch.randn(400_000, dtype=torch.float64)
     left = (base + meant).to(dtype).double() - base
     found = survives(eps, float(base), dtype)
@@ -133,7 +133,7 @@ def one_dimension() -> Measured:
 
 def network(kind: type[CentralDifference] | type[ForwardDifference]) -> Measured:
     """The slope of an MLP's float32 loss along 24 directions, against the loss in float64."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model = nn.Sequential(nn.Linear(20, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 10))
         x, y = torch.randn(64, 20), torch.randint(10, (64,))
     objective, exact = Objective(model, cross_entropy), Objective(copy.deepcopy(model).double(), cross_entropy)
@@ -187,7 +187,7 @@ def test_the_slope_of_a_network_has_its_least_error_at_the_best_eps():
 
 def gpt(dtype: torch.dtype) -> tuple[Objective, Any]:
     """LayerNorm's weights are 1 and all others about 0.02, as before a training."""
-    with randomness(KEY):
+    with seeded_generators(KEY):
         model, words = Gpt(layers=3, width=64, heads=4).build((16,), 40), torch.randint(40, (8, 17))
     return Objective(model.to(dtype), cross_entropy), (words[:, :-1], words[:, 1:])
 
@@ -215,7 +215,7 @@ def test_the_chosen_eps_keeps_the_perturbation_and_measures_the_slope(
     _, slopes = CentralDifference(1e-5).measure(exact, batch, KEY, Gaussian(), seeds)
     _, found = kind().measure(objective, batch, KEY, Gaussian(), seeds)
     assert rms(found - slopes) < error * rms(slopes)
-    cosine, leaves = kept(objective, Gaussian(), 0, kind().step(objective))
+    cosine, leaves = rounded_leaves(objective, Gaussian(), 0, kind().step(objective))
     assert cosine > 0.99
     bulk = [one for one in leaves if "weight" in one.leaf.name and "norm" not in one.leaf.name]
     assert all(one.cosine > 0.95 for one in bulk)
@@ -264,7 +264,7 @@ def test_the_presets_keep_the_eps_of_their_papers_and_take_none():
 
 
 def outputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    with randomness(KEY):
+    with seeded_generators(KEY):
         return torch.randn(6, 5).to(dtype), torch.rand(6, 5).to(dtype)
 
 

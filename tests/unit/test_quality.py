@@ -12,8 +12,8 @@ from gradcost.directions import Orthogonal
 from gradcost.estimators.probing import Probing
 from gradcost.results.records import Quality, read
 from gradcost.slopes.slope import Jvp
-from gradcost.studies import compare, quality
-from gradcost.studies.compare import Comparison
+from gradcost.studies import Comparison, quality
+from gradcost.studies.run import open_folder
 from gradcost.tasks import Digits
 
 METHODS = {
@@ -30,8 +30,8 @@ METHODS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = Comparison(Digits(), tuple(METHODS.items()), (0.1,), 1, (1,), 0.9)
     made = tmp_path_factory.mktemp("judged")
-    compare.open_folder(made, comparison, "digits", "mlp")
-    assert list(quality.assess_methods(Digits(), comparison.steppers, made)) == [
+    open_folder(made, comparison.document("digits", "mlp"), comparison.code)
+    assert list(quality.assess_methods(Digits(), comparison.with_optimizers, made)) == [
         name for name in METHODS if name != "backprop"
     ]
     return made
@@ -62,8 +62,8 @@ def test_what_theory_does_not_know_is_measured_alone(folder: Path):
 
 def test_estimates_that_are_not_finite_are_on_record_and_stop_nothing(tmp_path: Path):
     comparison = Comparison(Digits(), (("far", mezo(eps=1e30)), ("mezo", mezo())), (0.1,), 1, (1,), 0.9)
-    compare.open_folder(tmp_path, comparison, "digits", "mlp")
-    assert list(quality.assess_methods(Digits(), comparison.steppers, tmp_path, draws=3)) == ["far", "mezo"]
+    open_folder(tmp_path, comparison.document("digits", "mlp"), comparison.code)
+    assert list(quality.assess_methods(Digits(), comparison.with_optimizers, tmp_path, draws=3)) == ["far", "mezo"]
     far, near = read(tmp_path).qualities
     assert far.error is None
     assert near.error is not None

@@ -1,4 +1,4 @@
-"""A training followed: spikes and divergence on a series, and on a real training that changes in no bit."""
+"""Recorder: spikes and divergence on a series, and on a real training whose bits must not change."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ ESTIMATORS = {
 
 
 class Drops(nn.Module):
-    """Digits with dropout and a batch norm: what a look that disturbs would disturb."""
+    """Digits with dropout and a batch norm: what a comparison with side effects would change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ class Task:
     """Digits on that model."""
 
     def objective(self, key: Key) -> Objective:
-        from gradcost.core.isolation import randomness
+        from gradcost.core.isolation import seeded_generators
         from gradcost.tasks.task import cross_entropy
 
-        with randomness(key):
+        with seeded_generators(key):
             return Objective(Drops(), cross_entropy, data=Digits().once_through)
 
     def batch_at(self, key: Key, step: int) -> Any:
@@ -175,12 +175,12 @@ def test_the_training_is_the_same_bit_for_bit_with_a_recorder(name: str):
     for one, other in zip(itertools.chain(*bare), itertools.chain(*recorded), strict=True):
         assert torch.equal(one, other)
     (recording,) = recordings
-    assert [look.step for look in recording.looks] == [0, 2, 4, 6]
+    assert [alignment.step for alignment in recording.alignments] == [0, 2, 4, 6]
     if name == "backprop":
-        assert all(abs(look.cosine - 1) < 1e-6 for look in recording.looks)
-        assert all(abs(look.ratio - 1) < 1e-6 for look in recording.looks)
+        assert all(abs(alignment.cosine - 1) < 1e-6 for alignment in recording.alignments)
+        assert all(abs(alignment.ratio - 1) < 1e-6 for alignment in recording.alignments)
     else:
-        assert all(abs(look.cosine) < 0.9 for look in recording.looks)
+        assert all(abs(alignment.cosine) < 0.9 for alignment in recording.alignments)
 
 
 def test_a_forward_gradient_at_too_high_a_rate_diverges_after_a_spike_and_the_summary_says_so():
@@ -196,7 +196,7 @@ def test_a_forward_gradient_at_too_high_a_rate_diverges_after_a_spike_and_the_su
     assert 0 < diverged - first_warning.step <= 200
     slopes = sorted(abs(float(step.slopes[0])) for step in steps[: first_warning.step] if step.slopes is not None)
     assert first_warning.slope > 3 * slopes[len(slopes) // 2]
-    assert f"diverged          at step {diverged}; the first spike" in str(recording)
+    assert f"diverged          at step {diverged}; first spike" in str(recording)
     assert json.loads(json.dumps(recording.record()))["first spike before"]["step"] == first_warning.step
 
 

@@ -17,7 +17,7 @@ import pytest
 from markupsafe import escape
 from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
 
-from gradcost.report import assets, html, series, tables
+from gradcost.report import assets, html, plan, series, tables
 from gradcost.report.figures import figures
 from gradcost.results import summary, wording
 from gradcost.results.facts import facts
@@ -71,7 +71,7 @@ def test_what_a_later_version_adds_is_left_out(tmp_path: Path):
 
 def test_a_record_without_its_fields_is_a_sentence(tmp_path: Path):
     lines = [{"schema": 1, "kind": "trial", "trial": "0", "method": "a"}]
-    with pytest.raises(ValueError, match=r"A record of trial is incomplete.*estimator"):
+    with pytest.raises(ValueError, match=r"A trial record is incomplete.*estimator"):
         read(write_folder(tmp_path, lines))
 
 
@@ -99,7 +99,7 @@ def test_the_table_is_rectangular_and_the_same_in_markdown(whole: Results):
         *("ms", "to 90%", "diverged", "lr"),
     ]
     assert all(len(row) == len(columns) for row in rows)
-    lines = tables.to_markdown(whole).splitlines()
+    lines = tables.markdown(tables.table(whole)).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == rows[0]
     assert rows[4][-1] == "0.001 (edge)"
@@ -107,7 +107,7 @@ def test_the_table_is_rectangular_and_the_same_in_markdown(whole: Results):
 
 
 def test_a_bar_in_a_label_does_not_break_markdown(tmp_path: Path):
-    line = tables.to_markdown(read(write_folder(tmp_path, [trial(HOSTILE)]))).splitlines()[2]
+    line = tables.markdown(tables.table(read(write_folder(tmp_path, [trial(HOSTILE)])))).splitlines()[2]
     assert len(re.findall(r"(?<!\\)\|", line)) == 10
 
 
@@ -311,21 +311,21 @@ def test_every_figure_and_table_is_a_file_too(tmp_path: Path):
     assert all(figure in (folder / "report-files" / "captions.md").read_text() for figure in drawn)
 
 
-def test_what_is_unfair_is_told_on_the_page(whole: Results):
+def test_what_lint_finds_is_on_the_page(whole: Results):
     page = html.page(whole)
     found = lint(facts(whole))
     assert found
     assert all(finding.code in page and str(escape(finding.found)) in page for finding in found)
 
 
-def test_the_audit_tells_what_was_tried_beyond_the_common_grid_and_confirmed(tmp_path: Path):
+def test_the_audit_lists_rates_beyond_the_common_grid_and_confirming_runs(tmp_path: Path):
     seen = {"loss": 0.1, "accuracy": 0.9}
     tuned = [trial(m, "tune", lr, validation=seen) for m in ("a", "b") for lr in (0.1, 1.0)]
     tuned.append(trial("b", "tune", 10.0, validation={"loss": 0.1, "accuracy": 0.95}))
     again = [trial("b", "confirm", lr, seed, validation=seen) for lr in (1.0, 10.0) for seed in (1, 2)]
     notes = {row[0]: row[-1] for row in tables.audit(read(write_folder(tmp_path, [*tuned, *again]))).rows}
     assert "point" not in notes["a"]
-    assert notes["b"].startswith("1 point of its own: 10; 2 rates confirmed on 2 fresh seeds")
+    assert notes["b"].startswith("1 extra point: 10; 2 rates confirmed on 2 fresh seeds")
 
 
 @pytest.mark.parametrize("lines", [[], [trial(HOSTILE, test={"loss": 0.1, "accuracy": 0.9})]], ids=["none", "one"])
@@ -353,7 +353,7 @@ def test_a_hostile_label_is_text_and_nothing_is_loaded(tmp_path: Path):
 def test_no_torch_is_imported(tmp_path: Path):
     folder = write_folder(tmp_path)
     code = (
-        "import sys; from gradcost.report import html, tables, summary; "
+        "import sys; from gradcost.report import html, tables; from gradcost.results import summary; "
         f"html.write({str(folder)!r}); print('torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -366,12 +366,35 @@ def test_reading_and_summing_up_need_no_extra(tmp_path: Path):
         "import sys; sys.modules.update(altair=None, vl_convert=None, jinja2=None, scipy=None)\n"
         "from gradcost.report import html, tables; from gradcost.results import records, summary\n"
         f"results = records.read({str(folder)!r})\n"
-        "tables.to_markdown(results), tables.to_csv(results), summary.verdict(results)\n"
+        "tables.markdown(tables.table(results)), tables.to_csv(results), summary.verdict(results)\n"
         f"try: html.write({str(folder)!r})\n"
         "except ImportError as error: print(error)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "gradcost[report]" in ran.stdout
+
+
+PLAN_ROW: dict[str, Any] = {
+    "method": "mezo()",
+    "refusal": None,
+    "fits": False,
+    "over": 1024,
+    "peak": 4096,
+    "forwards": 2.0,
+    "seconds": None,
+    "breakdown": {"parameters": 3072, "temporaries": 1024},
+    "operator": "aten.addmm.default",
+    "module": "0",
+}
+
+
+@pytest.mark.parametrize("cells", [None, {"peak": "4 KiB", "fits": "no", "forwards": "2.00", "est. s/step": "0.1"}])
+def test_the_page_of_a_plan_lays_out_the_cells_and_renders_old_records_without(cells: dict[str, str] | None):
+    rows = [PLAN_ROW if cells is None else {**PLAN_ROW, "cells": cells}]
+    record = {"model": "Linear", "rows": rows, "budget": 3072, "choice": None, "weights": 768, "device": "cpu"}
+    page = plan.page(record | {"batch": 8, "optimizer": None, "sentence": "None fits.", "lines": []})
+    assert ">4 KiB<" in page.replace("\n", "").replace("    ", "")
+    assert ("est. s/step" in page) is (cells is not None)
 
 
 def test_the_tables_in_the_docs_are_those_of_the_records_beside_them():

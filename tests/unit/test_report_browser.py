@@ -27,7 +27,7 @@ const faded = (page) => page.querySelectorAll('.drawing [opacity="0.1"]').length
   seen.paper = view.getComputedStyle(page.body).backgroundColor;
   seen.label = view.getComputedStyle(page.querySelector(".role-axis-label text")).fill;
   seen.drawing = page.querySelector(".drawing svg").clientWidth;
-  seen.cards = [...page.querySelectorAll(".card")].map((card) => card.id);
+  seen.panels = [...page.querySelectorAll(".panel")].map((panel) => panel.id);
   const dot = page.querySelector("#accuracy-memory .mark-symbol:last-of-type path");
   if (dot) {  // the page of a plan has none
     const at = dot.getBoundingClientRect(), where = { clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
@@ -141,7 +141,7 @@ def test_the_page_fits_its_window_and_the_legend_fades_the_others(
     assert 300 < found["drawing"] <= width
     assert found["before"] == found["again"] == 0
     assert found["after"] > 10
-    assert found["cards"] == ["equal-memory", "equal-flops", "equal-seconds", "equal-steps"]
+    assert found["panels"] == ["equal-memory", "equal-flops", "equal-seconds", "equal-steps"]
     assert "method" in found["tip"]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from report_records import cost, trial, write_folder
 
-from gradcost.report import cards, html
-from gradcost.results.rankings import Ranking, paths, rankings
+from gradcost.report import budgets, html
+from gradcost.results.rankings import Ranking, final_curves, rankings
 from gradcost.results.records import Results, read
 
 STEPS = 100
@@ -40,14 +40,14 @@ def rising(end: float) -> dict[int, float]:
 
 
 def test_an_accuracy_is_read_between_evaluations_from_guessing_on(tmp_path: Path):
-    (path,) = paths(results(tmp_path, runs("a", [{50: 0.5, 100: 0.9}], flops=1)))
-    read_off = {step: path.at(step)[0] for step in (0, 25, 50, 75, 100, 1000)}
+    (curves,) = final_curves(results(tmp_path, runs("a", [{50: 0.5, 100: 0.9}], flops=1)))
+    read_off = {step: curves.at(step)[0] for step in (0, 25, 50, 75, 100, 1000)}
     assert read_off == pytest.approx({0: 0.1, 25: 0.3, 50: 0.5, 75: 0.7, 100: 0.9, 1000: 0.9})
 
 
 def test_a_run_that_diverged_is_the_worst_from_there_on(tmp_path: Path):
-    (path,) = paths(results(tmp_path, runs("a", [None], flops=1)))
-    assert [path.at(step)[0] for step in (20, 39.9, 40, 90)] == [0.5, 0.5, float("-inf"), float("-inf")]
+    (curves,) = final_curves(results(tmp_path, runs("a", [None], flops=1)))
+    assert [curves.at(step)[0] for step in (20, 39.9, 40, 90)] == [0.5, 0.5, float("-inf"), float("-inf")]
 
 
 def test_the_budget_is_what_every_method_covers_and_buys_steps_at_each_ones_price(tmp_path: Path):
@@ -77,7 +77,7 @@ def test_where_the_answer_flips(tmp_path: Path):
     found = by_name(results(tmp_path, quick, late))["steps"]
     assert [method for method, *_ in found.leaders] == ["quick", "late"]
     assert found.leaders[0][2] == found.leaders[1][1] == pytest.approx(75, rel=0.02)
-    (flip,) = cards.flips(found)
+    (flip,) = budgets.other_leaders(found)
     assert flip.startswith("Below 7")
     assert flip.endswith(" steps quick leads.")
 
@@ -90,7 +90,7 @@ def test_memory_ranks_those_that_fit_and_keeps_the_others_with_their_bytes(tmp_p
     found = by_name(results(tmp_path, big, mid, low, [refused], memory=3000))["memory"]
     assert [s.method for s in found.standings] == ["mid", "low"]
     assert found.out == (("big", "needs 4 KiB, more than 2.93 KiB"), ("no", "9,999 bytes over."))
-    assert cards.flips(found) == ["Below 2 KiB low leads and below 1 KiB nothing fits."]
+    assert budgets.other_leaders(found) == ["Below 2 KiB low leads and below 1 KiB nothing fits."]
     assert by_name(results(tmp_path, big, mid, low))["memory"].winner.method == "big"
 
 
@@ -102,25 +102,27 @@ def test_methods_that_diverge_are_ranked_last_and_never_missing(tmp_path: Path):
     assert found.best == pytest.approx({"calm": 0.6, "wild": 0.4})
     assert found.leads["wild"].better == pytest.approx(0.6)
     assert found.standings[1].accuracy.n == 5
-    assert "wild, the runner-up, diverged" in cards.lead_of(found)
-    (card,) = [card for card in cards.cards(results(tmp_path, wild, calm)) if card["name"] == "steps"]
-    assert card["rows"][1]["cells"][0] == "diverged [diverged, 90.0]"
-    assert card["rows"][1]["strip"]["dots"] == ["90.00", "0.00", "0.00", "0.00", "90.00"]
+    assert "wild, the runner-up, diverged" in budgets.lead_of(found)
+    (panel,) = [panel for panel in budgets.panels(results(tmp_path, wild, calm)) if panel["name"] == "steps"]
+    assert panel["rows"][1]["cells"][0] == "diverged [diverged, 90.0]"
+    assert panel["rows"][1]["strip"]["dots"] == ["90.00", "0.00", "0.00", "0.00", "90.00"]
 
 
-def test_few_seeds_are_told_that_they_are_few(tmp_path: Path):
+def test_the_panel_states_how_many_seeds_a_test_needs(tmp_path: Path):
     one, two = runs("one", [rising(0.9)] * 5, flops=1), runs("two", [rising(0.5)] * 5, flops=1)
     found = by_name(results(tmp_path, one, two))["steps"]
     assert found.leads["two"].p == 0.0625
-    (said,) = cards.doubts(found)
-    assert said.endswith("Told apart from no other method. 5 seeds cannot give p under 0.0625; 6 would do.")
+    (sentence,) = budgets.significance(found)
+    assert sentence.endswith(
+        "Not significantly different from any other method. 5 seeds cannot give p below 0.0625; 6 would do."
+    )
     third = runs("three", [rising(0.4)] * 5, flops=1)
-    (said,) = cards.doubts(by_name(results(tmp_path, one, two, third))["steps"])
-    assert said.startswith("p 0.125 against two (sign-flip, Holm over 2).")
-    assert said.endswith("6 would do, and 7 with 2 comparisons.")
+    (sentence,) = budgets.significance(by_name(results(tmp_path, one, two, third))["steps"])
+    assert sentence.startswith("p 0.125 against two (sign-flip, Holm over 2).")
+    assert sentence.endswith("6 would do, and 7 with 2 comparisons.")
     many = [runs(name, [rising(end)] * 8, flops=1) for name, end in (("one", 0.9), ("two", 0.5))]
-    (said,) = cards.doubts(by_name(results(tmp_path, *many))["steps"])
-    assert said.endswith("Told apart (p < 0.05) from two.")
+    (sentence,) = budgets.significance(by_name(results(tmp_path, *many))["steps"])
+    assert sentence.endswith("Significantly different (p < 0.05) from two.")
 
 
 def test_a_method_that_was_not_measured_is_a_row_with_the_reason(tmp_path: Path):
@@ -132,17 +134,17 @@ def test_a_method_that_was_not_measured_is_a_row_with_the_reason(tmp_path: Path)
     assert found["memory"].out == (("bare", "its peak was not measured"),)
 
 
-def test_a_clock_in_doubt_is_told_where_seconds_are_ranked(tmp_path: Path):
+def test_an_unreliable_timing_is_noted_where_seconds_are_ranked(tmp_path: Path):
     sure, vague = runs("sure", [rising(0.6)], flops=1), runs("vague", [rising(0.9)], flops=1, doubt="it was busy")
-    told = {card["name"]: card["sentences"][-1] for card in cards.cards(results(tmp_path, sure, vague))}
-    assert told["seconds"] == "In doubt is the clock of vague: see the notes on ~ below."
-    assert "doubt" not in told["flops"] + told["steps"] + told["memory"]
+    last = {panel["name"]: panel["sentences"][-1] for panel in budgets.panels(results(tmp_path, sure, vague))}
+    assert last["seconds"] == "The timing of vague is not reliable: see the notes marked ~ below."
+    assert "reliable" not in last["flops"] + last["steps"] + last["memory"]
 
 
-def test_an_old_folder_without_evaluations_has_no_card(tmp_path: Path):
+def test_an_old_folder_without_evaluations_has_no_panel(tmp_path: Path):
     lines = [trial("a", test={"loss": 0.1, "accuracy": 0.9}), cost("a", 1024, 1.0, "Reverse()")]
     assert rankings(read(write_folder(tmp_path, lines))) == []
-    assert "may spend the same" not in html.page(read(tmp_path))
+    assert "equal budget" not in html.page(read(tmp_path))
 
 
 def test_there_is_no_winner_where_every_median_run_diverged(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 from report_records import METHODS, PROBING, cost, made, trial, write_folder
 
 from gradcost.report import tables
-from gradcost.results import summary
+from gradcost.results import summary, tuning
 from gradcost.results.rankings import rankings
 from gradcost.results.records import Results, read
 from gradcost.results.tuning import chosen, finals
@@ -61,8 +61,8 @@ def test_tuning_takes_the_best_accuracy_then_the_lower_loss_then_the_smaller_rat
 
 @pytest.mark.parametrize(("lr", "edge"), [(0.1, "smallest"), (1.0, None), (10.0, "largest"), (None, None)])
 def test_an_edge_of_the_grid(lr: float | None, edge: str | None):
-    assert summary.edge((0.1, 1.0, 10.0), lr) == edge
-    assert summary.edge((0.1,), lr) is None
+    assert tuning.edge((0.1, 1.0, 10.0), lr) == edge
+    assert tuning.edge((0.1,), lr) is None
 
 
 def test_final_runs_at_another_rate_than_the_chosen_one_are_left_out(tmp_path: Path):
@@ -91,16 +91,20 @@ def test_rows_follow_the_study_and_leave_out_the_refused(whole: Results):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "uses"),
+    ("estimator", "exact", "expected"),
     [
-        ("Reverse(saving=Everything())", True),
-        ("Clipped(Accumulated(Reverse(saving=Blocks()), steps=4), norm=1.0)", True),
-        ("Probing(slope=Jvp(), probes=8)", False),
-        ("NotReverse(1)", False),
+        ("Reverse(saving=Everything())", True, True),
+        ("Reverse(saving=Everything())", None, True),  # a record of an older version
+        ("Accumulated(estimator=Reverse(saving=Blocks()), parts=4)", None, True),
+        ("VarianceReduced(estimator=mezo(), every=100, anchor=Reverse(saving=Everything()))", False, False),
+        ("VarianceReduced(estimator=mezo(), every=100, anchor=Reverse(saving=Everything()))", None, False),
+        ("Probing(slope=Jvp(), probes=8)", None, False),
     ],
 )
-def test_backprop_is_recognised_inside_wrappers(estimator: str, uses: bool):
-    assert summary.uses_backprop(estimator) is uses
+def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, exact: bool | None, expected: bool):
+    records = [trial("a", estimator=estimator, **({} if exact is None else {"exact": exact}))]
+    (row,) = summary.summarise(read(write_folder(tmp_path / "results", records)))
+    assert row.exact is expected
 
 
 # ---- the verdict
@@ -109,9 +113,12 @@ def test_backprop_is_recognised_inside_wrappers(estimator: str, uses: bool):
 def test_the_verdict_of_a_whole_study(whole: Results):
     found = summary.verdict(whole)
     assert found.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
-    assert "backprop() (97.2%, 64.5 KiB) is not told apart from it in accuracy and needs more memory" in found
-    assert "The best that avoids backprop, forward_gradient(probes=8), is 6.9 points behind" in found
-    assert "in 40.5 KiB and 3.4 ms a step against 0.83." in found
+    assert (
+        "backprop() has the same accuracy (97.2%, 64.5 KiB; difference not significant) and needs more memory"
+        in found
+    )
+    assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in found
+    assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in found
 
 
 def test_a_clear_winner_alone(tmp_path: Path):
@@ -124,7 +131,7 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
     found = summary.verdict(made(tmp_path, slow, fast))
     assert found.startswith("Use fast(): ")
-    assert found.endswith("slow() (91.0%, 1 KiB) is not told apart from it in accuracy.")
+    assert found.endswith("slow() has the same accuracy (91.0%, 1 KiB; difference not significant).")
 
 
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
@@ -132,29 +139,29 @@ def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
     small = {"method": "small()", "accuracies": [0.8, 0.81, 0.8], "estimator": PROBING, "fits": True}
     found = summary.verdict(made(tmp_path, big, small, memory=4096))
     assert found.startswith("Use small(): 80.0% test accuracy [80.0, 81.0]")
-    assert found.endswith("Nothing that uses backprop fits 4 KiB: the least, big(), needs 9 KiB.")
+    assert found.endswith("No method with the exact gradient fits 4 KiB; the smallest, big(), needs 9 KiB.")
 
 
 def test_nothing_fits(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97], "peak": 9216, "fits": False}
     less = {"method": "less()", "peak": 8192, "fits": False}
     found = summary.verdict(made(tmp_path, big, less, memory=4096))
-    assert found == "There is no method to name: nothing fits 4 KiB: the least, less(), needs 8 KiB."
+    assert found == "No method can be recommended: none fits 4 KiB; the smallest, less(), needs 8 KiB."
 
 
 def test_nothing_finished_yet(tmp_path: Path):
     found = summary.verdict(made(tmp_path, {"method": "a()"}))
-    assert found.startswith("There is no method to name: nothing has finished yet; the same command again")
+    assert found.startswith("No method can be recommended: none has finished yet; run the same command again")
 
 
 def test_everything_diverged(tmp_path: Path):
     found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
-    assert found == "There is no method to name: nothing finished: 3 runs diverged."
+    assert found == "No method can be recommended: none finished: 3 runs diverged."
 
 
 def test_every_method_was_refused(tmp_path: Path):
     lines = [{"schema": 1, "kind": "refused", "method": "a", "estimator": "", "reason": "it cannot."}]
-    assert summary.verdict(read(write_folder(tmp_path, lines))).startswith("No method can serve here")
+    assert summary.verdict(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
 
 
 def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):
@@ -170,19 +177,19 @@ def test_forward_only_that_diverged_and_forward_only_that_wins(tmp_path: Path):
     exact = {"method": "backprop()", "accuracies": [0.97, 0.98, 0.97], "peak": 4096}
     lost = {"method": "mezo()", "accuracies": [None, None, None], "estimator": PROBING}
     assert summary.verdict(made(tmp_path, exact, lost)).endswith(
-        "Nothing that avoids backprop finished: 3 runs diverged."
+        "No method with an estimated gradient finished: 3 runs diverged."
     )
     alike = {"method": "mezo()", "accuracies": [0.97, 0.98, 0.97], "estimator": PROBING, "ms": 3.0}
     found = summary.verdict(made(tmp_path, exact, alike))
     assert found.startswith("Use mezo(): ")
-    assert "The best that uses backprop is backprop(): 97.0%" in found
-    assert found.endswith("in 4 KiB and 1 ms a step against 3.")
+    assert "The best method with the exact gradient is backprop(): 97.0%" in found
+    assert found.endswith("in 4 KiB, 1 ms per step instead of 3.")
 
 
 def test_nothing_learned(tmp_path: Path):
     found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
-    assert found.startswith("Nothing learned: the best, a(), is at 10.0%")
-    assert found.endswith("chance is 10.0%.")
+    assert found.startswith("Nothing learned: the best method, a(), has 10.0%")
+    assert found.endswith("guessing gives 10.0%.")
 
 
 def test_one_seed_has_no_interval_and_missing_seeds_are_told(tmp_path: Path):
@@ -198,13 +205,13 @@ def test_the_points_between_two_methods_are_those_between_the_medians_beside_the
 
 def test_a_method_whose_median_run_diverged_is_not_recommended(tmp_path: Path):
     found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
-    assert found.startswith("There is no method to name: nothing finished on most of its seeds: 2 runs diverged")
+    assert found.startswith("No method can be recommended: none finished on most of its seeds: 2 runs diverged")
 
 
 def test_a_study_that_is_scored_by_its_loss_alone_says_so(tmp_path: Path):
     lines = [trial("a()", seed=seed, test={"loss": 0.1, "accuracy": None}) for seed in range(3)]
     results = read(write_folder(tmp_path / "losses", lines))
-    assert "scored by its loss alone" in summary.verdict(results)
+    assert "scored by their loss alone" in summary.verdict(results)
     assert rankings(results) == []
 
 

@@ -1,4 +1,4 @@
-"""Rike and Foerland's Table 1: the numbers, the metric that made them, and the rules by which they are judged."""
+"""Rike and Foerland's Table 1: the numbers, the metric behind them, and the rules of the verdicts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ import pytest
 import torch
 from torch import nn
 
-from gradcost.papers.rike2022.last_batch import SHUFFLES, LastBatch, last_batches
+from gradcost.papers.rike2022.last_batch import SHUFFLES, LastBatch, last_batch_losses
 from gradcost.papers.rike2022.page import page
 from gradcost.papers.rike2022.study import Reproduction, Tuning
-from gradcost.papers.rike2022.table import TABLE, Row, rival, rows
-from gradcost.papers.rike2022.verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
+from gradcost.papers.rike2022.table import TABLE, TableRow, counterpart, rows
+from gradcost.papers.rike2022.verdicts import (
+    Metric,
+    RowResult,
+    Verdict,
+    is_published_setup,
+    row_results,
+    speedup,
+    verdict,
+)
 from gradcost.results.records import Results, StudyRecord, read, trial_record
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Split, score
 
-# The table as it is published, for what was copied by hand to be held against.
+# The published table, to compare the copied numbers with.
 CSV = """\
 gradient,model,dataset,optimizer,lr,lr_decay,momentum,beta1,beta2,epochs,test_loss
 forward,nn,mnist,sgd,0.000464,1e-5,0,0,0,50,0.332
@@ -61,8 +69,8 @@ def test_the_table_is_the_published_one():
     ]
 
 
-def test_every_row_has_one_rival_and_is_its_rival():
-    assert all(rival(rival(row)) == row and rival(row).gradient != row.gradient for row in TABLE)
+def test_every_row_is_the_counterpart_of_its_counterpart():
+    assert all(counterpart(counterpart(row)) == row and counterpart(row).gradient != row.gradient for row in TABLE)
 
 
 # ---- the metric
@@ -71,18 +79,18 @@ def test_every_row_has_one_rival_and_is_its_rival():
 def test_the_last_batch_of_10000_by_64_is_16_examples():
     losses = torch.zeros(10_000, dtype=torch.float64)
     losses[123] = 16.0  # in a batch of 16 this one example is a mean of 1
-    last = last_batches(losses, 64)
+    last = last_batch_losses(losses, 64)
     assert last.shape == (SHUFFLES,)
     assert set(last.tolist()) <= {0.0, 1.0}
     assert 0 <= last.sum() <= 10  # 1.6 expected of 1,000 shuffles
-    spread = last_batches(torch.arange(10_000, dtype=torch.float64), 64)
+    spread = last_batch_losses(torch.arange(10_000, dtype=torch.float64), 64)
     assert spread.unique().numel() > 900  # every shuffle its own 16
     assert spread.mean() == pytest.approx(4999.5, abs=5 * 10_000 / 12**0.5 / (16 * SHUFFLES) ** 0.5)
     assert spread.std() == pytest.approx(10_000 / 12**0.5 / 4, rel=0.1)
 
 
 def test_nothing_left_over_makes_the_last_batch_a_whole_one():
-    assert last_batches(torch.arange(8, dtype=torch.float64), 8).unique().tolist() == [3.5]
+    assert last_batch_losses(torch.arange(8, dtype=torch.float64), 8).unique().tolist() == [3.5]
 
 
 def test_a_score_tells_the_whole_split_and_the_last_batch_of_it():
@@ -119,33 +127,38 @@ def at(*values: float, width: float = 0.0) -> Metric:
 
 
 @pytest.mark.parametrize(
-    ("row", "mine", "rivals", "said"),
+    ("row", "metric", "other", "expected"),
     [
-        (FORWARD, at(0.332), at(0.1), Verdict.BOTH),
-        (FORWARD, at(0.3324), at(0.1), Verdict.BOTH),  # prints as 0.332
-        (FORWARD, at(0.3326), at(0.1), Verdict.DIRECTION),  # prints as 0.333
-        (FORWARD, at(0.4, width=0.0677), at(0.1), Verdict.BOTH),
-        (FORWARD, at(0.4, width=0.0674), at(0.1), Verdict.DIRECTION),
-        (FORWARD, at(0.332), at(0.332), Verdict.NOT),  # no better is not better
-        (FORWARD, at(0.332), at(0.4), Verdict.NOT),
-        (FORWARD, at(0.3, 0.4), at(0.1, 0.39), Verdict.BOTH),  # on every seed
-        (FORWARD, at(0.3, 0.4), at(0.1, 0.41), Verdict.NOT),
-        (FORWARD, Metric((0.3, 0.1), 0.0, 1.0, (1, 2)), Metric((0.2,), 0.1, 0.3, (2,)), Verdict.NOT),  # paired
-        (FORWARD, at(float("inf")), at(0.1), Verdict.DIRECTION),
-        (FORWARD, at(0.332), at(float("inf")), Verdict.NOT),
-        (BACKPROP, at(0.0004), at(0.1), Verdict.BOTH),
-        (BACKPROP, at(0.0006), at(0.1), Verdict.DIRECTION),
-        (BACKPROP, at(0.06), at(0.05), Verdict.NOT),
+        (FORWARD, at(0.332), at(0.1), Verdict.DIRECTION_AND_SIZE),
+        (FORWARD, at(0.3324), at(0.1), Verdict.DIRECTION_AND_SIZE),  # prints as 0.332
+        (FORWARD, at(0.3326), at(0.1), Verdict.DIRECTION_ONLY),  # prints as 0.333
+        (FORWARD, at(0.4, width=0.0677), at(0.1), Verdict.DIRECTION_AND_SIZE),
+        (FORWARD, at(0.4, width=0.0674), at(0.1), Verdict.DIRECTION_ONLY),
+        (FORWARD, at(0.332), at(0.332), Verdict.NOT_REPRODUCED),  # no better is not better
+        (FORWARD, at(0.332), at(0.4), Verdict.NOT_REPRODUCED),
+        (FORWARD, at(0.3, 0.4), at(0.1, 0.39), Verdict.DIRECTION_AND_SIZE),  # on every seed
+        (FORWARD, at(0.3, 0.4), at(0.1, 0.41), Verdict.NOT_REPRODUCED),
+        (
+            FORWARD,
+            Metric((0.3, 0.1), 0.0, 1.0, (1, 2)),
+            Metric((0.2,), 0.1, 0.3, (2,)),
+            Verdict.NOT_REPRODUCED,
+        ),  # paired
+        (FORWARD, at(float("inf")), at(0.1), Verdict.DIRECTION_ONLY),
+        (FORWARD, at(0.332), at(float("inf")), Verdict.NOT_REPRODUCED),
+        (BACKPROP, at(0.0004), at(0.1), Verdict.DIRECTION_AND_SIZE),
+        (BACKPROP, at(0.0006), at(0.1), Verdict.DIRECTION_ONLY),
+        (BACKPROP, at(0.06), at(0.05), Verdict.NOT_REPRODUCED),
         (BACKPROP, at(0.06), None, Verdict.NONE),
         (BACKPROP, None, at(0.06), Verdict.NONE),
     ],
 )
-def test_the_verdict_follows_its_rules_to_the_edge(row: Row, mine: Metric, rivals: Metric, said: Verdict):
-    assert verdict(row, mine, rivals) == said
-    assert verdict(row, mine, rivals, published=False) == Verdict.NONE
+def test_the_verdict_follows_its_rules_to_the_edge(row: TableRow, metric: Metric, other: Metric, expected: Verdict):
+    assert verdict(row, metric, other) == expected
+    assert verdict(row, metric, other, published=False) == Verdict.NONE
 
 
-def record(row: Row, seed: int, loss: float, **changed: Any) -> dict[str, Any]:
+def record(row: TableRow, seed: int, loss: float, **changed: Any) -> dict[str, Any]:
     test = {"loss": loss, "accuracy": 0.9, "error": 0.01, "targets": 10_000, "of": 10_000}
     test |= {"last": loss / 2, "last_low": loss / 4, "last_high": 3 * loss, "zero": 0.25}
     curve = {"step": [10_000, 20_000, 30_000, 39_050], "loss": [4 * loss, 2 * loss, 1.5 * loss, loss]}
@@ -177,60 +190,61 @@ def full() -> list[dict[str, Any]]:
     ]
 
 
-def test_cells_are_the_final_runs_in_the_order_of_their_seeds():
+def test_results_are_the_final_runs_in_the_order_of_their_seeds():
     tuning = record(FORWARD, 0, 9.0, phase="tune")
     failed = record(FORWARD, 3, 9.0, status="failed")
-    found = cells(gathered(*full(), tuning, failed), rows("nn"))
+    found = row_results(gathered(*full(), tuning, failed), rows("nn"))
     assert [run.seed for run in found[0].runs] == [1, 2]
-    assert found[0].whole is not None
-    assert found[0].whole.values == (0.301, 0.302)
-    assert (found[0].whole.low, found[0].whole.high) == pytest.approx((0.301 - 0.0196, 0.302 + 0.0196))
-    assert found[0].last is not None
-    assert (found[0].last.low, found[0].last.high) == pytest.approx((0.301 / 4, 0.302 * 3))
-    assert found[0].zero == 0.25
+    assert found[0].test_loss is not None
+    assert found[0].test_loss.values == (0.301, 0.302)
+    assert (found[0].test_loss.low, found[0].test_loss.high) == pytest.approx((0.301 - 0.0196, 0.302 + 0.0196))
+    assert found[0].last_batch_loss is not None
+    assert (found[0].last_batch_loss.low, found[0].last_batch_loss.high) == pytest.approx((0.301 / 4, 0.302 * 3))
+    assert found[0].zero_share == 0.25
 
 
 def test_a_run_that_diverged_is_infinitely_bad():
     gone = record(BACKPROP, 1, 0.0, status="diverged", steps=17, test=None)
-    (cell,) = cells(gathered(gone), [BACKPROP])
-    assert cell.whole is not None
-    assert cell.last is not None
-    assert cell.whole.middle == cell.whole.low == cell.last.high == float("inf")
-    assert cell.accuracy == 0.0
+    (result,) = row_results(gathered(gone), [BACKPROP])
+    assert result.test_loss is not None
+    assert result.last_batch_loss is not None
+    assert result.test_loss.median == result.test_loss.low == result.last_batch_loss.high == float("inf")
+    assert result.accuracy == 0.0
 
 
 def test_only_the_papers_own_length_and_data_are_judged():
     table = rows("nn")
-    assert as_published(gathered(*full()), table)
+    assert is_published_setup(gathered(*full()), table)
     shorter = [
         record(row, 1, 0.2, method=f"{row.name}, tuned", trial=f"{row.name} tuned", steps=781) for row in table
     ]
-    assert as_published(gathered(*full(), *shorter), table), "how long the tuned rows are is another matter"
-    assert not as_published(gathered(*full(), task="LastBatch(task=Digits())"), table)
-    assert not as_published(gathered(*full()[:-1], record(table[-1], 1, 0.1, steps=781)), table)
+    assert is_published_setup(gathered(*full(), *shorter), table), "how long the tuned rows are is another matter"
+    assert not is_published_setup(gathered(*full(), task="LastBatch(task=Digits())"), table)
+    assert not is_published_setup(gathered(*full()[:-1], record(table[-1], 1, 0.1, steps=781)), table)
 
 
 def test_how_much_earlier_backprop_is_there():
-    (forward,) = cells(gathered(record(FORWARD, 1, 0.3)), [FORWARD])
-    (backward,) = cells(gathered(record(BACKPROP, 1, 0.15)), [BACKPROP])
-    assert times_faster(forward, backward) == (39_050 / 20_000, False)
-    (quick,) = cells(gathered(record(BACKPROP, 1, 0.01)), [BACKPROP])
-    assert times_faster(forward, quick) == (39_050 / 10_000, True)
-    assert times_faster(backward, forward) is None
-    assert times_faster(forward, Cell(BACKPROP, ())) is None
+    (forward,) = row_results(gathered(record(FORWARD, 1, 0.3)), [FORWARD])
+    (backward,) = row_results(gathered(record(BACKPROP, 1, 0.15)), [BACKPROP])
+    assert speedup(forward, backward) == (39_050 / 20_000, False)
+    (quick,) = row_results(gathered(record(BACKPROP, 1, 0.01)), [BACKPROP])
+    assert speedup(forward, quick) == (39_050 / 10_000, True)
+    assert speedup(backward, forward) is None
+    assert speedup(forward, RowResult(BACKPROP, ())) is None
 
 
 def test_the_page_says_what_holds_and_what_does_not():
     table = rows("nn")
     written = page(gathered(*full()), table, "gradcost reproduce rike2022")
-    assert "the direction holds in 6 of 6 rows and the size in 1; measured as the paper did, 6 and 3." in written
+    assert "the direction reproduces in 6 of 6 rows and the size in 1. By the paper's metric" in written
+    assert "the direction reproduces in 6 and the size in 3." in written
     assert "| forward NN SGD | 0.332 | 0.151 [0.075, 0.906] | 0.301 [0.281, 0.322] |" in written
     assert "direction and size | direction only |" in written
     assert "at least 4 times earlier" in written
-    assert "backprop NN Adam: 25.0% of the shuffles print it; the whole test set has 0.05" in written
-    assert "tuned alike" not in written
+    assert "backprop NN Adam: 25.0% of the shuffles print it. The loss over the whole test set is 0.05" in written
+    assert "equal tuning" not in written
     tuned = [record(row, 1, 0.2, method=f"{row.name}, tuned", trial=f"{row.name} tuned") for row in table]
-    assert "tuned alike" in page(gathered(*full(), *tuned), table, "-")
+    assert "equal tuning" in page(gathered(*full(), *tuned), table, "-")
     assert "| forward NN Adam | 0.283 | - | - | - | none | none |" in page(gathered(*full()[:4]), table, "-")
     assert "No verdicts" in page(gathered(*full(), task="LastBatch(task=Digits())"), table, "-")
 
@@ -248,11 +262,11 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
 def test_every_row_is_tuned_over_as_many_points_about_its_own_rate():
     assert Tuning(5).rates(0.1) == (0.01, 0.032, 0.1, 0.32, 1.0)
     assert len(Tuning(4).rates(0.000464)) == 4
-    with pytest.raises(ValueError, match="1 point or more"):
+    with pytest.raises(ValueError, match="points >= 1"):
         Tuning(0)
-    with pytest.raises(ValueError, match="more than 0 epochs"):
+    with pytest.raises(ValueError, match="epochs of a Tuning is above 0"):
         Tuning(epochs=0.0)
-    with pytest.raises(ValueError, match="1 seed or more"):
+    with pytest.raises(ValueError, match="seeds >= 1"):
         Reproduction(seeds=0)
 
 

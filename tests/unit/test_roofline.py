@@ -16,7 +16,7 @@ from gradcost.cli.main import app
 from gradcost.instruments.flops import Counts
 from gradcost.noise.philox import Normals, Signs
 from gradcost.planning import roofline
-from gradcost.planning.roofline import Rates, calibrate, device_name, remember, remembered, seconds
+from gradcost.planning.roofline import Rates, calibrate, device_name, seconds, store_rates, stored_rates
 
 RATES = Rates("a machine", 2, {"float32": 1e9, "bfloat16": 4e9}, 1e8, 1e-6, 1e7, 4e7)
 
@@ -54,44 +54,44 @@ def test_a_calibration_finds_positive_rates_of_this_machine():
 
 
 def test_rates_are_remembered_by_machine_and_thread_count(cache: Path):
-    assert remembered() is None
+    assert stored_rates() is None
     mine, other = here(), replace(here(), device="another machine")
-    assert remember(other) == remember(mine) == cache / "rates.json"
-    assert remembered() == mine
+    assert store_rates(other) == store_rates(mine) == cache / "rates.json"
+    assert stored_rates() == mine
     assert len(json.loads((cache / "rates.json").read_text())) == 2
     assert [path.name for path in cache.iterdir()] == ["rates.json"]
-    remember(replace(mine, threads=mine.threads + 1))
-    assert remembered() == mine
+    store_rates(replace(mine, threads=mine.threads + 1))
+    assert stored_rates() == mine
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"a": 1}'])
 def test_an_unreadable_file_counts_as_none_and_is_written_anew(cache: Path, damage: str):
-    remember(here())
+    store_rates(here())
     (cache / "rates.json").write_text(damage)
-    assert remembered() is None
-    remember(here())
-    assert remembered() == here()
+    assert stored_rates() is None
+    store_rates(here())
+    assert stored_rates() == here()
 
 
 def test_an_entry_of_another_version_counts_as_none(cache: Path):
-    path = remember(here())
+    path = store_rates(here())
     document = {place: {"device": "x"} for place in json.loads(path.read_text())}
     path.write_text(json.dumps(document))
-    assert remembered() is None
+    assert stored_rates() is None
     path.write_text(json.dumps(dict.fromkeys(document)))
-    assert remembered() is None
+    assert stored_rates() is None
 
 
 def test_a_write_that_fails_leaves_what_was_there(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    remember(here())
+    store_rates(here())
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        remember(replace(here(), copy=1.0))
-    assert remembered() == here()
+        store_rates(replace(here(), copy=1.0))
+    assert stored_rates() == here()
     assert [path.name for path in cache.iterdir()] == ["rates.json"]
 
 
@@ -100,7 +100,7 @@ def test_the_doctor_calibrates_and_remembers(cache: Path, monkeypatch: pytest.Mo
     ran = CliRunner().invoke(app, ["doctor", "--calibrate"])
     assert ran.exit_code == 0
     assert "1.0 GFLOP/s" in ran.stdout
-    assert remembered() == here()
+    assert stored_rates() == here()
     ran = CliRunner().invoke(app, ["doctor", "--calibrate", "--json"])
     assert json.loads(ran.stdout)["rates"]["copy"] == 1e8
     assert "rates" not in json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)

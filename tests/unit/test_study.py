@@ -18,9 +18,7 @@ import pytest
 from gradcost.results.tuning import best, next_rate
 
 STUDY = """
-from gradcost import SGD, backprop, forward_gradient, mezo
-from gradcost.studies.study import study
-from gradcost.studies.trial import Trial
+from gradcost import SGD, Trial, backprop, forward_gradient, mezo, study
 from gradcost.tasks.digits import Digits
 
 METHODS = {{"backprop": backprop(), "forward_gradient": forward_gradient(), "mezo": mezo()}}

@@ -20,18 +20,16 @@ import pytest
 from test_study import call, command, descendants, finished, kill, write_study
 
 from gradcost import SGD, backprop
-from gradcost.cli.study import first_stage
 from gradcost.results import ledger
 from gradcost.studies.executors import Executor, Local, Record, Work
-from gradcost.studies.study import Plan, Study, conduct
+from gradcost.studies.run import run_trials
+from gradcost.studies.study import Stages, Study, first_stage
 from gradcost.studies.trial import Trial
-from gradcost.studies.worker import blank
+from gradcost.studies.worker import empty_record
 from gradcost.tasks.digits import Digits
 
 OWN = '''
-from gradcost import SGD, backprop
-from gradcost.studies.study import study
-from gradcost.studies.trial import Trial
+from gradcost import SGD, Trial, backprop, study
 from gradcost.tasks.digits import Digits
 from gradcost.core.value import value
 
@@ -72,7 +70,7 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
     kill(worker)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert "1 runs failed" in said
+    assert "1 trials failed" in said
     (failed,) = records(tmp_path / "killed")
     assert (failed["status"], failed["reason"]) == ("failed", "its process was killed by signal 9")
     (kept,) = (tmp_path / "killed").glob("trials/*/checkpoint")
@@ -91,13 +89,13 @@ def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tm
         until(lambda: (tmp_path / "one" / "study.json").exists())
         second = call(tmp_path, "-o", "one")
         assert second.returncode == 2
-        assert f"one is being worked in by process {first.pid}. Wait for it" in second.stderr
+        assert f"one is in use by process {first.pid}: wait for it" in second.stderr
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
     assert first.returncode == 130
-    assert "interrupted; what was finished is kept" in said
+    assert "interrupted; finished trials are kept" in said
 
 
 def test_a_file_that_changes_while_its_study_runs_fails_the_trials_that_would_run_other_code(tmp_path: Path):
@@ -108,7 +106,7 @@ def test_a_file_that_changes_while_its_study_runs_fails_the_trials_that_would_ru
     file.write_text(OWN.format(steps=3, trials=1))
     (record,) = Local(1).perform([trial], work)
     assert record["status"] == "failed"
-    assert "small.py was changed while the study ran" in record["reason"]
+    assert "small.py changed while the study ran" in record["reason"]
     assert "Traceback" in record["traceback"]
     assert record["trial"] == trial.name("code")
 
@@ -125,11 +123,11 @@ def test_a_study_may_yield_nothing_in_between_but_not_at_all():
     def trial(seed: int) -> Trial:
         return Trial(Digits(), "b", backprop(), SGD(0.1), 5, "tune", seed)
 
-    def late() -> Plan:
+    def late() -> Stages:
         yield []
         yield [trial(1)]
 
-    def never() -> Plan:
+    def never() -> Stages:
         yield from ()
 
     assert [found.seed for found in first_stage(Study("?", late))] == [1]
@@ -152,12 +150,12 @@ class Here(Executor):
             for trial in trials:
                 self.asked.append(trial.name(work.code))
                 score = {"loss": 1.0, "accuracy": 0.5}
-                yield blank(trial, work.code) | {"status": "finished", "validation": score}
+                yield empty_record(trial, work.code) | {"status": "finished", "validation": score}
         finally:
             self.stopped.append(True)
 
 
-def six() -> Plan:
+def six() -> Stages:
     def trial(seed: int) -> Trial:
         return Trial(Digits(), "b", backprop(), SGD(0.1), 5, "tune", seed)
 
@@ -184,10 +182,10 @@ def test_a_disk_that_fills_up_loses_no_record_that_was_written(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            list(conduct(Study("?", six), before, work))
+            list(run_trials(Study("?", six), before, work))
     assert before.stopped[-1]
     assert len(records(tmp_path)) == fails_at
-    list(conduct(Study("?", six), after, work))
+    list(run_trials(Study("?", six), after, work))
     names = [record["trial"] for record in records(tmp_path)]
     assert len(set(names)) == len(names) == 6
     assert after.asked == names[fails_at:], "what was written is not run again"
@@ -264,7 +262,7 @@ def test_an_interrupt_stops_ray(tmp_path: Path):
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "interrupted; what was finished is kept" in said
+    assert "interrupted; finished trials are kept" in said
     until(lambda: rays(tmp_path) == [], 30)
 
 
@@ -286,11 +284,11 @@ def test_a_trial_takes_half_a_second_beside_its_own_at_most(tmp_path: Path):
     must be quiet: what others take of it is counted as ours."""
     work, workers = Work("code", tmp_path), os.cpu_count() or 1
 
-    def short() -> Plan:
+    def short() -> Stages:
         yield [Trial(Digits(), "b", backprop(), SGD(0.1), 20, "tune", seed) for seed in range(48)]
 
     start = time.perf_counter()
-    took = [record["seconds"] for record in conduct(Study("?", short), Local(workers), work)]
+    took = [trial.seconds or 0.0 for trial in run_trials(Study("?", short), Local(workers), work)]
     spent = (time.perf_counter() - start) * workers - sum(took)
     print(json.dumps({"overhead a trial": spent / 48, "its own": sum(took) / 48, "load": os.getloadavg()}))
     assert len(took) == 48

@@ -1,4 +1,4 @@
-"""Tasks: the splits, the batches as functions of a key, the scores, and the models."""
+"""Tasks: splits, batches as functions of a key, scores and models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gradcost.core.errors import MissingExtra
 from gradcost.core.key import Key
 from gradcost.tasks import TASKS, CharLm, Digits, Mnist, Task, architectures, charlm, data, digits, mnist
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp
-from gradcost.tasks.data import DataError, Dataset, Piece
+from gradcost.tasks.data import Dataset
+from gradcost.tasks.sources import DataError, Piece
 from gradcost.tasks.task import Batch, Score, Split, cross_entropy, score
 
 SMALL = Gpt(layers=1, width=16, heads=2)
@@ -76,19 +78,19 @@ def same(one: Batch, other: Batch) -> bool:
 
 def test_a_batch_is_a_function_of_the_key_and_the_step():
     task = Digits()
-    asked = [0, 17, 18, 500, 3]
-    forwards = {step: task.batch_at(Key(1), step) for step in asked}
-    for step in reversed(asked):
+    steps = [0, 17, 18, 500, 3]
+    forwards = {step: task.batch_at(Key(1), step) for step in steps}
+    for step in reversed(steps):
         task.batch_at(Key(2), step + 1)
         assert same(task.batch_at(Key(1), step), forwards[step])
     assert not same(task.batch_at(Key(1), 0), task.batch_at(Key(2), 0))
 
 
-def test_an_epoch_holds_no_example_twice_and_each_is_shuffled_anew():
+def test_an_epoch_has_no_example_twice_and_its_own_order():
     task = CharLm(SMALL, batch=64)
     train = task.splits().train
     place = {tuple(row): index for index, row in enumerate(train.x.tolist())}
-    assert len(place) == len(train.x), "the windows of the text tell the examples apart"
+    assert len(place) == len(train.x), "all windows of the text differ"
     per_epoch = task.steps_per_epoch
     assert per_epoch == len(train.x) // 64
 
@@ -112,16 +114,16 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("task", [Digits(), CharLm(model=SMALL)], ids=repr)
-def test_a_score_is_the_mean_over_the_whole_split(task: Task):
+def test_a_score_is_the_mean_over_the_split(task: Task):
     model = task.objective(Key(0)).model
     split = task.splits().train
     assert len(split.x) > 1000, "more than one chunk"
     with torch.no_grad():
         logits = model(split.x).double()
-    found = score(model, split)
+    result = score(model, split)
     expected = F.cross_entropy(logits.flatten(0, -2), split.y.flatten()).item()
-    assert found.loss == pytest.approx(expected, rel=1e-6)
-    assert found.accuracy == pytest.approx((logits.argmax(-1) == split.y).double().mean().item(), abs=1e-4)
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+    assert result.accuracy == pytest.approx((logits.argmax(-1) == split.y).double().mean().item(), abs=1e-4)
 
 
 def test_a_score_does_not_depend_on_the_order():
@@ -130,7 +132,7 @@ def test_a_score_does_not_depend_on_the_order():
     assert score(model, Split(x.flip(0), y.flip(0))) == pytest.approx(score(model, Split(x, y)), rel=1e-6)
 
 
-def test_a_score_evaluates_and_puts_every_mode_back():
+def test_a_score_uses_evaluation_mode_and_restores_every_mode():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10), nn.Dropout(0.9))
     model[3].eval()
     split = Digits().splits().validation
@@ -162,8 +164,8 @@ def test_digits_are_dealt_out_once():
     rows = torch.cat([split.x for split in splits]).flatten(1).unique(dim=0)
     assert len(rows) == 1797, "no image is in two splits"
     assert all(split.y.unique().numel() == 10 for split in splits)
-    seen = hashlib.md5(b"".join(bytes(split.y.tolist()) for split in splits)).hexdigest()
-    assert seen == "9edc5738467946e2a571732d213e8335", (
+    digest = hashlib.md5(b"".join(bytes(split.y.tolist()) for split in splits)).hexdigest()
+    assert digest == "9edc5738467946e2a571732d213e8335", (
         "the split has changed, and with it every number measured on it"
     )
 
@@ -171,13 +173,13 @@ def test_digits_are_dealt_out_once():
 def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     digits._splits.cache_clear()
-    with pytest.raises(DataError, match=r'pip install "gradcost\[tasks\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install "gradcost\[tasks\]"'):
         Digits().splits()
 
 
 @pytest.fixture
 def tiny_mnist(tmp_path, monkeypatch):
-    """Thirty training and five test images in MNIST's format, under MD5s of their own."""
+    """Thirty training and five test images in MNIST's format, with their MD5s."""
     monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path))
     folder = tmp_path / "mnist"
     folder.mkdir()
@@ -231,15 +233,15 @@ def test_charlm_windows_follow_each_other():
     def read(tokens: torch.Tensor) -> str:
         return "".join(alphabet[token] for token in tokens.flatten().tolist())
 
-    begin = 0
+    start = 0
     for split, end in zip(task.splits(), (152_130, 160_582, 169_034), strict=True):
-        assert len(split.x) == (end - begin - 1) // 50
-        assert read(split.x) == text[begin : begin + split.x.numel()]
-        assert read(split.y) == text[begin + 1 : begin + 1 + split.y.numel()]
-        begin = end
+        assert len(split.x) == (end - start - 1) // 50
+        assert read(split.x) == text[start : start + split.x.numel()]
+        assert read(split.y) == text[start + 1 : start + 1 + split.y.numel()]
+        start = end
 
 
-def test_charlm_takes_a_text_of_the_users_and_refuses_what_is_none(tmp_path):
+def test_charlm_reads_another_text_and_refuses_an_unusable_one(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("añb" * 1000, encoding="utf-8")
     task = CharLm(SMALL, length=10, text=str(path))
@@ -252,7 +254,7 @@ def test_charlm_takes_a_text_of_the_users_and_refuses_what_is_none(tmp_path):
     (tmp_path / "latin.txt").write_bytes("añb".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         CharLm(text=str(tmp_path / "latin.txt")).classes
-    with pytest.raises(ValueError, match="at least one character"):
+    with pytest.raises(ValueError, match="at least 1 character"):
         CharLm(length=0)
 
 
@@ -275,7 +277,7 @@ def test_the_cnn_takes_other_images():
     assert Cnn(channels=4, dense=8).build((3, 16, 21), 5)(torch.zeros(2, 3, 16, 21)).shape == (2, 5)
 
 
-def test_the_gpt_looks_only_back_and_ties_its_head():
+def test_the_gpt_is_causal_and_ties_its_head():
     model = Gpt(layers=2, width=16, heads=4).build((12,), 7).eval()
     tokens = torch.arange(12)[None] % 7
     changed = tokens.clone()
@@ -287,7 +289,7 @@ def test_the_gpt_looks_only_back_and_ties_its_head():
     names = [name for name, _ in model.named_parameters()]
     assert "tokens.weight" in names
     assert "head.weight" not in names
-    with pytest.raises(ValueError, match="positions for 12 tokens and the sequence has 13"):
+    with pytest.raises(ValueError, match="sequence has 13 tokens and this model has positions for 12"):
         model(torch.zeros(1, 13, dtype=torch.int64))
 
 
@@ -302,18 +304,18 @@ def test_the_gpt_drops_out_only_in_training():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Mlp(()), r"Logistic\(\) is the one without"),
-        (lambda: Mlp([64]), "needs a tuple"),  # type: ignore[arg-type]
-        (lambda: Mlp((64, 0)), r"hidden\[1\], not 0"),
-        (lambda: Cnn(channels=0), "channels, not 0"),
-        (lambda: Gpt(width=30, heads=4), "A width of 32 would do"),
-        (lambda: Gpt(layers=0), "layers, not 0"),
+        (lambda: Mlp(()), r"Logistic\(\) has no hidden layer"),
+        (lambda: Mlp([64]), "must be a tuple"),  # type: ignore[arg-type]
+        (lambda: Mlp((64, 0)), r"hidden\[1\] of Mlp must be a positive whole number, not 0"),
+        (lambda: Cnn(channels=0), "channels of Cnn must be a positive whole number, not 0"),
+        (lambda: Gpt(width=30, heads=4), "not 30: use 32"),
+        (lambda: Gpt(layers=0), "layers of Gpt must be a positive whole number, not 0"),
         (lambda: Gpt(dropout=1.0), r"below 1, not 1\.0"),
         (lambda: Cnn().build((1, 8, 8), 10), "at least 16 x 16"),
         (lambda: Cnn().build((64,), 10), "at least 16 x 16"),
-        (lambda: Gpt().build((1, 8, 8), 10), "reads sequences"),
+        (lambda: Gpt().build((1, 8, 8), 10), "needs sequences"),
     ],
 )
-def test_a_model_that_cannot_be_is_refused_in_a_sentence(make, sentence):
+def test_an_impossible_model_is_refused_in_a_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

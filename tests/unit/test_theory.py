@@ -1,4 +1,4 @@
-"""Theory held against runs: moments, cosines, steps, bounds and costs."""
+"""Theory compared with runs: moments, cosines, steps, bounds and costs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pulled(model: nn.Module, batch: Tensor) -> Tensor:
     return (model.x * batch).sum()  # type: ignore[operator]
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -84,36 +84,38 @@ STATED = [
 
 @pytest.mark.parametrize(("way", "combine", "probes"), STATED)
 def test_an_estimate_is_as_long_and_points_where_theory_says(way: str, combine: str, probes: int):
-    """Against the library's estimator, with gradients that point anywhere, also with more probes than weights."""
+    """Compared with the library's estimator for random gradients, also with more probes than weights."""
     objective = Objective(Weights(torch.zeros(D, dtype=torch.float64)), pulled)
     estimator = Probing(Jvp(together=probes), DIRECTIONS[way], probes, COMBINES[combine])
-    gradients = drawn(120, D)
-    found = [estimated(estimator, objective, grad, KEY.fold("at", at)) for at, grad in enumerate(gradients)]
+    gradients = normal(120, D)
+    estimates = [estimated(estimator, objective, grad, KEY.fold("at", at)) for at, grad in enumerate(gradients)]
     stated = expected_cosine(estimator, D)
     assert stated is not None
-    cosines = torch.tensor([cosine(g, grad) for g, grad in zip(found, gradients, strict=True)])
+    cosines = torch.tensor([cosine(g, grad) for g, grad in zip(estimates, gradients, strict=True)])
     error = float(cosines.std()) / len(cosines) ** 0.5
-    # Sphere and signs are stated to a relative 1/d beyond one probe, Sign's Coordinates beyond d are one round's.
+    # Sphere and Rademacher: to a relative 1/d for n > 1. Sign of Coordinates: n > d is computed as n = d.
     assert abs(float(cosines.mean()) - stated) <= 5 * error + stated / D
     moment = second_moment(estimator, D)
     if COMBINES[combine] in (Sign(), Normalized()):
         assert moment is None
     else:
-        squares = [float(g.square().sum() / grad.square().sum()) for g, grad in zip(found, gradients, strict=True)]
+        squares = [
+            float(g.square().sum() / grad.square().sum()) for g, grad in zip(estimates, gradients, strict=True)
+        ]
         assert moment is not None
         assert abs(sum(squares) / len(squares) - moment) <= 5 * float(torch.tensor(squares).std()) / 10.9 + 1e-9
 
 
 @pytest.mark.parametrize(("d", "probes"), [(2, 1), (5, 3), (30, 1), (30, 16), (8, 20)])
 def test_the_beta_law_is_exact(d: int, probes: int):
-    """For the mean and the projection of Gaussian directions, and for any fixed gradient: here on one weight."""
-    z = drawn(20_000, probes, d, seed=d + probes)
+    """The mean and projection of Gaussian directions; the law holds for any fixed gradient, here on one weight."""
+    z = normal(20_000, probes, d, seed=d + probes)
     mean = torch.einsum("rnd,rn->rd", z, z[:, :, 0])
     assert_mean(mean[:, 0] / mean.norm(dim=1), _stated(Mean(), d, probes))
     if probes < d:
         basis = torch.linalg.qr(z[:4000].mT)[0]
         assert_mean(basis[:, 0].norm(dim=1), _stated(Projection(), d, probes))
-    turned = drawn(20_000, d, seed=1)
+    turned = normal(20_000, d, seed=1)
     grad = turned / turned.norm(dim=1, keepdim=True)
     signs = torch.einsum("rnd,rn->rd", z, torch.einsum("rnd,rd->rn", z, grad)).sign()
     assert_mean((signs * grad).sum(1) / d**0.5, _stated(Sign(), d, probes))
@@ -127,7 +129,7 @@ def _stated(combine: Combine, d: int, probes: int) -> float:
 
 @pytest.mark.parametrize("d", [1000, 4810, 10**9, 10**12])
 def test_cosines_near_their_limits(d: int):
-    """One direction points sqrt(2/(pi d)) of the way; many, sqrt(n/(n + d)); its signs sqrt(2/pi) of that."""
+    """One direction: sqrt(2/(pi d)); many: sqrt(n/(n + d)); signs: sqrt(2/pi) times that."""
     assert _stated(Mean(), d, 1) == pytest.approx(math.sqrt(2 / (math.pi * d)), rel=1e-3)
     assert _stated(Mean(), d, d) == pytest.approx(math.sqrt(0.5), rel=1e-3)
     assert _stated(Projection(), d, d // 2) == pytest.approx(math.sqrt(0.5), rel=1e-3)
@@ -136,7 +138,7 @@ def test_cosines_near_their_limits(d: int):
 
 @pytest.mark.parametrize("probes", [1, 199, 200, 201])
 def test_the_series_for_large_factorials_meets_the_small_ones(probes: int):
-    """Both sides of where one takes over, against products of ratios: R(x) R(x + 1/2) = x."""
+    """On both sides of x = 100: R(x) R(x + 1/2) = x."""
     from gradcost.theory.cosines import _half_step
 
     x = probes / 2
@@ -144,7 +146,7 @@ def test_the_series_for_large_factorials_meets_the_small_ones(probes: int):
     assert _half_step(x + 1) / _half_step(x) == pytest.approx((x + 0.5) / x, rel=1e-11)
 
 
-def test_one_weight_is_found_by_any_direction():
+def test_one_weight_has_cosine_1_with_any_direction():
     for combine in COMBINES.values():
         assert _stated(combine, 1, 1) == pytest.approx(1, rel=1e-12)
 
@@ -152,12 +154,12 @@ def test_one_weight_is_found_by_any_direction():
 @pytest.mark.parametrize("probes", [1, 4, 12])
 @pytest.mark.parametrize("power", [0, 1, 5])
 def test_coordinates_depend_on_the_gradient(power: int, probes: int):
-    gradient = drawn(200) ** power
+    gradient = normal(200) ** power
     shuffled = torch.rand(4000, 200, generator=torch.Generator().manual_seed(1)).argsort(1)[:, :probes]
     cosines = gradient[shuffled].norm(dim=1) / gradient.norm()
     stated = cosine_along_coordinates(gradient, probes)
     error = float(cosines.std()) / len(cosines) ** 0.5
-    # Drawn with replacement: of 12 from 200 a pair is the same with chance 12 * 11/400.
+    # Sampling with replacement: of 12 from 200 a pair is equal with a chance of 12 * 11/400.
     assert abs(float(cosines.mean()) - stated) <= 5 * error + 1e-5 + stated * (probes - 1) / 400
     assert stated <= math.sqrt(probes / 200) * (1 + 1e-6)
     if probes == 1:
@@ -170,9 +172,9 @@ def test_coordinates_of_one_weight_and_refusals():
     assert cosine_along_coordinates(one, 1) == pytest.approx(1 / 50, rel=1e-6)
     with pytest.raises(ValueError, match="no direction"):
         cosine_along_coordinates(torch.zeros(5), 1)
-    with pytest.raises(ValueError, match="1 to 5 are looked at, not 6"):
+    with pytest.raises(ValueError, match="probes must be 1 to 5, the entries of the gradient, not 6"):
         cosine_along_coordinates(torch.ones(5), 6)
-    with pytest.raises(ValueError, match="1 dimension or more"):
+    with pytest.raises(ValueError, match="trainable weights, must be 1 or more, not 0"):
         expected_cosine(gradcost.mezo(), 0)
 
 
@@ -211,9 +213,9 @@ def test_probes_to_match_are_the_fewest(wanted: float, combine: Combine):
 
 
 def test_no_number_of_probes_gives_signs_a_cosine_of_ninety_percent():
-    for ask in (lambda: probes_to_match(0.9, 4810, combine=Sign()), lambda: probes_to_match(1.0, 4810)):
+    for call in (lambda: probes_to_match(0.9, 4810, combine=Sign()), lambda: probes_to_match(1.0, 4810)):
         with pytest.raises(ValueError, match="no number of probes"):
-            ask()
+            call()
     assert probes_to_match(1.0, 100, combine=Projection()) == 100
     with pytest.raises(ValueError, match=r"above 0 and at most 1, not 1\.5"):
         probes_to_match(1.5, 10)
@@ -221,7 +223,7 @@ def test_no_number_of_probes_gives_signs_a_cosine_of_ninety_percent():
 
 @pytest.mark.parametrize("probes", [1, 3])
 def test_the_expected_loss_on_a_quadratic_is_exact(probes: int):
-    """Against the library's estimator: ten steps on three eigenvalues."""
+    """Compared with the library's estimator: ten steps on three eigenvalues."""
     curvature, lr = torch.tensor([4.0, 1.0, 0.1], dtype=torch.float64), 0.06
     start = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     stated = list(islice(expected_losses(curvature.tolist(), start.tolist(), lr, probes), 11))
@@ -232,8 +234,8 @@ def test_the_expected_loss_on_a_quadratic_is_exact(probes: int):
         model.x.data.copy_(start)
         for step in range(11):
             losses[run, step] = objective.evaluate(None, KEY)
-            found = estimated(Probing(Jvp(probes), Gaussian(), probes), objective, None, KEY.fold(f"r{run}", step))
-            model.x.data.sub_(lr * found)
+            estimate = estimated(Probing(Jvp(probes), Gaussian(), probes), objective, None, KEY.fold(f"r{run}", step))
+            model.x.data.sub_(lr * estimate)
     for step in (1, 2, 5, 10):
         assert_mean(losses[:, step], stated[step])
 
@@ -248,19 +250,19 @@ def test_gradient_descent_on_a_quadratic():
         steps_to_reach(iter([1.0]), 1.0)
     with pytest.raises(ValueError, match="one eigenvalue"):
         expected_losses([1.0], [1.0, 2.0], 0.1)
-    with pytest.raises(ValueError, match="1 probe or more"):
+    with pytest.raises(ValueError, match="probes 1 or more"):
         expected_losses([1.0], [1.0], 0.1, 0)
 
 
 def test_the_effective_slowdown_is_the_ratio_of_stability_limits():
-    """The longest steps at which a quadratic of 300 weights falls, of gradient descent and of ten directions."""
+    """The largest stable learning rates on a quadratic of 300 weights: gradient descent and ten directions."""
     curvature = [100 ** (-i / 299) for i in range(300)]
 
     def limit(probes: int | None) -> float:
         low, high = 1e-4, 4.0
         while high / low > 1.002:
             middle = math.sqrt(low * high)
-            # From the top eigenvector alone gradient descent's limit is seen at once, and noise reaches the rest.
+            # Stable: the loss after 4000 steps is below the first.
             first, *_, last = islice(expected_losses(curvature, [1.0] * 300, middle, probes), 4000)
             low, high = (middle, high) if last < first else (low, middle)
         return low
@@ -293,7 +295,7 @@ BOUNDED = {
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_run_respects_the_bound(name: str, noise: float):
-    """Batches add a linear term to the loss: its gradient is off by `noise` in every one of 12 weights."""
+    """Each batch adds a linear term to the loss, with a gradient of +-`noise` in each of 12 weights."""
     d, smoothness, steps, estimator = 12, 2.0, 40, BOUNDED[name]
     start = torch.linspace(-2, 2, d, dtype=torch.float64)
     moment = second_moment(estimator, d)
@@ -307,7 +309,7 @@ def test_a_run_respects_the_bound(name: str, noise: float):
         for step in range(steps):
             x = model.x.detach()
             squares[run, step] = (2 * x / (1 + x.square()).square()).square().sum()
-            pull = noise * drawn(d, seed=1000 * run + step).sign()
+            pull = noise * normal(d, seed=1000 * run + step).sign()
             model.x.data.sub_(lr * estimated(estimator, objective, pull, KEY.fold(f"run{run}", step)))
     bound = gradient_bound(
         estimator,
@@ -320,7 +322,7 @@ def test_a_run_respects_the_bound(name: str, noise: float):
     )
     least = float(squares.mean(0).min())
     assert least <= bound
-    # And it says something: with the run's first gradient as its bound there would be nothing to see.
+    # The bound is informative: it is not far above the first squared gradient.
     assert noise > 0 or bound < 60 * float(squares[0, 0])
 
 
@@ -338,9 +340,9 @@ def test_bounds_at_the_best_step_and_beyond():
         gradient_bound(gradcost.forward_gradient(2), 9, lr=0.17, **shared)  # type: ignore[arg-type]
     for estimator, sentence in (
         (Probing(Jvp(), combine=Sign()), "no second moment is known"),
-        (Clipped(gradcost.mezo(1e-3)), "a clip biases"),
-        (Probing(CentralDifference(None)), "known only where it is taken"),
-        (Probing(CentralDifference(1e-3), probes=2, combine=Projection()), "take Mean"),
+        (Clipped(gradcost.mezo(1e-3)), "bias of Clipped"),
+        (Probing(CentralDifference(None)), "give eps a number"),
+        (Probing(CentralDifference(1e-3), probes=2, combine=Projection()), "use Mean"),
     ):
         with pytest.raises(ValueError, match=sentence):
             gradient_bound(estimator, 9, lr=1e-3, **shared)  # type: ignore[arg-type]
@@ -384,12 +386,12 @@ def test_matmuls_and_activations_are_those_of_a_run(estimator: Estimator, layers
     held = (live.memory().peak - weights - x.nbytes) / x.nbytes
     stated = activations(estimator, layers)
     assert stated is not None
-    assert stated <= held + 1e-9 < stated + 0.5  # what does not grow with the batch: a layer's own numbers
+    assert stated <= held + 1e-9 < stated + 0.5  # the rest does not grow with the batch
 
 
 @pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.matmuls(4) is not None])
 def test_matmuls_are_those_of_the_table_of_methods(name: str):
-    """But for a Projection's Gram matrix, which is no matmul of a layer."""
+    """Without Projection, whose Gram matrix is not a matmul of a layer."""
     row = ESTIMATORS[name]
     stated = [matmuls(row.estimator, layers) for layers in (2, 5)]
     if None not in stated and not isinstance(getattr(row.estimator, "combine", None), Projection):
@@ -397,7 +399,7 @@ def test_matmuls_are_those_of_the_table_of_methods(name: str):
 
 
 def test_the_table_of_forwards():
-    """The constants that papers state, for three probes; the deep limit of `matmuls`."""
+    """The constants of the papers, for three probes, and the deep limit of `matmuls`."""
     three = [Probing(Jvp(), probes=3), Probing(Jvp(3), probes=3), gradcost.mezo(probes=3)]
     rows = [gradcost.backprop(), gradcost.checkpointed(), *three, Probing(ForwardDifference(), probes=3)]
     assert [forwards(row) for row in rows] == [3, 4, 9, 7, 6, 4]
@@ -409,14 +411,14 @@ def test_the_table_of_forwards():
     assert forwards(Reverse(Selective())) is None
     assert matmuls(Reverse(Within(1 << 20)), 3) is None
     assert activations(Reverse(Within(1 << 20)), 3) is None
-    for ask in (matmuls, activations):
-        with pytest.raises(ValueError, match="1 layer or more, not 0"):
-            ask(gradcost.backprop(), 0)
+    for function in (matmuls, activations):
+        with pytest.raises(ValueError, match="layers must be 1 or more, not 0"):
+            function(gradcost.backprop(), 0)
 
 
 @pytest.mark.parametrize("estimator", COSTED, ids=repr)
 def test_adapter_forwards_are_those_of_a_frozen_base(estimator: Estimator):
-    """A trained first bias on a deep frozen chain: all that passes through the later layers, no weight's own."""
+    """Trained biases on a frozen chain: only activations through the layers need gradients, no weights do."""
     counts = []
     for layers in (6, 12):
         model = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(layers)))

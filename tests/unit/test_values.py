@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -196,6 +197,41 @@ def test_the_presets_are_compositions_of_public_parts():
     ]
 
 
+USER_FILE = """
+from typing import Optional
+from gradcost.core.value import value
+
+@value
+class Mine:
+    count: int
+    rate: float = 1
+    limit: Optional[float] = None
+    other: "NotThere" = None
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"], ids=["types", "text"])
+@pytest.mark.parametrize("missing", [False, True], ids=["resolved", "unresolved"])
+def test_number_fields_are_checked_however_their_types_are_written(
+    future: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Annotations are types or text, and text may name a type that does not exist at run time."""
+    text = USER_FILE if missing else USER_FILE.replace("NotThere", "str")
+    text = text.replace("Optional[float]", "float | None") if missing and future else text
+    module = types.ModuleType("user_file")
+    monkeypatch.setitem(sys.modules, "user_file", module)
+    exec(compile(future + text, "user_file.py", "exec", dont_inherit=True), vars(module))
+    kind = module.Mine
+    assert repr(kind(2, 3, 4)) == "Mine(count=2, rate=3.0, limit=4.0, other=None)"
+    assert kind(2) == kind(2, 1.0)
+    assert hash(kind(2)) == hash(kind(2, 1.0))
+    with pytest.raises(ValueError, match=r"count of Mine is a whole number, not 2\.0"):
+        kind(2.0)
+    for arguments in ((1, "a"), (1, True), (1, 1.0, "b")):
+        with pytest.raises(ValueError, match="of Mine is a number, not"):
+            kind(*arguments)
+
+
 REFUSED: list[tuple[Any, str]] = [
     (lambda: Key(-1), r"a Key needs a whole number from 0 to 2\*\*64 - 1, not -1\."),
     (lambda: Probing(Jvp(), probes=0), "probes is how many directions an estimate looks along: 1 or more, not 0."),
@@ -217,8 +253,8 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: Momentum(mezo(), window=0), "window is how many estimates are averaged: 1 or more, not 0."),
     (lambda: addax(0), "longest is the most tokens of a short example: 1 or more, not 0."),
     (lambda: addax(9, 1.5), "weight is the long examples' part of the gradient, 0 to 1, not 1.5."),
-    (lambda: SGD(0.0), "a learning rate is a finite number above 0, not 0.0."),
-    (lambda: Adam(float("inf")), "a learning rate is a finite number above 0, not inf."),
+    (lambda: SGD(0.0), "lr, the learning rate, must be finite and above 0, not 0.0."),
+    (lambda: Adam(float("inf")), "lr, the learning rate, must be finite and above 0, not inf."),
     (lambda: AdamW(1e-3, decay=-1.0), "0 or more, not -1.0."),
 ]
 

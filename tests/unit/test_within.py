@@ -16,7 +16,7 @@ import gradcost
 from gradcost import SGD, AdamW, Key, Objective, Reverse, backprop, forecast
 from gradcost.checkpointing import Schedule
 from gradcost.checkpointing.optimal import peak, recomputed
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning import Within
@@ -30,7 +30,7 @@ Made = tuple[Objective, Any]
 
 
 def gpt(layers: int = 24, dropout: float = 0.0) -> Made:
-    with randomness(Key(1)):
+    with seeded_generators(Key(1)):
         words = torch.randint(17, (4, 13))
         model = Gpt(layers=layers, width=16, heads=2, dropout=dropout).build((12,), 17)
     return Objective(model, cross_entropy), (words[:, :-1], words[:, 1:])
@@ -39,7 +39,7 @@ def gpt(layers: int = 24, dropout: float = 0.0) -> Made:
 def unequal() -> Made:
     """Twelve blocks of other widths, depths and activations each."""
     widths = (8, 64, 16, 128, 32, 8, 96, 24, 64, 8, 48, 16, 4)
-    with randomness(Key(2)):
+    with seeded_generators(Key(2)):
         blocks = []
         for number, (one, other) in enumerate(pairwise(widths)):
             wide = 32 * (1 + number % 3)
@@ -98,7 +98,7 @@ def test_the_figures_of_single_blocks_tell_the_peak_of_the_whole(make: Callable[
 def test_it_serves_the_objectives_of_the_laws(name: str):
     """With dropout, in-place activations, a tied head; whole and in micro-batches."""
     objective, batch = OBJECTIVES[name].make()
-    for whole in (objective, objective.in_parts(3)):
+    for whole in (objective, objective.in_micro_batches(3)):
         least = MemoryTradeoff(whole, batch).peak(0)
         plain, found = (e.estimate(whole, batch, KEY) for e in (backprop(), Reverse(Within(least))))
         for (_, one), (_, other) in zip(plain.gradient.leaves(), found.gradient.leaves(), strict=True):

@@ -1,4 +1,4 @@
-"""The loss of a language model without all of its logits at once."""
+"""Cross-entropy of a language model that never holds all logits at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradcost.checkpointing.recompute import recomputed
+from gradcost.checkpointing.recompute import recompute_in_backward
 from gradcost.core.errors import BadInput
 
 
@@ -18,34 +18,44 @@ def chunked_cross_entropy(
     bias: Tensor | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """The mean cross-entropy of `F.linear(hidden, weight, bias)` against `target`: a scalar.
+    """Return the mean cross-entropy of the logits `F.linear(hidden, weight, bias)` against `target`.
 
-    hidden: (..., d). weight: (words, d), bias: (words,). target: (...) of word numbers; where it is
-    `ignore_index` there is no loss, and where it is that everywhere the mean is nan, as in `F.cross_entropy`.
+    The rows are split into chunks of nearly equal length. Only one chunk's logits are in memory at a time: a chunk
+    saves its rows of `hidden` and recomputes its logits in the backward pass. Cost: one more matmul of the head.
+    Half-precision logits are converted to float32 before the softmax.
 
-    The rows are cut into `chunks` of nearly equal length, and the logits of one of them are alive at a time: each
-    chunk saves its rows of `hidden`, and its head runs again in the backward, one matmul of the head more in all.
-    Logits in half precision are taken to float32 before the softmax.
+    Law: loss and gradients equal `F.cross_entropy` of all logits to rounding. Forward-mode differentiation, vmap and
+    substituted weights work.
 
-    Law: the loss and its gradients are those of the whole to rounding; forward-mode differentiation, vmap and
-    substituted weights go through it. Source: Mini-sequence transformer (Luo et al. 2024, arXiv 2407.15892).
-    Raises: ValueError when chunks < 1 or the shapes do not match.
+    Args:
+        hidden: shape (..., d).
+        weight: shape (words, d).
+        target: word indices, shape (...).
+        chunks: number of chunks of rows.
+        bias: shape (words,), or None.
+        ignore_index: a target with this index contributes no loss. If all do, the mean is nan as in
+            `F.cross_entropy`.
+    Returns:
+        The mean loss, a scalar.
+    Raises:
+        BadInput: chunks < 1, or the shapes do not match.
+    Source: Mini-sequence transformer (Luo et al. 2024, arXiv 2407.15892).
     """
-    _refuse(hidden, weight, target, chunks, bias)
+    _check(hidden, weight, target, chunks, bias)
     if not torch.is_grad_enabled():
-        # Read once: where another weight is substituted for this one, each use would make it anew.
+        # Read the parameters once: a substituted weight is made again at every read.
         weight, bias = weight.view(weight.shape), None if bias is None else bias.view(bias.shape)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     lengths = _lengths(len(targets), chunks)
     sums = [
-        recomputed(_head, some, weight, bias, words, ignore_index)
-        for some, words in zip(rows.split(lengths), targets.split(lengths), strict=True)
+        recompute_in_backward(_summed_loss, chunk, weight, bias, words, ignore_index)
+        for chunk, words in zip(rows.split(lengths), targets.split(lengths), strict=True)
     ]
     return torch.stack(sums).sum() / (targets != ignore_index).sum()
 
 
-def _head(rows: Tensor, weight: Tensor, bias: Tensor | None, words: Tensor, ignore_index: int) -> Tensor:
-    """The summed loss of one chunk of rows."""
+def _summed_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, words: Tensor, ignore_index: int) -> Tensor:
+    """Return the summed loss of one chunk of rows."""
     logits = F.linear(rows, weight, bias)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
@@ -54,15 +64,15 @@ def _head(rows: Tensor, weight: Tensor, bias: Tensor | None, words: Tensor, igno
 
 def _lengths(rows: int, chunks: int) -> list[int]:
     chunks = max(1, min(chunks, rows))
-    short, longer = divmod(rows, chunks)
-    return [short + (number < longer) for number in range(chunks)]
+    length, remainder = divmod(rows, chunks)
+    return [length + (number < remainder) for number in range(chunks)]
 
 
-def _refuse(hidden: Tensor, weight: Tensor, target: Tensor, chunks: int, bias: Tensor | None) -> None:
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, chunks: int, bias: Tensor | None) -> None:
     if chunks < 1:
         raise BadInput(f"the rows of logits are cut into 1 chunk or more, not {chunks!r}.")
-    fits = hidden.ndim > 0 and weight.ndim == 2 and hidden.shape == (*target.shape, weight.shape[1])
-    if not fits:
+    shapes_match = hidden.ndim > 0 and weight.ndim == 2 and hidden.shape == (*target.shape, weight.shape[1])
+    if not shapes_match:
         raise BadInput(
             "chunked_cross_entropy takes hidden (..., d), weight (words, d) and target (...), not "
             f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(target.shape)}."

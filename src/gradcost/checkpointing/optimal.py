@@ -1,32 +1,36 @@
-"""Which blocks of a chain to record and which to run again: every best trade of memory for recomputation.
+"""Optimal activation checkpointing of a chain of blocks: every best tradeoff of memory against recomputation.
 
-A chain of blocks ends in an epilogue (the head and the loss), which is always recorded. A *schedule* over blocks
-that follow one another is a tuple. An int n in it says that the next n blocks are recorded: all that they save is
-kept until their backward. A tuple in it is a *region*: of the blocks that it covers only the first one's input is
-kept, and when the backward comes to the last of them, they are run again from that input under the schedule that
-the tuple is. `(((2,), (3,), 1), (2,), 4)` is one of twelve blocks.
+A chain of blocks ends in an epilogue (the head and the loss), which is always recorded. A *schedule* of consecutive
+blocks is a tuple of items. An item is one of:
 
-The law of memory. M(S, g) is the most bytes that are live while S runs forward and backward, beyond the input of
-its first block; g is the gradient that is held while S runs forward (none the first time, else the bytes of the
-output that a rerun ends before). By the first item of S, with R what follows it:
+- an int n: the next n blocks are recorded. All they save is kept until their backward pass.
+- a tuple: its blocks are one *region*. Only the input of the first one is kept. When the backward pass reaches the
+  last one, the region runs again from that input, under the schedule that the tuple is.
+
+`(((2,), (3,), 1), (2,), 4)` is a schedule of twelve blocks.
+
+Law of memory. M(S, g) is the peak in bytes while S runs forward and backward, beyond the input of its first block.
+g is the gradient held while S runs forward: 0 the first time; in a rerun, the bytes of the output where it ends.
+By the first item of S, with R the items after it:
 
     recorded block s            max(g + recorded_s, saved_s + output_s + M(R, g), saved_s + backward_s)
     region s..e, inner I        max(g + dropped_k + output_{k-1} for k in s..e [no output_{s-1}],
                                     output_e + M(R, g), M(I, output_e))
     epilogue                    max(recorded, saved + backward)
 
-and where a rerun ends, nothing follows: a last block stops when its last saved tensor is made, max(g + recorded,
-saved + backward), and a last region is not run first and then again but expanded at once, M(I, g). The input of
-the whole chain is held throughout and is not counted.
+Nothing follows the end of a rerun. A last block stops when its last saved tensor is made, max(g + recorded,
+saved + backward). A last region is expanded at once instead of running twice, M(I, g). The input of the whole chain
+is held throughout and not counted.
 
-The law of work. The first forward is free. A rerun costs the FLOPs of the blocks that it runs, recorded or not,
-its last one only up to where it stops, and what the regions in it cost in turn.
+Law of work. The first forward pass is free. A rerun costs the FLOPs of its blocks, recorded or not, plus the reruns
+of its regions. Its last block costs `stopped` if it is recorded.
 
-All is in bytes and FLOPs. Source: Herrmann, Beaumont, Eyraud-Dubois, Hermann, Joly and Shilova, "Optimal
-checkpointing for heterogeneous chains" (arXiv 1911.13214). Its dynamic program for persistent schedules (what is
-kept is kept until its backward, as here) is solved there at one budget in rounded slots of memory and here at every
-budget. Where blocks are equal and no two can be recorded at once, the problem is that of Griewank and Walther,
-"Algorithm 799: Revolve" (ACM TOMS 26, 2000).
+All numbers are bytes and FLOPs.
+
+Source: Herrmann, Beaumont, Eyraud-Dubois, Hermann, Joly and Shilova, "Optimal checkpointing for heterogeneous
+chains" (arXiv 1911.13214). Their dynamic program for persistent schedules (what is kept is kept until its backward,
+as here) solves one budget in rounded slots of memory; this one solves every budget. For equal blocks, no two of which
+can be recorded at once, the problem is that of Griewank and Walther, "Algorithm 799: Revolve" (ACM TOMS 26, 2000).
 """
 
 from __future__ import annotations
@@ -38,20 +42,28 @@ from typing import NamedTuple, TypeAlias
 
 from gradcost.core.errors import BadInput
 
-Items: TypeAlias = "tuple[int | Items, ...]"
+Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
+
+
+def schedule_length(item: int | Items) -> int:
+    """Return the number of blocks (or calls) that a schedule or one of its items covers."""
+    return item if isinstance(item, int) else sum(map(schedule_length, item))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One block of a chain. Raises: ValueError when a number is negative or `stopped` is more than `flops`.
+    """One block of a chain.
 
-    output:   bytes of its output, which is the next block's input
-    saved:    bytes that a recorded forward keeps until its backward, beyond its input and without its output
-    dropped:  peak bytes while it runs and keeps nothing, beyond its input, its output included
-    recorded: peak bytes while it runs recorded, beyond its input, its output included
-    backward: peak bytes during its backward, beyond its input and `saved`, its output's gradient included
-    flops:    FLOPs of one forward
-    stopped:  FLOPs of a forward that ends when its last saved tensor is made
+    Args:
+        output: bytes of its output, the next block's input.
+        saved: bytes that a recorded forward keeps until its backward; input and output excluded.
+        dropped: peak bytes of a forward that keeps nothing, beyond its input; output included.
+        recorded: peak bytes of a recorded forward, beyond its input; output included.
+        backward: peak bytes of its backward, beyond its input and `saved`; its output's gradient included.
+        flops: FLOPs of one forward.
+        stopped: FLOPs of a forward that ends when its last saved tensor is made.
+    Raises:
+        BadInput: a number is negative, or `stopped` exceeds `flops`.
     """
 
     output: int
@@ -63,21 +75,24 @@ class Stage:
     stopped: int
 
     def __post_init__(self) -> None:
-        _refuse_negative(self)
+        _check_not_negative(self)
         if self.stopped > self.flops:
             raise BadInput(
-                f"a forward that stops early takes no more than a whole one, and here stopped={self.stopped} is more "
-                f"than flops={self.flops}: give the FLOPs up to the last saved tensor as `stopped`."
+                f"stopped={self.stopped} is more than flops={self.flops}: `stopped` is the FLOPs of a forward up to "
+                "its last saved tensor."
             )
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows the last block: the head and the loss. Raises: ValueError when a number is negative.
+    """The head and the loss, after the last block.
 
-    recorded: peak bytes of its forward, beyond its input
-    saved:    bytes that it keeps until its backward, beyond its input
-    backward: peak bytes of its backward, beyond its input and `saved`
+    Args:
+        recorded: peak bytes of its forward, beyond its input.
+        saved: bytes kept until its backward, beyond its input.
+        backward: peak bytes of its backward, beyond its input and `saved`.
+    Raises:
+        BadInput: a number is negative.
     """
 
     recorded: int
@@ -85,19 +100,18 @@ class Epilogue:
     backward: int
 
     def __post_init__(self) -> None:
-        _refuse_negative(self)
+        _check_not_negative(self)
 
 
-def _refuse_negative(of: Stage | Epilogue) -> None:
-    for field in fields(of):
-        if (number := getattr(of, field.name)) < 0:
-            raise BadInput(
-                f"{field.name} of {type(of).__name__} is a count of bytes or FLOPs, not {number}: give 0 or more."
-            )
+def _check_not_negative(figures: Stage | Epilogue) -> None:
+    for field in fields(figures):
+        if (number := getattr(figures, field.name)) < 0:
+            name = f"{field.name} of {type(figures).__name__}"
+            raise BadInput(f"{name} is a count of bytes or FLOPs, not {number}: give 0 or more.")
 
 
 class Point(NamedTuple):
-    """A schedule with its peak in bytes and the FLOPs that it computes again."""
+    """A schedule with its peak memory in bytes and its recomputed FLOPs."""
 
     peak: int
     flops: int
@@ -108,22 +122,23 @@ class Point(NamedTuple):
 
 
 def peak(items: Items, stages: Sequence[Stage], epilogue: Epilogue) -> int:
-    """M(items, 0) in bytes, by the law of memory at the head of this file.
+    """Return M(items, 0) in bytes, by the law of memory at the head of this file.
 
-    Raises: ValueError when the items are no schedule of as many blocks as there are stages.
+    Raises:
+        BadInput: items is not a schedule of len(stages) blocks.
     """
-    _refuse(items, stages)
+    _check_schedule(items, stages)
     return _peak(items, stages, 0, _ending(epilogue))
 
 
 def recomputed(items: Items, stages: Sequence[Stage]) -> int:
-    """The FLOPs of all reruns, by the law of work at the head of this file. Raises: as `peak`."""
-    _refuse(items, stages)
+    """Return the FLOPs of all reruns, by the law of work at the head of this file. Raises: as `peak`."""
+    _check_schedule(items, stages)
     return sum(_rerun(item, under) for item, under in _walk(items, stages) if not isinstance(item, int))
 
 
 def _peak(items: Items, stages: Sequence[Stage], held: int, rest: int | None) -> int:
-    """M(items, held), where `rest` is M of what follows the last item: None at the end of a rerun."""
+    """Return M(items, held). `rest` is M of what follows the last item; None at the end of a rerun."""
     for item, under in reversed(list(_walk(items, stages))):
         if isinstance(item, int):
             for stage in reversed(under):
@@ -139,7 +154,7 @@ def _peak(items: Items, stages: Sequence[Stage], held: int, rest: int | None) ->
 
 
 def _rerun(items: Items, stages: Sequence[Stage]) -> int:
-    """FLOPs of one rerun and of all the reruns in it."""
+    """Return the FLOPs of one rerun, the reruns inside it included."""
     walked = list(_walk(items, stages))
     inner = sum(_rerun(item, under) for item, under in walked if not isinstance(item, int))
     last, under = walked[-1]
@@ -148,37 +163,32 @@ def _rerun(items: Items, stages: Sequence[Stage]) -> int:
 
 
 def _walk(items: Items, stages: Sequence[Stage]) -> Iterator[tuple[int | Items, Sequence[Stage]]]:
-    """Each item with the stages that it covers."""
+    """Yield each item with its stages."""
     start = 0
     for item in items:
-        end = start + _length(item)
+        end = start + schedule_length(item)
         yield item, stages[start:end]
         start = end
 
 
-def _length(item: int | Items) -> int:
-    return item if isinstance(item, int) else sum(map(_length, item))
+def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
+    def is_valid(item: int | Items) -> bool:
+        return item >= 1 if isinstance(item, int) else bool(item) and all(map(is_valid, item))
 
-
-def _refuse(items: Items, stages: Sequence[Stage]) -> None:
-    def whole(item: int | Items) -> bool:
-        return item >= 1 if isinstance(item, int) else bool(item) and all(map(whole, item))
-
-    if not all(map(whole, items)):
+    if not all(map(is_valid, items)):
         raise BadInput(
-            f"an item is a count of 1 block or more or a tuple of 1 item or more, and {items} has another."
+            f"an item is a count of 1 block or more or a tuple of 1 item or more; not every one of {items} is."
         )
-    if _length(items) != len(stages):
-        raise BadInput(
-            f"{items} is a schedule of {_length(items)} blocks and the chain has {len(stages)}: cover each once."
-        )
+    blocks = schedule_length(items)
+    if blocks != len(stages):
+        raise BadInput(f"{items} is a schedule of {blocks} blocks and the chain has {len(stages)}: cover each once.")
 
 
-# ---- the two laws, as far as they do not look at what follows
+# ---- terms of the two laws
 
 
 def _alone(stage: Stage, held: int) -> int:
-    """Peak of a recorded block's own forward and backward."""
+    """Return the peak of a recorded block's own forward and backward."""
     return max(held + stage.recorded, stage.saved + stage.backward)
 
 
@@ -187,29 +197,37 @@ def _ending(epilogue: Epilogue) -> int:
 
 
 def _dropped(stages: Sequence[Stage]) -> Iterator[tuple[int, int]]:
-    """Peak and FLOPs of running the first 1, 2, ... stages with nothing kept."""
-    most = flops = given = 0
+    """Yield peak and FLOPs of running the first 1, 2, ... stages with nothing kept."""
+    most = flops = previous_output = 0
     for stage in stages:
-        most, flops = max(most, given + stage.dropped), flops + stage.flops
+        most, flops = max(most, previous_output + stage.dropped), flops + stage.flops
         yield most, flops
-        given = stage.output
+        previous_output = stage.output
 
 
 # ---- all schedules
 
 
 def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None = None) -> list[Point]:
-    """All schedules that no other beats in both peak and recomputed FLOPs, one of each, by ascending peak.
+    """Return the Pareto frontier of schedules in peak memory and recomputed FLOPs.
 
-    Law: for every schedule there is a point with no greater peak and no more FLOPs; flops descend strictly, and a
-    point's figures are those that `peak` and `recomputed` give of its items. Equal runs of stages are solved once,
-    so that a chain of equal blocks is cheap. Unequal ones have frontiers that grow with their length: then give a
-    `resolution` in bytes, and of the schedules of a run of blocks whose peaks round up to one multiple of it the
-    cheapest alone is kept (and that of the least peak). Figures, least peak and least FLOPs stay exact, and the law
-    holds with a peak greater by at most len(stages) * resolution. Raises: ValueError when resolution < 1.
+    Law: for every schedule there is a point with no greater peak and no more FLOPs. A point's peak and flops are
+    `peak` and `recomputed` of its items. With a resolution, its peak may be greater by len(stages) * resolution;
+    the points' own numbers, the least peak and the least FLOPs stay exact.
 
-    Source: the recursion of arXiv 1911.13214 over pairs of memory and cost instead of memory slots. A region that
-    ends a rerun is left out: it is the same as its items in its place.
+    Equal runs of stages are solved once: a chain of equal blocks is fast. The frontier of unequal blocks grows
+    with the length of the chain: set a resolution there. A region that ends a rerun equals its items and is omitted.
+
+    Args:
+        stages: the blocks.
+        epilogue: the head and the loss.
+        resolution: bytes. Of the schedules of a run of blocks whose peaks round up to one multiple of it, only the
+            cheapest is kept, and the one of least peak. None: exact.
+    Returns:
+        The points by ascending peak; their FLOPs descend strictly.
+    Raises:
+        BadInput: resolution < 1.
+    Source: the recursion of arXiv 1911.13214 over pairs of memory and cost instead of memory slots.
     """
     if resolution is not None and resolution < 1:
         raise BadInput(f"peaks are rounded up to multiples of 1 byte or more, not {resolution}: None is exact.")
@@ -228,7 +246,7 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
                 rests = [rerun(cut, end) for cut in range(start + 1, end)]
                 reruns = [rerun(start, cut) for cut in range(start + 1, end)]
                 solved[tuple(names[start:end])] = _rerun_table(stages[start:end], rests, reruns, step)
-    # From the last block to the first: what the chain from each block on needs, its first forward paid for too.
+    # Last block to first: the frontier of the chain from each block on, its first forward included in the cost.
     tops = [_Table([(_ending(epilogue), 0, 0, 0, 0)], (), [], [])]
     for start in reversed(range(count)):
         reruns = [rerun(start, cut) for cut in range(start + 1, count + 1)]
@@ -239,44 +257,44 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
 
 
 def cheapest(points: Sequence[Point], budget: int) -> Point | None:
-    """The point of a frontier with the fewest FLOPs whose peak is within the budget in bytes, or None."""
+    """Return the point of a frontier with the fewest FLOPs and a peak within the budget in bytes, or None."""
     within = bisect_right(points, budget, key=lambda point: point.peak)
     return points[within - 1] if within else None
 
 
-_NEVER = 1 << 100  # bytes; ends every list of memories, so that none is run past
+_NEVER = 1 << 100  # bytes; a sentinel at the end of every list of memories
 _Choice: TypeAlias = tuple[int, int, int, int, int]  # memory, cost, length of the region (0: recorded), rest, rerun
 
 
 class _Table:
-    """The frontier of one run of blocks: memory ascends, cost descends, and choices point at the parts."""
+    """The frontier of one run of blocks: memory ascends, cost descends, choices index the tables of its parts."""
 
     def __init__(
-        self, found: list[_Choice], last: tuple[int, ...], rests: list[_Table], reruns: list[_Table]
+        self, choices: list[_Choice], last: tuple[int, ...], rests: list[_Table], reruns: list[_Table]
     ) -> None:
-        self.memory = [choice[0] for choice in found] + [_NEVER]
-        self.cost = [choice[1] for choice in found]
-        self.choices = [choice[2:] for choice in found]
-        self.last = last  # the items where nothing is left to choose
-        self.rests = rests  # what follows the first 1, 2, ... blocks
-        self.reruns = reruns  # the first 1, 2, ... blocks, run again
-        self.known: dict[int, Items] = {}
+        self.memory = [choice[0] for choice in choices] + [_NEVER]
+        self.cost = [choice[1] for choice in choices]
+        self.choices = [choice[2:] for choice in choices]
+        self.last = last  # the items, where there is no choice
+        self.rests = rests  # tables of what follows the first 1, 2, ... blocks
+        self.reruns = reruns  # tables of a rerun of the first 1, 2, ... blocks
+        self.cache: dict[int, Items] = {}
 
     def items(self, index: int) -> Items:
-        if index not in self.known:
-            self.known[index] = self._read(index)
-        return self.known[index]
+        if index not in self.cache:
+            self.cache[index] = self._read(index)
+        return self.cache[index]
 
     def _read(self, index: int) -> Items:
         table = self
-        read: list[int | Items] = []
+        items: list[int | Items] = []
         while table.rests:
             length, rest, rerun = table.choices[index]
-            read.append(table.reruns[length - 1].items(rerun) if length else 1)
+            items.append(table.reruns[length - 1].items(rerun) if length else 1)
             table, index = table.rests[max(length, 1) - 1], rest
-        read += table.last
+        items += table.last
         merged: list[int | Items] = []
-        for item in read:
+        for item in items:
             if isinstance(item, int) and merged and isinstance(merged[-1], int):
                 merged[-1] += item
             else:
@@ -284,7 +302,7 @@ class _Table:
         return tuple(merged)
 
 
-_NOTHING = _Table([(0, 0, 0, 0, 0)], (), [], [])
+_EMPTY = _Table([(0, 0, 0, 0, 0)], (), [], [])
 
 
 def _rerun_table(stages: Sequence[Stage], rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
@@ -295,31 +313,31 @@ def _rerun_table(stages: Sequence[Stage], rests: list[_Table], reruns: list[_Tab
 
 
 def _table(stages: Sequence[Stage], held: int, rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
-    """The lower envelope over what the first item may be."""
+    """Return the lower envelope over all choices of the first item."""
     first = stages[0]
-    found = _joined(rests[0], _NOTHING, _alone(first, held), first.saved + first.output, first.flops, 0)
+    choices = _joined(rests[0], _EMPTY, _alone(first, held), first.saved + first.output, first.flops, 0)
     for length, (rest, rerun, (running, flops)) in enumerate(zip(rests, reruns, _dropped(stages), strict=False), 1):
-        found += _joined(rest, rerun, held + running, stages[length - 1].output, flops, length)
-    found.sort()
-    kept: list[_Choice] = []
+        choices += _joined(rest, rerun, held + running, stages[length - 1].output, flops, length)
+    choices.sort()
+    envelope: list[_Choice] = []
     cost = _NEVER
-    for choice in found:
+    for choice in choices:
         if choice[1] < cost:
             cost = choice[1]
-            # Of those that round up alike the last is the cheapest. The first of all is kept for its peak.
-            if len(kept) > 1 and -(-kept[-1][0] // step) == -(-choice[0] // step):
-                kept.pop()
-            kept.append(choice)
-    return _Table(kept, (), rests, reruns)
+            # Among equal rounded peaks the last is the cheapest. The very first keeps the least peak.
+            if len(envelope) > 1 and -(-envelope[-1][0] // step) == -(-choice[0] // step):
+                envelope.pop()
+            envelope.append(choice)
+    return _Table(envelope, (), rests, reruns)
 
 
 def _joined(rest: _Table, rerun: _Table, floor: int, shift: int, flops: int, length: int) -> list[_Choice]:
-    """The frontier of max(floor, shift + memory of the rest, memory of the rerun) against the sum of the costs."""
+    """Return the frontier of (max(floor, shift + memory of rest, memory of rerun), sum of the costs)."""
     rests, reruns, rest_costs, rerun_costs = rest.memory, rerun.memory, rest.cost, rerun.cost
     memory = max(floor, shift + rests[0], reruns[0])
     i, k = bisect_right(rests, memory - shift) - 1, bisect_right(reruns, memory) - 1
     joined: list[_Choice] = []
-    # From one memory to the next at which the rest or the rerun has a cheaper schedule, or both have.
+    # Step through the memories at which rest or rerun has a cheaper schedule.
     while memory < _NEVER:
         joined.append((memory, flops + rest_costs[i] + rerun_costs[k], length, i, k))
         memory, by_rerun = shift + rests[i + 1], reruns[k + 1]

@@ -1,4 +1,4 @@
-"""What backpropagation saves for the way back, and what it computes again."""
+"""Checkpointing policies: what a forward pass saves for the backward pass, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from gradcost.checkpointing.recompute import recomputing, rerouted
-from gradcost.checkpointing.region import count
+from gradcost.checkpointing.optimal import schedule_length
+from gradcost.checkpointing.recompute import recomputing, routed_forwards
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, Unsupported
@@ -26,23 +26,35 @@ from gradcost.core.value import value
 
 
 class Saving(ABC):
-    """A choice of which activations of the forward are kept until the backward asks for them.
+    """A policy: which activations the forward pass keeps until the backward pass needs them.
 
-    Law: the gradient has the same bits whatever is saved.
+    Law: the gradient has the same bits under every policy.
     """
 
     @abstractmethod
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        """Within, a forward of the objective's model with gradients on saves only what this choice keeps."""
+        """Make a forward pass of the objective's model with gradients save only what this policy keeps.
+
+        Args:
+            objective: the model and the loss.
+            batch: any pytree; the batch of that forward pass.
+        Returns:
+            A context manager for the forward pass.
+        """
 
     @abstractmethod
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        """Why this choice cannot be made here, and what to use instead, or None."""
+        """Return why this policy cannot be used here and what to use instead, or None.
+
+        Args:
+            objective: the model and the loss.
+            batch: any pytree; passed to the loss as it is.
+        """
 
 
 @value
 class Everything(Saving):
-    """Plain backpropagation: all that autograd saves, no recomputation."""
+    """Plain backpropagation: keep all that autograd saves; recompute nothing."""
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         return nullcontext()
@@ -53,9 +65,9 @@ class Everything(Saving):
 
 @value
 class Blocks(Saving):
-    """Every repeated block keeps its input alone and is computed again on the way back.
+    """Keep only the input of every repeated block; recompute the block in the backward pass.
 
-    Blocks are found by themselves (`chain.find_blocks`). Source: Chen et al. 2016, section 4.
+    `core.blocks.find_blocks` finds the blocks. Source: Chen et al. 2016, section 4.
     """
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
@@ -68,10 +80,15 @@ class Blocks(Saving):
 
 @value
 class Segments(Saving):
-    """The chain of blocks in `count` segments of nearly equal length, each keeping its input alone.
+    """Split the chain of blocks into segments of nearly equal length; keep only the input of each.
 
-    A segment ends early where the next block is not given the output of the last one. Source: Chen et al.
-    2016, algorithm 1 (sqrt(n) segments). Raises: ValueError when count < 1.
+    A segment ends early where a block's input is not the previous block's output.
+
+    Args:
+        count: number of segments.
+    Raises:
+        BadInput: count < 1.
+    Source: Chen et al. 2016, algorithm 1 (sqrt(n) segments).
     """
 
     count: int
@@ -82,47 +99,55 @@ class Segments(Saving):
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         blocks = find_blocks(objective.model)
-        short, longer = divmod(len(blocks), self.count)
-        lengths = [short + (i < longer) for i in range(self.count)]
-        return recomputing(blocks, tuple((length,) for length in lengths if length))
+        length, remainder = divmod(len(blocks), self.count)
+        lengths = [length + (i < remainder) for i in range(self.count)]
+        return recomputing(blocks, tuple((blocks_in,) for blocks_in in lengths if blocks_in))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks = len(find_blocks(objective.model))
         if 0 < blocks < self.count:
             return (
-                f"{self} asks for more segments than the {blocks} blocks there are: use at most Segments({blocks})."
+                f"{self} has more segments than {type(objective.model).__name__} has blocks ({blocks}): use at most "
+                f"Segments({blocks})."
             )
         return _no_blocks(objective.model, self)
 
 
 @value
 class Schedule(Saving):
-    """A nested schedule of the chain of blocks: regions within regions, each computed again in its turn.
+    """A nested schedule of the chain of blocks: regions inside regions, each recomputed when the backward reaches it.
 
-    An item is a whole number n, and the next n blocks are recorded: all that they save is kept. Or it is a tuple
-    of items, and the blocks in it are one region: its input alone is kept, and when the backward comes to its
-    last block it is run again from there under the schedule that it is. On 12 blocks `(12,)` is Everything(),
-    `((4,), (4,), (4,))` is Segments(3) and `(((2,), (3,), 1), (2,), 4)` is nested.
+    An item is one of:
 
-    Law: on L linear layers alone a region of n of them costs n - 1 forward matmuls when it is run again, and what
-    the regions in it cost, but one at its end (and the one at the end of that) is opened: it is run once.
-    Source: Herrmann et al. 2019 (arXiv 1911.13214). Raises: ValueError when there is no item, or one that is
-    neither a whole number of 1 or more nor a tuple of items.
+    - an int n: the next n blocks are recorded. All they save is kept.
+    - a tuple of items: its blocks are one region. Only its input is kept. When the backward pass reaches its last
+      block, the region runs again from that input, under the schedule that the tuple is.
+
+    On 12 blocks `(12,)` is Everything(), `((4,), (4,), (4,))` is Segments(3), `(((2,), (3,), 1), (2,), 4)` is nested.
+
+    Law: on a model of linear layers a rerun of a region of n costs n - 1 forward matmuls, plus the reruns of the
+    regions inside it. A region at the end of another is expanded (recursively) and runs once.
+
+    Args:
+        items: the schedule.
+    Raises:
+        BadInput: an item is neither an int of 1 or more nor a tuple of one item or more.
+    Source: Herrmann et al. 2019 (arXiv 1911.13214).
     """
 
     items: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        _check(self.items)
+        _check_items(self.items)
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        sentence = self.objection(objective, batch)
-        if sentence is not None:
-            raise Unsupported(sentence)
+        objection = self.objection(objective, batch)
+        if objection is not None:
+            raise Unsupported(objection)
         return recomputing(find_blocks(objective.model), self.items)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        blocks, scheduled = len(find_blocks(objective.model)), count(self.items)
+        blocks, scheduled = len(find_blocks(objective.model)), schedule_length(self.items)
         if blocks and blocks != scheduled:
             return (
                 f"{self} is a schedule of {scheduled} blocks, and {type(objective.model).__name__} has {blocks}: "
@@ -131,22 +156,22 @@ class Schedule(Saving):
         return _no_blocks(objective.model, self)
 
 
-def _check(items: Any) -> None:
+def _check_items(items: Any) -> None:
     if not isinstance(items, tuple) or not items:
-        raise BadInput(f"a schedule is a tuple of one item or more, as ((2,), 1) is, not {items!r}.")
+        raise BadInput(f"a schedule is a tuple of one item or more, such as ((2,), 1), not {items!r}.")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int):
-            _check(item)
+            _check_items(item)
         elif item < 1:
             raise BadInput(f"a number in a schedule is how many blocks are recorded: 1 or more, not {item!r}.")
 
 
 class Operators(ABC):
-    """A kind of torch operators whose outputs are dear to compute again."""
+    """A group of torch operators whose outputs are expensive to recompute."""
 
     @abstractmethod
     def names(self) -> frozenset[str]:
-        """Of the operators in `torch.ops.aten`."""
+        """Return the names of the operators in `torch.ops.aten`."""
 
 
 @value
@@ -159,7 +184,7 @@ class Matmuls(Operators):
 
 @value
 class Attention(Operators):
-    """The fused kernels of scaled dot-product attention, on whatever device."""
+    """The fused kernels of scaled dot-product attention, on any device."""
 
     def names(self) -> frozenset[str]:
         kernels = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
@@ -168,34 +193,37 @@ class Attention(Operators):
 
 @value
 class Selective(Saving):
-    """Every repeated block is computed again on the way back, but what the operators in `keep` gave is kept.
+    """Recompute every repeated block in the backward pass, but keep the outputs of some operators.
 
-    Torch's own selective checkpointing, of each module with parameters that a block consists of. Where a later
-    operator overwrites what is kept (an in-place activation within a block), the backward raises RuntimeError.
+    Applies torch's selective checkpointing to each module with parameters in a block.
 
-    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5; torch.utils.checkpoint. Raises: ValueError
-    when keep is empty or holds something else than operators.
+    Args:
+        keep: groups of operators whose outputs are kept.
+    Raises:
+        BadInput: keep is empty, or contains something other than groups of operators.
+        RuntimeError: in the backward pass, if a later operator overwrites a kept output (an in-place activation).
+    Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5; torch.utils.checkpoint.
     """
 
     keep: tuple[Operators, ...] = (Matmuls(), Attention())
 
     def __post_init__(self) -> None:
-        kinds = self.keep if isinstance(self.keep, tuple) else ()
-        if not kinds or not all(isinstance(kind, Operators) for kind in kinds):
+        groups = self.keep if isinstance(self.keep, tuple) else ()
+        if not groups or not all(isinstance(group, Operators) for group in groups):
             raise BadInput(
-                f"keep is a tuple of kinds of operators, such as (Matmuls(),), and not {self.keep!r}. To keep none, "
+                f"keep is a tuple of kinds of operators, such as (Matmuls(),), not {self.keep!r}. To keep none, "
                 "use Blocks()."
             )
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        names = frozenset[str]().union(*(kind.names() for kind in self.keep))
+        names = frozenset[str]().union(*(group.names() for group in self.keep))
 
         def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
             if operator.namespace != "aten" or getattr(operator, "_opname", None) not in names:
                 return CheckpointPolicy.PREFER_RECOMPUTE
-            for made in pytree.tree_leaves(context.op_output):
-                if isinstance(made, Tensor):
-                    memory_events.tag("saved", made)
+            for output in pytree.tree_leaves(context.op_output):
+                if isinstance(output, Tensor):
+                    memory_events.tag("saved", output)
             return CheckpointPolicy.MUST_SAVE
 
         def route(forward: Any, args: Any, kwargs: Any) -> Any:
@@ -203,8 +231,8 @@ class Selective(Saving):
             return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
         modules = [module for block in find_blocks(objective.model) for module in block]
-        # One without parameters may write over its input; what it saves for itself is little more than that.
-        return rerouted((module, route) for module in modules if any(True for _ in module.parameters()))
+        # A module without parameters may overwrite its input, and saves little more than that input.
+        return routed_forwards((module, route) for module in modules if any(True for _ in module.parameters()))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return _no_blocks(objective.model, self)
@@ -212,62 +240,64 @@ class Selective(Saving):
 
 @value
 class Offloaded(Saving):
-    """All that autograd saves, in the CPU's memory until the backward asks for it; weights stay where they are.
+    """Keep all that autograd saves in CPU memory until the backward pass needs it. Weights stay on their device.
 
-    A storage that several operations save is copied once, and brought back once while any of them holds it.
+    A storage saved by several operations is copied to the CPU once, and back once while any of them holds it.
     Source: Rhu et al. 2016 (vDNN, arXiv 1602.08124); torch.autograd.graph.save_on_cpu.
     """
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        return _elsewhere([parameter.untyped_storage()._cdata for parameter in objective.model.parameters()])
+        return _saved_on_cpu([parameter.untyped_storage()._cdata for parameter in objective.model.parameters()])
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         devices = {stands_for() if is_fake(p) else p.device.type for p in objective.model.parameters()}
         if devices == {"cpu"}:
             return (
-                f"{self} moves what is saved to the CPU's memory, and {type(objective.model).__name__} computes "
-                "there already: use Blocks()."
+                f"{self} moves saved tensors to CPU memory, and {type(objective.model).__name__} is on the CPU "
+                "already: use Blocks()."
             )
         return None
 
 
-class _Away:
-    """The storage of a saved tensor, in the CPU's memory."""
+class _OffloadedStorage:
+    """The storage of a saved tensor, in CPU memory."""
 
-    def __init__(self, whole: Tensor) -> None:
-        self.copy = memory_events.tag("elsewhere", whole.to("cpu", copy=True))
-        self.device = whole.device
-        self.back: weakref.ref[Tensor] | None = None
+    def __init__(self, storage: Tensor) -> None:
+        self.copy = memory_events.tag("elsewhere", storage.to("cpu", copy=True))
+        self.device = storage.device
+        self.fetched: weakref.ref[Tensor] | None = None
 
-    def fetched(self) -> Tensor:
-        found = None if self.back is None else self.back()
-        if found is None:
-            found = memory_events.tag("saved", self.copy.to(self.device, copy=True))
-            self.back = weakref.ref(found)
-        return found
+    def fetch(self) -> Tensor:
+        tensor = None if self.fetched is None else self.fetched()
+        if tensor is None:
+            tensor = memory_events.tag("saved", self.copy.to(self.device, copy=True))
+            self.fetched = weakref.ref(tensor)
+        return tensor
 
 
 @contextmanager
-def _elsewhere(weights: Sequence[int]) -> Iterator[None]:
-    away: weakref.WeakValueDictionary[tuple[int, int, torch.dtype], _Away] = weakref.WeakValueDictionary()
+def _saved_on_cpu(weights: Sequence[int]) -> Iterator[None]:
+    """Offload saved tensors. weights: the storages that stay on their device."""
+    offloaded: weakref.WeakValueDictionary[tuple[int, int, torch.dtype], _OffloadedStorage]
+    offloaded = weakref.WeakValueDictionary()
 
     def pack(tensor: Tensor) -> Any:
         storage, plain = tensor.untyped_storage(), tensor.detach()
         if storage._cdata in weights:
             return plain
         name = storage._cdata, tensor._version, tensor.dtype
-        if name not in away:
-            # All of it and in its order: kernels choose their way by strides, and would give other last bits.
-            held = _Away(plain.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
-            away[name] = held
-            weakref.finalize(storage, away.pop, name, None)
-        return away[name], tensor.shape, tensor.stride(), tensor.storage_offset()
+        if name not in offloaded:
+            # Copy the whole storage in its order: kernels dispatch on strides, and other strides change last bits.
+            held = _OffloadedStorage(plain.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
+            offloaded[name] = held
+            weakref.finalize(storage, offloaded.pop, name, None)
+        return offloaded[name], tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
         held, *geometry = packed
-        return held.fetched().as_strided(*geometry)
+        return held.fetch().as_strided(*geometry)
 
     with saved_tensors_hooks(pack, unpack):
         yield
@@ -278,5 +308,5 @@ def _no_blocks(model: nn.Module, saving: Saving) -> str | None:
         return None
     return (
         f"{saving} found no repeated blocks in {type(model).__name__} (a ModuleList of one class, or a Sequential "
-        "of two trainable modules or more): use Everything()."
+        "of at least two modules with parameters): use Everything()."
     )

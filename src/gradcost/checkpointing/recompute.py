@@ -1,7 +1,8 @@
-"""Chains of blocks whose forwards run again in the backward, under a schedule."""
+"""Recompute the blocks of a chain in the backward pass, under a schedule."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -10,35 +11,44 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcost.checkpointing.region import Forward, Items, Region, count
+from gradcost.checkpointing.optimal import Items, schedule_length
+from gradcost.checkpointing.region import Forward, Region
 from gradcost.core.blocks import Block
 from gradcost.core.errors import Unsupported
 from gradcost.core.objective import devices_of
 from gradcost.core.pytree import tensors
 
-Route = Callable[[Forward, Any, Any], Any]  # (forward, args, kwargs) -> what the forward gives
+Route = Callable[[Forward, Any, Any], Any]  # (forward, args, kwargs) -> the output of forward
 
 
 def recomputing(blocks: Sequence[Block], items: Items) -> AbstractContextManager[None]:
-    """Within, a forward of the blocks with gradients on saves what the schedule keeps of them.
+    """Make a forward pass with gradients save only what the schedule keeps of these blocks.
 
-    Law: the gradient has the same bits. A region in which a block is not given what the one before it gave runs
-    as several, each of them recorded whole when it runs again. Raises: RuntimeError in the backward, when a
-    block's forward is not the same twice or something that it was given has been changed in place.
+    Law: the gradient has the same bits. If a block's input is not the previous block's output, its region splits
+    there; each part then recomputes as one recorded run.
+
+    Args:
+        blocks: the chain of blocks.
+        items: a schedule of all blocks.
+    Returns:
+        A context manager for the forward pass.
+    Raises:
+        RuntimeError: in the backward pass, if a block's forward differs the second time, or if one of its inputs was
+            changed in place.
     """
     routes: list[tuple[nn.Module, Route]] = []
     start = 0
     for item in items:
-        stop = start + (item if isinstance(item, int) else count(item))
+        stop = start + schedule_length(item)
         if not isinstance(item, int):
-            routes += _Stretch(blocks[start:stop], item).routes()
+            routes += _RegionRoutes(blocks[start:stop], item).routes()
         start = stop
     assert start == len(blocks)
-    return rerouted(routes)
+    return routed_forwards(routes)
 
 
-def recomputed(forward: Forward, *args: Any) -> Any:
-    """`forward(*args)`, which where gradients are on saves its arguments alone and runs again in the backward."""
+def recompute_in_backward(forward: Forward, *args: Any) -> Any:
+    """Return `forward(*args)`. With gradients on, save only its arguments and run it again in the backward pass."""
     if not torch.is_grad_enabled():
         return forward(*args)
     devices = {tensor.device for tensor in tensors(args) if tensor.is_cuda}
@@ -46,17 +56,23 @@ def recomputed(forward: Forward, *args: Any) -> Any:
 
 
 @contextmanager
-def rerouted(routes: Iterable[tuple[nn.Module, Route]]) -> Iterator[None]:
-    """Within, `route(forward, args, kwargs)` stands for each module's forward wherever gradients are on.
+def routed_forwards(routes: Iterable[tuple[nn.Module, Route]]) -> Iterator[None]:
+    """Replace the forward of each module by `route(forward, args, kwargs)` while gradients are on.
 
-    A cache of keys and values is left out of what the module is given: a forward that runs twice would fill it
-    twice. Raises: ValueError when a forward is replaced already.
+    Key-value caches are removed from the module's arguments: a forward that runs twice would fill them twice.
+
+    Args:
+        routes: modules and their routes.
+    Raises:
+        Unsupported: a forward is already replaced on the instance.
     """
     replaced: list[nn.Module] = []
     try:
         for module, route in routes:
             if "forward" in vars(module):
-                raise Unsupported(f"{type(module).__name__}.forward was replaced on the instance: remove that first.")
+                raise Unsupported(
+                    f"{type(module).__name__}.forward is replaced on the instance: remove that, or use Everything()."
+                )
             module.forward = _routed(module.forward, route)  # type: ignore[method-assign]
             replaced.append(module)
         yield
@@ -78,38 +94,34 @@ def _routed(forward: Forward, route: Route) -> Forward:
     return run
 
 
-class _Stretch:
-    """Consecutive blocks of a chain. Each pass through them is one region, or more if the chain is broken."""
+class _RegionRoutes:
+    """Consecutive blocks of a chain. Each pass through them is one region, or several if the chain is broken."""
 
     def __init__(self, blocks: Sequence[Block], items: Items) -> None:
         self.modules = [module for block in blocks for module in block]
-        self.items = _in_calls(items, iter([len(block) for block in blocks]))
+        self.items = _call_counts(items, iter([len(block) for block in blocks]))
         self.devices = tuple({d for module in self.modules for d in devices_of(module)})
         self.region: Region | None = None
-        self.passed: list[nn.Module] = []
+        self.visited: list[nn.Module] = []
 
     def routes(self) -> list[tuple[nn.Module, Route]]:
         return [(module, partial(self.run, module)) for module in self.modules]
 
     def run(self, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         if self.region is None or not self.region.continues(args, kwargs):
-            self.region, self.passed = Region(self.devices), []
+            self.region, self.visited = Region(self.devices), []
         region = self.region
-        self.passed.append(module)
+        self.visited.append(module)
         if module is self.modules[-1]:
             self.region = None
-            if len(self.passed) == len(self.modules) and all(map(_same, self.passed, self.modules)):
+            if len(self.visited) == len(self.modules) and all(map(operator.is_, self.visited, self.modules)):
                 region.items = self.items
         return region.forward(forward, args, kwargs)
 
 
-def _same(one: object, other: object) -> bool:
-    return one is other
-
-
-def _in_calls(items: Items, lengths: Iterator[int]) -> Items:
-    """A schedule that counts calls of modules where `items` counts blocks."""
+def _call_counts(items: Items, lengths: Iterator[int]) -> Items:
+    """Convert a schedule that counts blocks into one that counts calls of modules."""
     return tuple(
-        sum(next(lengths) for _ in range(item)) if isinstance(item, int) else _in_calls(item, lengths)
+        sum(next(lengths) for _ in range(item)) if isinstance(item, int) else _call_counts(item, lengths)
         for item in items
     )

@@ -1,14 +1,19 @@
-"""Check on a user's own model that an estimator computes what it claims, and how good its estimates are.
+"""Check an estimator on the user's own model: is it correct, and how good are its estimates?
 
-`check` compares once; a `Recorder` observes a whole training.
+`check` compares it with backpropagation once. A `Recorder` compares it throughout a training.
 """
 
 from gradcost.checks.check import check
-from gradcost.checks.recorder import Recorder
-from gradcost.checks.report import CheckReport
+from gradcost.checks.recorder import Alignment, Recorder, Recording
+from gradcost.checks.reference import Reference
+from gradcost.checks.report import CheckLine, CheckReport
 
 __all__ = [
+    "Alignment",
+    "CheckLine",
     "CheckReport",
     "Recorder",
+    "Recording",
+    "Reference",
     "check",
 ]

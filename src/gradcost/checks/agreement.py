@@ -1,18 +1,17 @@
-"""Along one direction: whether what an estimator measures is what backpropagation finds, and how finely."""
+"""Compare an estimator with backpropagation along one direction, and state how precise its slope can be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradcost.checks.reference import CLOSE, Reference
-from gradcost.checks.report import Line, Verdict, short
+from gradcost.checks.report import CheckLine, Verdict, format_number
 from gradcost.core.key import Key
-from gradcost.core.objective import Leaf
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, Rademacher
 from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimator
@@ -20,11 +19,11 @@ from gradcost.estimators.gradient import Gradient
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 AGREES = "agrees with backprop along one direction"
-_FEW_ULPS = 8  # that two sums of the same numbers in another order may lie apart
+_FEW_ULPS = 8  # accepted difference of two sums of the same numbers in another order
 
 
-class _Nowhere(Directions):
-    """z = 0: both ends of a difference are one point, and must have one loss."""
+class _ZeroDirection(Directions):
+    """z = 0: both ends of a difference are one point and must have one loss."""
 
     unbiased = False
 
@@ -37,27 +36,29 @@ class _Nowhere(Directions):
         return base if in_place else base.clone()
 
 
-def slope_lines(slope: Slope, reference: Reference) -> list[Line]:
-    """What there is to say about one way of measuring a slope."""
-    lines = [] if reference.refusal else [_exact(slope, reference) if slope.exact else _differenced(slope, reference)]
-    lines.append(_same_function(slope, reference))
-    eps = _step(slope, reference)
-    return lines if eps is None else lines + _resolved(slope, eps, reference)
+def slope_lines(slope: Slope, reference: Reference) -> list[CheckLine]:
+    """Return the lines about one slope: agreement, one function, and for a difference its precision."""
+    lines = []
+    if reference.refusal is None:
+        lines.append(_exact_line(slope, reference) if slope.exact else _difference_line(slope, reference))
+    lines.append(_same_function_line(slope, reference))
+    eps = _eps(slope, reference)
+    return lines if eps is None else lines + _precision_lines(slope, eps, reference)
 
 
-def _step(slope: Slope, reference: Reference) -> float | None:
-    """How far a difference of losses goes along a direction; None for a slope that is none."""
+def _eps(slope: Slope, reference: Reference) -> float | None:
+    """The eps of a finite difference; None for any other slope."""
     return slope.step(reference.objective) if isinstance(slope, CentralDifference | ForwardDifference) else None
 
 
-def gradient_line(estimator: Estimator, objective: Any, reference: Reference) -> Line:
-    """For a gradient that no slope was measured for: its product with one direction beside that of backprop's."""
+def gradient_line(estimator: Estimator, objective: Objective, reference: Reference) -> CheckLine:
+    """Return the agreement of an estimator without slopes: its gradient's product with one direction."""
     gradient = estimator.estimate(objective, reference.batch, reference.key).gradient
-    error = abs(_along(gradient, 0) - reference.along(0)) / reference.norm
-    return _agreement(error, "ok" if error <= reference.rounding else "failed")
+    error = abs(_product(gradient, 0) - reference.slope(0)) / reference.norm
+    return _agreement(error, "ok" if error <= reference.tolerance else "failed")
 
 
-def _along(gradient: Gradient, seed: int) -> float:
+def _product(gradient: Gradient, seed: int) -> float:
     leaves = {leaf.name: leaf for leaf in gradient.objective.leaves}
     return sum(
         float((g.double() * combination(Rademacher(), leaves[name], [seed], [1.0]).double()).sum())
@@ -65,80 +66,83 @@ def _along(gradient: Gradient, seed: int) -> float:
     )
 
 
-def _agreement(error: float, verdict: Verdict, why: str = "") -> Line:
-    return Line(AGREES, f"{short(error)} relative{why}", verdict, {"error": error})
+def _agreement(error: float, verdict: Verdict, why: str = "") -> CheckLine:
+    return CheckLine(AGREES, f"{format_number(error)} relative{why}", verdict, {"error": error})
 
 
-def _measured(
+def _measure(
     slope: Slope, reference: Reference, directions: Directions, seeds: Sequence[int]
 ) -> tuple[float, Tensor]:
     loss, slopes = slope.measure(reference.objective, reference.batch, reference.key, directions, seeds)
     return float(loss), slopes.double().cpu()
 
 
-def _exact(slope: Slope, reference: Reference) -> Line:
+def _exact_line(slope: Slope, reference: Reference) -> CheckLine:
     seeds = range(min(getattr(slope, "together", 1), 2))
-    _, slopes = _measured(slope, reference, Rademacher(), seeds)
-    expected = torch.tensor([reference.along(seed) for seed in seeds], dtype=torch.float64)
+    _, slopes = _measure(slope, reference, Rademacher(), seeds)
+    expected = torch.tensor([reference.slope(seed) for seed in seeds], dtype=torch.float64)
     error = float((slopes - expected).abs().max()) / reference.norm
-    return _agreement(error, "ok" if error <= reference.rounding else "failed")
+    return _agreement(error, "ok" if error <= reference.tolerance else "failed")
 
 
-def _differenced(slope: Slope, reference: Reference) -> Line:
-    """A difference has errors of its own: the curvature's, which grows with the step, and the rounding's."""
-    found = float(_measured(slope, reference, Rademacher(), [0])[1])
-    error = abs(found - reference.along(0)) / reference.norm
-    eps = _step(slope, reference)
+def _difference_line(slope: Slope, reference: Reference) -> CheckLine:
+    """Accept an error that curvature (grows with eps) or rounding (falls with eps) explains."""
+    measured = float(_measure(slope, reference, Rademacher(), [0])[1])
+    error = abs(measured - reference.slope(0)) / reference.norm
+    eps = _eps(slope, reference)
     if error <= CLOSE or eps is None:
         return _agreement(error, "ok" if error <= CLOSE else "failed")
     wider = replace(slope, eps=2 * eps)  # type: ignore[type-var]
-    curvature = abs(float(_measured(wider, reference, Rademacher(), [0])[1]) - found) / reference.norm
-    rounding = (_FEW_ULPS * reference.resolution + reference.floor) / (2 * eps) / reference.norm
+    curvature = abs(float(_measure(wider, reference, Rademacher(), [0])[1]) - measured) / reference.norm
+    rounding = (_FEW_ULPS * reference.resolution + reference.noise) / (2 * eps) / reference.norm
     if error > 4 * max(curvature, rounding):
         return _agreement(error, "failed")
-    advice = "smaller" if curvature > rounding else "larger"
-    return _agreement(error, "note", f": eps={eps:g} is to blame, and a {advice} one is nearer")
+    if curvature > rounding:
+        return _agreement(error, "note", f": eps={eps:g} is too large (curvature). Use a smaller eps")
+    return _agreement(error, "note", f": eps={eps:g} is too small (rounding). Use a larger eps")
 
 
-def _same_function(slope: Slope, reference: Reference) -> Line:
-    """Along no direction a difference is 0, and the loss is the plain one, if every evaluation sees one function."""
-    loss, slopes = _measured(slope, reference, _Nowhere(), [0])
-    eps = _step(slope, reference)
+def _same_function_line(slope: Slope, reference: Reference) -> CheckLine:
+    """Along z = 0 a difference is 0 and the loss is the plain one, if all evaluations use the same function."""
+    loss, slopes = _measure(slope, reference, _ZeroDirection(), [0])
+    eps = _eps(slope, reference)
     if eps is None:
-        what, gap, allowed = "the same function as a plain evaluation", abs(loss - reference.loss), reference.rounding
-        allowed *= max(abs(reference.loss), reference.resolution)  # other kernels, other rounding
+        what, gap = "the same function as a plain evaluation", abs(loss - reference.loss)
+        # Other kernels round differently.
+        allowed = reference.tolerance * max(abs(reference.loss), reference.resolution)
     else:
         what, gap = "the same function at both ends", abs(float(slopes)) * 2 * eps
         allowed = _FEW_ULPS * reference.resolution
-    drawn = "no layer draws" if reference.random == 0 else "random layers included"
-    numbers = {"gap": gap, "another key": reference.random}
+    layers = "no random layers" if reference.key_difference == 0 else "random layers included"
+    numbers = {"gap": gap, "another key": reference.key_difference}
     if gap <= allowed:
-        return Line(what, drawn if gap == 0 else f"{drawn}, {short(gap)} apart", "ok", numbers)
-    why = "a layer draws from a generator of its own, or counts its calls"
-    return Line(what, f"the loss differs by {short(gap)} at one point under one key: {why}", "failed", numbers)
+        difference = "" if gap == 0 else f", difference {format_number(gap)}"
+        return CheckLine(what, layers + difference, "ok", numbers)
+    why = "a layer uses its own generator or counts its calls"
+    text = f"the loss differs by {format_number(gap)} at one point under one key: {why}"
+    return CheckLine(what, text, "failed", numbers)
 
 
-def _resolved(slope: Slope, eps: float, reference: Reference) -> list[Line]:
-    """What the loss's own coarseness makes of a slope."""
-    apart = abs(float(_measured(slope, reference, Rademacher(), [0])[1])) * 2 * eps
+def _precision_lines(slope: Slope, eps: float, reference: Reference) -> list[CheckLine]:
+    """State the error of a slope that the noise and the resolution of the loss cause."""
+    difference = abs(float(_measure(slope, reference, Rademacher(), [0])[1])) * 2 * eps
 
-    def line(what: str, gap: float, found: str) -> Line:
+    def line(what: str, gap: float, size: str) -> CheckLine:
         error = gap / (2 * eps)
-        share = short(error) if reference.refusal else f"{short(error / reference.norm)} |grad|"
-        fine = reference.refusal is not None or error <= CLOSE * reference.norm
-        found += f": a slope is off by {share}" if gap else ": two evaluations agree bitwise"
-        found += "" if fine else f". eps={eps:g} is too small"
-        numbers = {"gap": gap, "slope error": error, "difference": apart, "eps": eps}
-        return Line(what, found, "ok" if fine else "note", numbers)
+        relative = format_number(error) if reference.refusal else f"{format_number(error / reference.norm)} |grad|"
+        is_fine = reference.refusal is not None or error <= CLOSE * reference.norm
+        effect = f"slope error {relative}" if gap else "two evaluations agree bitwise"
+        advice = "" if is_fine else f". eps={eps:g} is too small"
+        numbers = {"gap": gap, "slope error": error, "difference": difference, "eps": eps}
+        return CheckLine(what, f"{size}: {effect}{advice}", "ok" if is_fine else "note", numbers)
 
+    noise, resolution = format_number(reference.noise), format_number(reference.resolution)
     return [
-        line("noise of the loss at one point", reference.floor, short(reference.floor)),
-        line(
-            "resolution of the loss", reference.resolution, f"{short(reference.resolution)}, |L+ - L-| {short(apart)}"
-        ),
+        line("noise of the loss at one point", reference.noise, noise),
+        line("resolution of the loss", reference.resolution, f"{resolution}, |L+ - L-| {format_number(difference)}"),
     ]
 
 
-def uses_tangents(slopes: Sequence[Slope]) -> bool:
-    """Whether forward-mode differentiation is among them."""
+def uses_forward_mode(slopes: Sequence[Slope]) -> bool:
+    """Return whether one of the slopes is a Jvp."""
     return any(isinstance(slope, Jvp) for slope in slopes)

@@ -1,4 +1,4 @@
-"""The modules through which no tangent passes: all of them, not only the first."""
+"""Find every module that forward mode cannot differentiate, not only the first."""
 
 from __future__ import annotations
 
@@ -16,52 +16,55 @@ from torch.utils import _pytree as pytree
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Rademacher
-from gradcost.slopes.forward_mode import Blocked, blocked
+from gradcost.slopes.forward_mode import Blocked, first_blocked
 from gradcost.slopes.slope import Jvp
 
 
 def blocked_modules(objective: Objective, batch: Any, key: Key) -> tuple[Blocked, ...]:
-    """Each module whose forward has an operation without a forward-mode rule, with the line and the reason.
+    """Return each module with an operation that has no forward-mode rule, with its line of code and the reason.
 
-    The loss is evaluated with tangents until it passes. Where it fails, the innermost module that raised is
-    noted and cut out: from then on it gives what a plain evaluation gave, with a tangent of ones, so that what
-    comes after it is looked at as well. Costs, for n of them, 2n + 1 forwards at most. The loss itself (or the
-    outermost module) cannot be cut out: it ends the search.
+    The search evaluates the loss with tangents until that succeeds:
+
+    - The innermost module that raises is recorded and replaced.
+    - The replacement returns the recorded outputs of a plain evaluation, with tangents of ones.
+    - The loss and the outermost module cannot be replaced: a failure there ends the search.
+
+    Cost: at most 2n + 1 forwards for n such modules.
     """
     modules = dict(objective.model.named_modules())
-    found: list[Blocked] = []
-    with ExitStack() as cuts:
+    places: list[Blocked] = []
+    with ExitStack() as replacements:
         replays: list[_Replay] = []
 
         def attempt() -> object:
             for replay in replays:
-                replay.at = 0
+                replay.calls = 0
             return Jvp().measure(objective, batch, key, Rademacher(), [0])
 
-        while (here := blocked(objective.model, attempt)) is not None:
-            again = any(here.module == other.module for other in found)
-            if not again:
-                found.append(here)
-            if again or not here.module:
+        while (place := first_blocked(objective.model, attempt)) is not None:
+            is_repeated = any(place.module == other.module for other in places)
+            if not is_repeated:
+                places.append(place)
+            if is_repeated or not place.module:
                 break
-            module = modules[here.module]
+            module = modules[place.module]
             replay = _Replay(module.forward, _outputs(objective, batch, key, module))
-            cuts.enter_context(_instead(module, replay))
+            replacements.enter_context(_replaced_forward(module, replay))
             replays.append(replay)
-    return tuple(found)
+    return tuple(places)
 
 
 class _Replay:
-    """A forward that gives recorded outputs, with tangents, where tangents are asked for."""
+    """A forward that returns recorded outputs with tangents inside forward mode, and runs as usual elsewhere."""
 
     def __init__(self, forward: Callable[..., Any], outputs: list[Any]) -> None:
-        self.forward, self.outputs, self.at = forward, outputs, 0
+        self.forward, self.outputs, self.calls = forward, outputs, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level < 0:
             return self.forward(*args, **kwargs)
-        self.at += 1
-        return pytree.tree_map(_with_tangent, self.outputs[(self.at - 1) % len(self.outputs)])
+        self.calls += 1
+        return pytree.tree_map(_with_tangent, self.outputs[(self.calls - 1) % len(self.outputs)])
 
 
 def _with_tangent(leaf: Any) -> Any:
@@ -71,27 +74,27 @@ def _with_tangent(leaf: Any) -> Any:
 
 
 @contextmanager
-def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within, the module's forward is another."""
-    own = vars(module).get("forward")
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the module's forward inside the block."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = before
 
 
 def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> list[Any]:
-    """What each call of a module gives in a plain evaluation."""
+    """Return the output of each call of a module in a plain evaluation."""
     outputs: list[Any] = []
 
-    def keep(_: nn.Module, args: Any, output: Any) -> None:
+    def save(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output))
 
-    handle = module.register_forward_hook(keep)
+    handle = module.register_forward_hook(save)
     try:
         objective.evaluate(batch, key)
     finally:
@@ -99,16 +102,16 @@ def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> l
     return outputs
 
 
-def fuses_attention(objective: Objective, batch: Any, key: Key) -> bool:
-    """Whether an evaluation calls `scaled_dot_product_attention`, which a Jvp slope sends to the math kernel."""
-    with _Watch() as watch:
+def uses_fused_attention(objective: Objective, batch: Any, key: Key) -> bool:
+    """Return whether the loss calls `scaled_dot_product_attention`, which a Jvp slope runs on the math kernel."""
+    with _AttentionDetector() as detector:
         objective.evaluate(batch, key)
-    return watch.seen
+    return detector.is_called
 
 
-class _Watch(TorchFunctionMode):
-    seen = False
+class _AttentionDetector(TorchFunctionMode):
+    is_called = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or func is F.scaled_dot_product_attention
+        self.is_called = self.is_called or func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))

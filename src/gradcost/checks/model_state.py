@@ -1,4 +1,4 @@
-"""A picture of all that an estimate may touch and must put back, to compare bit for bit."""
+"""Capture all state that an estimate may touch and must restore, and compare it bit for bit."""
 
 from __future__ import annotations
 
@@ -14,61 +14,62 @@ from torch import Tensor, nn
 from gradcost.core.isolation import restored_generators
 from gradcost.core.objective import Objective
 
-Picture = dict[str, Any]
+ModelState = dict[str, Any]
 
 
-class _Stop(Exception):
-    """What the model is made to raise."""
+class _ForwardStopped(Exception):
+    """The error that `disturbed_by_raising` raises inside the model."""
 
 
-def capture(objective: Objective) -> Picture:
-    """Everything, by name; equal pictures mean that nothing was disturbed.
+def capture(objective: Objective) -> ModelState:
+    """Return the state of a model and its surroundings, by name. Equal states: nothing was disturbed.
 
-    Parameters, buffers and `.grad` by identity and by a hash of their bits, so it needs no copy of the model;
-    flags, hooks, attributes, generators (torch's, on the CPU and the model's devices, and Python's), switches.
+    - Parameters, buffers and `.grad`: identity and a hash of the bits, so the model is not copied.
+    - Modules: flags, hooks, attributes.
+    - Surroundings: generators (torch's on the CPU and the model's devices, and Python's) and global switches.
     """
-    seen = _surroundings(objective)
+    state = _global_state(objective)
     for path, module in objective.model.named_modules():
-        at = path or "(model)"
-        seen[f"{at}: attributes"] = list(vars(module))  # a replaced `forward` would stay here
-        seen[f"{at}: training"] = module.training
+        name = path or "(model)"
+        state[f"{name}: attributes"] = list(vars(module))  # shows a `forward` that was not restored
+        state[f"{name}: training"] = module.training
         for kind in ("_parameters", "_buffers"):
-            held = getattr(module, kind)
-            seen[f"{at}: {kind[1:]}"] = id(held), [(name, id(tensor)) for name, tensor in held.items()]
-        for name, hooks in vars(module).items():
-            if name.endswith("hooks") and isinstance(hooks, dict):
-                seen[f"{at}: {name[1:]}"] = list(hooks.items())
+            tensors = getattr(module, kind)
+            state[f"{name}: {kind[1:]}"] = id(tensors), [(key, id(tensor)) for key, tensor in tensors.items()]
+        for attribute, hooks in vars(module).items():
+            if attribute.endswith("hooks") and isinstance(hooks, dict):
+                state[f"{name}: {attribute[1:]}"] = list(hooks.items())
     for name, buffer in objective.model.named_buffers():
-        seen[f"{name}: bits"] = _bits(buffer)
+        state[f"{name}: bits"] = _bits(buffer)
     for name, parameter in objective.model.named_parameters():
-        seen[f"{name}: bits"] = _bits(parameter), parameter.data_ptr(), parameter.dtype, parameter.shape
-        seen[f"{name}: requires_grad"] = parameter.requires_grad
-        seen[f"{name}: grad"] = id(parameter.grad), _bits(parameter.grad)
-    return seen
+        state[f"{name}: bits"] = _bits(parameter), parameter.data_ptr(), parameter.dtype, parameter.shape
+        state[f"{name}: requires_grad"] = parameter.requires_grad
+        state[f"{name}: grad"] = id(parameter.grad), _bits(parameter.grad)
+    return state
 
 
-def diff(before: Picture, after: Picture) -> list[str]:
-    """The names of what differs between two pictures."""
+def diff(before: ModelState, after: ModelState) -> list[str]:
+    """Return the names of the entries that differ."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def disturbed_by(objective: Objective, work: Callable[[], object]) -> list[str]:
-    """The names of what `work` leaves otherwise than it found it."""
+    """Return the names of what `work` changes and does not restore."""
     before = capture(objective)
     work()
     return diff(before, capture(objective))
 
 
 def disturbed_by_raising(objective: Objective, work: Callable[[], object]) -> list[str]:
-    """As `disturbed_by`, where the model raises at the end of its forward, as one without memory would."""
+    """As `disturbed_by`, but the model raises at the end of its forward, as it would out of memory."""
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Stop
+        raise _ForwardStopped
 
     before = capture(objective)
     handle = objective.model.register_forward_hook(stop)
     try:
-        with suppress(_Stop):
+        with suppress(_ForwardStopped):
             work()
     finally:
         handle.remove()
@@ -82,7 +83,7 @@ def _bits(tensor: Tensor | None) -> bytes | None:
     return blake2b(flat.numpy().tobytes(), digest_size=16).digest()
 
 
-def _surroundings(objective: Objective) -> Picture:
+def _global_state(objective: Objective) -> ModelState:
     with restored_generators(objective.devices) as generators:
         states = [_bits(generator.get_state()) for generator in generators]
     return {

@@ -1,4 +1,4 @@
-"""A training followed at a small cost: spikes, clips, and how near the estimates come to the gradient."""
+"""Record a training at a small cost: slope spikes, clip rate, divergence, and the quality of the estimates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradcost.checks.quality import draw
 from gradcost.checks.reference import Reference
-from gradcost.checks.report import short
+from gradcost.checks.report import format_number
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.estimators.structure import micro_batches
@@ -21,21 +21,28 @@ from gradcost.training.spikes import SlopeMonitor
 
 @value
 class Recorder:
-    """Looks at a training every `every` steps: `draws` fresh estimates beside backpropagation on the step's batch.
+    """Compare estimates with backpropagation every `every` steps of a training, on the batch of the step.
 
         recording = Recorder(every=100).following(train(task, estimator, optimizer, steps=1000))
         for step in recording:
             ...
         print(recording)
 
-    Costs `draws` estimates and one backpropagation (one more a draw where layers draw at random) and three forwards
-    every `every` steps, with memory for one whole gradient then; between, it keeps a loss and the slopes of each
-    step and reads no number of them. Law: the training is the same, bit for bit, with it and without.
+    Law: the training has the same bits with and without a Recorder.
 
-    A slope is a spike when it is `deviations` robust standard deviations above the median of the last `window`
-    ones; the training has diverged when its loss is no number or above `rise` times the first one (see `Series`).
+    Cost, every `every` steps: `draws` estimates, three forwards, and one backpropagation (one more per draw with
+    random layers), with memory for one whole gradient. Between them it holds the losses and slopes of the steps
+    and reads no values from the device.
 
-    Raises: ValueError when every, draws or window < 1, or deviations or rise is not above 0.
+    Args:
+        every: steps between two comparisons.
+        draws: estimates per comparison.
+        window: the number of past slopes that a spike is measured against.
+        deviations: a slope is a spike above the median of the window plus so many robust standard deviations.
+        rise: the training has diverged if its loss is not finite or above `rise` times the first one. See
+            `SlopeMonitor` for both rules.
+    Raises:
+        BadInput: every, draws or window < 1, or deviations or rise <= 0.
     """
 
     every: int = 100
@@ -47,19 +54,31 @@ class Recorder:
     def __post_init__(self) -> None:
         for name in ("every", "draws", "window"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} of a Recorder is 1 or more, not {getattr(self, name)!r}.")
+                raise BadInput(f"{name} of a Recorder is at least 1, not {getattr(self, name)!r}.")
         for name in ("deviations", "rise"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"{name} of a Recorder is a factor above 0, not {getattr(self, name)!r}.")
 
     def following(self, steps: Iterable[StepResult]) -> Recording:
-        """The same steps, and what is found of them."""
+        """Return an iterable of the same steps that records them.
+
+        Args:
+            steps: the steps of `train`.
+        Returns:
+            The Recording. Iterate over it instead of over `steps`.
+        """
         return Recording(self, steps)
 
 
 @dataclass(frozen=True)
-class Look:
-    """The estimates at one moment: mean cosine with the gradient, and mean |g| / |grad|."""
+class Alignment:
+    """The estimates after one step compared with the gradient, as means over the draws.
+
+    Args:
+        step: the number of the step.
+        cosine: cos(g, grad).
+        ratio: |g| / |grad|.
+    """
 
     step: int
     cosine: float
@@ -67,15 +86,22 @@ class Look:
 
 
 class Recording:
-    """A training as it is followed: iterate over it for the steps, print it for what was found so far.
+    """A training and what is recorded of it. Iterate over it for the steps; print it for a summary so far.
 
-    series: the slopes and losses read so far. looks: the estimates beside the gradient, every `every` steps.
+    Attributes:
+        series: spikes and divergence, from the slopes and losses read so far.
+        alignments: the estimates compared with the gradient, every `every` steps.
+        steps: the number of steps so far.
+
+    Args:
+        recorder: how to record.
+        steps: the steps of `train`.
     """
 
     def __init__(self, recorder: Recorder, steps: Iterable[StepResult]) -> None:
         self.recorder, self._steps = recorder, steps
         self.series = SlopeMonitor(recorder.window, recorder.deviations, recorder.rise)
-        self.looks: list[Look] = []
+        self.alignments: list[Alignment] = []
         self.steps = 0
         self.clipped: list[float] = []
         self._unread: list[tuple[int, Tensor, Tensor | None]] = []
@@ -89,35 +115,35 @@ class Recording:
                     self.clipped.append(step.clipped)
                 if step.number % self.recorder.every == 0:
                     self.read()
-                    self._look(step)
+                    self._compare(step)
                 yield step
-        finally:  # also when the caller breaks off, and when the loss raises
+        finally:  # also after a break in the caller's loop, and after the loss raises
             self.read()
 
     def read(self) -> None:
-        """Read the numbers of the steps since the last time; on an accelerator this waits for it."""
+        """Read the losses and slopes of the steps since the last read. On an accelerator this waits for it."""
         for number, loss, slopes in self._unread:
             self.series.add(number, float(loss), [] if slopes is None else slopes.tolist())
         self._unread.clear()
 
-    def _look(self, step: StepResult) -> None:
-        """The weights are those after the step."""
+    def _compare(self, step: StepResult) -> None:
+        """Compare at the weights after the step."""
         estimator, state = step.train_state.estimator, step.train_state.state
-        objective = step.objective.in_parts(micro_batches(estimator))
+        objective = step.objective.in_micro_batches(micro_batches(estimator))
         reference = Reference(objective, step.batch, step.key.fold("recorder"))
         if reference.refusal is not None:
             return
-        drawn = [draw(estimator, step.objective, reference, number, state) for number in range(self.recorder.draws)]
-        mean = Look(step.number, fmean(one.cosine for one in drawn), fmean(one.ratio for one in drawn))
-        self.looks.append(mean)
+        sample = [draw(estimator, step.objective, reference, number, state) for number in range(self.recorder.draws)]
+        cosine, ratio = fmean(one.cosine for one in sample), fmean(one.ratio for one in sample)
+        self.alignments.append(Alignment(step.number, cosine, ratio))
 
     @property
     def clip_rate(self) -> float | None:
-        """The share of all slopes that a clip cut; None where there is no clip."""
+        """The share of slopes that a clip cut, in [0, 1]; None without a clip."""
         return fmean(self.clipped) if self.clipped else None
 
     def record(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return the recording as plain data, for JSON."""
         self.read()
         first_warning = self.series.first_warning
         return {
@@ -128,33 +154,33 @@ class Recording:
             "spikes": [asdict(spike) for spike in self.series.spikes],
             "diverged": self.series.diverged,
             "first spike before": None if first_warning is None else asdict(first_warning),
-            "looks": [asdict(look) for look in self.looks],
+            "looks": [asdict(alignment) for alignment in self.alignments],
         }
 
     def __str__(self) -> str:
         self.read()
         series, rows = self.series, [("steps", f"{self.steps:,}")]
         if series.slopes:
-            rows.append(("largest |slope|", short(series.largest)))
+            rows.append(("largest |slope|", format_number(series.largest)))
             rows.append(("slope spikes", f"{len(series.spikes)} of {series.slopes:,} slopes"))
         if self.clip_rate is not None:
             rows.append(("clipped", f"{100 * self.clip_rate:.1f}% of slopes"))
-        ends = dict.fromkeys([*self.looks[:1], *self.looks[-1:]])
-        rows += [(f"at step {look.step:,}", _told(look)) for look in ends]
+        first_and_last = dict.fromkeys([*self.alignments[:1], *self.alignments[-1:]])
+        rows += [(f"at step {alignment.step:,}", _describe(alignment)) for alignment in first_and_last]
         rows.append(("diverged", self._divergence()))
         left = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{left}}   {found}" for name, found in rows)
+        return "\n".join(f"{name:<{left}}   {text}" for name, text in rows)
 
     def _divergence(self) -> str:
         series = self.series
         if series.diverged is None:
             return "no"
-        said = f"at step {series.diverged:,}"
+        text = f"at step {series.diverged:,}"
         if series.first_warning is None:
-            return f"{said}, with no spike of the slope before it" if series.slopes else said
+            return f"{text}; no slope spike before it" if series.slopes else text
         ahead = series.diverged - series.first_warning.step
-        return f"{said}; the first spike, of {short(series.first_warning.slope)}, came {ahead:,} steps before"
+        return f"{text}; first spike ({format_number(series.first_warning.slope)}) {ahead:,} steps before"
 
 
-def _told(look: Look) -> str:
-    return f"cosine {short(look.cosine)}, length {short(look.ratio)} of the gradient's"
+def _describe(alignment: Alignment) -> str:
+    return f"cosine {format_number(alignment.cosine)}, |g| / |grad| {format_number(alignment.ratio)}"

@@ -1,4 +1,4 @@
-"""What is true of a model and a batch whatever the estimator: the gradient, and how fine the loss is."""
+"""Facts about a model and a batch that hold for every estimator: the exact gradient, the precision of the loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.checks.forward_mode_support import blocked_modules, fuses_attention
+from gradcost.checks.forward_mode_support import blocked_modules, uses_fused_attention
 from gradcost.core.errors import GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
+from gradcost.core.precision import spacing
 from gradcost.directions import Rademacher
 from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Dense, Gradient
@@ -21,14 +22,20 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.forward_mode import Blocked
 from gradcost.slopes.slope import CentralDifference
 
-CLOSE = 0.05  # of |grad|: how near a slope by a difference of losses must come
+CLOSE = 0.05  # of |grad|: the largest accepted error of a slope by a finite difference
 
 
 class Reference:
-    """The facts that every estimator is held against, each found when it is first asked for and then kept.
+    """Facts about a model and a batch, each computed on first use and cached.
 
-    Holds one whole gradient. A model with random layers is another function under another key: then `gradient`
-    takes a backpropagation for each key.
+    Checks of several estimators may share one. It holds one whole gradient. With random layers the loss is a
+    different function under each key: `gradient` then costs one backpropagation per key.
+
+    Args:
+        objective: the model and its loss. For an estimator that splits a batch, the objective over as many
+            micro-batches (`Objective.in_micro_batches`).
+        batch: any pytree; passed to the loss as it is.
+        key: sets the random layers.
     """
 
     def __init__(self, objective: Objective, batch: Any, key: Key) -> None:
@@ -36,63 +43,61 @@ class Reference:
 
     @functools.cached_property
     def loss(self) -> float:
-        """The loss here, under the key."""
+        """The loss under the key."""
         return float(self.objective.evaluate(self.batch, self.key))
 
     @functools.cached_property
-    def floor(self) -> float:
-        """How far two evaluations at one point under one key lie apart: 0 where the kernels are deterministic."""
+    def noise(self) -> float:
+        """The difference of two evaluations at one point under one key: 0 with deterministic kernels."""
         return abs(float(self.objective.evaluate(self.batch, self.key)) - self.loss)
 
     @functools.cached_property
     def resolution(self) -> float:
-        """The distance from the loss to the next number of its type (one ulp)."""
-        dtype = self.objective.evaluate(self.batch, self.key).dtype
-        size = max(abs(self.loss), torch.finfo(dtype).tiny)
-        return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(size))
+        """The distance from the loss to the next number of its dtype (one ulp)."""
+        return spacing(self.loss, self.objective.evaluate(self.batch, self.key).dtype)
 
     @functools.cached_property
-    def random(self) -> float:
-        """How far the loss under another key lies away: 0 where no layer draws."""
+    def key_difference(self) -> float:
+        """The difference of the losses under two keys: 0 without random layers."""
         return abs(float(self.objective.evaluate(self.batch, self.key.fold("another"))) - self.loss)
 
     @functools.cached_property
-    def rounding(self) -> float:
-        """The relative error that computing exactly, with these types, may make: the root of the coarsest epsilon."""
-        types = {leaf.parameter.dtype for leaf in self.objective.leaves}
-        return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
+    def tolerance(self) -> float:
+        """The accepted relative rounding error of an exact method: sqrt(eps) of the coarsest parameter dtype."""
+        dtypes = {leaf.parameter.dtype for leaf in self.objective.leaves}
+        return max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
 
     @functools.cached_property
     def refusal(self) -> str | None:
-        """Why backpropagation gives no gradient here; None where it gives one."""
+        """Why there is no gradient to compare with; None if there is one."""
         try:
             norm = self.norm
         except (GradcostError, RuntimeError) as error:
             return str(error).split("\n")[0]
         if norm == 0 or not math.isfinite(norm):
-            return f"the gradient's norm is {norm:g}, and nothing can be compared with it."
+            return f"the norm of the gradient is {norm:g}."
         return None
 
     @functools.cached_property
-    def _first(self) -> Dense:
+    def _gradient(self) -> Dense:
         return self._backprop(self.key)
 
     @functools.cached_property
     def norm(self) -> float:
         """|grad| under the key."""
-        return self._first.norm()
+        return self._gradient.norm()
 
     def gradient(self, key: Key) -> Mapping[str, Tensor]:
-        """The gradient by backpropagation, leaf by leaf, of the function that the loss is under this key."""
-        return (self._backprop(key) if self.random and key != self.key else self._first).tensors
+        """Return the gradient by backpropagation, by parameter name, of the loss under `key`."""
+        return (self._backprop(key) if self.key_difference and key != self.key else self._gradient).tensors
 
     def _backprop(self, key: Key) -> Dense:
-        found = Reverse().estimate(self.objective, self.batch, key).gradient
-        assert isinstance(found, Dense)
-        return found
+        gradient = Reverse().estimate(self.objective, self.batch, key).gradient
+        assert isinstance(gradient, Dense)
+        return gradient
 
-    def along(self, seed: int) -> float:
-        """<grad, z> for the Rademacher direction of this seed, in float64."""
+    def slope(self, seed: int) -> float:
+        """Return <grad, z> in float64, where z is the Rademacher direction of `seed`."""
         gradient = self.gradient(self.key)
         return sum(
             float(_dot(gradient[leaf.name], combination(Rademacher(), leaf, [seed], [1.0])))
@@ -101,41 +106,43 @@ class Reference:
 
     @functools.cached_property
     def mismatch(self) -> float:
-        """How far <grad, z> lies from a difference of losses along z, in units of |grad|: where .data, .detach()
-        or a straight-through estimator cut the path, the loss that backpropagation differentiates is another.
+        """The error of <grad, z> against a finite difference of the loss, in units of |grad|.
 
-        The worst of three directions, each with the best of three steps: a smooth loss agrees at one of them.
+        It is large where .data, .detach() or a straight-through estimator cut the path: backpropagation then
+        differentiates a different function. The worst of three directions counts, each at the best of three eps.
         """
-        best = self.rounding ** (2 / 3)  # the cube root of epsilon: where rounding and curvature are in balance
+        balanced = self.tolerance ** (2 / 3)  # the cube root of epsilon balances rounding and curvature
         worst = 0.0
         for seed in range(3):
             slopes = [
-                CentralDifference(best * factor).measure(self.objective, self.batch, self.key, Rademacher(), [seed])
+                CentralDifference(balanced * factor).measure(
+                    self.objective, self.batch, self.key, Rademacher(), [seed]
+                )
                 for factor in (10.0, 1.0, 0.1)
             ]
-            exact = self.along(seed)
+            exact = self.slope(seed)
             worst = max(worst, min(abs(float(slope) - exact) for _, slope in slopes) / self.norm)
         return worst
 
     @functools.cached_property
-    def unmoved(self) -> tuple[str, ...]:
-        """The leaves whose gradient is exactly 0."""
+    def zero_gradients(self) -> tuple[str, ...]:
+        """The names of the parameters whose gradient is exactly 0."""
         gradient = self.gradient(self.key)
         return tuple(leaf.name for leaf in self.objective.leaves if not bool(gradient[leaf.name].any()))
 
     @functools.cached_property
     def blocked(self) -> tuple[Blocked, ...]:
-        """The modules that cannot be differentiated forward."""
+        """The modules that forward mode cannot differentiate."""
         return blocked_modules(self.objective, self.batch, self.key)
 
     @functools.cached_property
-    def attention(self) -> bool:
-        """Whether attention is switched to the math kernel while a Jvp slope is measured."""
-        return fuses_attention(self.objective, self.batch, self.key)
+    def fused_attention(self) -> bool:
+        """Whether the model uses fused attention, which a Jvp slope replaces by the math kernel."""
+        return uses_fused_attention(self.objective, self.batch, self.key)
 
 
 def products(gradient: Gradient, other: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """<g, h>, |g|^2 and |h|^2 in float64, with one leaf of g alive at a time."""
+    """Return <g, h>, |g|^2 and |h|^2 in float64; one tensor of g is held at a time."""
     sums = [0.0, 0.0, 0.0]
     for name, leaf in gradient.leaves():
         pairs = ((leaf, other[name]), (leaf, leaf), (other[name], other[name]))

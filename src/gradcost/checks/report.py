@@ -1,4 +1,4 @@
-"""What was found out about an estimator, line by line, as numbers and as a table."""
+"""The result of a check: one line per question, as numbers and as a printed table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 
 Verdict = Literal["ok", "failed", "note"]
-_WIDEST = 60  # a longer finding is a sentence, and moves no column
+_WIDEST = 60  # characters; a longer result does not widen its column
 
 
 @dataclass(frozen=True)
-class Line:
-    """One thing that was looked at: what, what was found, what follows from it, and the numbers behind it.
+class CheckLine:
+    """One question of a check, with its result.
 
-    verdict: "note" is a figure, or a thing to know, that is neither right nor wrong.
+    Args:
+        what: the question.
+        found: the result, as text.
+        verdict: "ok", "failed", or "note" for a figure that is neither right nor wrong.
+        numbers: the numbers behind the result, by name.
     """
 
     what: str
@@ -28,26 +32,42 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """What `diagnose` found: `print` it for the table, or read `lines` and their `numbers`."""
+    """What `check` found: print it for the table, or read `lines` and their `numbers`.
+
+    Args:
+        estimator: the estimator that was checked.
+        subject: the model, the number of its trained weights, and the loss.
+        lines: the results, in the order of the table.
+    """
 
     estimator: Any
     subject: str
-    lines: tuple[Line, ...]
+    lines: tuple[CheckLine, ...]
 
     @property
-    def failed(self) -> tuple[Line, ...]:
-        """The lines that failed; none when all is well."""
+    def failed(self) -> tuple[CheckLine, ...]:
+        """The lines that failed; empty if nothing did."""
         return tuple(line for line in self.lines if line.verdict == "failed")
 
-    def line(self, what: str) -> Line:
-        """The first line whose subject starts with `what`. Raises: ValueError when there is none."""
+    def line(self, what: str) -> CheckLine:
+        """Return the first line whose question starts with `what`.
+
+        Args:
+            what: the first words of the question.
+        Returns:
+            The line.
+        Raises:
+            BadInput: no question starts so; the message lists them.
+        """
         for line in self.lines:
             if line.what.startswith(what):
                 return line
-        raise BadInput(f"nothing was found out about {what!r}, but about {[line.what for line in self.lines]}.")
+        raise BadInput(
+            f"no line of this check starts with {what!r}. Its lines: {[line.what for line in self.lines]}."
+        )
 
     def record(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         lines = [asdict(line) | {"numbers": dict(line.numbers)} for line in self.lines]
         return {"method": repr(self.estimator), "subject": self.subject, "ok": not self.failed, "lines": lines}
 
@@ -58,8 +78,8 @@ class CheckReport:
         return "\n".join([f"{self.estimator!r}   {self.subject}", *rows])
 
 
-def short(x: float) -> str:
-    """A figure in few signs: 0.0031, 284,419, 1.3e-7."""
+def format_number(x: float) -> str:
+    """Format a figure for people, in at most three digits below 1,000: 0.0031, 284,419, 1.3e-7."""
     if x != x or abs(x) == float("inf") or (x != 0 and not 1e-4 <= abs(x) < 1e12):
         mantissa, _, exponent = f"{x:.1e}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa

@@ -1,137 +1,84 @@
-"""`gradcost compare`: from arguments to a verdict."""
+"""`gradcost compare`: parse the options, run the comparison, print the recommendation."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
+from typing import NoReturn
 
 from gradcost.cli import console, spec
-from gradcost.cli.study import measure
-from gradcost.core.errors import BadInput
-from gradcost.core.key import Key
+from gradcost.cli.options import CompareOptions
+from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.core.units import size
+from gradcost.planning.forecast import Forecast
 from gradcost.report import html, tables
 from gradcost.results import summary
-from gradcost.results.records import read
-from gradcost.results.tuning import log_grid
-from gradcost.results.wording import size
-from gradcost.studies import compare, costs
-from gradcost.studies.compare import Comparison
-from gradcost.studies.executors import Local, Work
-from gradcost.studies.study import alone, conduct
+from gradcost.results.records import Results, read
+from gradcost.studies.compare import forecast_comparison, run_comparison
+from gradcost.studies.comparison import Comparison, make_comparison
 
-METHODS = ("backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()")
+NOTHING_RUNS = 4  # the exit code where no method can be used, or none fits the budget
 
 
-def rates(span: str, points: int) -> tuple[float, ...]:
-    """`points` learning rates over LEAST:MOST, evenly spaced in their logarithm, to two digits."""
-    try:
-        low, high = (float(end) for end in span.split(":"))
-    except ValueError:
-        raise BadInput(f"{span!r} is not a range of learning rates: write LOW:HIGH, such as 1e-4:10.") from None
-    return log_grid(low, high, 1 if low == high else points)
-
-
-def compare_methods(
-    task: str,
-    model: str | None,
-    methods: list[str],
-    memory: str | None,
-    steps: int | None,
-    seeds: int,
-    points: int,
-    more: int,
-    confirm: int,
-    span: str,
-    target: float,
-    output: Path | None,
-    as_json: bool,
-    dry_run: bool,
-) -> int:
-    """Run or resume a comparison and show what came of it. Returns the exit code."""
-    found, task_name, model_name, user_file = spec.task(task, model)
-    budget = spec.size(memory) if memory else None
-    chosen = [(text.strip(), spec.method(text)) for text in methods or METHODS]
-    exact = costs.exact_within(found, budget) if budget is not None and not methods else None
-    if exact is not None:
-        chosen.insert(1, (f"backprop in {size(budget)}", exact))
-    comparison = Comparison(
-        found,
-        tuple(chosen),
-        rates(span, points),
-        steps or getattr(found, "steps", 1000),
-        tuple(range(1, seeds + 1)),
-        target,
-        budget,
-        more,
-        confirm,
-        user_file,
+def compare_methods(options: CompareOptions) -> int:
+    """Run or resume a comparison and print its result. Returns the exit code."""
+    task, task_name, model_name, file = spec.task(options.task, options.model)
+    comparison = make_comparison(
+        task,
+        None if not options.method else [(text.strip(), spec.method(text)) for text in options.method],
+        steps=options.steps,
+        seeds=options.seeds,
+        tuning_points=options.tuning_points,
+        extra_points=options.extra_points,
+        confirm_seeds=options.confirm_seeds,
+        lr_range=spec.lr_range(options.lr_range),
+        target=options.target,
+        memory_beyond_weights=spec.size(options.memory) if options.memory else None,
+        file=file,
     )
-    name = f"{task_name}-{model_name if model_name.isidentifier() else 'model'}"
-    folder = output or Path("gradcost-runs") / f"{name}-{comparison.name[:4]}"
-    _introduce(comparison, task_name, model_name)
-    known, reasons = {}, {}
-    for label, cost in costs.forecast_methods(comparison.task, comparison.steppers, comparison.memory):
-        if isinstance(cost, str):
-            reasons[label] = cost
-            console.say(f"    {label}: not run. {cost}")
-        else:
-            known[label] = cost
-    if dry_run:
-        _plan(comparison, known, folder)
-        return 0 if known else 4
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with alone(folder):
-            compare.open_folder(folder, comparison, task_name, model_name)
-            for label, reason in reasons.items():
-                costs.refuse(folder, label, dict(comparison.methods)[label], reason)
-            failures = _run(comparison, folder, set(known)) if known else 0
-            if not failures:
-                measure(comparison.task, comparison.steppers, comparison.memory, folder, known)
-    except KeyboardInterrupt:
-        done = sum(trial.status != "failed" for trial in read(folder).trials)
-        console.complain(f"interrupted. {done} finished runs are kept in {folder}; the same command goes on.")
-        console.abandon(130)
-    _answer(folder, as_json)
-    if failures:
-        console.complain(f"{failures} runs failed; their tracebacks are in {folder}/records.jsonl.")
+    executor = spec.executor(options.executor, options.workers)
+    names = {"task": task_name, "model": model_name}
+    with EventPrinter() as printer:
+        if options.dry_run:
+            started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
+            _show_dry_run(comparison, forecasts, started.folder)
+            return 0 if forecasts else NOTHING_RUNS
+        try:
+            results = run_comparison(
+                comparison, options.output, executor=executor, every=options.every, on_event=printer, **names
+            )
+        except KeyboardInterrupt:
+            _leave(printer)
+    assert printer.folder is not None
+    _show(results, printer.folder, options.as_json)
+    if printer.failed:
         return 1
-    return 0 if known else 4
+    return NOTHING_RUNS if len(results.refused) == len(comparison.methods) else 0
 
 
-def _introduce(comparison: Comparison, task_name: str, model_name: str) -> None:
-    objective = comparison.task.objective(Key(0))
-    console.say(
-        f"{task_name} / {model_name}, {objective.dimension:,} weights   {comparison.steps:,} steps   "
-        f"tuning {len(comparison.rates) + comparison.more} points each   seeds {len(comparison.seeds)}"
+def _leave(printer: EventPrinter) -> NoReturn:
+    """Report an interrupt and exit."""
+    if printer.folder is None or not (printer.folder / "study.json").exists():
+        raise KeyboardInterrupt
+    printer.close()
+    done = sum(trial.status != "failed" for trial in read(printer.folder).trials)
+    console.complain(f"interrupted. {done} finished trials are kept in {printer.folder}; the same command resumes.")
+    console.abandon(130)
+
+
+def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path) -> None:
+    count = len(forecasts) * comparison.trials
+    console.show(
+        f"{count} trials of {comparison.steps:,} steps would run, with records in {folder}. One step of each:"
     )
-
-
-def _plan(comparison: Comparison, known: dict, folder: Path) -> None:
-    runs = len(known) * comparison.runs
-    console.show(f"{runs} runs of {comparison.steps:,} steps would go into {folder}; a step of each:")
-    rows = [[label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in known.items()]
+    rows = [
+        [label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in forecasts.items()
+    ]
     console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
 
 
-def _run(comparison: Comparison, folder: Path, labels: set[str]) -> int:
-    """All phases; returns how many runs failed."""
-    failed = 0
-    work = Work(comparison.code, folder, comparison.user_file)
-    with console.board({label: comparison.runs for label, _ in comparison.methods if label in labels}) as board:
-        known = {trial.trial: trial for trial in read(folder).trials if trial.status != "failed"}
-        for label in labels:
-            board.start_with(label, sum(trial.method == label for trial in known.values()))
-        for record in conduct(comparison.study(labels), Local(os.cpu_count() or 1), work):
-            failed += record["status"] == "failed"
-            board.finished(record)
-    return failed
-
-
-def _answer(folder: Path, as_json: bool) -> None:
-    results = read(folder)
+def _show(results: Results, folder: Path, as_json: bool) -> None:
     try:
         report = html.write(folder)
     except ImportError as error:
@@ -146,7 +93,8 @@ def _answer(folder: Path, as_json: bool) -> None:
     console.show()
     console.show(summary.verdict(results), bold=True)
     console.show()
-    console.show_table(*tables.table(results))
+    table = tables.table(results)
+    console.show_table(table.columns, table.rows)
     for refusal in results.refused:
         console.show(f"{refusal.method}: {refusal.reason}")
     for cost in results.costs:
@@ -155,4 +103,4 @@ def _answer(folder: Path, as_json: bool) -> None:
     console.show()
     if report is not None:
         console.show(f"report   {report}")
-    console.show("again    the same command goes on where it stopped; nothing is run twice")
+    console.show(RESUME)

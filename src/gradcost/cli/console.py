@@ -1,77 +1,86 @@
-"""What the terminal shows: progress while work is long, then the answer, then the table."""
+"""The terminal: progress on standard error, then the answer and its table on standard output."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# A pipe has no width: what goes into one is never folded.
+from gradcost.results.records import TrialRecord
+
+# A pipe has no width: lines into one are never folded.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Board:
-    """One bar a method on a terminal; one line a finished run elsewhere. Goes to standard error."""
+    """Progress of the trials of each method: a bar on a terminal, elsewhere one line for each finished trial."""
 
-    def __init__(self, progress: Progress | None, totals: dict[str, int]) -> None:
+    def __init__(self, progress: Progress | None, totals: Mapping[str, int], finished: Mapping[str, int]) -> None:
         self.progress, self.totals = progress, totals
-        self.done = dict.fromkeys(totals, 0)
+        self.done = {method: finished.get(method, 0) for method in totals}
         self.best: dict[str, float] = {}
         width = max(map(len, totals))
         self.bars: dict[str, TaskID] = {}
         if progress is not None:
-            self.bars = {m: progress.add_task(m.ljust(width), total=n, note="") for m, n in totals.items()}
+            for method, total in totals.items():
+                bar = progress.add_task(method.ljust(width), total=total, completed=self.done[method], note="")
+                self.bars[method] = bar
 
-    def start_with(self, method: str, done: int) -> None:
-        """Runs that an earlier call finished."""
-        self.done[method] = done
-        if self.progress is not None:
-            self.progress.update(self.bars[method], completed=done)
-
-    def finished(self, record: dict[str, Any]) -> None:
-        method = record["method"]
+    def finished(self, trial: TrialRecord) -> None:
+        method = trial.method
         self.done[method] += 1
-        accuracy = accuracy_of(record)
+        accuracy = accuracy_of(trial)
         if accuracy is not None:
             self.best[method] = max(self.best.get(method, 0.0), accuracy)
-        best = f"best {100 * self.best[method]:.1f}%" if method in self.best else ""
-        if self.progress is not None:
-            self.progress.update(self.bars[method], completed=self.done[method], note=best)
+        if self.progress is None:
+            err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {trial_line(trial)}", markup=False)
             return
-        err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {run_line(record)}", markup=False)
+        best = f"best {100 * self.best[method]:.1f}%" if method in self.best else ""
+        self.progress.update(self.bars[method], completed=self.done[method], note=best)
 
 
-def accuracy_of(record: dict[str, Any]) -> float | None:
-    """The validation accuracy of a run that finished; one that diverged had one on its way at best."""
-    return (record.get("validation") or {}).get("accuracy") if record["status"] == "finished" else None
+def accuracy_of(trial: TrialRecord) -> float | None:
+    """Return the validation accuracy of a trial that finished."""
+    return trial.validation.accuracy if trial.status == "finished" and trial.validation is not None else None
 
 
-def run_line(record: dict[str, Any]) -> str:
-    """`tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
-    accuracy = accuracy_of(record)
-    what = record["status"] if accuracy is None else f"{accuracy:.4f} validation accuracy"
-    return f"{record['phase']} lr {record['lr']:.3g} seed {record['seed']}: {what}"
+def trial_line(trial: TrialRecord) -> str:
+    """Return a trial as a line: `tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
+    accuracy = accuracy_of(trial)
+    result = trial.status if accuracy is None else f"{accuracy:.4f} validation accuracy"
+    return f"{trial.phase} lr {trial.lr:.3g} seed {trial.seed}: {result}"
 
 
 @contextmanager
-def board(totals: dict[str, int]) -> Iterator[Board]:
+def board(totals: Mapping[str, int], finished: Mapping[str, int]) -> Iterator[Board]:
+    """Show the progress of trials: `totals` and `finished` count the trials of each method."""
     if not err.is_terminal:
-        yield Board(None, totals)
+        yield Board(None, totals, finished)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=err) as progress:
-        yield Board(progress, totals)
+        yield Board(progress, totals, finished)
+
+
+@contextmanager
+def status(work: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being worked on; the result is called with each new item."""
+    if not err.is_terminal:
+        yield lambda item: None
+        return
+    with err.status(work) as spinner:
+        yield lambda item: spinner.update(f"{work}: {item}")
 
 
 def say(text: str = "") -> None:
-    """A line on standard error: for the person, not for a pipe."""
+    """Print a line on standard error, for a person."""
     err.print(text, markup=False)
 
 
@@ -84,7 +93,7 @@ def show(text: str = "", bold: bool = False) -> None:
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> None:
-    """A table without lines, the first column left, the others right unless `left`."""
+    """Print a table without rules: the first column left-aligned, the others right-aligned unless `left`."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if left or i == 0 else "right", overflow="fold")
@@ -94,7 +103,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool
 
 
 def abandon(code: int) -> NoReturn:
-    """Leave at once: workers that are being stopped must not hold the terminal."""
+    """Exit at once, without waiting for workers that are being stopped."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

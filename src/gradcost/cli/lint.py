@@ -1,4 +1,4 @@
-"""`gradcost lint`: what is unfair in a results folder."""
+"""`gradcost lint`: what is unfair or inconclusive in a results folder."""
 
 from __future__ import annotations
 
@@ -9,31 +9,28 @@ from pathlib import Path
 from gradcost.cli import console
 from gradcost.core.units import count
 from gradcost.results.facts import facts
-from gradcost.results.lint import lint, unlooked
+from gradcost.results.lint import lint, unchecked
 from gradcost.results.records import read
 
-STRICT = 3  # the exit code for an error that was found
+STRICT = 3  # the exit code if there is an error
 
 
 def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
-    """Show what the rules find in a folder. Returns the exit code.
-
-    Raises: ValueError when it is no results folder.
-    """
+    """Print what the rules find in a folder. Returns the exit code."""
     known = facts(read(folder))
-    findings, blind = lint(known), unlooked(known)
+    findings, rules = lint(known), unchecked(known)
     errors = sum(finding.severity == "error" for finding in findings)
     code = STRICT if strict and errors else 0
     if as_json:
-        told = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
+        records = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
         answer = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}
-        print(json.dumps(answer | {"findings": told, "unlooked": [rule.code for rule in blind]}, indent=2))
+        print(json.dumps(answer | {"findings": records, "unlooked": [rule.code for rule in rules]}, indent=2))
         return code
     rows = [[f.code, f.rule, f.method, f"{f.found}. {f.remedy}"] for f in findings]
     if rows:
-        console.show_table(["code", "rule", "method", "what was found, and what to do"], rows, left=True)
+        console.show_table(["code", "rule", "method", "finding and remedy"], rows, left=True)
     console.show(f"{count(errors, 'error')}, {count(len(findings) - errors, 'warning')}")
-    if blind:
-        named = ", ".join(f"{rule.code} {rule.name}" for rule in blind)
-        console.show(f"not looked at, for the records do not tell: {named}")
+    if rules:
+        names = ", ".join(f"{rule.code} {rule.name}" for rule in rules)
+        console.show(f"not checked, because the records do not contain what they need: {names}")
     return code

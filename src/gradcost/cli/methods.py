@@ -1,4 +1,4 @@
-"""`gradcost methods`: what each method and part is, from its own docstring and nowhere else."""
+"""`gradcost methods`: each method and part, as its docstring describes it."""
 
 from __future__ import annotations
 
@@ -11,61 +11,63 @@ from typing import Any
 from gradcost.cli import console, spec
 from gradcost.core.errors import BadInput
 
-# The sections of a preset's docstring, in their order: each begins a line, and ends where the next one begins.
-SECTIONS = ("Law", "Cost", "Memory", "Use it", "Not", "Source")
+# The sections of a preset's docstring that are shown, in their order. Args, Returns and Raises are parsed and not shown.
+SECTIONS = ("Law", "Cost", "Memory", "Use when", "Avoid when", "Source")
+_SECTION = re.compile(rf"({'|'.join((*SECTIONS, 'Args', 'Returns', 'Raises'))}):(?: |$)")
 _COLUMNS = {"Law": "law", "Cost": "cost", "Memory": "memory", "Source": "source"}
+_KINDS = {"StatefulDirections": "directions", "Saving": "checkpointing policy"}  # else the class in lower case
 
 
 def sections(thing: Callable[..., Any]) -> dict[str, str]:
-    """The docstring cut at its section names: "" is what stands before the first, the formula and what it is."""
-    found = {"": ""}
-    name = ""
+    """Split a docstring at its section names; "" is the text before the first section: the formula."""
+    texts, name = {"": ""}, ""
     for line in (inspect.getdoc(thing) or "").split("\n"):
-        match = re.match(rf"({'|'.join(SECTIONS)}): ", line)
+        match = _SECTION.match(line)
         if match:
             name, line = match[1], line[match.end() :]
-            found[name] = ""
-        found[name] = f"{found[name]}\n{line}".strip()
-    return {name: " ".join(text.split()) for name, text in found.items()}
+            texts[name] = ""
+        texts[name] = f"{texts[name]}\n{line}".strip()
+    return {name: " ".join(text.split()) for name, text in texts.items()}
 
 
 def kind(thing: Callable[..., Any]) -> str:
-    """What a thing is: a preset, or the part of a method that its class is."""
+    """Return what a name stands for: a preset, an estimator, or the part of a method that its base class names."""
     if not inspect.isclass(thing):
         return "preset"
-    return thing.__mro__[1].__name__.lower()
+    base = thing.__mro__[-3].__name__  # before ABC and object
+    return _KINDS.get(base, base.lower())
 
 
 def entry(name: str, thing: Callable[..., Any]) -> dict[str, Any]:
-    """Plain data about one method or part."""
-    found = {"name": name, "write": spec.signature(thing), "kind": kind(thing)}
+    """Return one method or part as plain data."""
+    record = {"name": name, "write": spec.signature(thing), "kind": kind(thing)}
     if inspect.isclass(thing):
-        return found | {"what": _headline(thing)}
-    told = sections(thing)
-    return found | {"what": told[""]} | {section.lower(): told.get(section, "") for section in SECTIONS}
+        return record | {"what": _headline(thing)}
+    texts = sections(thing)
+    return record | {"what": texts[""]} | {section.lower(): texts.get(section, "") for section in SECTIONS}
 
 
 def list_methods(as_json: bool) -> int:
-    """Show the presets with what each costs, then the parts that methods are made of."""
-    found = [entry(name, thing) for name, thing in spec.names("method").items()]
-    found.sort(key=lambda one: (one["kind"] != "preset", one["name"]))
+    """Print the presets with what each costs, then the parts that methods are made of."""
+    entries = [entry(name, thing) for name, thing in spec.names("method").items()]
+    entries.sort(key=lambda one: (one["kind"] != "preset", one["name"]))
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(entries, indent=2))
         return 0
-    presets = [one for one in found if one["kind"] == "preset"]
-    parts = sorted(found[len(presets) :], key=lambda one: one["kind"])
-    rows = [[one["write"], *(_first(one[section.lower()]) for section in _COLUMNS)] for one in presets]
+    presets = [one for one in entries if one["kind"] == "preset"]
+    parts = sorted(entries[len(presets) :], key=lambda one: one["kind"])
+    rows = [[one["write"], *(_first_clause(one[section.lower()]) for section in _COLUMNS)] for one in presets]
     console.show_table(["method", *_COLUMNS.values()], rows, left=True)
     console.show()
     rows = [[one["kind"], one["write"], one["what"]] for one in parts]
-    console.show_table(["made of", "write", "what it is"], rows, left=True)
+    console.show_table(["kind", "write", "description"], rows, left=True)
     console.show()
-    console.show("gradcost methods NAME tells one's formula, cost and memory, when to use it and when not.")
+    console.show("`gradcost methods NAME` shows a formula, its cost and memory, when to use it and when to avoid it.")
     return 0
 
 
 def explain_method(name: str, as_json: bool) -> int:
-    """Show all that one method's docstring says. Raises: ValueError when there is none of that name."""
+    """Print the docstring of one method or part. Returns the exit code."""
     known = spec.names("method")
     wanted = name.partition("(")[0].strip()
     if wanted not in known:
@@ -80,26 +82,26 @@ def explain_method(name: str, as_json: bool) -> int:
         console.show()
         console.show(inspect.getdoc(thing) or "")
         return 0
-    told = sections(thing)
-    console.show(f"    {told['']}")
-    console.show(f"    = {thing()!r}" if _is_complete(thing) else "")
+    texts = sections(thing)
+    console.show(f"    {texts['']}")
+    console.show(f"    = {thing()!r}" if _needs_no_argument(thing) else "")
     console.show()
     width = max(map(len, SECTIONS))
     for section in SECTIONS:
-        console.show(f"    {section.lower():<{width}}   {told.get(section, '')}")
+        console.show(f"    {section.lower():<{width}}   {texts.get(section, '')}")
     return 0
 
 
-def _is_complete(thing: Callable[..., Any]) -> bool:
+def _needs_no_argument(thing: Callable[..., Any]) -> bool:
     return all(p.default is not p.empty for p in inspect.signature(thing).parameters.values())
 
 
 def _headline(thing: Callable[..., Any]) -> str:
-    """The first sentence."""
+    """Return the first sentence of a docstring."""
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph, maxsplit=1)[0]
 
 
-def _first(text: str) -> str:
-    """The first clause: what stands before the first semicolon or the end of the first sentence."""
+def _first_clause(text: str) -> str:
+    """Return the text before the first semicolon or the end of the first sentence."""
     return re.split(r"; |\. ", text.rstrip("."), maxsplit=1)[0]

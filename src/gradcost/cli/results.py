@@ -1,4 +1,4 @@
-"""`gradcost status`, `show`, `why` and `export`: looking into a results folder. None of them loads torch."""
+"""`gradcost status`, `show`, `why` and `export`: inspect a results folder. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-Id = Annotated[str, typer.Argument(help="A trial's id, or how it begins.")]
-Folder = Annotated[Path, typer.Argument(help="A results folder.")]
+from gradcost.cli.options import Folder, Json
+
+Id = Annotated[str, typer.Argument(metavar="TRIAL", help="The id of a trial, or its first characters.")]
 
 
 def status(folder: Folder, as_json: Json = False) -> None:
-    """Say how far a study is, what failed, what is half-finished, and who works on it."""
+    """Show the progress of a study: what is done, what failed, what is unfinished, and which process works on it."""
     from gradcost.cli import console
     from gradcost.core.units import count
     from gradcost.results import status
@@ -24,48 +24,49 @@ def status(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    worked = "nobody works on it" if found.pid is None else f"process {found.pid} works on it"
-    console.show(f"{folder}   {worked}")
+    console.show(
+        f"{folder}   {'no process works on it' if found.pid is None else f'process {found.pid} works on it'}"
+    )
     console.show_table(["phase", "done"], [[phase, str(n)] for phase, n in found.done.items()])
-    for kept in found.kept:
-        at = "at a step that cannot be read" if kept.step is None else f"at step {kept.step:,}"
-        console.show(f"{kept.trial}  {'stopped' if found.pid is None else 'running'}, kept {at}")
+    for trial in found.kept:
+        place = "at an unreadable step" if trial.step is None else f"at step {trial.step:,}"
+        console.show(f"{trial.trial}  {'stopped' if found.pid is None else 'running'}, checkpoint {place}")
     for trial in found.failed:
-        console.show(f"{trial}  failed: `gradcost why {trial} {folder}`")
+        console.show(f"{trial}  failed: `gradcost why {folder} {trial}`")
     if found.torn:
-        console.show(f"{count(found.torn, 'line')} of records.jsonl torn by a crash, and passed over")
+        console.show(f"{count(found.torn, 'line')} of records.jsonl incomplete after a crash, and skipped")
 
 
-def show(trial: Id, folder: Folder = Path("."), as_json: Json = False) -> None:
+def show(folder: Folder, trial: Id, as_json: Json = False) -> None:
     """Show the record of a trial."""
     from gradcost.cli import console
     from gradcost.results import status
 
-    found = status.record(folder, trial)
+    record = status.record(folder, trial)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(record, indent=2))
         return
-    rows = [[name, _readable(held)] for name, held in found.items() if name not in ("schema", "kind", "traceback")]
+    rows = [[name, _readable(item)] for name, item in record.items() if name not in ("schema", "kind", "traceback")]
     console.show_table(["", ""], rows, left=True)
-    if found.get("traceback"):
-        console.show(found["traceback"])
+    if record.get("traceback"):
+        console.show(record["traceback"])
 
 
-def why(trial: Id, folder: Folder = Path("."), as_json: Json = False) -> None:
-    """Say why a trial ran, why it failed, and why it was or was not chosen."""
+def why(folder: Folder, trial: Id, as_json: Json = False) -> None:
+    """Explain why a trial ran, why it failed, and why its learning rate was chosen or not."""
     from gradcost.cli import console
     from gradcost.results import status
 
-    asked, reasons = status.record(folder, trial), status.why(folder, trial)
+    record, reasons = status.record(folder, trial), status.why(folder, trial)
     if as_json:
-        told = {name: asked.get(name) for name in ("trial", "method", "phase", "lr", "seed", "status", "traceback")}
-        print(json.dumps(told | {"why": list(reasons)}, indent=2))
+        names = ("trial", "method", "phase", "lr", "seed", "status", "traceback")
+        print(json.dumps({name: record.get(name) for name in names} | {"why": list(reasons)}, indent=2))
         return
-    console.show(f"{asked['trial']}   {asked['method']}   {asked['phase']}   {asked['status']}")
+    console.show(f"{record['trial']}   {record['method']}   {record['phase']}   {record['status']}")
     for reason in reasons:
         console.show(reason)
-    if asked.get("traceback"):
-        console.show(asked["traceback"])
+    if record.get("traceback"):
+        console.show(record["traceback"])
 
 
 def export(
@@ -73,7 +74,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="FILE.parquet; the curves go beside it.")],
     as_json: Json = False,
 ) -> None:
-    """Write a results folder as tidy tables: a row a trial, and a row a point of its curves."""
+    """Write the records as two tables: one row for each trial, and one for each point of its curves."""
     from gradcost.cli import console
     from gradcost.results import export as tables
 
@@ -85,13 +86,13 @@ def export(
     console.show(f"curves   {curves}")
 
 
-def _readable(held: Any) -> str:
-    """A list as its last value and how many there are; a dictionary as what is in it."""
-    match held:
+def _readable(item: Any) -> str:
+    """Format a field of a record; of a list, the last item and the length."""
+    match item:
         case dict():
-            return "   ".join(f"{name} {_readable(item)}" for name, item in held.items())
-        case [*_, last] if len(held) > 1:
-            return f"{last} (the last of {len(held)})"
+            return "   ".join(f"{name} {_readable(part)}" for name, part in item.items())
+        case [*_, last] if len(item) > 1:
+            return f"{last} (the last of {len(item)})"
         case None:
             return "none"
-    return str(held)
+    return str(item)

@@ -1,4 +1,4 @@
-"""What every other package uses: objectives, keys, values, errors, units, files and undisturbed evaluation.
+"""The base of every other package: objectives, keys, values, errors, units, files and isolated evaluation.
 
 The names in `__init__.pyi` are public; each is loaded when it is first used, so that keys need no torch.
 """

@@ -1,4 +1,4 @@
-"""The blocks of a model: what it repeats, one after the other."""
+"""The repeated blocks of a model, such as a transformer's layers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ Block = tuple[nn.Module, ...]
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """The repeated blocks of a model in the order of its modules, outermost first.
+    """Return the repeated blocks of a model, in the order of its modules, outermost first.
 
-    A `ModuleList` of two modules or more of one class is a chain of blocks (so every transformers model's
-    layers are found). A `Sequential` with two trainable children or more is one too: a block is a child that
-    holds parameters together with the parameterless ones after it. Anything else is looked into.
+    Rules:
+      - A `ModuleList` of at least two modules of one class: each module is a block. This finds the layers of every
+        transformers model.
+      - A `Sequential` with at least two children that hold parameters: a block is one of these children with the
+        parameterless ones after it.
+      - Any other module: its children are searched.
+
+    Args:
+        model: any module. Frozen parameters count as parameters.
+    Returns:
+        One tuple of modules per block; empty when the model repeats nothing.
     """
-    found = _chain(model)
-    if found:
-        return found
+    blocks = _repeated_children(model)
+    if blocks:
+        return blocks
     return [block for child in model.children() for block in find_blocks(child)]
 
 
-def _chain(module: nn.Module) -> list[Block]:
+def _repeated_children(module: nn.Module) -> list[Block]:
     children = list(module.children())
     if isinstance(module, nn.ModuleList):
-        alike = len({type(child) for child in children}) == 1
-        return [(child,) for child in children] if alike and len(children) > 1 else []
+        same_class = len({type(child) for child in children}) == 1
+        return [(child,) for child in children] if same_class and len(children) > 1 else []
     if not isinstance(module, nn.Sequential):
         return []
     starts = [i for i, child in enumerate(children) if any(True for _ in child.parameters())]
     if len(starts) < 2:
         return []
-    cuts = [0, *starts[1:], len(children)]
-    return [tuple(children[low:high]) for low, high in pairwise(cuts)]
+    bounds = [0, *starts[1:], len(children)]
+    return [tuple(children[low:high]) for low, high in pairwise(bounds)]

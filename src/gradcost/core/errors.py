@@ -1,4 +1,4 @@
-"""The errors that a user can cause. The command line shows their text; any other exception is a bug of gradcost.
+"""The errors that a user can cause. The command line prints their text; any other exception is a bug in gradcost.
 
 GradcostError(ValueError)
     BadInput        an argument, a file or an option is wrong
@@ -18,7 +18,7 @@ class GradcostError(ValueError):
 
 
 class BadInput(GradcostError):
-    """An argument, a file or an option is wrong; the message says which, why, and what to give instead."""
+    """An argument, a file or an option is wrong; the message names it, the reason and a correct alternative."""
 
 
 class Unsupported(GradcostError):
@@ -30,7 +30,7 @@ class MissingExtra(Unsupported, ImportError):
 
 
 class DoesNotFit(GradcostError):
-    """No choice fits the budget; the message states the least that would."""
+    """No choice fits the budget; the message states the smallest budget that would suffice."""
 
 
 def require(module: str, purpose: str, extra: str) -> Any:
@@ -38,7 +38,7 @@ def require(module: str, purpose: str, extra: str) -> Any:
 
     Args:
         module: the module to import, such as "scipy.stats".
-        purpose: what needs it, as the subject of a sentence: "A report".
+        purpose: what needs the module, as the subject of a sentence: "A report".
         extra: the extra of gradcost that installs it.
     Returns:
         The module.

@@ -1,4 +1,4 @@
-"""Fake tensors: shapes without numbers, on which a method's own code tells what it would cost."""
+"""Fake tensors: shapes without data. A method runs on them to forecast its cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-_stands_for: list[str] = ["cpu"]
+_simulated_devices: list[str] = ["cpu"]  # a stack: `standing_for` pushes and pops
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -16,25 +16,25 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def numbers(tensor: Tensor) -> list[float]:
-    """The numbers of a vector; of a fake one, which has none, ones."""
+    """Return the entries of a vector. A fake tensor has none: ones stand in for them."""
     return [1.0] * len(tensor) if is_fake(tensor) else tensor.tolist()
 
 
 def known(tensor: Tensor) -> Tensor | None:
-    """The tensor itself; of a fake one the real tensor whose numbers it knows, or None."""
+    """Return a tensor with real data: the tensor itself, or a fake tensor's constant. None when it has none."""
     return getattr(tensor, "constant", None) if is_fake(tensor) else tensor
 
 
 def stands_for() -> str:
-    """The type of device that fake tensors stand for at present: they themselves are on the CPU always."""
-    return _stands_for[-1]
+    """Return the device type that fake tensors simulate now. The fake tensors themselves are on the CPU."""
+    return _simulated_devices[-1]
 
 
 @contextmanager
 def standing_for(device: str) -> Iterator[None]:
-    """Within, fake tensors stand for tensors on this type of device."""
-    _stands_for.append(device)
+    """Let fake tensors simulate tensors on this device type inside the context."""
+    _simulated_devices.append(device)
     try:
         yield
     finally:
-        _stands_for.pop()
+        _simulated_devices.pop()

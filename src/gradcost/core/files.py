@@ -9,10 +9,10 @@ from gradcost.core.errors import MissingExtra
 
 
 def write_whole(path: Path, data: bytes | str) -> Path:
-    """Write a file atomically: a reader finds the whole old file or the whole new one, also after a crash.
+    """Write a file atomically: a reader sees the complete old file or the complete new one, also after a crash.
 
     Args:
-        path: the file. Its folder is made if it is missing.
+        path: the file. A missing folder is created.
         data: the content; text is written as UTF-8.
     Returns:
         `path`.
@@ -37,10 +37,10 @@ def cache_folder() -> Path:
     """Return the folder for data sets and calibrations: `GRADCOST_CACHE` if it is set, else the platform's cache.
 
     Raises:
-        MissingExtra: `GRADCOST_CACHE` is not set and pooch, which knows the platforms, is not installed.
+        MissingExtra: `GRADCOST_CACHE` is not set, and pooch, which finds the platform's cache, is not installed.
     """
-    if named := os.environ.get("GRADCOST_CACHE"):
-        return Path(named).expanduser().absolute()
+    if folder := os.environ.get("GRADCOST_CACHE"):
+        return Path(folder).expanduser().absolute()
     try:
         import pooch
     except ImportError as error:

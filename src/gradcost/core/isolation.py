@@ -16,28 +16,32 @@ from gradcost.core.key import Key
 def weights_replaced(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> Iterator[None]:
     """Let the parameters read other weights inside the context; restore them bit for bit afterwards.
 
-    Nothing is copied: each parameter's `.data` points at the other tensor, which is neither kept nor changed.
+    Nothing is copied: each parameter's `.data` points at the other tensor inside the context.
 
     Args:
         parameters: the parameters.
-        weights: one tensor a parameter, of its shape and dtype.
+        weights: one tensor per parameter, of its shape and dtype.
     """
-    own = [parameter.data for parameter in parameters]
+    originals = [parameter.data for parameter in parameters]
     try:
         for parameter, weight in zip(parameters, weights, strict=True):
             parameter.data = weight
         yield
     finally:
-        for parameter, data in zip(parameters, own, strict=True):
-            parameter.data = data
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.data = original
 
 
 @contextmanager
-def randomness(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Within, the default generators (torch's, on the CPU and `devices`, and Python's) draw from the key.
+def seeded_generators(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Seed the default generators from the key inside the context; restore them bit for bit afterwards.
 
-    Afterwards they are as before, bit for bit. This is the one place where a global generator is touched:
-    dropout and its like read no other.
+    The generators are torch's, on the CPU and `devices`, and Python's. This is the one place that touches a global
+    generator, because dropout and other random layers read no other.
+
+    Args:
+        key: the source of the seed.
+        devices: the CUDA devices whose generators are seeded.
     """
     with restored_generators(devices) as generators:
         for generator in generators:
@@ -48,23 +52,23 @@ def randomness(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]
 
 @contextmanager
 def restored_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch.Generator]]:
-    """The default generators, put back bit for bit at the end."""
+    """Yield torch's default generators; restore them and Python's bit for bit afterwards."""
     generators = [torch.default_generator]
     generators += [torch.cuda.default_generators[device.index or 0] for device in devices]
-    states, python = [generator.get_state() for generator in generators], random.getstate()
+    states, python_state = [generator.get_state() for generator in generators], random.getstate()
     try:
         yield generators
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        random.setstate(python)
+        random.setstate(python_state)
 
 
 @contextmanager
-def undisturbed(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, the modules work on copies of their buffers; afterwards buffers and flags are what they were.
+def isolated_modules(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the modules use copies of their buffers inside the context; restore buffers and flags afterwards.
 
-    A transformers model's own gradient checkpointing is off within: the estimator decides what is saved.
+    A transformers model's own gradient checkpointing is off inside: the estimator decides what is saved.
     """
     flags, buffers, checkpointing = [], [], []
     for module in modules:
@@ -74,15 +78,15 @@ def undisturbed(modules: Sequence[nn.Module]) -> Iterator[None]:
         if getattr(module, "gradient_checkpointing", False) is True:
             checkpointing.append(module)
     try:
-        for live, before in buffers:
-            live.update({name: None if b is None else b.detach().clone() for name, b in before.items()})
+        for current, originals in buffers:
+            current.update({name: None if b is None else b.detach().clone() for name, b in originals.items()})
         for module in checkpointing:
             module.gradient_checkpointing = False  # type: ignore[assignment]
         yield
     finally:
-        for live, before in buffers:
-            live.clear()
-            live.update(before)
+        for current, originals in buffers:
+            current.clear()
+            current.update(originals)
         for module in checkpointing:
             module.gradient_checkpointing = True  # type: ignore[assignment]
         for module, training in flags:

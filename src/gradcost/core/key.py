@@ -1,4 +1,4 @@
-"""The one source of randomness: a named seed that folds."""
+"""The one source of randomness: a seed from which named seeds are derived."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from gradcost.core.value import value
 
 @value
 class Key:
-    """A 64-bit seed from which named seeds are folded: `Key(0).fold("step", 3).fold("probe", 1)`.
+    """A 64-bit seed from which named seeds are derived: `Key(0).fold("step", 3).fold("probe", 1)`.
 
-    Law: folding the same names in the same order gives the same key in every process and on every machine;
-    any other name, number or order gives an unrelated one (BLAKE2b, RFC 7693, 64 bits). Seed 0 is a seed
-    like any other.
+    Law: the same names in the same order give the same key, in every process and on every machine. Any other name,
+    index or order gives an unrelated key (BLAKE2b, RFC 7693, 64 bits). Seed 0 has no special meaning.
 
-    Raises: ValueError when the seed does not fit 64 unsigned bits.
+    Args:
+        seed: an integer from 0 to 2**64 - 1.
+    Raises:
+        BadInput: the seed is out of range or not an integer.
     """
 
     seed: int
@@ -26,6 +28,13 @@ class Key:
             raise BadInput(f"a Key needs a whole number from 0 to 2**64 - 1, not {self.seed!r}.")
 
     def fold(self, name: str, index: int = 0) -> Key:
-        """The key named `name`, number `index`, below this one."""
+        """Return the key with this name and index below this one.
+
+        Args:
+            name: what the key is for.
+            index: distinguishes keys of one name.
+        Returns:
+            A key unrelated to this one and to every other fold of it.
+        """
         message = f"{self.seed}/{name}/{index}".encode()
         return Key(int.from_bytes(blake2b(message, digest_size=8).digest(), "little"))

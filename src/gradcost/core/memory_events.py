@@ -1,4 +1,4 @@
-"""What a tensor is to the method that made it, told to whoever watches the memory meanwhile."""
+"""Tags tensors by purpose for the memory tracker."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-# What a method can say of a tensor; a watcher knows parameters, inputs and the optimizer's state by itself.
-# Whatever is computed from a tangent is one; noise is a weight with a direction added, told once a direction, and
-# shifted is one to which products of noise were added, whose own numbers were told before.
+# The purposes that a method tags. The memory tracker finds parameters, inputs and optimizer state by itself.
+#   tangents   anything computed from a tangent
+#   noise      a weight plus a direction, tagged once per direction: new random numbers
+#   shifted    a weight plus products of noise whose random numbers are tagged already
+#   elsewhere  moved to a device other than the tracked one
 Kind = Literal["gradients", "saved", "tangents", "noise", "shifted", "elsewhere"]
 
 
 class Observer(Protocol):
+    """Receives each tag inside `observe`."""
+
     def on_tag(self, kind: Kind, tensor: Tensor) -> None: ...
 
 
@@ -23,7 +27,7 @@ _observers: list[Observer] = []
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Within, `watcher.told(kind, tensor)` hears of every tensor that a method tells of."""
+    """Call `observer.on_tag(kind, tensor)` for each tagged tensor inside the context."""
     _observers.append(observer)
     try:
         yield
@@ -32,10 +36,7 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def tag(kind: Kind, tensor: Tensor) -> Tensor:
-    """Say what a tensor is, to nobody unless memory is being measured; gives the tensor back.
-
-    "elsewhere" is what was moved to another device than the one that is watched.
-    """
+    """Pass a tensor's purpose to the observers, if there are any; return the tensor."""
     for observer in _observers:
         observer.on_tag(kind, tensor)
     return tensor

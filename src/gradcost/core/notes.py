@@ -1,4 +1,4 @@
-"""What a method tells its user: a warning that is said once."""
+"""Warnings that are issued once per model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 class Note(UserWarning):
-    """Something that a method does on the user's behalf, or sees in what it is given, and says once."""
+    """A choice that a method makes for the user, or a problem in the user's model. Issued once per model."""
 
 
-_said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_causes: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def say_once(model: nn.Module, cause: str, sentence: str) -> None:
-    """Warn of `cause` once in the life of a model, however often an objective is made of it anew."""
-    said = _said.setdefault(model, set())
-    if cause not in said:
-        said.add(cause)
-        warnings.warn(sentence, Note, stacklevel=2)
+def warn_once(model: nn.Module, cause: str, message: str) -> None:
+    """Issue a `Note` once per model and cause, also when several objectives share the model."""
+    causes = _causes.setdefault(model, set())
+    if cause not in causes:
+        causes.add(cause)
+        warnings.warn(message, Note, stacklevel=2)

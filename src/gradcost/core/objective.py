@@ -1,4 +1,4 @@
-"""What is minimised: a model and a loss, evaluated so that nothing is disturbed."""
+"""The objective: a model and a loss, evaluated without changing the model."""
 
 from __future__ import annotations
 
@@ -14,134 +14,153 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradcost.core.errors import BadInput, GradcostError
-from gradcost.core.isolation import randomness, undisturbed, weights_replaced
+from gradcost.core.isolation import isolated_modules, seeded_generators, weights_replaced
 from gradcost.core.key import Key
-from gradcost.core.pytree import plain, tensors
+from gradcost.core.pytree import batch_size, plain
 
 
 class Leaf(NamedTuple):
-    """One trainable parameter and its place in the vector of all of them."""
+    """A trainable parameter and its place in the vector of all trainable parameters.
+
+    Args:
+        name: its first name in `model.named_parameters()`.
+        parameter: the parameter.
+        start: index of its first element in the vector.
+        dimension: length of the vector, the same for every leaf of an objective.
+    """
 
     name: str
     parameter: nn.Parameter
-    start: int  # index of its first element among the objective's `dimension` elements
+    start: int
     dimension: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Objective:
-    """A loss of the trainable parameters of a model: `loss(model, batch) -> scalar tensor`.
+    """A loss as a function of a model's trainable parameters: `loss(model, batch) -> scalar tensor`.
 
-    The trainable parameters are those that require a gradient when the objective is made, each once (tied
-    ones too), in the order of `model.named_parameters()`, frozen from then on: `leaves`. Together they are
-    one vector of `dimension` elements. So are the modules: make the objective when the model is complete.
+    Together the trainable parameters are one vector of `dimension` elements, one `Leaf` each, in the order of
+    `model.named_parameters()`. A tied parameter is one leaf. Leaves and modules are fixed when the objective is made,
+    so make it when the model is complete. Derived objectives and `dataclasses.replace` keep the leaves.
 
-    `parts` cuts a batch into that many micro-batches along the first dimension of its tensors; the loss is
-    their mean, weighted by size, and at most one part's activations are alive.
+    Law: an evaluation changes nothing. Parameters, buffers, generator states, train/eval flags, requires_grad, hooks
+    and `.grad` are bitwise as before, also when the loss raises. Random layers draw from the key alone, so one key is
+    one function. Therefore BatchNorm's running statistics do not move; `advance` moves them.
 
-    `data` gives the batches of the whole of the data, once through, for the methods that pass over all of it.
-
-    Law: an evaluation disturbs nothing. Parameters, buffers, RNG states, train/eval flags, requires_grad,
-    hooks and `.grad` are bitwise as before, also when the loss raises; random layers draw from the key alone,
-    so one key is one function. BatchNorm's running statistics therefore stand still: `advance` moves them.
-
-    Raises: ValueError when nothing is trainable, or the loss is not a scalar of a floating type.
+    Args:
+        model: the module.
+        loss: returns the loss of the model on a batch, a scalar of a floating type.
+        parts: micro-batches per batch, cut along the first dimension of its tensors. The loss is their mean, weighted
+            by size. At most one micro-batch's activations are in memory.
+        data: returns the batches of one pass over the data, for estimators that need a full gradient.
+        leaves: leaves of another objective of this model. Empty: the parameters that require a gradient now.
+    Raises:
+        BadInput: the model has no trainable parameter, or the loss is not a scalar of a floating type.
     """
 
     model: nn.Module
     loss: Callable[[nn.Module, Any], Tensor]
     parts: int = 1
     data: Callable[[], Iterable[Any]] | None = None
-    leaves: tuple[Leaf, ...] = field(init=False)
+    leaves: tuple[Leaf, ...] = field(default=(), kw_only=True)
     modules: tuple[nn.Module, ...] = field(init=False)
-    devices: tuple[torch.device, ...] = field(init=False)  # the accelerators whose generators a key sets
+    devices: tuple[torch.device, ...] = field(init=False)  # the accelerators whose generators a key seeds
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise BadInput(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
         if self.parts < 1:
-            raise BadInput(f"a batch is cut into 1 part or more, not {self.parts}.")
-        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        dimension = sum(p.numel() for _, p in trainable)
-        if dimension == 0:
+            raise BadInput(f"a batch is cut into 1 micro-batch or more, not {self.parts}.")
+        modules = tuple(self.model.modules())
+        if any(getattr(module, "max_norm", None) is not None for module in modules):
             raise BadInput(
-                f"{type(self.model).__name__} has no trainable parameters, so there is no gradient to take. "
-                "Set requires_grad on those that should train before making the Objective."
+                "an embedding with max_norm rewrites its table in the forward pass, so an evaluation would change "
+                "the weights. Make it with max_norm=None, and renormalise after a step if necessary."
             )
-        object.__setattr__(self, "leaves", _in_a_row(trainable))
-        object.__setattr__(self, "modules", tuple(self.model.modules()))
-        if any(getattr(module, "max_norm", None) is not None for module in self.modules):
-            raise BadInput(
-                "an embedding with max_norm rewrites its table in its forward, so an evaluation would change the "
-                "weights. Make it with max_norm=None, and renormalise after a step if you want to."
-            )
-        object.__setattr__(self, "devices", devices_of(self.model))
+        if not {id(leaf.parameter) for leaf in self.leaves} <= {id(p) for p in self.model.parameters()}:
+            raise BadInput(f"the leaves are not parameters of this {type(self.model).__name__}: leave them out.")
+        leaves = self.leaves or _trainable(self.model)
+        for name, value in (("leaves", leaves), ("modules", modules), ("devices", devices_of(self.model))):
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, {self.dimension:,} weights in {len(self.leaves)} leaves)"
 
     @property
     def dimension(self) -> int:
-        """d: how many numbers are trained."""
+        """d: the number of elements of all leaves together."""
         return self.leaves[0].dimension
 
-    def in_parts(self, parts: int) -> Objective:
-        """The same objective with each of its parts cut into `parts` micro-batches."""
-        made = replace(self, parts=self.parts * parts)
-        object.__setattr__(made, "leaves", self.leaves)  # as they were frozen, whatever requires a gradient now
-        return made
+    def in_micro_batches(self, count: int) -> Objective:
+        """Return this objective with each of its micro-batches cut into `count`."""
+        return replace(self, parts=self.parts * count)
 
     def only(self, names: Collection[str]) -> Objective:
-        """The same objective as a function of these leaves alone: the others stand still.
+        """Return this objective as a function of the named leaves alone; all others are constant.
 
-        Raises: ValueError when it has none of that name.
+        Raises:
+            BadInput: no leaf has one of these names.
         """
-        kept = [(leaf.name, leaf.parameter) for leaf in self.leaves if leaf.name in names]
-        if not kept:
+        chosen = [(leaf.name, leaf.parameter) for leaf in self.leaves if leaf.name in names]
+        if not chosen:
             raise BadInput(f"none of the leaves {', '.join(leaf.name for leaf in self.leaves)} is in {names}.")
-        made = replace(self)
-        object.__setattr__(made, "leaves", _in_a_row(kept))
-        return made
+        return replace(self, leaves=_concatenated(chosen))
 
     def with_loss(self, loss: Callable[[nn.Module, Any], Tensor]) -> Objective:
-        """Another loss of the same leaves of the same model."""
-        made = replace(self, loss=loss)
-        object.__setattr__(made, "leaves", self.leaves)
-        return made
+        """Return another loss of the same leaves of the same model."""
+        return replace(self, loss=loss)
 
     def at_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Let the leaves read these weights inside the context; nothing is copied, and all is restored after it.
+        """Let the leaves read these weights inside the context; restore them afterwards. Nothing is copied.
 
         Args:
-            weights: one tensor for each leaf's name, of its shape and dtype.
+            weights: a tensor for each leaf's name, of the leaf's shape and dtype.
         """
         parameters = [leaf.parameter for leaf in self.leaves]
         return weights_replaced(parameters, [weights[leaf.name] for leaf in self.leaves])
 
     def evaluate(self, batch: Any, key: Key) -> Tensor:
-        """The loss at the present weights: a scalar without a graph. Costs one forward."""
+        """Return the loss at the present weights. Cost: one forward pass.
+
+        Args:
+            batch: any pytree; passed to the loss, as micro-batches when `parts` > 1.
+            key: seeds the random layers.
+        Returns:
+            A scalar without a graph.
+        """
         with torch.no_grad():
             return functools.reduce(torch.add, (weight * loss for weight, loss in self.losses(batch, key)))
 
     def losses(self, batch: Any, key: Key) -> Generator[tuple[float, Tensor], None, None]:
-        """The weight and the loss of each part, one after the other, with a graph where gradients are on.
+        """Yield the weight and the loss of each micro-batch in order, with a graph where gradients are enabled.
 
-        The model is held undisturbed from the start of each part until the next one is asked for.
+        The model stays isolated from the start of a micro-batch until the next one is requested.
+
+        Args:
+            batch: any pytree.
+            key: seeds the random layers.
+        Yields:
+            (weight, loss): the micro-batch's share of the batch, and its loss.
         """
-        pieces = split(batch, self.parts)
-        for number, (weight, piece) in enumerate(pieces):
-            # An autocast region around a whole training loop would answer with the cast of an older weight.
+        for number, (weight, micro_batch) in enumerate(split(batch, self.parts)):
+            # An autocast region around a training loop would otherwise reuse the cast of an older weight.
             torch.clear_autocast_cache()
-            with undisturbed(self.modules), randomness(key.fold("part", number), self.devices):
-                yield weight, self._scalar(self.loss(self.model, piece))
+            # The name "part" determines the random bits of every run: it stays.
+            with isolated_modules(self.modules), seeded_generators(key.fold("part", number), self.devices):
+                yield weight, self._scalar(self.loss(self.model, micro_batch))
 
     def advance(self, batch: Any, key: Key) -> None:
-        """One forward in which buffers (BatchNorm's running statistics) advance, as a training step's would."""
-        with torch.no_grad(), randomness(key, self.devices):
+        """Run one forward pass that updates buffers, such as BatchNorm's running statistics, as training would.
+
+        Args:
+            batch: any pytree; passed to the loss without cutting.
+            key: seeds the random layers.
+        """
+        with torch.no_grad(), seeded_generators(key, self.devices):
             self.loss(self.model, batch)
 
     def has_running_statistics(self) -> bool:
-        """Whether a forward in the present mode would move a normalisation layer's running statistics."""
+        """Return whether a forward pass in the present mode would move a layer's running statistics."""
         return any(
             module.training and getattr(module, "track_running_stats", False) and any(True for _ in module.buffers())
             for module in self.modules
@@ -163,7 +182,8 @@ class Objective:
 def loss_errors(objective: Objective) -> Iterator[None]:
     """Turn an exception of the user's model or loss into BadInput with its type and first line.
 
-    Raises: BadInput.
+    Raises:
+        BadInput: the loss cannot be evaluated; a GradcostError passes unchanged.
     """
     try:
         yield
@@ -177,43 +197,54 @@ def loss_errors(objective: Objective) -> Iterator[None]:
         ) from error
 
 
-def _in_a_row(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
-    dimension = sum(parameter.numel() for _, parameter in parameters)
-    starts = itertools.accumulate((parameter.numel() for _, parameter in parameters), initial=0)
-    return tuple(Leaf(*named, start, dimension) for named, start in zip(parameters, starts, strict=False))
+def _trainable(model: nn.Module) -> tuple[Leaf, ...]:
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not sum(parameter.numel() for _, parameter in parameters):
+        raise BadInput(
+            f"{type(model).__name__} has no trainable parameters, so there is no gradient to take. "
+            "Set requires_grad on those that should train before making the Objective."
+        )
+    return _concatenated(parameters)
 
 
-def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
-    """`batch` cut into `parts` along the first dimension of its tensors, each with its share of the whole.
+def _concatenated(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
+    """Return the leaves of these parameters, one after the other in one vector."""
+    sizes = [parameter.numel() for _, parameter in parameters]
+    *starts, dimension = itertools.accumulate(sizes, initial=0)
+    return tuple(Leaf(*named, start, dimension) for named, start in zip(parameters, starts, strict=True))
 
-    Raises: ValueError when the tensors differ in that dimension or it is shorter than `parts`.
+
+def split(batch: Any, count: int) -> list[tuple[float, Any]]:
+    """Cut a batch into micro-batches along the first dimension of its tensors.
+
+    Scalars, and entries that are not tensors, go to every micro-batch.
+
+    Args:
+        batch: any pytree.
+        count: how many micro-batches; 1 returns the batch itself.
+    Returns:
+        (share of the examples, micro-batch) for each, in order.
+    Raises:
+        BadInput: the tensors differ in their first dimension, or it is smaller than `count`.
     """
-    if parts == 1:
+    if count == 1:
         return [(1.0, batch)]
-    leaves, structure = pytree.tree_flatten(plain(batch))
-    size = examples(batch)
-    if size < parts:
-        raise BadInput(f"a batch of {size} cannot be cut into {parts} parts: use at most {size}.")
-    cut = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
-    lengths = [len(piece) for piece in torch.arange(size).tensor_split(parts)]
+    entries, structure = pytree.tree_flatten(plain(batch))
+    size = batch_size(batch)
+    if size < count:
+        raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
+    cut = [
+        entry.tensor_split(count) if isinstance(entry, Tensor) and entry.ndim else [entry] * count
+        for entry in entries
+    ]
+    lengths = [len(piece) for piece in torch.arange(size).tensor_split(count)]
     return [
         (length / size, pytree.tree_unflatten([pieces[i] for pieces in cut], structure))
         for i, length in enumerate(lengths)
     ]
 
 
-def examples(batch: Any) -> int:
-    """How many examples are in a batch: the first dimension of its tensors.
-
-    Raises: ValueError when the tensors differ in that dimension.
-    """
-    sizes = {leaf.shape[0] for leaf in tensors(plain(batch)) if leaf.ndim}
-    if len(sizes) != 1:
-        raise BadInput(f"the examples of a batch need tensors of one first dimension; here they have {sizes}.")
-    return sizes.pop()
-
-
 def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
-    """The accelerators that hold a parameter of the model: the CPU goes without saying."""
-    found = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    return tuple(sorted(found, key=str))
+    """Return the CUDA devices that hold a parameter of the model."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return tuple(sorted(devices, key=str))

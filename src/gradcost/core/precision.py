@@ -1,4 +1,4 @@
-"""Unit round-off, spacing, and the step of a difference that balances truncation against it."""
+"""Round-off of a floating type, and the finite-difference step that balances truncation against it."""
 
 from __future__ import annotations
 
@@ -15,69 +15,86 @@ from gradcost.core.fake import numbers
 from gradcost.core.objective import Objective
 
 HALVES = (torch.float16, torch.bfloat16)
-LEAST_SCALE = 1e-2  # below it (zero-initialised layers) the weights say nothing of the length the loss varies over
-_CHUNK = 1 << 20  # elements of a half-precision leaf that may be float32 at once
+LEAST_SCALE = 1e-2  # smaller weights (zero-initialised layers) do not show the length over which the loss varies
+_CHUNK = 1 << 20  # elements of a half-precision leaf that are converted to float32 at once
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """u: the largest relative error of rounding to nearest, half a machine epsilon (bfloat16: 2^-8)."""
+    """Return u, the largest relative error of rounding to nearest: half a machine epsilon (bfloat16: 2^-8)."""
     return torch.finfo(dtype).eps / 2
 
 
 def spacing(number: float, dtype: torch.dtype) -> float:
-    """The distance from |number| to the next larger one of a type (one unit in the last place)."""
-    information = torch.finfo(dtype)
-    size = max(abs(number), information.smallest_normal)
-    return 2.0 ** math.floor(math.log2(size)) * information.eps
+    """Return the distance from |number| to the next larger number of a type: one unit in the last place (ulp)."""
+    limits = torch.finfo(dtype)
+    size = max(abs(number), limits.smallest_normal)
+    return 2.0 ** math.floor(math.log2(size)) * limits.eps
 
 
 def loss_roundoff(dtype: torch.dtype) -> float:
-    """u: the relative round-off of a loss computed with weights of `dtype`, and itself in float32 or better.
+    """Return u, the relative round-off of a loss in float32 or better that is computed with weights of `dtype`.
 
-    float32 and float64: their own unit round-off. Half precision: the geometric mean of its unit round-off and
-    float32's, for a loss is the mean over very many activations, each rounded by itself, so that most of their errors
-    cancel. An estimate: a small GPT's loss over 128 words had 1.6e-5 in bfloat16 and 2.8e-6 in float16; this gives
-    1.5e-5 and 5.4e-6.
+      - float32 and float64: their unit round-off.
+      - Half precision: the geometric mean of its unit round-off and float32's. A loss is a mean over many
+        activations, each rounded separately, so most of their errors cancel.
+
+    The half-precision value is an estimate: 1.5e-5 in bfloat16 and 5.4e-6 in float16. The loss of a small GPT over
+    128 words had 1.6e-5 and 2.8e-6.
     """
     return math.sqrt(unit_roundoff(dtype) * min(unit_roundoff(dtype), unit_roundoff(torch.float32)))
 
 
 def best_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, third: float = 1.0) -> float:
-    """The eps of a central difference at which truncation and round-off together are least.
+    """Return the eps of a central difference with the least sum of truncation and round-off error.
 
-    Law: the error eps^2/6 |f'''| + u |f| / eps is least at eps = (3 u |f| / |f'''|)^(1/3), where u is the round-off
-    of a loss computed with weights of `dtype` (`loss_roundoff`). `loss` is |f|, and `third` the third derivative
-    along the direction when weights are measured in units of `scale`: f''' = third / scale^3. With both 1 the
-    assumption is that the loss changes by its own size when every weight changes by `scale`.
+    Law: the error eps^2/6 |f'''| + u |f| / eps is least at eps = (3 u |f| / |f'''|)^(1/3), with u = `loss_roundoff`.
+    The defaults assume that the loss changes by its own size when every weight changes by `scale`.
 
+    Args:
+        dtype: the type of the weights.
+        scale: the size of a weight; f''' = third / scale^3.
+        loss: |f|.
+        third: |f'''| along the direction, with weights in units of `scale`.
+    Returns:
+        eps, in units of the parameters.
+    Raises:
+        BadInput: scale, loss or third is not finite and above 0.
     Source: Press et al., Numerical Recipes (3rd ed. 2007), section 5.7; Dennis and Schnabel 1983, section 5.4.
-    Raises: ValueError when scale, loss or third is not above 0.
     """
     _above_zero(scale, loss, third)
     return scale * (3 * loss_roundoff(dtype) * loss / third) ** (1 / 3)
 
 
 def best_forward_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, second: float = 1 / 16) -> float:
-    """The eps of a one-sided difference at which truncation and round-off together are least.
+    """Return the eps of a one-sided difference with the least sum of truncation and round-off error.
 
-    Law: the error eps/2 |f''| + 2 u |f| / eps is least at eps = 2 (u |f| / |f''|)^(1/2); f'' = second / scale^2.
-    The default of `second` is a network's: along a random direction the second derivative is the mean of curvatures
-    most of which are near 0 (1/20 of the loss in units of the scale in a GPT, 1/27 in an MLP). Else as `best_eps`.
+    Law: the error eps/2 |f''| + 2 u |f| / eps is least at eps = 2 (u |f| / |f''|)^(1/2), with u = `loss_roundoff`.
+
+    Args:
+        dtype: the type of the weights.
+        scale: the size of a weight; f'' = second / scale^2.
+        loss: |f|.
+        second: |f''| along the direction, with weights in units of `scale`. The default fits a network: along a
+            random direction, f'' is a mean of curvatures, most of them near 0 (GPT: 1/20 of the loss; MLP: 1/27).
+    Returns:
+        eps, in units of the parameters.
+    Raises:
+        BadInput: scale, loss or second is not finite and above 0.
     """
     _above_zero(scale, loss, second)
     return scale * 2 * (loss_roundoff(dtype) * loss / second) ** 0.5
 
 
-def _above_zero(*given: float) -> None:
-    if not all(0 < number < math.inf for number in given):
-        raise BadInput(f"the scale, the loss and its derivative are sizes, finite and above 0, not {given}.")
+def _above_zero(*sizes: float) -> None:
+    if not all(0 < size < math.inf for size in sizes):
+        raise BadInput(f"the scale, the loss and its derivative are sizes, finite and above 0, not {sizes}.")
 
 
 def scale_of(objective: Objective) -> float:
-    """How large the weights are: the RMS of each leaf, averaged over the weights; at least 0.01.
+    """Return the size of the weights: the RMS of each leaf, averaged over all weights; at least 0.01.
 
-    A few large leaves (LayerNorm's ones) hardly move it, nor do the zeros of a layer that starts at zero. Costs
-    one pass over the weights and no copy of them.
+    A few large leaves (LayerNorm's ones) or zero-initialised layers hardly change it. Cost: one pass over the
+    weights, without a copy.
     """
     leaves = [leaf.parameter.detach() for leaf in objective.leaves]
     norms = numbers(torch.stack([_norm(leaf).to(leaves[0].device) for leaf in leaves]))
@@ -88,14 +105,13 @@ def scale_of(objective: Objective) -> float:
 def _norm(leaf: Tensor) -> Tensor:
     if leaf.dtype not in HALVES:
         return torch.linalg.vector_norm(leaf).double()
-    pieces = leaf.reshape(-1).split(_CHUNK)  # a norm in float32 of the whole would make a float32 copy of it
+    pieces = leaf.reshape(-1).split(_CHUNK)  # a float32 norm of the leaf would make a float32 copy of it
     norms = [torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces]
     return torch.linalg.vector_norm(torch.stack(norms)).double()
 
 
 def coarsest(objective: Objective) -> torch.dtype:
-    """The type of least precision that an evaluation computes in, as far as can be seen before it: that of the
-    leaves, and autocast's where it is on."""
+    """Return the least precise type of an evaluation: among the types of the leaves, and autocast's if enabled."""
     types = {leaf.parameter.dtype for leaf in objective.leaves}
     device = objective.leaves[0].parameter.device.type
     if torch.is_autocast_enabled(device):
@@ -108,18 +124,18 @@ def coarsest(objective: Objective) -> torch.dtype:
 
 def _in_float32(function: Any) -> Any:
     def loss(*args: Any, **kwargs: Any) -> Tensor:
-        args, kwargs = pytree.tree_map(_raised, (args, kwargs))
+        args, kwargs = pytree.tree_map(_as_float32, (args, kwargs))
         return function(*args, **kwargs)
 
     return loss
 
 
-def _raised(argument: Any) -> Any:
+def _as_float32(argument: Any) -> Any:
     return argument.float() if isinstance(argument, Tensor) and argument.dtype in HALVES else argument
 
 
-# Losses that are given half precision are computed in float32: one bfloat16 unit of a loss near 2 is 7.8 in a
-# slope measured at eps = 1e-3. Rules for `substituted`.
+# A loss of half-precision inputs is computed in float32: one bfloat16 ulp of a loss near 2 is an error of 7.8 in a
+# slope measured at eps = 1e-3. `substituted` applies these rules.
 LOSSES_IN_FLOAT32 = {
     function: _in_float32(function)
     for function in (

@@ -1,14 +1,14 @@
-"""How an amount is written, alike for people at a terminal, in a report and in a sentence of the library."""
+"""How amounts are written, the same on a terminal, in a report and in a message."""
 
 from __future__ import annotations
 
 from math import floor, log10
 
-DASH = "–"  # what a cell says that has nothing to say
+DASH = "–"  # an empty cell
 
 
 def size(n: float | None) -> str:
-    """Bytes in binary units, three digits at most: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB."""
+    """Format bytes in binary units with at most three digits: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB. None is a dash."""
     if n is None:
         return DASH
     if n < 1000:
@@ -21,7 +21,7 @@ def size(n: float | None) -> str:
 
 
 def number(x: float | None, digits: int = 3) -> str:
-    """`digits` significant digits, whole numbers in full, no exponent and no zeros at the end."""
+    """Format to `digits` significant digits: integers in full, no exponent, no trailing zeros. None is a dash."""
     if x is None:
         return DASH
     if x == 0:
@@ -32,5 +32,5 @@ def number(x: float | None, digits: int = 3) -> str:
 
 
 def count(n: int, what: str) -> str:
-    """1 seed, 2 seeds, 1,200 steps."""
+    """Format a count with its noun: 1 seed, 2 seeds, 1,200 steps."""
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -1,59 +1,79 @@
 """Values: frozen dataclasses whose repr is the configuration, the argument, the hash and the label.
 
-A value prints as the expression that makes it (`Probing(slope=Jvp(), probes=4)`), and that text is its
-identity everywhere: two values are equal when their fields are, and a value's hash is a hash of its text,
-so it is the same in every process (Python's own hash of a string is not).
+A value prints as the expression that makes it (`Probing(slope=Jvp(), probes=4)`). This text is its identity: two
+values are equal when their fields are. A value's hash is a hash of its text, so it is the same in every process;
+Python's hash of a string is not.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from gradcost.core.errors import BadInput
 
 T = TypeVar("T")
 
+_NUMBERS = {"int": int, "float": float, "float | None": float | None}  # the annotations that are checked
+
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass that hashes by its text, alike in every process.
+    """Make a class a frozen dataclass that hashes by its text, the same in every process.
 
-    A field of type float takes a whole number too and holds it as a float, so that equal values have one text.
-    Making one raises ValueError when a field of type int or float is given something else.
+    Fields annotated `int`, `float` or `float | None` are checked when a value is made, before the class's own
+    `__post_init__`. A float field accepts an int and stores it as a float, so that equal values have one text.
+
+    Args:
+        cls: the class; its fields are its annotations, as in a dataclass.
+    Returns:
+        The same class. Making a value raises BadInput when a number field is given something else.
     """
     check = cls.__dict__.get("__post_init__", lambda self: None)
 
     def __post_init__(self: Any) -> None:
-        _settle_numbers(self)
+        _normalise_numbers(self)
         check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
-    made = dataclass(frozen=True)(cls)
-    made.__hash__ = _hash  # type: ignore[method-assign]
-    return made
+    frozen = dataclass(frozen=True)(cls)
+    frozen.__hash__ = _hash  # type: ignore[method-assign]
+    return frozen
 
 
-def _settle_numbers(made: Any) -> None:
-    for field in fields(made):
-        held = getattr(made, field.name)
-        what = f"{field.name} of {type(made).__name__}"
-        if field.type == "int" and (isinstance(held, bool) or not isinstance(held, int)):
-            raise BadInput(f"{what} is a whole number, not {held!r}.")
-        if field.type == "float" or (field.type == "float | None" and held is not None):
-            if isinstance(held, bool) or not isinstance(held, int | float):
-                raise BadInput(f"{what} is a number, not {held!r}.")
-            object.__setattr__(made, field.name, float(held))
+def _normalise_numbers(instance: Any) -> None:
+    for name, kind in _number_fields(type(instance)):
+        number = getattr(instance, name)
+        if kind is int:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise BadInput(f"{name} of {type(instance).__name__} is a whole number, not {number!r}.")
+        elif kind is float or number is not None:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise BadInput(f"{name} of {type(instance).__name__} is a number, not {number!r}.")
+            object.__setattr__(instance, name, float(number))
+
+
+@functools.cache  # once per class: values are made in inner loops
+def _number_fields(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Return the name and the type of each field that holds a number."""
+    try:
+        types = get_type_hints(cls)
+    except Exception:  # an annotation cannot be resolved at run time: read the others as text
+        types = {
+            each.name: _NUMBERS.get(each.type) if isinstance(each.type, str) else each.type for each in fields(cls)
+        }
+    return tuple((field.name, types[field.name]) for field in fields(cls) if types[field.name] in _NUMBERS.values())
 
 
 def is_value(kind: type) -> bool:
-    """Whether `value` made this class."""
+    """Return whether `value` made this class."""
     return kind.__hash__ is _hash
 
 
 def digest(of: Any, size: int = 8) -> str:
-    """A short hexadecimal name for anything that prints itself: `2 * size` digits of BLAKE2b of its repr."""
+    """Return a short hexadecimal name: `2 * size` digits of the BLAKE2b hash of the repr."""
     return blake2b(repr(of).encode(), digest_size=size).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Distributions of random directions z in parameter space, with E[z z'] = I where `unbiased` is true.
+"""Distributions of random directions z in parameter space, with E[z z'] = I where `unbiased` is True.
 
-A direction is a seed, regenerated one parameter at a time.
+A direction is a seed; its numbers are regenerated one parameter at a time.
 """
 
 from gradcost.directions.coordinates import Coordinates

@@ -1,4 +1,4 @@
-"""Directions that are zero but on some leaves."""
+"""Directions restricted to some leaves and zero on the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcost.directions.direction import Directions, SparseDirections
 
 @dataclass(frozen=True, eq=False)
 class _Confined(SparseDirections):
-    """`directions` on the leaves of these names, each placed where the mapping puts it, and zero on all others."""
+    """`directions` on the leaves of the mapping, zero on all others. The mapping gives each leaf's place in z."""
 
     directions: Directions
     leaves: Mapping[str, Leaf] = field(repr=False)
@@ -29,10 +29,10 @@ class _Confined(SparseDirections):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        placed = self.leaves.get(leaf.name)
-        return base if placed is None else self.directions.add(base, placed, seeds, scales, in_place)
+        inner = self.leaves.get(leaf.name)
+        return base if inner is None else self.directions.add(base, inner, seeds, scales, in_place)
 
 
 def confined(directions: Directions, leaves: Sequence[Leaf]) -> Directions:
-    """`directions` on these leaves and zero on all others: nothing is copied there, and nothing has a tangent."""
+    """Restrict directions to these leaves: the others are neither copied nor given a tangent."""
     return _Confined(directions, {leaf.name: leaf for leaf in leaves})

@@ -1,4 +1,4 @@
-"""One weight at a time."""
+"""Directions along one weight each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from gradcost.noise.permutation import sample_without_replacement
 
 @value
 class Coordinates(Directions):
-    """z = sqrt(d) e_i, the i of one estimate dealt without replacement: n = d probes give the exact gradient.
+    """z = sqrt(d) e_i: one weight per probe, sampled without replacement within an estimate.
 
-    Kiefer and Wolfowitz 1952 (all of them); random coordinates: Nesterov 2012. A seed is the coordinate.
+    Law: E[z z'] = I, and n = d probes give the exact gradient. A seed is the index i.
+
+    Source: Kiefer and Wolfowitz 1952 (all coordinates); Nesterov 2012 (random coordinates).
     """
 
     unbiased = True

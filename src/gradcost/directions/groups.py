@@ -1,4 +1,4 @@
-"""The leaves of an objective, in groups."""
+"""Partitions of an objective's leaves into groups."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from gradcost.core.value import value
 
 
 class Grouping(ABC):
-    """A way of putting each leaf into one of several groups."""
+    """A partition of the leaves of an objective."""
 
     @abstractmethod
     def groups(self, objective: Objective) -> dict[str, int]:
-        """The number of each leaf's group, from 0; no group is empty."""
+        """Return the number of each leaf's group.
+
+        Args:
+            objective: the objective.
+        Returns:
+            A number per leaf name. Numbers start at 0; no group is empty.
+        """
 
 
 @value
 class EachLeaf(Grouping):
-    """Every leaf by itself."""
+    """One group per leaf."""
 
     def groups(self, objective: Objective) -> dict[str, int]:
         return {leaf.name: number for number, leaf in enumerate(objective.leaves)}
@@ -27,7 +33,7 @@ class EachLeaf(Grouping):
 
 @value
 class EachModule(Grouping):
-    """The leaves that one module owns: a layer's weight with its bias. A tied leaf is with the first of its names."""
+    """One group per module that owns parameters: a layer's weight and bias. A tied leaf belongs to its first name."""
 
     def groups(self, objective: Objective) -> dict[str, int]:
         return _numbered({leaf.name: leaf.name.rpartition(".")[0] for leaf in objective.leaves})
@@ -35,9 +41,10 @@ class EachModule(Grouping):
 
 @value
 class EachBlock(Grouping):
-    """The leaves of one repeated block (`chain.find_blocks`: a transformer's layer); all others are one more group.
+    """One group per repeated block of the model, such as a transformer's layer, and one for all other leaves.
 
-    A leaf that several blocks share is with the first. A model without blocks is one group.
+    `find_blocks` defines the blocks. A leaf shared by several blocks belongs to the first. A model without blocks is
+    one group.
     """
 
     def groups(self, objective: Objective) -> dict[str, int]:
@@ -49,6 +56,6 @@ class EachBlock(Grouping):
 
 
 def _numbered(labels: dict[str, str] | dict[str, int | None]) -> dict[str, int]:
-    """The same groups, numbered from 0 in the order of their first leaves."""
+    """Number the groups from 0 in the order of their first leaves."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels.values()))}
     return {name: numbers[label] for name, label in labels.items()}

@@ -1,4 +1,4 @@
-"""Directions that lean towards a guide."""
+"""Directions biased towards a guide, such as an earlier gradient."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ Guide = Mapping[str, Tensor]
 
 @value
 class Guided(StatefulDirections):
-    """z = sqrt(1 - share) u + sqrt(share d) r ghat: u of `directions`, ghat the guide over its norm, r a random sign.
+    """z = sqrt(1 - share) u + sqrt(share d) r ghat: u of `directions`, ghat = guide / |guide|, r a random sign.
 
-    The state is the guide, a tensor for each leaf by name. It starts as zeros, and while it is zero z = u; left
-    alone it is the last estimate's gradient. Any other, an older exact gradient or that of a cheaper model, is
-    given as `estimate(..., state=Guided.towards(gradient.leaves()))`, at every estimate.
+    The state is the guide: a tensor per leaf name. It starts at zero, where z = u. After each estimate it is the
+    estimated gradient. For another guide (an older exact gradient, that of a cheaper model), pass
+    `state=Guided.towards(gradient.leaves())` at every estimate.
 
-    Law: E[z] = 0 and E[z z'] = (1 - share) I + share d ghat ghat', where it is I of u; E|z|^2 = d. So it is
-    biased: the part of the gradient along ghat is stretched by 1 - share + share d and the rest shrunk by
-    1 - share. On a linear loss whose gradient is the guide, E[cos^2] is about share + (1 - share) / d, where u
-    alone has 1 / d.
+    Law: E[z] = 0 and E|z|^2 = d. Where E[u u'] = I, E[z z'] = (1 - share) I + share d ghat ghat'. So the estimate is
+    biased: the part of the gradient along ghat is multiplied by 1 - share + share d, the rest by 1 - share. On a
+    linear loss whose gradient is the guide, E[cos^2] is about share + (1 - share) / d; for u alone it is 1 / d.
 
-    It keeps d numbers (twice that while a new guide is made); its gradient holds the guide until it is dropped.
+    Memory: d numbers, and twice that during an update. A gradient references its guide.
 
-    Source: Maheswaranathan, Metz, Tucker, Choi, Sohl-Dickstein, "Guided evolutionary strategies",
-    arXiv 1806.10230 (2019), section 3: Sigma = alpha / n I + (1 - alpha) / k U U', here times n = d, with k = 1,
-    U = ghat and alpha = 1 - share; the sign in the place of their normal number makes |z| scatter less.
-    Raises: ValueError when the share is not between 0 and 1, or the state lacks a leaf.
+    Args:
+        directions: the distribution of u.
+        share: the share of E|z|^2 along the guide, between 0 and 1.
+    Raises:
+        BadInput: the share is out of range, or the state lacks a leaf.
+    Source: Maheswaranathan, Metz, Tucker, Choi, Sohl-Dickstein, "Guided evolutionary strategies", arXiv 1806.10230
+    (2019), section 3: Sigma = alpha / n I + (1 - alpha) / k U U', here times n = d, with k = 1, U = ghat and
+    alpha = 1 - share. A sign replaces their normal number, so that |z| varies less.
     """
 
     directions: Directions = Gaussian()
@@ -49,26 +52,32 @@ class Guided(StatefulDirections):
         if not 0 < self.share < 1:
             raise BadInput(
                 f"the share of a direction's square that is along the guide is between 0 and 1, not {self.share!r}. "
-                "At 0 take the directions alone; at 1 nothing but the guide would ever be looked along."
+                "For 0 use the directions alone; with 1 every direction would be the guide."
             )
 
     @staticmethod
     def towards(gradient: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """The state that guides towards a gradient, given by its leaves, which it holds on to."""
+        """Return the state whose guide is this gradient. It references the tensors.
+
+        Args:
+            gradient: a name and a tensor per leaf, as `Gradient.leaves()` gives them.
+        """
         return dict(gradient)
 
     def init(self, objective: Objective) -> Guide:
         return {leaf.name: torch.zeros_like(leaf.parameter, requires_grad=False) for leaf in objective.leaves}
 
-    def resolve(self, objective: Objective, key: Key, state: Guide) -> Directions:
+    def resolve(self, objective: Objective, key: Key, state: Guide) -> tuple[Directions, Guide]:
         missing = [leaf.name for leaf in objective.leaves if leaf.name not in state]
         if missing:
             raise BadInput(
-                f"the guide has no tensor for {', '.join(missing)}: it needs one for each leaf of the objective, as "
-                "Guided.towards(gradient.leaves()) gives them."
+                f"the guide has no tensor for {', '.join(missing)}: it needs one for each leaf of the objective. "
+                "Make it by Guided.towards(gradient.leaves())."
             )
         norm = _norm(objective, state)
-        return _Leaning(self.directions, self.share, state, norm, key.fold("sign")) if norm else self.directions
+        if norm == 0:
+            return self.directions, state
+        return _WithGuide(self.directions, self.share, state, norm, key.fold("sign")), state
 
     def update(self, state: Guide, gradient: Iterator[tuple[str, Tensor]]) -> Guide:
         return self.towards(gradient)
@@ -80,8 +89,8 @@ def _norm(objective: Objective, guide: Guide) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Leaning(Directions):
-    """The directions of one estimate, with its guide."""
+class _WithGuide(Directions):
+    """The directions of one estimate: guide and random signs are fixed."""
 
     directions: Directions
     share: float
@@ -97,9 +106,9 @@ class _Leaning(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         signs = [1 - 2 * (self.key.fold("probe", seed).seed & 1) for seed in seeds]
-        along = sum(sign * scale for sign, scale in zip(signs, scales, strict=True))
+        total = sum(sign * scale for sign, scale in zip(signs, scales, strict=True))
         guide = self.guide[leaf.name].detach()
-        length = along * math.sqrt(self.share * leaf.dimension) / self.norm
-        moved = base.add_(guide, alpha=length) if in_place else torch.add(base.detach(), guide, alpha=length)
-        rest = [scale * math.sqrt(1 - self.share) for scale in scales]
-        return self.directions.add(moved.contiguous(), leaf, seeds, rest, in_place=True)
+        factor = total * math.sqrt(self.share * leaf.dimension) / self.norm
+        result = base.add_(guide, alpha=factor) if in_place else torch.add(base.detach(), guide, alpha=factor)
+        inner_scales = [scale * math.sqrt(1 - self.share) for scale in scales]
+        return self.directions.add(result.contiguous(), leaf, seeds, inner_scales, in_place=True)

@@ -16,7 +16,10 @@ from gradcost.noise.add import add_noise
 
 @value
 class Gaussian(Directions):
-    """z ~ N(0, I). Baydin et al. 2022, definition 1; Malladi et al. 2023 (MeZO), definition 1."""
+    """z ~ N(0, I).
+
+    Source: Baydin et al. 2022, definition 1; Malladi et al. 2023 (MeZO), definition 1.
+    """
 
     unbiased = True
 
@@ -31,9 +34,9 @@ class Gaussian(Directions):
 
 @value
 class Rademacher(Directions):
-    """z in {-1, +1}^d, each sign with probability one half: the least variance of all independent entries.
+    """z in {-1, +1}^d, each sign with probability 1/2: the least variance among independent entries.
 
-    Spall 1992, section III (SPSA's symmetric Bernoulli perturbation).
+    Source: Spall 1992, section III (SPSA's symmetric Bernoulli perturbation).
     """
 
     unbiased = True

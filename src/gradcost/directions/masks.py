@@ -1,4 +1,4 @@
-"""Which weights are moved: by their size, by chance, or by the leaf that they are in."""
+"""Masks: directions restricted to weights chosen by size, at random, or by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,25 +25,36 @@ from gradcost.noise.add import add_noise
 
 
 class Mask(ABC):
-    """A way of choosing the weights that an estimate moves. The others are as if they were frozen."""
+    """A choice of the weights that an estimate moves. All others are constant."""
 
-    unbiased: bool  # whether directions with E[z z'] = I have it behind the mask too, over the draw of a key
+    unbiased: bool  # whether masked directions keep E[z z'] = I, over the draw of a key
 
     @abstractmethod
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        """The directions of one estimate, zero off the mask that is found at the objective's present weights."""
+        """Return the directions of one estimate, masked at the objective's present weights.
+
+        Args:
+            directions: the directions to mask.
+            objective: the objective of the estimate.
+            key: the key of the estimate.
+        Returns:
+            Directions that are zero off the mask.
+        """
 
 
 @value
 class Smallest(Mask):
-    """Of each leaf the `share` of its weights with the smallest |w|: round(share * size) of them, at least one.
+    """The `share` of each leaf's weights with the smallest |w|: round(share * size) of them, at least one.
 
-    What is kept is |w| <= threshold, one number a leaf, so weights of one size are kept together: ties at the
-    threshold keep more than the share (all of a leaf of equal weights). No mask is stored. The threshold is found
-    at every estimate anew, where the source finds it once, before training.
+    The mask is |w| <= threshold, with one threshold per leaf. Ties at the threshold are all chosen, which can exceed
+    the share: all of a leaf of equal weights. No mask is stored. The threshold is computed at every estimate; the
+    source computes it once, before training.
 
+    Args:
+        share: above 0 and at most 1.
+    Raises:
+        BadInput: the share is out of range; or a gradient is replayed after the weights changed.
     Source: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1.
-    Raises: ValueError when the share is not above 0 and at most 1; at a replay after the weights were changed.
     """
 
     share: float
@@ -53,13 +64,19 @@ class Smallest(Mask):
         _check_share(self.share)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        found = _thresholds(objective, lambda size: _kept(self.share, size))
-        return _Standing(directions, functools.partial(_at_most, found))
+        thresholds = _thresholds(objective, lambda size: _chosen(self.share, size))
+        return _SharedMask(directions, functools.partial(_at_most, thresholds))
 
 
 @value
 class Largest(Mask):
-    """As `Smallest`, but those with the largest |w|: |w| >= threshold is kept, and so are ties at it."""
+    """The `share` of each leaf's weights with the largest |w|: |w| >= threshold. Otherwise as `Smallest`.
+
+    Args:
+        share: above 0 and at most 1.
+    Raises:
+        BadInput: the share is out of range; or a gradient is replayed after the weights changed.
+    """
 
     share: float
     unbiased = False
@@ -68,15 +85,21 @@ class Largest(Mask):
         _check_share(self.share)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        found = _thresholds(objective, lambda size: size + 1 - _kept(self.share, size))
-        return _Standing(directions, functools.partial(_at_least, found))
+        thresholds = _thresholds(objective, lambda size: size + 1 - _chosen(self.share, size))
+        return _SharedMask(directions, functools.partial(_at_least, thresholds))
 
 
 @value
 class Fixed(Mask):
-    """Each weight with probability `share`, the same ones at every estimate: E[z z'] = diag(mask).
+    """A random choice of weights, the same at every estimate.
 
-    Raises: ValueError when the share is not above 0 and at most 1, or the seed is no 64-bit one.
+    Law: E[z z'] = diag(mask).
+
+    Args:
+        share: the probability that a weight is chosen, above 0 and at most 1.
+        seed: determines the choice.
+    Raises:
+        BadInput: the share is out of range, or the seed does not fit 64 bits.
     """
 
     share: float
@@ -88,17 +111,20 @@ class Fixed(Mask):
         Key(self.seed)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        return _Standing(directions, functools.partial(_drawn, Key(self.seed), self.share))
+        return _SharedMask(directions, functools.partial(_random_mask, Key(self.seed), self.share))
 
 
 @value
 class Random(Mask):
-    """Each weight with probability `share`, drawn anew for each probe; z is scaled by 1 / sqrt(share).
+    """A new random choice of weights for each probe; z is scaled by 1 / sqrt(share).
 
-    Law: E[z z'] = I. Over Gaussian directions E|g|^2 = (1 + (d - 2 + 3 / share) / n) |grad|^2, so it scatters no
-    less than they do: |z|^2 = d on average, whatever the share. In half precision each probe is rounded by itself.
+    Law: E[z z'] = I and E|z|^2 = d. For Gaussian directions E|g|^2 = (1 + (d - 2 + 3 / share) / n) |grad|^2, which is
+    not below theirs. In half precision each probe is rounded separately.
 
-    Raises: ValueError when the share is not above 0 and at most 1.
+    Args:
+        share: the probability that a weight is chosen, above 0 and at most 1.
+    Raises:
+        BadInput: the share is out of range.
     """
 
     share: float
@@ -108,15 +134,19 @@ class Random(Mask):
         _check_share(self.share)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        return _Anew(directions, self.share, key.fold("mask"))
+        return _MaskPerSeed(directions, self.share, key.fold("mask"))
 
 
 @value
 class Named(Mask):
-    """The leaves whose name matches the pattern, whole (`fnmatch`: "*.attention.*", "head.?"); the same always.
+    """All weights of the parameters whose name matches a pattern, the same at every estimate.
 
-    A leaf of another name is not copied for a difference, and has no tangent in forward mode.
-    Raises: ValueError, at the estimate, when no leaf's name matches.
+    Cost: other parameters are neither copied for a finite difference nor given a tangent in forward mode.
+
+    Args:
+        pattern: an `fnmatch` pattern, such as "*.attention.*" or "head.?".
+    Raises:
+        BadInput: at the estimate, when no name matches.
     """
 
     pattern: str
@@ -126,10 +156,10 @@ class Named(Mask):
         names = frozenset(leaf.name for leaf in objective.leaves if fnmatchcase(leaf.name, self.pattern))
         if not names:
             raise BadInput(
-                f"no leaf has a name like {self.pattern!r}, so nothing would move. The leaves are "
-                f"{', '.join(leaf.name for leaf in objective.leaves)}: match one of them."
+                f"no trainable parameter matches {self.pattern!r}. Match one of "
+                f"{', '.join(leaf.name for leaf in objective.leaves)}."
             )
-        return _Within(directions, names)
+        return _NamedLeaves(directions, names)
 
 
 def _check_share(share: float) -> None:
@@ -137,24 +167,27 @@ def _check_share(share: float) -> None:
         raise BadInput(f"the share of the weights that a mask keeps is above 0 and at most 1, not {share!r}.")
 
 
-def _kept(share: float, size: int) -> int:
+def _chosen(share: float, size: int) -> int:
     return max(1, round(share * size))
 
 
-# ---- how a leaf's mask is made again, whenever it is wanted, from less than a leaf
+# ---- a leaf's mask, recomputed when needed from less memory than a leaf
 
 
 class _Threshold(NamedTuple):
-    size: Tensor  # a scalar of the leaf's dtype, where the leaf is: reading it would wait for the device
-    version: int  # of the parameter, when it was found
+    size: Tensor  # a scalar of the leaf's dtype on its device: reading it would wait for the device
+    version: int  # the parameter's version counter when the threshold was computed
 
 
 def _thresholds(objective: Objective, rank: Callable[[int], int]) -> dict[str, _Threshold]:
-    """The `rank(size)`-th smallest |w| of each leaf, counted from 1."""
-    return {leaf.name: _Threshold(_ranked(_sizes(leaf).flatten(), rank), _version(leaf)) for leaf in objective.leaves}
+    """Return the `rank(size)`-th smallest |w| of each leaf, counted from 1."""
+    return {
+        leaf.name: _Threshold(_kth_smallest(_sizes(leaf).flatten(), rank), _version(leaf))
+        for leaf in objective.leaves
+    }
 
 
-def _ranked(sizes: Tensor, rank: Callable[[int], int]) -> Tensor:
+def _kth_smallest(sizes: Tensor, rank: Callable[[int], int]) -> Tensor:
     return sizes.kthvalue(rank(len(sizes))).values if len(sizes) else sizes.sum()
 
 
@@ -166,27 +199,27 @@ def _version(leaf: Leaf) -> int:
     return leaf.parameter._version
 
 
-def _at_most(found: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    return _sizes(leaf).le(_standing(found, leaf))
+def _at_most(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
+    return _sizes(leaf).le(_valid(thresholds, leaf))
 
 
-def _at_least(found: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    return _sizes(leaf).ge(_standing(found, leaf))
+def _at_least(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
+    return _sizes(leaf).ge(_valid(thresholds, leaf))
 
 
-def _standing(found: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    """The leaf's threshold, while its weights are those that it was found at."""
-    size, version = found[leaf.name]
+def _valid(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
+    """Return the leaf's threshold. Raise BadInput when its weights changed since the threshold was computed."""
+    size, version = thresholds[leaf.name]
     if _version(leaf) != version:
         raise BadInput(
-            f"`{leaf.name}` was changed after its mask was found, and its weights now have another mask. Use a "
-            "gradient (write() it, or stream) before the weights move, or estimate again."
+            f"`{leaf.name}` was changed after its mask was computed, so the gradient can no longer be replayed. Use "
+            "write() or stream before the weights change, or estimate again."
         )
     return size
 
 
-def _drawn(key: Key, share: float, leaf: Leaf) -> Tensor:
-    """True with probability `share`, for each weight by itself: whether a normal number is below its quantile."""
+def _random_mask(key: Key, share: float, leaf: Leaf) -> Tensor:
+    """Choose each weight independently with probability `share`: a normal number is below its quantile."""
     zero = torch.zeros_like(
         leaf.parameter, dtype=torch.float32, requires_grad=False, memory_format=torch.contiguous_format
     )
@@ -198,7 +231,7 @@ def _drawn(key: Key, share: float, leaf: Leaf) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Standing(Directions):
+class _SharedMask(Directions):
     """One mask for all seeds: z = mask * u."""
 
     directions: Directions
@@ -212,13 +245,13 @@ class _Standing(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         mask = self.mask(leaf)
-        moved = self.directions.add(base, leaf, seeds, scales)
-        return torch.where(mask, moved, base.detach(), out=base if in_place else moved)
+        unmasked = self.directions.add(base, leaf, seeds, scales)
+        return torch.where(mask, unmasked, base.detach(), out=base if in_place else unmasked)
 
 
 @dataclass(frozen=True, eq=False)
-class _Anew(Directions):
-    """A mask for each seed: z = mask * u / sqrt(share)."""
+class _MaskPerSeed(Directions):
+    """One mask per seed: z = mask * u / sqrt(share)."""
 
     directions: Directions
     share: float
@@ -233,17 +266,17 @@ class _Anew(Directions):
     ) -> Tensor:
         out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
         for seed, scale in zip(seeds, scales, strict=True):
-            # Of the estimate's key as well: a seed of coordinates is one of few, and would have one mask for ever.
-            mask = _drawn(self.key.fold("probe", seed), self.share, leaf)
-            moved = self.directions.add(out, leaf, [seed], [scale / math.sqrt(self.share)])
-            torch.where(mask, moved, out, out=out)
-            del mask, moved  # before the next ones are made
+            # From the estimate's key too: coordinates have few seeds, and each would always have the same mask.
+            mask = _random_mask(self.key.fold("probe", seed), self.share, leaf)
+            unmasked = self.directions.add(out, leaf, [seed], [scale / math.sqrt(self.share)])
+            torch.where(mask, unmasked, out, out=out)
+            del mask, unmasked  # before the next ones are allocated
         return out
 
 
 @dataclass(frozen=True, eq=False)
-class _Within(SparseDirections):
-    """Zero but in the leaves with these names."""
+class _NamedLeaves(SparseDirections):
+    """Directions on the leaves with these names, zero on all others."""
 
     directions: Directions
     names: frozenset[str]
@@ -263,17 +296,22 @@ class _Within(SparseDirections):
 
 @value
 class Masked(StatefulDirections):
-    """z = mask * u, with u of `directions`: the weights off the mask are neither perturbed nor updated.
+    """z = mask * u, with u of `directions`: weights off the mask are neither perturbed nor updated.
 
-    Law: E[z z'] = diag(mask), the exact gradient of the weights within the mask and zero for the others; with a
-    mask drawn anew for each probe (`Random`) the identity. On the mask the numbers are those of u, up to
-    `Random`'s factor, and a weight off it stays as it is, bit for bit. The mask is that of the weights as they
-    stand, never of perturbed ones, and nothing as large as a leaf is kept of it.
+    Law: E[z z'] = diag(mask) where E[u u'] = I, so the mean estimate is the gradient on the mask and zero off it.
+    With a mask per probe (`Random`), E[z z'] = I. On the mask the numbers are those of u, times `Random`'s factor. A
+    weight off the mask keeps its bits. The mask depends on the unperturbed weights; nothing of a leaf's size is
+    stored.
 
-    A gradient whose mask depends on the weights can be replayed until they change in place; afterwards a replay
-    raises ValueError (`parameter.data` changes them unseen: do not use it).
+    A gradient whose mask depends on the weights can be replayed until the weights change in place. A change through
+    `parameter.data` is not detected: do not use it.
 
-    Sources: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1; and see the masks.
+    Args:
+        mask: the choice of weights.
+        directions: the distribution of u.
+    Raises:
+        BadInput: at a replay, when the weights changed since the estimate.
+    Source: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1; see also each mask.
     """
 
     mask: Mask
@@ -285,8 +323,8 @@ class Masked(StatefulDirections):
     def init(self, objective: Objective) -> None:
         return None
 
-    def resolve(self, objective: Objective, key: Key, state: Any) -> Directions:
-        return self.mask.over(self.directions, objective, key)
+    def resolve(self, objective: Objective, key: Key, state: None) -> tuple[Directions, None]:
+        return self.mask.over(self.directions, objective, key), None
 
-    def update(self, state: Any, gradient: Iterator[tuple[str, Tensor]]) -> None:
+    def update(self, state: None, gradient: Iterator[tuple[str, Tensor]]) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Directions at right angles to each other."""
+"""Directions that are orthogonal to each other."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gradcost.noise.permutation import sample_without_replacement
 
 @value
 class Orthogonal(Directions):
-    """The z of one estimate are distinct members of an orthogonal basis, of length sqrt(d) each: n = d probes give
-    the exact gradient, to the rounding of z to float32. More than d begin another basis.
+    """z_k = sign_i cas(2 pi k i / d): row k of the Hartley matrix with random column signs, of norm sqrt(d).
 
-    z_k = sign_i cas(2 pi k i / d): a row of the Hartley matrix with the columns' signs drawn at random, once a basis;
-    the k are dealt without replacement. Law: E[z z'] = I, and E|g|^2 = (d/n) |grad|^2 for n <= d, as for
-    `Coordinates`; but here every direction moves nearly every weight. No entry is above sqrt(2) in size.
+    Rows are sampled without replacement within an estimate. The signs are drawn once per basis; after d probes a new
+    basis starts.
 
-    A seed holds both k (its lowest bits, as many as the dimension needs) and the name of the signs (the others).
+    Law: E[z z'] = I, and E|g|^2 = (d/n) |grad|^2 for n <= d, as for `Coordinates`. n = d probes give the exact
+    gradient, up to the rounding of z to float32. Each direction moves nearly every weight; no entry is above sqrt(2)
+    in absolute value. The lowest bits of a seed are k, as many as d needs; the others determine the signs.
 
     Source: Choromanski, Rowland, Sindhwani, Turner, Weller, "Structured evolution with compact architectures for
-    scalable policy optimization", arXiv 1804.02395 (2018): orthogonal exploration by rows of Hadamard matrices with
-    random signs. Those have sizes that are powers of two; a Hartley matrix has any.
+    scalable policy optimization", arXiv 1804.02395 (2018): rows of Hadamard matrices with random signs. Hadamard
+    matrices have sizes that are powers of two; Hartley matrices have any size.
     """
 
     unbiased = True

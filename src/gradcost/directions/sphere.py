@@ -1,4 +1,4 @@
-"""Directions of one length."""
+"""Directions of constant norm."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from gradcost.noise.add import add_noise
 class Sphere(Directions):
     """z uniform on the sphere of radius sqrt(d): a Gaussian direction divided by its norm, times sqrt(d).
 
-    Flaxman, Kalai, McMahan 2005, lemma 1: their factor d is here in z, so that E[z z'] = I. The norm takes
-    one more pass over the noise, once a seed.
+    Law: E[z z'] = I. Cost: one more pass over the noise per seed, for the norm.
+
+    Source: Flaxman, Kalai, McMahan 2005, lemma 1; their factor d is in z here.
     """
 
     unbiased = True
@@ -37,13 +38,13 @@ class Sphere(Directions):
     ) -> Tensor:
         root = math.sqrt(leaf.dimension)
         norms = [root if is_fake(base) else _norm(seed, leaf.dimension) for seed in seeds]
-        lengths = [scale * root / norm for scale, norm in zip(scales, norms, strict=True)]
-        return add_noise(philox.Normals(), seeds, lengths, leaf.start, base, in_place)
+        factors = [scale * root / norm for scale, norm in zip(scales, norms, strict=True)]
+        return add_noise(philox.Normals(), seeds, factors, leaf.start, base, in_place)
 
 
 @functools.lru_cache(maxsize=4096)
 def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
-    """|z| of a Gaussian direction: blocks of fixed length, each summed by one thread, so that bits repeat."""
+    """Return |z| of a Gaussian direction. One thread sums each block of fixed length, so that the bits repeat."""
     total = 0.0
     for start in range(0, dimension, chunk):
         zero = torch.zeros(min(chunk, dimension - start))

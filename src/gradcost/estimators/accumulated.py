@@ -1,4 +1,4 @@
-"""Micro-batches: the same gradient with a smaller batch's activations."""
+"""Gradient accumulation: the same gradient with the activations of a smaller batch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 
 
 @value
 class Accumulated(Estimator):
-    """`estimator`, with each batch cut into `parts` micro-batches that are evaluated one after the other.
+    """`estimator` on each batch cut into micro-batches, evaluated one after the other.
 
-    Law: the estimate is that of the whole batch (the mean, weighted by size), for every estimator, along the
-    same directions; up to rounding, and to layers that mix the examples of a batch or draw a mask for it.
+    Law: the estimate is that of the whole batch, for every estimator, along the same directions. This holds up to
+    rounding, and except for layers that mix the examples of a batch (BatchNorm) or draw one mask for it.
 
-    Raises: ValueError when parts < 1, or a batch is smaller than parts.
+    Args:
+        estimator: the estimator of the whole batch's gradient.
+        parts: the number of micro-batches per batch.
+    Raises:
+        BadInput: parts < 1, or a batch has fewer examples than parts.
     """
 
     estimator: Estimator
@@ -26,18 +30,22 @@ class Accumulated(Estimator):
 
     def __post_init__(self) -> None:
         if self.parts < 1:
-            raise BadInput(f"a batch is cut into 1 part or more, not {self.parts!r}.")
+            raise BadInput(f"parts is the number of micro-batches per batch, 1 or more, not {self.parts!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        return self.estimator.facts._replace(inner=self.estimator, transparent=True)
 
     def init(self, objective: Objective) -> State | None:
-        return self.estimator.init(objective.in_parts(self.parts))
+        return self.estimator.init(objective.in_micro_batches(self.parts))
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        return self.estimator.estimate(objective.in_parts(self.parts), batch, key, state)
+        return self.estimator.estimate(objective.in_micro_batches(self.parts), batch, key, state)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        return self.estimator.stream(objective.in_parts(self.parts), batch, key, use, state)
+        return self.estimator.stream(objective.in_micro_batches(self.parts), batch, key, use, state)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.estimator.objection(objective.in_parts(self.parts), batch)
+        return self.estimator.objection(objective.in_micro_batches(self.parts), batch)

@@ -1,4 +1,4 @@
-"""Slopes along perturbed outputs instead of perturbed weights."""
+"""Forward gradients by perturbing the outputs of layers instead of their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
@@ -21,37 +21,45 @@ from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.directions.confined import confined
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Streamed
 from gradcost.estimators.outputs import Layers, Output, layers_of, visited
 from gradcost.estimators.probing import replayed
-from gradcost.slopes.forward_mode import carrying
+from gradcost.slopes.forward_mode import with_tangent
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope, shifted
 from gradcost.slopes.substitution import substituted
 
 
 @value
 class ActivityPerturbation(Estimator):
-    """g_W = (1/n) sum_k s_k (dy/dW)' u_k for each linear layer and convolution: its outputs y are perturbed by noise
-    u_k, not its weights, and s_k is the slope of the loss along all of it together.
+    """g_W = (1/n) sum_k s_k (dy/dW)' u_k for each linear layer and convolution: noise u_k on the outputs y, not on W.
 
-    Law: E g = grad, for s = <delta, u> with delta = dL/dy and E[u u'] = I, so E[s u] = delta, and what the layer
-    makes of it, u'x summed over examples and positions, is its gradient. The variance grows with the number of
-    perturbed outputs (batch x positions x units), not with that of the weights: E|s u|^2 over all outputs is
-    (1 + (m + 1)/n) |delta|^2 for m outputs and Gaussian noise, (1 + (m - 1)/n) for signs.
+    s_k is the slope of the loss along all of the noise together.
 
-    Every other leaf is perturbed as a weight at the same time: those of other modules (LayerNorm, embeddings), of
-    subclasses (the projection of nn.MultiheadAttention), shared by two modules, read directly. A layer that is
-    called twice has noise of its own for each call, and the sum of both. The same key draws the same dropout masks
-    in each forward. Where an output's first dimension is the batch's, micro-batches give what the whole gives.
+    Law: E g = grad. With delta = dL/dy the slope is s = <delta, u>, so E[s u] = delta if E[u u'] = I, and (dy/dW)'
+    delta is the layer's gradient. The variance grows with the number of perturbed outputs m (batch x positions x
+    units), not with the number of weights: E|s u|^2 over all outputs is (1 + (m + 1)/n) |delta|^2 for Gaussian
+    noise and (1 + (m - 1)/n) |delta|^2 for random signs.
 
-    Cost: for L linear layers alone 2L - 1 forward matmuls a probe with Jvp (weights have no tangents) and 2L with
-    a difference; then L forward and L for u'x, once for all probes, in one more plain forward at the weights
-    themselves, whose loss is `Estimate.loss`. One layer's gradient at a time is made there, of its input and u.
+    All other parameters are perturbed as weights at the same time. Those are the parameters of other modules
+    (LayerNorm, embeddings), of subclasses (the projection of nn.MultiheadAttention), shared by two modules, or read
+    directly. A layer that is called twice gets independent noise for each call; its gradient is the sum of both.
+    Every forward pass draws the same dropout masks. If the first dimension of the outputs is the batch,
+    micro-batches give the estimate of the whole batch.
 
+    Cost: for L linear layers 2L - 1 forward matmuls per probe with Jvp (weights have no tangents) and 2L with a
+    finite difference. Then one plain forward pass at the parameters themselves, L matmuls, and L for u'x, once for
+    all probes; `Estimate.loss` is the loss of that pass. One layer's gradient exists at a time.
+
+    Args:
+        slope: Jvp() or CentralDifference(eps) with a given eps.
+        directions: Gaussian() or Rademacher(), the noise on the outputs.
+        probes: n, the number of noise samples per estimate.
+    Raises:
+        BadInput: probes < 1, another slope, or noise without independent entries.
+        Unsupported: a layer's weight is read without calling the layer.
     Source: Ren, Kornblith, Liao, Hinton, "Scaling forward gradient with local losses", arXiv 2210.03310 (2023),
-    section 3. Raises: ValueError when probes < 1, the slope is not Jvp() or CentralDifference(eps), or the noise is
-    not of independent entries; at an estimate, when a layer's weight is read without calling the layer.
+        section 3.
     """
 
     slope: Slope = Jvp()
@@ -60,26 +68,31 @@ class ActivityPerturbation(Estimator):
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise BadInput(f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}.")
+            raise BadInput(f"probes is the number of directions per estimate, 1 or more, not {self.probes!r}.")
         match self.slope:
             case Jvp(together=1) | CentralDifference(eps=float()):
                 pass
             case _:
                 raise BadInput(
-                    f"outputs are perturbed one probe at a time and by a stated length, so {self.slope} cannot "
-                    "measure their slopes: use Jvp() or CentralDifference(eps=0.001)."
+                    f"ActivityPerturbation perturbs one probe at a time by a fixed length, so {self.slope} cannot "
+                    "measure its slopes: use Jvp() or CentralDifference(eps=0.001)."
                 )
         if not isinstance(self.directions, Gaussian | Rademacher):
             raise BadInput(
-                f"each output has noise of its own, which {self.directions} have not: use Gaussian() or Rademacher()."
+                f"ActivityPerturbation needs independent noise for each output, unlike {self.directions}: "
+                "use Gaussian() or Rademacher()."
             )
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(unbiased=True)
 
     def init(self, objective: Objective) -> None:
         return None
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         tensors: dict[str, Tensor] = {}
-        loss, slopes, rest = self._found(objective, batch, key, tensors.__setitem__)
+        loss, slopes, rest = self._estimate(objective, batch, key, tensors.__setitem__)
         pieces: list[Gradient] = [Dense(objective.only(tensors), tensors)] if tensors else []
         pieces += [rest] if rest is not None else []
         return Estimate(loss, Concatenated(objective, tuple(pieces)), slopes)
@@ -87,16 +100,16 @@ class ActivityPerturbation(Estimator):
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        handed: list[int] = []
+        sizes: list[int] = []
 
         def pass_on(name: str, gradient: Tensor) -> None:
-            handed.append(gradient.nbytes)
+            sizes.append(gradient.nbytes)
             use(name, gradient)
 
-        loss, slopes, rest = self._found(objective, batch, key, pass_on)
+        loss, slopes, rest = self._estimate(objective, batch, key, pass_on)
         if rest is not None:
             replayed(Estimate(loss, rest), use)
-        return Estimate(loss, Streamed(objective, sum(handed) + (0 if rest is None else rest.nbytes)), slopes)
+        return Estimate(loss, Streamed(objective, sum(sizes) + (0 if rest is None else rest.message_nbytes)), slopes)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
@@ -105,10 +118,10 @@ class ActivityPerturbation(Estimator):
             return str(reason)
         return self.slope.objection(objective, batch)
 
-    def _found(
+    def _estimate(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer
     ) -> tuple[Tensor, Tensor, Seeded | None]:
-        """The loss, the slopes, and the gradient in what is no layer's, if there is such; the layers' go to `use`."""
+        """The loss, the slopes and the gradient of parameters outside layers; those of layers go to `use`."""
         layers = layers_of(objective)
         inside = {leaf.name for leaves in layers.values() for leaf in leaves}
         outside = [leaf for leaf in objective.leaves if leaf.name not in inside]
@@ -129,12 +142,12 @@ class ActivityPerturbation(Estimator):
     def _slope(
         self, objective: Objective, batch: Any, key: Key, layers: Layers, beside: Directions, seed: int
     ) -> tuple[Tensor, Counter[nn.Module]]:
-        """The slope along one seed's noise, as a vector of one, and how often each layer was called."""
+        """The slope along the noise of one seed, shape (1,), and the number of calls of each layer."""
 
-        def ahead(output: Output) -> Tensor:
+        def perturbed(output: Output) -> Tensor:
             primal, tangent = forward_ad.unpack_dual(output.value)
             noise = tag("tangents", output.noise(self.directions, [seed], [1.0]))
-            return carrying(output.name, primal, noise if tangent is None else noise.add_(tangent))
+            return with_tangent(output.name, primal, noise if tangent is None else noise.add_(tangent))
 
         if isinstance(self.slope, CentralDifference):
             eps, ends, calls = self.slope.eps, [], Counter[nn.Module]()
@@ -142,35 +155,36 @@ class ActivityPerturbation(Estimator):
             for step in (eps, -eps):
                 with visited(
                     objective, layers, lambda out, step=step: out.moved(self.directions, seed, step)
-                ) as seen:
-                    ends.append(shifted(seen.objective, batch, key, beside, seed, step).double())
-                calls = seen.calls
+                ) as visits:
+                    ends.append(shifted(visits.objective, batch, key, beside, seed, step).double())
+                calls = visits.calls
             return ((ends[0] - ends[1]) / (2 * eps)).reshape(1), calls
-        with visited(objective, layers, ahead) as seen:
-            return self.slope.measure(seen.objective, batch, key, beside, [seed])[1], seen.calls
+        with visited(objective, layers, perturbed) as visits:
+            return self.slope.measure(visits.objective, batch, key, beside, [seed])[1], visits.calls
 
     def _second_pass(self, objective: Objective, batch: Any, key: Key, adjoints: _Adjoints) -> Tensor:
-        """The loss at the weights themselves, in float64, while each layer's gradient is made."""
-        # A fused kernel may draw other dropout masks than the math kernel, on which a Jvp slope is measured.
+        """The loss at the parameters themselves, in float64, computing each layer's gradient on the way."""
+        # A fused kernel may draw other dropout masks than the math kernel, which Jvp slopes use.
         kernel = sdpa_kernel(SDPBackend.MATH) if isinstance(self.slope, Jvp) else nullcontext()
         with (
             kernel,
             substituted(objective, adjoints.make, LOSSES_IN_FLOAT32),
-            visited(objective, adjoints.layers, adjoints.leave, adjoints.enter) as seen,
+            visited(objective, adjoints.layers, adjoints.leave, adjoints.enter) as visits,
         ):
-            loss = seen.objective.evaluate(batch, key).double()
+            loss = visits.objective.evaluate(batch, key).double()
         adjoints.finish()
         return loss
 
 
-class _ReadElsewhere(ValueError):
-    """A layer's weight is read by something that is not the layer."""
+class _ReadElsewhere(Unsupported):
+    """A layer's weight is read without calling the layer."""
 
 
 class _Adjoints:
-    """(dy/dW)' u of each layer while the model runs: its graph is that of one layer, and gone when it returns.
+    """(dy/dW)' u of each layer while the model runs; the graph covers one layer at a time.
 
-    noise: the u of an output, weighted by its slopes. use: gets a leaf's gradient after the layer's last call.
+    noise: returns u of an output, multiplied by the slopes. use: receives a parameter's gradient after the layer's
+    last call.
     """
 
     def __init__(
@@ -188,35 +202,35 @@ class _Adjoints:
             return weight
         if self.owner[leaf.name] is not self.running:
             raise _ReadElsewhere(
-                f"`{leaf.name}` is read without its layer being called, so the layer's output does not show what the "
-                "weight does to the loss. Call the layer, or use forward_gradient() or mezo(), which perturb weights."
+                f"`{leaf.name}` is read without calling its layer, so perturbing the layer's output misses this "
+                "use. Call the layer, or use forward_gradient() or mezo(), which perturb weights."
             )
         self.read[leaf.name] = weight.requires_grad_()
         return weight
 
     def enter(self, layer: nn.Module) -> None:
         self.running = layer
-        torch.set_grad_enabled(True)  # off again when the layer returns, and, if it raises, with the evaluation
+        torch.set_grad_enabled(True)  # disabled when the layer returns; after an exception, by the evaluation
 
     def leave(self, output: Output) -> Tensor:
         torch.set_grad_enabled(False)
         leaves, self.running = self.layers[output.layer], None
         read = [self.read.pop(leaf.name) for leaf in leaves]
-        made = list(torch.autograd.grad(output.value, read, self.noise(output)))
+        gradients = list(torch.autograd.grad(output.value, read, self.noise(output)))
         self.left[output.layer] -= 1
         for leaf in reversed(leaves):
-            gradient = made.pop()
+            gradient = gradients.pop()
             if leaf.name in self.sums:
                 gradient = self.sums.pop(leaf.name).add_(gradient)
             if self.left[output.layer] == 0:
                 self.use(leaf.name, tag("gradients", gradient))
             else:
                 self.sums[leaf.name] = gradient
-            del gradient  # before the next one is handed out
+            del gradient  # before the next one is passed on
         return output.value.detach()
 
     def finish(self) -> None:
-        """A layer that was never called has no part in the loss."""
+        """Pass on zeros for layers that were never called."""
         for layer, leaves in self.layers.items():
             for leaf in leaves if layer not in self.left else ():
                 self.use(leaf.name, tag("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))

@@ -1,4 +1,4 @@
-"""Several directions a group of leaves are tried, and one of them is kept."""
+"""Several candidate directions per group of parameters, of which one is selected by its slope."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from gradcost.directions import StatefulDirections
 from gradcost.directions.confined import confined
 from gradcost.directions.groups import EachLeaf, Grouping
 from gradcost.estimators.combine import Mean
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Concatenated, Seeded
 from gradcost.estimators.probing import Probing, replayed
 
 
 class Choice(ABC):
-    """A rule for which of several directions is kept, given their slopes."""
+    """A rule that selects one of several directions by their slopes."""
 
     @abstractmethod
     def of(self, slopes: Sequence[float]) -> int:
-        """The number of the one that is kept."""
+        """Return the index of the selected direction.
+
+        Args:
+            slopes: the slopes of the candidates.
+        """
 
 
 @value
 class Steepest(Choice):
-    """The direction with the largest |slope|: the candidate most aligned with the gradient."""
+    """Select the largest |slope|: the candidate most aligned with the gradient."""
 
     def of(self, slopes: Sequence[float]) -> int:
         return max(range(len(slopes)), key=lambda number: abs(slopes[number]))
@@ -41,10 +45,10 @@ class Steepest(Choice):
 
 @value
 class Flattest(Choice):
-    """The direction with the smallest |slope|: the candidate least aligned with the gradient.
+    """Select the smallest |slope|: the candidate least aligned with the gradient; for comparison only.
 
-    It is there to be compared with. The public code of the paper that `Adaptive` cites keeps the smallest, and
-    chooses at its first step only; here the choice is made at each estimate.
+    The public code of the paper that `Adaptive` cites selects the smallest slope, at its first step only. Here the
+    selection is made at each estimate.
     """
 
     def of(self, slopes: Sequence[float]) -> int:
@@ -53,24 +57,29 @@ class Flattest(Choice):
 
 @value
 class Adaptive(Estimator):
-    """g = sum over groups of leaves of s z: in each group `candidates` directions that are zero outside of it are
-    looked along, and the one that `choice` takes weighs in with its slope.
+    """g = sum over groups of parameters of s z, where z is selected from `candidates` directions of that group.
 
-    Law: with Gaussian directions and exact slopes E g = m grad, where m is the mean of the largest (Steepest) or
-    the smallest (Flattest) of `candidates` chi-square variables of one degree of freedom: `selection_bias` gives
-    it. So `candidates` = 1 is unbiased, and more of them with Steepest stretch the mean, which a learning rate
-    absorbs; Flattest shrinks it towards 0. (z is w grad/|grad| and a rest that knows nothing of w, and s is
-    w |grad|: the choice is of w alone.)
+    A candidate is zero outside its group. The slope of each candidate is measured, and `choice` selects one.
 
-    Cost: `candidates` slopes a group and probe, each over the whole loss; with Jvp only the leaves of the group carry
-    tangents. The gradient is seeded: 16 bytes a group and probe. `Estimate.slopes` holds those of the directions
-    that were kept, group by group. Several `probes` of the estimator are the mean of as many such choices.
+    Law: with Gaussian directions and exact slopes E g = m grad, where m is the mean of the largest (Steepest) or the
+    smallest (Flattest) of `candidates` chi-square variables with one degree of freedom; `selection_bias` computes
+    it. One candidate is unbiased. Steepest with more scales the mean up, which the learning rate absorbs; Flattest
+    scales it towards 0. (z is w grad/|grad| plus a part independent of w, and s is w |grad|, so the choice depends
+    on w only.)
 
-    Raises: ValueError when candidates < 1, or the estimator's directions depend on where the weights are, or its
-    slopes are not combined by their mean.
+    Cost: `candidates` slopes per group and probe, each over the whole loss. With Jvp only the group's parameters have
+    tangents. The gradient is seeded: 16 bytes per group and probe. `Estimate.slopes` holds the slopes of the selected
+    directions, group by group. Several probes give the mean of as many selections.
 
-    Source: what Panchal, Choudhary, Brun, Guan, "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025)
-    call adaptive perturbation sampling.
+    Args:
+        estimator: a Probing with stateless directions and combine=Mean().
+        candidates: the number of directions to select from.
+        choice: which candidate is selected.
+        by: how parameters are grouped.
+    Raises:
+        BadInput: candidates < 1, the directions are stateful, or combine is not Mean().
+    Source: what Panchal, Choudhary, Brun, Guan, "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025) call
+        adaptive perturbation sampling.
     """
 
     estimator: Probing
@@ -80,22 +89,28 @@ class Adaptive(Estimator):
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
-            raise BadInput(f"a direction is kept of 1 candidate or more, not of {self.candidates!r}.")
+            raise BadInput(
+                f"candidates is the number of directions to select from, 1 or more, not {self.candidates!r}."
+            )
         if not isinstance(self.estimator, Probing):
             raise BadInput(
-                f"Adaptive chooses among the directions of a Probing, and {self.estimator} looks along none: give "
-                "it forward_gradient() or mezo(), and wrap the result."
+                f"Adaptive selects among the directions of a Probing, and {self.estimator} has none: use "
+                "forward_gradient() or mezo(), and wrap the result."
             )
         if isinstance(self.estimator.directions, StatefulDirections):
             raise BadInput(
-                f"Adaptive draws its candidates anew in each group, and {self.estimator.directions} depend on more "
-                "than a seed: use Gaussian() directions, or any others that are plain."
+                f"Adaptive draws candidates for each group, and {self.estimator.directions} depend on more than a "
+                "seed: use Gaussian() or other stateless directions."
             )
         if self.estimator.combine != Mean():
             raise BadInput(
-                f"Adaptive weighs the directions that it keeps by their slopes, so {self.estimator.combine} has no "
-                "part in it: leave the Probing's combine as Mean()."
+                f"Adaptive multiplies the selected directions by their slopes, so {self.estimator.combine} has no "
+                "effect: leave the Probing's combine as Mean()."
             )
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(inner=self.estimator, unbiased=self.candidates == 1 and self.estimator.unbiased)
 
     def init(self, objective: Objective) -> None:
         return None
@@ -103,26 +118,26 @@ class Adaptive(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         losses, pieces, slopes = [], [], []
         for number, group in enumerate(self._groups(objective)):
-            loss, gradient, kept = self._chosen(objective, group, batch, key, number)
+            loss, gradient, kept = self._select(objective, group, batch, key, number)
             losses.append(loss)
             pieces.append(gradient)
             slopes += kept
         return Estimate(torch.stack(losses).mean(), Concatenated(objective, tuple(pieces)), torch.stack(slopes))
 
     def _groups(self, objective: Objective) -> list[Objective]:
-        """The objective as a function of each group's leaves alone."""
+        """The objective as a function of each group's parameters alone."""
         names: dict[int, list[str]] = {}
         for name, number in self.by.groups(objective).items():
             names.setdefault(number, []).append(name)
         return [objective.only(names[number]) for number in sorted(names)]
 
-    def _chosen(
+    def _select(
         self, objective: Objective, group: Objective, batch: Any, key: Key, number: int
     ) -> tuple[Tensor, Seeded, list[Tensor]]:
-        """The loss, the gradient in one group's leaves, and the slopes that are in it."""
+        """The loss, the gradient of one group's parameters, and the slopes that it contains."""
         probes, directions, tried = self.estimator.probes, self.estimator.directions, self.candidates
         assert not isinstance(directions, StatefulDirections)
-        # One call for all, so that candidates can share a forward; the key of the evaluations is the estimate's.
+        # One call for all candidates, so that they can share a forward pass; evaluations use the key of the estimate.
         seeds = directions.seeds(key.fold("group", number), probes * tried, group.dimension)
         within = confined(directions, group.leaves)
         loss, slopes = self.estimator.slope.measure(objective, batch, key, within, seeds)

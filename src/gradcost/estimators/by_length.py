@@ -1,4 +1,4 @@
-"""Long examples by one estimator, short ones by another."""
+"""One estimator for long examples, another for short ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradcost.core.objective import Objective
 from gradcost.core.pytree import plain
 from gradcost.core.value import value
 from gradcost.directions.direction import combination
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded, Streamed, Sum
 from gradcost.estimators.probing import replayed
 
@@ -29,7 +29,7 @@ class Lengths(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The two parts of a batch, None for an empty one, and the share of its examples that is long."""
+    """The short and the long examples of a batch (None if there are none), and the share that is long."""
 
     short: Any
     long: Any
@@ -38,21 +38,30 @@ class _Groups(NamedTuple):
 
 @value
 class ByLength(Estimator):
-    """g = weight * g_long + (1 - weight) * g_short: examples of more than `longest` tokens get their gradient from
-    `long`, the others from `short`. Where a batch has only one kind, that one's gradient has all the weight.
+    """g = weight * g_long + (1 - weight) * g_short: one estimator for long examples, another for short ones.
 
-    Lengths are the row sums of the batch's `attention_mask` (0 or 1; examples along dimension 0, tokens along 1).
-    Each group loses the columns that none of its examples uses, so that backprop of the short ones saves no more
-    than they need: every tensor whose first two dimensions are the mask's is cut with it.
+    Examples with more than `longest` tokens are long. If all examples of a batch are of one kind, that kind's
+    gradient has weight 1. The length is the row sum of `attention_mask` (0 or 1; dimension 0: examples, 1: tokens).
+    Each group drops the columns that none of its examples uses, so backprop of the short examples saves no more than
+    they need. Every tensor whose first two dimensions are those of the mask is cut with it.
 
-    The mean of g is the gradient of weight * (mean loss of the long ones) + (1 - weight) * (mean loss of the short
-    ones) where both estimators are unbiased: that of the batch's mean loss only where `weight` is the share of the
-    long ones. The loss is the groups' mean weighted by their numbers of examples, the slopes are those of `long`.
-    `stream` keeps the long ones' gradient and none of the short ones' as a whole, if the former is seeded.
+    Law: if both estimators are unbiased, E g is the gradient of
+    weight * (mean loss of the long examples) + (1 - weight) * (mean loss of the short examples).
+    That is the gradient of the batch's mean loss only if `weight` is the share of long examples.
 
-    Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches each from one half of the
-    data; here a batch is divided as it comes. Raises: ValueError when longest < 1, weight is not in [0, 1], or a
-    batch has no attention mask.
+    `Estimate.loss` is the mean loss of the batch; `Estimate.slopes` are those of `long`. If the gradient of the long
+    examples is seeded, `stream` never holds a dense gradient.
+
+    Args:
+        short: the estimator for examples of at most `longest` tokens.
+        long: the estimator for longer examples.
+        longest: the most tokens of a short example.
+        weight: the weight of the long examples' gradient, in [0, 1].
+    Raises:
+        BadInput: longest < 1, or weight is not in [0, 1].
+        Unsupported: a batch has no attention mask.
+    Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches from two halves of the data;
+        here each batch is divided.
     """
 
     short: Estimator
@@ -62,9 +71,13 @@ class ByLength(Estimator):
 
     def __post_init__(self) -> None:
         if self.longest < 1:
-            raise BadInput(f"longest is the most tokens of a short example: 1 or more, not {self.longest!r}.")
+            raise BadInput(f"longest is the most tokens of a short example, 1 or more, not {self.longest!r}.")
         if not 0 <= self.weight <= 1:
-            raise BadInput(f"weight is the long examples' part of the gradient, 0 to 1, not {self.weight!r}.")
+            raise BadInput(f"weight is the weight of the long examples' gradient, 0 to 1, not {self.weight!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts()  # its mean is the gradient of a weighted loss, not of the batch's mean loss
 
     def init(self, objective: Objective) -> Lengths | None:
         return _lengths(self.short.init(objective), self.long.init(objective))
@@ -95,10 +108,10 @@ class ByLength(Estimator):
             use(name, gradient.mul_(1 - self.weight).add_(total.mul_(self.weight)))
 
         short = self.short.stream(objective, groups.short, key, add, before.short)
-        message = seeded.nbytes + getattr(short.gradient, "message", short.gradient.nbytes)
+        message = seeded.nbytes + short.gradient.message_nbytes
         state = _lengths(short.state, long.state)
-        spent = Streamed(objective, message)
-        return Estimate(_mean(long, short, groups.share), spent, long.slopes, state, long.clipped)
+        streamed = Streamed(objective, message)
+        return Estimate(_mean(long, short, groups.share), streamed, long.slopes, state, long.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         mask = _mask(batch)
@@ -113,7 +126,7 @@ class ByLength(Estimator):
     def _of_one(
         self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: LeafConsumer | None
     ) -> Estimate:
-        """The estimate on a batch of one kind; the other estimator's state stays as it is."""
+        """The estimate on a batch of one kind; the state of the other estimator stays as it is."""
         estimator, group, state = (
             (self.long, groups.long, before.long)
             if groups.short is None
@@ -136,7 +149,7 @@ class ByLength(Estimator):
 
 
 def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[str, Any] | None:
-    """These examples, without the columns that none of them uses, whichever side the padding is on."""
+    """These examples, without the columns that none of them uses, on whichever side the padding is."""
     if not rows:
         return None
     used = np.flatnonzero(mask[rows].any(0)).tolist() or [0]
@@ -152,18 +165,18 @@ def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[s
 
 
 def _mask(batch: Any) -> np.ndarray | str:
-    """Where the attention mask has a token, or why there are none, in a sentence."""
+    """The attention mask as booleans, or why there is none."""
     found = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(found, Tensor) or found.ndim != 2:
         return (
-            "the lengths of examples are told by an attention mask, and this batch has none: give a dictionary with "
-            '"attention_mask", one row an example and one column a token, or use the estimator for short ones alone.'
+            "ByLength takes the lengths from an attention mask, and this batch has none: use a dictionary with "
+            '"attention_mask" (one row per example, one column per token), or the estimator for short examples alone.'
         )
     mask = known(found)
     if mask is None:
         return (
-            "the lengths of these examples are not known without numbers: give the attention mask as whole numbers "
-            "or truths on the CPU, or measure a step with `gradcost.measure` instead of forecasting it."
+            "a forecast of ByLength needs the values of the attention mask: use an integer or boolean mask on the "
+            "CPU, or measure a step with `gradcost.measure`."
         )
     return np.asarray(mask.tolist()) != 0
 

@@ -1,4 +1,4 @@
-"""A cap on the slopes, for the rare direction along which the loss is a cliff."""
+"""A cap on the slopes, for the rare direction along which the loss is very steep."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
 
 
 @value
 class Clipped(Estimator):
-    """`estimator`, with each slope cut to [-slope, slope] before it weighs its direction.
+    """`estimator` with each slope clipped to [-slope, slope] before it multiplies its direction.
 
-    It is the slope that is clipped, not the gradient: one direction's norm is about sqrt(d) times that of the
-    gradient, so a norm clip would cut every step and make normalised SGD of it. A clip biases the estimate
-    towards short steps; `Estimate.clipped` says how many slopes it cut, and `Estimate.slopes` keeps them as
-    they were measured.
+    The slope is clipped, not the gradient. One direction is about sqrt(d) times as long as the gradient, so clipping
+    the gradient's norm would cut every step and amount to normalised SGD. Clipping slopes shortens the estimate on
+    average. `Estimate.clipped` is the share of slopes that were cut; `Estimate.slopes` holds the slopes before it.
 
-    Source: Rike and Foerland 2022 (directional derivative capped at 1). Raises: ValueError when slope is not
-    above 0, or the estimator measures no slopes.
+    Args:
+        estimator: the estimator whose slopes are clipped.
+        slope: the largest absolute slope, in units of the loss per unit of a direction.
+    Raises:
+        BadInput: slope is not above 0.
+        Unsupported: the gradient is not a sum of slopes times directions.
+    Source: Rike and Foerland 2022 (directional derivatives capped at 1).
     """
 
     estimator: Estimator
@@ -35,14 +39,19 @@ class Clipped(Estimator):
         if not self.slope > 0:
             raise BadInput(f"the cap on the slope must be above 0, not {self.slope!r}.")
 
+    @property
+    def facts(self) -> Facts:
+        return self.estimator.facts._replace(inner=self.estimator, exact=False, unbiased=False, transparent=True)
+
     def init(self, objective: Objective) -> State | None:
         return self.estimator.init(objective)
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        if (reason := self._refusal()) is not None:
+            raise Unsupported(reason)
         found = self.estimator.estimate(objective, batch, key, state)
-        seeds = found.gradient.seeds if isinstance(found.gradient, Seeded) else ()
-        if found.slopes is None or not isinstance(found.gradient, Seeded) or len(seeds) != len(found.slopes):
-            raise Unsupported(self._unclippable(found.slopes is None))
+        assert found.slopes is not None
+        assert isinstance(found.gradient, Seeded)
         cut = found.slopes.abs() > self.slope
         factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
         gradient = found.gradient.scaled(numbers(factors))
@@ -54,22 +63,14 @@ class Clipped(Estimator):
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        from gradcost.estimators.by_length import ByLength
-        from gradcost.estimators.mixed import Mixed
-        from gradcost.estimators.momentum import Momentum
-        from gradcost.estimators.reverse import Reverse
-        from gradcost.estimators.variance_reduced import VarianceReduced
+        return self._refusal() or self.estimator.objection(objective, batch)
 
-        if isinstance(self.estimator, Reverse):
-            return self._unclippable(True)
-        if isinstance(self.estimator, ByLength | Mixed | Momentum | VarianceReduced):
-            return self._unclippable(False)
-        return self.estimator.objection(objective, batch)
-
-    def _unclippable(self, without_slopes: bool) -> str:
-        if without_slopes:
+    def _refusal(self) -> str | None:
+        if self.estimator.scales_with_slopes:
+            return None
+        if self.estimator.exact:
             return f"{self.estimator} measures no slopes to clip: clip the norm of its gradient instead."
         return (
-            f"the gradient of {self.estimator} is more than one slope times each of its directions, so there are no "
-            "slopes of it to clip: put Clipped around the estimator within it instead."
+            f"the gradient of {self.estimator} is not a sum of slopes times directions, so its slopes cannot be "
+            "clipped: put Clipped around the estimator inside it."
         )

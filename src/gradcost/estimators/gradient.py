@@ -1,4 +1,4 @@
-"""A gradient is anything that can be replayed leaf by leaf."""
+"""Gradients: vectors in parameter space that are replayed parameter by parameter."""
 
 from __future__ import annotations
 
@@ -16,42 +16,52 @@ from gradcost.directions.direction import combination
 
 
 class Gradient(ABC):
-    """A vector with one tensor for each leaf of an objective."""
+    """One tensor for each trainable parameter of an objective, stored or regenerated."""
 
     objective: Objective
 
     @abstractmethod
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
-        """The name and the gradient of each leaf, in the objective's order, with the leaf's shape and dtype.
+        """Yield the name and the gradient of each parameter, in the objective's order.
 
-        The caller owns the tensor: it may be changed in place.
+        Each tensor has the parameter's shape and dtype. The caller owns it and may change it in place.
         """
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that this gradient keeps, and that a message with it would carry."""
+        """Bytes that this gradient holds in memory."""
+
+    @property
+    def message_nbytes(self) -> int:
+        """Bytes that a message with this gradient takes: what it holds, or held before it was passed on."""
+        return self.nbytes
 
     def write(self) -> None:
-        """Fill `p.grad` of every leaf, for any torch optimizer. Needs as many bytes as the leaves."""
+        """Fill `.grad` of every trainable parameter, for any torch optimizer; takes the bytes of the parameters."""
         parameters = {leaf.name: leaf.parameter for leaf in self.objective.leaves}
         for name, gradient in self.leaves():
             parameters[name].grad = gradient
 
     def norm(self) -> float:
-        """The Euclidean norm over all leaves, summed in float64."""
+        """Return the Euclidean norm over all parameters, summed in float64."""
         return float(sum(g.double().square().sum() for _, g in self.leaves())) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Gradient):
-    """A gradient that replays what it stored: one tensor a leaf."""
+    """A gradient that stores one tensor per parameter.
+
+    Args:
+        objective: whose gradient it is.
+        tensors: the gradient of each parameter, by name.
+    """
 
     objective: Objective
     tensors: Mapping[str, Tensor]
 
     def __repr__(self) -> str:
-        return f"Dense({len(self.tensors)} leaves, {self.nbytes:,} bytes)"
+        return f"Dense({len(self.tensors)} parameters, {self.nbytes:,} bytes)"
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
@@ -68,9 +78,15 @@ class Dense(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Seeded(Gradient):
-    """sum_k coefficients[k] * z_k, where z_k is the direction regenerated from seeds[k]: 16 bytes a probe.
+    """sum_k coefficients[k] * z_k, where z_k is regenerated from seeds[k]: 16 bytes per probe.
 
-    Law: a replay has at most one leaf alive beside the parameters, and is the same bits wherever it runs.
+    Law: a replay holds at most one parameter's tensor beside the parameters; its bits are the same everywhere.
+
+    Args:
+        objective: whose gradient it is.
+        directions: the distribution that turns a seed into a direction.
+        seeds: one unsigned 64-bit seed per probe.
+        coefficients: one weight per probe.
     """
 
     objective: Objective
@@ -90,28 +106,42 @@ class Seeded(Gradient):
         return 16 * len(self.seeds)
 
     def scaled(self, factors: Sequence[float]) -> Seeded:
-        """The gradient with each probe's coefficient multiplied by its factor."""
+        """Return the gradient with each probe's coefficient multiplied by its factor.
+
+        Args:
+            factors: one number per probe.
+        """
         coefficients = tuple(c * f for c, f in zip(self.coefficients, factors, strict=True))
         return Seeded(self.objective, self.directions, self.seeds, coefficients)
 
     def to_bytes(self) -> bytes:
-        """The message: seed (unsigned 64 bit) and coefficient (float64) of each probe, little-endian."""
+        """Return the message: seed (uint64) and coefficient (float64) of each probe, little-endian."""
         entries = np.empty(len(self.seeds), dtype=_ENTRY)
-        # Said, not guessed: numpy makes float64 of Python numbers on both sides of 2^63, which drops seed bits.
+        # An explicit dtype: numpy turns Python integers on both sides of 2^63 into float64, which drops bits.
         entries["seed"] = np.array(self.seeds, dtype=np.uint64)
         entries["coefficient"] = self.coefficients
         return entries.tobytes()
 
     @classmethod
     def from_bytes(cls, message: bytes, objective: Objective, directions: Directions) -> Seeded:
-        """The gradient that `to_bytes` wrote, on this objective's copy of the model."""
+        """Read a gradient that `to_bytes` wrote.
+
+        Args:
+            message: the bytes.
+            objective: this process's copy of the model and the loss.
+            directions: the directions of the estimator that made the gradient.
+        """
         entries = np.frombuffer(message, dtype=_ENTRY)
         return cls(objective, directions, tuple(entries["seed"].tolist()), tuple(entries["coefficient"].tolist()))
 
 
 @dataclass(frozen=True, eq=False)
 class Signed(Gradient):
-    """The sign of each entry of another gradient: -1, 0 or +1."""
+    """The sign of each entry of another gradient: -1, 0 or +1.
+
+    Args:
+        of: the other gradient.
+    """
 
     of: Gradient
 
@@ -130,7 +160,13 @@ class Signed(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Gradient):
-    """sum_i weights[i] * terms[i], added leaf by leaf: at most two leaves are alive beside what the terms keep."""
+    """sum_i weights[i] * terms[i]: a replay holds at most two tensors of one parameter beside what the terms hold.
+
+    Args:
+        objective: whose gradient it is.
+        terms: gradients of that objective.
+        weights: one number per term.
+    """
 
     objective: Objective
     terms: tuple[Gradient, ...]
@@ -147,7 +183,7 @@ class Sum(Gradient):
                 _, gradient = next(replay)
                 gradient = gradient if weight == 1.0 else gradient.mul_(weight)
                 total = gradient if total is None else total.add_(gradient)
-                del gradient  # before the next one is made
+                del gradient  # before the next one is allocated
             assert total is not None
             yield leaf.name, total
 
@@ -158,7 +194,12 @@ class Sum(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Concatenated(Gradient):
-    """Gradients in disjoint sets of an objective's leaves, which together are all of them."""
+    """Gradients of disjoint sets of parameters, which together are all parameters of the objective.
+
+    Args:
+        objective: whose gradient it is.
+        pieces: gradients of parts of that objective (`Objective.only`).
+    """
 
     objective: Objective
     pieces: tuple[Gradient, ...]
@@ -176,21 +217,26 @@ class Concatenated(Gradient):
 
 @dataclass(frozen=True)
 class Streamed(Gradient):
-    """A gradient that was handed out leaf by leaf while it was made, and of which nothing was kept.
+    """A gradient that `stream` passed on parameter by parameter; nothing of it is stored.
 
-    message: the bytes that the gradient would have kept, and that a message with it would have carried.
+    Args:
+        objective: whose gradient it was.
+        message: the bytes of a message with it.
     """
 
     objective: Objective
     message: int
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
-        """Raises: ValueError, for there is nothing left to replay."""
-        raise BadInput("this gradient was handed out leaf by leaf by `stream`; `estimate` gives one that stays.")
+        raise BadInput("`stream` has already passed this gradient on; use `estimate` for one that can be replayed.")
 
     @property
     def nbytes(self) -> int:
         return 0
+
+    @property
+    def message_nbytes(self) -> int:
+        return self.message
 
 
 _ENTRY = np.dtype([("seed", "<u8"), ("coefficient", "<f8")])

@@ -1,4 +1,4 @@
-"""Two estimators, each for its own leaves."""
+"""Two estimators, each for its own parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Concatenated, Streamed
 from gradcost.estimators.probing import replayed
 
@@ -23,30 +23,42 @@ class Halves(NamedTuple):
 
 @value
 class Mixed(Estimator):
-    """The leaves whose names match `named` get their gradient from `inside`, all the others from `outside`.
+    """Parameters whose names match `named` get their gradient from `inside`, all others from `outside`.
 
-    `named` is a pattern of file names: `*` stands for any characters, dots too, `[ab]` for one of them, as in
-    `head.*` or `blocks.1[01].*`. Each estimator sees a function of its own leaves, at the same weights, under the
-    same key and so under one dropout mask. Unbiased where both are. With backprop `inside` the other parameters
-    require no gradient meanwhile: nothing before the first leaf of its own is saved for its way back, so that the
-    last layers' memory is all that backprop adds. Probes `outside` look along fewer directions than there were.
+    Law: unbiased if both estimators are. Each estimator sees a function of its own parameters, at the same point,
+    with the same key and therefore the same dropout masks. The cost is the sum of both.
 
-    The loss is that of `inside`, the slopes and clips are those of `outside`. The cost is that of both.
+    With backprop `inside`, the other parameters are frozen meanwhile. Nothing before the first parameter of `inside`
+    is saved, so backprop adds only the memory of the last layers. `Estimate.loss` is that of `inside`;
+    `Estimate.slopes` and `clipped` are those of `outside`.
 
-    Source: ElasticZO (Sugiura and Matsutani, arXiv 2501.04287): backprop for the last layers, differences before
-    them. Raises: ValueError when no leaf or every leaf matches.
+    Args:
+        named: a shell-style pattern: `*` matches any characters, dots included, `[ab]` one of them. Examples:
+            `head.*`, `blocks.1[01].*`.
+        inside: the estimator of the matching parameters.
+        outside: the estimator of the others.
+    Raises:
+        Unsupported: no parameter matches, or all do.
+    Source: ElasticZO (Sugiura and Matsutani, arXiv 2501.04287): backprop for the last layers, finite differences
+        before them.
     """
 
     named: str
     inside: Estimator
     outside: Estimator
 
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            exact=self.inside.exact and self.outside.exact, unbiased=self.inside.unbiased and self.outside.unbiased
+        )
+
     def init(self, objective: Objective) -> Halves | None:
-        inner, outer = self._cut(objective)
+        inner, outer = self._split(objective)
         return _halves(self.inside.init(inner), self.outside.init(outer))
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        inner, outer = self._cut(objective)
+        inner, outer = self._split(objective)
         before = state or Halves(None, None)
         low = self.outside.estimate(outer, batch, key, before.outside)
         high = self.inside.estimate(inner, batch, key, before.inside)
@@ -56,49 +68,43 @@ class Mixed(Estimator):
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        inner, outer = self._cut(objective)
+        inner, outer = self._split(objective)
         before = state or Halves(None, None)
-        # The evaluations of both come first: what uses a leaf may change it.
+        # Both are evaluated first: `use` may change a parameter.
         low = self.outside.estimate(outer, batch, key, before.outside)
         high = self.inside.stream(inner, batch, key, use, before.inside)
-        spent = Streamed(objective, _message(high) + low.gradient.nbytes)
+        streamed = Streamed(objective, high.gradient.message_nbytes + low.gradient.message_nbytes)
         replayed(low, use)
-        return Estimate(high.loss, spent, low.slopes, _halves(high.state, low.state), low.clipped)
+        return Estimate(high.loss, streamed, low.slopes, _halves(high.state, low.state), low.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        sentence = self._uncut(objective)
-        if sentence is not None:
-            return sentence
-        inner, outer = self._cut(objective)
+        if (reason := self._refusal(objective)) is not None:
+            return reason
+        inner, outer = self._split(objective)
         return self.inside.objection(inner, batch) or self.outside.objection(outer, batch)
 
-    def _cut(self, objective: Objective) -> tuple[Objective, Objective]:
-        """The objective as a function of the leaves that match, and of those that do not."""
-        sentence = self._uncut(objective)
-        if sentence is not None:
-            raise Unsupported(sentence)
+    def _split(self, objective: Objective) -> tuple[Objective, Objective]:
+        """The objective as a function of the matching parameters, and of the others."""
+        if (reason := self._refusal(objective)) is not None:
+            raise Unsupported(reason)
         matching = self._matching(objective)
         return objective.only(matching), objective.only({leaf.name for leaf in objective.leaves} - matching)
 
     def _matching(self, objective: Objective) -> set[str]:
         return {leaf.name for leaf in objective.leaves if fnmatchcase(leaf.name, self.named)}
 
-    def _uncut(self, objective: Objective) -> str | None:
+    def _refusal(self, objective: Objective) -> str | None:
         names = [leaf.name for leaf in objective.leaves]
         matching = len(self._matching(objective))
         if 0 < matching < len(names):
             return None
-        which, alone = ("every leaf", self.inside) if matching else ("no leaf", self.outside)
+        which, alone = ("every parameter", self.inside) if matching else ("no parameter", self.outside)
         shown = ", ".join(names if len(names) <= 12 else [*names[:6], "...", *names[-6:]])
         return (
-            f"{which} matches {self.named!r}, so there are not two groups: use {alone} alone, or a pattern of some "
-            f"of the leaves {shown}."
+            f"{which} matches {self.named!r}, so there are not two groups: use {alone} alone, or a pattern that "
+            f"matches some of the parameters {shown}."
         )
 
 
 def _halves(inside: State | None, outside: State | None) -> Halves | None:
     return None if inside is None and outside is None else Halves(inside, outside)
-
-
-def _message(spent: Estimate) -> int:
-    return spent.gradient.message if isinstance(spent.gradient, Streamed) else spent.gradient.nbytes

@@ -1,4 +1,4 @@
-"""Momentum of seeds: the last gradients, kept as what made them."""
+"""Momentum for seeded gradients: past gradients are stored as seeds and coefficients."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.directions import Directions
-from gradcost.estimators.accumulated import Accumulated
-from gradcost.estimators.clipped import Clipped
-from gradcost.estimators.combine import Sign
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded
-from gradcost.estimators.probing import Probing, replayed
+from gradcost.estimators.probing import replayed
 
-# The seeds and the coefficients of one estimate; a state is those of the last ones, the newest first.
+# The seeds and the coefficients of one estimate. A state holds those of the last estimates, the newest first.
 Past = tuple[tuple[int, ...], tuple[float, ...]]
 
 
@@ -25,15 +21,21 @@ Past = tuple[tuple[int, ...], tuple[float, ...]]
 class Momentum(Estimator):
     """g_t = sum_j decay^j ghat_(t-j) / sum_j decay^j over the last w = min(t + 1, window) estimates of `estimator`.
 
-    It is the exponential moving average of heavy-ball momentum (Polyak 1964), cut off after `window` estimates and
-    normalised: on a gradient that stands still its mean is that gradient from the first step on. Instead of a
-    tensor as large as the weights the state keeps seeds and coefficients: 16 bytes a probe and estimate. A replay
-    draws the noise of all w estimates.
+    This is the exponential moving average of heavy-ball momentum (Polyak 1964), truncated after `window` estimates
+    and normalised: for a constant gradient its mean is that gradient from the first step on. The state holds seeds
+    and coefficients, 16 bytes per probe and estimate, instead of a tensor as large as the parameters. A replay draws
+    the noise of all w estimates.
 
-    Biased once the weights move, as every momentum is: an old estimate is one of the gradient at old weights.
+    Unbiased while the parameters stand still. Once they move, old estimates are of older gradients, as in every
+    momentum. `Estimate.slopes` are those of the newest directions.
 
-    The estimate's slopes are those of its own directions, the newest. Raises: ValueError when decay is not in
-    [0, 1], window < 1, or the gradients of `estimator` are not seeded along plain `Directions`.
+    Args:
+        estimator: an estimator with `replayable` gradients.
+        decay: the factor by which an estimate's weight shrinks per step, in [0, 1].
+        window: how many estimates are averaged.
+    Raises:
+        BadInput: decay is not in [0, 1], or window < 1.
+        Unsupported: the gradients of `estimator` are not replayable.
     """
 
     estimator: Estimator
@@ -42,23 +44,28 @@ class Momentum(Estimator):
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
-            raise BadInput(f"decay is what a step leaves of an older estimate's weight, 0 to 1, not {self.decay!r}.")
+            raise BadInput(f"decay is the factor on an older estimate's weight, 0 to 1, not {self.decay!r}.")
         if self.window < 1:
-            raise BadInput(f"window is how many estimates are averaged: 1 or more, not {self.window!r}.")
+            raise BadInput(f"window is the number of estimates averaged, 1 or more, not {self.window!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(inner=self.estimator, unbiased=self.estimator.unbiased)
 
     def init(self, objective: Objective) -> tuple[Past, ...]:
         return ()
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        if not self.estimator.replayable:
+            raise Unsupported(self._refusal())
         found = self.estimator.estimate(objective, batch, key)
         gradient = found.gradient
-        if not isinstance(gradient, Seeded) or not _is_replayable(self.estimator):
-            raise Unsupported(self._unkept())
+        assert isinstance(gradient, Seeded)
         past: tuple[Past, ...] = ((gradient.seeds, gradient.coefficients), *(state or ()))[: self.window]
         weights = [self.decay**age for age in range(len(past))]
         total = sum(weights)
-        seeds = tuple(seed for of, _ in past for seed in of)
-        coefficients = tuple(w / total * c for w, (_, of) in zip(weights, past, strict=True) for c in of)
+        seeds = tuple(seed for each, _ in past for seed in each)
+        coefficients = tuple(w / total * c for w, (_, each) in zip(weights, past, strict=True) for c in each)
         return replace(found, gradient=Seeded(objective, gradient.directions, seeds, coefficients), state=past)
 
     def stream(
@@ -67,20 +74,10 @@ class Momentum(Estimator):
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.estimator.objection(objective, batch) if _is_replayable(self.estimator) else self._unkept()
+        return self.estimator.objection(objective, batch) if self.estimator.replayable else self._refusal()
 
-    def _unkept(self) -> str:
+    def _refusal(self) -> str:
         return (
-            f"the gradients of {self.estimator} are not told by seeds and coefficients alone, in all later steps "
-            "too, so their momentum cannot be kept as such: use an optimizer's, as in SGD(lr, momentum=0.9)."
+            f"the gradients of {self.estimator} cannot be reconstructed later from seeds and coefficients alone: use "
+            "the momentum of an optimizer, as in SGD(lr, momentum=0.9)."
         )
-
-
-def _is_replayable(estimator: Estimator) -> bool:
-    """Whether its gradient is seeded, along directions that are the same ones in every estimate: what directions
-    depend on the weights or on the past are settled to is another one each time."""
-    while isinstance(estimator, Accumulated | Clipped):
-        estimator = estimator.estimator
-    if not isinstance(estimator, Probing):
-        return False
-    return isinstance(estimator.directions, Directions) and not isinstance(estimator.combine, Sign)

@@ -1,4 +1,4 @@
-"""The outputs of linear layers and convolutions, as they are made: each call of each layer has its own noise."""
+"""The outputs of linear layers and convolutions: each call of each layer has independent noise."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
 from gradcost.directions.direction import combination
 
-# Exactly these: a subclass may do more with its weights than to multiply its input by them.
+# Exactly these types: a subclass may use its weights in other ways.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Layers = Mapping[nn.Module, Sequence[Leaf]]  # each with the leaves that it owns
+Layers = Mapping[nn.Module, Sequence[Leaf]]  # each with its parameters
 
 
-class TrialLog(NamedTuple):
-    """An evaluation whose layers are visited: the objective to evaluate, and how often each layer was called."""
+class LayerVisits(NamedTuple):
+    """The objective to evaluate while layers are visited, and the number of calls of each layer."""
 
     objective: Objective
     calls: Counter[nn.Module]
@@ -30,7 +30,7 @@ class TrialLog(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """What one call of a layer gave, and where its noise lies: at `start` in the stream of its name and call."""
+    """The output of one call of a layer; its noise begins at `start` in the stream of its name and call."""
 
     layer: nn.Module
     name: str
@@ -39,35 +39,35 @@ class Output:
     value: Tensor
 
     def noise(self, directions: Directions, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        """sum_k scales[k] u_k, where u_k is this output's noise under seed k."""
-        return combination(directions, self._leaf(), self._own(seeds), scales)
+        """Return sum_k scales[k] u_k, where u_k is the noise of this output for seed k."""
+        return combination(directions, self._leaf(), self._seeds(seeds), scales)
 
     def moved(self, directions: Directions, seed: int, step: float) -> Tensor:
-        """The output with its noise added, `step` times."""
-        return directions.add(self.value, self._leaf(), self._own([seed]), [step])
+        """Return the output plus `step` times its noise."""
+        return directions.add(self.value, self._leaf(), self._seeds([seed]), [step])
 
-    def _own(self, seeds: Sequence[int]) -> list[int]:
+    def _seeds(self, seeds: Sequence[int]) -> list[int]:
         return [Key(seed).fold(self.name, self.call).seed for seed in seeds]
 
     def _leaf(self) -> Leaf:
-        """To directions an output is what a leaf is: a name, a tensor and a place."""
+        """The output as a leaf: directions need a name, a tensor and a position."""
         return Leaf(self.name, self.value, self.start, self.value.numel())  # pyright: ignore[reportArgumentType]
 
 
 def layers_of(objective: Objective) -> Layers:
-    """The layers whose outputs stand for their weights, with the leaves that they own.
+    """Return the layers whose outputs are perturbed instead of their weights, with their parameters.
 
-    A layer that shares a leaf with another module, or that has leaves beside its weight and bias, is not one.
+    Left out: layers that share a parameter with another module or have more parameters than weight and bias.
     """
     owners = Counter(id(p) for module in objective.modules for p in module._parameters.values() if p is not None)
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
-    found: dict[nn.Module, list[Leaf]] = {}
+    layers: dict[nn.Module, list[Leaf]] = {}
     for module in objective.modules:
         own = {name: leaves[id(p)] for name, p in module._parameters.items() if id(p) in leaves}
         alone = all(owners[id(leaf.parameter)] == 1 for leaf in own.values())
         if type(module) in LAYERS and own and alone and own.keys() <= {"weight", "bias"}:
-            found[module] = list(own.values())
-    return found
+            layers[module] = list(own.values())
+    return layers
 
 
 @contextmanager
@@ -76,23 +76,22 @@ def visited(
     layers: Layers,
     leave: Callable[[Output], Tensor],
     enter: Callable[[nn.Module], None] | None = None,
-) -> Iterator[TrialLog]:
-    """Within, each call of a layer calls `enter`, and what `leave` makes of its output is its output.
+) -> Iterator[LayerVisits]:
+    """Call `enter` before each call of a layer and replace its output by `leave(output)`, inside the context.
 
-    The objective to evaluate meanwhile is the same one, which says when a micro-batch begins; calls are those of its
-    last evaluation. The noise of a call in one micro-batch lies behind that of the
-    same call in the one before, so where an output's first dimension is the batch's, micro-batches have the noise
-    that the whole batch has. Law: the hooks are gone afterwards, whatever happens.
+    Evaluate the objective of the returned LayerVisits: it counts micro-batches. In the noise stream the noise of a
+    call follows that of the same call in the previous micro-batch. If the first dimension of the outputs is the
+    batch, micro-batches therefore get the noise of the whole batch. The hooks are always removed.
     """
-    begun, calls, total = 0, Counter[nn.Module](), Counter[nn.Module]()
+    started, calls, total = 0, Counter[nn.Module](), Counter[nn.Module]()
     reached = Counter[tuple[nn.Module, int]]()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        nonlocal begun
-        if begun % objective.parts == 0:
+        nonlocal started
+        if started % objective.parts == 0:
             reached.clear()
             total.clear()
-        begun += 1
+        started += 1
         calls.clear()
         return objective.loss(model, batch)
 
@@ -100,22 +99,22 @@ def visited(
         if enter is not None:
             enter(module)
 
-    def after(module: nn.Module, args: Any, made: Tensor) -> Tensor:
+    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         call = calls[module]
         start = reached[module, call]
         calls[module] += 1
         total[module] += 1
-        reached[module, call] = start + made.numel()
+        reached[module, call] = start + output.numel()
         with torch._C.DisableTorchFunction():
-            return leave(Output(module, layers[module][0].name, call, start, made))
+            return leave(Output(module, layers[module][0].name, call, start, output))
 
     handles: list[Any] = []
     try:
         for module in layers:
-            # Before any hook of the user's: it is the layer's own output whose derivative is the noise's.
+            # Prepend: perturb the raw output, before user hooks change it.
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(after, prepend=True))
-        yield TrialLog(objective.with_loss(loss), total)
+        yield LayerVisits(objective.with_loss(loss), total)
     finally:
         for handle in handles:
             handle.remove()

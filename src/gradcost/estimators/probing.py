@@ -1,4 +1,4 @@
-"""Forward gradients and zero-order differences: one method, two ways of measuring a slope."""
+"""Forward gradients and zero-order differences: one method with two ways of measuring a slope."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from gradcost.core.memory_events import tag
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, StatefulDirections
-from gradcost.directions.direction import begun
 from gradcost.estimators.combine import Combine, Mean
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Streamed
 from gradcost.slopes.slope import Slope
 
 
 @value
 class Probing(Estimator):
-    """g = combine of s_k z_k: look along random directions, weigh each by the slope of the loss along it.
+    """g = combine of s_k z_k: random directions z_k, each multiplied by the slope s_k of the loss along it.
 
-    Unbiased when the directions, the combination and the slope are. With independent directions and the
-    mean, E|g|^2 = (1 + (d + 1)/n) |grad|^2 for Gaussian and (1 + (d - 1)/n) |grad|^2 for Rademacher ones.
-    The gradient is seeded: 16 bytes a probe, whatever the model.
+    Law: unbiased if the directions, the combination and the slope are. For the mean of n independent directions
+    E|g|^2 = (1 + (d + 1)/n) |grad|^2 (Gaussian) or (1 + (d - 1)/n) |grad|^2 (Rademacher).
 
-    Raises: ValueError when probes < 1.
+    The gradient is seeded: 16 bytes per probe, whatever the model.
+
+    Args:
+        slope: how a directional derivative is measured: Jvp or a finite difference.
+        directions: the distribution of the directions.
+        probes: n, the number of directions per estimate.
+        combine: how the slopes become one gradient.
+    Raises:
+        BadInput: probes < 1.
     """
 
     slope: Slope
@@ -39,16 +45,25 @@ class Probing(Estimator):
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise BadInput(f"probes is how many directions an estimate looks along: 1 or more, not {self.probes!r}.")
+            raise BadInput(f"probes is the number of directions per estimate, 1 or more, not {self.probes!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            unbiased=self.directions.unbiased and self.combine.unbiased,
+            replayable=isinstance(self.directions, Directions) and self.combine.seeded,
+            scales_with_slopes=self.combine.scales_with_slopes,
+        )
 
     def init(self, objective: Objective) -> State | None:
         return self.directions.init(objective) if isinstance(self.directions, StatefulDirections) else None
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         if isinstance(self.directions, StatefulDirections):
-            state = begun(self.directions, key, self.init(objective) if state is None else state)
-            found = self._along(self.directions.resolve(objective, key, state), objective, batch, key)
-            return replace(found, state=self.directions.update(state, found.gradient.leaves()))
+            state = self.init(objective) if state is None else state
+            directions, state = self.directions.resolve(objective, key, state)
+            estimate = self._along(directions, objective, batch, key)
+            return replace(estimate, state=self.directions.update(state, estimate.gradient.leaves()))
         return self._along(self.directions, objective, batch, key)
 
     def _along(self, directions: Directions, objective: Objective, batch: Any, key: Key) -> Estimate:
@@ -66,9 +81,9 @@ class Probing(Estimator):
 
 
 def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
-    """Hand out the leaves of an estimate's gradient, one alive at a time."""
+    """Pass the gradient of an estimate on, parameter by parameter, holding one tensor at a time."""
     for name, gradient in estimate.gradient.leaves():
         with torch.no_grad():
             use(name, tag("gradients", gradient))
-        del gradient  # before the next one is made
-    return replace(estimate, gradient=Streamed(estimate.gradient.objective, estimate.gradient.nbytes))
+        del gradient  # before the next one is allocated
+    return replace(estimate, gradient=Streamed(estimate.gradient.objective, estimate.gradient.message_nbytes))

@@ -1,4 +1,4 @@
-"""Backpropagation, with a choice of what is saved for the way back."""
+"""Backpropagation, with a choice of which activations are saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Dense, Streamed
 
 
 @value
 class Reverse(Estimator):
-    """The gradient by reverse-mode differentiation (Linnainmaa 1970; Rumelhart, Hinton, Williams 1986).
+    """The gradient by reverse-mode automatic differentiation: backpropagation.
 
-    Law: every `saving` gives the same bits. L linear layers cost, in forward matmuls, L + (2L - 1) and what
-    `saving` computes again.
+    Law: every `saving` gives the same bits. L linear layers cost L + (2L - 1) forward matmuls, and what `saving`
+    recomputes.
+
+    Args:
+        saving: which activations are saved for the backward pass, and which are recomputed.
+    Source: Linnainmaa 1970; Rumelhart, Hinton, Williams 1986.
     """
 
     saving: Saving = Everything()
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(exact=True, unbiased=True)
 
     def init(self, objective: Objective) -> None:
         return None
@@ -41,9 +49,9 @@ class Reverse(Estimator):
     ) -> Estimate:
         parameters = [leaf.parameter for leaf in objective.leaves]
         total: Tensor | None = None
-        # Closed here: after a raise in the backward, the traceback would hold the model's copies in place.
+        # Closed explicitly: after an exception in the backward pass its traceback would keep the copied buffers.
         with (
-            _grads_aside(objective),
+            _grads_saved(objective),
             _others_frozen(objective),
             torch.enable_grad(),
             self.saving.applied(objective, batch),
@@ -57,7 +65,7 @@ class Reverse(Estimator):
                     )
                 weighted = loss if weight == 1.0 else weight * loss
                 if number == objective.parts - 1:
-                    with _handing_out(objective, use):
+                    with _passing_on(objective, use):
                         weighted.backward(inputs=parameters)
                 else:
                     weighted.backward(inputs=parameters)
@@ -70,23 +78,23 @@ class Reverse(Estimator):
 
 
 @contextmanager
-def _grads_aside(objective: Objective) -> Iterator[None]:
-    """Within, every `.grad` is None; afterwards it is the tensor that it was."""
-    kept = [leaf.parameter.grad for leaf in objective.leaves]
+def _grads_saved(objective: Objective) -> Iterator[None]:
+    """Set every `.grad` to None inside the context; restore the tensors afterwards."""
+    saved = [leaf.parameter.grad for leaf in objective.leaves]
     for leaf in objective.leaves:
         leaf.parameter.grad = None
     try:
         yield
     finally:
-        for leaf, grad in zip(objective.leaves, kept, strict=True):
+        for leaf, grad in zip(objective.leaves, saved, strict=True):
             leaf.parameter.grad = grad
 
 
 @contextmanager
 def _others_frozen(objective: Objective) -> Iterator[None]:
-    """Within, parameters that train but are no leaves of this objective require no gradient.
+    """Freeze the trainable parameters that do not belong to this objective, inside the context.
 
-    An objective of some leaves alone (`Objective.only`) would save the activations of all of them otherwise.
+    Otherwise an objective of some parameters (`Objective.only`) would save the activations that all of them need.
     """
     leaves = {id(leaf.parameter) for leaf in objective.leaves}
     others = [p for p in objective.model.parameters() if p.requires_grad and id(p) not in leaves]
@@ -100,11 +108,11 @@ def _others_frozen(objective: Objective) -> Iterator[None]:
 
 
 @contextmanager
-def _handing_out(objective: Objective, use: LeafConsumer) -> Iterator[None]:
-    """Within, each leaf's gradient goes to `use` when autograd has finished it, and zeros for unused leaves."""
+def _passing_on(objective: Objective, use: LeafConsumer) -> Iterator[None]:
+    """Pass each gradient to `use` once autograd has completed it, and zeros for unused parameters."""
     missing = {leaf.name: leaf.parameter for leaf in objective.leaves}
 
-    def hand_out(name: str, parameter: Tensor) -> None:
+    def pass_on(name: str, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
         del missing[name]
@@ -114,7 +122,7 @@ def _handing_out(objective: Objective, use: LeafConsumer) -> Iterator[None]:
     for leaf in objective.leaves:
 
         def finished(parameter: Tensor, name: str = leaf.name) -> None:
-            hand_out(name, parameter)
+            pass_on(name, parameter)
 
         handles.append(leaf.parameter.register_post_accumulate_grad_hook(finished))
     try:
@@ -123,7 +131,7 @@ def _handing_out(objective: Objective, use: LeafConsumer) -> Iterator[None]:
         for handle in handles:
             handle.remove()
     for name, parameter in list(missing.items()):
-        # A micro-batch before the last may have reached a leaf that the last one did not.
+        # An earlier micro-batch may have used a parameter that the last one did not.
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        with torch.no_grad():  # as in the hooks: a backward without create_graph has gradients off
-            hand_out(name, parameter)
+        with torch.no_grad():  # as in the hooks, where backward without create_graph disables gradients
+            pass_on(name, parameter)

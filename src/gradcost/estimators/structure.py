@@ -1,4 +1,4 @@
-"""What an estimator is made of, found in its fields: its slopes, its directions, its micro-batches."""
+"""Look inside an estimator: its parts of a given type, its micro-batches, and what its wrappers wrap."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.estimator import Estimator
 
 T = TypeVar("T")
 
 
-def within(estimator: Any, kind: type[T]) -> list[T]:
-    """The values of this kind that an estimator holds, at any depth, itself among them; each value once."""
-    return list(dict.fromkeys(part for part in _every(estimator) if isinstance(part, kind)))
+def find(estimator: Any, kind: type[T]) -> list[T]:
+    """Return the values of type `kind` in an estimator, at any depth, itself included; equal values once."""
+    return list(dict.fromkeys(part for part in _parts(estimator) if isinstance(part, kind)))
 
 
 def micro_batches(estimator: Any) -> int:
-    """Into how many parts it cuts a batch: the product over the `Accumulated` in it."""
-    return math.prod(part.parts for part in within(estimator, Accumulated))
+    """Return the number of micro-batches per batch: the product over every `Accumulated` inside."""
+    return math.prod(part.parts for part in find(estimator, Accumulated))
 
 
-def _every(held: Any) -> Iterator[Any]:
-    if isinstance(held, tuple):
-        for item in held:
-            yield from _every(item)
-    elif is_dataclass(held) and not isinstance(held, type):
-        yield held
-        for field in fields(held):
-            yield from _every(getattr(held, field.name))
+def unwrapped(estimator: Estimator) -> Estimator:
+    """Return what `estimator` wraps, without wrappers that leave cost, variance and cosine as they are."""
+    while estimator.facts.transparent and estimator.inner is not None:
+        estimator = estimator.inner
+    return estimator
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _parts(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield value
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))

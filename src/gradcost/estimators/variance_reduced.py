@@ -1,4 +1,4 @@
-"""SVRG: each estimate less what it was at a snapshot of the weights, plus the full gradient there."""
+"""Variance reduction by a snapshot of the parameters (SVRG)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
-from gradcost.core.objective import Objective, examples
+from gradcost.core.objective import Objective
+from gradcost.core.pytree import batch_size
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Dense, Gradient, Seeded, Sum
 from gradcost.estimators.probing import replayed
 
 
 class Snapshot(NamedTuple):
-    """Copies of the weights as they were at the last snapshot and the full gradient there, by the leaves' names.
+    """The parameters and the full gradient at the last snapshot, as copies, by parameter name.
 
-    step: how many estimates have been made. inner: the state of the estimator within.
+    step: the number of estimates so far. inner: the state of the wrapped estimator.
     """
 
     step: int
@@ -33,22 +34,28 @@ class Snapshot(NamedTuple):
 
 @value
 class VarianceReduced(Estimator):
-    """g = ghat(theta) - ghat(snapshot) + mu, where both ghat are `estimator`'s on the same batch with the same key,
-    so along the same directions under the same dropout masks, and mu is the full gradient at the snapshot.
+    """SVRG: g = ghat(theta) - ghat(snapshot) + mu, where mu is the full gradient at a snapshot of the parameters.
 
-    mu is the mean over `Objective.data`, weighted by the number of examples, of the estimates of `anchor`; None is
-    `estimator` itself, and with Reverse() the full gradient is exact, by backprop once every `every` steps. The
-    snapshot is made anew by every `every`-th estimate. Unbiased where both are (over the draw of mu too).
+    Both ghat are estimates of `estimator` on the same batch with the same key, so they share directions and dropout
+    masks. mu is the mean of the estimates of `anchor` over `Objective.data`, weighted by the number of examples.
+    Every `every`-th estimate takes a new snapshot.
 
-    Law (13): where the weights are the snapshot's, the gradient is mu, bit for bit: nothing of the scatter of
-    `estimator` is left. It comes back in proportion to the distance from the snapshot, and mu keeps its own.
+    Law (13): if the parameters are those of the snapshot, the gradient is mu, bit for bit. The variance of
+    `estimator` cancels there and returns in proportion to the distance from the snapshot. The variance of mu remains.
+    Unbiased if both estimators are, over the randomness of mu too.
 
-    Cost of a step: two estimates, and 1/every of a pass over the data by the anchor. Kept: the weights and mu, 2d
-    numbers; both twice while a new snapshot takes an old one's place, whose mean is taken in float32 at least.
-    Directions that depend on the weights (`StatefulDirections`) may differ between both points; they reduce less.
+    Cost per step: two estimates, and 1/every of a pass over the data by the anchor. Memory: the parameters and mu, 2d
+    numbers, and both twice while a new snapshot replaces an old one. The mean mu is accumulated in float32 or better.
+    Directions that depend on the parameters may differ between both points and then reduce the variance less.
 
-    Source: Johnson and Zhang 2013 (NIPS 26), figure 1; with differences Liu et al., arXiv 1805.10367, algorithm 2,
-    and MeZO-SVRG, arXiv 2404.08080. Raises: ValueError when every < 1, or the objective has no data.
+    Args:
+        estimator: the estimator whose variance is reduced.
+        every: estimates from one snapshot to the next.
+        anchor: the estimator of the full gradient; None for `estimator` itself. Reverse() makes mu exact.
+    Raises:
+        BadInput: every < 1, or the objective has no data.
+    Source: Johnson and Zhang 2013 (NIPS 26), figure 1; with finite differences Liu et al., arXiv 1805.10367,
+        algorithm 2, and MeZO-SVRG, arXiv 2404.08080.
     """
 
     estimator: Estimator
@@ -57,7 +64,12 @@ class VarianceReduced(Estimator):
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise BadInput(f"a snapshot is made every step or less often: every is 1 or more, not {self.every!r}.")
+            raise BadInput(f"every is the number of estimates between snapshots, 1 or more, not {self.every!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        anchor = self.anchor or self.estimator
+        return Facts(inner=self.estimator, unbiased=self.estimator.unbiased and anchor.unbiased)
 
     def init(self, objective: Objective) -> Snapshot:
         return Snapshot(0, {}, {}, self.estimator.init(objective))
@@ -65,7 +77,7 @@ class VarianceReduced(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         at: Snapshot = self.init(objective) if state is None else state
         if at.step % self.every == 0:
-            at = self._taken(objective, key, at)
+            at = self._new_snapshot(objective, key, at)
         here = self.estimator.estimate(objective, batch, key, at.inner)
         with objective.at_weights(at.weights):
             there = self.estimator.estimate(objective, batch, key, at.inner)
@@ -81,22 +93,22 @@ class VarianceReduced(Estimator):
     def objection(self, objective: Objective, batch: Any) -> str | None:
         if objective.data is None:
             return _no_data()
-        found = self.estimator.objection(objective, batch)
-        return self.anchor.objection(objective, batch) if found is None and self.anchor is not None else found
+        reason = self.estimator.objection(objective, batch)
+        return self.anchor.objection(objective, batch) if reason is None and self.anchor is not None else reason
 
-    def _taken(self, objective: Objective, key: Key, before: Snapshot) -> Snapshot:
-        """A snapshot of the present weights, with the full gradient at them."""
+    def _new_snapshot(self, objective: Objective, key: Key, before: Snapshot) -> Snapshot:
+        """A snapshot of the present parameters and the full gradient there."""
         gradient = full_gradient(self.anchor or self.estimator, objective, key)
         weights = {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
         return before._replace(weights=weights, gradient=gradient)
 
 
 def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[str, Tensor]:
-    """The mean of the estimates on the batches of `Objective.data`, each weighted by its number of examples.
+    """Return the mean of the estimates on the batches of `Objective.data`, weighted by their numbers of examples.
 
-    Batch number b has the key `key.fold("anchor", b)`, so directions of its own. One leaf of a batch's gradient is
-    alive beside the running mean, which is in float32 for halves: in their own precision a mean of some hundred
-    would stand still. Raises: ValueError when the objective has no data.
+    Batch number b uses the key `key.fold("anchor", b)`, so its directions are independent. One parameter's gradient
+    of a batch exists at a time beside the running mean. The mean is in float32 for half-precision parameters: in half
+    precision the mean of some hundred batches would stop changing.
     """
     if objective.data is None:
         raise BadInput(_no_data())
@@ -104,23 +116,25 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
     for leaf in objective.leaves:
         dtype = leaf.parameter.dtype if leaf.parameter.itemsize >= 4 else torch.float32
         mean[leaf.name] = tag("gradients", torch.zeros_like(leaf.parameter, dtype=dtype, requires_grad=False))
-    seen = 0
+    total = 0
     for number, batch in enumerate(objective.data()):
-        count = examples(batch)
-        seen += count
-        share = count / seen
+        count = batch_size(batch)
+        total += count
+        share = count / total
 
         def gather(name: str, gradient: Tensor, share: float = share) -> None:
             mean[name].mul_(1 - share).add_(gradient, alpha=share)
 
         estimator.stream(objective, batch, key.fold("anchor", number), gather)
-    if seen == 0:
-        raise BadInput("Objective.data gave no batch, so there is no full gradient: give the data once through.")
+    if total == 0:
+        raise BadInput(
+            "Objective.data yielded no batch, so there is no full gradient: it must yield all of the data once."
+        )
     return {leaf.name: mean.pop(leaf.name).to(leaf.parameter.dtype) for leaf in objective.leaves}
 
 
 def _corrected(objective: Objective, here: Gradient, there: Gradient, at: Snapshot) -> Sum:
-    """here - there + mu: of two seeded ones along the same directions, their coefficients' differences."""
+    """here - there + mu; for two seeded gradients along the same directions, by the differences of coefficients."""
     full = Dense(objective, at.gradient)
     if isinstance(here, Seeded) and isinstance(there, Seeded) and _alike(here, there):
         coefficients = tuple(c - before for c, before in zip(here.coefficients, there.coefficients, strict=True))

@@ -1,4 +1,4 @@
-"""Measure memory, FLOPs and time of any function, each in a run of its own.
+"""Measure memory, FLOPs and time of any function, each in a separate run.
 
 `measure(work, Bytes(), Operations(), Seconds())` returns all three.
 """

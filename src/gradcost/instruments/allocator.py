@@ -1,4 +1,4 @@
-"""The truth meter: what torch's own allocator was asked for, kernels' workspaces and all."""
+"""Memory as torch's allocator records it, including the workspaces inside kernels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _MARK = "gradcost "
 
 @dataclass(frozen=True)
 class Allocated:
-    """Bytes that a run of some work asked the allocator for, at the most at once, beyond what there was before.
+    """Peak bytes requested from the allocator during a run, beyond those allocated before it.
 
-    peak: as requested. allocated, reserved: on CUDA alone, what the requests were rounded up to, and what the
-    process held of the device in all (that is what runs out). inside: operators whose kernels asked for more,
-    for the time of a call, than ever stands between two operators, and by how many bytes; no tracker of
-    tensors sees these. Empty on CUDA, where they are not looked for.
+    Args:
+        peak: bytes as requested.
+        allocated: on CUDA, bytes after rounding to allocator blocks; else None.
+        reserved: on CUDA, the most bytes of the device that the process reserved (out of memory depends on this);
+            else None.
+        inside: operators that allocate, during a call, more than is ever allocated between two operators, and by how
+            many bytes. A tracker of tensors misses these workspaces. Empty on CUDA, where they are not measured.
     """
 
     peak: int
@@ -34,12 +37,16 @@ class Allocated:
 
 
 def allocated(work: Callable[[], object], device: str | torch.device = "cpu") -> Allocated:
-    """Run the work under the allocator's own books: on a CPU once for the peak and once by operator, on CUDA once.
+    """Run the work and read its peak memory from the allocator: two runs on a CPU, one on CUDA.
 
-    Law: on a CPU it repeats to the byte. It tells more than a tracker of tensors does: workspaces within
-    kernels, and 5,056 bytes for each state of a random generator that is kept meanwhile. The work should have
-    run before: what a first run leaves behind for ever is counted too.
+    Law: on a CPU the result repeats to the byte. It exceeds the tracker's by workspaces inside kernels, and by 5,056
+    bytes for each random-generator state held during the run.
 
+    Args:
+        work: any function. Run it once before: the first run may allocate memory that it never frees.
+        device: the device whose allocator is read.
+    Returns:
+        Allocated(peak, allocated, reserved, inside).
     Source: torch.profiler's memory events; `torch.cuda.memory_stats`.
     """
     device = torch.device(device)
@@ -48,7 +55,7 @@ def allocated(work: Callable[[], object], device: str | torch.device = "cpu") ->
 
 def _on_cuda(work: Callable[[], object], device: torch.device) -> Allocated:
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()  # else what earlier work left in the cache would count as reserved for this one
+    torch.cuda.empty_cache()  # else cached blocks of earlier work count as reserved
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_stats(device)
     work()
@@ -62,36 +69,36 @@ def _on_cuda(work: Callable[[], object], device: torch.device) -> Allocated:
 
 
 def _on_cpu(work: Callable[[], object]) -> Allocated:
-    peak = max(_levels(_recorded(work)), default=0)
-    with _Marked():
-        events = _recorded(work)
-    return Allocated(max(peak, 0), inside=_inside(events))
+    peak = max(_levels(_profiled_events(work)), default=0)
+    with _OperatorMarks():
+        events = _profiled_events(work)
+    return Allocated(max(peak, 0), inside=_workspaces(events))
 
 
-class _Marked(TorchDispatchMode):
-    """Each operator that a tracker sees leaves its name and its duration with the profiler."""
+class _OperatorMarks(TorchDispatchMode):
+    """Record the name and duration of each dispatched operator in the profiler."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with _RecordFunctionFast(_MARK + str(func)):
             return func(*args, **(kwargs or {}))
 
 
-def _recorded(work: Callable[[], object]) -> list[Any]:
-    """The profiler's events in the order of their beginning."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would announce each start and stop on standard error
-    profiled: Any = profile(profile_memory=True)
-    with profiled:
+def _profiled_events(work: Callable[[], object]) -> list[Any]:
+    """Return the profiler's events in order of their start."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else Kineto prints every start and stop to standard error
+    profiler: Any = profile(profile_memory=True)
+    with profiler:
         work()
-    return sorted(profiled.kineto_results.events(), key=lambda event: event.start_ns())
+    return sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
 
 
 def _levels(events: Sequence[Any]) -> list[int]:
-    """Bytes asked for and not given back, after each birth and death."""
-    now, levels = 0, []
+    """Return the bytes allocated after each allocation or free."""
+    current, levels = 0, []
     for event in events:
         if _is_memory(event):
-            now += event.nbytes()
-            levels.append(now)
+            current += event.nbytes()
+            levels.append(current)
     return levels
 
 
@@ -99,21 +106,21 @@ def _is_memory(event: Any) -> bool:
     return event.name() == "[memory]" and event.device_type() == DeviceType.CPU
 
 
-def _inside(events: Sequence[Any]) -> dict[str, int]:
-    """By how much single operators exceed, while they run, the most that is alive between operators."""
+def _workspaces(events: Sequence[Any]) -> dict[str, int]:
+    """Return by how many bytes each operator, while it runs, exceeds the peak between operators."""
     calls = [event for event in events if event.name().startswith(_MARK)]
     starts = [call.start_ns() for call in calls]
-    between, now, before = 0, 0, None
-    highest: dict[str, int] = {}
+    peak_between, current, previous = 0, 0, None
+    peak_inside: dict[str, int] = {}
     for event in filter(_is_memory, events):
-        at = bisect_right(starts, event.start_ns()) - 1
-        call = calls[at] if at >= 0 and event.start_ns() <= starts[at] + calls[at].duration_ns() else None
-        if call is not before or call is None:
-            between = max(between, now)
-        now, before = now + event.nbytes(), call
+        i = bisect_right(starts, event.start_ns()) - 1
+        call = calls[i] if i >= 0 and event.start_ns() <= starts[i] + calls[i].duration_ns() else None
+        if call is not previous or call is None:
+            peak_between = max(peak_between, current)
+        current, previous = current + event.nbytes(), call
         if call is not None:
             name = call.name().removeprefix(_MARK)
-            highest[name] = max(highest.get(name, 0), now)
-    between = max(between, now)
-    excess = {name: level - between for name, level in highest.items() if level > between}
+            peak_inside[name] = max(peak_inside.get(name, 0), current)
+    peak_between = max(peak_between, current)
+    excess = {name: level - peak_between for name, level in peak_inside.items() if level > peak_between}
     return dict(sorted(excess.items(), key=lambda item: -item[1]))

@@ -1,4 +1,4 @@
-"""Arithmetic and traffic: FLOPs, matrix products and bytes moved, counted as torch dispatches operations."""
+"""Count FLOPs, matrix products and bytes moved, as torch dispatches operators."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from gradcost.core.pytree import tensors
 from gradcost.instruments.module_tracker import ModuleTracker
 
 _ATEN = torch.ops.aten
-_PRODUCTS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
-# These read of their first argument what they give, not the whole of it.
+_MATMULS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
+# These read only the part of their first argument that they return.
 _GATHER = {_ATEN.embedding, _ATEN.index_select, _ATEN.gather, _ATEN.index}
 
 
 def _rnn(x: Any, w0: Any, w1: Any, *_: Any, **__: Any) -> int:
-    """A layer of a recurrent network on T x B inputs: two products with the stacked gates a step."""
+    """FLOPs of a recurrent layer on T x B inputs: two products with the stacked gates a time step."""
     return 2 * (x.shape[0] * x.shape[1]) * (w0.shape[0] * w0.shape[1] + w1.shape[0] * w1.shape[1])
 
 
 def _encoder_layer(x: Any, *arguments: Any, **_: Any) -> int:
-    """The fused encoder layer of inference: its four linear maps and its attention."""
+    """FLOPs of the fused inference encoder layer: its four linear maps and its attention."""
     b, t, d = x.shape
     weights = sum(a.shape[0] * a.shape[1] for a in arguments if isinstance(a, Tensor) and a.ndim == 2)
     return 2 * b * t * weights + 4 * b * t * t * d
 
 
-# What torch's registry counts as nothing. Each takes the operator's own arguments.
-_MISSING: dict[Any, Callable[..., int]] = {
+# FLOP formulas that torch's registry lacks. Each takes the operator's arguments.
+_EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN.addmm_: lambda c, a, b, **_: mm_flop(a.shape, b.shape),
     _ATEN.baddbmm_: lambda c, a, b, **_: 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2],
     _ATEN.mv: lambda a, x, **_: 2 * a.shape[0] * a.shape[1],
@@ -59,12 +59,12 @@ _MISSING: dict[Any, Callable[..., int]] = {
     _ATEN._transformer_encoder_layer_fwd: _encoder_layer,
     _ATEN._native_multi_head_attention: lambda q, k, v, *a, **_: _encoder_layer(q, *a),
 }
-# By a word in their names. Element-wise though torch does not tag them so: normalisation, losses, reductions.
+# By name: element-wise operators that torch does not tag as such (normalisation, losses, reductions).
 _ELEMENTWISE = re.compile(
     "norm|softmax|nll_loss|mse_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
     "prod|logsumexp|glu"
 )
-# These move or make numbers without computing any.
+# By name: operators that move or create numbers without computing.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
     "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
@@ -75,12 +75,19 @@ _MOVES = re.compile(
 
 @dataclass
 class Counts:
-    """What was counted. flops: of products, convolutions, attention and recurrent layers, by torch's formulas
-    (2 m n k a product) and those that it lacks. matmuls: products of matrices; both also by module.
+    """Counts of the operators that ran.
 
-    elementwise: one operation for each number that any other computation gives. moved: bytes read and written.
-    drawn: random numbers added to weights. uncounted: computations of which no formula is known, with their
-    calls. work: (flops, bytes moved) of single operations and how often each occurred, for a roofline.
+    Args:
+        flops: FLOPs of matrix products (2 m n k each), convolutions, attention and recurrent layers, by torch's
+            formulas and the ones above.
+        matmuls: number of matrix products.
+        elementwise: output elements of all other computations, one operation each.
+        moved: bytes read and written.
+        drawn: random numbers added to weights.
+        flops_by_module: flops, by module name.
+        matmuls_by_module: matmuls, by module name.
+        uncounted: operators without a formula, with their number of calls.
+        work: number of operators by (flops, bytes moved), for a roofline.
     """
 
     flops: int = 0
@@ -95,26 +102,30 @@ class Counts:
 
 
 class OpCounter(TorchDispatchMode):
-    """Within `followed()`, `counts` grows with whatever runs: tangents, vmapped products, recomputation.
+    """Counts every operator that runs inside `followed()`: tangents, vmapped products and recomputation too.
 
     Fake tensors count as real ones.
+
+    Args:
+        model: the model whose module names appear in the counts.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.counts = Counts()
-        self.where = ModuleTracker(model)
+        self.modules = ModuleTracker(model)
 
     @contextmanager
     def followed(self) -> Iterator[Counts]:
+        """Count inside the context; yield `counts`, which grows."""
         with ExitStack() as stack:
-            stack.enter_context(self.where.followed())
+            stack.enter_context(self.modules.followed())
             stack.enter_context(memory_events.observe(self))
             stack.enter_context(self)
             yield self.counts
 
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
-        """A direction was added to a weight, by a kernel of our own that torch does not see."""
+        """Count a direction added to a weight: gradcost's own kernels are not dispatched by torch."""
         if kind == "noise":
             self.counts.drawn += tensor.numel()
 
@@ -126,21 +137,21 @@ class OpCounter(TorchDispatchMode):
         counts, packet = self.counts, func.overloadpacket
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-        elif packet in _MISSING:
-            flops = _MISSING[packet](*args, **kwargs)
+        elif packet in _EXTRA_FORMULAS:
+            flops = _EXTRA_FORMULAS[packet](*args, **kwargs)
         else:
             flops = 0
             kind = _kind(func)
             if kind == "elementwise":
-                counts.elementwise += _numbers(out)
+                counts.elementwise += _numel(out)
             elif kind == "unknown":
                 counts.uncounted[str(packet)] += 1
         if flops:
             counts.flops += flops
-            counts.flops_by_module[self.where.here] += flops
-        if packet in _PRODUCTS:
+            counts.flops_by_module[self.modules.here] += flops
+        if packet in _MATMULS:
             counts.matmuls += 1
-            counts.matmuls_by_module[self.where.here] += 1
+            counts.matmuls_by_module[self.modules.here] += 1
         moved = _bytes(out) + (_bytes((args[1:], out)) if packet in _GATHER else _bytes((args, kwargs)))
         counts.moved += moved
         counts.work[(flops, moved)] += 1
@@ -149,7 +160,7 @@ class OpCounter(TorchDispatchMode):
 
 @cache
 def _is_view(func: Any) -> bool:
-    """Whether the result shares its memory with an argument that is not written to."""
+    """Return True if the outputs share memory with arguments that are not written."""
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
@@ -166,7 +177,7 @@ def _kind(func: Any) -> str:
     return "unknown"
 
 
-def _numbers(tree: Any) -> int:
+def _numel(tree: Any) -> int:
     return sum(tensor.numel() for tensor in tensors(tree))
 
 

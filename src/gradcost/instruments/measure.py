@@ -1,4 +1,4 @@
-"""Any work under any instruments, one after the other: none runs while another reads."""
+"""Measure any function with several instruments, one after the other, so that none disturbs another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
@@ -26,10 +26,17 @@ Work = Callable[[], object]
 
 
 class TrainingStep:
-    """Work that is one training step after another on one batch, and knows what its memory is for.
+    """A function to measure: each call is one training step on one batch, and trains the model.
 
-    Each call takes a step and trains the model; no optimizer: estimates alone. Run by `measure` after its
-    warm-up, a step has what an optimizer keeps. Raises: ValueError with the estimator's objection.
+    `Bytes` reports the purpose of all its memory. After the warm-up of `measure` the optimizer has its state.
+
+    Args:
+        objective: the model and the loss.
+        batch: any pytree; passed to the loss as it is.
+        estimator: the gradient estimator.
+        optimizer: the optimizer; None computes estimates and moves no weight.
+    Raises:
+        Unsupported: the estimator's objection.
     """
 
     def __init__(
@@ -37,25 +44,25 @@ class TrainingStep:
     ) -> None:
         objection = estimator.objection(objective, batch)
         if objection is not None:
-            raise BadInput(objection)
+            raise Unsupported(objection)
         self.model, self.batch = objective.model, batch
         self.train_state = TrainState(objective, estimator, optimizer)
         self.device = objective.leaves[0].parameter.device.type
-        self.taken = 0
 
     def __call__(self) -> Estimate:
-        found = self.train_state.step(self.batch, Key(0).fold("step", self.taken))
-        self.taken += 1
-        return found
+        return self.train_state.step(self.batch, Key(0).fold("step", self.train_state.taken))
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What the instruments read of some work; None where there was no instrument for it.
+    """The readings of all instruments. A field without an instrument is None. str() prints a table.
 
-    memory: the peak of the tensors alive, what they were for and where it was, in bytes. standing: the bytes of
-    `memory` that were there before the work. counts: FLOPs, matrix products, bytes moved. timing: milliseconds,
-    every sample. allocated: bytes asked of torch's allocator beyond what was there before.
+    Args:
+        memory: from `Bytes`: peak memory of the tensors, by purpose, and where it was reached.
+        standing: bytes of `memory` that were allocated before the run.
+        counts: from `Operations`: FLOPs, matrix products and bytes moved.
+        timing: from `Seconds`: milliseconds of every run.
+        allocated: from `Allocator`: peak bytes requested from torch's allocator, beyond those before the run.
     """
 
     memory: Memory | None = None
@@ -66,141 +73,152 @@ class Measurement:
 
     @property
     def seen(self) -> float | None:
-        """The tracker's peak beyond what was there before, as a share of the allocator's."""
+        """Return the tracker's peak as a share of the allocator's, both beyond the bytes allocated before the run."""
         if self.memory is None or self.allocated is None or not self.allocated.peak:
             return None
         return (self.memory.peak - self.standing) / self.allocated.peak
 
     def __str__(self) -> str:
-        parts = {
-            "memory": self.memory and _of_memory(self.memory),
-            "arithmetic": self.counts and _of_counts(self.counts),
-            "time": self.timing and _of_timing(self.timing),
-            "allocator": self.allocated and _of_allocated(self.allocated, self.seen),
+        sections = {
+            "memory": self.memory and _memory_lines(self.memory),
+            "arithmetic": self.counts and _count_lines(self.counts),
+            "time": self.timing and _timing_lines(self.timing),
+            "allocator": self.allocated and _allocator_lines(self.allocated, self.seen),
         }
-        rows = [(name if i == 0 else "", line) for name, said in parts.items() for i, line in enumerate(said or [])]
+        rows = [
+            (name if i == 0 else "", line) for name, lines in sections.items() for i, line in enumerate(lines or [])
+        ]
         return "\n".join(f"{name:<12}{line}" for name, line in rows)
 
 
 class Instrument(ABC):
-    """What reads one side of some work. An instrument may run the work several times, and alone."""
+    """Reads one cost of a function. It may run the function several times."""
 
     @abstractmethod
-    def read(self, work: Work, found: Measurement) -> Measurement:
-        """`found`, and what this instrument reads of the work beside it."""
+    def read(self, work: Work, measurement: Measurement) -> Measurement:
+        """Run the work and add this instrument's reading.
+
+        Args:
+            work: the function to measure.
+            measurement: the readings so far.
+        Returns:
+            A copy of `measurement` with this reading.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Bytes(Instrument):
-    """The bytes of the tensors alive during one run (`MemoryTracker`): the peak, what they are for, and where.
+    """Reads the peak memory of the tensors in one run (`MemoryTracker`), by purpose, and where it is reached.
 
-    model: whose parameters and buffers count, and whose modules are named; inputs: the batch. Of `Steps` all of
-    it is known, and what the optimizer keeps. What else was there before is not counted.
+    A `TrainingStep` supplies model, inputs, device and the optimizer's state. Other tensors allocated before the run
+    do not count.
+
+    Args:
+        model: the model whose parameters and buffers count, and whose modules are named.
+        inputs: the batch, any pytree; its tensors count.
+        device: the type of device whose memory is tracked. None: the one of the `TrainingStep`, else "cpu".
     """
 
     model: nn.Module | None = None
     inputs: Any = ()
     device: str | None = None
 
-    def read(self, work: Work, found: Measurement) -> Measurement:
+    def read(self, work: Work, measurement: Measurement) -> Measurement:
         model, inputs, device = self.model, self.inputs, self.device or _device_of(work)
         if isinstance(work, TrainingStep):
             model, inputs = model or work.model, (inputs, work.batch)
-        live = MemoryTracker(model or nn.Module(), device)
-        live.register("inputs", tensors(inputs))
+        tracker = MemoryTracker(model or nn.Module(), device)
+        tracker.register("inputs", tensors(inputs))
         if isinstance(work, TrainingStep):
-            live.register("optimizer state", work.train_state.kept())
-        standing = live.standing
-        with live.followed():
+            tracker.register("optimizer state", work.train_state.held_tensors())
+        standing = tracker.standing
+        with tracker.followed():
             work()
-        return replace(found, memory=live.memory(), standing=standing)
+        return replace(measurement, memory=tracker.memory(), standing=standing)
 
 
 @dataclass(frozen=True, eq=False)
 class Operations(Instrument):
-    """FLOPs, matrix products and bytes moved of one run (`Counted`). model: whose modules are named."""
+    """Reads FLOPs, matrix products and bytes moved of one run (`OpCounter`).
+
+    Args:
+        model: the model whose modules are named. None: the one of the `TrainingStep`, if it is one.
+    """
 
     model: nn.Module | None = None
 
-    def read(self, work: Work, found: Measurement) -> Measurement:
+    def read(self, work: Work, measurement: Measurement) -> Measurement:
         model = self.model or (work.model if isinstance(work, TrainingStep) else nn.Module())
         with OpCounter(model).followed() as counts:
             work()
-        return replace(found, counts=counts)
+        return replace(measurement, counts=counts)
 
 
 @value
 class Seconds(Instrument):
-    """The time of a run, on torch's present thread count: `samples` of them or more (`time_steps`)."""
+    """Reads the time of a run (`time_steps`), with torch's current number of threads.
+
+    Args:
+        samples: least number of timed runs.
+    """
 
     samples: int = 30
 
-    def read(self, work: Work, found: Measurement) -> Measurement:
-        return replace(found, timing=time_steps(work, self.samples))
+    def read(self, work: Work, measurement: Measurement) -> Measurement:
+        return replace(measurement, timing=time_steps(work, self.samples))
 
 
 @value
 class Allocator(Instrument):
-    """The truth meter beside `Bytes`: what the allocator was asked for, with what kernels need inside."""
+    """Reads the peak memory from torch's allocator (`allocated`). Unlike `Bytes` it sees workspaces inside kernels.
+
+    Args:
+        device: the device whose allocator is read. None: the one of the `TrainingStep`, else "cpu".
+    """
 
     device: str | None = None
 
-    def read(self, work: Work, found: Measurement) -> Measurement:
-        return replace(found, allocated=allocated(work, self.device or _device_of(work)))
+    def read(self, work: Work, measurement: Measurement) -> Measurement:
+        return replace(measurement, allocated=allocated(work, self.device or _device_of(work)))
 
 
 def measure(work: Work, *instruments: Instrument, warmup: int = 1) -> Measurement:
-    """What some work costs: `warmup` runs that nobody reads, then one instrument after the other.
+    """Measure the cost of a function: `warmup` runs, then one instrument after the other.
 
-    Each instrument runs the work on its own, for they disturb one another: a tracker takes time, a profiler
-    memory. Without instruments: all four. Take `Steps` for a training step; its work changes the model.
+    Each instrument runs the function separately, because instruments disturb one another: a tracker takes time, a
+    profiler takes memory. Use `TrainingStep` for a training step; it changes the model.
 
         print(gradcost.measure(gradcost.instruments.TrainingStep(objective, batch, backprop(), SGD(0.1))))
 
-    Raises: ValueError when a run makes no tensor that `Bytes` could follow.
+    Args:
+        work: the function to measure.
+        instruments: what to read. None given: Bytes(), Operations(), Seconds(), Allocator().
+        warmup: number of runs before the first instrument.
+    Returns:
+        Measurement(memory, standing, counts, timing, allocated); str() of it is a table.
+    Raises:
+        BadInput: `Bytes` finds no tensor operation in a run.
     """
     for _ in range(warmup):
         work()
-    found = Measurement()
+    measurement = Measurement()
     for instrument in instruments or (Bytes(), Operations(), Seconds(), Allocator()):
-        found = instrument.read(work, found)
-    return found
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What one training step takes.
-
-    peak_bytes: the most bytes alive at once beyond the weights, the buffers and the batch: activations, noise,
-    gradients, the optimizer's state. flops: of matrix products and convolutions. forwards: flops in units of
-    one forward of the same batch. matmuls: how many matrix products.
-    """
-
-    peak_bytes: int
-    flops: int
-    forwards: float
-    matmuls: int
-
-
-def measure_step(objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer) -> StepCost:
-    """Bytes and FLOPs of a step: not the first of a run, so that the optimizer has its state.
-
-    Raises: ValueError with the estimator's objection. The model is trained by a few steps meanwhile.
-    """
-    steps = TrainingStep(objective, batch, estimator, optimizer)
-    forward = measure(lambda: objective.evaluate(batch, Key(0)), Operations(), warmup=0).counts
-    found = measure(steps, Bytes(), Operations())
-    assert forward is not None
-    assert found.counts is not None
-    assert found.memory is not None
-    flops = found.counts.flops
-    return StepCost(found.memory.beyond, flops, flops / forward.flops if forward.flops else 0.0, found.counts.matmuls)
+        measurement = instrument.read(work, measurement)
+    return measurement
 
 
 def time_step(objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer) -> Timing:
-    """Milliseconds of a step, on torch's present thread count; the model is trained meanwhile.
+    """Time a training step, with torch's current number of threads. The steps train the model.
 
-    Raises: ValueError with the estimator's objection.
+    Args:
+        objective: the model and the loss.
+        batch: any pytree; passed to the loss as it is.
+        estimator: the gradient estimator.
+        optimizer: the optimizer.
+    Returns:
+        Timing(samples, others, first), in milliseconds.
+    Raises:
+        Unsupported: the estimator's objection.
     """
     return time_steps(TrainingStep(objective, batch, estimator, optimizer))
 
@@ -209,15 +227,15 @@ def _device_of(work: Work) -> str:
     return work.device if isinstance(work, TrainingStep) else "cpu"
 
 
-def _of_memory(memory: Memory) -> list[str]:
+def _memory_lines(memory: Memory) -> list[str]:
     return [
-        f"{memory.peak:,} bytes at the peak, {memory.beyond:,} beyond the weights, the buffers and the batch",
+        f"{memory.peak:,} bytes at the peak, {memory.beyond:,} beyond parameters, buffers and batch",
         *(f"{size:>20,} {purpose}" for purpose, size in memory.breakdown.items() if size),
         f"at {memory.operator or 'no operator'} in {memory.module or 'no module'}",
     ]
 
 
-def _of_counts(counts: Counts) -> list[str]:
+def _count_lines(counts: Counts) -> list[str]:
     lines = [
         f"{counts.flops:,} FLOPs of products and {counts.elementwise:,} element-wise, {counts.matmuls:,} matmuls",
         f"{counts.moved:,} bytes moved, {counts.drawn:,} random numbers added to weights",
@@ -227,15 +245,17 @@ def _of_counts(counts: Counts) -> list[str]:
     return lines
 
 
-def _of_timing(timing: Timing) -> list[str]:
+def _timing_lines(timing: Timing) -> list[str]:
     low, high = timing.quartiles
     lines = [f"{timing.median:.3f} ms, the middle half {low:.3f} to {high:.3f}, of {len(timing.samples)} runs"]
     return lines if timing.doubt is None else [*lines, f"doubtful: {timing.doubt}"]
 
 
-def _of_allocated(found: Allocated, seen: float | None) -> list[str]:
-    share = "" if seen is None else f"; the tracker saw {100 * seen:.2f}% of them"
-    lines = [f"{found.peak:,} bytes at the peak beyond what was there before{share}"]
-    if found.reserved is not None:
-        lines.append(f"{found.allocated:,} as rounded up; {found.reserved:,} of the device held in all")
-    return lines + [f"{size:>20,} of them within {name}" for name, size in found.inside.items()]
+def _allocator_lines(allocated: Allocated, seen: float | None) -> list[str]:
+    share = "" if seen is None else f"; the tracker counts {100 * seen:.2f}% of them"
+    lines = [f"{allocated.peak:,} bytes at the peak, beyond those allocated before{share}"]
+    if allocated.reserved is not None:
+        lines.append(
+            f"{allocated.allocated:,} after rounding to blocks; {allocated.reserved:,} of the device reserved"
+        )
+    return lines + [f"{size:>20,} of them within {name}" for name, size in allocated.inside.items()]

@@ -1,4 +1,4 @@
-"""Which module is at work: in a forward, in what a backward computes again, and in a backward."""
+"""Track which module runs: in the forward pass, in recomputation, and in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from torch.utils import _pytree as pytree
 
 
 class ModuleTracker:
-    """`here` is the name of the innermost module of `model` at work, "" outside of all.
+    """`here` is the name of the innermost running module; "" outside of all modules.
 
-    In a backward it is the module whose output's gradient was asked for last.
+    In the backward pass it is the module whose output's gradient was computed last.
+
+    Args:
+        model: the model whose modules are named. Other modules appear as their class.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._inside: list[str] = []
-        self._behind = ""
+        self._stack: list[str] = []
+        self._backward = ""
 
     @property
     def here(self) -> str:
-        return self._inside[-1] if self._inside else self._behind
+        return self._stack[-1] if self._stack else self._backward
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Within, the hooks are in place; they hold no tensor."""
+        """Install the hooks inside the context. They hold no tensor."""
         enter = register_module_forward_pre_hook(lambda module, args: self._enter(module))
         leave = register_module_forward_hook(self._leave, always_call=True)
         try:
@@ -36,19 +39,19 @@ class ModuleTracker:
         finally:
             enter.remove()
             leave.remove()
-            self._inside.clear()
+            self._stack.clear()
 
     def _enter(self, module: nn.Module) -> None:
-        self._inside.append(self._names.get(id(module), type(module).__name__))
+        self._stack.append(self._names.get(id(module), type(module).__name__))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        name = self._inside.pop() if self._inside else ""
+        name = self._stack.pop() if self._stack else ""
         for leaf in pytree.tree_leaves(output):
             node = leaf.grad_fn if isinstance(leaf, Tensor) else None
             metadata: Any = {} if node is None else node.metadata
             if node is not None and "gradcost" not in metadata:
                 metadata["gradcost"] = name  # the innermost module leaves first
-                node.register_prehook(lambda grads, name=name: self._return(name))
+                node.register_prehook(lambda grads, name=name: self._set_backward(name))
 
-    def _return(self, name: str) -> None:
-        self._behind = name
+    def _set_backward(self, name: str) -> None:
+        self._backward = name

@@ -1,4 +1,1 @@
-"""Adapters for other libraries.
-
-Each module needs the extra of the library that it is named after.
-"""
+"""Adapters for other libraries. Each module needs the extra of gradcost with the name of the library."""

@@ -1,6 +1,6 @@
-"""Models of the transformers library, from their configuration alone: shapes without weights and without a network.
+"""Models of the transformers library from their config.json, without weights and without the network.
 
-Needs the extra gradcost[transformers].
+Needs the extra `gradcost[transformers]`.
 """
 
 from __future__ import annotations
@@ -21,68 +21,85 @@ from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
-LENGTH = 512  # tokens of an example where nothing else is asked for
+LENGTH = 512  # default tokens per example
 
 
 def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model that a config.json describes, on the `meta` device, in `dtype` or the configuration's own.
+    """Build the model that a config.json describes, on the `meta` device and in training mode.
 
-    Its class is the first of `architectures`; without that, the causal language model of its `model_type`. Its
-    key-value cache is off. Raises: ValueError when the file is missing or no such configuration, or transformers
-    does not know its model_type; ImportError without transformers.
+    Its class is the first of `architectures`, else the causal language model of its `model_type`. The key-value cache
+    is off.
+
+    Args:
+        path: the config.json, or its folder.
+        dtype: of the weights. None: the configuration's.
+    Returns:
+        The model, without values of its weights.
+    Raises:
+        BadInput: the file is missing or is not a configuration of a model.
+        Unsupported: transformers does not have its model_type.
+        MissingExtra: transformers is not installed.
     """
     transformers = _transformers()
     config = _config(transformers, Path(path))
     config.use_cache = False
-    named = getattr(config, "architectures", None) or []
-    made = getattr(transformers, named[0], None) if named else None
-    asked = {} if dtype is None else {"dtype": dtype}
+    architectures = getattr(config, "architectures", None) or []
+    kind = getattr(transformers, architectures[0], None) if architectures else None
+    options = {} if dtype is None else {"dtype": dtype}
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            if made is None:
-                model = transformers.AutoModelForCausalLM.from_config(config, **asked)
+            if kind is None:
+                model = transformers.AutoModelForCausalLM.from_config(config, **options)
             else:
-                model = made._from_config(config, **asked)
+                model = kind._from_config(config, **options)
     except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        what = str(error).strip().split("\n")[0]
-        raise BadInput(f"no model could be made of {path}: {type(error).__name__}: {what}") from error
+        message = str(error).strip().split("\n")[0]
+        raise BadInput(f"transformers cannot build the model of {path}: {type(error).__name__}: {message}") from error
     return model.train()
 
 
 def _config(transformers: Any, path: Path) -> Any:
     path = path / "config.json" if path.is_dir() else path
     try:
-        said = json.loads(path.read_text("utf-8"))
+        settings = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Give a model's config.json.") from None
     except ValueError as error:
-        raise BadInput(f"{path} is no JSON: {error}.") from None
-    if not isinstance(said, dict) or not isinstance(said.get("model_type"), str):
-        raise BadInput(f"{path} is no configuration of a transformers model: it says no model_type.")
-    kind, known = said["model_type"], transformers.CONFIG_MAPPING
+        raise BadInput(f"{path} is not JSON: {error}. Give a model's config.json.") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+        raise BadInput(f"{path} is not a configuration of a transformers model: it has no model_type.")
+    kind, known = settings["model_type"], transformers.CONFIG_MAPPING
     if kind not in known:
         near = difflib.get_close_matches(kind, list(known), n=3, cutoff=0.5)
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise Unsupported(
-            f"transformers {transformers.__version__} knows no model_type {kind!r}.{meant} A newer transformers may; "
-            "for code of your own give FILE.py:FACTORY."
+            f"transformers {transformers.__version__} does not have the model_type {kind!r}.{hint} Install a newer "
+            "transformers, or give FILE.py:FACTORY for other code."
         )
     try:
-        return known[kind].from_dict(said)
-    except Exception as error:  # it checks itself, by exceptions of its own
-        what = " ".join(str(error).split())
-        raise BadInput(f"{path} is no configuration of {kind!r}: {what}") from error
+        return known[kind].from_dict(settings)
+    except Exception as error:  # configurations validate themselves, with exceptions of many types
+        message = " ".join(str(error).split())
+        raise BadInput(f"{path} is not a configuration of {kind!r}: {message}") from error
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
-    """The model frozen, with trainable LoRA adapters of this rank on all of its linear layers but the head (peft).
+    """Freeze a model and add trainable LoRA adapters to all linear layers but the head, with peft.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685). Raises: ValueError when rank < 1 or nothing can be adapted;
-    ImportError without peft.
+    Args:
+        model: a transformers model. It is changed.
+        rank: of the adapters, 1 or more.
+    Returns:
+        peft's wrapper around the model, in training mode.
+    Raises:
+        BadInput: `rank` is below 1.
+        Unsupported: peft finds no layer to adapt.
+        MissingExtra: peft is not installed.
+    Source: Hu et al. 2021 (arXiv 2106.09685).
     """
     if rank < 1:
-        raise BadInput(f"the rank of LoRA adapters is 1 or more, not {rank}.")
+        raise BadInput(f"the rank of LoRA adapters must be 1 or more, not {rank}.")
     peft = require("peft", "LoRA", "transformers")
     device = next(model.parameters()).device
     with torch.device(device), warnings.catch_warnings():
@@ -90,34 +107,50 @@ def with_lora(model: nn.Module, rank: int) -> nn.Module:
         try:
             return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear")).train()
         except (ValueError, TypeError, AttributeError) as error:
-            raise Unsupported(f"LoRA cannot be put on {type(model).__name__}: {error}") from error
+            raise Unsupported(f"peft cannot add LoRA adapters to {type(model).__name__}: {error}") from error
 
 
-def is_model(found: Any) -> bool:
-    """Whether it is a model of the transformers library, with adapters or without."""
-    return isinstance(
-        getattr(_inner(found), "config", None),
-        _transformers().PretrainedConfig,
-    )
+def is_model(model: Any) -> bool:
+    """Return whether an object is a model of the transformers library, with adapters or without.
+
+    Args:
+        model: any object.
+    Returns:
+        True for a model with a transformers configuration.
+    Raises:
+        MissingExtra: transformers is not installed.
+    """
+    return isinstance(getattr(_inner(model), "config", None), _transformers().PretrainedConfig)
 
 
 def objective(
     model: nn.Module, examples: int, length: int | None = None, chunks: int | None = None
 ) -> tuple[Objective, Any]:
-    """The training loss of a transformers model and a batch of `examples`, each of `length` tokens.
+    """Return the training loss of a transformers model, and a batch of the given size.
 
-    A language model is given tokens and told to say the next one (a masked one, the same): the mean cross-entropy,
-    with the logits in float32. chunks: the head and its loss in so many chunks (`chunked_cross_entropy`). A
-    classifier of sequences has labels. Raises: ValueError when examples or length < 1, the model takes fewer
-    tokens, or is of another kind.
+    The loss is the mean cross-entropy, with the logits in float32:
+    - a causal language model predicts the next token;
+    - a masked language model predicts the same token;
+    - a sequence classifier predicts a label.
+
+    Args:
+        model: from `from_config`, `with_lora` or transformers.
+        examples: sequences in the batch.
+        length: tokens per sequence. None: 512, or the model's maximum if that is less.
+        chunks: chunks of the head and its loss (`chunked_cross_entropy`). None: the whole logits. Ignored for a
+            classifier.
+    Returns:
+        (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels).
+    Raises:
+        BadInput: `examples` or `length` is below 1 or above the model's maximum, or the model is of another kind.
     """
     config, name = _inner(model).config, type(_inner(model)).__name__
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     length = min(LENGTH, most or LENGTH) if length is None else length
     if examples < 1 or length < 1:
-        raise BadInput(f"a batch has 1 example of 1 token or more, not {examples} of {length}.")
+        raise BadInput(f"a batch needs at least 1 example of 1 token, not {examples} examples of {length} tokens.")
     if most is not None and length > most:
-        raise BadInput(f"{name} takes at most {most:,} tokens, by max_position_embeddings, and not {length:,}.")
+        raise BadInput(f"{name} takes at most {most:,} tokens (its max_position_embeddings), not {length:,}.")
     tokens = torch.ones(examples, length, dtype=torch.int64)
     if name.endswith("ForSequenceClassification"):
         if getattr(config, "pad_token_id", None) is None:
@@ -126,7 +159,7 @@ def objective(
     head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
     if head is None or getattr(config, "is_encoder_decoder", False):
         raise BadInput(
-            f"{name} is neither a language model with one stack of blocks nor a classifier of sequences: give "
+            f"{name} is not a decoder-only or masked language model, and not a sequence classifier: give "
             "FILE.py:FACTORY that returns (model, loss), and --data."
         )
     shift = 0 if name.endswith("ForMaskedLM") else 1
@@ -134,9 +167,16 @@ def objective(
 
 
 def language(chunks: int | None = None, shift: int = 1) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The mean cross-entropy of tokens (examples, length), each told from those before it."""
+    """Return the loss of a language model: the mean cross-entropy of tokens, in nats.
 
-    def whole(model: nn.Module, tokens: Tensor) -> Tensor:
+    Args:
+        chunks: chunks of the head and its loss (`chunked_cross_entropy`). None: the whole logits.
+        shift: 1: position t predicts token t + 1. 0: position t predicts token t, as masked models do.
+    Returns:
+        loss(model, tokens) with int64 tokens of shape (examples, length).
+    """
+
+    def at_once(model: nn.Module, tokens: Tensor) -> Tensor:
         logits = model(input_ids=tokens).logits.float()
         return F.cross_entropy(logits.flatten(0, -2), _targets(tokens, shift).flatten())
 
@@ -147,21 +187,28 @@ def language(chunks: int | None = None, shift: int = 1) -> Callable[[nn.Module, 
         bias = getattr(head, "bias", None)
         return chunked_cross_entropy(hidden, head.weight, _targets(tokens, shift), chunks or 1, bias)
 
-    return whole if chunks is None else in_chunks
+    return at_once if chunks is None else in_chunks
 
 
 def classification(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of the labels `batch.y` of sequences of tokens `batch.x`."""
+    """Return the mean cross-entropy of a sequence classifier, in nats.
+
+    Args:
+        model: a transformers model with logits of shape (examples, classes).
+        batch: Split(x, y): int64 tokens (examples, length) and int64 labels (examples,).
+    Returns:
+        A scalar, float32.
+    """
     return F.cross_entropy(model(input_ids=batch.x).logits.float(), batch.y)
 
 
 def _targets(tokens: Tensor, shift: int) -> Tensor:
-    # Padded, not sliced: a slice of the logits would be a second one.
+    # Pad the targets instead of slicing the logits, which would copy them.
     return F.pad(tokens[:, shift:], (0, shift), value=-100) if shift else tokens
 
 
 def _inner(model: Any) -> Any:
-    """The transformers model within peft's wrapper, or the model itself."""
+    """Return the transformers model inside peft's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on a key and a position: any device, thread count or chunking gives the same bits.
+"""Random numbers that are functions of a seed and an index: the same bits on any device, thread count or chunking.
 
 `add_noise` adds scaled random directions to a tensor in one pass.
 """

@@ -1,8 +1,8 @@
-"""The fused path of `noise`: generate and add in one pass over the weights, compiled by numba.
+"""The fused path of `add_noise`: generate and add in one pass over the weights, compiled by numba.
 
-The arithmetic is that of `philox`, operation by operation (numba does not contract a product and a sum into
-one rounding), so the two agree bit for bit. Work is cut over a thread pool rather than by numba's own
-parallel loops: those bring a second OpenMP runtime that fights torch's for the same cores.
+The arithmetic is that of `philox`, operation by operation, so both give the same bits: numba does not contract a
+product and a sum into one rounding. A thread pool shares the work. Numba's parallel loops would load a second OpenMP
+runtime, which competes with torch's for the same cores.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _ULP = np.float32(2.0**-32)
 _32 = np.uint64(32)
 _ROOT_HALF = np.int32(0x3F3504F3)
 
-_LANES = 64  # Philox blocks computed side by side, so that the compiler vectorises over them
-_PARALLEL = 1 << 17  # elements under which one thread is faster than handing out work
+_LANES = 64  # Philox blocks computed together, so that the compiler vectorises over them
+_PARALLEL = 1 << 17  # below this many elements one thread is faster than the pool
 
 
 @numba.njit(inline="always")
@@ -58,7 +58,7 @@ def _philox(block, seed):
 def _signs(seeds, scales, start, base, out):
     """out[i] = base[i] + sum_k scales[k] * sign_k(start + i)"""
     words = np.empty((_LANES, 4), np.uint32)
-    in_order = words.reshape(-1)
+    flat_words = words.reshape(-1)
     for i in range(base.size):
         out[i] = base[i]
     for chunk in range(start // 128, (start + base.size + 127) // 128, _LANES):
@@ -68,10 +68,10 @@ def _signs(seeds, scales, start, base, out):
                 words[lane, 0], words[lane, 1], words[lane, 2], words[lane, 3] = c0, c1, c2, c3
             plus, minus = scales[k], -scales[k]
             for w in range(4 * _LANES):
-                word = in_order[w]
+                word = flat_words[w]
                 at = chunk * 128 - start + 32 * w
                 if at >= 0 and at + 32 <= base.size:
-                    piece = out[at : at + 32]  # a slice of known length: the compiler vectorises over its bits
+                    piece = out[at : at + 32]  # a slice of fixed length: the compiler vectorises over its bits
                     for j in range(32):
                         piece[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
                 elif at + 32 > 0 and at < base.size:
@@ -113,7 +113,7 @@ def _normals(seeds, scales, start, base, out):
     words = np.empty((4, _LANES), np.uint32)
     uniform = np.empty((2, _LANES), np.float32)
     mantissa = np.empty((2, _LANES), np.float32)
-    bits, whole = uniform.view(np.int32), mantissa.view(np.int32)
+    bits, mantissa_bits = uniform.view(np.int32), mantissa.view(np.int32)
     z = np.empty((4, _LANES), np.float32)
     for i in range(base.size):
         out[i] = base[i]
@@ -128,7 +128,7 @@ def _normals(seeds, scales, start, base, out):
                     uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _ULP
                 for lane in range(_LANES):
                     b = bits[pair, lane]
-                    whole[pair, lane] = b - (((b - _ROOT_HALF) >> np.int32(23)) << np.int32(23))
+                    mantissa_bits[pair, lane] = b - (((b - _ROOT_HALF) >> np.int32(23)) << np.int32(23))
                 for lane in range(_LANES):
                     second = words[2 * pair + 1, lane]
                     quadrant = np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30)
@@ -153,13 +153,13 @@ def _normals(seeds, scales, start, base, out):
 def _rows(signs, rows, firsts, dimension, scales, start, base, out):
     """out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d)
 
-    firsts[k]: rows[k] * i mod d at the first i of start's block. Residues are whole numbers in float64, which are
-    exact below 2^53, so that the compiler vectorises over them.
+    firsts[k]: rows[k] * i mod d at the first i of start's block. Residues are integers in float64, exact below 2^53,
+    so that the compiler vectorises over them.
     """
     end = start + base.size
     residues = np.empty((rows.size, 128), np.float64)
     z = np.empty(128, np.float32)
-    whole = np.float64(dimension)
+    modulus = np.float64(dimension)
     for i in range(base.size):
         out[i] = base[i]
     for k in range(rows.size):
@@ -172,14 +172,14 @@ def _rows(signs, rows, firsts, dimension, scales, start, base, out):
             residue, step = residues[k], np.float64(128 * rows[k] % dimension)
             words = _philox(np.uint64(block), signs[k])
             for lane in range(128):
-                quarters = residue[lane] / whole * 4.0
+                quarters = residue[lane] / modulus * 4.0
                 quadrant = np.floor(quarters + 0.5)
                 sine, cosine = _sine_and_cosine(np.float32(quarters - quadrant) * _QUARTER)
                 odd = (quadrant == 1.0) | (quadrant == 3.0)
                 cas = cosine + (-sine if odd else sine)
                 z[lane] = -cas if (quadrant == 2.0) | (quadrant == 3.0) else cas
-                further = residue[lane] + step
-                residue[lane] = further - whole if further >= whole else further
+                advanced = residue[lane] + step
+                residue[lane] = advanced - modulus if advanced >= modulus else advanced
             for w in range(4):
                 word, piece = words[w], z[32 * w : 32 * w + 32]
                 for j in range(32):
@@ -190,32 +190,32 @@ def _rows(signs, rows, firsts, dimension, scales, start, base, out):
 
 
 def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
-    """The stream's kernel, called as kernel(scales, start, base, out)."""
+    """Return the stream's kernel, called as kernel(scales, start, base, out)."""
     if isinstance(stream, Hartley):
         rows = [stream.row(seed) for seed in seeds]
         signs = np.array([stream.signs(seed) for seed in seeds], dtype=np.uint64)
 
         def kernel(scales: np.ndarray, start: int, base: np.ndarray, out: np.ndarray) -> None:
             firsts = [row * (start // 128 * 128) % stream.dimension for row in rows]
-            whole = np.array(rows, dtype=np.int64), np.array(firsts, dtype=np.int64)
-            _rows(signs, *whole, stream.dimension, scales, start, base, out)
+            integers = np.array(rows, dtype=np.int64), np.array(firsts, dtype=np.int64)
+            _rows(signs, *integers, stream.dimension, scales, start, base, out)
 
         return kernel
     return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))
 
 
 def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
-    """`out[:] = base + sum_k scales[k] * z_k`, contiguous CPU tensors of one floating type and length."""
+    """Set `out[:] = base + sum_k scales[k] * z_k`: contiguous CPU tensors of one length, float32 or float64."""
     source, target = base.numpy(), out.numpy()
-    kernel, lengths = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
+    kernel, factors = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
     threads = torch.get_num_threads()
     if base.numel() * len(seeds) < _PARALLEL or threads == 1:
-        kernel(lengths, start, source, target)
+        kernel(factors, start, source, target)
         return
     size = -(-base.numel() // threads)
     cuts = [slice(at, at + size) for at in range(0, base.numel(), size)]
-    jobs = [_pool(threads - 1).submit(kernel, lengths, start + c.start, source[c], target[c]) for c in cuts[1:]]
-    kernel(lengths, start, source[cuts[0]], target[cuts[0]])
+    jobs = [_pool(threads - 1).submit(kernel, factors, start + c.start, source[c], target[c]) for c in cuts[1:]]
+    kernel(factors, start, source[cuts[0]], target[cuts[0]])
     for job in jobs:
         job.result()
 

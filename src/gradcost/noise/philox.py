@@ -1,14 +1,17 @@
-"""Counter-based noise: the numbers of a stream are a function of (seed, element index) and of nothing else.
+"""Counter-based noise: the numbers of a stream are functions of (seed, element index) alone.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). A seed is its 64-bit key; block b of a stream is its output at the counter (b mod 2^32, b div 2^32,
-0, 0). A Rademacher stream takes 128 signs from a block (element i: bit i mod 32 of word (i div 32) mod 4), a
-Gaussian stream four normals (Box and Muller 1958, on words 0, 1 and 2, 3). So an element never depends on
-how a tensor was cut, on the order of the cuts, on the thread or on the device.
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
-Both streams are defined in float32 by additions, multiplications, one square root and integer
-operations alone, each rounded once; the logarithm and the sine are polynomials (Cephes, Moshier 1992). Hence
-these torch operations, on any device, and the compiled pass of `noise_fused` agree to the last bit.
+  - Key: the 64-bit seed.
+  - Block b of a stream: the output at the counter (b mod 2^32, b div 2^32, 0, 0).
+  - Rademacher stream: 128 signs per block; element i is bit i mod 32 of word (i div 32) mod 4.
+  - Gaussian stream: four normals per block (Box and Muller 1958, on words 0, 1 and 2, 3).
+
+So an element does not depend on the chunking, the order of the chunks, the thread or the device.
+
+Both streams are defined in float32 by additions, multiplications, one square root and integer operations, each
+rounded once. The logarithm and the sine are polynomials (Cephes, Moshier 1992). Hence these torch operations, on any
+device, and the compiled pass of `fused` agree to the last bit.
 """
 
 from __future__ import annotations
@@ -37,19 +40,28 @@ _MASK = 0xFFFFFFFF
 
 
 class Stream(ABC):
-    """A distribution of independent float32 numbers of mean 0 and variance 1, addressed by (seed, index)."""
+    """A distribution of float32 numbers with mean 0 and variance 1, addressed by (seed, index)."""
 
-    per_block: int
-    workspace: int  # bytes a block that `reference` has alive at its peak, its result among them
+    per_block: int  # elements per block
+    workspace: int  # peak bytes per block inside `reference`, its result included
 
     @abstractmethod
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
-        """Blocks `first_block` to `first_block + blocks - 1` of the stream: a float32 tensor, made by torch."""
+        """Return consecutive blocks of the stream, computed by torch operations.
+
+        Args:
+            seed: an unsigned 64-bit integer.
+            first_block: number of the first block.
+            blocks: how many blocks.
+            device: where to compute.
+        Returns:
+            float32, shape (blocks * per_block,).
+        """
 
 
 @value
 class Signs(Stream):
-    """+1 or -1, each with probability one half: 128 a Philox block."""
+    """+1 or -1, each with probability 1/2: 128 per Philox block."""
 
     per_block = 128
     workspace = 3104
@@ -62,7 +74,7 @@ class Signs(Stream):
 
 @value
 class Normals(Stream):
-    """Standard normal numbers: four a Philox block, none beyond 6.77 in size."""
+    """Standard normal numbers: four per Philox block, at most 6.77 in absolute value."""
 
     per_block = 4
     workspace = 112
@@ -74,22 +86,22 @@ class Normals(Stream):
 
 
 def philox(seed: int, first_block: int, blocks: int, device: torch.device | str = "cpu") -> list[Tensor]:
-    """The four 32-bit words of each block, as int64 tensors of length `blocks`."""
+    """Return the four 32-bit words of consecutive blocks, as int64 tensors of length `blocks`."""
     return philox_at(torch.arange(first_block, first_block + blocks, device=device, dtype=torch.int64), seed)
 
 
 def philox_at(counter: Tensor, seed: int) -> list[Tensor]:
-    """The four 32-bit words of the blocks of these numbers (int64)."""
+    """Return the four 32-bit words of the blocks whose numbers (int64) are given."""
     zero = torch.zeros_like(counter)
     return philox_rounds([counter & _MASK, counter >> 32, zero, zero], (seed & _MASK, seed >> 32))
 
 
 def philox_rounds(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox4x32-10 of a counter and a key, each word an int64 tensor or a number below 2^32."""
+    """Apply Philox4x32-10 to a counter and a key; each word is an int64 tensor or an integer below 2^32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(PHILOX_ROUNDS):
-        # An int64 product wraps modulo 2^64 and its right shift smears the sign: the mask makes it logical.
+        # An int64 product wraps modulo 2^64, and a right shift extends its sign: the mask removes the extension.
         p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -109,7 +121,7 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def sine_and_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Of float32 angles up to an eighth of a turn, the same bits everywhere."""
+    """Return sine and cosine of float32 angles up to an eighth of a turn, with the same bits on every device."""
     square = angle * angle
     sine = _horner(square, SIN) * square * angle + angle
     cosine = _horner(square, COS) * square * square - square * 0.5 + 1.0
@@ -117,7 +129,7 @@ def sine_and_cosine(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent normals from two uniform 32-bit words."""
+    """Return two independent normals from two uniform 32-bit words."""
     uniform = (first.to(torch.float32) + 0.5) * 2.0**-32
     bits = uniform.view(torch.int32)
     # uniform = mantissa * 2^exponent with the mantissa in [0.5 sqrt 2, sqrt 2)
@@ -126,11 +138,11 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     f = mantissa - 1.0
     square = f * f
     log = f * (square * _horner(f, LOG)) + exponent * LN2[1] - square * 0.5 + f + exponent * LN2[0]
-    # torch's float32 square root may be a vendor library's, an ulp off: the float64 one rounds to the exact one.
+    # torch's float32 square root may be one ulp off (vendor libraries); float64, rounded, is exact.
     radius = torch.sqrt((log * -2.0).to(torch.float64)).to(torch.float32)
 
     quadrant = ((second + (1 << 29)) & _MASK) >> 30
-    offset = second - (quadrant << 30)  # in [-2^29, 2^29), but for the wrap of the last quadrant into the first
+    offset = second - (quadrant << 30)  # in [-2^29, 2^29), except that the last quadrant wraps into the first
     offset = torch.where(offset > (1 << 29), offset - (1 << 32), offset)
     sine, cosine = sine_and_cosine(offset.to(torch.float32) * ANGLE)
     odd = (quadrant & 1) == 1
@@ -140,7 +152,7 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def generate(stream: Stream, seed: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Elements start to start + count - 1 of a stream: a float32 tensor of length `count`, by torch alone."""
+    """Return elements start to start + count - 1 of a stream by torch operations: float32, shape (count,)."""
     device = torch.device(device)
     if count <= 0:
         return torch.empty(0, device=device)
@@ -151,8 +163,8 @@ def generate(stream: Stream, seed: int, start: int, count: int, device: torch.de
     return numbers[offset : offset + count]
 
 
-def likeness(stream: Stream, start: int, count: int, device: torch.device) -> Tensor:
-    """What `generate` is on fake tensors: a tensor of its shape, and for a moment all the memory that it takes."""
+def fake_noise(stream: Stream, start: int, count: int, device: torch.device) -> Tensor:
+    """Stand in for `generate` on fake tensors: allocate its peak memory, then return a tensor of its shape."""
     first, last = start // stream.per_block, (start + count - 1) // stream.per_block
     blocks = last - first + 1
     torch.empty(blocks * stream.workspace, dtype=torch.uint8, device=device)

@@ -1,4 +1,4 @@
-"""The same batch in another size, for a forecast: shapes without data."""
+"""A batch of another size, for a forecast: shapes without data."""
 
 from __future__ import annotations
 
@@ -9,28 +9,19 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gradcost.core.errors import BadInput
-from gradcost.core.pytree import plain, tensors
+from gradcost.core.pytree import batch_size, plain
 
-_REPEATED = 1 << 20  # whole numbers that are repeated: models look at masks and positions
-
-
-def batch_size(batch: Any) -> int:
-    """The examples in a batch: the first dimension that its tensors have in common.
-
-    Raises: ValueError when they differ in it, or there are none.
-    """
-    sizes = {tensor.shape[0] for tensor in tensors(plain(batch)) if tensor.ndim}
-    if len(sizes) != 1:
-        found = "none has one" if not sizes else f"here it is {', '.join(map(str, sorted(sizes)))}"
-        raise BadInput(f"the examples of a batch lie along the first dimension of all of its tensors, and {found}.")
-    return sizes.pop()
+_REPEATED = 1 << 20  # integers that are repeated at most: models read masks and positions
 
 
 def resized(batch: Any, size: int) -> Any:
-    """A batch of `size` examples with the shapes and types of `batch`, and no more data than its whole numbers.
+    """Return a batch of `size` examples with the shapes and types of `batch`.
 
-    Those (tokens, masks) are repeated from the start; floating-point tensors are on the `meta` device. Scalars and
-    what is no tensor stay. Raises: ValueError when size < 1, and as `batch_size`.
+    Integer tensors (tokens, masks) are repeated from the start. Floating-point tensors are on the `meta` device.
+    Scalars, and values other than tensors, stay as they are.
+
+    Raises:
+        BadInput: size < 1, or the tensors do not share their first dimension.
     """
     if size < 1:
         raise BadInput(f"a batch has 1 example or more, not {size}.")

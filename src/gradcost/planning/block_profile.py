@@ -1,4 +1,4 @@
-"""What each block of a chain takes: the figures from which a recomputation schedule is chosen."""
+"""Memory and FLOPs of each block of a chain, from which a checkpointing schedule is chosen."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.flops import OpCounter
-from gradcost.instruments.memory import MemoryTracker
+from gradcost.instruments.memory import MemoryTracker, round_up
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A chain of blocks and what comes after it. base: the bytes that are alive beside whatever the chain keeps."""
+    """A chain of blocks and the part of the model after it.
+
+    base: bytes allocated beside whatever the chain saves.
+    """
 
     stages: tuple[Stage, ...]
     epilogue: Epilogue
@@ -34,13 +37,21 @@ class Profile:
 
 
 def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
-    """Follow one backpropagation of an objective on fakes (`fakes.on_fakes`), and each kind of block alone.
+    """Simulate one backpropagation on fake tensors, and each type of block alone.
 
-    Blocks of one build, given inputs of the same shapes, are followed once. rounding: what sizes are rounded up
-    to. Raises: ValueError when the blocks are not run once each, one after the other.
+    Blocks with the same modules and input shapes are simulated once.
+
+    Args:
+        objective: an objective on fake tensors (`on_fakes`).
+        batch: a batch of fake tensors.
+        rounding: the block size of the allocator, in bytes.
+    Returns:
+        The figures of each block.
+    Raises:
+        Unsupported: the blocks do not run once each, one after the other.
     """
     blocks = find_blocks(objective.model)
-    calls, epilogue, base = _followed(objective, batch, blocks, rounding)
+    calls, epilogue, base = _simulated(objective, batch, blocks, rounding)
     known: dict[Any, Stage] = {}
     kinds = [(repr(block), call.shapes(), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
     for kind, block, call in zip(kinds, blocks, calls, strict=True):
@@ -50,30 +61,30 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
 
 
 class _Shape(NamedTuple):
-    """All that is kept of a tensor: the tensor itself would stay alive, and be counted."""
+    """The shape of a tensor, stored instead of the tensor, which would stay allocated and be counted."""
 
     size: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
 
-    def made(self) -> Tensor:
+    def empty(self) -> Tensor:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype).requires_grad_(self.requires_grad)
 
 
 class _Call:
-    """What a block was given, and the casting that was on."""
+    """The arguments of a block and the autocast types in force."""
 
     def __init__(self, args: Any, kwargs: Any) -> None:
         self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
-        self.leaves = [_bare(leaf) for leaf in self.leaves]
+        self.leaves = [_shape_of(leaf) for leaf in self.leaves]
         self.casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
     def shapes(self) -> Any:
         return tuple(leaf for leaf in self.leaves if isinstance(leaf, _Shape))
 
-    def made(self) -> list[Any]:
-        return [leaf.made() if isinstance(leaf, _Shape) else leaf for leaf in self.leaves]
+    def inputs(self) -> list[Any]:
+        return [leaf.empty() if isinstance(leaf, _Shape) else leaf for leaf in self.leaves]
 
     def run(self, block: Block, leaves: list[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
@@ -86,9 +97,9 @@ class _Call:
             return out
 
 
-def _bare(leaf: Any) -> Any:
+def _shape_of(leaf: Any) -> Any:
     if hasattr(leaf, "get_seq_length"):
-        return None  # a cache of keys and values, as when a block is run again
+        return None  # a key-value cache, which is also absent when a block is recomputed
     if isinstance(leaf, Tensor):
         return _Shape(leaf.shape, leaf.stride(), leaf.dtype, leaf.requires_grad)
     return leaf
@@ -98,10 +109,10 @@ def _shapes(block: Block) -> Any:
     return tuple((p.shape, p.dtype, p.requires_grad) for module in block for p in module.parameters())
 
 
-def _followed(
+def _simulated(
     objective: Objective, batch: Any, blocks: Sequence[Block], rounding: int
 ) -> tuple[list[_Call], Epilogue, int]:
-    """Backpropagation that keeps of the whole chain its input alone: what lies beside the chain is then seen."""
+    """Backpropagation that saves only the input of the whole chain, which shows the memory beside the chain."""
     live = MemoryTracker(objective.model, block=rounding)
     live.register("inputs", tensors(batch))
     numbers = {id(block[0]): number for number, block in enumerate(blocks)}
@@ -132,30 +143,30 @@ def _followed(
         Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
     if order != list(range(len(blocks))) * objective.parts or "back" not in marks:
         raise Unsupported(
-            f"the blocks of {type(objective.model).__name__} are not run once each, one after the other, so no "
-            "schedule can be made for them: use Blocks()."
+            f"the blocks of {type(objective.model).__name__} do not run once each, one after the other, so they have "
+            "no schedule: use Blocks()."
         )
     timeline = live.memory().timeline
     start, output = timeline[marks["start"] - 1], marks["output"]
-    # What the backward of the head has left behind (the gradient of a tied table) stays beside the whole chain.
+    # What the backward pass of the head leaves (the gradient of a tied embedding) stays beside the whole chain.
     base = start + max(timeline[marks["back"] - 1] - start - output, 0)
     after = max(timeline[marks["end"] - 1 : marks["back"]])
     return calls, Epilogue(max(after - base - output, 0), 0, 0), base
 
 
 def _stage(block: Block, call: _Call, rounding: int) -> Stage:
-    """One kind of block: run recorded and counted, run with nothing kept, and gone back through."""
-    modules, leaves = nn.ModuleList(block), call.made()
+    """One type of block: a recorded forward, a forward that saves nothing, and a backward."""
+    modules, leaves = nn.ModuleList(block), call.inputs()
     inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
-    counted, stopped = OpCounter(modules), 0
+    counter, stopped = OpCounter(modules), 0
 
     def note(tensor: Tensor) -> Tensor:
         nonlocal stopped
-        stopped = counted.counts.flops
+        stopped = counter.counts.flops
         return tensor
 
     with torch.enable_grad():
-        with counted.followed(), saved_tensors_hooks(note, lambda tensor: tensor):
+        with counter.followed(), saved_tensors_hooks(note, lambda tensor: tensor):
             call.run(block, leaves)
         dropping = MemoryTracker(modules, block=rounding)
         with dropping.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
@@ -178,8 +189,8 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     saved = max(timeline[forward - 1] - output, 0)
     backward = max(max(timeline[forward:], default=saved) - saved, 0)
     dropped, recorded = dropping.memory().beyond, max(timeline[:forward])
-    return Stage(output, saved, dropped, recorded, backward, counted.counts.flops, stopped)
+    return Stage(output, saved, dropped, recorded, backward, counter.counts.flops, stopped)
 
 
 def _rounded(tensor: Tensor, rounding: int) -> int:
-    return -(-tensor.nbytes // rounding) * rounding
+    return round_up(tensor.nbytes, rounding)

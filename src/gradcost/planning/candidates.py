@@ -1,4 +1,4 @@
-"""The ways of getting a gradient that a plan looks at, and how each is written in a line."""
+"""The estimators that a plan considers, and how each is written in a line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PARTS = (2, 4, 8)
 
 
 def options(objective: Objective, examples: int, budget: int, device: str) -> Iterator[Estimator]:
-    """Exact gradients from the one that saves most, then what avoids backpropagation.
+    """Yield the estimators of a default plan: exact gradients, most memory first, then those without backprop.
 
-    Within is to be told what lies beside. As many segments as there are blocks is checkpointed(), not said twice.
+    The caller fills in `Within.beside`. Segments(n_blocks) equals checkpointed() and is skipped.
     """
     blocks = len(find_blocks(objective.model))
     yield backprop()
@@ -53,35 +53,35 @@ def _twos(most: int) -> Iterator[int]:
 
 
 def label(estimator: Estimator) -> str:
-    """The shortest expression that the command line reads back as the same estimator."""
+    """Return the shortest expression that parses back to an equal estimator."""
     if isinstance(estimator, Probing):
-        for made, name in ((forward_gradient, "forward_gradient"), (mezo, "mezo"), (spsa, "spsa")):
-            if replace(estimator, probes=1) == made():
+        for preset, name in ((forward_gradient, "forward_gradient"), (mezo, "mezo"), (spsa, "spsa")):
+            if replace(estimator, probes=1) == preset():
                 return f"{name}({'' if estimator.probes == 1 else f'probes={estimator.probes}'})"
-    for made in (backprop, checkpointed):
-        if estimator == made():
-            return f"{made.__name__}()"
+    for preset in (backprop, checkpointed):
+        if estimator == preset():
+            return f"{preset.__name__}()"
     return terse(estimator)
 
 
-def terse(made: Any) -> str:
-    """A value without what goes without saying: it reads back as the same."""
-    if isinstance(made, Estimator) and made in (backprop(), checkpointed()):
-        return label(made)
-    if not hasattr(made, "__dataclass_fields__"):
-        return repr(made)
-    said, named = [], False
-    for field in fields(cast(Any, made)):
-        held = getattr(made, field.name)
+def terse(value: Any) -> str:
+    """Return the shortest repr: default fields are omitted. Parses back to an equal value."""
+    if isinstance(value, Estimator) and value in (backprop(), checkpointed()):
+        return label(value)
+    if not hasattr(value, "__dataclass_fields__"):
+        return repr(value)
+    arguments, keyword = [], False
+    for field in fields(cast(Any, value)):
+        held = getattr(value, field.name)
         if field.default is not MISSING and held == field.default:
-            named = True
+            keyword = True
             continue
-        said.append(f"{field.name}={terse(held)}" if named else terse(held))
-    return f"{type(made).__name__}({', '.join(said)})"
+        arguments.append(f"{field.name}={terse(held)}" if keyword else terse(held))
+    return f"{type(value).__name__}({', '.join(arguments)})"
 
 
 def described(estimator: Estimator) -> str:
-    """The label in words, where the expression is too long to be read."""
+    """Return the label, or words where the expression is too long to read."""
     match estimator:
         case Reverse(Schedule()):
             return "nested checkpointing"

@@ -1,4 +1,4 @@
-"""What memory costs, along curves: checkpointing is never one point."""
+"""The cost of saving memory, along two curves of checkpointing."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ def curve(
     points: int = 12,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """What memory costs in forwards along two curves of checkpointing: `Segments(k)`, and the best schedules.
+    """Return points of the curves "Segments(k)" and "best schedules": peak memory against forwards.
 
-    Each point is followed on fakes: {"curve", "method", "peak" in bytes, "forwards"}; at most `points` of each
-    curve, evenly spread. Nothing where the model has no chain of blocks.
+    Args:
+        objective: the model and the loss.
+        batch: a batch like those to come.
+        optimizer: the optimizer; None for the estimate alone.
+        device: where the step would run; None for the device of the model.
+        points: the most points per curve, evenly spread.
+        on_progress: called with a line about what is simulated next.
+    Returns:
+        One dictionary per point: "curve", "method", "peak" in bytes, "forwards". Empty if the model has no blocks.
     """
     forecasts = Forecasts(objective, batch, optimizer, device_type(objective, device))
     counts = _spread(range(1, len(find_blocks(objective.model)) + 1), points)
@@ -40,19 +47,19 @@ def curve(
         series.append(("best schedules", [Reverse(Schedule(point.items)) for point in best]))
     except GradcostError:
         pass
-    found = []
+    rows = []
     for name, estimators in series:
         for estimator in estimators:
             on_progress(f"the curve of {name}")
             step = forecasts.of(estimator)
             if isinstance(step, Forecast):
-                made = {"curve": name, "method": label(estimator), "peak": step.peak, "forwards": step.forwards}
-                found.append(made)
-    return found
+                row = {"curve": name, "method": label(estimator), "peak": step.peak, "forwards": step.forwards}
+                rows.append(row)
+    return rows
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """The first, the last and evenly chosen ones between them."""
+    """The first, the last, and evenly chosen items between them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

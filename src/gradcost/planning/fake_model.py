@@ -1,4 +1,4 @@
-"""A model and a batch without numbers, so that a step can be followed without being computed."""
+"""Replace the parameters, buffers and batch of an objective by fake tensors, which have shapes but no numbers."""
 
 from __future__ import annotations
 
@@ -20,73 +20,80 @@ from gradcost.core.fake import is_fake, standing_for
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import plain
 
-_KNOWN = 1 << 20  # whole numbers that a fake is let to know
+_KNOWN = 1 << 20  # integer fakes of at most this many elements carry their values
 
 
 @contextmanager
 def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Objective, Any]]:
-    """Within, the model's parameters and buffers are fakes, and so is all that is computed from them.
+    """Make parameters, buffers and batch fake inside the context, and so everything computed from them.
 
-    No data is copied, moved or made, so the model may be on the `meta` device too. The model itself is lent,
-    not copied: its own tensors are back afterwards, whatever happens. device: the type that the fakes stand for.
+    No data is copied, moved or allocated, so the model may be on the `meta` device. The model is not copied: its own
+    tensors are always restored.
+
+    Args:
+        objective: the model and the loss.
+        batch: a batch.
+        device: the type of device that the fake tensors stand for.
+    Yields:
+        The objective and the batch on fake tensors.
     """
     trained = {id(leaf.parameter) for leaf in objective.leaves}
-    homes: list[tuple[dict[str, Any], dict[str, Any]]]
-    homes = [(module._parameters, dict(module._parameters)) for module in objective.modules]
-    homes += [(module._buffers, dict(module._buffers)) for module in objective.modules]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, standing_for(device), _whole_numbers_known(mode):
-        likenesses = _Likenesses(mode)
+    saved: list[tuple[dict[str, Any], dict[str, Any]]]
+    saved = [(module._parameters, dict(module._parameters)) for module in objective.modules]
+    saved += [(module._buffers, dict(module._buffers)) for module in objective.modules]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, standing_for(device), _integers_known(mode):
+        fakes = _Fakes(mode)
         try:
-            for home, held in homes:
-                home.update({name: likenesses.of(tensor, trained) for name, tensor in held.items()})
-            fake_batch = pytree.tree_map(lambda leaf: likenesses.of(leaf, trained), plain(batch))
-            data = None if objective.data is None else partial(_fake_data, objective.data, likenesses, trained)
+            for registry, tensors in saved:
+                registry.update({name: fakes.of(tensor, trained) for name, tensor in tensors.items()})
+            fake_batch = pytree.tree_map(lambda leaf: fakes.of(leaf, trained), plain(batch))
+            data = None if objective.data is None else partial(_fake_data, objective.data, fakes, trained)
             yield Objective(objective.model, objective.loss, objective.parts, data), fake_batch
         finally:
-            for home, held in homes:
-                home.clear()
-                home.update(held)
+            for registry, tensors in saved:
+                registry.clear()
+                registry.update(tensors)
 
 
-def _fake_data(data: Callable[[], Iterable[Any]], likenesses: _Likenesses, trained: set[int]) -> Iterator[Any]:
-    """The batches of the whole of the data as fakes, one alive at a time; they themselves are made as ever."""
+def _fake_data(data: Callable[[], Iterable[Any]], fakes: _Fakes, trained: set[int]) -> Iterator[Any]:
+    """Yield the batches of `Objective.data` as fakes, one at a time; loading them runs normally."""
     with no_dispatch():
         batches = iter(data())
     while True:
         with no_dispatch():
-            batch = next(batches, likenesses)
-        if batch is likenesses:
+            batch = next(batches, fakes)
+        if batch is fakes:
             return
-        here = likenesses.beside()  # what is known of this batch is forgotten with it: an id is used again
+        here = fakes.copy()  # forgotten with the batch, because Python reuses ids
         yield pytree.tree_map(lambda leaf, here=here: here.of(leaf, trained), plain(batch))
 
 
-class _Likenesses:
-    """Fakes of tensors, made under the mode that is active: one for each, and what shares a storage goes on to."""
+class _Fakes:
+    """One fake per tensor, made under the active mode; tensors that share a storage have fakes that share one."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._made: dict[int, Tensor] = {}
+        self._known: dict[int, Tensor] = {}
         self._storages: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def of(self, tensor: Any, trained: set[int]) -> Any:
-        """The fake of a tensor; anything else is its own likeness."""
+        """Return the fake of a tensor; return anything else as it is."""
         if not isinstance(tensor, Tensor):
             return tensor
-        if id(tensor) not in self._made:
-            made = self._like(tensor)
+        if id(tensor) not in self._known:
+            fake = self._fake(tensor)
             if isinstance(tensor, nn.Parameter):
-                made = nn.Parameter(made, requires_grad=id(tensor) in trained)
-            self._made[id(tensor)] = made
-        return self._made[id(tensor)]
+                fake = nn.Parameter(fake, requires_grad=id(tensor) in trained)
+            self._known[id(tensor)] = fake
+        return self._known[id(tensor)]
 
-    def beside(self) -> _Likenesses:
-        """Others, that know these."""
-        made = _Likenesses(self._mode)
-        made._made, made._storages = dict(self._made), dict(self._storages)
-        return made
+    def copy(self) -> _Fakes:
+        """Return a copy that can be extended independently."""
+        copy = _Fakes(self._mode)
+        copy._known, copy._storages = dict(self._known), dict(self._storages)
+        return copy
 
-    def _like(self, tensor: Tensor) -> Tensor:
+    def _fake(self, tensor: Tensor) -> Tensor:
         real = getattr(tensor, "constant", None) if is_fake(tensor) else tensor
         if real is not None and not real.is_floating_point() and real.device.type == "cpu":
             return self._mode.fake_tensor_converter.from_real_tensor(self._mode, real, make_constant=True)
@@ -98,29 +105,29 @@ class _Likenesses:
 
 
 @contextmanager
-def _whole_numbers_known(mode: FakeTensorMode) -> Iterator[None]:
-    """Within, fakes that are computed from whole numbers alone know their values, as torch's small constants do.
+def _integers_known(mode: FakeTensorMode) -> Iterator[None]:
+    """Let fakes computed from integers alone carry their values, as torch's small constants do.
 
-    Models look at masks and positions to choose a path (an attention without a mask where nothing is padded).
-    And transformers must be told that such a fake can be looked at: it takes another path for all fakes.
+    Models read masks and positions to choose a path, such as attention without a mask if nothing is padded.
+    transformers takes another path for every fake tensor, so its test for fakes is replaced meanwhile.
     """
     utils = sys.modules.get("transformers.utils.import_utils")
-    unknown = getattr(utils, "is_fake_tensor", None)
+    is_fake_tensor = getattr(utils, "is_fake_tensor", None)
     limit = fake_tensor.CONSTANT_NUMEL_LIMIT
     fake_tensor.CONSTANT_NUMEL_LIMIT = _KNOWN
-    if unknown is not None:
-        utils.is_fake_tensor = lambda tensor: unknown(tensor) and getattr(tensor, "constant", None) is None  # type: ignore[union-attr]
+    if is_fake_tensor is not None:
+        utils.is_fake_tensor = lambda tensor: is_fake_tensor(tensor) and getattr(tensor, "constant", None) is None  # type: ignore[union-attr]
     try:
         with _Factories(mode):
             yield
     finally:
         fake_tensor.CONSTANT_NUMEL_LIMIT = limit
-        if unknown is not None:
-            utils.is_fake_tensor = unknown  # type: ignore[union-attr]
+        if is_fake_tensor is not None:
+            utils.is_fake_tensor = is_fake_tensor  # type: ignore[union-attr]
 
 
 class _Factories(TorchDispatchMode):
-    """Makes whole numbers that come from no tensor known: `arange` and its like."""
+    """Gives values to integer fakes that come from no tensor: those of `arange` and similar."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()

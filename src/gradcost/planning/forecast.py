@@ -1,4 +1,4 @@
-"""What a step would cost, told without running it: the method's own code on tensors without numbers."""
+"""Predict what a training step costs without running it: the method's own code on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.estimator import Estimator
 from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 from gradcost.planning.fake_model import on_fakes
@@ -32,12 +32,16 @@ CUDA_BLOCK = 512  # bytes: what CUDA's caching allocator rounds every request up
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """What one training step takes, when the optimizer has its state.
+    """The cost of one training step after the first, when the optimizer has its state.
 
-    peak: the most bytes alive at once, with the weights, the buffers and the batch; breakdown: what they are
-    for, at that moment, summing to the peak; operator, module: where it is reached. counts: FLOPs, matrix
-    products, bytes moved. forward: FLOPs of one forward of the batch. kept: bytes that stay between steps beside
-    the weights. message: bytes of the gradient, if it were sent. device: the type of device it is told for.
+    Args:
+        estimator: the estimator.
+        device: the type of device that the forecast is for, "cpu" or "cuda".
+        memory: the peak, its breakdown by purpose, and the operator and module that reach it.
+        counts: FLOPs, matrix products and bytes moved.
+        forward: FLOPs of one forward pass of the batch.
+        kept: bytes that stay allocated between steps beside the model: the states of optimizer and estimator.
+        message: bytes of a message with the gradient.
     """
 
     estimator: Estimator
@@ -50,32 +54,37 @@ class Forecast:
 
     @property
     def peak(self) -> int:
+        """Peak memory of the step, in bytes, everything included."""
         return self.memory.peak
 
     @property
     def beyond(self) -> int:
-        """The peak without the weights, the buffers and the batch."""
+        """Peak memory beyond the weights: without parameters, buffers and batch, in bytes."""
         return self.memory.beyond
 
     @property
     def breakdown(self) -> Mapping[Purpose, int]:
+        """Bytes at the peak by purpose; they sum to the peak."""
         return self.memory.breakdown
 
     @property
     def flops(self) -> int:
+        """FLOPs of matrix products and convolutions."""
         return self.counts.flops
 
     @property
     def matmuls(self) -> int:
+        """The number of matrix products and convolutions."""
         return self.counts.matmuls
 
     @property
     def moved(self) -> int:
+        """Bytes read and written by all operators."""
         return self.counts.moved
 
     @property
     def forwards(self) -> float:
-        """FLOPs in units of one forward."""
+        """FLOPs in units of one forward pass."""
         return self.counts.flops / self.forward if self.forward else 0.0
 
     def __str__(self) -> str:
@@ -97,19 +106,26 @@ def forecast(
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
 ) -> Forecast:
-    """What a step of the estimator costs, without running it: nothing is computed and no data is moved.
+    """Predict the cost of a training step without running it: nothing is computed and no data is moved.
 
-    Law: on a CPU the peak is that of the real run, byte for byte, as `MemoryTracker` follows it, and so are the
-    FLOPs. For a CUDA device it is a model on top: sizes rounded to 512 bytes and the paths of our own code that
-    a GPU takes; what a kernel needs inside is not in it.
+    Law: on a CPU the peak equals that of the real run, byte for byte, as MemoryTracker measures it, and so do the
+    FLOPs. For a CUDA device it is a model: sizes are rounded up to 512 bytes and our code takes its GPU paths, but
+    workspaces inside kernels are not included.
 
-    A step is one after the first: of an estimator that remembers, the second one. So of VarianceReduced(every=n) it
-    is one without a snapshot; VarianceReduced(every=1) tells what making one takes.
+    The step is one after the first; for an estimator with state it is the second. For VarianceReduced(every=n) it is
+    therefore a step without a snapshot, and VarianceReduced(every=1) shows the cost of a snapshot.
 
-    optimizer: None for an estimate alone. device: where the step would run; the model's own if None.
-
-    Raises: ValueError with the estimator's objection, or with the operation that cannot be followed without
-    numbers, and what to do instead.
+    Args:
+        estimator: the estimator.
+        objective: the model and the loss. The model may be on the `meta` device.
+        batch: a batch like those to come.
+        optimizer: the optimizer; None for the estimate alone.
+        device: where the step would run; None for the device of the model.
+    Returns:
+        The peak memory with its breakdown, FLOPs and matrix products.
+    Raises:
+        Unsupported: the estimator cannot be used here, or the model reads values of tensors; the message names the
+            operation and an alternative.
     """
     where = device_type(objective, device)
     with on_fakes(objective, batch, where) as (fake, fake_batch), warnings.catch_warnings():
@@ -124,20 +140,22 @@ def forecast(
             if objection is not None:
                 raise Unsupported(objection)
             train_state = _primed(TrainState(fake, estimator, optimizer), fake_batch)
-            live.register("optimizer state", train_state.kept())
+            live.register("optimizer state", train_state.held_tensors())
             with counted.followed(), live.followed():
-                found = train_state.step(fake_batch, Key(0))
-        except UNFOLLOWED as error:
-            raise Unsupported(unfollowed(objective, error)) from error
-        kept = sum(tensor.nbytes for tensor in train_state.kept())
-    return Forecast(estimator, where, live.memory(), counted.counts, forward.counts.flops, kept, _message(found))
+                estimate = train_state.step(fake_batch, Key(0))
+        except NEEDS_VALUES as error:
+            raise Unsupported(needs_values(objective, error)) from error
+        kept = sum(tensor.nbytes for tensor in train_state.held_tensors())
+    return Forecast(
+        estimator, where, live.memory(), counted.counts, forward.counts.flops, kept, estimate.gradient.message_nbytes
+    )
 
 
-UNFOLLOWED = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 
 
 def device_type(objective: Objective, device: str | torch.device | None) -> str:
-    """The type of device that a step is told for: "cpu" where the model has no data, on `meta`."""
+    """Return the type of device that a forecast is for: "cpu" if the model is on `meta`."""
     parameter = objective.leaves[0].parameter
     if device is None and is_fake(parameter):
         return stands_for()
@@ -146,14 +164,14 @@ def device_type(objective: Objective, device: str | torch.device | None) -> str:
 
 
 def rounding(device: str) -> int:
-    """What the allocator of a type of device rounds sizes up to, in bytes."""
+    """Return the block size, in bytes, to which the allocator of a device rounds sizes up."""
     return CUDA_BLOCK if device == "cuda" else 1
 
 
 def _primed(train_state: TrainState, batch: Any) -> TrainState:
-    """As after a first step: with the optimizer's state, and the estimator's."""
+    """Bring a training to the state after a first step: with the states of optimizer and estimator."""
     if train_state.state is not None:
-        # What a first step leaves is as large whatever it passed over: of the data one batch is enough.
+        # The size of the first state does not depend on how much data it read: one batch is enough.
         first = replace(train_state.objective, data=lambda: [batch])
         train_state.state = train_state.estimator.stream(
             first, batch, Key(0), lambda *_: None, train_state.state
@@ -165,12 +183,9 @@ def _primed(train_state: TrainState, batch: Any) -> TrainState:
     return train_state
 
 
-def _message(found: Estimate) -> int:
-    return getattr(found.gradient, "message", found.gradient.nbytes)
-
-
-def unfollowed(objective: Objective, error: Exception) -> str:
+def needs_values(objective: Objective, error: Exception) -> str:
+    """Explain why a forecast of this model is impossible."""
     return (
-        f"{type(objective.model).__name__} cannot be followed without numbers: {str(error).splitlines()[0]}: what it "
-        "does depends on the values of a tensor. Run a small batch with `gradcost.measure` instead."
+        f"{type(objective.model).__name__} reads values of a tensor, which a forecast does not have: "
+        f"{str(error).splitlines()[0]}. Run a small batch with `gradcost.instruments.measure` instead."
     )

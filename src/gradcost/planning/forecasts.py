@@ -1,4 +1,4 @@
-"""Forecasts of many methods at many batch sizes, each made once; and the largest batch that fits."""
+"""Forecasts of many estimators at many batch sizes, each computed once, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from gradcost.checkpointing.policies import Offloaded, Schedule
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.objective import Objective
-from gradcost.core.pytree import tensors
+from gradcost.core.pytree import batch_size, tensors
 from gradcost.directions import Rademacher
 from gradcost.estimators.accumulated import Accumulated
-from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.flops import Counts
+from gradcost.instruments.memory import round_up
 from gradcost.noise.philox import Signs, Stream
-from gradcost.planning.batch import batch_size, resized
+from gradcost.planning.batch import resized
 from gradcost.planning.forecast import Forecast, device_type, forecast, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
 
-MOST = 1 << 24  # examples: a batch that is not looked beyond
+MOST = 1 << 24  # examples: the largest batch that is tried
 
 
 class Forecasts:
-    """What `forecast` says of estimators at batch sizes of one objective, or why it says nothing.
+    """Forecasts of estimators at batch sizes of one objective, or the reason why there is none.
 
-    What comes one after the other and alike is followed two or three times and no oftener. Each probe after the
-    second costs its FLOPs and, at most, the bytes of its slope; each micro-batch after the third costs what the
-    third one did.
+    Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
+    adds its FLOPs and at most the bytes of its slope; each micro-batch after the third costs what the third does.
+
+    objective, batch, optimizer, device: as for `forecast`.
     """
 
     def __init__(self, objective: Objective, batch: Any, optimizer: Optimizer | None, device: str | None) -> None:
@@ -45,28 +47,30 @@ class Forecasts:
         self._least: dict[tuple[int, int | None], int | None] = {}
 
     def of(self, estimator: Estimator, size: int | None = None) -> Forecast | str:
-        """The forecast for a batch of `size` (None: the batch as it is), or the sentence that refuses."""
+        """Return the forecast for a batch of `size` (None: the batch as it is), or why there is none."""
         if (estimator, size) not in self._known:
             try:
                 with quietly():
-                    self._known[estimator, size] = self._made(estimator, size)
+                    self._known[estimator, size] = self._forecast(estimator, size)
             except GradcostError as error:
                 self._known[estimator, size] = str(error)
             except (ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
-                what = str(error).strip().split("\n")[0]
-                self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {what}"
+                reason = str(error).strip().split("\n")[0]
+                self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {reason}"
         return self._known[estimator, size]
 
     def peak(self, estimator: Estimator, size: int, budget: int) -> int | None:
-        """Bytes of a step with a batch of `size`; None when it cannot serve. Of Within the budget: the least."""
-        parts, inner = _unwrapped(estimator)
-        if isinstance(inner, Reverse) and isinstance(inner.saving, Within) and inner.saving.bytes == budget:
-            return self.least(parts, size)
+        """Return the peak bytes of a step with a batch of `size`; None if it is impossible.
+
+        For `Within` with this budget: the least peak of any schedule.
+        """
+        if any(saving.bytes == budget for saving in find(estimator, Within)):
+            return self.least(micro_batches(estimator), size)
         found = self.of(estimator, size)
         return None if isinstance(found, str) else found.peak
 
     def least(self, parts: int, size: int | None = None) -> int | None:
-        """The least peak of any schedule of recomputation in so many micro-batches; None when there is none."""
+        """Return the least peak of any checkpointing schedule with so many micro-batches; None if there is none."""
         if (parts, size) not in self._least:
             try:
                 tradeoff, more = self.tradeoff(parts, size)
@@ -76,12 +80,12 @@ class Forecasts:
         return self._least[parts, size]
 
     def tradeoff(self, parts: int = 1, size: int | None = None) -> tuple[MemoryTradeoff, int]:
-        """Schedules in so many micro-batches, and the bytes to add to their peaks."""
+        """Return the schedules with so many micro-batches, and the bytes to add to their peaks."""
         objective, batch, more = self.fewer(parts, size)
         return MemoryTradeoff(objective, batch, self.optimizer, self.device), more
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
-        """Within the budget in so many micro-batches, told what lies beside; and the forecast of its schedule."""
+        """Return `Within` for the budget with `beside` filled in, and the forecast of its schedule."""
         try:
             with quietly():
                 tradeoff, more = self.tradeoff(parts)
@@ -95,27 +99,28 @@ class Forecasts:
         return made, found if isinstance(found, str) else replace(found, estimator=made)
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
-        """An objective in so many micro-batches or in three of their size, its batch, and the bytes it lacks."""
+        """Return an objective with at most three micro-batches, its batch, and the bytes of the rest of the batch."""
         whole = self._batch(size)
         if parts <= 3 or batch_size(whole) % parts:
-            return (self.objective if parts == 1 else self.objective.in_parts(parts)), whole, 0
+            return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), whole, 0
         few = resized(whole, batch_size(whole) // parts * 3)
-        return self.objective.in_parts(3), few, self._bytes(whole) - self._bytes(few)
+        return self.objective.in_micro_batches(3), few, self._bytes(whole) - self._bytes(few)
 
     def largest(self, estimator: Estimator, budget: int) -> int:
-        """The largest batch whose step fits; 0 when that of one example does not, MOST when none is too large.
+        """Return the largest batch whose step fits; 0 if one example does not fit, MOST if every size fits.
 
-        Raises: ValueError when the batch has no first dimension in common.
+        Raises:
+            BadInput: the tensors of the batch do not share their first dimension.
         """
-        size, parts = batch_size(self.batch), _unwrapped(estimator)[0]
+        size, parts = batch_size(self.batch), micro_batches(estimator)
 
         def peak(examples: int) -> int | None:
             return self.peak(estimator, examples, budget)
 
         return largest(peak, budget, size, parts)
 
-    def _made(self, estimator: Estimator, size: int | None) -> Forecast:
-        if (split := self._in_fewer_parts(estimator, size)) is not None:
+    def _forecast(self, estimator: Estimator, size: int | None) -> Forecast:
+        if (split := self._extrapolated_parts(estimator, size)) is not None:
             return split
         fewer = _with_probes(estimator, 2)
         if fewer is None or fewer == estimator:
@@ -124,8 +129,8 @@ class Forecasts:
         assert once is not None
         return _with_slopes(estimator, _continued(estimator, self._sure(once, size), self._sure(fewer, size), 2))
 
-    def _in_fewer_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
-        """Told from two and from three micro-batches of the same size; None where it cannot be."""
+    def _extrapolated_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
+        """Extrapolate from two and three micro-batches of the same size; None if that is impossible."""
         if not isinstance(estimator, Accumulated) or estimator.parts <= 3 or _looks_at_batch(estimator.estimator):
             return None
         whole = self._batch(size)
@@ -147,7 +152,7 @@ class Forecasts:
 
     def _bytes(self, batch: Any) -> int:
         block = rounding(device_type(self.objective, self.device))
-        return sum(-(-tensor.nbytes // block) * block for tensor in tensors(batch))
+        return sum(round_up(tensor.nbytes, block) for tensor in tensors(batch))
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
@@ -155,7 +160,7 @@ class Forecasts:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Within, torch does not log the traceback of an operation that fails on fakes: the error itself is told."""
+    """Keep torch from logging tracebacks of operators that fail on fake tensors; the error itself is reported."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -165,10 +170,10 @@ def quietly() -> Iterator[None]:
 
 
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
-    """The largest size from `floor` on whose peak is at most `budget`; 0 when none is, MOST when all are.
+    """Return the largest multiple of `floor` whose peak is at most `budget`; 0 if none is, MOST if all are.
 
-    Peaks are affine in the size within a regime, so a line through `start` and twice as much tells where it ends;
-    that it does is then looked at, and where it does not, the end is searched for. peak: None where it cannot be.
+    Within a regime peaks are affine in the size, so a line through `start` and 2 * `start` predicts the answer. The
+    prediction is checked; if it is wrong, the answer is searched for. peak: returns None for an impossible size.
     """
     start = max(start, floor)
     first, second = peak(start), peak(2 * start)
@@ -191,49 +196,31 @@ def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: i
     return low if low >= floor else 0
 
 
-def _unwrapped(estimator: Estimator) -> tuple[int, Estimator]:
-    """In how many micro-batches it works, and what is within the wrappers."""
-    match estimator:
-        case Accumulated(inner, parts):
-            more, found = _unwrapped(inner)
-            return parts * more, found
-        case Clipped(inner):
-            return _unwrapped(inner)
-    return 1, estimator
-
-
 def _in_parts(estimator: Estimator, parts: int) -> Estimator:
     return estimator if parts == 1 else Accumulated(estimator, parts)
 
 
-def is_exact(estimator: Estimator) -> bool:
-    """Whether it gives the gradient of the batch itself."""
-    return isinstance(_unwrapped(estimator)[1], Reverse)
-
-
 def offloads(estimator: Estimator) -> bool:
-    """Whether it moves what it saves to other memory and back, which no figure of a forecast counts."""
-    inner = _unwrapped(estimator)[1]
-    return isinstance(inner, Reverse) and isinstance(inner.saving, Offloaded)
+    """Whether it moves activations to other memory and back, which no figure of a forecast counts."""
+    return bool(find(estimator, Offloaded))
 
 
 def stream(estimator: Estimator) -> Stream | None:
-    """What random numbers it draws."""
-    inner = _unwrapped(estimator)[1]
-    return Signs() if isinstance(inner, Probing) and isinstance(inner.directions, Rademacher) else None
+    """Return the type of random numbers that it draws, if they are cheaper than normal ones; None otherwise."""
+    return Signs() if find(estimator, Rademacher) else None
 
 
 def _rounds(probing: Probing) -> tuple[int, int]:
-    """How many times it looks along some directions together, and how many of them."""
+    """The number of rounds of an estimate, and the number of directions evaluated together in a round."""
     together = probing.slope.together if isinstance(probing.slope, Jvp) else 1
     return -(-probing.probes // together), together
 
 
 def _with_probes(estimator: Estimator, rounds: int) -> Estimator | None:
-    """The same with so many rounds of probes; None where they do not make up the whole."""
-    if isinstance(estimator, Accumulated | Clipped):
-        inner = _with_probes(estimator.estimator, rounds)
-        return None if inner is None else replace(estimator, estimator=inner)
+    """The same estimator with so many rounds; None if its probes are not a whole number of rounds, or at most two."""
+    if estimator.facts.transparent and estimator.inner is not None:
+        inner = _with_probes(estimator.inner, rounds)
+        return None if inner is None else replace(cast(Any, estimator), estimator=inner)
     if not isinstance(estimator, Probing):
         return None
     have, together = _rounds(estimator)
@@ -243,14 +230,13 @@ def _with_probes(estimator: Estimator, rounds: int) -> Estimator | None:
 
 
 def _looks_at_batch(estimator: Estimator) -> bool:
-    """Whether what it does depends on the bytes of the whole batch."""
-    inner = _unwrapped(estimator)[1]
-    return isinstance(inner, Reverse) and isinstance(inner.saving, Within)
+    """Whether its work depends on the bytes of the whole batch."""
+    return bool(find(estimator, Within))
 
 
 def _continued(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
-    """`last`, of `have` rounds and one more than `before`, as of so many rounds (None: the estimator's probes)."""
-    inner = _unwrapped(estimator)[1]
+    """Extrapolate from `before` and `last`, which has one round more (`have`), to `rounds` (0: all probes)."""
+    inner = unwrapped(estimator)
     rounds = rounds or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
     more = rounds - have
     counts = _extrapolated(before.counts, last.counts, more)
@@ -260,12 +246,12 @@ def _continued(estimator: Estimator, before: Forecast, last: Forecast, have: int
 
 
 def _with_slopes(estimator: Estimator, told: Forecast) -> Forecast:
-    """With the bytes of the slopes of all probes after the second."""
-    inner = _unwrapped(estimator)[1]
+    """Add the bytes of the slopes of all probes after the second."""
+    inner = unwrapped(estimator)
     assert isinstance(inner, Probing)
     rounds, together = _rounds(inner)
     block = rounding(told.device)
-    slope = -(-8 * together // block) * block
+    slope = round_up(8 * together, block)
     slopes = (rounds - 2) * slope * (2 if isinstance(inner.slope, CentralDifference) else 1)
     memory = told.memory
     breakdown = {**memory.breakdown, "temporaries": memory.breakdown["temporaries"] + slopes}

@@ -1,4 +1,4 @@
-"""Which way of getting a gradient to train with under a number of bytes, told before anything runs."""
+"""Choose an estimator under a memory budget before anything runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
+from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning import roofline
-from gradcost.planning.batch import batch_size
 from gradcost.planning.candidates import described, label, options, terse
 from gradcost.planning.fake_model import on_fakes
-from gradcost.planning.forecast import UNFOLLOWED, Forecast, device_type, unfollowed
+from gradcost.planning.forecast import NEEDS_VALUES, Forecast, device_type, needs_values
 from gradcost.planning.forecasts import Forecasts, offloads, quietly, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
 from gradcost.planning.row import COLUMNS, Row
@@ -30,12 +30,19 @@ from gradcost.training.optimizers import Optimizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Methods in rows, and which one to use. `str(plan)` is the table, refused rows keep their reasons.
+    """Estimators in rows, and which one to use. `str(plan)` is the table; refused rows keep their reasons.
 
-    budget: bytes of the whole step, the weights among them. weights: how many numbers are trained. examples: of the
-    batch; None when its tensors have no first dimension in common. choice: the estimator to use, as it stands; None
-    when none fits. sentence: why, or the least that would do. least: the least that any exact gradient needs; None
-    while one of the rows fits.
+    Args:
+        rows: one row per estimator.
+        budget: bytes for the whole step, parameters included.
+        device: the type of device that the plan is for.
+        model: the name of the model's class.
+        weights: the number of trainable weights.
+        examples: the batch size; None if the tensors do not share a first dimension.
+        optimizer: the optimizer; None for estimates alone.
+        choice: the estimator to use; None if none fits.
+        sentence: the reason for the choice, or the least budget that would do.
+        least: the exact gradient with the least peak; None if an exact row fits.
     """
 
     rows: tuple[Row, ...]
@@ -51,30 +58,30 @@ class Plan:
 
     @cached_property
     def chosen(self) -> Row | None:
-        """The row of the choice."""
+        """The row of `choice`."""
         return next((row for row in self.rows if row.estimator == self.choice), None)
 
     def lines(self) -> list[str]:
-        """What is said under the table: refusals, the peak of the choice, and where estimates come from."""
-        said = [f"{row.method}: {row.refusal}" for row in self.rows if row.refusal is not None]
+        """Return the lines below the table: refusals, the peak of the choice, and the source of the estimates."""
+        lines = [f"{row.method}: {row.refusal}" for row in self.rows if row.refusal is not None]
         if self.chosen is not None and self.chosen.forecast is not None:
             if label(self.chosen.estimator) != self.chosen.method:
-                said.append(f"{self.chosen.method} is written {label(self.chosen.estimator)}")
-            said.append(_breakdown(self.chosen.method, self.chosen.forecast))
+                lines.append(f"{self.chosen.method} is written {label(self.chosen.estimator)}")
+            lines.append(_breakdown(self.chosen.method, self.chosen.forecast))
         if all(row.seconds is None for row in self.rows):
-            said.append(
-                f"no seconds: the rates of this machine are unknown for {self.device}. Measure them once on it: "
+            lines.append(
+                f"no estimate of seconds: the rates of this machine's {self.device} are unknown. Measure them once: "
                 "gradcost doctor --calibrate"
             )
         for row in self.rows:
             if row.forecast is not None and offloads(row.estimator):
-                said.append(f"{row.method}: what it moves over the bus and back is in none of these figures")
+                lines.append(f"{row.method}: transfers to the CPU and back are not included in these figures")
         if any(row.steps not in (None, 1.0) for row in self.rows):
-            said.append(
-                "steps × is theory: how many times backpropagation's steps the variance of an estimate asks for "
-                f"with {self.weights:,} trained weights"
+            lines.append(
+                "steps × is a ratio of worst-case guarantees: steps of the method to steps of backprop, from the "
+                f"variance of an estimate with {self.weights:,} trainable weights"
             )
-        return said
+        return lines
 
     def __str__(self) -> str:
         table = [list(COLUMNS), *(row.cells() for row in self.rows)]
@@ -87,12 +94,12 @@ class Plan:
         batch = "" if self.examples is None else f", batch {self.examples:,}"
         updates = "no optimizer" if self.optimizer is None else terse(self.optimizer)
         return (
-            f"{self.model}, {self.weights:,} trained weights{batch}, {self.device}, {updates}"
+            f"{self.model}, {self.weights:,} trainable weights{batch}, {self.device}, {updates}"
             f"   budget {self.budget:,} bytes = {size(self.budget)}, weights included"
         )
 
     def record(self) -> dict[str, Any]:
-        """All of it as plain JSON."""
+        """Return the plan as plain JSON data."""
         return {
             "kind": "plan",
             "model": self.model,
@@ -120,21 +127,31 @@ def plan(
     largest: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
-    """What a step by each of the estimators would take, whether it fits `budget` bytes, and which one to use.
+    """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. Nothing is computed.
 
-    Nothing is computed: all figures are forecasts, so the model may be on the `meta` device. The budget is for the
-    whole step: weights, batch, activations, gradients, the optimizer's state. estimators: the usual ones and the
-    recomputation schedule `Within(budget)` if None; when no exact gradient among them fits, micro-batches of that
-    too. device: where the step would run. largest: find the largest batch that fits, too (a few more forecasts
-    each). told: called with what is looked at next.
+    The model may be on the `meta` device. Without `estimators` the usual ones are considered, and
+    `Within(budget)`; if no exact gradient among them fits, `Within` with micro-batches too.
 
-    Law: `choice` is the fastest exact gradient that fits, by estimated seconds where the device's rates are known
-    and by FLOPs elsewhere, and Offloaded only where no other does; if none fits, the inexact one that theory expects
-    to be cheapest for the same progress.
-    Raises: ValueError when the budget is not above 0, or the loss cannot be evaluated on the batch.
+    Law: `choice` is the fastest exact gradient that fits. Speed is estimated seconds if the device's rates are known,
+    and FLOPs otherwise; Offloaded is chosen only if nothing else fits. If no exact gradient fits, `choice` is the
+    estimator with the least cost for the same progress in theory.
+
+    Args:
+        objective: the model and the loss.
+        batch: a batch like those to come.
+        budget: bytes for the whole step: parameters, batch, activations, gradients and the optimizer's state.
+        estimators: the estimators to consider; None for the usual ones.
+        optimizer: the optimizer; None for estimates alone.
+        device: where the step would run; None for the device of the model.
+        largest: also find the largest batch that fits (a few more forecasts each).
+        on_progress: called with a line about what is simulated next.
+    Returns:
+        The rows and the choice.
+    Raises:
+        BadInput: the budget is not above 0, or the loss cannot be evaluated on the batch.
     """
     if budget <= 0:
-        raise BadInput(f"a budget is a number of bytes above 0, not {budget}.")
+        raise BadInput(f"budget is a number of bytes above 0, not {budget}.")
     where = device_type(objective, device)
     on_progress("the loss on this batch")
     _evaluated(objective, batch, where)
@@ -145,21 +162,21 @@ def plan(
             raise
         examples = None
     forecasts = Forecasts(objective, batch, optimizer, where)
-    usual = estimators is None
-    every = options(objective, examples or 1, budget, where) if usual else estimators
+    default = estimators is None
+    candidates = options(objective, examples or 1, budget, where) if default else estimators
     rows: list[Row] = []
-    clock = _clock(objective, where)
-    for each in every or ():
+    seconds = _seconds_estimator(objective, where)
+    for each in candidates or ():
         on_progress(described(each))
-        alone = usual and each == Reverse(Within(budget))
+        alone = default and each == Reverse(Within(budget))
         estimator, found = forecasts.within(budget) if alone else (each, forecasts.of(each))
-        rows.append(_row(forecasts, estimator, found, budget, largest, clock))
-    if usual and not any(row.fits and row.exact for row in rows):
-        on_progress("micro-batches of Within the budget")
-        rows += _in_micro_batches(forecasts, examples or 1, budget, largest, clock)
+        rows.append(_row(forecasts, estimator, found, budget, largest, seconds))
+    if default and not any(row.fits and row.exact for row in rows):
+        on_progress("micro-batches with Within(budget)")
+        rows += _in_micro_batches(forecasts, examples or 1, budget, largest, seconds)
     least = None
     if not any(row.fits and row.exact for row in rows):
-        on_progress("the least that an exact gradient needs")
+        on_progress("the least memory for an exact gradient")
         least = least_exact(forecasts, rows, examples or 1)
     choice, sentence = recommendation(rows, budget, least)
     name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
@@ -173,42 +190,46 @@ def _row(
     found: Forecast | str,
     budget: int,
     largest: bool,
-    clock: Callable[[Forecast], float | None],
+    seconds: Callable[[Forecast], float | None],
 ) -> Row:
     row = Row(estimator, None, steps=second_moment(estimator, forecasts.objective.dimension))
     if isinstance(found, str):
         row = replace(row, refusal=found)
     else:
-        row = replace(row, forecast=found, over=max(found.peak - budget, 0), seconds=clock(found))
+        row = replace(row, forecast=found, over=max(found.peak - budget, 0), seconds=seconds(found))
     return replace(row, largest=forecasts.largest(estimator, budget)) if largest else row
 
 
 def _in_micro_batches(
-    forecasts: Forecasts, examples: int, budget: int, largest: bool, clock: Callable[[Forecast], float | None]
+    forecasts: Forecasts, examples: int, budget: int, largest: bool, seconds: Callable[[Forecast], float | None]
 ) -> list[Row]:
-    """Within the budget in as few micro-batches as fit, if any do."""
+    """`Within` the budget with as few micro-batches as fit, if any do."""
     parts = 2
     while parts < 2 * examples:
         parts = min(parts, examples)
         if (least := forecasts.least(parts)) is not None and least <= budget:
-            return [_row(forecasts, *forecasts.within(budget, parts), budget, largest, clock)]
+            return [_row(forecasts, *forecasts.within(budget, parts), budget, largest, seconds)]
         parts *= 2
     return []
 
 
 def _evaluated(objective: Objective, batch: Any, device: str) -> None:
-    """Raises: BadInput when the loss raises on this batch, or is not a scalar."""
+    """Evaluate the loss once on fake tensors.
+
+    Raises:
+        BadInput: the loss raises on this batch, or is not a scalar.
+    """
     with quietly(), loss_errors(objective), on_fakes(objective, batch, device) as (fake, fake_batch):
         try:
             fake.evaluate(fake_batch, Key(0))
-        except UNFOLLOWED as error:
-            raise Unsupported(unfollowed(objective, error)) from error
+        except NEEDS_VALUES as error:
+            raise Unsupported(needs_values(objective, error)) from error
 
 
-def _clock(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
-    """Seconds of a step from the remembered rates of the device; None where there are none."""
+def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
+    """Return a function that estimates the seconds of a step; it returns None if the rates are unknown."""
     there = device == "cpu" or torch.cuda.is_available()
-    rates = roofline.remembered(device) if there else None
+    rates = roofline.stored_rates(device) if there else None
     sizes: dict[torch.dtype, int] = {}
     for parameter in objective.model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.nbytes
@@ -225,5 +246,5 @@ def _clock(objective: Objective, device: str) -> Callable[[Forecast], float | No
 
 def _breakdown(method: str, forecast: Forecast) -> str:
     parts = "  ".join(f"{purpose} {size(held)}" for purpose, held in forecast.breakdown.items() if held)
-    where = f"in {forecast.memory.module}" if forecast.memory.module else "outside of the modules"
+    where = f"in {forecast.memory.module}" if forecast.memory.module else "outside any module"
     return f"peak of {method}:  {parts}   at {forecast.memory.operator} {where}"

@@ -1,4 +1,4 @@
-"""Which row of a plan to use, in a sentence; and when none fits, the least that would do."""
+"""Choose a row of a plan and explain the choice; if nothing fits, state the least that would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradcost.planning.row import Row
 
 @dataclass(frozen=True, eq=False)
 class Least:
-    """The exact gradient with the least peak that was found: by which estimator, and what it costs."""
+    """The exact gradient with the least peak that was found, and its forecast."""
 
     estimator: Estimator
     forecast: Forecast
@@ -34,7 +34,7 @@ class Least:
 
 
 def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Least | None:
-    """The least of the rows, of the best schedules of recomputation, and of those example by example."""
+    """Return the least of the rows, of the best checkpointing schedules, and of those with one example at a time."""
     found = [Least(row.estimator, row.forecast) for row in rows if row.exact and row.forecast is not None]
     for parts in dict.fromkeys((1, examples)):
         if forecasts.least(parts) is None:
@@ -42,14 +42,14 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Lea
         for point in forecasts.tradeoff(parts)[0].points[:3]:
             estimator: Estimator = Reverse(Schedule(point.items))
             estimator = estimator if parts == 1 else Accumulated(estimator, parts)
-            told = forecasts.of(estimator)
-            if isinstance(told, Forecast):
-                found.append(Least(estimator, told))
+            result = forecasts.of(estimator)
+            if isinstance(result, Forecast):
+                found.append(Least(estimator, result))
     return min(found, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
 
 
 def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tuple[Estimator | None, str]:
-    """The estimator to use, or None, and the sentence that says why."""
+    """Return the estimator to use, or None, and the sentence that explains it."""
     fitting = [row for row in rows if row.fits]
     exact = [row for row in fitting if row.exact]
     if exact:
@@ -57,13 +57,13 @@ def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tup
         by = "fastest" if best.seconds is not None else "cheapest"
         which = "one" if len(exact) == 1 else f"{by} of {len(exact)}"
         only = "the only exact gradient here that fits" if which == "one" else f"the {by} exact gradient that fits"
-        return best.estimator, f"{best.method} is {only}: {_told(best)}."
+        return best.estimator, f"{best.method} is {only}: {_costs(best)}."
     below = _below(budget, least)
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
         best = min(inexact, key=lambda row: tuple(cost * (row.steps or 1) for cost in _cost(row)[1:]))
         steps = "" if best.steps is None else f", and in theory {number(best.steps, 2)} times the steps"
-        return best.estimator, f"{below} {best.method} fits: {_told(best)}{steps}."
+        return best.estimator, f"{below} {best.method} fits: {_costs(best)}{steps}."
     others = [row for row in rows if not row.exact and row.forecast is not None]
     if others:
         best = min(others, key=lambda row: (row.forecast.peak, row.forecast.flops) if row.forecast else (0, 0))
@@ -73,12 +73,12 @@ def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tup
 
 
 def _cost(row: Row) -> tuple[float, ...]:
-    """What is compared: seconds where they are known, or FLOPs; then bytes. Neither knows of transfers."""
+    """The order of preference: no offloading (figures exclude transfers), then seconds or FLOPs, then bytes."""
     assert row.forecast is not None
     return (offloads(row.estimator), row.forecast.flops if row.seconds is None else row.seconds, row.forecast.peak)
 
 
-def _told(row: Row) -> str:
+def _costs(row: Row) -> str:
     assert row.forecast is not None
     took = "" if row.seconds is None else f", about {number(row.seconds, 2)} s"
     return f"{size(row.forecast.peak)} at the peak, {row.forecast.forwards:.1f} forwards{took} a step"
@@ -86,13 +86,11 @@ def _told(row: Row) -> str:
 
 def _below(budget: int, least: Least | None) -> str:
     if least is None:
-        return f"no exact gradient was found that serves here, in {size(budget)} or in more."
+        return f"no exact gradient can be computed here, in {size(budget)} or more."
     if least.forecast.peak <= budget:
         return (
-            f"none of these exact gradients fits {size(budget)}, and {described(least.estimator)} does: "
+            f"none of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "
             f"{size(least.forecast.peak)}, {least.forecast.forwards:.1f} forwards, written {label(least.estimator)}."
         )
     how = f"{described(least.estimator)}, {least.forecast.forwards:.1f} forwards"
-    return (
-        f"{size(budget)} is below the least that any exact gradient needs here: {size(least.forecast.peak)} ({how})."
-    )
+    return f"{size(budget)} is less than any exact gradient needs here: {size(least.forecast.peak)} ({how})."

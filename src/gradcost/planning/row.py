@@ -9,19 +9,23 @@ from gradcost.core.units import DASH, number, size
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
-from gradcost.planning.forecasts import MOST, is_exact
+from gradcost.planning.forecasts import MOST
 
 COLUMNS = ("method", "peak", "fits", "forwards", "est. s/step", "steps × (theory)", "largest batch")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One method of a plan.
+    """One estimator of a plan.
 
-    forecast: what a step costs; None where it cannot serve, and `refusal` says why. over: bytes of its peak above
-    the budget, 0 when it fits. seconds: a step's, estimated from calibrated rates; None without them. steps: how
-    many times backpropagation's steps the theory expects, None where it says nothing. largest: the largest batch
-    that fits, None when it was not asked for.
+    Args:
+        estimator: the estimator.
+        forecast: the cost of a step; None if it cannot be used, and `refusal` says why.
+        refusal: why it cannot be used; None if it can.
+        over: bytes of its peak above the budget, 0 if it fits.
+        seconds: estimated seconds per step; None without calibrated rates.
+        steps: the number of its steps per step of backprop, in theory; None if unknown.
+        largest: the largest batch that fits; None if not requested.
     """
 
     estimator: Estimator
@@ -34,28 +38,32 @@ class Row:
 
     @property
     def method(self) -> str:
+        """The estimator in a few words."""
         return described(self.estimator)
 
     @property
     def fits(self) -> bool:
+        """Whether the estimator can be used and its peak is within the budget."""
         return self.forecast is not None and self.over == 0
 
     @property
     def exact(self) -> bool:
-        return is_exact(self.estimator)
+        """Whether the estimate is the gradient of the batch itself."""
+        return self.estimator.exact
 
     def cells(self) -> list[str]:
-        """What the table's COLUMNS say."""
+        """Return the cells of the table, in the order of COLUMNS."""
         steps = DASH if self.steps is None else _times(self.steps)
         if self.forecast is None:
             return [self.method, DASH, "no", DASH, DASH, steps, DASH]
         fits = "yes" if self.fits else f"no, {size(self.over)} over"
         most = DASH if self.largest is None else "any" if self.largest >= MOST else f"{self.largest:,}"
-        took = number(self.seconds, 2)
-        return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", took, steps, most]
+        seconds = number(self.seconds, 2)
+        return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", seconds, steps, most]
 
     def record(self) -> dict[str, Any]:
-        found = {
+        """Return the row as plain JSON data; "cells" holds the table's cells by column."""
+        record = {
             "method": self.method,
             "write": label(self.estimator),
             "estimator": repr(self.estimator),
@@ -65,25 +73,27 @@ class Row:
             "steps": self.steps,
             "seconds": self.seconds,
             "largest": self.largest,
+            "cells": dict(zip(COLUMNS[1:], self.cells()[1:], strict=True)),
         }
         if self.forecast is None:
-            return found
-        told = self.forecast
-        return found | {
+            return record
+        forecast = self.forecast
+        return record | {
             "over": self.over,
-            "peak": told.peak,
-            "beyond": told.beyond,
-            "breakdown": dict(told.breakdown),
-            "operator": told.memory.operator,
-            "module": told.memory.module,
-            "flops": told.flops,
-            "forwards": told.forwards,
-            "matmuls": told.matmuls,
-            "moved": told.moved,
-            "kept": told.kept,
-            "message": told.message,
+            "peak": forecast.peak,
+            "beyond": forecast.beyond,
+            "breakdown": dict(forecast.breakdown),
+            "operator": forecast.memory.operator,
+            "module": forecast.memory.module,
+            "flops": forecast.flops,
+            "forwards": forecast.forwards,
+            "matmuls": forecast.matmuls,
+            "moved": forecast.moved,
+            "kept": forecast.kept,
+            "message": forecast.message,
         }
 
 
 def _times(ratio: float) -> str:
+    """A ratio of steps, in powers of ten from 10,000 on."""
     return number(ratio) if ratio < 10_000 else f"{ratio:.1e}".replace("e+0", "e").replace("e+", "e")

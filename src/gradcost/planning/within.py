@@ -1,4 +1,4 @@
-"""Backpropagation within a number of bytes: the schedule of recomputation that costs least and fits."""
+"""Backpropagation under a memory budget: the checkpointing schedule that costs least and fits."""
 
 from __future__ import annotations
 
@@ -26,16 +26,22 @@ from gradcost.training.optimizers import Optimizer
 
 @value
 class Within(Saving):
-    """The schedule of recomputation with the fewest FLOPs among those whose peak is at most `bytes`.
+    """The checkpointing schedule with the fewest FLOPs among those whose peak memory is at most `bytes`.
 
-    `bytes` is all of a step's memory: weights, buffers, the batch, gradients (made and used leaf by leaf),
-    activations, and `beside`, what an optimizer keeps and makes in its step (`within` finds that). The blocks are
-    those of `chain.find_blocks`; regions are nested. The choice is by dynamic programming over figures of each
-    block (`schedules`), taken on fake tensors, and each choice is followed whole on fakes before it is made.
+    The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter at a
+    time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions are nested.
+    The schedule is optimal by dynamic programming over the figures of each block, measured on fake tensors. Each
+    candidate is simulated as a whole before it is chosen.
 
-    Law: the tracked peak is at most `bytes - beside`; the gradient has the bits of backpropagation. Source:
-    Herrmann et al. 2019 (arXiv 1911.13214). Raises: ValueError when the least that any schedule needs is more,
-    with that number; and when bytes is not above 0.
+    Law: the measured peak is at most `bytes - beside`, and the gradient has the bits of backpropagation.
+
+    Args:
+        bytes: the memory budget, in bytes.
+        beside: the part for the optimizer's state and temporaries, in bytes; `planning.within.within` computes it.
+    Raises:
+        BadInput: bytes is not above `beside`.
+        DoesNotFit: no schedule fits; the message states the least that would.
+    Source: Herrmann et al. 2019 (arXiv 1911.13214).
     """
 
     bytes: int
@@ -44,7 +50,7 @@ class Within(Saving):
     def __post_init__(self) -> None:
         if not 0 <= self.beside < self.bytes:
             raise BadInput(
-                f"a budget is more bytes than what lies beside ({self.beside!r}, 0 or more), not {self.bytes!r}."
+                f"the budget must exceed beside ({self.beside!r} bytes, 0 or more); it is {self.bytes!r} bytes."
             )
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
@@ -58,7 +64,12 @@ class Within(Saving):
         return None
 
     def schedule(self, objective: Objective, batch: Any) -> Items:
-        """The items of the schedule."""
+        """Return the items of the schedule.
+
+        Args:
+            objective: the model and the loss.
+            batch: a batch like those to come.
+        """
         with _disable_current_modes():
             return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside).items
 
@@ -66,18 +77,24 @@ class Within(Saving):
 def within(
     budget: int, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
 ) -> Within:
-    """`Within` a budget for the whole step with this optimizer. Raises: ValueError when no schedule fits."""
+    """Return `Within` for the budget of a whole step with this optimizer.
+
+    Raises:
+        DoesNotFit: no schedule fits.
+    """
     items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
     alone = forecast(Reverse(Schedule(items)), objective, batch, None, device).peak
     return Within(budget, budget - alone)
 
 
 class MemoryTradeoff:
-    """What memory buys in recomputation: the best schedules of an objective's chain, from the least peak up.
+    """Memory against recomputation: the best schedules of a chain of blocks, by increasing peak.
 
-    points: peak bytes of a step and the FLOPs computed again, told from the figures of single blocks; `peak` and
-    `cheapest` follow a schedule whole on fakes. Raises: ValueError when the model has no chain of blocks, or one
-    that is not run once each.
+    points: the peak bytes of a step and the recomputed FLOPs, from the figures of single blocks.
+    `peak` and `cheapest` simulate a whole step.
+
+    Raises:
+        Unsupported: the model has no chain of blocks, or its blocks do not run once each.
     """
 
     def __init__(
@@ -90,30 +107,31 @@ class MemoryTradeoff:
         name = (*_shapes(objective, batch), optimizer, device_type(objective, device))
         if name not in known:
             known[name] = self._best(), {}
-        self.points, self._followed = known[name]
+        self.points, self._simulated = known[name]
 
     def _best(self) -> list[Point]:
         objective, batch, _, device = self._step
         where = device_type(objective, device)
         with on_fakes(objective, batch, where) as (fake, fake_batch):
             figures = profile(fake, fake_batch, rounding(where))
-        found = frontier(figures.stages, figures.epilogue)
-        return [Point(figures.base + point.peak, point.flops, point.items) for point in found]
+        points = frontier(figures.stages, figures.epilogue)
+        return [Point(figures.base + point.peak, point.flops, point.items) for point in points]
 
     def peak(self, index: int) -> int:
-        """The peak of a whole step under a point's schedule, followed on fakes."""
-        if index not in self._followed:
+        """Return the peak of a whole step under a point's schedule, simulated on fake tensors."""
+        if index not in self._simulated:
             objective, batch, optimizer, device = self._step
             estimator = Reverse(Schedule(self.points[index].items))
-            self._followed[index] = forecast(estimator, objective, batch, optimizer, device).peak
-        return self._followed[index]
+            self._simulated[index] = forecast(estimator, objective, batch, optimizer, device).peak
+        return self._simulated[index]
 
     def cheapest(self, budget: int) -> Point:
-        """The schedule with the fewest FLOPs that fits, with its followed peak.
+        """Return the schedule with the fewest FLOPs that fits, with its simulated peak.
 
-        Raises: ValueError when none does, with the least that would do.
+        Raises:
+            DoesNotFit: no schedule fits; the message states the least that would.
         """
-        fits, over = -1, len(self.points)  # the best that is known to fit, and the least that is known not to
+        fits, over = -1, len(self.points)  # the largest index known to fit, and the smallest known not to
         stride, at = 1, max(bisect_right(self.points, budget, key=lambda point: point.peak) - 1, 0)
         while over - fits > 1:
             if self.peak(at) <= budget:
@@ -126,13 +144,13 @@ class MemoryTradeoff:
         if fits < 0:
             least = min(self.peak(index) for index in range(min(3, len(self.points))))
             raise DoesNotFit(
-                f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here: the least is "
-                f"{least:,}, by nested recomputation. Accumulated(..., parts) needs less."
+                f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here. The least is "
+                f"{least:,} bytes, by nested checkpointing; Accumulated(..., parts) needs less."
             )
         return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
 
 
-# Of a model, in its modes and for a batch of certain shapes: the points, and the peaks that were followed.
+# By model, then by its modes and the shapes of the batch: the points and the simulated peaks.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Point], dict[int, int]]]]
 _known = weakref.WeakKeyDictionary()
 

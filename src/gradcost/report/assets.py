@@ -1,6 +1,6 @@
-"""Every figure as SVG, PNG and PDF, and every table as CSV, Markdown and LaTeX: what a paper or a talk takes.
+"""The figures of a report as SVG, PNG and PDF files, and its tables as CSV, Markdown and LaTeX.
 
-The files are drawn on white, with a legend of their own. Needs the extra gradcost[report].
+Figures are drawn on white and have a legend. Needs the extra gradcost[report].
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from gradcost.core.errors import require
 from gradcost.core.files import write_whole
-from gradcost.report import cards, formats, tables
+from gradcost.report import budgets, tables
 from gradcost.report.figures import figures
-from gradcost.report.formats import Table
+from gradcost.report.tables import Table
 from gradcost.report.theme import Figure
 from gradcost.results.records import Results, read
 
@@ -30,43 +30,52 @@ _CONFIG: dict[str, Any] = {
     "text": {"color": "#1c1f22"},
     "title": {"anchor": "start", "fontSize": 13},
 }
-_WRITTEN = {"csv": formats.csv, "md": formats.markdown, "tex": formats.latex}
+_FORMATS = {"csv": tables.formatted_csv, "md": tables.markdown, "tex": tables.latex}
 
 
 def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
-    """Write the figures and tables of a results folder into `output`, by default report-files inside it.
+    """Write the figures and tables of a results folder as files, and the captions of the figures in captions.md.
 
-    Each file appears whole or not at all; captions.md tells what every figure shows. Raises ValueError when `folder`
-    holds no results, and ImportError with the name of the extra when a package is missing.
+    Args:
+        folder: a results folder.
+        output: the folder for the files. None: report-files inside `folder`.
+    Returns:
+        The paths. Each file is written atomically.
+    Raises:
+        BadInput: `folder` is not a results folder.
+        MissingExtra: a package of gradcost[report] is not installed.
     """
     results = read(folder)
     place = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
     captions = "".join(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n" for figure in drawn)
-    made = [write_whole(place / name, text) for name, text in (written(results) | {"captions.md": captions}).items()]
-    return [*made, *(path for figure in drawn for path in _draw(figure, place))]
+    texts = written(results) | {"captions.md": captions}
+    paths = [write_whole(place / name, text) for name, text in texts.items()]
+    return [*paths, *(path for figure in drawn for path in _draw(figure, place))]
 
 
 def written(results: Results) -> dict[str, str]:
-    """Every table of a report, in each format, by the name of its file."""
+    """Return every table of a report in each format, by the name of its file."""
     return {"results.csv": tables.to_csv(results)} | {
-        f"{name}.{kind}": made(table) for name, table in _tables(results).items() for kind, made in _WRITTEN.items()
+        f"{name}.{kind}": to_text(table)
+        for name, table in _tables(results).items()
+        for kind, to_text in _FORMATS.items()
     }
 
 
 def _tables(results: Results) -> dict[str, Table]:
-    return {"decision": tables.table(results), "tuning": tables.audit(results), **cards.tables(results)}
+    return {"decision": tables.table(results), "tuning": tables.audit(results), **budgets.tables(results)}
 
 
 def _draw(figure: Figure, place: Path) -> Iterator[Path]:
     vl = require("vl_convert", "A report", "report")
-    spec = json.dumps(standing_alone(figure))
+    spec = json.dumps(standalone(figure))
     yield write_whole(place / f"{figure.name}.svg", vl.vegalite_to_svg(spec))
     yield write_whole(place / f"{figure.name}.png", vl.vegalite_to_png(spec, scale=SCALE))
     yield write_whole(place / f"{figure.name}.pdf", vl.vegalite_to_pdf(spec))
 
 
-def standing_alone(figure: Figure) -> dict[str, Any]:
-    """The specification with a width, a title and colours of its own, for the page lends it none."""
+def standalone(figure: Figure) -> dict[str, Any]:
+    """Return the specification with the width, title and colours that the page otherwise supplies."""
     spec = {**figure.spec, "width": WIDTH, "title": figure.title}
     return spec | {"config": _CONFIG | figure.spec.get("config", {})}

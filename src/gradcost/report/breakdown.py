@@ -1,24 +1,29 @@
-"""Bars of what the bytes at a peak are for, in the page of a plan and in a report alike."""
+"""Bars of the bytes at the peak by purpose, for plans and reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from gradcost.report.palette import COLOURS
-from gradcost.report.theme import BYTES, QUIET, Figure, Look
+from gradcost.report.theme import BYTES, COLOURS, NEUTRAL, Figure, Theme
 from gradcost.results.wording import DASH, size
 
 _ORDER = ("parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations")
 _PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
 
 
-def bars(look: Look, rows: Sequence[dict[str, Any]], budget: int | None, caption: str) -> Figure:
-    """A bar a method that sums to its peak; rows hold method, breakdown, peak, and the operator and module at it.
+def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, caption: str) -> Figure:
+    """Return one bar per method, whose parts sum to its peak.
 
-    budget: a dashed line, weights included, or None.
+    Args:
+        theme: how methods are drawn.
+        rows: dictionaries with "method", "breakdown", "peak", "operator" and "module".
+        budget: bytes with the weights included, drawn as a dashed line; or None.
+        caption: caption of the figure.
+    Returns:
+        The figure.
     """
-    alt = look.alt
+    alt = theme.alt
     used = [purpose for purpose in _PURPOSES if any(row["breakdown"].get(purpose) for row in rows)]
     pieces = []
     for row in rows:
@@ -35,23 +40,25 @@ def bars(look: Look, rows: Sequence[dict[str, Any]], budget: int | None, caption
     y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None).scale(paddingInner=0, paddingOuter=0)
     axis = alt.Axis(labelExpr=BYTES, values=_even(high))
     scale = alt.Scale(domain=[0, high], nice=False)
-    x = alt.X("start:Q", title="bytes alive at the peak of a step", scale=scale, axis=axis)
+    x = alt.X("start:Q", title="bytes allocated at the peak of a step", scale=scale, axis=axis)
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolType="square")
     colour = alt.Color("purpose:N", sort=used, legend=legend)
     colour = colour.scale(domain=used, range=[COLOURS[_PURPOSES.index(purpose)] for purpose in used])
-    bar = look.plain(pieces).mark_bar(height=10, yOffset=8)
-    bar = bar.encode(y=y, x=x, x2="end:Q", color=colour, opacity=look.opacity(0.9))
-    bar = bar.encode(tooltip=["method:N", "purpose:N", "bytes:N", look.tip("share", ".1%", "of the peak")])
-    label = look.plain(ends).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
-    label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=look.opacity(1, 0.35))
-    value = look.plain(ends).mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
-    value = value.encode(y=y, x=alt.X("end:Q", scale=scale), text="text:N", color=alt.ColorValue(QUIET))
-    value = value.encode(opacity=look.opacity(1, 0.35), tooltip=["method:N", alt.Tooltip("where:N", title="reached")])
+    bar = theme.plain(pieces).mark_bar(height=10, yOffset=8)
+    bar = bar.encode(y=y, x=x, x2="end:Q", color=colour, opacity=theme.opacity(0.9))
+    bar = bar.encode(tooltip=["method:N", "purpose:N", "bytes:N", theme.tip("share", ".1%", "of the peak")])
+    label = theme.plain(ends).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
+    label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=theme.opacity(1, 0.35))
+    value = theme.plain(ends).mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
+    value = value.encode(y=y, x=alt.X("end:Q", scale=scale), text="text:N", color=alt.ColorValue(NEUTRAL))
+    value = value.encode(
+        opacity=theme.opacity(1, 0.35), tooltip=["method:N", alt.Tooltip("where:N", title="reached")]
+    )
     layers = [bar, label, value]
     if budget is not None:
-        rule = look.plain([{"start": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=QUIET)
+        rule = theme.plain([{"start": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=NEUTRAL)
         layers.append(rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget")))
-    return look.figure("memory", "What the memory is for", caption, layers, height=38 * len(rows))
+    return theme.figure("memory", "Memory at the peak by purpose", caption, layers, height=38 * len(rows))
 
 
 def _where(row: dict[str, Any]) -> str:
@@ -61,7 +68,7 @@ def _where(row: dict[str, Any]) -> str:
 
 
 def _even(high: float) -> list[float]:
-    """Ticks of a linear axis of bytes: four to eight of a power of two, or of one and a half."""
+    """Ticks of a linear axis of bytes: up to seven multiples of a power of two."""
     step = 1.0
     while high / step > 6:
         step *= 2

@@ -1,6 +1,6 @@
-"""The figures of a report: Vega-Lite specifications made by Altair, each a pure function of the results.
+"""The figures of a report: Vega-Lite specifications by Altair, each a pure function of the results.
 
-The label of a method set as `focus` fades the others; the page's legend sets it in all figures at once.
+The parameter `focus` holds the label of a method and fades the others; the page's legend sets it in all figures.
 A figure without data is None. Needs the extra gradcost[report].
 """
 
@@ -9,37 +9,44 @@ from __future__ import annotations
 from typing import Any
 
 from gradcost.report import breakdown, estimates, losses, series, tunings
-from gradcost.report.captions import intervals, look_of, protocol
-from gradcost.report.palette import CROSS
-from gradcost.report.theme import BYTES, QUIET, Figure, Look
-from gradcost.report.ticks import powers_of_two
+from gradcost.report.theme import (
+    BYTES,
+    CROSS,
+    NEUTRAL,
+    Figure,
+    Theme,
+    intervals,
+    powers_of_two,
+    protocol,
+    theme_of,
+)
 from gradcost.results import wording
 from gradcost.results.records import Results
-from gradcost.results.summary import Row, summarise
+from gradcost.results.summary import MethodSummary, summarise
 from gradcost.results.wording import number, size
 
 
 def figures(results: Results) -> list[Figure]:
-    """Every figure that the results have data for, the one that answers the question first."""
-    made = [frontier(results), *losses.validation(results), losses.training(results), memory(results)]
-    made += [forwards(results), milliseconds(results)]
-    made += [
+    """Return every figure that the results have data for, accuracy against memory first."""
+    drawn = [frontier(results), *losses.validation(results), losses.training(results), memory(results)]
+    drawn += [forwards(results), milliseconds(results)]
+    drawn += [
         estimates.cosine(results),
         estimates.error(results),
         estimates.spikes(results),
         tunings.landscape(results),
         tunings.expected(results),
     ]
-    return [figure for figure in (*made, tunings.reaching(results)) if figure is not None]
+    return [figure for figure in (*drawn, tunings.reaching(results)) if figure is not None]
 
 
 def frontier(results: Results) -> Figure | None:
-    """Test accuracy against the peak memory of a step, beyond the weights."""
-    rows, seeds, fallen = series.frontier(results)
+    """Draw test accuracy against the peak memory of a step, beyond the weights."""
+    rows, seeds, diverged = series.frontier(results)
     if not seeds:
         return None
-    look = look_of(results)
-    alt = look.alt
+    theme = theme_of(results)
+    alt = theme.alt
     memory = results.study.memory
     peaks = [row["bytes"] for row in rows] + ([memory] if memory else [])
     low, high = min(peaks) / 1.2, max(peaks) * 1.2
@@ -47,11 +54,11 @@ def frontier(results: Results) -> Figure | None:
     x = alt.X("bytes:Q", title="peak memory of a step beyond the weights", axis=axis)
     x = x.scale(type="log", base=2, nice=False, domain=[low, high])
     least, most = min(s["accuracy"] for s in seeds), max(s["accuracy"] for s in seeds)
-    room = 0.08 * max(most - least, 0.02)
-    floor = max(least - room, 0)
-    scale = alt.Scale(domain=[floor, min(most + room, 1)], nice=False)
-    lost = [{**seed, "accuracy": floor} for seed in fallen]
-    rows = [{**row, **{end: max(row[end], floor) for end in ("low", "median", "high")}} for row in rows]
+    margin = 0.08 * max(most - least, 0.02)
+    bottom = max(least - margin, 0)
+    scale = alt.Scale(domain=[bottom, min(most + margin, 1)], nice=False)
+    at_bottom = [{**seed, "accuracy": bottom} for seed in diverged]
+    rows = [{**row, **{end: max(row[end], bottom) for end in ("low", "median", "high")}} for row in rows]
     y = {
         "title": "test accuracy",
         "scale": scale,
@@ -59,72 +66,73 @@ def frontier(results: Results) -> Figure | None:
     }
     tip = ["method:N", alt.Tooltip("middle:N", title="median"), alt.Tooltip("reach:N", title="interval")]
     tip += [alt.Tooltip("size:N", title="beyond weights"), "seeds:Q"]
-    base = look.chart([{**row, "size": size(row["bytes"])} for row in rows]).encode(x=x)
+    base = theme.chart([{**row, "size": size(row["bytes"])} for row in rows]).encode(x=x)
     ends = base.mark_rule(strokeWidth=1.5)
-    ends = ends.encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=look.opacity(0.8))
-    dots = look.chart(seeds).mark_circle(size=22).encode(x=x, y=alt.Y("accuracy:Q", **y))
-    dots = dots.encode(opacity=look.opacity(0.45), tooltip=["method:N", "seed:O", look.tip("accuracy", ".2%")])
+    ends = ends.encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.8))
+    dots = theme.chart(seeds).mark_circle(size=22).encode(x=x, y=alt.Y("accuracy:Q", **y))
+    dots = dots.encode(opacity=theme.opacity(0.45), tooltip=["method:N", "seed:O", theme.tip("accuracy", ".2%")])
     medians = (
         base.transform_filter("!datum.lost")
         .mark_point(filled=True, size=130)
-        .encode(y=alt.Y("median:Q", **y), shape=look.shape)
+        .encode(y=alt.Y("median:Q", **y), shape=theme.shape)
     )
-    medians = medians.encode(opacity=look.opacity(1), tooltip=tip)
-    layers = [_families(look, rows, x, y), ends, dots, medians]
+    medians = medians.encode(opacity=theme.opacity(1), tooltip=tip)
+    layers = [_families(theme, rows, x, y), ends, dots, medians]
     caption = (
         f"{protocol(results)} Large marks are medians, whiskers {intervals(results)}, small dots single seeds. "
-        "Memory is the peak of one step, on a logarithmic scale; a line joins one method's settings."
+        "Memory is the peak of one step, on a logarithmic scale. A line joins settings of one method."
     )
-    if lost:
-        crosses = look.chart(lost).mark_point(size=40, strokeWidth=1.6, shape=CROSS, yOffset=-4)
-        crosses = crosses.encode(x=x, y=alt.Y("accuracy:Q", **y), opacity=look.opacity(1))
+    if at_bottom:
+        crosses = theme.chart(at_bottom).mark_point(size=40, strokeWidth=1.6, shape=CROSS, yOffset=-4)
+        crosses = crosses.encode(x=x, y=alt.Y("accuracy:Q", **y), opacity=theme.opacity(1))
         layers.append(crosses.encode(tooltip=["method:N", "seed:O", alt.Tooltip("status:N")]))
-        caption += (
-            " A cross at the bottom is a run that diverged; where most of a method's did, it has no large mark."
-        )
+        caption += " A cross at the bottom is a diverged run. A method most of whose runs diverged has no large mark."
     if memory is None:
-        return look.figure("accuracy-memory", "What accuracy costs in memory", caption, layers)
-    rule = look.plain([{"bytes": memory, "label": size(memory)}]).mark_rule(strokeDash=[4, 4], color=QUIET)
+        return theme.figure("accuracy-memory", "Accuracy against memory", caption, layers)
+    rule = theme.plain([{"bytes": memory, "label": size(memory)}]).mark_rule(strokeDash=[4, 4], color=NEUTRAL)
     rule = rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget"))
     caption += f" The dashed line is the budget, {size(memory)}."
-    return look.figure("accuracy-memory", "What accuracy costs in memory", caption, [rule, *layers])
+    return theme.figure("accuracy-memory", "Accuracy against memory", caption, [rule, *layers])
 
 
-def _families(look: Look, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> Any:
-    """A thin line through the settings of one method, which differ in numbers alone."""
-    line = look.plain(rows).mark_line(strokeWidth=1.2, color=QUIET).encode(x=x, y=look.alt.Y("median:Q", **y))
-    return line.encode(detail="family:N", order=look.alt.Order("bytes:Q"), opacity=look.alt.value(0.6))
+def _families(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> Any:
+    """A thin line through the settings of one method, which differ only in numbers."""
+    line = theme.plain(rows).mark_line(strokeWidth=1.2, color=NEUTRAL).encode(x=x, y=theme.alt.Y("median:Q", **y))
+    return line.encode(detail="family:N", order=theme.alt.Order("bytes:Q"), opacity=theme.alt.value(0.6))
 
 
 def memory(results: Results) -> Figure | None:
-    """What the bytes at the peak of a step are for."""
+    """Draw the bytes at the peak of a step by purpose."""
     rows = series.breakdowns(results)
     if not rows:
         return None
-    study, caption = results.study, "What is alive at the peak of one step, weights and batch included, by purpose."
+    study = results.study
     batch = "" if study.batch is None else f" of batch {study.batch}"
-    caption += f" One step{batch} with {study.optimizer}: counted bytes, so there is no interval."
-    return breakdown.bars(look_of(results), rows, None, caption)
+    caption = (
+        "The bytes allocated at the peak of one step by purpose, weights and batch included. "
+        f"One step{batch} with {study.optimizer}; bytes are counted, so there is no interval."
+    )
+    return breakdown.bars(theme_of(results), rows, None, caption)
 
 
 def forwards(results: Results) -> Figure | None:
-    """The FLOPs of one step, in bare forwards."""
+    """Draw the FLOPs of one step, in forward passes."""
     rows = series.bars(results, lambda row: {"value": row.forwards, "text": _work(row)})
     caption = (
-        "The FLOPs of one step, counted while it ran and divided by those of one bare forward pass: the same "
-        "on every machine."
+        "The FLOPs of one step, counted during the step and divided by those of one forward pass without gradient. "
+        "They are the same on every machine."
     )
     return _bars(results, rows, "forwards", caption)
 
 
-def _work(row: Row) -> str:
+def _work(row: MethodSummary) -> str:
     """3.0 (1.8 MFLOP)."""
     text = wording.forwards(row.forwards)
     return text if row.flops is None else f"{text}  ({wording.flops(row.flops)})"
 
 
 def milliseconds(results: Results) -> Figure | None:
-    """The wall-clock time of one step, with its quartiles."""
+    """Draw the wall-clock time of one step, with quartiles."""
     rows = series.bars(
         results,
         lambda row: (
@@ -132,9 +140,9 @@ def milliseconds(results: Results) -> Figure | None:
             | {"text": ("~" if row.doubt else "") + number(row.ms)}
         ),
     )
-    caption = "The median of repeated steps; whiskers run from the lower to the upper quartile of those."
+    caption = "The median over repeated steps. Whiskers run from the lower to the upper quartile."
     if any(row.doubt for row in summarise(results)):
-        caption += " A ~ marks a clock in doubt."
+        caption += " A ~ marks a timing that is not reliable."
     cpu, threads = (results.environment.get(name) for name in ("cpu", "threads"))
     if cpu:
         caption += f" Measured on {cpu}" + (f", threads: {threads}." if threads else ".")
@@ -142,29 +150,29 @@ def milliseconds(results: Results) -> Figure | None:
 
 
 def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str) -> Figure | None:
-    """One bar a method with its label above it, so that the bars have the whole width of a phone."""
+    """One bar per method, its label above it: on a phone the bars have the full width."""
     if not rows:
         return None
-    look = look_of(results)
-    alt = look.alt
+    theme = theme_of(results)
+    alt = theme.alt
     rows = [{"high": row["value"], **row} for row in rows]
     y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None)
     y = y.scale(paddingInner=0, paddingOuter=0)
     scale = alt.Scale(domain=[0, 1.4 * max(row["high"] for row in rows)], nice=False)
     axis = alt.Axis(tickCount=5)
-    base = look.chart(rows).encode(y=y)
-    tip = ["method:N", look.tip("value", ".4~g", what)]
+    base = theme.chart(rows).encode(y=y)
+    tip = ["method:N", theme.tip("value", ".4~g", what)]
     bar = base.mark_bar(height=9, yOffset=8, cornerRadiusEnd=2)
-    bar = bar.encode(x=alt.X("value:Q", title=what, scale=scale, axis=axis), opacity=look.opacity(0.9))
-    bar = bar.encode(tooltip=[*tip, *(look.tip(end, ".4~g") for end in ("low", "high") if end in rows[0])])
-    label = look.plain(rows).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
-    label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=look.opacity(1, 0.35))
+    bar = bar.encode(x=alt.X("value:Q", title=what, scale=scale, axis=axis), opacity=theme.opacity(0.9))
+    bar = bar.encode(tooltip=[*tip, *(theme.tip(end, ".4~g") for end in ("low", "high") if end in rows[0])])
+    label = theme.plain(rows).mark_text(align="left", baseline="middle", dy=-7, dx=1, limit=300)
+    label = label.encode(y=y, x=alt.value(0), text="method:N", opacity=theme.opacity(1, 0.35))
     value = base.mark_text(align="left", baseline="middle", dx=6, dy=8, fontWeight=600)
-    value = value.encode(x=alt.X("high:Q", scale=scale), text="text:N", color=alt.ColorValue(QUIET))
-    value = value.encode(opacity=look.opacity(1, 0.35))
+    value = value.encode(x=alt.X("high:Q", scale=scale), text="text:N", color=alt.ColorValue(NEUTRAL))
+    value = value.encode(opacity=theme.opacity(1, 0.35))
     layers = [bar, label, value]
     if "low" in rows[0]:
         spread = base.mark_rule(strokeWidth=1.5, yOffset=8)
-        spread = spread.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=alt.ColorValue(QUIET))
-        layers.append(spread.encode(opacity=look.opacity(1)))
-    return look.figure(what, f"A step, in {what}", caption, layers, height=38 * len(rows))
+        spread = spread.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=alt.ColorValue(NEUTRAL))
+        layers.append(spread.encode(opacity=theme.opacity(1)))
+    return theme.figure(what, f"Cost of a step in {what}", caption, layers, height=38 * len(rows))

@@ -1,6 +1,6 @@
-"""The loss against what was spent for it: steps, samples, FLOPs and seconds.
+"""The loss against steps, samples, FLOPs and seconds.
 
-The lines are medians over seeds. A run that diverged counts as the greatest loss from there on, so a line ends
+The lines are medians over seeds. A diverged run counts as the greatest loss from its divergence on, so a line ends
 where most of its runs have diverged.
 """
 
@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gradcost.report import series
-from gradcost.report.captions import look_of, protocol
-from gradcost.report.theme import QUIET, Figure, Look
-from gradcost.report.ticks import powers_of_ten
+from gradcost.report.theme import NEUTRAL, Figure, Theme, powers_of_ten, protocol, theme_of
 from gradcost.results.rankings import FLOPS, SECONDS
 from gradcost.results.records import Results
 from gradcost.results.summary import summarise
@@ -20,93 +18,95 @@ from gradcost.results.wording import count, number
 
 
 class Axis(NamedTuple):
-    """What a loss is drawn against: `prices` are those of a step by method."""
+    """A horizontal axis.
+
+    Args:
+        name: part of the figure's name.
+        title: its unit.
+        per_step: amount per step of each method.
+        caption: a sentence on how it was measured.
+        form: d3 format of its numbers.
+    """
 
     name: str
     title: str
-    prices: Mapping[str, float]
-    told: str
-    form: str = "~s"  # of the numbers along it, for d3
+    per_step: Mapping[str, float]
+    caption: str
+    form: str = "~s"
 
 
 def axes(results: Results) -> list[Axis]:
-    """Samples, FLOPs and seconds, as far as they are known."""
+    """Return the axes samples, FLOPs and seconds, as far as they are known."""
     methods, batch = [row.method for row in summarise(results)], results.study.batch
     samples = dict.fromkeys(methods, float(batch)) if batch else {}
-    counted = {c.method: float(price) for c in results.costs if (price := FLOPS.price(c)) is not None}
-    timed = {c.method: float(price) for c in results.costs if (price := SECONDS.price(c)) is not None}
-    made = [
-        Axis("samples", "samples", samples, "Every step sees one batch."),
-        Axis("flops", "FLOPs", counted, "A step costs the FLOPs that were counted for it."),
-        Axis(
-            "seconds",
-            "seconds",
-            timed,
-            "A step takes its calibrated median, whatever else the machine did meanwhile.",
-            "~g",
-        ),
+    counted = {c.method: float(cost) for c in results.costs if (cost := FLOPS.per_step(c)) is not None}
+    timed = {c.method: float(cost) for c in results.costs if (cost := SECONDS.per_step(c)) is not None}
+    every = [
+        Axis("samples", "samples", samples, "Every step uses one batch."),
+        Axis("flops", "FLOPs", counted, "FLOPs are those counted for a step, times the steps."),
+        Axis("seconds", "seconds", timed, "Seconds are the calibrated median of a step, times the steps.", "~g"),
     ]
-    return [axis for axis in made if axis.prices]
+    return [axis for axis in every if axis.per_step]
 
 
 def training(results: Results) -> Figure | None:
-    """The training loss against the step."""
+    """Draw the training loss against steps."""
     width = series.window(results, series.training)
     each = "at every recorded step" if width == 1 else f"each point the mean of {count(width, 'step')}"
-    what = f"the loss of the batch that is trained on, {each}"
+    what = f"the loss of the training batch, {each}"
     rows = series.curves(results, series.training)
     return _against_steps(results, rows, "Training loss", what) if rows else None
 
 
 def validation(results: Results) -> list[Figure]:
-    """The validation loss against steps, and against each other axis."""
+    """Draw the validation loss against steps, and against each other axis."""
     rows = series.curves(results, series.validation)
     if not rows:
         return []
-    first = _against_steps(results, rows, "Validation loss", "the loss of the validation set")
+    first = _against_steps(results, rows, "Validation loss", "the loss of the validation split")
     return [first, *(figure for axis in axes(results) if (figure := _against(results, rows, axis)))]
 
 
 def _against_steps(results: Results, rows: list[dict[str, Any]], title: str, what: str) -> Figure:
-    look = look_of(results)
-    alt = look.alt
+    theme = theme_of(results)
+    alt = theme.alt
     end = max(results.study.steps, *(row["step"] for row in rows))
     axis = alt.Axis(format="~s", tickCount=6)
     x = alt.X("step:Q", title="steps", axis=axis, scale=alt.Scale(nice=False, domain=[0, end]))
-    y = _height(look, rows, title.lower())
+    y = _height(theme, rows, title.lower())
     caption = (
-        f"{protocol(results)} Shown is {what}{_logarithmic(y)}; lines are medians over seeds, bands run from the "
-        f"least to the greatest seed.{_lost(results)}"
+        f"{protocol(results)} Shown is {what}{_logarithmic(y)}. Lines are medians over seeds, bands run from the "
+        f"lowest to the highest seed.{_diverged(results)}"
     )
-    layers = [*_layers(look, rows, x, y), _ruler(look, rows, x)]
-    return look.figure(title.lower().replace(" ", "-"), f"{title} against steps", caption, layers)
+    layers = [*_layers(theme, rows, x, y), _ruler(theme, rows, x)]
+    return theme.figure(title.lower().replace(" ", "-"), f"{title} against steps", caption, layers)
 
 
 def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure | None:
     rows = [
-        {**row, "spent": float(f"{row['step'] * axis.prices[row['method']]:.5g}")}
+        {**row, "spent": float(f"{row['step'] * axis.per_step[row['method']]:.5g}")}
         for row in rows
-        if row["method"] in axis.prices and row["step"] > 0
+        if row["method"] in axis.per_step and row["step"] > 0
     ]
     if not rows:
         return None
-    look = look_of(results)
-    x, wide = _spending(look, rows, axis)
-    y = _height(look, rows, "validation loss")
-    dots = look.chart(rows).mark_circle(size=140, opacity=0).encode(x=x, y=look.alt.Y("median:Q", **y))
-    tip = ["method:N", look.tip("step", ","), look.tip("spent", f".3{axis.form}", axis.title)]
-    dots = dots.encode(tooltip=[*tip, *(look.tip(name, ".4~g") for name in ("median", "low", "high"))])
+    theme = theme_of(results)
+    x, wide = _spending(theme, rows, axis)
+    y = _height(theme, rows, "validation loss")
+    dots = theme.chart(rows).mark_circle(size=140, opacity=0).encode(x=x, y=theme.alt.Y("median:Q", **y))
+    tip = ["method:N", theme.tip("step", ","), theme.tip("spent", f".3{axis.form}", axis.title)]
+    dots = dots.encode(tooltip=[*tip, *(theme.tip(name, ".4~g") for name in ("median", "low", "high"))])
     caption = (
-        f"{protocol(results)} {axis.told} Lines are medians over seeds, bands run from the least to the greatest "
-        f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if wide else ''}.{_lost(results)}"
+        f"{protocol(results)} {axis.caption} Lines are medians over seeds, bands run from the lowest to the highest "
+        f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if wide else ''}.{_diverged(results)}"
     )
     title = f"Validation loss against {axis.title}"
-    return look.figure(f"validation-loss-{axis.name}", title, caption, [*_layers(look, rows, x, y), dots])
+    return theme.figure(f"validation-loss-{axis.name}", title, caption, [*_layers(theme, rows, x, y), dots])
 
 
-def _spending(look: Look, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
-    """The horizontal axis, and whether it is logarithmic: where one method spends over four times another's."""
-    alt = look.alt
+def _spending(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
+    """The horizontal axis, logarithmic if one method spends over four times as much as another; and whether it is."""
+    alt = theme.alt
     ends: dict[str, float] = {}
     for row in rows:
         ends[row["method"]] = max(row["spent"], ends.get(row["method"], 0.0))
@@ -119,9 +119,9 @@ def _spending(look: Look, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, 
     ), True
 
 
-def _height(look: Look, rows: list[dict[str, Any]], title: str) -> dict[str, Any]:
+def _height(theme: Theme, rows: list[dict[str, Any]], title: str) -> dict[str, Any]:
     """The vertical axis, logarithmic where the losses differ by a factor of 20."""
-    alt = look.alt
+    alt = theme.alt
     least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
     if not (least > 0 and most > 20 * least):
         return {"title": title, "scale": alt.Scale(zero=False)}
@@ -133,37 +133,39 @@ def _logarithmic(y: dict[str, Any]) -> str:
     return ", on a logarithmic scale" if "axis" in y else ""
 
 
-def _lost(results: Results) -> str:
-    lost = sum(row.diverged for row in summarise(results))
-    counts = "counts as the greatest loss" if lost == 1 else "count as the greatest losses"
-    return f" {count(lost, 'run')} that diverged {counts} from there on." if lost else ""
+def _diverged(results: Results) -> str:
+    diverged = sum(row.diverged for row in summarise(results))
+    if not diverged:
+        return ""
+    verb = "counts" if diverged == 1 else "count"
+    return f" {count(diverged, 'diverged run')} {verb} as the greatest loss from the divergence on."
 
 
-def _layers(look: Look, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> list[Any]:
-    """Bands, lines, and the methods' shapes here and there on them."""
-    alt = look.alt
-    base = look.chart(rows).encode(x=x)
-    band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=look.opacity(0.16, 0.03))
-    line = base.mark_line(strokeWidth=2).encode(y=alt.Y("median:Q", **y), opacity=look.opacity(1))
+def _layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> list[Any]:
+    """Bands, lines, and about eight shapes on each line."""
+    alt = theme.alt
+    base = theme.chart(rows).encode(x=x)
+    band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.16, 0.03))
+    line = base.mark_line(strokeWidth=2).encode(y=alt.Y("median:Q", **y), opacity=theme.opacity(1))
     every = max(1, len({row["step"] for row in rows}) // 8)
-    some = [row for row in rows if row["place"] % every == every // 2]
-    shapes = look.chart(some).mark_point(filled=True, size=50)
-    shapes = shapes.encode(x=x, y=alt.Y("median:Q", **y), shape=look.shape, opacity=look.opacity(1))
+    marked = [row for row in rows if row["place"] % every == every // 2]
+    shapes = theme.chart(marked).mark_point(filled=True, size=50)
+    shapes = shapes.encode(x=x, y=alt.Y("median:Q", **y), shape=theme.shape, opacity=theme.opacity(1))
     return [band, line, shapes]
 
 
-def _ruler(look: Look, rows: list[dict[str, Any]], x: Any) -> Any:
-    """A rule under the pointer that tells every method's value at that step."""
-    alt = look.alt
+def _ruler(theme: Theme, rows: list[dict[str, Any]], x: Any) -> Any:
+    """A vertical rule at the pointer, with a tooltip of every method's value at that step."""
+    alt = theme.alt
     drawn = {row["method"] for row in rows}
-    keys = {method: f"m{i}" for i, method in enumerate(look.methods) if method in drawn}
+    keys = {method: f"m{i}" for i, method in enumerate(theme.methods) if method in drawn}
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
         steps.setdefault(row["step"], {"step": row["step"]})[keys[row["method"]]] = number(row["median"])
-    tip = [look.tip("step", ","), *(alt.Tooltip(f"{key}:N", title=method) for method, key in keys.items())]
+    tip = [theme.tip("step", ","), *(alt.Tooltip(f"{key}:N", title=method) for method, key in keys.items())]
     hover = alt.selection_point(
         name="ruler", fields=["step"], nearest=True, on="pointerover", clear="pointerout", empty=False
     )
-    rule = look.plain([steps[step] for step in sorted(steps)]).mark_rule(color=QUIET, strokeWidth=1)
-    seen = alt.condition(hover, alt.value(0.7), alt.value(0))
-    return rule.encode(x=x, opacity=seen, tooltip=tip).add_params(hover)
+    rule = theme.plain([steps[step] for step in sorted(steps)]).mark_rule(color=NEUTRAL, strokeWidth=1)
+    visible = alt.condition(hover, alt.value(0.7), alt.value(0))
+    return rule.encode(x=x, opacity=visible, tooltip=tip).add_params(hover)

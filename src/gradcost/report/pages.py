@@ -1,8 +1,10 @@
 """One HTML file that needs no network, from templates and figures.
 
-Vega is inlined once and every figure is a JSON specification. The page forbids itself to load anything or
-to run a script other than its own two (a Content-Security-Policy with their hashes), so a label from the
-records is never more than text. Needs the extra gradcost[report].
+- Vega is included once; every figure is a JSON specification.
+- A Content-Security-Policy forbids loading anything and running any script but the two included ones, given by hash.
+  A label from the records is therefore only text.
+
+Needs the extra gradcost[report].
 """
 
 from __future__ import annotations
@@ -17,14 +19,19 @@ from typing import Any
 from gradcost.core.errors import require
 from gradcost.report.theme import Figure
 
-_PACKAGES = ("jinja2", "markupsafe", "vl_convert")
-
 
 def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
-    """The page that the template makes of the context, with the figures drawn in it.
+    """Return the page: a template with figures and a context.
 
-    The context holds `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `methods`, `decision`,
-    `notes`, `lists`, and what the template asks for itself.
+    Args:
+        template: name of the template.
+        drawn: the figures.
+        context: `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `methods`, `decision`, `notes`,
+            `lists`, and further values that the template uses.
+    Returns:
+        HTML.
+    Raises:
+        MissingExtra: a package of gradcost[report] is not installed.
     """
     jinja2, safe = require("jinja2", "A report", "report"), require("markupsafe", "A report", "report").Markup
     scripts = [
@@ -37,7 +44,7 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
     )
     return environment.get_template(template).render(
         css=safe(_packaged("report.css")),
-        allowed=safe(" ".join(map(_fingerprint, scripts))),
+        allowed=safe(" ".join(map(_csp_hash, scripts))),
         figures=drawn,
         specs=safe(_harmless(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
         scripts=[safe(script) for script in scripts],
@@ -46,20 +53,26 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
 
 
 def cell(label: str, text: str) -> dict[str, Any]:
-    """A cell in two parts: the number, and in small what follows it after " [", " (" or a comma."""
-    first = min((i for sep in (" [", " (", ", ") if (i := text.find(sep)) >= 0), default=len(text))
-    first, more = text[:first], text[first:].removeprefix(",").strip()
-    return {"label": label, "text": first, "more": more, "strip": None, "bar": None, "warn": False}
+    """Return a cell in two parts: the number, and in small print what follows after " [", " (" or a comma."""
+    end = min((i for sep in (" [", " (", ", ") if (i := text.find(sep)) >= 0), default=len(text))
+    return {
+        "label": label,
+        "text": text[:end],
+        "more": text[end:].removeprefix(",").strip(),
+        "strip": None,
+        "bar": None,
+        "warn": False,
+    }
 
 
 def _packaged(name: str) -> str:
     return files("gradcost.report").joinpath(name).read_text("utf-8")
 
 
-def _fingerprint(script: str) -> str:
+def _csp_hash(script: str) -> str:
     return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def _harmless(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Escape JSON so that it cannot end its script element."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,4 +1,4 @@
-"""A plan as one HTML file: what each method's memory is for, and what memory costs in forwards. Imports no torch."""
+"""A plan as one HTML file: each method's memory by purpose, and the cost of a step against its peak."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import Any
 from gradcost.core.files import write_whole
 from gradcost.report.breakdown import bars
 from gradcost.report.pages import cell, rendered
-from gradcost.report.palette import marks
-from gradcost.report.theme import BYTES, QUIET, Figure, Look
-from gradcost.report.ticks import powers_of_ten, powers_of_two
-from gradcost.results.wording import DASH, number, size
-
-_COLUMNS = ("method", "peak", "fits", "forwards", "est. s a step", "steps × (theory)", "largest batch")
-_ANY = 1 << 24  # a batch beyond which none was looked at
+from gradcost.report.theme import BYTES, NEUTRAL, Figure, Theme, marks, powers_of_ten, powers_of_two
+from gradcost.results.wording import DASH, size
 
 
 def write(record: dict[str, Any], output: str | Path) -> Path:
-    """Write the page of a plan's record (`Plan.record()`, with "curve" of `cost.curve.curve` if there is one).
+    """Write the page of a plan.
 
-    The file appears whole or not at all. Raises: OSError when it cannot be written, ImportError with the name of
-    the extra when a package is missing.
+    Args:
+        record: `Plan.record()`, and optionally "curve" from `gradcost.planning.curve`.
+        output: the file.
+    Returns:
+        The path of the file, which is written atomically.
+    Raises:
+        OSError: the file cannot be written.
+        MissingExtra: a package of gradcost[report] is not installed.
     """
     return write_whole(Path(output), page(record))
 
 
 def page(record: dict[str, Any]) -> str:
-    """The whole page, a pure function of the record."""
+    """Return the page, a pure function of the record."""
     methods = [row["method"] for row in record["rows"]]
     drawn = marks(list(dict.fromkeys(methods)))
-    told = [row for row in record["rows"] if row["refusal"] is None]
-    look = Look([row["method"] for row in told], drawn)
-    figures = [memory(look, told, record["budget"]), trade(look, told, record.get("curve") or [], record["budget"])]
+    rows = [row for row in record["rows"] if row["refusal"] is None]
+    theme = Theme([row["method"] for row in rows], drawn)
+    figures = [memory(theme, rows, record["budget"]), trade(theme, rows, record.get("curve") or [], record["budget"])]
     return rendered(
         "plan.html.j2",
         [figure for figure in figures if figure is not None],
@@ -42,63 +43,70 @@ def page(record: dict[str, Any]) -> str:
         sentences=[record["sentence"]],
         picked=record["choice"],
         marks=drawn,
-        methods=look.methods,
-        decision=_decision(told),
+        methods=theme.methods,
+        decision=_decision(rows),
         notes=record["lines"],
-        lists=[("Refused", ("method", "why"), [(r["method"], r["refusal"]) for r in record["rows"] if r["refusal"]])],
+        lists=[
+            (
+                "Refused methods",
+                ("method", "reason"),
+                [(r["method"], r["refusal"]) for r in record["rows"] if r["refusal"]],
+            )
+        ],
     )
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
     facts = [f"{record['weights']:,} trained weights", record["device"]]
-    facts += [record["dtype"]] * ("dtype" in record)
-    facts += [f"batch {record['batch']:,}"] * (record["batch"] is not None)
+    if "dtype" in record:
+        facts.append(record["dtype"])
+    if record["batch"] is not None:
+        facts.append(f"batch {record['batch']:,}")
     facts.append(record["optimizer"] or "no optimizer")
     facts.append(f"budget {record['budget']:,} bytes = {size(record['budget'])}, weights included")
     return facts
 
 
 def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The table, without the columns in which nothing is said."""
+    """The table of the cells in the record, without columns that hold only dashes."""
     most = max((row["peak"] for row in rows), default=0)
-    made = []
-    for row in rows:
-        largest = row["largest"]
-        texts = [
-            size(row["peak"]),
-            "yes" if row["fits"] else f"no, {size(row['over'])} over",
-            f"{row['forwards']:.2f}",
-            number(row["seconds"], 2),
-            DASH if row["steps"] is None else number(row["steps"]),
-            DASH if largest is None else "any" if largest >= _ANY else f"{largest:,}",
-        ]
-        cells = [cell(label, text) for label, text in zip(_COLUMNS[1:], texts, strict=True)]
-        cells[0]["bar"] = f"{100 * row['peak'] / most:.1f}"
-        cells[1]["warn"] = not row["fits"]
-        made.append({"method": row["method"], "cells": cells})
-    told = [i for i in range(len(_COLUMNS) - 1) if any(line["cells"][i]["text"] != DASH for line in made)]
-    for line in made:
-        line["cells"] = [line["cells"][i] for i in told]
-    columns = [_COLUMNS[0], *(_COLUMNS[i + 1] for i in told)]
-    return {"title": "What a step by each method takes", "columns": columns, "rows": made}
+    texts = [_cells(row) for row in rows]
+    columns = [name for name in (texts[0] if texts else ()) if any(text[name] != DASH for text in texts)]
+    lines = []
+    for row, text in zip(rows, texts, strict=True):
+        cells = {name: cell(name, text[name]) for name in columns}
+        cells["peak"]["bar"] = f"{100 * row['peak'] / most:.1f}"
+        cells["fits"]["warn"] = not row["fits"]
+        lines.append({"method": row["method"], "cells": list(cells.values())})
+    return {"title": "Forecast of a step of each method", "columns": ["method", *columns], "rows": lines}
 
 
-def memory(look: Look, rows: Sequence[dict[str, Any]], budget: int) -> Figure | None:
-    """What the bytes at each method's peak are for, in bars, against the budget."""
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """The formatted cells by column. Records of older versions have none: show what every version records."""
+    if cells := row.get("cells"):
+        return cells
+    fits = "yes" if row["fits"] else f"no, {size(row['over'])} over"
+    return {"peak": size(row["peak"]), "fits": fits, "forwards": f"{row['forwards']:.2f}"}
+
+
+def memory(theme: Theme, rows: Sequence[dict[str, Any]], budget: int) -> Figure | None:
+    """Draw the bytes at each method's peak by purpose, against the budget."""
     caption = (
-        "What is alive at each method's peak, weights included, by purpose; all of one moment, so a bar sums to its "
-        f"peak. The dashed line is the budget, {size(budget)}. Forecasts: nothing was run."
+        "The bytes allocated at each method's peak by purpose, weights included. A bar shows one moment, so it sums "
+        f"to the peak. The dashed line is the budget, {size(budget)}. These are forecasts; nothing was run."
     )
-    return bars(look, rows, budget, caption) if rows else None
+    return bars(theme, rows, budget, caption) if rows else None
 
 
-def trade(look: Look, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, Any]], budget: int) -> Figure | None:
-    """The cost of a step against its peak: checkpointing as curves, the methods as points."""
+def trade(
+    theme: Theme, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, Any]], budget: int
+) -> Figure | None:
+    """Draw the cost of a step against its peak: checkpointing as curves, the methods as points."""
     if not rows:
         return None
-    alt = look.alt
+    alt = theme.alt
     timed = all(row["seconds"] is not None for row in rows) and not curve
-    what, title = ("seconds", "estimated seconds a step") if timed else ("forwards", "forwards a step")
+    what, title = ("seconds", "estimated seconds per step") if timed else ("forwards", "forwards per step")
     points = [{**_only(row, what), "size": size(row["peak"])} for row in rows]
     lines = [{**point, "size": size(point["peak"]), "place": i} for i, point in enumerate(curve)]
     peaks = [point["peak"] for point in (*points, *lines)] + [budget]
@@ -111,25 +119,28 @@ def trade(look: Look, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, 
     bottom, top = min(costs) / 1.2, max(costs) * 1.2
     y = alt.Y(f"{what}:Q", title=title, axis=alt.Axis(values=powers_of_ten(bottom, top), format="~g"))
     y = y.scale(type="log", nice=False, domain=[bottom, top])
-    rule = look.plain([{"peak": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=QUIET)
+    rule = theme.plain([{"peak": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=NEUTRAL)
     layers = [rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget"))]
-    tip = [alt.Tooltip("size:N", title="peak"), look.tip(what, ".3~g", title)]
+    tip = [alt.Tooltip("size:N", title="peak"), theme.tip(what, ".3~g", title)]
     for name, dash in (("Segments(k)", [2, 3]), ("best schedules", [1, 0])):
-        some = [point for point in lines if point["curve"] == name]
-        if some:
-            line = look.plain(some).mark_line(strokeWidth=1.6, color=QUIET, strokeDash=dash)
+        curve_points = [point for point in lines if point["curve"] == name]
+        if curve_points:
+            line = theme.plain(curve_points).mark_line(strokeWidth=1.6, color=NEUTRAL, strokeDash=dash)
             layers.append(line.encode(x=x, y=y, order=alt.Order("place:Q")))
-            dots = look.plain(some).mark_circle(size=26, color=QUIET).encode(x=x, y=y)
+            dots = theme.plain(curve_points).mark_circle(size=26, color=NEUTRAL).encode(x=x, y=y)
             layers.append(dots.encode(tooltip=[alt.Tooltip("method:N", title=name), *tip]))
-    shown = look.chart(points).mark_point(filled=True, size=110)
-    layers.append(shown.encode(x=x, y=y, shape=look.shape, opacity=look.opacity(0.95), tooltip=["method:N", *tip]))
+    shown = theme.chart(points).mark_point(filled=True, size=110)
+    layers.append(shown.encode(x=x, y=y, shape=theme.shape, opacity=theme.opacity(0.95), tooltip=["method:N", *tip]))
     caption = (
-        f"Each mark is a method; left and low is good, both axes are logarithmic, and left of the dashed line "
-        f"({size(budget)}) it fits. A step of an estimate is not worth a step of the gradient: see steps × above."
+        f"Each mark is a method; left and low is better. It fits if it is left of the dashed line, {size(budget)}. "
+        "Both axes are logarithmic. A step with an estimate makes less progress than one with the gradient: see "
+        "steps × above."
     )
     if lines:
-        caption += " The solid line are the best schedules of recomputation, the dotted one Segments(1), (2), ..."
-    return look.figure("memory-cost", "What saving memory costs", caption, layers, height=340)
+        caption += (
+            " The solid line is the optimal recomputation schedule, the dotted one Segments(1), Segments(2), ..."
+        )
+    return theme.figure("memory-cost", "Cost of a step against its memory", caption, layers, height=340)
 
 
 def _only(row: dict[str, Any], what: str) -> dict[str, Any]:

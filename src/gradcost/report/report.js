@@ -1,15 +1,15 @@
 "use strict";
 (() => {
   const problems = document.getElementById("problems");
-  const tell = (what) => { problems.textContent += String(what) + "\n"; };
-  window.addEventListener("error", (event) => tell(event.message));
-  window.addEventListener("unhandledrejection", (event) => tell(event.reason));
+  const report = (what) => { problems.textContent += String(what) + "\n"; };
+  window.addEventListener("error", (event) => report(event.message));
+  window.addEventListener("unhandledrejection", (event) => report(event.reason));
   for (const level of ["error", "warn"]) {
-    const say = console[level].bind(console);
-    console[level] = (...words) => { tell(words.join(" ")); say(...words); };
+    const log = console[level].bind(console);
+    console[level] = (...words) => { report(words.join(" ")); log(...words); };
   }
 
-  // Colours are the page's own variables, so light, dark and print need no second drawing.
+  // CSS variables as colours: light, dark and print need no second drawing.
   const ink = "var(--ink)", soft = "var(--soft)", grid = "var(--grid)", rule = "var(--rule)";
   const font = getComputedStyle(document.body).fontFamily;
   const config = {
@@ -29,21 +29,21 @@
   };
 
   const views = [];
-  let kept = "";
+  let pinned = "";
   const focus = (method) => {
     for (const view of views) view.signal("focus", method).runAsync();
   };
   for (const button of document.querySelectorAll(".legend button")) {
     const method = button.dataset.method;
     button.addEventListener("click", () => {
-      kept = kept === method ? "" : method;
+      pinned = pinned === method ? "" : method;
       for (const other of document.querySelectorAll(".legend button")) {
-        other.setAttribute("aria-pressed", String(other.dataset.method === kept));
+        other.setAttribute("aria-pressed", String(other.dataset.method === pinned));
       }
-      focus(kept);
+      focus(pinned);
     });
     button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") focus(method); });
-    button.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") focus(kept); });
+    button.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") focus(pinned); });
   }
 
   const drawings = [...document.querySelectorAll(".drawing")];
@@ -51,5 +51,5 @@
   Promise.all(drawings.map(async (element) => {
     const { view } = await vegaEmbed(element, specs[element.id], options);
     views.push(view);
-  })).then(() => { document.documentElement.dataset.drawn = String(views.length); }).catch(tell);
+  })).then(() => { document.documentElement.dataset.drawn = String(views.length); }).catch(report);
 })();

@@ -1,14 +1,14 @@
-"""The tables of a report as plain strings, for the terminal, Markdown, CSV and HTML alike."""
+"""The tables of a report as strings, and their formats: Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from gradcost.report import formats
-from gradcost.report.formats import Table
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.summary import Row, span, summarise, tuning
+from gradcost.results.summary import MethodSummary, span, summarise, tuning
 from gradcost.results.tuning import chosen, finals
 from gradcost.results.wording import (
     DASH,
@@ -24,9 +24,52 @@ from gradcost.results.wording import (
     size,
 )
 
+# Characters that LaTeX reads as commands or sets as other characters.
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+_LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"×": r"$\times$", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+
+class Table(NamedTuple):
+    """The column heads, and rows of as many strings."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def markdown(table: Table) -> str:
+    """Write a table in Markdown, with escaped bars and padded columns."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (table.columns, *table.rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
+
+    def written(line: list[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join([f":{'-' * (widths[0] + 1)}", *(f"{'-' * (w + 1)}:" for w in widths[1:])])
+    return "\n".join([written(cells[0]), f"|{rule}|", *map(written, cells[1:])]) + "\n"
+
+
+def formatted_csv(table: Table) -> str:
+    """Write a table in CSV as it is displayed, with units and brackets. `to_csv` writes unrounded numbers."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    """Write a table as a tabular for the package booktabs, the first column left-aligned."""
+    lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (table.columns, *table.rows)]
+    layout = "l" + "r" * (len(table.columns) - 1)
+    body = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
 
 def table(results: Results) -> Table:
-    """The decision table: a row a method, in the study's order."""
+    """Return the decision table: one row per method, in the study's order."""
     columns = [
         "method",
         "test acc",
@@ -41,7 +84,7 @@ def table(results: Results) -> Table:
     return Table(columns, [_line(row) for row in summarise(results)])
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: MethodSummary) -> list[str]:
     return [
         row.method,
         accuracy(row),
@@ -55,24 +98,23 @@ def _line(row: Row) -> list[str]:
     ]
 
 
-def accuracy(row: Row) -> str:
-    """98.1 [97.9, 98.2], in percent."""
+def accuracy(row: MethodSummary) -> str:
+    """Write the test accuracy in percent: 98.1 [97.9, 98.2]."""
     if row.accuracy is None:
         return DASH
     return f"{bare(row.accuracy.median)} {span(row.accuracy)}".rstrip()
 
 
-def loss(row: Row) -> str:
-    """0.0682 [0.0611, 0.0753]."""
-    found = row.loss
-    if found is None:
+def loss(row: MethodSummary) -> str:
+    """Write the test loss: 0.0682 [0.0611, 0.0753]."""
+    if row.loss is None:
         return DASH
-    middle, low, high = alike(found.median, found.low, found.high)
-    return middle if found.n == 1 else f"{middle} [{low}, {high}]"
+    middle, low, high = alike(row.loss.median, row.loss.low, row.loss.high)
+    return middle if row.loss.n == 1 else f"{middle} [{low}, {high}]"
 
 
-def to_target(row: Row) -> str:
-    """120 steps, 0.38 s (2 of 3 seeds); the median over the seeds that reached the target."""
+def to_target(row: MethodSummary) -> str:
+    """Write the median over the seeds that reached the target: 120 steps, 0.38 s (2 of 3)."""
     if not row.seeds:
         return DASH
     if row.steps_to_target is None:
@@ -84,7 +126,7 @@ def to_target(row: Row) -> str:
 
 
 def audit(results: Results) -> Table:
-    """How each method was tuned, with what to hold against it: an edge, another rate, fewer points."""
+    """Return how each method was tuned, with notes: an edge, another rate, extra points, diverged runs."""
     columns = [
         "method",
         "grid",
@@ -95,10 +137,10 @@ def audit(results: Results) -> Table:
         "trained for",
         "note",
     ]
-    return Table(columns, [_audited(results, row) for row in summarise(results)])
+    return Table(columns, [_tuning(results, row) for row in summarise(results)])
 
 
-def _audited(results: Results, row: Row) -> list[str]:
+def _tuning(results: Results, row: MethodSummary) -> list[str]:
     tried = tuning(results.trials, row.method)
     best = chosen((t for t in results.trials if t.phase != "final"), row.method)
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
@@ -117,13 +159,13 @@ def _audited(results: Results, row: Row) -> list[str]:
     ]
 
 
-def _remarks(results: Results, row: Row, tried: list[TrialRecord], best: float | None) -> list[str]:
-    """What a reader should know before trusting the tuning of one method."""
+def _remarks(results: Results, row: MethodSummary, tried: list[TrialRecord], best: float | None) -> list[str]:
+    """Notes on the tuning of one method."""
     added = [lr for lr in row.grid if lr not in _shared(results)]
     confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
     remarks = []
     if added:
-        remarks.append(f"{count(len(added), 'point')} of its own: {listed([rate(lr) for lr in added])}")
+        remarks.append(f"{count(len(added), 'extra point')}: {listed([rate(lr) for lr in added])}")
     if confirmed:
         rates = len({t.lr for t in confirmed})
         remarks.append(f"{count(rates, 'rate')} confirmed on {count(len({t.seed for t in confirmed}), 'fresh seed')}")
@@ -141,7 +183,7 @@ def _remarks(results: Results, row: Row, tried: list[TrialRecord], best: float |
 
 
 def _shared(results: Results) -> set[float]:
-    """The rates that every tuned method was tried at: the grid before it was extended."""
+    """The rates at which every method was tuned: the grid before it was extended."""
     grids = [set(row.grid) for row in summarise(results) if row.grid]
     return set.intersection(*grids) if grids else set()
 
@@ -149,11 +191,6 @@ def _shared(results: Results) -> set[float]:
 def _steps(trials: list[TrialRecord]) -> str:
     lengths = sorted({t.steps for t in trials})
     return listed([f"{n:,}" for n in lengths]) + " steps" if lengths else DASH
-
-
-def to_markdown(results: Results) -> str:
-    """The decision table in Markdown; a bar inside a label is escaped."""
-    return formats.markdown(table(results))
 
 
 _RAW = {
@@ -184,7 +221,7 @@ _RAW = {
 
 
 def to_csv(results: Results) -> str:
-    """The summary as unrounded numbers, a row a method; what was not measured is empty."""
+    """Write the summary in CSV with unrounded numbers, one row per method; what was not measured is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_RAW)

@@ -1,16 +1,19 @@
-"""What all figures share: the mark of each method, the focus, and the frame."""
+"""What all figures share: the colour and shape of each method, axis ticks, the frame, and phrases of the captions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil, floor, log
 from typing import Any
 
 from gradcost.core.errors import require
-from gradcost.report.palette import Mark
+from gradcost.results.records import Results
+from gradcost.results.summary import summarise
+from gradcost.results.wording import count, listed
 
 HEIGHT = 250
-QUIET = "#888888"  # rules and numbers that belong to no method, on paper and on the dark side alike
+NEUTRAL = "#888888"  # rules and numbers that belong to no method, visible on light and dark backgrounds
 FADED = 0.1
 BYTES = " : ".join(
     [
@@ -22,10 +25,50 @@ BYTES = " : ".join(
     ]
 )
 
+# The palette of Okabe and Ito (2008), distinct for any colour vision. Black is replaced by grey for the dark theme.
+# Yellow is weak on white, so it is darkened and comes last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#C9B400")
+SHAPES = (
+    "M.95,0A.95,.95,0,1,1,-.95,0A.95,.95,0,1,1,.95,0Z",  # circle
+    "M-.85,-.85H.85V.85H-.85Z",  # square
+    "M0,-1L1,.8H-1Z",  # triangle
+    "M0,-1.15L1.15,0L0,1.15L-1.15,0Z",  # diamond
+    "M0,1L1,-.8H-1Z",  # triangle on its tip
+    "M-.36,-1H.36V-.36H1V.36H.36V1H-.36V.36H-1V-.36H-.36Z",  # plus
+    "M-.55,-.95H.55L1.1,0L.55,.95H-.55L-1.1,0Z",  # hexagon
+    "M-.95,-.9H.95L-.95,.9H.95Z",  # hourglass
+)
+CROSS = "M-.8,-.8L.8,.8M-.8,.8L.8,-.8"
+
+# Levels of tick density, coarse to fine: a stride in powers of the base, and the multiples of each power.
+_TWOS = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 1.5)), (1, (1, 1.25, 1.5, 1.75)))
+_TENS = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 3)), (1, (1, 2, 5)), (1, (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The colour of a method, and its shape as an SVG path in the square from -1 to 1."""
+
+    colour: str
+    shape: str
+
+
+def marks(methods: Sequence[str]) -> dict[str, Mark]:
+    """Return the mark of each method, by its position. After eight methods a colour repeats with another shape."""
+    n, m = len(COLOURS), len(SHAPES)
+    return {name: Mark(COLOURS[i % n], SHAPES[(i + i // n) % m]) for i, name in enumerate(methods)}
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its words: `spec` is Vega-Lite, `caption` says n, the interval and the protocol."""
+    """A figure.
+
+    Args:
+        name: name of its files and of its element in the page.
+        title: its title.
+        caption: what it shows, the number of seeds, the kind of interval and the protocol.
+        spec: the Vega-Lite specification.
+    """
 
     name: str
     title: str
@@ -33,8 +76,13 @@ class Figure:
     spec: dict[str, Any] = field(repr=False)
 
 
-class Look:
-    """How methods are drawn, each by its mark. Every figure has a parameter `focus`: a method, or nothing."""
+class Theme:
+    """How methods are drawn. Every figure has a parameter `focus`: the label of a method, or an empty text.
+
+    Args:
+        methods: labels of the methods drawn.
+        drawn: mark of each method.
+    """
 
     def __init__(self, methods: Sequence[str], drawn: Mapping[str, Mark]) -> None:
         self.alt = require("altair", "A report", "report")
@@ -46,26 +94,72 @@ class Look:
         self.shape = self.alt.Shape("method:N", title=None, scale=shapes)
 
     def plain(self, rows: Sequence[dict[str, Any]]) -> Any:
-        """A chart of `rows` without a colour."""
+        """Return a chart of `rows` without colours."""
         return self.alt.Chart(self.alt.InlineData(values=list(rows)))
 
     def chart(self, rows: Sequence[dict[str, Any]]) -> Any:
-        """A chart of `rows`, coloured by method."""
+        """Return a chart of `rows` in the colours of the methods."""
         return self.plain(rows).encode(color=self.color)
 
     def opacity(self, full: float, faded: float = FADED) -> Any:
-        """`full`, unless another method is in focus."""
+        """Return an opacity of `full`, or of `faded` while another method is in focus."""
         value = self.alt.value
         return self.alt.condition("focus == '' || datum.method == focus", value(full), value(min(faded, full)))
 
     def tip(self, name: str, form: str, title: str | None = None) -> Any:
-        """A line of a tooltip: the number `name`, in d3's format `form`."""
+        """Return a line of a tooltip: the number `name` in d3's format `form`."""
         return self.alt.Tooltip(f"{name}:Q", title=title or name, format=form)
 
     def figure(self, name: str, title: str, caption: str, layers: list[Any], height: int = HEIGHT) -> Figure:
-        """The finished figure: `layers` in a frame as wide as its container."""
+        """Return the figure of `layers`, as wide as its container."""
         framed = self.alt.layer(*layers).properties(width="container", height=height)
         framed = framed.add_params(self.alt.param(name="focus", value=""))
         framed = framed.configure_view(stroke=None)
         framed = framed.configure_legend(orient="bottom", columns=2, labelLimit=0, symbolOpacity=1)
         return Figure(name, title, caption, framed.to_dict())
+
+
+def theme_of(results: Results) -> Theme:
+    """Return the theme for the methods of a study."""
+    methods = [row.method for row in summarise(results)]
+    return Theme(methods, marks(list(dict.fromkeys([*results.study.methods, *methods]))))
+
+
+def powers_of_two(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis of bytes: 8 KiB, 16 KiB, 32 KiB."""
+    return _ticks(low, high, 2, _TWOS)
+
+
+def powers_of_ten(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis of a loss or a learning rate: 0.001, 0.01, 0.1."""
+    return _ticks(low, high, 10, _TENS)
+
+
+def _ticks(low: float, high: float, base: int, levels: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
+    """The coarsest level with three ticks in [low, high], or the finest."""
+    ticks: list[float] = []
+    for stride, factors in levels:
+        first = floor(floor(log(low, base)) / stride) * stride
+        powers = range(first, ceil(log(high, base)) + 1, stride)
+        ticks = [x for k in powers for f in factors if low <= (x := float(f"{f * float(base) ** k:.12g}")) <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
+
+
+def protocol(results: Results) -> str:
+    """Describe the runs: 5 seeds, 200 steps of batch 64, SGD at each method's tuned learning rate."""
+    study = results.study
+    used = {run.optimizer.partition("(")[0] for run in results.trials if run.phase == "final"}
+    tuned = any(run.phase == "tune" for run in results.trials)
+    rate = "each method's tuned learning rate" if tuned else "the learning rates that the study gives"
+    batch = "" if study.batch is None else f" of batch {study.batch}"
+    runs = f"{count(len(study.seeds), 'seed')}, {count(study.steps, 'step')}{batch}"
+    return f"{runs}, {listed(sorted(used)) or study.optimizer} at {rate}."
+
+
+def intervals(results: Results) -> str:
+    """Describe the intervals, with their confidence."""
+    kinds = sorted({(row.accuracy.n, row.accuracy.confidence) for row in summarise(results) if row.accuracy})
+    levels = listed([f"{100 * confidence:.4g}% over {count(n, 'seed')}" for n, confidence in kinds if n > 1])
+    return "the distribution-free interval of the median" + (f" (confidence {levels})" if levels else "")

@@ -1,6 +1,7 @@
-"""Records of a study read from its folder, and what follows from them: statistics, rankings, lint and summary.
+"""Read the records of a study, and derive statistics, rankings, lint findings and the verdict.
 
-Nothing here imports torch.
+Functions named like their module stay there: `results.lint.lint`, `results.rankings.rankings`,
+`results.status.status`. Nothing here imports torch.
 """
 
 from gradcost.results.records import Results, StudyRecord, TrialRecord, read

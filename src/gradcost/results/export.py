@@ -1,4 +1,4 @@
-"""A results folder as tidy tables: one row a trial, and one row a point of its curves."""
+"""A results folder as tidy Parquet tables: one row per trial, and one row per point of its curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CURVES = (
 
 
 def trials(results: Results) -> list[dict[str, Any]]:
-    """One row a trial: its fields, with the scores' own spelled out (`validation_accuracy`)."""
+    """Return one row per trial: its fields, and its scores in columns such as `validation_accuracy`."""
     return [_row(run) for run in results.trials]
 
 
@@ -33,7 +33,7 @@ def _row(run: TrialRecord) -> dict[str, Any]:
 
 
 def curves(results: Results) -> Iterator[dict[str, Any]]:
-    """One row a point: its trial, the step, which curve of `Curve` it is of, its value."""
+    """Yield one row per point: the trial, the step, the field of `Curve` in "what", and the value."""
     for run in results.trials:
         for steps, name in _CURVES:
             numbers = getattr(run.curve, name)
@@ -42,28 +42,35 @@ def curves(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path, path: Path) -> tuple[Path, Path]:
-    """Write the trials to `path` and their curves beside it, to NAME.curves.parquet; both paths.
+    """Write the trials to `path` and their curves beside it, to NAME.curves.parquet.
 
-    Raises: ValueError where the folder is no results folder; ImportError without pyarrow; OSError where it cannot be
-    written.
+    Args:
+        folder: a results folder.
+        path: the file for the trials, NAME.parquet.
+    Returns:
+        Both paths.
+    Raises:
+        BadInput: the folder is not a results folder.
+        MissingExtra: pyarrow is not installed.
+        OSError: a file cannot be written.
     """
     parquet = require("pyarrow.parquet", "An export", "export")
     pyarrow = require("pyarrow", "An export", "export")
     results = read(folder)
-    beside = path.with_name(f"{path.stem}.curves{path.suffix}")
-    text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-    kinds = {"trial": text, "step": whole, "what": text, "value": real}
+    curves_path = path.with_name(f"{path.stem}.curves{path.suffix}")
+    text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+    types = {"trial": text, "step": integer, "what": text, "value": real}
     parquet.write_table(
-        pyarrow.Table.from_pylist(list(curves(results)), pyarrow.schema(list(kinds.items()))),
-        beside,
+        pyarrow.Table.from_pylist(list(curves(results)), pyarrow.schema(list(types.items()))),
+        curves_path,
     )
     rows = trials(results)
     names = [*rows[0]] if rows else []
-    numbers = dict.fromkeys(("seed", "steps", "reached"), whole) | {
+    numbers = dict.fromkeys(("seed", "steps", "reached"), integer) | {
         name: real
         for name in names
         if name in ("lr", "seconds", "clip_rate") or name.endswith(("_loss", "_accuracy"))
     }
-    kinds = {name: numbers.get(name, text) for name in names}
-    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items()))), path)
-    return path, beside
+    types = {name: numbers.get(name, text) for name in names}
+    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(types.items()))), path)
+    return path, curves_path

@@ -1,8 +1,8 @@
-"""What the fairness of a study hangs on, as plain facts: read from a results folder, or written down from a paper.
+"""Facts that the fairness of a study depends on, from a results folder or from a publication.
 
-Each kind of fact is a small value that a rule of `gradcost.results.lint` judges. A fact names the `method` it is true
-of; what is not known is not stated, so that its rule has nothing to say. Of hyperparameters the records name the
-learning rate alone, so the facts of a folder speak of that one; those of a paper may speak of any.
+Each kind of fact is a small value that names its `method`; a rule of `gradcost.results.lint` checks it. An unknown
+fact is left out, and its rule is then not checked. Records name one hyperparameter, the learning rate, so facts from
+a folder concern only that one. Facts from a publication may concern any.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from statistics import fmean, variance
 
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import best, scores
+from gradcost.results.tuning import best, edge, scores
 
 EVERY = "every method"
 
 
 @value
-class Winners:
-    """Of so many searches for hyperparameters, how many were won `on_edge` of what was tried; which: those."""
+class TuningWinners:
+    """How many of a method's tuning searches were won on the edge of the grid.
+
+    Args:
+        method: whose searches.
+        searches: number of searches.
+        on_edge: number of winners on an edge of what was tried.
+        which: those winners, as a sentence.
+    """
 
     method: str
     searches: int
@@ -30,8 +37,15 @@ class Winners:
 
 
 @value
-class Effort:
-    """What tuning spent: on how many points, and over all of them how many training steps and FLOPs."""
+class TuningEffort:
+    """What tuning spent on a method.
+
+    Args:
+        method: which was tuned.
+        points: hyperparameter settings tried.
+        steps: training steps over all points.
+        flops: FLOPs over all points.
+    """
 
     method: str
     points: int
@@ -40,8 +54,15 @@ class Effort:
 
 
 @value
-class Regime:
-    """One thing, `what`, that runs are made with: as it was while tuning, and in the runs that count."""
+class Setting:
+    """One setting of the runs, in tuning and in the final runs.
+
+    Args:
+        method: whose runs.
+        what: name of the setting.
+        tuned: its value in the tuning runs.
+        trained: its value in the final runs.
+    """
 
     method: str
     what: str
@@ -50,11 +71,16 @@ class Regime:
 
 
 @value
-class Ranking:
-    """The points that tuning compared: (name, accuracy), the best first, and how many others diverged.
+class TuningScores:
+    """The points that tuning compared.
 
-    spread: the standard deviation of such an accuracy over seeds. chance: the accuracy of guessing. targets: how many
-    an accuracy is the mean over.
+    Args:
+        method: which was tuned.
+        scores: (name, accuracy) of each point that finished, the best first.
+        diverged: number of points that diverged.
+        spread: standard deviation of an accuracy over seeds.
+        chance: accuracy of guessing.
+        targets: each accuracy is a mean over so many targets.
     """
 
     method: str
@@ -66,18 +92,32 @@ class Ranking:
 
 
 @value
-class Scored:
-    """The score `what` is the mean over `seen` of the `of` targets that its split holds."""
+class ScoreCoverage:
+    """How much of its split a score covers.
+
+    Args:
+        method: whose score.
+        what: name of the score.
+        targets: the score is a mean over so many targets.
+        of: the split holds so many.
+    """
 
     method: str
     what: str
-    seen: int
+    targets: int
     of: int
 
 
 @value
-class Settled:
-    """Of so many searches, how many were overruled: trained with something else than what won; which: those."""
+class OverriddenWinners:
+    """How often a method trained with something else than what tuning chose.
+
+    Args:
+        method: whose searches.
+        searches: number of searches.
+        overruled: number of winners that were replaced.
+        which: those winners, as a sentence.
+    """
 
     method: str
     searches: int
@@ -86,82 +126,107 @@ class Settled:
 
 
 @value
-class Looked:
-    """How often the test split was looked at: by final runs, on so many seeds and at so many `rates`, and early, by
-    runs of another phase."""
+class UseOfTestSet:
+    """How often the test split was scored.
+
+    Args:
+        method: whose runs.
+        final: test scores of final runs.
+        seeds: seeds among those runs.
+        rates: learning rates among the final runs.
+        early: test scores of runs of an earlier phase.
+    """
 
     method: str
-    looks: int
+    final: int
     seeds: int
     rates: int = 1
     early: int = 0
 
 
 @value
-class Seeds:
-    """On how many seeds the runs that count were made."""
+class SeedCount:
+    """The number of seeds of a method's final runs."""
 
     method: str
     seeds: int
 
 
 @value
-class Ran:
-    """What the runs were made with, such as a version: all that was found, which is one where nothing changed."""
+class Environment:
+    """One property of the machine or software that the runs used, such as a version.
+
+    Args:
+        what: name of the property.
+        values: its different values; a single one if nothing changed.
+        method: whose runs.
+    """
 
     what: str
-    found: tuple[str, ...]
+    values: tuple[str, ...]
     method: str = EVERY
 
 
 @value
-class Timed:
-    """Why the timing of a step is in doubt; None where it is not."""
+class Timing:
+    """Why the timing of a method's step is not reliable; `doubt` is None where it is."""
 
     method: str
     doubt: str | None = None
 
 
-Fact = Winners | Effort | Regime | Ranking | Scored | Settled | Looked | Seeds | Ran | Timed
+Fact = (
+    TuningWinners
+    | TuningEffort
+    | Setting
+    | TuningScores
+    | ScoreCoverage
+    | OverriddenWinners
+    | UseOfTestSet
+    | SeedCount
+    | Environment
+    | Timing
+)
 
 
 def facts(results: Results) -> tuple[Fact, ...]:
-    """The facts of a results folder; of runs that failed there are none."""
+    """Return the facts of a results folder. Failed runs contribute none."""
     ended = [run for run in results.trials if run.status in ("finished", "diverged")]
-    found: list[Fact] = []
+    known: list[Fact] = []
     for method in dict.fromkeys(run.method for run in ended):
-        found += _of_method(results, [run for run in ended if run.method == method])
-    found += _seeds([fact for fact in found if isinstance(fact, Looked)], ended)
-    found += _environments(results, ended)
-    found += [Timed(cost.method, cost.doubt) for cost in results.costs if cost.ms is not None]
-    return tuple(found)
+        known += _of_method(results, [run for run in ended if run.method == method])
+    known += _seeds([fact for fact in known if isinstance(fact, UseOfTestSet)], ended)
+    known += _environments(results, ended)
+    known += [Timing(cost.method, cost.doubt) for cost in results.costs if cost.ms is not None]
+    return tuple(known)
 
 
 def _of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[Fact]:
     method = runs[0].method
     tuned, final = _in(runs, "tune"), _in(runs, "final")
-    ran = sorted({run.lr for run in final})
+    trained = sorted({run.lr for run in final})
     choices = _choices(runs)
     grid = sorted({run.lr for run in tuned})
     if choices and grid:
-        won = ran[0] if len(ran) == 1 and ran[0] in choices else choices[0]
-        where = _edge(grid, won)
-        yield Winners(method, 1, int(where is not None), where or "")
+        winner = trained[0] if len(trained) == 1 and trained[0] in choices else choices[0]
+        which = _on_edge(grid, winner)
+        yield TuningWinners(method, 1, int(which is not None), which or "")
     if tuned:
         yield _effort(results, tuned)
-        yield _ranking(results, runs, ran)
+        yield _tuning_scores(results, runs, trained)
     if final:
-        strange = [f"{lr:.3g}" for lr in ran if lr not in choices]
-        won = f"tuning chose lr={choices[0]:.3g}" if choices else "no tuning chose any"
-        yield Settled(method, 1, int(bool(strange)), f"lr={' and '.join(strange)}, where {won}" if strange else "")
+        others = [f"{lr:.3g}" for lr in trained if lr not in choices]
+        choice = f"but tuning chose lr={choices[0]:.3g}" if choices else "but tuning chose none"
+        which = f"lr={' and '.join(others)}, {choice}" if others else ""
+        yield OverriddenWinners(method, 1, int(bool(others)), which)
     if tuned and final:
-        yield from _regimes(method, tuned, final)
+        yield from _settings(method, tuned, final)
     if tests := [run for run in runs if run.test is not None]:
         late = _in(tests, "final")
-        yield Looked(method, len(late), len({run.seed for run in late}), len(ran), len(tests) - len(late))
+        yield UseOfTestSet(method, len(late), len({run.seed for run in late}), len(trained), len(tests) - len(late))
     elif final:
-        yield Looked(method, 0, 0, len(ran))
-    yield from _scored(method, runs)
+        yield UseOfTestSet(method, 0, 0, len(trained))
+    yield from _coverage(method, runs)
 
 
 def _in(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
@@ -169,51 +234,54 @@ def _in(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
 
 
 def _choices(runs: Sequence[TrialRecord]) -> list[float]:
-    """The learning rates that the runs speak for, the library's own choice first: the confirming runs where there
-    are any, by accuracy, or by loss, which a study of one's own may go by."""
+    """The learning rates that tuning may have chosen, the library's choice first.
+
+    A user's study may rank by loss alone, so the best by accuracy and the best by loss both count. Confirming runs
+    decide where there are any.
+    """
     for phase in ("confirm", "tune"):
-        found = scores(_in(runs, phase), runs[0].method)
-        if winner := best(found):
-            top = [max(merit[i] for merit in found.values()) for i in (0, 1)]
-            alike = [lr for lr, merit in found.items() if any(merit[i] == top[i] > -inf for i in (0, 1))]
-            return list(dict.fromkeys([*winner, *alike]))
+        tried = scores(_in(runs, phase), runs[0].method)
+        if winner := best(tried):
+            top = [max(score[i] for score in tried.values()) for i in (0, 1)]
+            equal = [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
+            return list(dict.fromkeys([*winner, *equal]))
     return []
 
 
-def _edge(grid: Sequence[float], lr: float) -> str | None:
+def _on_edge(grid: Sequence[float], lr: float) -> str | None:
+    """A sentence where the winner is an edge of the grid."""
     if len(grid) == 1:
         return f"lr={lr:.3g} is the only one that was tried"
-    if grid[0] < lr < grid[-1]:
-        return None
-    return f"lr={lr:.3g} is the {'smallest' if lr <= grid[0] else 'largest'} of the {len(grid)} that were tried"
+    end = edge(grid, lr)
+    return None if end is None else f"lr={lr:.3g} is the {end} of the {len(grid)} that were tried"
 
 
-def _effort(results: Results, tuned: Sequence[TrialRecord]) -> Effort:
-    """A run that diverged stopped early; it counts as the whole run that it was to be."""
+def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
+    """A diverged run stopped early; it counts with the steps of a complete run."""
     method = tuned[0].method
-    mine = [run.steps for run in tuned if run.status == "finished"]
+    lengths = [run.steps for run in tuned if run.status == "finished"]
     others = [run.steps for run in _in(results.trials, "tune") if run.status == "finished"]
-    whole = max(mine or others, default=results.study.steps)
-    steps = sum(run.steps if run.status == "finished" else whole for run in tuned)
+    complete = max(lengths or others, default=results.study.steps)
+    steps = sum(run.steps if run.status == "finished" else complete for run in tuned)
     flops = next((cost.flops for cost in results.costs if cost.method == method), None)
     points = len({(run.estimator, run.optimizer, run.lr) for run in tuned})
-    return Effort(method, points, steps, None if flops is None else float(flops * steps))
+    return TuningEffort(method, points, steps, None if flops is None else float(flops * steps))
 
 
-def _ranking(results: Results, runs: Sequence[TrialRecord], final: Sequence[float]) -> Ranking:
+def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Sequence[float]) -> TuningScores:
     method = runs[0].method
     phase = "confirm" if _in(runs, "confirm") else "tune"
-    found = scores(_in(runs, phase), method)
-    alive = [lr for lr in best(found, len(found)) if isfinite(found[lr][0])]
-    again = _in(runs, "confirm") or [run for run in _in(runs, "final") if run.lr in final[:1]]
-    seen = [run.validation.targets for run in runs if run.validation is not None]
-    return Ranking(
+    tried = scores(_in(runs, phase), method)
+    converged = best(tried, len(tried))
+    repeated = _in(runs, "confirm") or [run for run in _in(runs, "final") if run.lr in trained[:1]]
+    targets = [run.validation.targets for run in runs if run.validation is not None]
+    return TuningScores(
         method,
-        tuple((f"lr={lr:.3g}", found[lr][0]) for lr in alive),
-        len(found) - len(best(found, len(found))),
-        _spread(again),
+        tuple((f"lr={lr:.3g}", tried[lr][0]) for lr in converged if isfinite(tried[lr][0])),
+        len(tried) - len(converged),
+        _spread(repeated),
         results.study.chance,
-        next((targets for targets in seen if targets is not None), None),
+        next((number for number in targets if number is not None), None),
     )
 
 
@@ -227,49 +295,48 @@ def _spread(runs: Iterable[TrialRecord]) -> float | None:
     return sqrt(fmean(variances)) if variances else None
 
 
-def _regimes(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRecord]) -> Iterator[Regime]:
-    """Each thing of the final runs beside what it was while tuning; where some tuning run had it, as it was there."""
+def _settings(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRecord]) -> Iterator[Setting]:
+    """Each setting of the final runs; it counts as tuned if any tuning run had it."""
     for what in ("estimator", "optimizer", "steps", "task"):
-        before, after = _said(tuned, what), _said(final, what)
+        before, after = _values(tuned, what), _values(final, what)
         if before and after:
-            yield Regime(
-                method, what, " or ".join(after if set(after) <= set(before) else before), " or ".join(after)
-            )
+            shared = after if set(after) <= set(before) else before
+            yield Setting(method, what, " or ".join(shared), " or ".join(after))
 
 
-def _said(runs: Sequence[TrialRecord], what: str) -> list[str]:
-    """What runs were made with, in words. How many steps were to be taken only a run that finished tells."""
+def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
+    """The different values of a setting. Only finished runs show how many steps were planned."""
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
-    said = [getattr(run, what) for run in runs]
-    return list(dict.fromkeys(re.sub(r"\blr=[^,)]*", "lr", text) for text in said if text is not None))
+    texts = [getattr(run, what) for run in runs]
+    return list(dict.fromkeys(re.sub(r"\blr=[^,)]*", "lr", text) for text in texts if text is not None))
 
 
-def _scored(method: str, runs: Sequence[TrialRecord]) -> Iterator[Scored]:
-    """The score of each split that the smallest part of it is behind."""
+def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverage]:
+    """For each split, the score that covers the smallest part of it."""
     for what in ("validation", "test"):
         scores = [score for run in runs if (score := getattr(run, what)) is not None]
         known = [(score.targets, score.of) for score in scores if score.targets is not None and score.of]
         if known:
-            yield Scored(method, f"{what} score", *min(known, key=lambda pair: pair[0] / pair[1]))
+            yield ScoreCoverage(method, f"{what} score", *min(known, key=lambda pair: pair[0] / pair[1]))
 
 
-def _seeds(tested: Sequence[Looked], ended: Sequence[TrialRecord]) -> list[Seeds]:
-    """A run that diverged is the worst result and a result. One fact where all methods have as many seeds."""
+def _seeds(tested: Sequence[UseOfTestSet], ended: Sequence[TrialRecord]) -> list[SeedCount]:
+    """The seeds of each method, a diverged run being a result too; one fact where all methods have equally many."""
     final = _in(ended, "final")
     counts = {fact.method: len({run.seed for run in final if run.method == fact.method}) for fact in tested}
     counts = {method: count for method, count in counts.items() if count}
     if len(counts) > 1 and len(set(counts.values())) == 1:
         counts = {EVERY: next(iter(counts.values()))}
-    return [Seeds(method, count) for method, count in counts.items()]
+    return [SeedCount(method, count) for method, count in counts.items()]
 
 
-def _environments(results: Results, ended: Sequence[TrialRecord]) -> Iterator[Ran]:
-    """What changed between runs, or between the folder's making and a run; trials have one thread, timings more."""
+def _environments(results: Results, ended: Sequence[TrialRecord]) -> Iterator[Environment]:
+    """The folder's environment and that of each run. Trials run on one thread and timings on more."""
     recorded = [run.environment for run in ended if run.environment is not None]
     if not recorded:
         return
-    started = {what: told for what, told in results.environment.items() if what != "threads"}
-    told = [started, *recorded]
-    for what in dict.fromkeys(what for one in told for what in one):
-        yield Ran(what, tuple(dict.fromkeys(str(one[what]) for one in told if what in one)))
+    folder = {what: held for what, held in results.environment.items() if what != "threads"}
+    every = [folder, *recorded]
+    for what in dict.fromkeys(what for one in every for what in one):
+        yield Environment(what, tuple(dict.fromkeys(str(one[what]) for one in every if what in one)))

@@ -1,24 +1,32 @@
-"""Records on disk: one JSON object a line, appended and synced, so that a crash costs at most one line."""
+"""Records on disk: one JSON object per line, appended and synced, so a crash loses at most one line."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from gradcost.core.files import write_whole
 
+RECORDS = "records.jsonl"
+
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Add a record to `records.jsonl` and wait until the disk has it. One process writes; others send to it.
+    """Add a record to `records.jsonl` and wait until it is on disk. Only one process may write.
 
-    A line that a crash tore is closed first, so that it spoils no other. Raises: OSError (a full disk, a
-    read-only folder), in which case the file holds what it held, or that and a torn line.
+    A line that a crash left incomplete is ended first, so it does not corrupt this one.
+
+    Args:
+        folder: the results folder.
+        record: plain JSON; numbers must be finite.
+    Raises:
+        OSError: a full disk or a read-only folder. The file keeps its content, at most with an incomplete last line.
     """
     line = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
-    with (folder / "records.jsonl").open("ab+") as file:
+    with (folder / RECORDS).open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -29,17 +37,33 @@ def append(folder: Path, record: dict[str, Any]) -> None:
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """What was appended, in that order; a line that a crash tore is passed over."""
-    path = folder / "records.jsonl"
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
+    """Yield the records of a folder in the order they were appended, without incomplete lines."""
+    path = folder / RECORDS
+    if path.exists():
+        yield from (record for record in lines(path) if record is not None)
+
+
+def lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON object of each line; None for an incomplete line, which a killed run leaves at the end."""
+    for line in path.read_bytes().split(b"\n"):
+        if line.strip():
+            yield parse(line)
+
+
+def parse(text: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in `text`, numbers that are not finite as None; None where there is no object."""
+    try:
+        content = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if isfinite(number) else None
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document so that a reader finds the whole old one or the whole new one."""
+    """Write a JSON document atomically: a reader finds the old content or the new one, never a part."""
     write_whole(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -1,9 +1,11 @@
-"""Which method is best when all may spend the same: equal memory, FLOPs, seconds or steps.
+"""Which method is best at an equal budget: equal memory, FLOPs, seconds or steps.
 
-Every ranking is read off one set of final runs: a method's accuracy when the budget is spent, on its validation
-curve at budget / price of a step, linear between two evaluations and from guessing before the first. No method was
-tuned for the smaller budgets, so they tell what this training had reached, not what one made for them would.
-A run that diverged is the worst result from the step on at which it did. Imports no torch.
+All rankings come from one set of final runs. A method's accuracy at a budget is read from its validation curve at the
+step budget / (cost of a step).
+
+- Between two evaluations the curve is linear; before the first it starts at the accuracy of guessing.
+- A run that diverged is the worst result from that step on.
+- No method was tuned for the smaller budgets. A run planned for such a budget could reach more.
 """
 
 from __future__ import annotations
@@ -27,44 +29,60 @@ from gradcost.results.summary import summarise
 from gradcost.results.tuning import finals
 from gradcost.results.wording import count, duration, flops, size
 
-SWEEP = 48  # budgets that are looked at below the whole one
+SWEEP = 48  # budgets at which the leader is determined
 
 
 @dataclass(frozen=True)
-class Currency:
-    """What is spent alike: `price` is that of a step, None where it was not measured; `text` writes an amount."""
+class Resource:
+    """What a budget limits.
+
+    Args:
+        name: short name.
+        noun: name in a sentence.
+        per_step: returns the cost of a step; None where it was not measured.
+        text: writes an amount.
+        timed: whether it is measured with a clock, so that it may be unreliable.
+    """
 
     name: str
     noun: str
-    price: Callable[[Cost], float | None]
+    per_step: Callable[[Cost], float | None]
     text: Callable[[float], str]
-    clocked: bool = False  # whether it was measured with a clock, which may be in doubt
+    timed: bool = False
 
 
-STEPS = Currency("steps", "steps", lambda cost: 1.0, lambda x: count(round(x), "step"))
-FLOPS = Currency("flops", "FLOPs", lambda cost: cost.flops, flops)
-SECONDS = Currency("seconds", "seconds", lambda cost: None if cost.ms is None else cost.ms / 1000, duration, True)
+STEPS = Resource("steps", "steps", lambda cost: 1.0, lambda x: count(round(x), "step"))
+FLOPS = Resource("flops", "FLOPs", lambda cost: cost.flops, flops)
+SECONDS = Resource("seconds", "seconds", lambda cost: None if cost.ms is None else cost.ms / 1000, duration, True)
 
 
 @dataclass(frozen=True)
-class Path:
-    """The final runs of one method, each as (steps, accuracies) by seed, and what they cost."""
+class FinalCurves:
+    """The validation accuracy of a method's final runs.
+
+    Args:
+        method: label of the method.
+        cost: its measured cost.
+        runs: (steps, accuracies) of each seed.
+        steps: number of steps that every run covers.
+        first: step of the earliest evaluation.
+    """
 
     method: str
     cost: Cost
     runs: dict[int, tuple[list[float], list[float]]]
-    steps: int  # that every run of it covers
-    first: int  # the earliest evaluation
+    steps: int
+    first: int
 
     def at(self, step: float) -> dict[int, float]:
-        """The accuracy of each seed after so many steps."""
-        return {seed: _read(*run, step) for seed, run in self.runs.items()}
+        """Return the accuracy of each seed after `step` steps."""
+        return {seed: _interpolated(*run, step) for seed, run in self.runs.items()}
 
 
-def paths(results: Results) -> list[Path]:
-    """A path for each method with final runs that were evaluated, in the study's order."""
+def final_curves(results: Results) -> list[FinalCurves]:
+    """Return the curves of each method whose final runs were all evaluated, in the study's order."""
     costs = {cost.method: cost for cost in results.costs}
-    found = []
+    curves = []
     for row in summarise(results):
         ended = [t for t in finals(results.trials, row.method) if t.status in ("finished", "diverged")]
         runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in t.curve.validation_accuracy)]
@@ -72,14 +90,14 @@ def paths(results: Results) -> list[Path]:
         evaluated = [t.curve.validation_step[0] for t in runs if t.curve.validation_step]
         if not runs or len(runs) < len(ended):
             continue
-        lines = {t.seed: _line(t, results.study.chance or 0.0) for t in runs}
+        points = {t.seed: _points(t, results.study.chance or 0.0) for t in runs}
         cost = costs.get(row.method, Cost(row.method, ""))
         steps = min(finished, default=results.study.steps)
-        found.append(Path(row.method, cost, lines, steps, max(1, min(evaluated, default=1))))
-    return found
+        curves.append(FinalCurves(row.method, cost, points, steps, max(1, min(evaluated, default=1))))
+    return curves
 
 
-def _line(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
+def _points(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
     curve = run.curve
     points = {0: chance}
     points |= {
@@ -91,8 +109,8 @@ def _line(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
     return list(points), list(points.values())
 
 
-def _read(steps: list[float], values: list[float], at: float) -> float:
-    """Linear between two points, the last one held; what leads to a divergence is not one yet."""
+def _interpolated(steps: list[float], values: list[float], at: float) -> float:
+    """Linear between two points, constant after the last one and before a divergence."""
     right = bisect_left(steps, at)
     if right == len(steps):
         return values[-1]
@@ -107,7 +125,14 @@ def _read(steps: list[float], values: list[float], at: float) -> float:
 
 @dataclass(frozen=True)
 class Standing:
-    """One method when the budget is spent: the accuracy of each seed, -inf where it diverged, after `steps`."""
+    """The result of one method at a budget.
+
+    Args:
+        method: label of the method.
+        values: accuracy of each seed; -inf where it diverged.
+        accuracy: their median and its interval.
+        steps: steps that the budget pays for.
+    """
 
     method: str
     values: dict[int, float]
@@ -117,7 +142,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class Lead:
-    """The winner against one other: `better` is P(A > B) + P(A = B) / 2, `p` the sign-flip test's after Holm."""
+    """The winner compared with one other method.
+
+    Args:
+        better: P(A > B) + P(A = B) / 2.
+        test: the sign-flip test.
+        p: its p-value after Holm's correction.
+    """
 
     better: float
     test: SignFlip
@@ -126,10 +157,19 @@ class Lead:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The methods by their median when `budget` is spent, the best first.
+    """The methods by their median accuracy at a budget, the best first.
 
-    best: the share of seeds on which each is the best. leads: the winner against each of the others. reigns: who
-    leads from which budget to which, up to `budget`. out: who is not ranked, and why.
+    Args:
+        name: short name of the resource.
+        noun: its name in a sentence.
+        budget: the budget in words.
+        standings: result of each method.
+        best: share of seeds on which each method is the best.
+        leads: the winner compared with each other method.
+        leaders: (method, from budget, to budget) of each leader, up to `budget`.
+        text: writes an amount of the resource.
+        out: (method, reason) of each method that is not ranked.
+        doubtful: methods whose cost comes from an unreliable timing.
     """
 
     name: str
@@ -141,7 +181,7 @@ class Ranking:
     leaders: tuple[tuple[str, float, float], ...]
     text: Callable[[float], str]
     out: tuple[tuple[str, str], ...]
-    doubtful: tuple[str, ...] = ()  # the methods whose price was measured in doubt
+    doubtful: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Standing:
@@ -149,7 +189,7 @@ class Ranking:
 
     @property
     def margin(self) -> float | None:
-        """How far the winner's median is ahead of the runner-up's; None without one, inf where that diverged."""
+        """The winner's median less the runner-up's; None without a runner-up, inf where that one diverged."""
         if len(self.standings) < 2:
             return None
         first, second = (standing.accuracy.median for standing in self.standings[:2])
@@ -157,73 +197,98 @@ class Ranking:
 
 
 def rankings(results: Results) -> list[Ranking]:
-    """Equal memory, FLOPs, seconds and steps, as far as the records tell them and there is a winner: a method whose
-    median run diverged is none."""
-    found = paths(results)
-    made = [_by_memory(results, found), *(_by_currency(results, found, what) for what in (FLOPS, SECONDS, STEPS))]
-    return [ranking for ranking in made if ranking is not None and isfinite(ranking.winner.accuracy.median)]
+    """Return the rankings at equal memory, FLOPs, seconds and steps.
+
+    A ranking is left out where its resource was not measured, or where the median run of every method diverged.
+    """
+    curves = final_curves(results)
+    by_budget = [_by_memory(results, curves), *(_by_resource(results, curves, r) for r in (FLOPS, SECONDS, STEPS))]
+    return [ranking for ranking in by_budget if ranking is not None and isfinite(ranking.winner.accuracy.median)]
 
 
-def _by_currency(results: Results, found: Sequence[Path], what: Currency) -> Ranking | None:
-    """The largest budget that the runs of every method cover."""
-    prices = {path.method: price for path in found if (price := what.price(path.cost))}
-    priced = [path for path in found if path.method in prices]
-    if not priced:
+def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Resource) -> Ranking | None:
+    """The ranking at the largest budget that the runs of every method cover."""
+    costs = {each.method: cost for each in curves if (cost := resource.per_step(each.cost))}
+    measured = [each for each in curves if each.method in costs]
+    if not measured:
         return None
-    budget = min(path.steps * prices[path.method] for path in priced)
-    least = min(min(path.first * prices[path.method] for path in priced), budget)
+    budget = min(each.steps * costs[each.method] for each in measured)
+    least = min(min(each.first * costs[each.method] for each in measured), budget)
     budgets = [least * (budget / least) ** (i / (SWEEP - 1)) for i in range(SWEEP - 1)] + [budget]
-    leaders = [(_standings(priced, {m: b / p for m, p in prices.items()})[0].method, b) for b in budgets]
-    standings = _standings(priced, {method: budget / price for method, price in prices.items()})
-    out = [(path.method, f"the {what.noun} of a step were not measured") for path in found if path not in priced]
-    told = f"{what.text(budget)} each"
-    made = _ranking(
-        what.name, what.noun, told, standings, _leaders(leaders), what.text, [*out, *_out(results, found)]
+    leaders = [(_standings(measured, {m: b / cost for m, cost in costs.items()})[0].method, b) for b in budgets]
+    out = [
+        (each.method, f"the {resource.noun} of a step were not measured") for each in curves if each not in measured
+    ]
+    ranking = _ranking(
+        name=resource.name,
+        noun=resource.noun,
+        budget=f"{resource.text(budget)} each",
+        standings=_standings(measured, {method: budget / cost for method, cost in costs.items()}),
+        leaders=_joined(leaders),
+        text=resource.text,
+        out=[*out, *_not_ranked(results, curves)],
     )
-    return replace(made, doubtful=tuple(path.method for path in priced if path.cost.doubt and what.clocked))
+    return replace(ranking, doubtful=tuple(each.method for each in measured if each.cost.doubt and resource.timed))
 
 
-def _by_memory(results: Results, found: Sequence[Path]) -> Ranking | None:
-    """Those whose peak is within the study's budget, or all where it has none, each after its whole runs."""
-    peaks = {path.method: path.cost.peak_bytes for path in found if path.cost.peak_bytes is not None}
+def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | None:
+    """The methods whose peak is within the study's budget, or all without a budget, after all their steps."""
+    peaks = {each.method: each.cost.peak_bytes for each in curves if each.cost.peak_bytes is not None}
     if not peaks:
         return None
     budget = results.study.memory or max(peaks.values())
-    within = [path for path in found if peaks.get(path.method, inf) <= budget]
+    within = [each for each in curves if peaks.get(each.method, inf) <= budget]
     if not within:
         return None
-    steps: dict[str, float] = {path.method: path.steps for path in within}
+    steps: dict[str, float] = {each.method: each.steps for each in within}
     leaders = []
-    for limit in sorted({peaks[path.method] for path in within}):
-        fit = [path for path in within if peaks[path.method] <= limit]
-        leaders.append((_standings(fit, steps)[0].method, float(limit)))
+    for limit in sorted({peaks[each.method] for each in within}):
+        fitting = [each for each in within if peaks[each.method] <= limit]
+        leaders.append((_standings(fitting, steps)[0].method, float(limit)))
     leaders.append((leaders[-1][0], float(budget)))
     out = [
         (
-            path.method,
-            f"needs {size(peaks[path.method])}, more than {size(budget)}"
-            if path.method in peaks
+            each.method,
+            f"needs {size(peaks[each.method])}, more than {size(budget)}"
+            if each.method in peaks
             else "its peak was not measured",
         )
-        for path in found
-        if path not in within
+        for each in curves
+        if each not in within
     ]
-    told = f"at most {size(budget)} beyond the weights"
-    leaders = _leaders(leaders)
-    return _ranking("memory", "memory", told, _standings(within, steps), leaders, size, [*out, *_out(results, found)])
+    return _ranking(
+        name="memory",
+        noun="memory",
+        budget=f"at most {size(budget)} beyond the weights",
+        standings=_standings(within, steps),
+        leaders=_joined(leaders),
+        text=size,
+        out=[*out, *_not_ranked(results, curves)],
+    )
 
 
-def _standings(found: Sequence[Path], steps: dict[str, float]) -> list[Standing]:
-    """By the median, then the sum of what was reached; equal ones stay in the study's order."""
-    made = []
-    for path in found:
-        values = path.at(steps[path.method])
-        made.append(Standing(path.method, values, interval(list(values.values())), steps[path.method]))
-    return sorted(made, key=lambda s: (s.accuracy.median, sum(max(v, 0.0) for v in s.values.values())), reverse=True)
+def _standings(curves: Sequence[FinalCurves], steps: dict[str, float]) -> list[Standing]:
+    """By the median, then by the sum over seeds; ties stay in the study's order."""
+    standings = []
+    for each in curves:
+        values = each.at(steps[each.method])
+        standings.append(Standing(each.method, values, interval(list(values.values())), steps[each.method]))
+    return sorted(
+        standings, key=lambda s: (s.accuracy.median, sum(max(v, 0.0) for v in s.values.values())), reverse=True
+    )
 
 
-def _ranking(name: str, noun: str, budget: str, standings: list[Standing], leaders: tuple, text: Callable, out: list):
-    """The ranking, with the comparisons over the seeds that every method has."""
+def _ranking(
+    *,
+    name: str,
+    noun: str,
+    budget: str,
+    standings: Sequence[Standing],
+    leaders: tuple[tuple[str, float, float], ...],
+    text: Callable[[float], str],
+    out: Sequence[tuple[str, str]],
+) -> Ranking:
+    """The ranking, with comparisons over the seeds that every method has."""
     shared = sorted(set.intersection(*(set(standing.values) for standing in standings)))
     values = {standing.method: [standing.values[seed] for seed in shared] for standing in standings}
     first, *others = values
@@ -237,22 +302,21 @@ def _ranking(name: str, noun: str, budget: str, standings: list[Standing], leade
     return Ranking(name, noun, budget, tuple(standings), best, leads, leaders, text, tuple(out))
 
 
-def _leaders(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, float], ...]:
-    """Neighbours with one leader, joined; each reign ends where the next one begins."""
-    made: list[list] = []
+def _joined(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, float], ...]:
+    """Join consecutive budgets with the same leader; each range ends where the next begins."""
+    ranges: list[tuple[str, float, float]] = []
     for method, budget in leaders:
-        if made and made[-1][0] == method:
-            made[-1][2] = budget
-        else:
-            if made:
-                made[-1][2] = budget
-            made.append([method, budget, budget])
-    return tuple((method, low, high) for method, low, high in made)
+        if ranges:
+            last, low, _ = ranges[-1]
+            ranges[-1] = (last, low, budget)
+        if not ranges or ranges[-1][0] != method:
+            ranges.append((method, budget, budget))
+    return tuple(ranges)
 
 
-def _out(results: Results, found: Sequence[Path]) -> list[tuple[str, str]]:
-    """The methods that were refused, and those of which a final run was not evaluated."""
+def _not_ranked(results: Results, curves: Sequence[FinalCurves]) -> list[tuple[str, str]]:
+    """The refused methods, and those with a final run that was not evaluated."""
     refused = {refusal.method: refusal.reason for refusal in results.refused}
-    ranked = {path.method for path in found}
-    waiting = [(row.method, "not every final run of it was evaluated") for row in summarise(results)]
+    ranked = {each.method for each in curves}
+    waiting = [(row.method, "a final run of it was not evaluated") for row in summarise(results)]
     return [*refused.items(), *(pair for pair in waiting if pair[0] not in ranked)]

@@ -1,28 +1,49 @@
-"""A results folder, read into values: `study.json`, `environment.json` and `records.jsonl`.
+"""A results folder as values: `study.json`, `environment.json` and `records.jsonl`.
 
-Reading is tolerant where a crash can leave a mark and strict elsewhere. A line that was torn while it was
-written is skipped and counted (`Results.torn`), a trial that was tried again counts as its last line, a
-field that is absent reads as None. What is not a results folder is a ValueError, in a sentence.
+Reading tolerates what a crash can leave behind and is strict elsewhere:
+
+- an incomplete line is skipped and counted (`Results.torn`);
+- of a trial that ran more than once, the last record counts;
+- a missing field reads as None;
+- a folder without results raises BadInput.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.results import ledger
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What was asked: one task, one model, the methods in the order they were typed."""
+    """What a study compares: one task, one model, and the methods in the order they were given.
+
+    Args:
+        task: repr of the task.
+        task_name: short name of the task.
+        model_name: short name of the model.
+        methods: labels of the methods.
+        seeds: seeds of the final runs.
+        points: learning rates tried per method.
+        steps: training steps of a run.
+        target: validation accuracy whose first evaluation is recorded as `TrialRecord.reached`.
+        optimizer: name of the optimizer.
+        batch: examples per batch. None where the task has no fixed batch size.
+        comparison: hash of what is compared and of the code.
+        weights: number of trained weights.
+        weights_bytes: their bytes.
+        memory: budget in bytes, beyond the weights. None without a budget.
+        chance: accuracy of guessing.
+        confirm: fresh seeds on which the best three learning rates run again.
+    """
 
     task: str
     task_name: str
@@ -34,32 +55,32 @@ class StudyRecord:
     target: float
     optimizer: str
     batch: int | None = None
-    comparison: str | None = None  # what is compared and by which code, as a hash
-    weights: int | None = None  # how many
+    comparison: str | None = None
+    weights: int | None = None
     weights_bytes: int | None = None
-    memory: int | None = None  # the budget in bytes beyond the weights
-    chance: float | None = None  # the accuracy of guessing
-    confirm: int = 0  # fresh seeds on which the best three rates are run again
+    memory: int | None = None
+    chance: float | None = None
+    confirm: int = 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation; a value that was not finite is None. further: what else the task's own score told."""
+    """One evaluation of a model. A value that is not finite, or that the task does not have, is None."""
 
     loss: float | None
     accuracy: float | None
-    targets: int | None = None  # how many these are the mean over
-    of: int | None = None  # how many the split holds
-    further: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+    targets: int | None = None  # these are means over so many targets
+    of: int | None = None  # the split holds so many
+    further: Mapping[str, float | None] = field(default_factory=dict, hash=False)  # the task's other scores
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run did: the training loss against the step, and the evaluations between."""
+    """The training loss of one run at each recorded step, and its evaluations."""
 
     step: tuple[int, ...] = ()
     loss: tuple[float | None, ...] = ()
-    slope: tuple[float | None, ...] = ()  # the largest |slope| since the last of these steps
+    slope: tuple[float | None, ...] = ()  # the largest |slope| since the previous recorded step
     validation_step: tuple[int, ...] = ()
     validation_loss: tuple[float | None, ...] = ()
     validation_accuracy: tuple[float | None, ...] = ()
@@ -67,7 +88,30 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One run of one method at one learning rate and one seed, in the phase "tune" or "final"."""
+    """One run of one method, with one learning rate and one seed.
+
+    Args:
+        trial: id of the trial.
+        method: label of the method.
+        estimator: repr of the estimator.
+        optimizer: repr of the optimizer.
+        phase: "tune", "confirm" or "final".
+        lr: learning rate.
+        seed: seed of the run.
+        status: "finished", "diverged" or "failed".
+        steps: steps taken.
+        curve: training and validation curves.
+        validation: last evaluation of the validation split.
+        test: evaluation of the test split.
+        clip_rate: share of steps whose slope was clipped.
+        reached: first evaluated step at which the target accuracy was reached.
+        slopes: number of slopes, the largest, and the spikes among them.
+        seconds: wall-clock time of the run.
+        reason: why it diverged or failed.
+        task: repr of the task.
+        environment: versions, machine and code that ran it.
+        exact: whether the estimator computes the gradient of the batch itself. None in records of older versions.
+    """
 
     trial: str
     method: str
@@ -88,34 +132,36 @@ class TrialRecord:
     reason: str | None = None
     task: str | None = field(default=None, repr=False)
     environment: Mapping[str, str | int] | None = field(default=None, repr=False, hash=False)
+    exact: bool | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of one method, measured: bytes beyond the weights, FLOPs in bare forwards, milliseconds."""
+    """The measured cost of one step of one method. What was not measured is None."""
 
     method: str
     estimator: str
-    peak_bytes: int | None = None
+    peak_bytes: int | None = None  # beyond the weights: less parameters, buffers and batch
     flops: int | None = None
-    forwards: float | None = None
+    forwards: float | None = None  # `flops` divided by those of one forward pass without gradient
     matmuls: int | None = None
-    ms: float | None = None
+    ms: float | None = None  # the median; `ms_low` and `ms_high` are the quartiles
     ms_low: float | None = None
     ms_high: float | None = None
-    doubt: str | None = None
-    fits: bool | None = None
-    breakdown: Mapping[str, int] | None = None  # bytes alive at the peak by purpose, weights and batch included
-    operator: str | None = None  # what runs at the peak, and in which module
+    doubt: str | None = None  # why the timing is not reliable
+    fits: bool | None = None  # whether the peak is within the study's budget
+    breakdown: Mapping[str, int] | None = None  # bytes at the peak by purpose, weights and batch included
+    operator: str | None = None  # runs at the peak, in `module`
     module: str | None = None
+    exact: bool | None = None  # as in TrialRecord
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the estimates of one method were, `draws` of them at the initial weights, on one batch.
+    """How close the estimates of one method are to the gradient, at the initial weights and on one batch.
 
-    cosine: the mean of that with the gradient. error: the mean of |g - grad|^2 / |grad|^2. `_se`: their
-    standard errors. theory: lists of probes, and the cosine and the error that they should have.
+    cosine: mean cosine with the gradient. error: mean of |g - grad|^2 / |grad|^2. `_se`: standard errors.
+    theory: lists of equal length, "probes" and the "cosine" and "error" that theory expects for each.
     """
 
     method: str
@@ -132,16 +178,26 @@ class Quality:
 
 @dataclass(frozen=True)
 class Refused:
-    """A method that cannot serve here, and why."""
+    """A method that cannot be used for this study, and the reason."""
 
     method: str
     estimator: str
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so what is derived from it can be cached
 class Results:
-    """Everything a results folder holds. `torn` counts the lines that could not be read."""
+    """The content of a results folder.
+
+    Args:
+        study: what is compared.
+        environment: versions and machine where the folder was created.
+        trials: the last record of each trial.
+        costs: the last measured cost of each method.
+        refused: methods that cannot be used, with reasons.
+        torn: number of incomplete lines that were skipped.
+        qualities: how close each method's estimates are to the gradient.
+    """
 
     study: StudyRecord
     environment: dict[str, str | int | float]
@@ -153,39 +209,47 @@ class Results:
 
 
 def read(folder: str | Path) -> Results:
-    """The results in `folder`. Raises ValueError when it is missing, empty, or of another schema."""
+    """Read the results in a folder.
+
+    Args:
+        folder: the folder that `gradcost compare -o` or `gradcost study -o` wrote.
+    Returns:
+        Results. Incomplete lines are skipped and counted in `torn`.
+    Raises:
+        BadInput: the folder is missing, holds no results, or has another schema.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"There is no folder {folder}: give the one that `gradcost compare -o` wrote.")
-    asked = document(folder / "study.json")
-    if asked is None:
+        raise BadInput(f"There is no folder {folder}. Give a results folder, written by `gradcost compare -o`.")
+    study = document(folder / "study.json")
+    if study is None:
         raise BadInput(
-            f"{folder} holds no study.json, so it is not a results folder: give the one that "
-            "`gradcost compare -o` wrote."
+            f"{folder} is not a results folder: it holds no study.json. Give the folder that `gradcost compare -o` "
+            "wrote."
         )
-    _check(asked, folder / "study.json")
-    lines = folder / "records.jsonl"
-    if not lines.is_file():
-        raise BadInput(f"{folder} holds no records.jsonl: nothing was run there yet.")
-    return results(asked, document(folder / "environment.json") or {}, lines)
+    _check(study, folder / "study.json")
+    path = folder / ledger.RECORDS
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no {ledger.RECORDS}: no trial has run there yet.")
+    return results(study, document(folder / "environment.json") or {}, path)
 
 
-def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Path) -> Results:
-    """Gather the records of `lines`, the last one of a trial and of a method's cost winning."""
+def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path) -> Results:
+    """Gather the records of `path`; the last record of a trial, and of a method's cost, counts."""
     trials: dict[str, TrialRecord] = {}
     costs: dict[str, Cost] = {}
     refused: dict[str, Refused] = {}
     qualities: dict[str, Quality] = {}
     torn = 0
-    for record in _lines(lines):
+    for record in ledger.lines(path):
         if record is None:
             torn += 1
             continue
-        _check(record, lines)
+        _check(record, path)
         match record.get("kind"):
             case "trial":
-                ran = trial_record(record)
-                trials[ran.trial] = ran
+                trial = trial_record(record)
+                trials[trial.trial] = trial
             case "cost":
                 cost = _make(Cost, record)
                 costs[cost.method] = cost
@@ -195,10 +259,10 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
             case "quality":
                 quality = _make(Quality, record)
                 qualities[quality.method] = quality
-            case _:  # a kind of record that only a later gradcost knows
+            case _:  # a kind that only a later version knows
                 pass
     return Results(
-        study=_asked(study, tuple(trials.values())),
+        study=_study(study, tuple(trials.values())),
         environment=dict(environment),
         trials=tuple(trials.values()),
         costs=tuple(costs.values()),
@@ -208,22 +272,22 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], lines: Pat
     )
 
 
-def _asked(study: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
-    """What was asked. A study of the user's own says little of it beforehand: its trials tell the rest."""
+def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
+    """The study's record. A user's own study file states few of these fields; the trials supply the others."""
     tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
     points = Counter(method for method, _ in tuned)
-    told = {
+    observed = {
         "methods": tuple(dict.fromkeys(run.method for run in trials)),
         "seeds": tuple(sorted({run.seed for run in trials if run.phase == "final"})),
         "points": max(points.values(), default=0),
         "steps": max((run.steps for run in trials), default=0),
     }
-    said = {name: tuple(known) if isinstance(known, list) else known for name, known in study.items()}
-    return _make(StudyRecord, told | {name: known for name, known in said.items() if known is not None})
+    stated = {name: tuple(held) if isinstance(held, list) else held for name, held in document.items()}
+    return _make(StudyRecord, observed | {name: held for name, held in stated.items() if held is not None})
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
-    """The trial that a record of kind "trial" describes."""
+    """Return the trial that a JSON record of kind "trial" describes."""
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     return _make(
         TrialRecord,
@@ -244,45 +308,29 @@ def _scores(record: Mapping[str, Any] | None) -> Scores | None:
 
 
 def _make(cls: Any, record: Mapping[str, Any]) -> Any:
-    """A `cls` from the fields it knows; those it does not are from a later gradcost and are left out."""
+    """A `cls` from its fields; other fields come from a later version and are ignored."""
     known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
     try:
         return cls(**known)
     except TypeError as missing:
-        raise BadInput(f"A record of {cls.__name__.lower()} is incomplete: {missing}.") from None
+        raise BadInput(f"A {cls.__name__.removesuffix('Record').lower()} record is incomplete: {missing}.") from None
 
 
 def _check(record: Mapping[str, Any], where: Path) -> None:
     schema = record.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise BadInput(f"{where} has schema {schema} and this gradcost reads {SCHEMA}: upgrade gradcost.")
+        raise BadInput(f"{where} has schema {schema}, but this version of gradcost reads {SCHEMA}: upgrade gradcost.")
 
 
 def document(path: Path) -> dict[str, Any] | None:
-    """The JSON object of a file; None where there is no file. Raises: ValueError where it holds none."""
+    """Return the JSON object in a file; None where there is no file.
+
+    Raises:
+        BadInput: the file holds no JSON object.
+    """
     if not path.is_file():
         return None
-    found = _parse(path.read_bytes())
-    if found is None:
+    content = ledger.parse(path.read_bytes())
+    if content is None:
         raise BadInput(f"{path} is not a JSON object: it was cut short or edited.")
-    return found
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Each line's object; None for a torn one, which is the last of a run that was killed as it wrote."""
-    for line in path.read_bytes().split(b"\n"):
-        if line.strip():
-            yield _parse(line)
-
-
-def _parse(text: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-    except ValueError:  # not JSON, or not UTF-8
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _finite(text: str) -> float | None:
-    number = float(text)
-    return number if isfinite(number) else None
+    return content

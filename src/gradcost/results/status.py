@@ -1,6 +1,6 @@
-"""Looking into a results folder: how far it is, one trial of it, and why that one ran, failed or was chosen.
+"""Progress of a results folder, the record of one trial, and why that trial ran, failed or was chosen.
 
-Reads files alone: neither torch nor what the trials need has to be there.
+Only files are read: torch and the packages that trials need are not required.
 """
 
 from __future__ import annotations
@@ -20,31 +20,45 @@ from gradcost.results.tuning import Score, best, chosen, scores
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A trial that was kept half-finished: it is running, or goes on from there when it is performed again."""
+class UnfinishedTrial:
+    """A trial with a training checkpoint: it is running, or resumes from there when it runs again.
+
+    Args:
+        trial: id of the trial.
+        step: steps taken at the checkpoint; None if the file cannot be read.
+    """
 
     trial: str
-    step: int | None  # None where its file cannot be read
+    step: int | None
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is.
+    """Progress of a study.
 
-    done: how many trials of each phase ended. failed: the ids of those that are to be tried again. kept: those that
-    have a checkpoint. pid: of the process that works in the folder, None where none does.
+    Args:
+        folder: the results folder.
+        done: number of trials that ended, by phase.
+        failed: ids of the trials that the next run tries again.
+        kept: trials with a training checkpoint.
+        pid: process that works in the folder; None without one.
+        torn: number of incomplete lines in the records.
     """
 
     folder: str
     done: dict[str, int]
     failed: tuple[str, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[UnfinishedTrial, ...]
     pid: int | None
     torn: int
 
 
 def status(folder: Path) -> Status:
-    """How far the study of a folder is. Raises: ValueError where it is no results folder."""
+    """Return the progress of the study in a folder.
+
+    Raises:
+        BadInput: it is not a results folder.
+    """
     results = read(folder)
     ended = {run.trial for run in results.trials if run.status != "failed"}
     return Status(
@@ -52,7 +66,7 @@ def status(folder: Path) -> Status:
         dict(Counter(run.phase for run in results.trials if run.status != "failed")),
         tuple(run.trial for run in results.trials if run.status == "failed"),
         tuple(
-            Kept(path.parent.name, _step(path))
+            UnfinishedTrial(path.parent.name, _step(path))
             for path in sorted(folder.glob("trials/*/checkpoint"))
             if path.parent.name not in ended
         ),
@@ -65,7 +79,7 @@ def _holder(folder: Path) -> int | None:
     try:
         with (folder / "lock").open() as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not meet
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not block each other
             except BlockingIOError:
                 return int(file.read().strip() or 0)
     except FileNotFoundError:
@@ -74,13 +88,13 @@ def _holder(folder: Path) -> int | None:
 
 
 def _step(path: Path) -> int | None:
-    """How many steps a checkpoint holds, from the head of its file."""
+    """The steps taken at a training checkpoint, from the head of its file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             head = json.loads(file.read(min(length, path.stat().st_size)))
         return _item(_item(json.loads(head["__metadata__"]["tree"]), "steps"), "taken")
-    except (OSError, ValueError, KeyError, TypeError):  # replaced or removed meanwhile, or none of ours
+    except (OSError, ValueError, KeyError, TypeError):  # replaced or removed meanwhile, or another format
         return None
 
 
@@ -89,36 +103,46 @@ def _item(tree: Any, name: str) -> Any:
 
 
 def record(folder: Path, trial: str) -> dict[str, Any]:
-    """The last record of the trial whose id begins like this.
+    """Return the last record of a trial.
 
-    Raises: ValueError where there is none or more than one, or no results folder.
+    Args:
+        folder: a results folder.
+        trial: the trial's id, or its first characters.
+    Returns:
+        The record as JSON.
+    Raises:
+        BadInput: no trial or more than one has such an id, or the folder is not a results folder.
     """
     read(folder)
-    found = {
+    matches = {
         r["trial"]: r for r in ledger.records(folder) if r.get("kind") == "trial" and r["trial"].startswith(trial)
     }
-    if len(found) > 1:
-        raise BadInput(f"{len(found)} trials of {folder} begin with {trial!r}: give more of the id.")
-    if not found:
+    if len(matches) > 1:
+        raise BadInput(f"{len(matches)} trials of {folder} begin with {trial!r}: give more of the id.")
+    if not matches:
         raise BadInput(
-            f"no trial of {folder} that has ended begins with {trial!r}: `gradcost status` tells of those that run, "
-            f"and {folder}/records.jsonl holds the others."
+            f"no trial of {folder} begins with {trial!r}. {folder}/{ledger.RECORDS} lists the "
+            "recorded trials, and `gradcost status` the running ones."
         )
-    return next(iter(found.values()))
+    return next(iter(matches.values()))
 
 
 def why(folder: Path, trial: str) -> tuple[str, ...]:
-    """Why a trial ran, why it ended as it did, and why its learning rate was or was not chosen: a sentence each.
+    """Explain why a trial ran, why it ended as it did, and why its learning rate was or was not chosen.
 
-    Raises: ValueError as `record`.
+    Args:
+        folder: a results folder.
+        trial: the trial's id, or its first characters.
+    Returns:
+        Sentences.
+    Raises:
+        BadInput: as `record`.
     """
-    asked = record(folder, trial)
-    results = read(folder)
-    return tuple(_reasons(asked, results))
+    return tuple(_reasons(record(folder, trial), read(folder)))
 
 
-def _reasons(asked: dict[str, Any], results: Results) -> Iterator[str]:
-    method, phase, lr, seed = asked["method"], asked["phase"], asked["lr"], asked["seed"]
+def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
+    method, phase, lr, seed = record["method"], record["phase"], record["lr"], record["seed"]
     tuned = scores((run for run in results.trials if run.phase == "tune"), method)
     confirmed = scores((run for run in results.trials if run.phase == "confirm"), method)
     winner = chosen(results.trials, method)
@@ -126,20 +150,20 @@ def _reasons(asked: dict[str, Any], results: Results) -> Iterator[str]:
         case "tune":
             yield f"It ran to tune {method}: {lr:.3g} is one of the {len(tuned)} learning rates that were tried."
         case "confirm":
-            yield f"It ran to confirm {lr:.3g}, {_place(tuned, lr)} in the tuning of {method}, on fresh seed {seed}."
+            yield f"It ran to confirm {lr:.3g}, {_place(tuned, lr)} in tuning {method}, on fresh seed {seed}."
         case _ if winner is None:
-            yield f"It ran for the study itself: no learning rate of {method} was tuned."
+            yield f"It is a final run: no learning rate of {method} was tuned."
         case _ if winner == lr:
-            by = "the mean over the confirming seeds" if confirmed else "the tuning"
-            yield f"It ran because {lr:.3g} is the learning rate that {by} chose for {method}, on fresh seed {seed}."
+            by = "the mean over the confirming seeds" if confirmed else "tuning"
+            yield f"It is a final run with {lr:.3g}, which {by} chose for {method}, on fresh seed {seed}."
         case _:
-            yield f"It ran with {lr:.3g} because the study says so: by its tuning {method} would take {winner:.3g}."
-    match asked["status"]:
+            yield f"It is a final run with {lr:.3g}, as the study sets it. Tuning of {method} chose {winner:.3g}."
+    match record["status"]:
         case "failed":
-            yield f"It failed: {asked.get('reason')}. The next call tries it again."
+            yield f"It failed: {record.get('reason')}. The same command again repeats it."
         case "diverged":
-            yield f"It diverged: {asked.get('reason')}. It counts as the worst and is not run again."
-    if phase in ("tune", "confirm") and asked["status"] != "failed":
+            yield f"It diverged: {record.get('reason')}. It counts as the worst result and is not repeated."
+    if phase in ("tune", "confirm") and record["status"] != "failed":
         yield from _choice(lr, tuned, confirmed, winner)
 
 
@@ -149,23 +173,24 @@ def _choice(
     if winner is None:
         yield "No learning rate was chosen: every one diverged."
         return
-    found, where = (confirmed, "on the confirming seeds") if best(confirmed) else (tuned, "in the tuning")
+    tried, where = (confirmed, "on the confirming seeds") if best(confirmed) else (tuned, "in tuning")
     if lr == winner:
-        yield f"It was chosen: {_told(found[lr])} {where}, {_place(found, lr)} of {len(found)}."
-    elif lr not in found:
-        yield f"It was not chosen: {_place(tuned, lr)} in the tuning, it was not confirmed; {winner:.3g} was chosen."
+        yield f"It was chosen: {_described(tried[lr])} {where}, {_place(tried, lr)} of {len(tried)}."
+    elif lr not in tried:
+        yield f"It was not chosen: {_place(tuned, lr)} in tuning, so it was not confirmed. {winner:.3g} was chosen."
     else:
-        yield f"It was not chosen: {_told(found[lr])} {where}, where {winner:.3g} had {_told(found[winner])}."
+        theirs = _described(tried[winner])
+        yield f"It was not chosen: {_described(tried[lr])} {where}. {winner:.3g} was chosen: {theirs}."
 
 
-def _place(found: dict[float, Score], lr: float) -> str:
-    """Its place among all, the diverged last: `number 2`."""
-    order = sorted(found, key=lambda rate: found[rate], reverse=True)
-    return f"number {order.index(lr) + 1}" if lr in found else "not tried"
+def _place(tried: dict[float, Score], lr: float) -> str:
+    """The place of a learning rate, the diverged ones last: `number 2`."""
+    order = sorted(tried, key=lambda rate: tried[rate], reverse=True)
+    return f"number {order.index(lr) + 1}" if lr in tried else "not tried"
 
 
-def _told(merit: Score) -> str:
-    accuracy, loss, _ = merit
+def _described(score: Score) -> str:
+    accuracy, loss, _ = score
     if accuracy == float("-inf"):
         return "no accuracy (diverged)" if loss == float("-inf") else f"validation loss {-loss:.4g}"
     return f"validation accuracy {accuracy:.4f} and loss {-loss:.4g}"

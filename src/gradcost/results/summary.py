@@ -1,28 +1,30 @@
-"""What the records say: a row a method, and which method to use.
+"""A summary per method, and which method to use.
 
-The interval is that of the median over the seeds of the final runs, free of any distribution; a run that diverged
-is its worst value. Only final runs at one learning rate are gathered, one a seed: a study whose grid was widened
-keeps its older runs in the ledger.
+- Accuracies are medians over the seeds of the final runs, with distribution-free intervals.
+- A run that diverged is the worst value.
+- Only final runs with one learning rate count, one per seed. Runs from before a grid was widened stay in the records.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import inf, isfinite
 from statistics import mean, median
 from typing import Any
 
 from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord
-from gradcost.results.statistics import Interval, interval
-from gradcost.results.tuning import chosen, finals
+from gradcost.results.statistics import Interval, guessing_limit, interval
+from gradcost.results.tuning import chosen, edge, finals
 from gradcost.results.wording import bare, count, listed, number, percent, points, size
+
+_BACKPROP = ("Reverse(", "Accumulated(estimator=Reverse(")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method in the decision table. What was not measured is None."""
+class MethodSummary:
+    """One row of the decision table. What was not measured is None."""
 
     method: str
     estimator: str
@@ -49,65 +51,60 @@ class Row:
     reached: int
     seconds_to_target: float | None
     clip_rate: float | None
-    tuned_away: bool = False  # every tuning run diverged, so that there was no rate to train with
-
-    @property
-    def backprop(self) -> bool:
-        """Whether the estimator is, or wraps, backprop."""
-        return uses_backprop(self.estimator)
+    exact: bool = False  # the estimator computes the gradient of the batch itself
+    tuned_away: bool = False  # every tuning run diverged, so no final run was possible
 
 
-def uses_backprop(estimator: str) -> bool:
-    """Whether the estimator's text is `Reverse(...)` or wraps one, as in `Clipped(Reverse(...))`."""
-    return re.search(r"\bReverse\(", estimator) is not None
-
-
-def plain(row: Row) -> dict[str, Any]:
-    """A row as JSON can say it: what is not finite, as of runs that diverged, is None."""
-    made = asdict(row)
+def plain(row: MethodSummary) -> dict[str, Any]:
+    """Return a row as plain JSON; values that are not finite, as of diverged runs, are None."""
+    fields = asdict(row)
     for name in ("accuracy", "loss"):
-        made[name] = made[name] and {key: _said(x) for key, x in made[name].items()}
-    return made | {"accuracies": [_said(x) for x in row.accuracies]}
+        fields[name] = fields[name] and {key: _finite(x) for key, x in fields[name].items()}
+    return fields | {"accuracies": [_finite(x) for x in row.accuracies]}
 
 
-def _said(x: float) -> float | None:
+def _finite(x: float) -> float | None:
     return x if isfinite(x) else None
 
 
 def tuning(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
-    """The tuning runs of `method`, by learning rate."""
+    """Return the tuning runs of `method`, in the order of their learning rates."""
     return sorted((t for t in trials if t.method == method and t.phase == "tune"), key=lambda t: t.lr)
 
 
-def edge(grid: tuple[float, ...], lr: float | None) -> str | None:
-    """Which end of the grid `lr` is, "smallest" or "largest", if any: a better one may lie beyond it."""
-    if lr is None or len(grid) < 2 or grid[0] < lr < grid[-1]:
-        return None
-    return "smallest" if lr <= grid[0] else "largest"
+def summarise(results: Results) -> list[MethodSummary]:
+    """Summarise each method of a study that was not refused.
+
+    Args:
+        results: from `read`. The summary is cached per object.
+    Returns:
+        One row per method, in the study's order.
+    """
+    return list(_rows(results))
 
 
-def summarise(results: Results) -> list[Row]:
-    """A row for each method of the study that was not refused, in the study's order."""
+@lru_cache(maxsize=4)
+def _rows(results: Results) -> tuple[MethodSummary, ...]:
     refused = {refusal.method for refusal in results.refused} - {run.method for run in results.trials}
-    seen = [*results.study.methods, *(r.method for r in (*results.costs, *results.trials))]
-    return [_row(results, method) for method in dict.fromkeys(seen) if method not in refused]
+    methods = [*results.study.methods, *(r.method for r in (*results.costs, *results.trials))]
+    return tuple(_row(results, method) for method in dict.fromkeys(methods) if method not in refused)
 
 
-def _row(results: Results, method: str) -> Row:
+def _row(results: Results, method: str) -> MethodSummary:
     cost = next((c for c in results.costs if c.method == method), None)
-    mine = [t for t in results.trials if t.method == method]
-    runs = finals(mine, method)
+    trials = [t for t in results.trials if t.method == method]
+    runs = finals(trials, method)
     finished = [t for t in runs if t.status == "finished" and t.test]
-    grid = tuple(sorted({t.lr for t in mine if t.phase == "tune"}))
-    lr = runs[0].lr if runs else chosen(mine, method)
+    grid = tuple(sorted({t.lr for t in trials if t.phase == "tune"}))
+    lr = runs[0].lr if runs else chosen(trials, method)
     reached = [t.reached for t in finished if t.reached is not None]
     steps = median(reached) if reached else None
-    named: list[TrialRecord | Cost] = [*runs, *mine, *([cost] if cost else [])]
+    named: list[TrialRecord | Cost] = [*runs, *trials, *([cost] if cost else [])]
     cost = cost or Cost(method, "")
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
     accuracies = tuple(_results(runs, "accuracy", -inf))
     losses = list(_results(runs, "loss", inf))
-    return Row(
+    return MethodSummary(
         method=method,
         estimator=named[0].estimator if named else "",
         optimizer=runs[0].optimizer if runs else None,
@@ -133,166 +130,196 @@ def _row(results: Results, method: str) -> Row:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
-        tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in mine),
+        exact=_exact(named),
+        tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in trials),
     )
 
 
+def _exact(records: Iterable[TrialRecord | Cost]) -> bool:
+    """Whether the method is exact. Older records lack the field, but the estimator's repr shows backprop."""
+    known = [record.exact for record in records if record.exact is not None]
+    return known[-1] if known else any(record.estimator.startswith(_BACKPROP) for record in records)
+
+
 def _results(runs: Iterable[TrialRecord], name: str, worst: float) -> Iterator[float]:
-    """What each final run came to, `worst` where it diverged; a run that failed, or was not tested, is missing."""
+    """The test score of each final run, `worst` where it diverged; failed and untested runs are left out."""
     for run in runs:
-        found = getattr(run.test, name, None)
+        score = getattr(run.test, name, None)
         if run.status == "diverged":
             yield worst
-        elif run.status == "finished" and found is not None:
-            yield found
+        elif run.status == "finished" and score is not None:
+            yield score
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The method to use, and the others whose accuracy is not told apart from the best one's."""
+class Recommendation:
+    """The method to use, and the others whose accuracy is within the best one's interval."""
 
-    row: Row
-    alike: tuple[Row, ...]
+    row: MethodSummary
+    alike: tuple[MethodSummary, ...]
 
 
-def candidates(rows: Iterable[Row]) -> list[Row]:
-    """The methods that may be recommended: their median run did not diverge, and they are not known to not fit."""
+def candidates(rows: Iterable[MethodSummary]) -> list[MethodSummary]:
+    """Return the methods that may be recommended: the median run did not diverge, and `fits` is True or unknown."""
     return [row for row in rows if row.accuracy and isfinite(row.accuracy.median) and row.fits is not False]
 
 
-def _finished(row: Row) -> list[float]:
+def _finished(row: MethodSummary) -> list[float]:
     return [x for x in row.accuracies if isfinite(x)]
 
 
-def standing(row: Row, study: StudyRecord) -> float:
-    """The accuracy that a method is ranked by: the median of the seeds that finished, weighed against guessing by
-    the share of those that diverged. So a method that now and then diverges is not recommended for its good days."""
-    alive = _finished(row)
-    reached = median(alive) if alive else 0.0
-    lost = len(row.accuracies) - len(alive)
-    return (len(alive) * reached + lost * (study.chance or 0.0)) / max(len(row.accuracies), 1)
+def penalized_accuracy(row: MethodSummary, study: StudyRecord) -> float:
+    """Return the accuracy that methods are compared by.
+
+    Law: (finished * median of finished seeds + diverged * accuracy of guessing) / seeds. A method that sometimes
+    diverges is not recommended for its good seeds.
+    """
+    finished = _finished(row)
+    reached = median(finished) if finished else 0.0
+    diverged = len(row.accuracies) - len(finished)
+    return (len(finished) * reached + diverged * (study.chance or 0.0)) / max(len(row.accuracies), 1)
 
 
-def choose(rows: list[Row], study: StudyRecord) -> Choice | None:
-    """The least memory, then the fewest milliseconds, among those that are not below the best one's interval."""
+def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation | None:
+    """Return the method with the least memory, then the shortest step, among those as accurate as the best.
+
+    A method is as accurate as the best if its accuracy is not below the best one's interval.
+    """
     pool = candidates(rows)
     if not pool:
         return None
-    best = max(pool, key=lambda row: standing(row, study))
-    about = interval(_finished(best))
-    reach = about.median - about.low
-    near = [row for row in pool if standing(row, study) >= standing(best, study) - reach]
-    pick = min(near, key=lambda row: (*_price(row), -standing(row, study)))
-    return Choice(pick, tuple(row for row in near if row is not pick))
+    best = max(pool, key=lambda row: penalized_accuracy(row, study))
+    around = interval(_finished(best))
+    limit = penalized_accuracy(best, study) - (around.median - around.low)
+    near = [row for row in pool if penalized_accuracy(row, study) >= limit]
+    pick = min(near, key=lambda row: (*_price(row), -penalized_accuracy(row, study)))
+    return Recommendation(pick, tuple(row for row in near if row is not pick))
 
 
-def _price(row: Row) -> tuple[float, float]:
+def _price(row: MethodSummary) -> tuple[float, float]:
     return _or(row.peak_bytes, inf), _or(row.ms, inf)
 
 
 def verdict(results: Results) -> str:
-    """Which method to use, and how far behind the best is that avoids backprop."""
+    """Say which method to use, and how the best method of the other kind compares.
+
+    The two kinds are methods with the exact gradient of a batch, and methods with an estimate of it.
+
+    Args:
+        results: from `read`.
+    Returns:
+        One or two sentences; the reason where no method can be recommended.
+    """
     return " ".join(sentences(results))
 
 
 def sentences(results: Results) -> list[str]:
-    """The verdict's one or two sentences."""
+    """Return the sentences of the verdict."""
     rows, study = summarise(results), results.study
     choice = choose(rows, study)
     if choice is None:
-        return [_nothing(rows, results)]
-    best = max(candidates(rows), key=lambda row: standing(row, study))
+        return [_no_choice(rows, results)]
+    best = max(candidates(rows), key=lambda row: penalized_accuracy(row, study))
     chance = study.chance
-    # A twentieth of the way from guessing to perfect is less than any method worth naming reaches.
-    if chance is not None and standing(best, study) <= chance + 0.05 * (1 - chance):
-        return [f"Nothing learned: the best, {best.method}, is at {_result(best)}; chance is {percent(chance)}."]
-    second = _other_way(choice, rows, study)
+    if chance is not None and penalized_accuracy(best, study) <= guessing_limit(chance):
+        return [
+            f"Nothing learned: the best method, {best.method}, has {_result(best)}; guessing gives {percent(chance)}."
+        ]
+    second = _other_kind(choice, rows, study)
     return [_use(choice), *([second] if second else [])]
 
 
-def _use(choice: Choice) -> str:
+def _use(choice: Recommendation) -> str:
     row, alike = choice.row, choice.alike
-    first = f"Use {row.method}: {_result(row)}{_within(row)}" + " beyond the weights" * (row.peak_bytes is not None)
+    first = f"Use {row.method}: {_result(row)}{_within(row)}"
+    if row.peak_bytes is not None:
+        first += " beyond the weights"
     if not alike:
         return first + "."
-    names = [f"{r.method} ({percent(r.accuracy and r.accuracy.median)}{_needing(r)})" for r in alike[:3]]
+    more = all(_price(row)[0] < _price(r)[0] for r in alike)
+    if len(alike) == 1:
+        (other,) = alike
+        price = " and needs more memory" if more else ""
+        return f"{first}; {other.method} has the same accuracy ({_brief(other)}; difference not significant){price}."
+    names = [f"{r.method} ({_brief(r)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
-    verb, needs = ("is", "needs") if len(alike) == 1 else ("are", "need")
-    more = f" and {needs} more memory" if all(_price(row)[0] < _price(r)[0] for r in alike) else ""
-    return f"{first}; {listed(names)} {verb} not told apart from it in accuracy{more}."
+    price = " and need more memory" if more else ""
+    return f"{first}; {listed(names)} have the same accuracy (differences not significant){price}."
 
 
-def _other_way(choice: Choice, rows: list[Row], study: StudyRecord) -> str | None:
-    """The best method of the other kind: without backprop when the choice uses it, with it when not."""
+def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyRecord) -> str | None:
+    """The best estimate if the choice computes the exact gradient, else the best exact gradient."""
     row = choice.row
-    others = [r for r in rows if r.estimator and r.backprop is not row.backprop]
-    kind = "avoids backprop" if row.backprop else "uses backprop"
+    others = [r for r in rows if r.estimator and r.exact is not row.exact]
+    kind = "with an estimated gradient" if row.exact else "with the exact gradient"
     if not others:
         return None
     pool = candidates(others)
     if not pool:
-        return f"Nothing that {kind} {_absence(others, study)}."
-    other = max(pool, key=lambda r: standing(r, study))
+        return f"No method {kind} {_absence(others, study)}."
+    other = max(pool, key=lambda r: penalized_accuracy(r, study))
     price = f"{_result(other)}{_within(other)}"
     if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
-        price += f" and {number(other.ms)} ms a step against {number(row.ms)}"
+        price += f", {number(other.ms)} ms per step instead of {number(row.ms)}"
     if other in choice.alike:
-        return f"The best that {kind} is {other.method}: {price}."
+        return f"The best method {kind} is {other.method}: {price}."
     ahead = row.accuracy.median - other.accuracy.median if row.accuracy and other.accuracy else 0.0
-    apart = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
-    return f"The best that {kind}, {other.method}, is {apart}: {price}."
+    gap = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
+    return f"The best method {kind}, {other.method}, is {gap}: {price}."
 
 
-def _within(row: Row) -> str:
+def _within(row: MethodSummary) -> str:
     return "" if row.peak_bytes is None else f" in {size(row.peak_bytes)}"
 
 
-def _needing(row: Row) -> str:
-    return "" if row.peak_bytes is None else f", {size(row.peak_bytes)}"
+def _brief(row: MethodSummary) -> str:
+    """97.1%, 64.5 KiB."""
+    accuracy = percent(row.accuracy and row.accuracy.median)
+    return accuracy if row.peak_bytes is None else f"{accuracy}, {size(row.peak_bytes)}"
 
 
-def _nothing(rows: list[Row], results: Results) -> str:
-    """Why there is no method to name."""
+def _no_choice(rows: list[MethodSummary], results: Results) -> str:
+    """Why no method can be recommended."""
     if results.refused and not rows:
-        return "No method can serve here: every one was refused, each for the reason that stands beside it."
-    return f"There is no method to name: nothing {_absence(rows, results.study)}."
+        return "No method can be used here; the list of refused methods gives the reasons."
+    return f"No method can be recommended: none {_absence(rows, results.study)}."
 
 
-def _absence(rows: list[Row], study: StudyRecord) -> str:
-    """What became of `rows`, none of which can be recommended; it goes on from "nothing that ..."."""
+def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
+    """Why none of `rows` can be recommended; continues "none ..." or "no method ..."."""
     over = [row for row in rows if row.fits is False]
     if rows and len(over) == len(rows):
         least = min(over, key=lambda row: _price(row)[0])
-        return f"fits {size(study.memory)}: the least, {least.method}, needs {size(least.peak_bytes)}"
+        return f"fits {size(study.memory)}; the smallest, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
     within = "that fits " if over else ""
     if any(row.seeds and row.accuracy is None for row in rows):
-        return f"{within}has an accuracy: what finished was scored by its loss alone"
+        return f"{within}has an accuracy, because the finished runs are scored by their loss alone"
     if rows and all(row.tuned_away for row in rows):
-        return f"{within}can be trained: every learning rate that was tried diverged"
+        return f"{within}can be trained, because every learning rate that was tried diverged"
     if diverged + failed == 0:
-        return f"{within}has finished yet; the same command again goes on where it stopped"
-    fate = [f"{count(diverged, 'run')} diverged"] * (diverged > 0) + [f"{count(failed, 'run')} failed"] * (failed > 0)
+        return f"{within}has finished yet; run the same command again to resume"
+    fates = [f"{count(n, 'run')} {fate}" for n, fate in ((diverged, "diverged"), (failed, "failed")) if n]
     most = " on most of its seeds" if any(row.seeds for row in rows) else ""
-    return f"{within}finished{most}: {listed(fate)}"
+    return f"{within}finished{most}: {listed(fates)}"
 
 
-def _result(row: Row) -> str:
-    """97.1% test accuracy [96.2, 98.0], and what to hold against it."""
-    found = row.accuracy
-    if found is None:
+def _result(row: MethodSummary) -> str:
+    """97.1% test accuracy [96.2, 98.0], and notes on missing seeds."""
+    accuracy = row.accuracy
+    if accuracy is None:
         return "no test accuracy"
-    text = f"{percent(found.median)} test accuracy"
-    text += " (one seed, no interval)" if found.n == 1 else f" {span(found)}"
+    text = f"{percent(accuracy.median)} test accuracy"
+    text += " (one seed, no interval)" if accuracy.n == 1 else f" {span(accuracy)}"
     missing = row.planned - row.seeds - row.diverged
-    notes = [f"{row.diverged} of {count(row.planned, 'seed')} diverged"] * (row.diverged > 0)
-    notes += [f"{missing} of {count(row.planned, 'seed')} missing"] * (missing > 0)
+    seeds = count(row.planned, "seed")
+    notes = [f"{n} of {seeds} {fate}" for n, fate in ((row.diverged, "diverged"), (missing, "missing")) if n > 0]
     return f"{text} ({listed(notes)})" if notes else text
 
 
 def span(accuracy: Interval) -> str:
-    """The interval of an accuracy, in percent: [96.2, 98.0] or [diverged, 98.0]; empty for one seed."""
+    """Write the interval of an accuracy in percent: [96.2, 98.0] or [diverged, 98.0]; empty for one seed."""
     if accuracy.n == 1:
         return ""
     return f"[{bare(accuracy.low)}, {bare(accuracy.high)}]"

@@ -1,21 +1,27 @@
-"""Which learning rate to try next, and which one tuning chose: the same number of points for every method."""
+"""Learning rates: how well each did, which one tuning chose, and which one to try next.
+
+Every method gets the same number of points.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isfinite, log, sqrt
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
 
-Score = tuple[float, float, float]
+Score = tuple[float, float, float]  # (accuracy, -loss, -lr): the greatest is the best
 
 
 def scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
-    """For each learning rate that was tried, how good it was: the mean over its runs; one that diverged is the worst.
+    """Return the score of each learning rate that was tried: the mean over its runs; a diverged run is the worst.
 
-    The better validation accuracy wins, then the lower validation loss, then the smaller learning rate: so the
-    choice does not depend on the order in which the runs finished.
+    Order, so that the choice does not depend on which run finished first:
+
+    1. the higher validation accuracy,
+    2. the lower validation loss,
+    3. the smaller learning rate.
     """
     by_rate: dict[float, list[TrialRecord]] = {}
     for run in runs:
@@ -33,14 +39,14 @@ def _score(lr: float, runs: list[TrialRecord]) -> Score:
     return (sum(accuracy) / len(runs), sum(loss) / len(runs), -lr)
 
 
-def best(found: Mapping[float, Score], count: int = 1) -> list[float]:
-    """The `count` best learning rates that did not diverge, the best first."""
-    alive = [lr for lr, score in found.items() if isfinite(score[0]) or isfinite(score[1])]
-    return sorted(alive, key=lambda lr: found[lr], reverse=True)[:count]
+def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
+    """Return the `count` best learning rates that did not diverge, the best first."""
+    converged = [lr for lr, score in tried.items() if isfinite(score[0]) or isfinite(score[1])]
+    return sorted(converged, key=lambda lr: tried[lr], reverse=True)[:count]
 
 
 def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
-    """The learning rate that tuning chose: by the confirming runs where there are any; None where all diverged."""
+    """Return the learning rate that tuning chose, by the confirming runs if there are any; None if all diverged."""
     runs = list(runs)
     for phase in ("confirm", "tune"):
         winner = best(scores((run for run in runs if run.phase == phase), method))
@@ -50,7 +56,10 @@ def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
 
 
 def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
-    """The final runs of `method` at one learning rate, one a seed: the chosen rate, or the last one run."""
+    """Return the final runs of `method` at one learning rate, one per seed.
+
+    The learning rate is the one that tuning chose, or the last one run if no final run has that one.
+    """
     trials = list(trials)
     runs = [t for t in trials if t.method == method and t.phase == "final"]
     lr = chosen(trials, method)
@@ -59,33 +68,54 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
 
 
-def next_rate(found: Mapping[float, Score], ratio: float) -> float | None:
-    """The learning rate to try next: beyond the edge where the winner lies on one, else in the wider of the two gaps
-    beside it, of equal ones on the side of the better neighbour; beyond an edge where two digits leave nothing
-    between. So each method spends as many points, whether its grid has to grow or not. A neighbour that diverged
-    says nothing against the rates before it: the best is often the last one that does not diverge.
+def edge(grid: Sequence[float], lr: float | None) -> str | None:
+    """Return "smallest" or "largest" if `lr` is that end of an ascending grid: a better one may lie beyond it.
 
-    ratio: the step of the grid, above 1. None where two digits leave nothing to try there either.
+    None where it lies inside, or the grid has fewer than two points.
     """
-    tried = sorted(found)
-    winner = best(found)
+    if lr is None or len(grid) < 2 or grid[0] < lr < grid[-1]:
+        return None
+    return "smallest" if lr <= grid[0] else "largest"
+
+
+def next_rate(tried: Mapping[float, Score], ratio: float) -> float | None:
+    """Return the learning rate to try next.
+
+    - If every rate diverged: one grid step below the smallest.
+    - If the best rate is an edge of the grid: one grid step beyond it.
+    - Otherwise the geometric mean of the best rate and a neighbour. Take the better neighbour, or the other one if
+      its gap is more than 1.25 times as wide.
+    - If that rate was tried, to two digits: the mean with the other neighbour, then one grid step below the
+      smallest, then one above the largest.
+
+    So each method spends equally many points, whether its grid has to grow or not. A neighbour that diverged does
+    not count against the gap beside it: the best rate is often the last one that does not diverge.
+
+    Args:
+        tried: the score of each learning rate tried.
+        ratio: the ratio of neighbours in the grid, above 1.
+    Returns:
+        The rate, to two digits; None where all of these were tried.
+    """
+    rates = sorted(tried)
+    winner = best(tried)
     if not winner:
-        return _new(tried[0] / ratio, tried)
-    at = tried.index(winner[0])
+        return _untried(rates[0] / ratio, rates)
+    at = rates.index(winner[0])
     if at == 0:
-        return _new(tried[0] / ratio, tried)
-    if at == len(tried) - 1:
-        return _new(tried[-1] * ratio, tried)
-    beside = sorted((tried[at - 1], tried[at + 1]), key=lambda lr: found[lr], reverse=True)
-    gaps = [abs(log(neighbour / winner[0])) for neighbour in beside]
-    if gaps[1] > 1.25 * gaps[0]:  # the better neighbour's side has been looked at already
-        beside.reverse()
-    between = [_new(sqrt(winner[0] * neighbour), tried) for neighbour in beside]
-    beyond = [_new(tried[0] / ratio, tried), _new(tried[-1] * ratio, tried)]
+        return _untried(rates[0] / ratio, rates)
+    if at == len(rates) - 1:
+        return _untried(rates[-1] * ratio, rates)
+    neighbours = sorted((rates[at - 1], rates[at + 1]), key=lambda lr: tried[lr], reverse=True)
+    gaps = [abs(log(neighbour / winner[0])) for neighbour in neighbours]
+    if gaps[1] > 1.25 * gaps[0]:  # the gap on the better neighbour's side was halved before
+        neighbours.reverse()
+    between = [_untried(sqrt(winner[0] * neighbour), rates) for neighbour in neighbours]
+    beyond = [_untried(rates[0] / ratio, rates), _untried(rates[-1] * ratio, rates)]
     return next((lr for lr in between + beyond if lr is not None), None)
 
 
-def _new(lr: float, tried: Iterable[float]) -> float | None:
+def _untried(lr: float, tried: Iterable[float]) -> float | None:
     rounded = float(f"{lr:.2g}")
     return None if rounded in tried else rounded
 
@@ -93,6 +123,12 @@ def _new(lr: float, tried: Iterable[float]) -> float | None:
 def log_grid(low: float, high: float, points: int) -> tuple[float, ...]:
     """Return `points` learning rates from `low` to `high`, evenly spaced in their logarithm, to two digits.
 
+    Args:
+        low: the smallest rate.
+        high: the largest rate.
+        points: number of rates; a single one is the geometric mean of the ends.
+    Returns:
+        The rates in ascending order.
     Raises:
         BadInput: the range is not 0 < low <= high < inf, or two digits cannot separate that many points.
     """

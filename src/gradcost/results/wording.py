@@ -1,4 +1,4 @@
-"""How a number is written, in one place, for the terminal, Markdown and HTML alike."""
+"""How numbers are written, for the terminal, Markdown and HTML alike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from gradcost.core.units import size as size
 
 
 def alike(x: float, *others: float, digits: int = 3) -> list[str]:
-    """Numbers that are compared, all with the decimals that give the first one `digits` digits; 1.2e+15 where it is
-    a million or more."""
+    """Write numbers with equal decimals, so that the first has `digits` digits; 1.2e+15 from a million on."""
     first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
     if first >= 1e6:
         return [f"{y:.{digits - 2}e}" if isfinite(y) else "diverged" for y in (x, *others)]
@@ -21,27 +20,27 @@ def alike(x: float, *others: float, digits: int = 3) -> list[str]:
 
 
 def forwards(x: float | None) -> str:
-    """A cost in bare forward passes: 3.0."""
+    """Write a cost in forward passes: 3.0."""
     return DASH if x is None else f"{x:,.1f}"
 
 
 def rate(lr: float | None) -> str:
-    """A learning rate: 0.1, 0.0003, 3e-05."""
+    """Write a learning rate: 0.1, 0.0003, 3e-05."""
     return DASH if lr is None else f"{lr:.3g}"
 
 
 def percent(x: float | None) -> str:
-    """An accuracy on its own: 97.1%, or "diverged"."""
+    """Write an accuracy with its unit: 97.1%, or "diverged"."""
     return DASH if x is None else f"{bare(x)}%" if isfinite(x) else bare(x)
 
 
 def bare(x: float) -> str:
-    """An accuracy where the percent sign is understood: 97.1, or "diverged"."""
+    """Write an accuracy in percent without the sign: 97.1, or "diverged"."""
     return f"{100 * x:.1f}" if isfinite(x) else "diverged"
 
 
 def flops(x: float) -> str:
-    """1.08 GFLOP, 250 kFLOP."""
+    """Write a number of floating-point operations: 1.08 GFLOP, 250 kFLOP."""
     for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if x >= 0.9995 * factor:
             return f"{number(x / factor)} {unit}FLOP"
@@ -49,12 +48,12 @@ def flops(x: float) -> str:
 
 
 def chance(x: float) -> str:
-    """A probability or a p-value, three digits: 0.0625, 1."""
+    """Write a probability or a p-value with three digits: 0.0625, 1."""
     return number(x)
 
 
 def points(x: float) -> str:
-    """A difference of accuracies: 6.1 points, 1.0 point, less than 0.1 points."""
+    """Write a difference of accuracies: 6.1 points, 1.0 point, less than 0.1 points."""
     if 0 < x < 0.0005:
         return "less than 0.1 points"
     text = f"{100 * x:.1f}"
@@ -62,7 +61,7 @@ def points(x: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, two or three digits: 0.38 s, 4.1 s, 2.5 min, 3.2 h."""
+    """Write seconds, minutes or hours with two or three digits: 0.38 s, 4.1 s, 2.5 min, 3.2 h."""
     if seconds is None:
         return DASH
     if seconds < 99.5:
@@ -73,5 +72,5 @@ def duration(seconds: float | None) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """a; a and b; a, b and c."""
+    """Join names: a; a and b; a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

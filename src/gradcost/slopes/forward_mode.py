@@ -1,4 +1,4 @@
-"""Evaluations in which the weights carry tangents: forward-mode differentiation without a graph."""
+"""Forward-mode differentiation without a graph: evaluations whose weights carry tangents."""
 
 from __future__ import annotations
 
@@ -24,31 +24,45 @@ from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
-from gradcost.directions import Directions
-from gradcost.directions.direction import combination, touches
+from gradcost.directions import Directions, SparseDirections
+from gradcost.directions.direction import combination
 from gradcost.directions.low_rank import Factored, Factors
-from gradcost.slopes.low_rank_linear import Products, passes_its_weight_on
+from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
 from gradcost.slopes.substitution import substituted
 
 
 def differentiate(
     objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its slopes along all of `seeds`, in one forward whose tangents are alive together."""
+    """Return the loss and its slopes along all `seeds`.
+
+    One forward pass computes them, and holds the tangents of all seeds at once.
+
+    Args:
+        objective: the model and the loss.
+        batch: any pytree; passed to the loss as it is.
+        key: fixes the randomness of the evaluation.
+        directions: the distribution of the directions.
+        seeds: one seed a direction.
+    Returns:
+        The loss (a scalar) and the slopes, shape (len(seeds),), both in the loss's dtype.
+    Raises:
+        Unsupported: the loss or a parameter loses its tangent.
+    """
     if len(seeds) == 1:
         with forward_ad.dual_level():
             loss, slope = forward_ad.unpack_dual(_evaluate(objective, batch, key, directions, seeds, None))
         assert slope is not None
         return loss, slope.reshape(1)
 
-    # vmap carries the index of the direction: the primal is computed once, each tangent in a stack of them.
-    # Inside vmap a dual exists only at a functorch level, which jvp opens; its own argument is of no use.
+    # vmap runs over the index of the direction: the primal is computed once, and the tangents are stacked.
+    # Inside vmap a dual tensor needs a functorch level. jvp opens one; its own argument is unused.
     def slope_of(index: Tensor) -> tuple[Tensor, Tensor]:
         def loss_of(_: Tensor) -> Tensor:
             return _evaluate(objective, batch, key, directions, seeds, index)
 
-        nothing = torch.zeros(())
-        loss, slope = torch.func.jvp(loss_of, (nothing,), (nothing,))  # pyright: ignore[reportAssignmentType]
+        unused = torch.zeros(())
+        loss, slope = torch.func.jvp(loss_of, (unused,), (unused,))  # pyright: ignore[reportAssignmentType]
         return loss, slope
 
     indices = torch.arange(len(seeds), device=objective.leaves[0].parameter.device)
@@ -64,69 +78,75 @@ def _evaluate(
     seeds: Sequence[int],
     index: Tensor | None,
 ) -> Tensor:
-    """The loss, a dual. Under vmap, `index` says which of the seeds is this one's."""
+    """Return the loss as a dual tensor. Under vmap, `index` is the position of the current seed."""
 
     def tangent(draw: Callable[[int], Tensor]) -> Tensor:
         if index is None:
             return tag("tangents", draw(seeds[0]))
-        with temporarily_clear_interpreter_stack():  # a tensor made at a functorch level has no memory to fill
+        with temporarily_clear_interpreter_stack():  # inside a functorch level a new tensor has no memory to fill
             stack = torch.stack([tag("tangents", draw(seed)) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
-    whole, spared = False, False
+    all_leaves, has_skipped = False, False  # whether every leaf gets a tangent, and whether one went without
 
     def make(leaf: Leaf) -> Tensor:
-        nonlocal spared
-        if not (whole or touches(directions, leaf, seeds)):
-            spared = True
+        nonlocal has_skipped
+        if not all_leaves and isinstance(directions, SparseDirections) and not directions.touches(leaf, seeds):
+            has_skipped = True
             return leaf.parameter.detach()
         along = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
-        return carrying(leaf.name, leaf.parameter.detach(), along)
+        return with_tangent(leaf.name, leaf.parameter.detach(), along)
 
-    with ExitStack() as nets:
-        nets.enter_context(sdpa_kernel(SDPBackend.MATH))
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         rules = _RULES if index is None else _RULES | _RULES_UNDER_VMAP
         if isinstance(directions, Factored):
-            nets.enter_context(substituted(objective, make, rules, passes_its_weight_on))
+            stack.enter_context(substituted(objective, make, rules, only_linear_reads))
 
             def factors(leaf: Leaf) -> Factors:
-                side_by_side = tangent(lambda seed: torch.cat(directions.factors(leaf, seed), dim=1))
-                return Factors(*side_by_side.split(list(leaf.parameter.shape), dim=1))
+                left_and_right = tangent(lambda seed: torch.cat(directions.factors(leaf, seed), dim=1))
+                return Factors(*left_and_right.split(list(leaf.parameter.shape), dim=1))
 
-            nets.enter_context(Products(objective, factors, carrying))
+            stack.enter_context(LowRankLinearMode(objective, factors, with_tangent))
         else:
-            nets.enter_context(substituted(objective, make, rules))
+            stack.enter_context(substituted(objective, make, rules))
         loss = objective.evaluate(batch, key)
-        if spared and forward_ad.unpack_dual(loss).tangent is None:
-            # Either the loss depends on none of the leaves that are reached, and the slope is 0, or its tangent was
-            # cut, and it never has one: with zeros for the leaves that were spared the two differ.
-            whole = True
+        if has_skipped and forward_ad.unpack_dual(loss).tangent is None:
+            # Either the loss depends on no leaf with a tangent (slope 0), or something cut its tangent (an error).
+            # Zero tangents on the skipped leaves separate the two cases.
+            all_leaves = True
             loss = objective.evaluate(batch, key)
     if forward_ad.unpack_dual(loss).tangent is None:
         raise Unsupported(
             "the loss came out without a tangent: it does not depend on the trainable parameters by a "
-            "differentiable path (.data, .detach() or .item() inside the model or the loss cut it)."
+            "differentiable path (.data, .detach() or .item() inside the model or the loss cut it). Remove the cut."
         )
     return loss
 
 
-def carrying(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
-    """The tensor of this name with a tangent.
+def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
+    """Return `primal` as a dual tensor.
 
-    Raises: ValueError where the tangent would be lost.
+    Args:
+        name: the name of the tensor, for the error message.
+        primal: its value.
+        tangent: its tangent, of the same shape.
+    Returns:
+        The dual tensor.
+    Raises:
+        Unsupported: forward mode is off here, so the tangent would be lost.
     """
     if not torch._C._is_fwd_grad_enabled():
         raise Unsupported(
-            f"`{name}` is used inside a custom autograd.Function (reentrant checkpointing is one), where "
-            "forward-mode differentiation is off and its tangent would be lost. Use use_reentrant=False, "
-            "call the operation outside the function, or take mezo(), which needs no derivative."
+            f"`{name}` is used inside a custom autograd.Function (reentrant checkpointing is one). Forward mode is "
+            "off there and its tangent would be lost. Use use_reentrant=False, call the operation outside the "
+            "function, or use mezo(), which needs no derivative."
         )
     return forward_ad.make_dual(primal, tangent)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear for duals with the matmuls that are needed and no more: PyTorch's own rule multiplies by the
-    zeros of a tangent that is not there."""
+    """F.linear for dual tensors, with no matmul for a missing tangent. PyTorch's own rule multiplies by zeros."""
     x, dx = forward_ad.unpack_dual(input)
     w, dw = forward_ad.unpack_dual(weight)
     b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
@@ -141,41 +161,47 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _normalizing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A normalisation whose arguments all have tangents or none: PyTorch's rules put in tensors of zeros that are no
-    memory where one is missing (a frozen weight), and those have no likeness among fake tensors."""
+    """A normalisation whose arguments all have tangents, or none has.
+
+    For a missing tangent (a frozen weight) PyTorch's rule inserts zero tensors without memory. Fake tensors have no
+    counterpart of those.
+    """
 
     def rule(*args: Any, **kwargs: Any) -> Tensor:
-        def dual(argument: Any) -> bool:
+        def is_dual(argument: Any) -> bool:
             return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
 
-        def filled(argument: Any) -> Any:
-            wanted = isinstance(argument, Tensor) and argument.is_floating_point() and not dual(argument)
-            return forward_ad.make_dual(argument, torch.zeros_like(argument)) if wanted else argument
+        def with_zero_tangent(argument: Any) -> Any:
+            missing = isinstance(argument, Tensor) and argument.is_floating_point() and not is_dual(argument)
+            return forward_ad.make_dual(argument, torch.zeros_like(argument)) if missing else argument
 
-        if not any(map(dual, (*args, *kwargs.values()))):
+        if not any(map(is_dual, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
-        return function(*map(filled, args), **{name: filled(argument) for name, argument in kwargs.items()})
+        duals = {name: with_zero_tangent(argument) for name, argument in kwargs.items()}
+        return function(*map(with_zero_tangent, args), **duals)
 
     return rule
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
-    _say_math_attention()
+    _note_math_attention()
     return F.scaled_dot_product_attention(*args, **kwargs)
 
 
 @functools.cache
-def _say_math_attention() -> None:
+def _note_math_attention() -> None:
     warnings.warn(
-        "attention runs on the math kernel while a Jvp slope is measured: the fused kernels have no forward rule.",
+        "attention runs on the math kernel for a Jvp slope: the fused kernels have no forward-mode rule.",
         Note,
         stacklevel=2,
     )
 
 
 def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """In training the running statistics are written, not read, and functorch cannot write them: the buffers
-    of an evaluation are copies that are dropped, so nothing is lost."""
+    """Batch norm without its running statistics in training mode, where they are written and not read.
+
+    functorch cannot write them. Nothing is lost: an evaluation drops its copies of the buffers.
+    """
     training = args[2] if len(args) > 2 else kwargs.get("training", False)
     statistics = (None, None) if training else (running_mean, running_var)
     return F.batch_norm(input, *statistics, *args, **kwargs)
@@ -184,7 +210,7 @@ def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, 
 def _dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = True
 ) -> Tensor:
-    """The mask that an evaluation outside vmap draws: functorch would draw it in another memory order."""
+    """Dropout with the mask of an evaluation outside vmap. functorch would draw it in another memory order."""
     if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
     plain = input
@@ -199,56 +225,64 @@ _RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | LOSS
 _RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
-# Frames that a user cannot change: the line that failed is the innermost one outside of them.
-_OURS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+# Frames that a user cannot change. The reported line is the innermost one outside of these folders.
+_LIBRARY_FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 
 
 class Blocked(NamedTuple):
-    """Where an evaluation with tangents failed: the innermost module (None: outside of all), the line, why."""
+    """Where an evaluation with tangents failed.
+
+    Args:
+        module: the name of the innermost module; None outside of all modules.
+        line: the innermost line of code outside of torch and gradcost.
+        reason: the first line of the error.
+    """
 
     module: str | None
     line: str
     reason: str
 
 
-def blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | None:
-    """Try an evaluation with tangents; None when it succeeds."""
+def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | None:
+    """Try an evaluation with tangents. Return where it fails, or None."""
     failed: list[str] = []
     with _failing_module(model, failed):
         try:
             attempt()
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OURS)]
+            frames = [
+                f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARY_FOLDERS)
+            ]
             line = (frames[-1].line or "") if frames else ""
             return Blocked(failed[0] if failed else None, line, str(error).split("\n")[0].rstrip("."))
     return None
 
 
-def failure(model: nn.Module, attempt: Callable[[], object]) -> str | None:
-    """Try an evaluation with tangents; where it fails, a sentence with the module, the operator and the way out."""
-    found = blocked(model, attempt)
-    if found is None:
+def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | None:
+    """Try an evaluation with tangents. Return a sentence with module, line and alternative if it fails, or None."""
+    blocked = first_blocked(model, attempt)
+    if blocked is None:
         return None
-    where = "the loss" if found.module is None else f"`{found.module or type(model).__name__}`"
+    where = "the loss" if blocked.module is None else f"`{blocked.module or type(model).__name__}`"
     return (
-        f"{where} cannot be differentiated forward, at `{found.line}`: {found.reason}. For attention use "
+        f"{where} cannot be differentiated forward, at `{blocked.line}`: {blocked.reason}. For attention use "
         'attn_implementation="eager"; otherwise mezo(), which needs no derivative, or backprop().'
     )
 
 
 @contextmanager
 def _failing_module(model: nn.Module, failed: list[str]) -> Iterator[None]:
-    """Within, the name of the innermost module whose forward raises is put into `failed`."""
+    """Append the name of the innermost module whose forward raises to `failed`."""
 
-    def watch(name: str, module: nn.Module) -> list[Any]:
+    def hook(name: str, module: nn.Module) -> Any:
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            # A hook that is always called gets no output after a raise; the innermost module leaves first.
+            # After an error an always_call hook gets no output. The innermost module leaves first.
             if output is None and not failed:
                 failed.append(name)
 
-        return [module.register_forward_hook(leave, always_call=True)]
+        return module.register_forward_hook(leave, always_call=True)
 
-    handles = [handle for name, module in model.named_modules() for handle in watch(name, module)]
+    handles = [hook(name, module) for name, module in model.named_modules()]
     try:
         yield
     finally:

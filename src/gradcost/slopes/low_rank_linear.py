@@ -1,4 +1,7 @@
-"""Linear layers whose weight moves along a matrix of low rank: x dW' is (x B) A' / sqrt(rank), and dW never made."""
+"""Forward-mode rule for linear layers along a low-rank direction.
+
+For dW = left' right / sqrt(rank) the tangent x dW' is (x right') left / sqrt(rank). The matrix dW is never formed.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,33 @@ from gradcost.core.objective import Leaf, Objective
 from gradcost.directions.low_rank import Factors
 
 
-def passes_its_weight_on(module: nn.Module, name: str) -> bool:
-    """Whether a module does nothing with this parameter but give it to F.linear, which `Products` then sees.
+def only_linear_reads(module: nn.Module, name: str) -> bool:
+    """Return True if the module's only use of this parameter is as the weight of F.linear.
 
-    So it is of `nn.Linear` itself: a class that inherits from it, or a forward that was put in the place of its own,
-    may do anything.
+    That is known of `nn.Linear` itself. A subclass, or a forward replaced on the instance, may do anything.
     """
     return type(module) is nn.Linear and name == "weight" and "forward" not in vars(module)
 
 
-class Products(TorchFunctionMode):
-    """Within, an F.linear whose weight is a leaf, as it stands, gives a dual: the tangent along the leaf's factors is
-    added to that of the input and of the bias. It calls F.linear on the bare weight for those.
+class LowRankLinearMode(TorchFunctionMode):
+    """Inside this mode, F.linear with a leaf as its weight returns a dual tensor.
 
-    Law: beside the forward, and the input's tangent where it has one, it costs rank (m + n) / (m n) of a matmul with
-    an m x n weight.
+    Its tangent is the one along the leaf's factors plus the one of the input and the bias. The mode calls F.linear
+    on the weight without a tangent for the latter.
+
+    Law: beyond the forward pass, and the input's tangent where it has one, an m x n weight costs
+    rank (m + n) / (m n) of its matmul.
     """
 
     def __init__(
         self,
         objective: Objective,
         factors: Callable[[Leaf], Factors],
-        carrying: Callable[[str, Tensor, Tensor], Tensor],
+        with_tangent: Callable[[str, Tensor, Tensor], Tensor],
     ) -> None:
         super().__init__()
         self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if leaf.parameter.ndim == 2}
-        self.factors, self.carrying = factors, carrying
+        self.factors, self.with_tangent = factors, with_tangent
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (self._linear if func is F.linear else func)(*args, **(kwargs or {}))
@@ -49,9 +53,9 @@ class Products(TorchFunctionMode):
         leaf = self.leaves.get(id(weight))
         if leaf is None:
             return F.linear(input, weight, bias)
-        with torch._C.DisableTorchFunction():  # the nets around this one would read the leaf as its substitute
+        with torch._C.DisableTorchFunction():  # the outer substitution mode would replace the leaf
             bare, (left, right) = leaf.parameter.detach(), self.factors(leaf)
         out, tangent = forward_ad.unpack_dual(F.linear(input, bare, bias))
         narrow = forward_ad.unpack_dual(input).primal @ right.mT * len(left) ** -0.5
         along = narrow @ left
-        return self.carrying(leaf.name, out, along if tangent is None else tangent.add_(along))
+        return self.with_tangent(leaf.name, out, along if tangent is None else tangent.add_(along))

@@ -1,7 +1,11 @@
-"""Whether a difference of losses is seen at all: perturbations that round away, and losses too coarse to differ.
+"""Warn where rounding spoils a finite difference: the perturbation rounds away, or the loss is too coarse.
 
-Looked at in an estimate's numbers at the first estimate of a slope on a model, and of the loss also at the second,
-fourth, eighth and so on, so that it costs nothing in the long run. What is found is said once, with both figures.
+Schedule of the checks, by the number of estimates of one slope on one model:
+
+- first estimate: the perturbation of half-precision weights, and the losses;
+- estimates 2, 4, 8, 16, ...: the losses.
+
+The other estimates copy nothing from the device. Each cause is reported once for a model, with its numbers.
 """
 
 from __future__ import annotations
@@ -15,24 +19,28 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.fake import is_fake, numbers
-from gradcost.core.notes import say_once
+from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import HALVES, spacing
 from gradcost.directions import Directions
 from gradcost.directions.direction import combination
 
-WHOLE, LEAF = 0.9, 0.5  # the least cosine of the kept perturbation with the meant one, over all leaves and over one
-UNITS = 4  # units in the last place of the loss, below which a difference is mostly rounding
-_CHUNK = 1 << 20  # elements that are float32 at once
+MIN_COSINE, MIN_LEAF_COSINE = 0.9, 0.5  # of the rounded perturbation with the exact one: over all leaves, over one
+MIN_UNITS = 4  # below this many units in the last place of the loss, a difference is mostly rounding
+_CHUNK = 1 << 20  # elements converted to float32 at once
 
-_estimates: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
+# Hidden state: the number of estimates, by model and by repr of the slope. It only decides when to check.
+_estimate_counts: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
-class Kept(NamedTuple):
-    """What is left of a perturbation of one leaf once the leaf's type has rounded it.
+class RoundedLeaf(NamedTuple):
+    """What remains of a perturbation of one leaf after rounding to the leaf's dtype.
 
-    cosine: of what is left with what was meant. lost: the share of the weights that were to move and did not.
-    scale: the RMS of the weights.
+    Args:
+        leaf: the leaf.
+        cosine: cosine of the rounded perturbation with the exact one.
+        lost: share of the perturbed weights that rounding puts back to their old value.
+        scale: RMS of the weights.
     """
 
     leaf: Leaf
@@ -41,24 +49,43 @@ class Kept(NamedTuple):
     scale: float
 
 
-def look(
-    objective: Objective, slope: object, eps: float, directions: Directions, seed: int, ends: Sequence[Tensor]
+def warn_if_rounded(
+    objective: Objective, slope: object, eps: float, directions: Directions, seed: int, losses: Sequence[Tensor]
 ) -> None:
-    """Say what drowns the differences between pairs of `ends`, losses in their own type, (a, b), (c, d), ..."""
-    if any(map(is_fake, ends)):
+    """Emit a Note if rounding spoils these finite differences. The head of this file states when it checks.
+
+    Args:
+        objective: the model whose weights are perturbed.
+        slope: the slope; its repr names it in the count of estimates.
+        eps: the finite-difference step.
+        directions: the distribution of the directions.
+        seed: the direction whose rounding is checked.
+        losses: pairs (a, b), (c, d), ... in one list, in the loss's own dtype; the slope uses a - b, c - d, ...
+    """
+    if any(map(is_fake, losses)):
         return
-    counts = _estimates.setdefault(objective.model, {})
+    counts = _estimate_counts.setdefault(objective.model, {})
     number = counts[repr(slope)] = counts.get(repr(slope), 0) + 1
     if number == 1:
-        _look_at_weights(objective, slope, eps, directions, seed)
+        _warn_if_weights_round(objective, slope, eps, directions, seed)
     if number & (number - 1) == 0:
-        _look_at_loss(objective.model, slope, eps, ends)
+        _warn_if_loss_is_coarse(objective.model, slope, eps, losses)
 
 
-def kept(objective: Objective, directions: Directions, seed: int, eps: float) -> tuple[float, list[Kept]]:
-    """The cosine of the perturbation eps z as rounded with eps z, over all half-precision leaves and for each.
+def rounded_leaves(
+    objective: Objective, directions: Directions, seed: int, eps: float
+) -> tuple[float, list[RoundedLeaf]]:
+    """Compare eps z as rounded to the weights' dtype with the exact eps z, over the half-precision leaves.
 
-    Leaves that the direction leaves alone are not among them. Costs a pass over the half-precision leaves.
+    Cost: one pass over the half-precision leaves.
+
+    Args:
+        objective: the model and its leaves.
+        directions: the distribution of the directions.
+        seed: the direction z.
+        eps: the finite-difference step.
+    Returns:
+        The cosine over all half-precision leaves (1.0 without any), and one RoundedLeaf for each leaf that z moves.
     """
     halves = [leaf for leaf in objective.leaves if leaf.parameter.dtype in HALVES]
     if not halves:
@@ -66,63 +93,67 @@ def kept(objective: Objective, directions: Directions, seed: int, eps: float) ->
     device = halves[0].parameter.device
     sums = torch.stack([_sums(leaf, directions, seed, eps).to(device) for leaf in halves])
     rows = [numbers(row) for row in sums]
-    found = []
-    for leaf, (both, meant, left, moved, meant_to, weights) in zip(halves, rows, strict=True):
-        if meant:
-            cosine = both / math.sqrt(meant * left) if left else 0.0
-            found.append(Kept(leaf, cosine, 1 - moved / meant_to, math.sqrt(weights / leaf.parameter.numel())))
-    both, meant, left = (sum(row[i] for row in rows) for i in range(3))
-    return both / math.sqrt(meant * left) if left else float(not meant), found
+    leaves = []
+    for leaf, (both, exact, rounded, moved, perturbed, weights) in zip(halves, rows, strict=True):
+        if exact:
+            cosine = both / math.sqrt(exact * rounded) if rounded else 0.0
+            scale = math.sqrt(weights / leaf.parameter.numel())
+            leaves.append(RoundedLeaf(leaf, cosine, 1 - moved / perturbed, scale))
+    both, exact, rounded = (sum(row[i] for row in rows) for i in range(3))
+    return both / math.sqrt(exact * rounded) if rounded else float(not exact), leaves
 
 
 def _sums(leaf: Leaf, directions: Directions, seed: int, eps: float) -> Tensor:
-    """Over a leaf: meant . left, |meant|^2, |left|^2, how many moved, how many were to, |weights|^2."""
+    """Sums over a leaf: exact . rounded, |exact|^2, |rounded|^2, weights moved, weights perturbed, |weights|^2."""
     base = leaf.parameter.detach()
-    meant = combination(directions, leaf, [seed], [1.0])
+    exact = combination(directions, leaf, [seed], [1.0])
     end = directions.add(base, leaf, [seed], [eps])
     total = torch.zeros(6, dtype=torch.float64, device=base.device)
-    flat = (tensor.reshape(-1).split(_CHUNK) for tensor in (base, meant, end))
-    for some, z, there in zip(*flat, strict=True):
-        weights, z = some.float(), z.float()
-        left = (there.float() - weights) / eps
-        parts = z @ left, z @ z, left @ left, left.count_nonzero(), z.count_nonzero(), weights @ weights
-        total += torch.stack([part.double() for part in parts])
+    chunks = (tensor.reshape(-1).split(_CHUNK) for tensor in (base, exact, end))
+    for start, z, stop in zip(*chunks, strict=True):
+        weights, z = start.float(), z.float()
+        rounded = (stop.float() - weights) / eps
+        sums = z @ rounded, z @ z, rounded @ rounded, rounded.count_nonzero(), z.count_nonzero(), weights @ weights
+        total += torch.stack([number.double() for number in sums])
     return total
 
 
-def _look_at_weights(objective: Objective, slope: object, eps: float, directions: Directions, seed: int) -> None:
-    whole, found = kept(objective, directions, seed, eps)
-    worst = min(found, key=lambda one: one.cosine, default=None)
-    if worst is None or (whole >= WHOLE and worst.cosine >= LEAF):
+def _warn_if_weights_round(
+    objective: Objective, slope: object, eps: float, directions: Directions, seed: int
+) -> None:
+    cosine, leaves = rounded_leaves(objective, directions, seed, eps)
+    worst = min(leaves, key=lambda rounded: rounded.cosine, default=None)
+    if worst is None or (cosine >= MIN_COSINE and worst.cosine >= MIN_LEAF_COSINE):
         return
     dtype = worst.leaf.parameter.dtype
     name = str(dtype).removeprefix("torch.")
-    say_once(
+    warn_once(
         objective.model,
         f"rounds away at {slope!r}",
-        f"at eps = {eps:.2g} `{worst.leaf.name}` ({name} weights of about {worst.scale:.2g}) keeps its perturbation "
-        f"to a cosine of {worst.cosine:.2f}: {100 * worst.lost:.3g}% of its weights round back to where they were; "
-        f"over all half-precision weights the cosine is {whole:.2f}. eps = {spacing(worst.scale, dtype):.2g} would "
-        "keep 0.9 there; eps=None chooses one for the bulk of the weights, and float32 weights keep all.",
+        f"eps = {eps:.2g} is small for `{worst.leaf.name}` ({name} weights of about {worst.scale:.2g}): "
+        f"{100 * worst.lost:.3g}% of its weights round back to where they were, and the rounded perturbation has a "
+        f"cosine of {worst.cosine:.2f} with the exact one ({cosine:.2f} over all half-precision weights). "
+        f"eps = {spacing(worst.scale, dtype):.2g} gives 0.9 there; eps=None suits the bulk of the weights; float32 "
+        "weights do not round.",
     )
 
 
-def _look_at_loss(model: nn.Module, slope: object, eps: float, ends: Sequence[Tensor]) -> None:
-    dtype = ends[0].dtype
-    losses = numbers(torch.stack([end.double() for end in ends]))
-    size = max(map(abs, losses))
+def _warn_if_loss_is_coarse(model: nn.Module, slope: object, eps: float, losses: Sequence[Tensor]) -> None:
+    dtype = losses[0].dtype
+    values = numbers(torch.stack([loss.double() for loss in losses]))
+    size = max(map(abs, values))
     if not math.isfinite(size):
         return
-    pairs = list(zip(losses[::2], losses[1::2], strict=True))
+    pairs = list(zip(values[::2], values[1::2], strict=True))
     apart = math.sqrt(sum((one - other) ** 2 for one, other in pairs) / len(pairs))
     unit, name = spacing(size, dtype), str(dtype).removeprefix("torch.")
     figures = (
-        f"at eps = {eps:.2g} the two losses of a difference lie {apart:.2g} apart, and one unit in the last place of "
+        f"at eps = {eps:.2g} the two losses of a difference are {apart:.2g} apart, and one unit in the last place of "
         f"the loss ({size:.3g}, {name}) is {unit:.2g}"
     )
     if dtype in HALVES:
-        advice = "Compute the loss in float32: `logits.float()` before it."
-        say_once(model, f"half-precision loss at {slope!r}", f"{figures}. {advice}")
-    elif apart < UNITS * unit:
-        advice = "Take a larger eps, or eps=None, which chooses one; a loss in float64 has finer units."
-        say_once(model, f"coarse loss at {slope!r}", f"{figures}: the slope is mostly rounding. {advice}")
+        advice = "Compute the loss in float32: call `logits.float()` before it."
+        warn_once(model, f"half-precision loss at {slope!r}", f"{figures}. {advice}")
+    elif apart < MIN_UNITS * unit:
+        advice = "Use a larger eps, or eps=None, which chooses one; a float64 loss has finer units."
+        warn_once(model, f"coarse loss at {slope!r}", f"{figures}: the slope is mostly rounding. {advice}")

@@ -1,4 +1,4 @@
-"""How steep the loss is along a direction: a Jacobian-vector product, or a difference of losses."""
+"""Directional derivatives of the loss: a Jacobian-vector product, or a finite difference."""
 
 from __future__ import annotations
 
@@ -17,42 +17,66 @@ from gradcost.core.precision import LOSSES_IN_FLOAT32, best_eps, best_forward_ep
 from gradcost.core.value import value
 from gradcost.directions import Directions, Rademacher
 from gradcost.slopes import forward_mode, rounding_check
-from gradcost.slopes.substitution import ruled, substituted
+from gradcost.slopes.substitution import substituted, with_rules
 
 
 class Slope(ABC):
-    """Measures s_k = d/dt loss(theta + t z_k) at t = 0 for each direction of an estimate."""
+    """Measures the directional derivative s_k = d/dt loss(theta + t z_k) at t = 0, for each direction z_k.
 
-    exact: ClassVar[bool]  # whether the slope is free of a bias in eps
+    `exact` is True if the slope has no bias in eps.
+    """
+
+    exact: ClassVar[bool]
 
     @abstractmethod
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """The loss (a scalar) and the slopes (float64, one a seed). Weights and all else stay as they are."""
+        """Measure the loss and its slopes. Law: weights, buffers and generators stay as they are.
+
+        Args:
+            objective: the model and the loss.
+            batch: any pytree; passed to the loss as it is.
+            key: fixes the randomness of the evaluation, such as dropout masks.
+            directions: the distribution of the directions.
+            seeds: one seed a direction.
+        Returns:
+            The loss (a scalar) and the slopes (float64, shape (len(seeds),)).
+        """
 
     @abstractmethod
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        """Why this slope cannot be measured here and what to use instead, or None."""
+        """Return why this slope cannot be measured here and what to use instead, or None.
+
+        Args:
+            objective: the model and the loss.
+            batch: any pytree; passed to the loss as it is.
+        """
 
 
 @value
 class CentralDifference(Slope):
-    """s = (loss(theta + eps z) - loss(theta - eps z)) / (2 eps). Two forwards a probe; bias O(eps^2).
+    """Two-sided finite difference: s = (loss(theta + eps z) - loss(theta - eps z)) / (2 eps).
 
-    Both ends are computed at perturbed weights made out of place, one module at a time, under one dropout
-    mask and one set of buffers. The loss that is reported is the mean of all ends: it is off loss(theta) by
-    eps^2/2 z'Hz only, and costs nothing. Where the loss has a kink the difference sees the real function.
+    Cost: two forward passes a probe. Bias: O(eps^2).
 
-    eps=None chooses eps at each estimate (`step`): w (3 u)^(1/3), where w is the size of the weights (`scale_of`) and
-    u the round-off of a loss computed in their type, or in autocast's where that is coarser (`best_eps`). In units of
-    w that is 0.0056 for float32, 0.025 for float16 and 0.036 for bfloat16, more than the distance between neighbours
-    of the bulk of the weights; those of a size far above w (LayerNorm's ones) should be float32.
+    - Both ends use perturbed weights made out of place, one module at a time, with one dropout mask and one set of
+      buffers.
+    - The reported loss is the mean of all ends, at no cost. It differs from loss(theta) by eps^2/2 z'Hz.
+    - Where the loss has a kink, the difference follows the function itself.
+    - Losses of torch.nn.functional compute half-precision inputs in float32.
+    - A Note warns if the perturbation rounds away in half-precision weights, or if the loss is too coarse.
 
-    Losses of torch.nn.functional that are given half precision are computed in float32. A Note says when the
-    perturbation rounds away in half-precision weights, and when the loss is too coarse for the difference.
+    Law of eps=None: each estimate takes eps = w (3 u)^(1/3) (`best_eps`). w is the size of the weights (`scale_of`).
+    u is the round-off of a loss in the weights' dtype, or in autocast's where that is coarser. eps / w is 0.0056 in
+    float32, 0.025 in float16 and 0.036 in bfloat16. That exceeds the distance between neighbours of the bulk of the
+    weights. Keep weights far larger than w, such as LayerNorm's ones, in float32.
 
-    Source: Spall 1992, equation 2.2. Raises: ValueError when eps is not above 0.
+    Args:
+        eps: finite-difference step, in units of the parameters. None chooses it.
+    Raises:
+        BadInput: eps is not above 0.
+    Source: Spall 1992, equation 2.2.
     """
 
     eps: float | None = None
@@ -62,7 +86,7 @@ class CentralDifference(Slope):
         _check_eps(self.eps)
 
     def step(self, objective: Objective) -> float:
-        """eps, as it is given or as it is chosen at the present weights."""
+        """Return eps as given, or as chosen at the current weights."""
         return best_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
 
     def measure(
@@ -70,23 +94,29 @@ class CentralDifference(Slope):
     ) -> tuple[Tensor, Tensor]:
         eps = self.step(objective)
         ends = [shifted(objective, batch, key, directions, seed, step) for seed in seeds for step in (eps, -eps)]
-        rounding_check.look(objective, self, eps, directions, seeds[0], ends)
+        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends)
         losses = torch.stack([end.double() for end in ends])
         return losses.mean(), (losses[::2] - losses[1::2]) / (2 * eps)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _opaque(objective)
+        return _compiled_module(objective)
 
 
 @value
 class ForwardDifference(Slope):
-    """s = (loss(theta + eps z) - loss(theta)) / eps. One forward a probe and one for all; bias O(eps).
+    """One-sided finite difference: s = (loss(theta + eps z) - loss(theta)) / eps.
 
-    eps=None chooses eps at each estimate (`step`): 8 w u^(1/2) (`best_forward_eps`), with w and u as in
-    `CentralDifference`, and what is said there of the loss and of the Notes holds here. In units of w that is 0.0020
-    for float32, 0.019 for float16 and 0.031 for bfloat16.
+    Cost: one forward pass a probe and one for all. Bias: O(eps). The float32 losses and the Notes of
+    `CentralDifference` hold here too.
 
-    Source: Spall 1997 (one-sided SPSA). Raises: ValueError when eps is not above 0.
+    Law of eps=None: each estimate takes eps = 8 w u^(1/2) (`best_forward_eps`), with w and u of `CentralDifference`.
+    eps / w is 0.0020 in float32, 0.019 in float16 and 0.031 in bfloat16.
+
+    Args:
+        eps: finite-difference step, in units of the parameters. None chooses it.
+    Raises:
+        BadInput: eps is not above 0.
+    Source: Spall 1997 (one-sided SPSA).
     """
 
     eps: float | None = None
@@ -96,22 +126,24 @@ class ForwardDifference(Slope):
         _check_eps(self.eps)
 
     def step(self, objective: Objective) -> float:
-        """eps, as it is given or as it is chosen at the present weights."""
+        """Return eps as given, or as chosen at the current weights."""
         return best_forward_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
 
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         eps = self.step(objective)
-        with ruled(LOSSES_IN_FLOAT32):
-            here = objective.evaluate(batch, key)
+        with with_rules(LOSSES_IN_FLOAT32):
+            center = objective.evaluate(batch, key)
         ends = [shifted(objective, batch, key, directions, seed, eps) for seed in seeds]
-        rounding_check.look(objective, self, eps, directions, seeds[0], [one for end in ends for one in (end, here)])
-        here = here.double()
-        return here, (torch.stack([end.double() for end in ends]) - here) / eps
+        rounding_check.warn_if_rounded(
+            objective, self, eps, directions, seeds[0], [loss for end in ends for loss in (end, center)]
+        )
+        center = center.double()
+        return center, (torch.stack([end.double() for end in ends]) - center) / eps
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _opaque(objective)
+        return _compiled_module(objective)
 
 
 def _check_eps(eps: float | None) -> None:
@@ -120,7 +152,7 @@ def _check_eps(eps: float | None) -> None:
 
 
 def shifted(objective: Objective, batch: Any, key: Key, directions: Directions, seed: int, step: float) -> Tensor:
-    """loss(theta + step z), in the loss's own type."""
+    """Return loss(theta + step z), in the loss's own dtype."""
 
     def make(leaf: Leaf) -> Tensor:
         return directions.add(leaf.parameter.detach(), leaf, [seed], [step])
@@ -131,17 +163,20 @@ def shifted(objective: Objective, batch: Any, key: Key, directions: Directions, 
 
 @value
 class Jvp(Slope):
-    """s = grad . z, exactly, by forward-mode differentiation beside the evaluation; no graph is kept.
+    """Exact slope s = grad . z by forward-mode differentiation (a Jacobian-vector product). No graph is kept.
 
-    `together` directions share one forward (their tangents are alive at once): in forward matmuls a probe
-    costs 3L - 1 for L linear layers alone, and n of them together 1 per layer and 2 per layer and probe,
-    less the first layer's. A frozen weight has no tangent and costs no matmul for one, nor does a linear layer's
-    along directions of low rank (`LowRank`), but two thin ones.
+    Cost on a model of L linear layers, in forward matmuls: L for the probes that share a forward pass, and 2L - 1 a
+    probe. One probe alone costs 3L - 1. A frozen weight has no tangent and costs no matmul for one. Along low-rank
+    directions (`LowRank`) a linear layer needs two thin matmuls instead of a tangent of its weight.
 
-    Attention runs on the math kernel meanwhile (the fused ones have no forward rule), and a Note says so.
-    A loss that comes out without a tangent is an error, not a slope of 0.
+    Attention runs on the math kernel, because the fused kernels have no forward-mode rule. A Note reports it once.
 
-    Source: Baydin et al. 2022, section 3. Raises: ValueError when together < 1.
+    Args:
+        together: number of directions that share a forward pass. Their tangents are in memory at once.
+    Raises:
+        BadInput: together < 1.
+        Unsupported: from `measure`, if the loss has no tangent. It is never reported as a slope of 0.
+    Source: Baydin et al. 2022, section 3.
     """
 
     together: int = 1
@@ -155,9 +190,10 @@ class Jvp(Slope):
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         loss, slopes = None, []
-        for at in range(0, len(seeds), self.together):
-            loss, some = forward_mode.differentiate(objective, batch, key, directions, seeds[at : at + self.together])
-            slopes.append(some.double())
+        for start in range(0, len(seeds), self.together):
+            group = seeds[start : start + self.together]
+            loss, group_slopes = forward_mode.differentiate(objective, batch, key, directions, group)
+            slopes.append(group_slopes.double())
         assert loss is not None
         return loss.double(), torch.cat(slopes)
 
@@ -165,11 +201,11 @@ class Jvp(Slope):
         def attempt() -> object:
             return self.measure(objective, batch, Key(0), Rademacher(), range(min(self.together, 2)))
 
-        return _opaque(objective) or forward_mode.failure(objective.model, attempt)
+        return _compiled_module(objective) or forward_mode.failure_message(objective.model, attempt)
 
 
-def _opaque(objective: Objective) -> str | None:
-    """A module whose forward does not look its parameters up, so that they cannot be substituted."""
+def _compiled_module(objective: Objective) -> str | None:
+    """Return a sentence that names a compiled module, or None. Compiled code does not read substituted weights."""
     for name, module in objective.model.named_modules():
         compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):

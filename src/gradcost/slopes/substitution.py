@@ -1,11 +1,12 @@
-"""Weights that read as others for one evaluation, made where they are used and dropped after use.
+"""Evaluate a model at other weights: each parameter is replaced where it is read, and the replacement is dropped.
 
-Two nets catch every read of a trainable parameter. While a module runs, its own parameters are swapped for
-what `make` gives, so that whatever its forward does with them (custom autograd functions, compiled kernels)
-sees the substitute; they are put back when it returns or raises. A parameter that is read while its owner is
-not running (`nn.MultiheadAttention` reads `out_proj.weight` without calling `out_proj`; a tied head reads the
-embedding's table; a parameter list is never called) meets the second net: a torch-function mode that sees
-the parameter among an operation's arguments and substitutes it for that one operation.
+Two mechanisms cover every read of a trainable parameter.
+
+1. Module swap. While a module runs, its own parameters are swapped for what `make` returns. Its whole forward sees
+   them, custom autograd functions and compiled kernels included. They are restored when it returns or raises.
+2. Torch-function mode. It replaces a parameter among the arguments of a single torch function. It covers parameters
+   that are read while their module does not run: `nn.MultiheadAttention` reads `out_proj.weight` without calling
+   `out_proj`, a tied head reads the embedding's weight, a parameter list is never called.
 """
 
 from __future__ import annotations
@@ -29,29 +30,33 @@ def substituted(
     objective: Objective,
     make: Make,
     rules: dict[Any, Rule] | None = None,
-    stays: Callable[[nn.Module, str], bool] = lambda module, name: False,
+    skip_swap: Callable[[nn.Module, str], bool] = lambda module, name: False,
 ) -> Iterator[None]:
-    """Within, each leaf of the objective reads as `make(leaf)`; `rules` replaces torch functions by others.
+    """Let each leaf of the objective read as `make(leaf)` inside the context.
 
-    A parameter that `stays` in its module, given by name, is left to the second net: it must reach nothing but torch
-    functions.
+    At most the parameters of one module, and of the modules that contain it, are made at a time.
+    Law: the model holds its own parameters and hooks afterwards, also after an error.
 
-    At most the parameters of one module (and of those that contain it) are made at a time. Law: whatever
-    happens within, the model holds its own parameters and hooks afterwards.
+    Args:
+        objective: the model and its leaves.
+        make: returns the replacement of a leaf.
+        rules: torch functions and what runs in their place.
+        skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The torch-function
+            mode then replaces it alone.
     """
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
     handles: list[Any] = []
     swaps: list[_Swap] = []
     try:
         for module in objective.modules:
-            found = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
-            owned = [(name, leaf) for name, leaf in found if not stays(module, name)]
-            if owned:
-                swap = _Swap(module, owned, make)
+            trainable = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
+            swapped = [(name, leaf) for name, leaf in trainable if not skip_swap(module, name)]
+            if swapped:
+                swap = _Swap(module, swapped, make)
                 swaps.append(swap)
                 handles.append(module.register_forward_pre_hook(swap.enter, prepend=True))
                 handles.append(module.register_forward_hook(swap.leave, always_call=True))
-        with _Net(leaves, make, rules or {}):
+        with _SubstitutionMode(leaves, make, rules or {}):
             yield
     finally:
         for handle in handles:
@@ -61,25 +66,29 @@ def substituted(
 
 
 @contextmanager
-def ruled(rules: dict[Any, Rule]) -> Iterator[None]:
-    """Within, torch functions are replaced as within `substituted`, and the weights read as they are."""
-    with _Net({}, lambda leaf: leaf.parameter, rules):
+def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
+    """Replace torch functions as `substituted` does, and leave the weights as they are.
+
+    Args:
+        rules: torch functions and what runs in their place.
+    """
+    with _SubstitutionMode({}, lambda leaf: leaf.parameter, rules):
         yield
 
 
 class _Swap:
     """The parameters of one module, swapped while it runs."""
 
-    def __init__(self, module: nn.Module, owned: list[tuple[str, Leaf]], make: Make) -> None:
-        self.module, self.owned, self.make = module, owned, make
+    def __init__(self, module: nn.Module, parameters: list[tuple[str, Leaf]], make: Make) -> None:
+        self.module, self.parameters, self.make = module, parameters, make
         self.running = 0  # a module may call itself
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.running += 1
         if self.running == 1:
             with torch._C.DisableTorchFunction():
-                made = {name: self.make(leaf) for name, leaf in self.owned}
-            module._parameters.update(made)  # type: ignore[arg-type]
+                substitutes = {name: self.make(leaf) for name, leaf in self.parameters}
+            module._parameters.update(substitutes)  # type: ignore[arg-type]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running -= 1
@@ -88,12 +97,12 @@ class _Swap:
 
     def restore(self) -> None:
         self.running = 0
-        for name, leaf in self.owned:
+        for name, leaf in self.parameters:
             self.module._parameters[name] = leaf.parameter
 
 
-class _Net(TorchFunctionMode):
-    """Substitutes parameters that reach an operation as they are, and applies rules for operations."""
+class _SubstitutionMode(TorchFunctionMode):
+    """Replaces parameters among the arguments of a torch function, and torch functions by their rules."""
 
     def __init__(self, leaves: dict[int, Leaf], make: Make, rules: dict[Any, Rule]) -> None:
         super().__init__()
@@ -102,22 +111,22 @@ class _Net(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _METADATA:
-            args = self._read(args)
+            args = self._replace(args)
             if kwargs:
-                kwargs = {name: self._read(argument) for name, argument in kwargs.items()}
+                kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
             func = self.rules.get(func, func)
         return func(*args, **kwargs)
 
-    def _read(self, argument: Any) -> Any:
+    def _replace(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             leaf = self.leaves.get(id(argument))
             return argument if leaf is None else self.make(leaf)
         if type(argument) in (tuple, list):
-            return type(argument)([self._read(item) for item in argument])
+            return type(argument)([self._replace(item) for item in argument])
         return argument
 
 
-# Reading these needs no numbers, so no noise is made for them.
+# These read no numbers, so no replacement is made for them.
 _METADATA = {
     getattr(Tensor, name).__get__
     for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn")

@@ -1,10 +1,12 @@
 """Comparisons and studies: run each trial once in a process of its own, store its record, and resume.
 
-`compare` tunes and ranks methods; `run_study` runs a generator of trials.
+`compare` tunes and ranks methods. `run_study` runs a generator of trials that `study` decorates.
 """
 
-from gradcost.studies.compare import Comparison
+from gradcost.studies.compare import compare
+from gradcost.studies.comparison import Comparison
 from gradcost.studies.executors import Executor, Local, Ray
+from gradcost.studies.run import run_study
 from gradcost.studies.study import Study, study
 from gradcost.studies.trial import Trial
 
@@ -15,5 +17,7 @@ __all__ = [
     "Ray",
     "Study",
     "Trial",
+    "compare",
+    "run_study",
     "study",
 ]

@@ -1,124 +1,174 @@
-"""The comparison: every method tuned alike on validation, run on fresh seeds, tested once."""
+"""Compare methods: each tuned alike on validation, run on new seeds, and scored once on the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import torch
+from gradcost.planning.forecast import Forecast
+from gradcost.results.records import Results, read
+from gradcost.studies.comparison import Comparison, GivenMethods, make_comparison
+from gradcost.studies.costs import forecast_methods, record_refusal
+from gradcost.studies.events import (
+    ComparisonStarted,
+    MethodForecast,
+    MethodRefused,
+    OnEvent,
+    TrialsStarted,
+    warn_of_failures,
+)
+from gradcost.studies.executors import Executor, Work, local_or
+from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
+from gradcost.studies.task_info import model_name, task_name, weights
+from gradcost.studies.user_code import refuse_while_importing
+from gradcost.tasks import Task
 
-from gradcost.core.errors import BadInput
-from gradcost.core.key import Key
-from gradcost.core.value import digest, value
-from gradcost.estimators.estimator import Estimator
-from gradcost.results import ledger
-from gradcost.results.records import read
-from gradcost.studies.costs import Methods
-from gradcost.studies.environment import describe, fingerprint
-from gradcost.studies.phases import phases
-from gradcost.studies.study import Study
-from gradcost.studies.trial import Trial
-from gradcost.training.optimizers import SGD
 
+def compare(
+    task: Task | str,
+    methods: GivenMethods | None = None,
+    *,
+    steps: int | None = None,
+    seeds: int = 3,
+    tuning_points: int = 9,
+    extra_points: int = 2,
+    confirm_seeds: int = 2,
+    lr_range: tuple[float, float] = (1e-4, 10.0),
+    target: float = 0.9,
+    memory_beyond_weights: int | None = None,
+    folder: str | Path | None = None,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    every: float = 30.0,
+    on_event: OnEvent = warn_of_failures,
+) -> Results:
+    """Tune every method alike, train with each, and return what each reached and what it costs.
 
-@value
-class Comparison:
-    """What is compared, and how: the whole protocol.
+    - Every method gets the same number of trials. Learning rates are chosen by validation accuracy.
+    - The final runs have new seeds, and are scored once on the test split.
+    - Nothing is printed. `gradcost.results.verdict(results)` states which method to use.
+    - The same call again resumes: a trial that ended is never run twice.
 
-    methods: (label, estimator) pairs. rates: the learning rates that every method is tuned over first, on one seed
-    that no other run uses. more: how many points each method may spend after those, beyond the edge of the grid
-    where its winner lies on it, else beside the winner. confirm: on how many fresh seeds the best three are run
-    again, whose mean decides; 0 trusts the tuning. seeds: of the final runs, fresh ones again, whose end alone sees
-    the test split. memory: the budget of a step beyond the weights, in bytes, or None.
+    Args:
+        task: what is trained: a `gradcost.tasks.Task`, or the name of one of `gradcost.tasks.TASKS`.
+        methods: estimators, or a mapping from labels to estimators. None: backprop, checkpointed, forward_gradient,
+            spsa and mezo; if backprop exceeds the memory budget, also backprop that recomputes to stay within it.
+        steps: the training steps of each trial. None: the task's own number.
+        seeds: the number of final runs of each method.
+        tuning_points: the number of learning rates in the grid that each method is tuned over.
+        extra_points: the number of learning rates after the grid: past its edge or beside the winner.
+        confirm_seeds: the number of new seeds on which the best three learning rates run again; 0: none.
+        lr_range: the smallest and the largest learning rate of the grid, which is even in the logarithm.
+        target: the validation accuracy whose first step is recorded.
+        memory_beyond_weights: the budget of one step in bytes, without parameters, buffers and batch. A method that
+            exceeds it is not run. None: no budget.
+        folder: the results folder. None: one in `gradcost-runs/`, named after what is compared.
+        executor: where trials run. None: processes of this machine.
+        workers: how many trials run at once on this machine. None: one a core.
+        every: seconds between two checkpoints of a trial.
+        on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
+    Returns:
+        All records of the folder: trials, costs, methods that were not run and why, quality of the estimates.
+    Raises:
+        BadInput: the task or an option is wrong, or the folder holds another comparison.
+        OSError: the folder cannot be written.
     """
-
-    task: Any
-    methods: tuple[tuple[str, Estimator], ...]
-    rates: tuple[float, ...]
-    steps: int
-    seeds: tuple[int, ...]
-    target: float
-    memory: int | None = None
-    more: int = 0
-    confirm: int = 0
-    user_file: str | None = None  # where the task comes from, if not from this package
-
-    def __post_init__(self) -> None:
-        labels = [label for label, _ in self.methods]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise BadInput(f"{', '.join(twice)} is given twice: name each method once.")
-        if not labels:
-            raise BadInput("there is no method to compare: name one or more.")
-        if self.steps < 1 or not self.seeds or not self.rates:
-            raise BadInput("a comparison needs at least 1 step, 1 seed and 1 learning rate.")
-
-    @property
-    def steppers(self) -> Methods:
-        """Each method with the optimizer that uses its gradient, at a rate that moves nothing far."""
-        return {label: (estimator, SGD(1e-9)) for label, estimator in self.methods}
-
-    @property
-    def code(self) -> str:
-        return fingerprint(self.user_file)
-
-    @property
-    def name(self) -> str:
-        """A hash of what is compared and by which code: two folders under one name hold the same figures."""
-        return digest((self, self.code))
-
-    def study(self, labels: Collection[str]) -> Study:
-        """The study of these methods: tuned on validation, confirmed on fresh seeds, run on fresh seeds again."""
-        names = [label for label, _ in self.methods if label in labels]
-        rates = dict.fromkeys(names, self.rates)
-        return Study(
-            f"Which of {', '.join(names)} is best for {self.task}?",
-            lambda: phases(rates, self._trial, more=self.more, confirm=self.confirm, seeds=self.seeds),
-        )
-
-    @property
-    def runs(self) -> int:
-        """How many trials each method is given, at most."""
-        points = len(self.rates) + self.more
-        return points + min(3, points) * self.confirm + len(self.seeds)
-
-    def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
-        return Trial(self.task, label, dict(self.methods)[label], SGD(lr), self.steps, phase, seed, self.target)
+    refuse_while_importing()
+    comparison = make_comparison(
+        task,
+        methods,
+        steps=steps,
+        seeds=seeds,
+        tuning_points=tuning_points,
+        extra_points=extra_points,
+        confirm_seeds=confirm_seeds,
+        lr_range=lr_range,
+        target=target,
+        memory_beyond_weights=memory_beyond_weights,
+    )
+    return run_comparison(comparison, folder, executor=local_or(executor, workers), every=every, on_event=on_event)
 
 
-def open_folder(folder: Path, comparison: Comparison, task_name: str, model_name: str) -> None:
-    """Make the folder of a comparison, or take up the one that is there.
+def run_comparison(
+    comparison: Comparison,
+    folder: str | Path | None = None,
+    *,
+    executor: Executor,
+    every: float = 30.0,
+    on_event: OnEvent = warn_of_failures,
+    task: str | None = None,
+    model: str | None = None,
+) -> Results:
+    """Run a comparison, or resume it, and return the records of its folder.
 
-    Raises: ValueError when it holds another comparison; OSError when it cannot be written.
+    Args:
+        task: the name of the task in reports; None: that of its class.
+        model: the name of the model in reports; None: the one that the task lists it under, or its repr.
     """
-    objective = comparison.task.objective(Key(0))
-    document = {
-        "schema": 1,
-        "comparison": comparison.name,
-        "task": repr(comparison.task),
-        "task_name": task_name,
-        "model_name": model_name,
-        "weights": objective.dimension,
-        "weights_bytes": sum(leaf.parameter.nbytes for leaf in objective.leaves),
-        "methods": [label for label, _ in comparison.methods],
-        "seeds": list(comparison.seeds),
-        "points": len(comparison.rates) + comparison.more,
-        "confirm": comparison.confirm,
-        "steps": comparison.steps,
-        "batch": getattr(comparison.task, "batch", None),
-        "target": comparison.target,
-        "memory": comparison.memory,
-        "optimizer": "SGD",
-        "chance": 1 / comparison.task.classes,
-    }
-    if (folder / "study.json").exists():
-        if read(folder).study.comparison != document["comparison"]:
-            raise BadInput(
-                f"{folder} holds another comparison, or the same one made by other code. Give another folder with -o."
-            )
-        return
+    task, model = task or task_name(comparison.task), model or model_name(comparison.task)
+    started, forecasts, reasons = forecast_comparison(comparison, folder, on_event=on_event, task=task, model=model)
+    folder = started.folder
     folder.mkdir(parents=True, exist_ok=True)
-    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), comparison.code)))
-    (folder / "records.jsonl").touch()
-    ledger.write_document(folder / "study.json", document)  # last: a folder without it is not taken up
+    with locked(folder):
+        open_folder(folder, comparison.document(task, model), comparison.code)
+        for name, reason in reasons.items():
+            record_refusal(folder, name, dict(comparison.methods)[name], reason)
+        work = Work(comparison.code, folder, comparison.user_file, every)
+        failed = _run(comparison, executor, work, forecasts, on_event) if forecasts else 0
+        if not failed:
+            measure_methods(comparison.task, comparison.with_optimizers, comparison.memory, folder, forecasts, on_event)
+    return read(folder)
+
+
+def forecast_comparison(
+    comparison: Comparison,
+    folder: str | Path | None = None,
+    *,
+    on_event: OnEvent,
+    task: str | None = None,
+    model: str | None = None,
+) -> tuple[ComparisonStarted, dict[str, Forecast], dict[str, str]]:
+    """Check a comparison without running it.
+
+    Returns:
+        The first event, the forecasts of the methods that can run, and the reasons of those that cannot.
+    """
+    task, model = task or task_name(comparison.task), model or model_name(comparison.task)
+    started = ComparisonStarted(
+        folder=default_folder(comparison, task, model) if folder is None else Path(folder),
+        task=task,
+        model=model,
+        weights=weights(comparison.task)["weights"],
+        steps=comparison.steps,
+        points=len(comparison.rates) + comparison.more,
+        seeds=len(comparison.seeds),
+    )
+    on_event(started)
+    forecasts, reasons = {}, {}
+    for name, forecast in forecast_methods(comparison.task, comparison.with_optimizers, comparison.memory):
+        if isinstance(forecast, str):
+            reasons[name] = forecast
+            on_event(MethodRefused(name, forecast))
+        else:
+            forecasts[name] = forecast
+            on_event(MethodForecast(name, forecast))
+    return started, forecasts, reasons
+
+
+def default_folder(comparison: Comparison, task: str, model: str) -> Path:
+    """Return the results folder of a comparison that is given none."""
+    return RUNS / f"{task}-{model if model.isidentifier() else 'model'}-{comparison.name[:4]}"
+
+
+def _run(comparison: Comparison, executor: Executor, work: Work, labels: Collection[str], on_event: OnEvent) -> int:
+    """Run all phases; return how many trials failed."""
+    finished = [trial.method for trial in read(work.folder).trials if trial.status != "failed"]
+    names = [name for name, _ in comparison.methods if name in labels]
+    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), {name: finished.count(name) for name in names}))
+    tally = Tally(on_event)
+    with closing(run_trials(comparison.study(labels), executor, work)) as trials:
+        for trial in trials:
+            tally.add(trial)
+    tally.end(work.folder)
+    return tally.failed

@@ -1,4 +1,4 @@
-"""What a step of each method of a study costs: told before it runs, and timed alone on the machine after."""
+"""The cost of one step of each method of a study: forecast before it runs, timed after it, on a quiet machine."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from gradcost.instruments.measure import time_step
 from gradcost.planning.forecast import Forecast, forecast
 from gradcost.planning.within import Within
 from gradcost.results import ledger
-from gradcost.results.records import Results, read
+from gradcost.results.records import read
+from gradcost.studies.task_info import first_step
 from gradcost.training.optimizers import SGD, Optimizer
 
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
 
 def forecast_methods(task: Any, methods: Methods, memory: int | None) -> Iterator[tuple[str, Forecast | str]]:
-    """For each method its step's bytes and FLOPs, told without a step, or why it cannot serve or does not fit.
+    """Yield each method with the forecast of its step, or with the reason why it is not run.
 
-    memory: the budget beyond the weights, in bytes. Raises: ValueError when the loss is not finite before the first
-    step, for that is nobody's method's doing.
+    Args:
+        task: what is trained.
+        methods: the methods, by label.
+        memory: the budget of a step beyond the weights, in bytes; None for no budget.
+    Raises:
+        BadInput: the loss is not finite before the first step, which no method can change.
     """
     objective, batch = first_step(task)
     with loss_errors(objective):
         loss = float(objective.evaluate(batch, Key(0)))
     if not math.isfinite(loss):
-        raise BadInput(f"the loss of {task} is {loss} before the first step: look at its data and its loss.")
+        raise BadInput(f"the loss of {task} is {loss} before the first step: check its data and its loss function.")
     for label, (estimator, optimizer) in methods.items():
         objective, batch = first_step(task)
         yield label, _forecast_or_reason(objective, batch, estimator, optimizer, memory)
@@ -54,26 +59,34 @@ def _forecast_or_reason(
 
 
 def exact_within(task: Any, memory: int) -> Estimator | None:
-    """Backpropagation that recomputes as little as it can to stay within `memory` bytes beyond the weights; None
-    where that is nothing."""
+    """Return backpropagation that recomputes as little as possible to stay within a budget.
+
+    Args:
+        task: what is trained.
+        memory: bytes beyond the weights.
+    Returns:
+        None if plain backpropagation stays within the budget.
+    """
     plain = forecast(Reverse(), *first_step(task), SGD(1e-9))
     return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
 
 
-def clock(
-    task: Any, methods: Methods, memory: int | None, folder: Path, costs: Mapping[str, Forecast]
+def time_methods(
+    task: Any, methods: Methods, memory: int | None, folder: Path, forecasts: Mapping[str, Forecast]
 ) -> Iterator[str]:
-    """Time a step of each method, alone on the machine, and put its whole cost on record; one that an earlier
-    call timed in doubt is timed again."""
+    """Time one step of each forecast method, record its cost, and yield its label.
+
+    A method that has a timing without doubt on record is skipped. The machine should run nothing else.
+    """
     known = {cost.method for cost in read(folder).costs if cost.doubt is None}
     for label, (estimator, optimizer) in methods.items():
-        if label not in costs or label in known:
+        if label not in forecasts or label in known:
             continue
         objective, batch = first_step(task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
             timing = time_step(objective, batch, estimator, optimizer)
-        cost = costs[label]
+        cost = forecasts[label]
         low, high = timing.quartiles
         ledger.append(
             folder,
@@ -87,14 +100,8 @@ def clock(
         yield label
 
 
-def refuse(folder: Path, label: str, estimator: Estimator, reason: str) -> None:
-    """Put on record why a method is not run; said once."""
-    results: Results = read(folder)
-    if label not in {refusal.method for refusal in results.refused}:
+def record_refusal(folder: Path, label: str, estimator: Estimator, reason: str) -> None:
+    """Record once why a method is not run."""
+    if label not in {refusal.method for refusal in read(folder).refused}:
         record = {"schema": 1, "kind": "refused", "method": label, "estimator": repr(estimator), "reason": reason}
         ledger.append(folder, record)
-
-
-def first_step(task: Any) -> tuple[Any, Any]:
-    """The objective and the batch that every method is looked at with before it trains."""
-    return task.objective(Key(0).fold("survey")), task.batch_at(Key(0).fold("survey"), 0)

@@ -26,7 +26,7 @@ def fingerprint(user_file: str | None = None) -> str:
     It is taken of the syntax tree without docstrings and comments, so rewording changes nothing.
 
     Args:
-        user_file: the study's own Python file, hashed as well. What it imports from elsewhere is not.
+        user_file: the user's Python file that defines the task or the study; hashed too. What it imports is not.
     Returns:
         12 hexadecimal digits.
     """
@@ -41,14 +41,14 @@ def fingerprint(user_file: str | None = None) -> str:
 def executed_files() -> set[Path]:
     """Return the source files of gradcost that a trial may execute: the entry points and all they import."""
     package = Path(__file__).parents[1]
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = [file for pattern in _ENTRY_POINTS for file in package.glob(pattern)]
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
+        if file not in files:
+            files.add(file)
             waiting += _imported(file)
-    return found
+    return files
 
 
 def _imported(file: Path) -> Iterator[Path]:
@@ -79,25 +79,20 @@ def _code(file: Path) -> bytes:
     return ast.unparse(tree).encode()
 
 
-def stamp(file: str | None) -> str | None:
-    """Hash a file's bytes to 12 hexadecimal digits; return None for None."""
-    return None if file is None else blake2b(Path(file).read_bytes(), digest_size=6).hexdigest()
-
-
 def describe(threads: int, code: str) -> dict[str, str | int]:
-    """Return the versions of the packages and the machine's type, without its name.
+    """Return the versions of the packages and the type of the machine, without its name.
 
     Args:
-        threads: how many threads the timings used.
+        threads: the number of threads of the timings.
         code: the fingerprint of the code.
     """
-    found: dict[str, str | int] = {"python": platform.python_version()}
+    versions: dict[str, str | int] = {"python": platform.python_version()}
     for package in ("gradcost", "torch", "numpy", "numba"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {
+            versions[package] = "not installed"
+    return versions | {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,

@@ -1,4 +1,4 @@
-"""The phases of a fair comparison: tuned alike on validation, confirmed on fresh seeds, run on fresh seeds again."""
+"""The phases of a fair comparison: tune on validation, confirm on new seeds, run finally on new seeds again."""
 
 from __future__ import annotations
 
@@ -6,34 +6,43 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from gradcost.results.tuning import best, next_rate, scores
-from gradcost.studies.study import Plan
+from gradcost.studies.study import Stages
 from gradcost.studies.trial import Trial
 
-Make = Callable[[str, float, str, int], Trial]  # of a method's name, a learning rate, a phase and a seed
+MakeTrial = Callable[[str, float, str, int], Trial]  # of a method's name, a learning rate, a phase and a seed
 
 
 def phases(
-    rates: Mapping[str, Sequence[float]], make: Make, *, more: int, confirm: int, seeds: Sequence[int]
-) -> Plan:
-    """Trials of each method: over its `rates` first, then over `more` points that depend on what came of those, the
-    best three again on `confirm` fresh seeds where there are any, and the winner on `seeds`, fresh ones again.
+    rates: Mapping[str, Sequence[float]], make: MakeTrial, *, more: int, confirm: int, seeds: Sequence[int]
+) -> Stages:
+    """Yield the trials of each method, stage by stage. Every method gets the same number of tuning trials.
 
-    Every method spends as many trials on its tuning; one whose every point diverged has no final run.
+    1. "tune": one trial for each learning rate in `rates`, with seed 0.
+    2. "tune": `more` further learning rates, one at a time, each chosen from the results so far.
+    3. "confirm": the best three learning rates on `confirm` new seeds; their mean decides. Skipped if 0.
+    4. "final": the best learning rate on `seeds`. A method whose trials all diverged has none.
+
+    Args:
+        rates: for each method, the learning rates of its grid.
+        make: makes a trial of a method, a learning rate, a phase and a seed.
+        more: the number of learning rates after the grid.
+        confirm: the number of seeds that confirm.
+        seeds: the seeds of the final runs.
     """
     tried = yield [make(name, lr, "tune", 0) for name in rates for lr in rates[name]]
     for _ in range(more):
-        extra = [(name, next_rate(scores(tried, name), ratio(rates[name]))) for name in rates]
+        extra = [(name, next_rate(scores(tried, name), grid_ratio(rates[name]))) for name in rates]
         tried += yield [make(name, lr, "tune", 0) for name, lr in extra if lr is not None]
     chosen = {name: best(scores(tried, name), 3 if confirm else 1) for name in rates}
     if confirm:
-        again = yield [
+        confirmed = yield [
             make(name, lr, "confirm", seed) for name in rates for lr in chosen[name] for seed in range(1, confirm + 1)
         ]
-        chosen = {name: best(scores(again, name)) or chosen[name] for name in rates}
+        chosen = {name: best(scores(confirmed, name)) or chosen[name] for name in rates}
     yield [make(name, lr, "final", seed) for name in rates for lr in chosen[name][:1] for seed in seeds]
 
 
-def ratio(rates: Sequence[float]) -> float:
-    """The step of a grid; half a decade where there is but one rate."""
+def grid_ratio(rates: Sequence[float]) -> float:
+    """Return the ratio of neighbours in a grid; sqrt(10) for a grid of one learning rate."""
     ends = sorted(rates)
     return (ends[-1] / ends[0]) ** (1 / (len(ends) - 1)) if len(ends) > 1 else math.sqrt(10)

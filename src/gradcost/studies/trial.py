@@ -13,13 +13,23 @@ from gradcost.training.optimizers import Optimizer
 
 @value
 class Trial:
-    """Train `task` with `estimator` and `optimizer` for `steps`, with all randomness from `seed`.
+    """One training run; all its randomness comes from `phase` and `seed`.
 
-    method: the name under which runs are gathered. phase: "tune" and "confirm" runs are scored on the validation
-    split; "final" ones on the test split too, once, at their end. The phases never share a key, so a tuned rate
-    meets fresh weights, order and noise. Methods under one phase and seed share theirs, so their differences are
-    paired. target: the validation accuracy whose first step is noted. Raises: ValueError where a part prints its
-    address in memory, for a trial's name hangs on its text.
+    - Two phases never share a key, so a tuned learning rate meets new weights, batches and noise.
+    - Methods share the key of a phase and a seed, so their differences are paired.
+
+    Args:
+        task: what is trained, and its data.
+        method: the name under which the runs of one method are collected.
+        estimator: how the gradient is estimated.
+        optimizer: what uses the gradient.
+        steps: the number of training steps.
+        phase: "tune" and "confirm" runs are scored on the validation split. A "final" run is also scored on the
+            test split, once, at its end.
+        seed: numbers the runs of a phase.
+        target: the validation accuracy whose first step is recorded.
+    Raises:
+        BadInput: a part prints its address in memory. The name of a trial is a hash of its text.
     """
 
     task: Any
@@ -35,8 +45,8 @@ class Trial:
         for part in (self.task, self.estimator, self.optimizer):
             if " at 0x" in repr(part):
                 raise BadInput(
-                    f"{type(part).__name__} prints as {part!r}, another text in every process, so that its runs "
-                    "could not be told from others'. Make it a frozen dataclass, as tasks are."
+                    f"{type(part).__name__} prints as {part!r}, a different text in every process, so its runs "
+                    "cannot be identified. Make it a frozen dataclass, as tasks are."
                 )
 
     @property
@@ -44,5 +54,11 @@ class Trial:
         return Key(self.seed).fold(self.phase)
 
     def name(self, code: str) -> str:
-        """The trial's id: a hash of its text and of the fingerprint of the code that it runs."""
+        """Return the id of the trial: a hash of its text and of the fingerprint of the code that it runs.
+
+        Args:
+            code: the fingerprint.
+        Returns:
+            Hexadecimal digits.
+        """
         return digest((self, code))

@@ -1,4 +1,4 @@
-"""What is seen of a trial while it trains: the curves, the scores, how it ended."""
+"""The record of a trial while it trains: its curves, its scores, how it ended."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from gradcost.tasks.task import Split
 from gradcost.training.loop import StepResult
 from gradcost.training.spikes import SlopeMonitor
 
-EVALUATIONS = 20  # of the validation split, spread over a final run, whose curve is read
-CHECKS = 4  # and over one that tunes or confirms, whose end alone is
-SPIKES = 20  # that go on record; one that diverges may have thousands
-POINTS = 200  # of the loss curve, each the mean of the steps since the last
+EVALUATIONS = 20  # of the validation split in a final run, whose curve is shown
+CHECKS = 4  # in a tuning or confirming run, of which only the end counts
+SPIKES = 20  # recorded at most; a run that diverges may have thousands
+POINTS = 200  # of the loss curve; each is the mean of the steps since the last
 
 
 class TrialLog:
-    """The growing record of one trial: fed with every step, kept with its checkpoints, read at its end."""
+    """Collects the record of one trial step by step. Its state is saved with the checkpoints of the trial.
+
+    Args:
+        trial: the trial that runs.
+    """
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -29,98 +33,101 @@ class TrialLog:
         names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
         self.curve: dict[str, list[Any]] = {name: [] for name in names}
         self.window: list[float] = []  # losses since the last point of the curve
-        self.slopes, self.steepest = (
-            SlopeMonitor(),
-            0.0,
-        )  # all of them, and the largest since the last point of the curve
-        self.clipped = [0.0, 0]  # the sum of the clip rates, and of how many steps
+        self.slopes = SlopeMonitor()
+        self.steepest = 0.0  # the largest |slope| since the last point of the curve
+        self.clipped = [0.0, 0]  # the sum of the clip rates, and their number
         self.taken, self.seconds = 0, 0.0
         self.validation: dict[str, Any] | None = None
         self.reason: str | None = None  # why it diverged
         self.model: nn.Module | None = None
 
-    def goes_on_after(self, step: StepResult) -> bool:
-        """Look at a step; False where the loss is not finite, which ends the trial."""
+    def add(self, step: StepResult) -> bool:
+        """Record a step. Return False if its loss is not finite, which ends the trial."""
         self.model, self.taken, loss = step.objective.model, step.number + 1, float(step.loss)
         if step.clipped is not None:
             self.clipped = [self.clipped[0] + step.clipped, self.clipped[1] + 1]
-        measured = [] if step.slopes is None else step.slopes.tolist()
-        self.slopes.add(self.taken, loss, measured)
-        self.steepest = max([self.steepest, *(abs(slope) for slope in measured)])
+        slopes = [] if step.slopes is None else step.slopes.tolist()
+        self.slopes.add(self.taken, loss, slopes)
+        self.steepest = max([self.steepest, *(abs(slope) for slope in slopes)])
         if not math.isfinite(loss):
             self.reason = f"the loss was {loss} at step {self.taken}"
             return False
         self.window.append(loss)
         if self.taken % self.record_every == 0 or self.taken == self.trial.steps:
             self.curve["step"].append(self.taken)
-            self.curve["loss"].append(short(sum(self.window) / len(self.window)))
+            self.curve["loss"].append(json_number(sum(self.window) / len(self.window)))
             self.window.clear()
-            self.curve["slope"].append(short(self.steepest) if self.slopes.slopes else None)
+            self.curve["slope"].append(json_number(self.steepest) if self.slopes.slopes else None)
             self.steepest = 0.0
         if self.taken % self.evaluate_every == 0 or self.taken == self.trial.steps:
             score = self.trial.task.score(self.model, self.splits.validation)
-            self.validation = told(score, self.splits.validation)
+            self.validation = score_record(score, self.splits.validation)
             self.curve["validation_step"].append(self.taken)
-            self.curve["validation_loss"].append(short(score.loss))
-            self.curve["validation_accuracy"].append(short(score.accuracy))
+            self.curve["validation_loss"].append(json_number(score.loss))
+            self.curve["validation_accuracy"].append(json_number(score.accuracy))
         return True
 
-    def notes(self) -> dict[str, Any]:
-        """All that is needed to go on looking."""
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to continue."""
         names = ("curve", "window", "steepest", "clipped", "taken", "seconds", "validation")
         return {name: getattr(self, name) for name in names} | {"slopes": self.slopes.plain()}
 
-    def take_up(self, notes: dict[str, Any]) -> None:
-        """Go on from what `notes` gave."""
-        for name, value in notes.items():
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        for name, value in state.items():
             setattr(self, name, SlopeMonitor.of(value) if name == "slopes" else value)
 
     def record(self) -> dict[str, Any]:
-        """How it ended. The test split is scored here, once, for a final run that did not diverge."""
+        """Return the results of the trial. Scores the test split, once, for a final run that did not diverge."""
         if self.reason is None and (self.validation is None or self.validation["loss"] is None):
             self.reason = "the validation loss was not finite at the end"
         accuracies = zip(self.curve["validation_step"], self.curve["validation_accuracy"], strict=True)
-        reached = next((at for at, accuracy in accuracies if (accuracy or 0.0) >= self.trial.target), None)
+        reached = next((step for step, accuracy in accuracies if (accuracy or 0.0) >= self.trial.target), None)
         curve = self.curve if self.slopes.slopes else {**self.curve, "slope": []}
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "status": "finished" if self.reason is None else "diverged",
             "steps": self.taken,
             "curve": curve,
             "validation": self.validation,
             "test": None,
             "reached": reached,
-            "clip_rate": short(self.clipped[0] / self.clipped[1]) if self.clipped[1] else None,
+            "clip_rate": json_number(self.clipped[0] / self.clipped[1]) if self.clipped[1] else None,
             "slopes": self._spikes() if self.slopes.slopes else None,
         }
         if self.reason is not None:
-            return found | {"reason": self.reason}
+            return record | {"reason": self.reason}
         if self.trial.phase == "final":
-            assert self.model is not None, "a trial that was resumed at its very end has a step to take"
+            assert self.model is not None, "a trial that resumes always has a step left"
             score = self.trial.task.score(self.model, self.splits.test)
-            found["test"] = told(score, self.splits.test)
-        return found
+            record["test"] = score_record(score, self.splits.test)
+        return record
 
     def _spikes(self) -> dict[str, Any]:
-        """How many slopes were measured, the largest, and those far above the ones before (see `Series`)."""
+        """Return the number of slopes, the largest, and the spikes (`SlopeMonitor`)."""
         spikes = self.slopes.spikes
-        first = [{"step": s.step, "slope": short(s.slope), "threshold": short(s.threshold)} for s in spikes[:SPIKES]]
+        first = [
+            {"step": s.step, "slope": json_number(s.slope), "threshold": json_number(s.threshold)}
+            for s in spikes[:SPIKES]
+        ]
         return {
             "number": self.slopes.slopes,
-            "largest": short(self.slopes.largest),
+            "largest": json_number(self.slopes.largest),
             "spikes": len(spikes),
             "first": first,
         }
 
 
-def told(score: Any, split: Split) -> dict[str, Any]:
-    """A score as it goes on record: every number that the task gave, and how many targets the split holds where it
-    said how many it scored."""
+def score_record(score: Any, split: Split) -> dict[str, Any]:
+    """Return a score as recorded: every number that the task returned.
+
+    A score with `targets` also gets `of`, the number of targets in the split.
+    """
     numbers = {"loss": score.loss, "accuracy": score.accuracy} | getattr(score, "_asdict", dict)()
     targets = numbers.pop("targets", None)
-    counted = {} if targets is None else {"targets": targets, "of": split.y.numel()}
-    return {name: short(number) for name, number in numbers.items()} | counted
+    counts = {} if targets is None else {"targets": targets, "of": split.y.numel()}
+    return {name: json_number(number) for name, number in numbers.items()} | counts
 
 
-def short(x: float) -> float | None:
-    """Seven digits, which float32 sums do not exceed; None for what JSON cannot say."""
+def json_number(x: float) -> float | None:
+    """Round to seven digits, the precision of float32; None for a number that is not finite."""
     return float(f"{x:.7g}") if math.isfinite(x) else None

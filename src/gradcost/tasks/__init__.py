@@ -1,10 +1,30 @@
-"""The tasks that come with the package, by the names that the command line takes."""
+"""Tasks: data in three splits, a model and a loss, all set by a key. Subclass `Task` to train on other data.
 
+`TASKS` has the tasks of the package by their names on the command line.
+"""
+
+from gradcost.tasks.architectures import Architecture, Cnn, Gpt, Logistic, Mlp
 from gradcost.tasks.charlm import CharLm
 from gradcost.tasks.digits import Digits
 from gradcost.tasks.mnist import Mnist
-from gradcost.tasks.task import Task
+from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
 
 TASKS: dict[str, type[Task]] = {"digits": Digits, "mnist": Mnist, "charlm": CharLm}
 
-__all__ = ["TASKS", "CharLm", "Digits", "Mnist", "Task"]
+__all__ = [
+    "TASKS",
+    "Architecture",
+    "CharLm",
+    "Cnn",
+    "Digits",
+    "Gpt",
+    "Logistic",
+    "Mlp",
+    "Mnist",
+    "Score",
+    "Split",
+    "Splits",
+    "Task",
+    "cross_entropy",
+    "score",
+]

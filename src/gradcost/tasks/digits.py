@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8 x 8 that come with scikit-learn: nothing to download."""
+"""The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels. No download is needed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from gradcost.core.errors import require
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture, Logistic, Mlp
-from gradcost.tasks.data import DataError
 from gradcost.tasks.task import Split, Splits, Task, permutation
 
 TRAIN, VALIDATION = 1197, 300
@@ -18,10 +18,14 @@ TRAIN, VALIDATION = 1197, 300
 
 @value
 class Digits(Task):
-    """Optical recognition of digits: x [N, 1, 8, 8] float32 in [0, 1], y [N] of 10 classes.
+    """Handwritten digits: x float32 in [0, 1], shape (N, 1, 8, 8); y of 10 classes, shape (N,).
 
-    1,197 examples to train, 300 to validate, 300 to test, dealt out once by a fixed permutation. Source:
-    Alpaydin and Kaynak (1998), the test part of the UCI set (CC BY 4.0), as `sklearn.datasets.load_digits`.
+    Splits: 1,197 examples for training, 300 for validation, 300 for test, by one fixed permutation.
+
+    Args:
+        model: the architecture.
+        batch: images in a step's batch.
+    Source: Alpaydin and Kaynak (1998), the test part of the UCI set (CC BY 4.0), as `sklearn.datasets.load_digits`.
     """
 
     model: Architecture = Mlp((64,))
@@ -42,13 +46,7 @@ class Digits(Task):
 
 @lru_cache(maxsize=1)
 def _splits() -> Splits:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            'the task digits needs scikit-learn, which is not installed: pip install "gradcost[tasks]".'
-        ) from error
-    images, labels = load_digits(return_X_y=True)
+    images, labels = require("sklearn.datasets", "The task digits", "tasks").load_digits(return_X_y=True)
     x = torch.as_tensor(images, dtype=torch.float32).div(16).reshape(-1, 1, 8, 8)
     y = torch.as_tensor(labels, dtype=torch.int64)
     order = permutation(Key(0).fold("digits"), len(x))

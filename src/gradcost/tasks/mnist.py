@@ -1,4 +1,4 @@
-"""MNIST from the four raw IDX files in the cache (`gradcost data fetch mnist`)."""
+"""MNIST, read from the four IDX files in the cache folder (`gradcost data fetch mnist`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from gradcost.tasks import data
 from gradcost.tasks.architectures import Architecture, Cnn, Mlp
 from gradcost.tasks.task import Split, Splits, Task
 
-TRAIN = 50_000
+TRAIN = 50_000  # examples; the other 10,000 are the validation split
 
 
 @value
 class Mnist(Task):
-    """MNIST: x [N, 1, 28, 28] float32 in [0, 1], y [N] of 10 classes.
+    """MNIST: x float32 in [0, 1], shape (N, 1, 28, 28); y of 10 classes, shape (N,).
 
-    The first 50,000 of the official training images train, the last 10,000 of them validate, the official
-    10,000 test. Source: LeCun, Bottou, Bengio, Haffner (1998).
+    Splits: the first 50,000 official training images for training, the last 10,000 for validation, the official
+    10,000 test images for test.
+
+    Args:
+        model: the architecture.
+        batch: images in a step's batch.
+    Source: LeCun, Bottou, Bengio, Haffner (1998).
     """
 
     model: Architecture = Mlp((1024, 1024))
@@ -57,5 +62,5 @@ def _read(folder: Path, part: str) -> Split:
 
 
 def _idx(path: Path, header: int) -> Tensor:
-    # a bytearray, because torch warns about a view of bytes that cannot be written
+    # bytearray: torch warns about read-only bytes
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8, offset=header)

@@ -1,4 +1,4 @@
-"""Tasks: data split three ways, a model, and a batch for every step; all of it a function of a key."""
+"""Tasks: data in three splits, a model, and a batch for every step, all set by a key."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
-from gradcost.core.isolation import randomness
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
-SCORED_AT_ONCE = 1000
+SCORED_AT_ONCE = 1000  # examples
 
 
 class Split(NamedTuple):
-    """Examples: inputs `x` and targets `y` (int64), with the examples along the first dimension of both."""
+    """Examples, along the first dimension of both fields.
+
+    Args:
+        x: the inputs.
+        y: the targets, int64.
+    """
 
     x: Tensor
     y: Tensor
@@ -31,7 +36,13 @@ Batch = Split
 
 
 class Splits(NamedTuple):
-    """What is trained on, what is tuned on, and what is looked at once."""
+    """The three parts of a data set.
+
+    Args:
+        train: for training.
+        validation: for choosing learning rates.
+        test: for the final score, computed once.
+    """
 
     train: Split
     validation: Split
@@ -39,18 +50,29 @@ class Splits(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Over a whole split: mean cross-entropy in nats a target, and share of right predictions, 0 to 1."""
+    """A model's score over a split.
+
+    Args:
+        loss: mean cross-entropy per target, in nats.
+        accuracy: share of correct predictions, 0 to 1.
+        targets: number of targets scored; None if the task does not count them.
+    """
 
     loss: float
     accuracy: float
-    targets: int | None = None  # how many were scored; None where a task of one's own does not count them
+    targets: int | None = None
 
 
 class Task(ABC):
-    """A classification problem as a value: the fields of a subclass say which model and which batch size.
+    """A classification task as an immutable value. A subclass defines `inputs`, `classes` and `splits`.
 
-    `models` names the architectures that the command line offers for the task; `steps` is how long a run is
-    there unless something else is asked for.
+    Class attributes:
+    - `models`: the architectures that the command line offers, by name;
+    - `steps`: the default number of steps on the command line.
+
+    Args:
+        model: the architecture.
+        batch: examples in a step's batch.
     """
 
     models: ClassVar[dict[str, Architecture]]
@@ -61,93 +83,135 @@ class Task(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[int, ...]:
-        """The shape of one example; needs no data that would have to be fetched."""
+        """The shape of one example. It is known before the data are fetched."""
 
     @property
     @abstractmethod
     def classes(self) -> int:
-        """How many classes a target may name."""
+        """The number of classes of a target."""
 
     @abstractmethod
     def splits(self) -> Splits:
-        """The data on the CPU, loaded once a process and shared: read it, do not write to it.
+        """Return the data, on the CPU. They are loaded once per process and shared: do not write to them.
 
-        Raises: gradcost.tasks.data.DataError when the data, or what reads it, is not there.
+        Returns:
+            Splits(train, validation, test).
+        Raises:
+            DataError: the data are missing or damaged.
+            MissingExtra: a package that reads them is not installed.
         """
 
     def objective(self, key: Key) -> Objective:
-        """The cross-entropy of a fresh model, on the CPU, whose initial weights are a function of `key`."""
-        with randomness(key.fold("init")):
+        """Return the cross-entropy of a new model, on the CPU.
+
+        Args:
+            key: the source of the initial weights. Equal keys give equal weights.
+        Returns:
+            An Objective whose `data` is `once_through`.
+        """
+        with seeded_generators(key.fold("init")):
             model = self.model.build(self.inputs, self.classes)
         return Objective(model, cross_entropy, data=self.once_through)
 
     def once_through(self) -> Iterator[Batch]:
-        """The whole training split in its own order, in batches of the size of a step's; the last may be smaller."""
+        """Yield the training split once, in order, in batches of `batch` examples; the last may be smaller."""
         train = self.splits().train
         for x, y in zip(train.x.split(self.batch), train.y.split(self.batch), strict=True):
             yield Batch(x, y)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the training split; the rest of an epoch's shuffled examples sits it out.
+        """The number of full batches in the training split. Each epoch leaves out the remaining examples.
 
-        Raises: ValueError when the batch is not between one example and the whole split.
+        Raises:
+            BadInput: `batch` is not between 1 and the size of the training split.
         """
         examples = len(self.splits().train.x)
         if not 1 <= self.batch <= examples:
             raise BadInput(
-                f"a batch of {self.batch!r} cannot be drawn from {examples} training examples: choose 1 to "
-                f"{examples}."
+                f"batch is {self.batch!r}, but the training split has {examples} examples: choose 1 to {examples}."
             )
         return examples // self.batch
 
     def batch_at(self, key: Key, step: int) -> Batch:
-        """The training batch of step `step` (from 0), on the CPU: a function of `key` and `step` alone.
+        """Return the training batch of one step, on the CPU: a function of `key` and `step` alone.
 
-        Law: an epoch of `steps_per_epoch` batches holds no example twice, and every epoch is shuffled anew.
+        Law: an epoch of `steps_per_epoch` batches contains no example twice. Each epoch has its own random order.
 
-        Raises: ValueError when the batch size does not fit the split, or the step is negative.
+        Args:
+            key: the source of the order of the data.
+            step: the number of the step, from 0.
+        Returns:
+            Split(x, y) of `batch` examples.
+        Raises:
+            BadInput: `batch` does not fit the training split, or `step` is negative.
         """
         if step < 0:
-            raise BadInput(f"steps count from 0; there is no step {step}.")
+            raise BadInput(f"step must be 0 or more, not {step}: steps count from 0.")
         epoch, place = divmod(step, self.steps_per_epoch)
         train = self.splits().train
         order = permutation(key.fold("epoch", epoch), len(train.x))
-        drawn = order[place * self.batch : (place + 1) * self.batch]
-        return Batch(train.x[drawn], train.y[drawn])
+        indices = order[place * self.batch : (place + 1) * self.batch]
+        return Batch(train.x[indices], train.y[indices])
 
     def score(self, model: nn.Module, split: Split) -> Score:
-        """Mean loss and accuracy of a model over the whole of `split`: `score` below.
+        """Return the mean loss and accuracy of a model over a split, as the function `score` does.
 
-        A task that is no `Task` may give a named tuple with numbers beside these two: a study puts them on record.
+        Another class of task may return a named tuple with more numbers; a study records all of them.
+
+        Args:
+            model: what `objective` made.
+            split: one of `splits()`.
+        Returns:
+            Score(loss, accuracy, targets).
         """
         return score(model, split)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy (nats, scalar) of `model(batch.x)`: logits [..., classes] for targets [...]."""
+    """Return the mean cross-entropy of `model(batch.x)` against `batch.y`.
+
+    Args:
+        model: maps inputs to logits of shape (..., classes).
+        batch: Split(x, y) with targets of shape (...).
+    Returns:
+        A scalar, in nats per target.
+    """
     logits = model(batch.x)
     return F.cross_entropy(logits.flatten(0, -2), batch.y.flatten())
 
 
 def score(model: nn.Module, split: Split) -> Score:
-    """Mean loss and accuracy over every target of `split`, in evaluation mode, summed in float64.
+    """Return the mean loss and accuracy over all targets of a split, in evaluation mode, summed in float64.
 
-    Raises: ValueError when the split is empty.
+    Args:
+        model: maps inputs to logits of shape (..., classes). Its modes are restored.
+        split: the examples.
+    Returns:
+        Score(loss, accuracy, targets).
+    Raises:
+        BadInput: the split is empty.
     """
     losses, right = one_by_one(model, split)
     return Score(losses.mean(dtype=torch.float64).item(), right.sum().item() / len(right), len(right))
 
 
 def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
-    """Of every target of `split`, in its order and on the CPU: the cross-entropy in nats, and whether the prediction
-    is right; [targets] both, in evaluation mode.
+    """Return the loss and the correctness of each target of a split, in evaluation mode.
 
-    The examples go to the device of the model's parameters, 1,000 at a time. Every module's mode is put back, also
-    after an error. Raises: ValueError when the split is empty.
+    The examples are moved to the device of the model's parameters, 1,000 at a time. The mode of each module is
+    restored, also after an error.
+
+    Args:
+        model: maps inputs to logits of shape (..., classes).
+        split: the examples.
+    Returns:
+        (losses, right), both of shape (targets,), in order, on the CPU. losses: cross-entropy in nats. right: bool.
+    Raises:
+        BadInput: the split is empty.
     """
     if not len(split.x):
-        raise BadInput("an empty split has no score: give it at least one example.")
+        raise BadInput("an empty split has no score: pass at least one example.")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -170,5 +234,12 @@ def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def permutation(key: Key, examples: int) -> Tensor:
-    """An order of 0 to `examples` - 1 (int64), a function of `key`; it is shared, so do not write to it."""
+    """Return a random order of 0 to `examples` - 1. It is cached and shared: do not write to it.
+
+    Args:
+        key: the source of randomness.
+        examples: the length.
+    Returns:
+        int64, shape (examples,).
+    """
     return torch.randperm(examples, generator=torch.Generator().manual_seed(key.seed & (1 << 63) - 1))

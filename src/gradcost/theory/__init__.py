@@ -1,6 +1,6 @@
-"""What is known without running anything: variance, cosine, number of steps, cost and convergence, as functions.
+"""Closed formulas for estimators: variance, cosine, number of steps, cost and convergence.
 
-The tests compare each function with measurements.
+Nothing is run. The tests compare each function with measurements.
 """
 
 from gradcost.core.precision import best_eps, best_forward_eps

@@ -1,5 +1,7 @@
-"""The error of a difference of losses against its eps, and what rounding leaves of a perturbation: laws of one weight
-and one slope, which the tests hold against measured curves."""
+"""The error of a finite difference as a function of eps, and the effect of rounding on a perturbation.
+
+The laws are about one slope and one weight. The tests compare them with measured curves.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +15,65 @@ from gradcost.core.precision import best_eps, best_forward_eps, loss_roundoff, s
 
 __all__ = ["Survival", "best_eps", "best_forward_eps", "central_error", "forward_error", "survives"]
 
-_FINE = 16.0  # eps in units of the spacing, above which rounding is noise of variance spacing^2 / 12
-_FAR = 9.0  # standard deviations beyond which a normal number is never
+_FINE = 16.0  # eps / spacing above which rounding is noise of variance spacing^2 / 12
+_FAR = 9.0  # standard deviations; a normal number is never beyond
 
 
 def central_error(eps: float, dtype: torch.dtype, loss: float, third: float) -> float:
-    """How far (f(eps) - f(-eps)) / (2 eps) is off f'(0), at most, to leading order: a V in eps.
+    """Return the error bound of a central difference, |(f(eps) - f(-eps)) / (2 eps) - f'(0)|, to leading order.
 
-    Law: eps^2/6 |f'''| of truncation (Taylor) and u |f| / eps of rounding, where each end is off by u |f| at most,
-    u the round-off of a loss computed in `dtype` (`loss_roundoff`). Assumptions: f has three derivatives near (a ReLU
-    has not), and is as exact as one rounding makes it; a long computation is off by a few u. loss: |f|. third: |f'''|
-    along the direction. Its least is at `best_eps(dtype, 1, loss, third)`, where truncation is half of the rounding.
+    Law: error <= eps^2/6 |f'''| + u |f| / eps.
+    - eps^2/6 |f'''| is the truncation error (Taylor).
+    - u |f| / eps is the rounding error: each end is off by at most u |f|, with u = `loss_roundoff(dtype)`.
+    - The minimum is at `best_eps(dtype, 1, loss, third)`, where truncation is half of the rounding error.
 
-    Source: Press et al., Numerical Recipes (3rd ed. 2007), section 5.7. Raises: ValueError when eps is not above 0.
+    Assumptions: f has three derivatives near 0 (a ReLU has not). f has the error of one rounding; a long computation
+    has a few u.
+
+    Args:
+        eps: finite-difference step, above 0.
+        dtype: the type of the loss.
+        loss: f.
+        third: f''' along the direction.
+    Returns:
+        The bound, in units of the slope.
+    Raises:
+        BadInput: eps is not above 0 and finite.
+    Source: Press et al., Numerical Recipes (3rd ed. 2007), section 5.7.
     """
     _check(eps)
     return eps**2 / 6 * abs(third) + loss_roundoff(dtype) * abs(loss) / eps
 
 
 def forward_error(eps: float, dtype: torch.dtype, loss: float, second: float) -> float:
-    """How far (f(eps) - f(0)) / eps is off f'(0), at most, to leading order: eps/2 |f''| + 2 u |f| / eps.
+    """Return the error bound of a forward difference, |(f(eps) - f(0)) / eps - f'(0)|, to leading order.
 
-    Its least is at `best_forward_eps(dtype, 1, loss, second)`, where both are equal. Assumptions, source and errors
-    as for `central_error`.
+    Law: error <= eps/2 |f''| + 2 u |f| / eps, with u = `loss_roundoff(dtype)`. The minimum is at
+    `best_forward_eps(dtype, 1, loss, second)`, where both terms are equal.
+
+    Assumptions and source: as `central_error`.
+
+    Args:
+        eps: finite-difference step, above 0.
+        dtype: the type of the loss.
+        loss: f.
+        second: f'' along the direction.
+    Returns:
+        The bound, in units of the slope.
+    Raises:
+        BadInput: eps is not above 0 and finite.
     """
     _check(eps)
     return eps / 2 * abs(second) + 2 * loss_roundoff(dtype) * abs(loss) / eps
 
 
 class Survival(NamedTuple):
-    """What rounding to nearest leaves of a perturbation d of a weight; k is what is left.
+    """The effect of rounding to nearest on a perturbation d of a weight; k is the rounded weight's change.
 
-    cosine: E[d k] / sqrt(E d^2 E k^2). ratio: E[d k] / E d^2, by which it multiplies a slope on average. lost: the
-    probability that k is 0.
+    Args:
+        cosine: E[d k] / sqrt(E d^2 E k^2).
+        ratio: E[d k] / E d^2, the mean factor on a slope.
+        lost: P(k = 0).
     """
 
     cosine: float
@@ -54,16 +82,24 @@ class Survival(NamedTuple):
 
 
 def survives(eps: float, scale: float, dtype: torch.dtype) -> Survival:
-    """What is left of eps N(0, 1) added to the weight `scale` and rounded to `dtype`.
+    """Return how much of the perturbation eps N(0, 1) of a weight survives rounding to `dtype`.
 
-    Law: upwards the numbers of the type lie h apart, h = `spacing(scale)`, and downwards h too, or h/2 where the
-    scale is a power of two; k takes a step where d passes the middle between two. With b_j = (j - 1/2) h / eps, the
-    normal density phi and upper tail Q, each side gives E[d k] = eps h sum phi(b_j),
-    E k^2 = h^2 sum (2j - 1) Q(b_j) and P(k != 0) = Q(b_1). Where eps > 16 h rounding is noise of variance h^2 / 12
-    instead (Widrow 1956).
-    Assumption: eps is below the scale, so that the spacing stays.
+    Law: the spacing of the type above the weight is h = `spacing(scale, dtype)`. Below it is h, or h/2 if `scale` is
+    a power of two. k steps where d passes the middle between two numbers of the type. With b_j = (j - 1/2) h / eps,
+    the normal density phi and the upper tail Q, each side contributes
+        E[d k] = eps h sum_j phi(b_j),   E k^2 = h^2 sum_j (2j - 1) Q(b_j),   P(k != 0) = Q(b_1).
+    If eps > 16 h, rounding is noise of variance h^2 / 12 instead (Widrow 1956).
 
-    Raises: ValueError when eps is not above 0.
+    Assumption: eps < |scale|, so the spacing is constant.
+
+    Args:
+        eps: standard deviation of the perturbation, above 0.
+        scale: the weight.
+        dtype: its type.
+    Returns:
+        Survival(cosine, ratio, lost).
+    Raises:
+        BadInput: eps is not above 0 and finite.
     """
     _check(eps)
     above = spacing(scale, dtype)
@@ -76,7 +112,7 @@ def survives(eps: float, scale: float, dtype: torch.dtype) -> Survival:
 
 
 def _side(eps: float, step: float) -> tuple[float, float, float]:
-    """E[d k], E[k^2] and P(k != 0) over the half of the perturbations that go one way."""
+    """Return E[d k], E[k^2] and P(k != 0) over the perturbations of one sign."""
     if eps > _FINE * step:
         return eps**2 / 2, (eps**2 + step**2 / 12) / 2, _tail(step / 2 / eps)
     count = math.ceil(_FAR * eps / step) + 1
@@ -92,4 +128,4 @@ def _tail(b: float) -> float:
 
 def _check(eps: float) -> None:
     if not 0 < eps < math.inf:
-        raise BadInput(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
+        raise BadInput(f"eps, the finite-difference step, must be above 0 and finite, not {eps!r}.")

@@ -1,4 +1,4 @@
-"""What forward gradients do on a quadratic, exactly: the expected loss after every step."""
+"""Forward gradients on a quadratic: the exact expected loss after every step."""
 
 from __future__ import annotations
 
@@ -15,44 +15,57 @@ def expected_losses(
     lr: float,
     probes: int | None = None,
 ) -> Iterator[float]:
-    """E f(x_t) of f(x) = 1/2 sum_i lambda_i x_i^2 after t = 0, 1, 2, ... steps x <- x - lr g, without end.
+    """Yield E f(x_t) for t = 0, 1, 2, ... without end: f(x) = 1/2 sum_i lambda_i x_i^2, steps x <- x - lr g.
 
-    g is the mean of `probes` Gaussian directions with exact slopes; None is gradient descent. start: the
-    coordinates of x_0 along the eigenvectors, one an eigenvalue.
+    g is the mean estimate of n Gaussian directions with exact slopes, or the gradient.
 
     Law: y_i = E x_i^2 obeys
         y_i <- (1 - 2 lr lambda_i + lr^2 lambda_i^2 (1 + 1/n)) y_i + (lr^2/n) sum_j lambda_j^2 y_j,
-    because E g_i^2 = (1 + 1/n) grad_i^2 + |grad|^2/n. Exact: nothing is bounded.
+    because E g_i^2 = (1 + 1/n) grad_i^2 + |grad|^2/n. The law is exact, not a bound.
 
-    Source: derived here from Isserlis's theorem. Raises: ValueError when the lengths differ, an eigenvalue is
-    negative, lr is not above 0 or probes < 1.
+    Args:
+        eigenvalues: lambda, each 0 or more.
+        start: the coordinates of x_0 along the eigenvectors, one per eigenvalue.
+        lr: learning rate, above 0.
+        probes: n. None: gradient descent.
+    Yields:
+        The expected loss after t steps.
+    Raises:
+        BadInput: the lengths differ, an eigenvalue is negative, lr is not above 0 or probes is below 1.
+    Source: derived here from Isserlis's theorem.
     """
     curvature, squares = np.asarray(eigenvalues, dtype=np.float64), np.asarray(start, dtype=np.float64) ** 2
     if curvature.shape != squares.shape or curvature.ndim != 1 or (curvature < 0).any():
-        raise BadInput("a quadratic has one eigenvalue, of 0 or more, for each coordinate of its start.")
+        raise BadInput("eigenvalues must have one eigenvalue, of 0 or more, for each coordinate of start.")
     if not lr > 0 or (probes is not None and probes < 1):
-        raise BadInput(f"a learning rate above 0 and 1 probe or more are needed, not {lr} and {probes}.")
+        raise BadInput(f"lr must be above 0 and probes 1 or more, not {lr} and {probes}.")
     share = 0.0 if probes is None else 1 / probes
     return _losses(curvature, squares, 1 - 2 * lr * curvature + (1 + share) * (lr * curvature) ** 2, share * lr * lr)
 
 
-def _losses(curvature: np.ndarray, squares: np.ndarray, kept: np.ndarray, scattered: float) -> Iterator[float]:
+def _losses(curvature: np.ndarray, squares: np.ndarray, factor: np.ndarray, noise_factor: float) -> Iterator[float]:
     slopes = curvature**2
     while True:
-        with np.errstate(over="ignore", invalid="ignore"):  # with too long a step it grows without end
-            loss, noise = float(curvature @ squares) / 2, scattered * float(slopes @ squares)
-            squares = kept * squares + noise
+        with np.errstate(over="ignore", invalid="ignore"):  # a long step diverges
+            loss, noise = float(curvature @ squares) / 2, noise_factor * float(slopes @ squares)
+            squares = factor * squares + noise
         yield loss
 
 
 def steps_to_reach(losses: Iterator[float], ratio: float, most: int = 1_000_000) -> int | None:
-    """After how many steps a loss is at most `ratio` times the first; None when not within `most` steps, or when it
-    has grown a thousandfold.
+    """Return the number of steps after which a loss is at most `ratio` times the first.
 
-    Raises: ValueError when ratio is not between 0 and 1.
+    Args:
+        losses: the loss after 0, 1, 2, ... steps, such as `expected_losses(...)`.
+        ratio: between 0 and 1.
+        most: the largest number of steps.
+    Returns:
+        The number of steps; None if it is above `most`, or the loss grows above 1000 times the first.
+    Raises:
+        BadInput: ratio is not between 0 and 1.
     """
     if not 0 < ratio < 1:
-        raise BadInput(f"a loss is to fall to a share between 0 and 1 of the first, not {ratio}.")
+        raise BadInput(f"ratio, the loss relative to the first, must be between 0 and 1, not {ratio}.")
     first = next(losses)
     for step, loss in zip(range(1, most + 1), losses, strict=False):
         if loss <= ratio * first:

@@ -1,4 +1,4 @@
-"""What choosing a direction by its slope does to the mean of an estimate."""
+"""The bias of an estimate whose direction is chosen by its slope."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from gradcost.estimators.adaptive import Choice, Flattest, Steepest
 
 
 def selection_bias(choice: Choice, candidates: int) -> float:
-    """m = E[w^2] of the one that `choice` keeps of `candidates` independent standard normal w: E g = m grad for
-    `Adaptive` with Gaussian directions and exact slopes.
+    """Return m in E g = m grad, for `Adaptive` with Gaussian directions and exact slopes.
 
-    Law: the integral of P(w^2 > x) over x > 0, with x = t^2 and F(t) = erf(t / sqrt 2) the distribution of |w|:
-    of 2 t (1 - F^k) for Steepest and of 2 t (1 - F)^k for Flattest, by Gauss-Legendre quadrature to 12 digits.
-    m = 1 for one candidate, 1 + 2/pi and 1 - 2/pi for two.
+    Law: m = E[w^2], where w is the one that `choice` keeps of k independent standard normal numbers. With x = t^2 and
+    F(t) = erf(t / sqrt 2), the distribution function of |w|, E[w^2] = integral of P(w^2 > x) dx over x > 0 is
+        Steepest: integral of 2 t (1 - F^k) dt,      Flattest: integral of 2 t (1 - F)^k dt,      over t > 0.
+    m = 1 for k = 1; m = 1 + 2/pi (Steepest) and 1 - 2/pi (Flattest) for k = 2.
+    Computed by Gauss-Legendre quadrature to 12 digits.
 
-    Raises: ValueError when candidates < 1, or nothing is known of the choice.
+    Args:
+        choice: Steepest() or Flattest().
+        candidates: k, 1 or more.
+    Returns:
+        The factor m.
+    Raises:
+        BadInput: candidates is below 1, or no formula is known for the choice.
     """
     if candidates < 1:
-        raise BadInput(f"a direction is kept of 1 candidate or more, not of {candidates}.")
+        raise BadInput(f"candidates must be 1 or more, not {candidates}.")
     nodes, weights = np.polynomial.legendre.leggauss(400)
-    reach = 12.0  # beyond, even the largest of 10^15 normals is not found
+    reach = 12.0  # the largest of 10^15 normal numbers is below
     t = reach * (nodes + 1) / 2
     above = np.array([math.erfc(point / math.sqrt(2)) for point in t])  # P(|w| > t)
     match choice:
@@ -32,5 +39,5 @@ def selection_bias(choice: Choice, candidates: int) -> float:
         case Flattest():
             tail = above**candidates
         case _:
-            raise BadInput(f"what {choice} does to the mean of an estimate is not known: measure it.")
+            raise BadInput(f"no formula is known for the bias of {choice}: measure it.")
     return float((weights * 2 * t * tail).sum() * reach / 2)

@@ -1,4 +1,4 @@
-"""How many steps an estimate takes where the gradient itself takes one."""
+"""Steps with an estimate per step with the gradient, and the learning rate that goes with it."""
 
 from __future__ import annotations
 
@@ -15,82 +15,116 @@ GAUSSIAN, MEAN = Gaussian(), Mean()
 
 
 def slowdown(dimension: int, probes: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> float | None:
-    """Steps with a step of descent by n = `probes` directions to those of gradient descent; None where unknown.
+    """Return the ratio of steps: descent along n directions to gradient descent.
 
-    Law: the second moment m = E|g|^2/|grad|^2 (`second_moment`), 1 + (d + 1)/n for Gaussian directions. On an
-    L-smooth loss a step lr along an unbiased g makes E f fall by lr |grad|^2 (1 - L m lr/2) at least; lr = 1/(L m)
-    is best, and m times less of a fall than gradient descent's with lr = 1/L.
+    Law: the ratio is m = E|g|^2/|grad|^2 (`second_moment`), 1 + (d + 1)/n for Gaussian directions. On an L-smooth
+    loss a step lr along an unbiased g decreases E f by at least
+        lr |grad|^2 (1 - L m lr/2).
+    The best lr is 1/(L m). The decrease is then m times smaller than that of gradient descent with lr = 1/L.
 
-    It compares guarantees, each with the step that its guarantee allows, where no noise from drawing batches hides
-    the difference. A loss that curves in few of its d directions is faster: see `effective_slowdown`.
+    Assumptions: the ratio compares guarantees, each at its own best learning rate, without noise from batches. A loss
+    that curves in few of its d directions needs fewer steps: see `effective_slowdown`.
 
+    Args:
+        dimension: d, the number of trainable weights, 1 or more.
+        probes: n, 1 or more.
+        directions: distribution of the directions.
+        combine: how the probes are combined.
+    Returns:
+        The ratio; None if no formula is known.
+    Raises:
+        BadInput: dimension or probes is below 1.
     Source: Nesterov and Spokoiny 2017, equation 55; Ghadimi and Lan 2013 (arXiv 1309.5549), corollary 3.3.
-    Raises: ValueError when dimension or probes is below 1.
     """
     return second_moment(Probing(Jvp(), directions, probes, combine), dimension)
 
 
 def effective_slowdown(trace: float, smoothness: float, probes: int) -> float:
-    """The same where the Hessian's trace is known: 1 + (r + 1)/n with r = trace/L, its effective rank, for d.
+    """Return the ratio of steps, as `slowdown`, for a Hessian with a known trace: 1 + (r + 1)/n.
 
-    Law: for Gaussian directions E g'Hg = (1 + 1/n) grad'H grad + tr(H) |grad|^2/n, which is at most
-    L (1 + (r + 1)/n) |grad|^2. It takes m's place in `slowdown` where H bounds the curvature along the way (and
-    exactly so on a quadratic). Sign directions and the sphere do no worse where H has no negative diagonal.
+    Law: r = tr(H)/L is the effective rank of the Hessian H. For Gaussian directions
+        E g'Hg = (1 + 1/n) grad'H grad + tr(H) |grad|^2/n <= L (1 + (r + 1)/n) |grad|^2,
+    which replaces m in `slowdown`. Sign directions and the sphere have at most this ratio if the diagonal of H is not
+    negative.
 
-    On a quadratic it is near the ratio of the longest stable steps, and of the steps taken it is an underestimate,
-    by a tenth to a third where `expected_losses`, which is exact, was run (docs/theory.md).
+    Assumption: H bounds the curvature along the step (on a quadratic it is the curvature).
 
-    Source: Malladi et al. 2023 (arXiv 2305.17333), theorem 1. Raises: ValueError when the trace is negative,
-    smoothness is not above 0 or probes is below 1.
+    On a quadratic the ratio is near that of the longest stable learning rates. It underestimates the ratio of steps
+    by a tenth to a third, compared with the exact `expected_losses` (docs/theory.md).
+
+    Args:
+        trace: tr(H), 0 or more.
+        smoothness: L, the largest curvature, above 0.
+        probes: n, 1 or more.
+    Returns:
+        The ratio.
+    Raises:
+        BadInput: an argument is out of its range.
+    Source: Malladi et al. 2023 (arXiv 2305.17333), theorem 1.
     """
     if not (trace >= 0 and smoothness > 0 and probes >= 1):
         raise BadInput(
-            f"a trace of 0 or more, a smoothness above 0 and 1 probe or more are needed, not {trace}, "
-            f"{smoothness} and {probes}."
+            f"trace must be 0 or more, smoothness above 0 and probes 1 or more; they are {trace}, {smoothness} and "
+            f"{probes}."
         )
     return 1 + (trace / smoothness + 1) / probes
 
 
 def stable_step(estimator: Estimator, smoothness: float, dimension: int) -> float | None:
-    """The learning rate 1/(L m) that falls fastest for sure on a loss of this smoothness L; None where unknown.
+    """Return the learning rate 1/(L m), which has the largest guaranteed decrease on an L-smooth loss.
 
-    Law: with m = `second_moment(estimator, dimension)`, E f falls with every step up to twice this one. With n
-    Gaussian directions 1/(L (1 + (d + 1)/n)). smoothness: the largest curvature, in loss per weight^2.
+    Law: m = `second_moment(estimator, dimension)`. E f decreases with every learning rate below 2/(L m). For n
+    Gaussian directions 1/(L m) = 1/(L (1 + (d + 1)/n)).
 
-    Source: Ghadimi and Lan 2013 (arXiv 1309.5549), equation 2.5 and corollary 3.3. Raises: ValueError when
-    smoothness is not above 0, or dimension < 1.
+    Args:
+        estimator: how the gradient is obtained.
+        smoothness: L, the largest curvature, in loss per weight^2, above 0.
+        dimension: d, the number of trainable weights, 1 or more.
+    Returns:
+        The learning rate; None if no second moment is known.
+    Raises:
+        BadInput: smoothness is not above 0 or dimension is below 1.
+    Source: Ghadimi and Lan 2013 (arXiv 1309.5549), equation 2.5 and corollary 3.3.
     """
     if not smoothness > 0:
-        raise BadInput(f"smoothness is the largest curvature of the loss, above 0, not {smoothness}.")
+        raise BadInput(f"smoothness, the largest curvature of the loss, must be above 0, not {smoothness}.")
     moment = second_moment(estimator, dimension)
     return None if moment is None else 1 / (smoothness * moment)
 
 
 def probes_to_match(cosine: float, dimension: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> int:
-    """The fewest probes whose estimate has at least this expected cosine with the gradient.
+    """Return the fewest probes whose estimate has at least this expected cosine with the gradient.
 
-    Law: the least n with `expected_cosine` of n probes >= cosine; near d cosine^2 / (1 - cosine^2) for the mean of
-    Gaussian directions and d cosine^2 for a projection.
+    Law: the least n with `expected_cosine` >= cosine. It is near d cosine^2 / (1 - cosine^2) for the mean of Gaussian
+    directions, and near d cosine^2 for a projection.
 
-    Raises: ValueError when cosine is not between 0 and 1, dimension < 1, no number of probes gives it (signs have
-    0.80 at most, the mean never 1), or nothing is known of these directions and this combination.
+    Args:
+        cosine: above 0 and at most 1.
+        dimension: d, the number of trainable weights, 1 or more.
+        directions: distribution of the directions.
+        combine: how the probes are combined.
+    Returns:
+        The number of probes.
+    Raises:
+        BadInput: an argument is out of its range, no number of probes is enough (Sign() has at most 0.80, Mean()
+            stays below 1), or no formula is known.
     """
 
     def enough(probes: int) -> bool:
-        found = expected_cosine(Probing(Jvp(), directions, probes, combine), dimension)
-        if found is None:
+        expected = expected_cosine(Probing(Jvp(), directions, probes, combine), dimension)
+        if expected is None:
             raise BadInput(f"no formula is known for the cosine of {combine} over {directions}: measure it instead.")
-        return found >= cosine
+        return expected >= cosine
 
     if not 0 < cosine <= 1:
-        raise BadInput(f"a cosine to reach is above 0 and at most 1, not {cosine}.")
+        raise BadInput(f"cosine must be above 0 and at most 1, not {cosine}.")
     high = 1
     while not enough(high):
         high *= 2
-        if high > dimension << 20:  # a million looks a weight are no estimate of a gradient any more
+        if high > dimension << 20:  # a million probes per weight: the limit is below `cosine`
             raise BadInput(
-                f"no number of probes gives {combine} over {directions} a cosine of {cosine}: ask for less, or take "
-                "Projection(), which reaches 1 with as many probes as weights."
+                f"no number of probes gives {combine} over {directions} a cosine of {cosine}: lower it, or use "
+                "Projection(), whose cosine is 1 with as many probes as weights."
             )
     low = high // 2  # not enough
     while high - low > 1:

@@ -1,6 +1,6 @@
-"""A training loop that uses each gradient parameter by parameter, torch's optimizers, and training checkpoints.
+"""A training loop for every estimator, torch's optimizers, and training checkpoints.
 
-A resumed training gives the same bits as one that never stopped.
+Each gradient is used parameter by parameter. A resumed training has the same bits as an uninterrupted one.
 """
 
 from gradcost.training.loop import StepResult, Trainable, train

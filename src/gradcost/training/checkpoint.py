@@ -1,7 +1,7 @@
-"""A training in the middle, on disk: it goes on from there bit for bit as if it had never stopped.
+"""Training checkpoints: write a training to a file and resume it bit for bit.
 
-One safetensors file: the tensors by number, and beside them, as JSON, the tree that they hang in. Nothing in it is
-code, so reading one runs none.
+A training checkpoint is one safetensors file: numbered tensors, and the tree that contains them as JSON. It contains
+no code, so reading it runs none. (Activation checkpointing is another subject: see `gradcost.checkpointing`.)
 """
 
 from __future__ import annotations
@@ -20,36 +20,54 @@ from gradcost.training.train_state import TrainState
 
 
 def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
-    """Write where a training stands, whole or not at all: weights, buffers, the optimizer's state, the estimator's.
+    """Write a training checkpoint: weights, buffers, optimizer state and estimator state. The write is atomic.
 
-    notes: a tree of numbers, texts and tensors of the caller's own. Raises: OSError where the disk refuses, in which
-    case the file is what it was.
+    Args:
+        path: the file. An existing file is replaced.
+        train_state: the training to save.
+        notes: data of the caller, saved with it: a tree of None, bool, int, float, str, tensors, dict, list and
+            tuple (named tuples too).
+    Raises:
+        BadInput: the estimator's state or `notes` contains an object of another type.
+        OSError: the file cannot be written; the old file is unchanged.
     """
     tensors: dict[str, Tensor] = {}
-    tree = _encoded(
-        {"model": _held(train_state.objective.model), "steps": train_state.state_dict(), "notes": notes}, tensors
-    )
+    document = {"model": _tensors(train_state.objective.model), "steps": train_state.state_dict(), "notes": notes}
+    tree = _encode(document, tensors)
     write_whole(path, _safetensors().save(tensors, {"tree": json.dumps(tree)}))
 
 
 def read(path: Path, train_state: TrainState) -> None:
-    """Put a training where `write` left it.
+    """Restore a training from the file that `write` wrote.
 
-    stepping: a fresh one of the same task, estimator and optimizer. Raises: ValueError where the file is none of ours
-    or of another model; OSError where it cannot be read.
+    Args:
+        path: a training checkpoint.
+        train_state: a new one of the same task, estimator and optimizer. It is changed in place.
+    Raises:
+        BadInput: the file is not a complete training checkpoint, or belongs to another model.
+        OSError: the file cannot be read.
     """
-    found = _document(path)
-    held, model = found["model"], _held(train_state.objective.model)
-    if {name: t.shape for name, t in held.items()} != {name: t.shape for name, t in model.items()}:
-        raise BadInput(f"{path} is a checkpoint of another model: delete it, or give the right one.")
+    document = _document(path)
+    saved, current = document["model"], _tensors(train_state.objective.model)
+    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in current.items()}:
+        raise BadInput(f"{path} is a training checkpoint of another model: delete it, or give the right file.")
     with torch.no_grad():
-        for name, tensor in model.items():
-            tensor.copy_(held[name])
-    train_state.load_state_dict(found["steps"])
+        for name, tensor in current.items():
+            tensor.copy_(saved[name])
+    train_state.load_state_dict(document["steps"])
 
 
 def notes(path: Path) -> Any:
-    """The notes that `write` was given. Raises: as `read`."""
+    """Return the notes that `write` saved.
+
+    Args:
+        path: a training checkpoint.
+    Returns:
+        The tree that was passed to `write`; None if there was none.
+    Raises:
+        BadInput: the file is not a complete training checkpoint.
+        OSError: the file cannot be read.
+    """
     return _document(path)["notes"]
 
 
@@ -59,23 +77,23 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         tensors = safetensors.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        found = _decoded(json.loads(header["__metadata__"]["tree"]), tensors)
-        assert found.keys() == {"model", "steps", "notes"}
+        document = _decode(json.loads(header["__metadata__"]["tree"]), tensors)
+        assert document.keys() == {"model", "steps", "notes"}
     except Exception as error:
-        raise BadInput(f"{path} is no checkpoint of a training, or was cut short ({error}): delete it.") from error
-    return found
+        raise BadInput(f"{path} is not a training checkpoint, or is incomplete ({error}): delete it.") from error
+    return document
 
 
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each once, whether persistent or not."""
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, each once; buffers that are not persistent too."""
     return {
         **{f"p.{name}": tensor.detach() for name, tensor in model.named_parameters()},
         **{f"b.{name}": tensor for name, tensor in model.named_buffers()},
     }
 
 
-def _encoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree as JSON, its tensors put into `tensors` under the numbers that stand for them."""
+def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return the tree as JSON data. Its tensors are added to `tensors` and replaced by their numbers."""
     match tree:
         case None | bool() | int() | float() | str():
             return tree
@@ -84,38 +102,41 @@ def _encoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
             tensors[name] = tree.detach().contiguous().clone()
             return ["tensor", name]
         case dict():
-            return ["dict", [[_encoded(key, tensors), _encoded(item, tensors)] for key, item in tree.items()]]
+            return ["dict", [[_encode(key, tensors), _encode(item, tensors)] for key, item in tree.items()]]
         case list():
-            return ["list", [_encoded(item, tensors) for item in tree]]
+            return ["list", [_encode(item, tensors) for item in tree]]
         case tuple():
             kind = type(tree)
             name = "" if kind is tuple else f"{kind.__module__}:{kind.__qualname__}"
-            return ["tuple", name, [_encoded(item, tensors) for item in tree]]
-    raise BadInput(f"a state of a {type(tree).__name__} cannot be kept: use tuples, dictionaries and tensors.")
+            return ["tuple", name, [_encode(item, tensors) for item in tree]]
+    raise BadInput(
+        f"a training checkpoint cannot store a {type(tree).__name__}: use tuples, lists, dictionaries, numbers, text "
+        "and tensors."
+    )
 
 
-def _decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     match tree:
         case ["tensor", name]:
             return tensors[name]
         case ["dict", items]:
-            return {_decoded(key, tensors): _decoded(item, tensors) for key, item in items}
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in items}
         case ["list", items]:
-            return [_decoded(item, tensors) for item in items]
+            return [_decode(item, tensors) for item in items]
         case ["tuple", "", items]:
-            return tuple(_decoded(item, tensors) for item in items)
+            return tuple(_decode(item, tensors) for item in items)
         case ["tuple", name, items]:
-            return _named(name)(*(_decoded(item, tensors) for item in items))
+            return _named_tuple(name)(*(_decode(item, tensors) for item in items))
     return tree
 
 
-def _named(name: str) -> Any:
-    """A named tuple's class. No other is looked up, so that a file cannot call what it likes."""
-    module, _, kind = name.partition(":")
-    found = getattr(importlib.import_module(module), kind)
-    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise BadInput(f"{name} is no named tuple")
-    return found
+def _named_tuple(name: str) -> Any:
+    """Return the class of a named tuple. Any other object is refused, so a file cannot call arbitrary code."""
+    module, _, attribute = name.partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        raise BadInput(f"{name} is not a named tuple")
+    return kind
 
 
 def _safetensors() -> Any:

@@ -1,4 +1,4 @@
-"""torch.optim's optimizers as values, and their use leaf by leaf."""
+"""The optimizers of torch.optim as values, and their use leaf by leaf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradcost.core.value import value
 
 
 class LeafOptimizer(Protocol):
-    """What moves a few leaves by their `.grad`: a torch optimizer, or what does as one does."""
+    """A torch optimizer over a few leaves, or an object with the same interface. It reads `.grad`."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -29,14 +29,20 @@ class LeafOptimizer(Protocol):
 
 
 class Optimizer(ABC):
-    """A configuration of an optimizer, with a learning rate that decays as lr * exp(-decay * step)."""
+    """The configuration of an optimizer. The learning rate of step t, from 0, is lr * exp(-decay * t)."""
 
     lr: float
     decay: float
 
     @abstractmethod
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
-        """What moves these leaves, at the first step's learning rate."""
+        """Build the optimizer of some leaves.
+
+        Args:
+            leaves: the trainable parameters that it moves.
+        Returns:
+            An optimizer with the learning rate `lr`. The caller applies the decay.
+        """
 
 
 def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
@@ -45,14 +51,21 @@ def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
 
 def _check(optimizer: Optimizer) -> None:
     if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
-        raise BadInput(f"a learning rate is a finite number above 0, not {optimizer.lr!r}.")
+        raise BadInput(f"lr, the learning rate, must be finite and above 0, not {optimizer.lr!r}.")
     if not optimizer.decay >= 0:
-        raise BadInput(f"decay is the rate of lr * exp(-decay * step), 0 or more, not {optimizer.decay!r}.")
+        raise BadInput(f"decay, the rate in lr * exp(-decay * step), must be 0 or more, not {optimizer.decay!r}.")
 
 
 @value
 class SGD(Optimizer):
-    """Gradient descent (`torch.optim.SGD`), with momentum if it is above 0."""
+    """Gradient descent (`torch.optim.SGD`).
+
+    Args:
+        lr: learning rate, above 0.
+        momentum: heavy-ball momentum; 0 is none.
+        weight_decay: factor of the L2 penalty's gradient.
+        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+    """
 
     lr: float
     momentum: float = 0.0
@@ -68,7 +81,14 @@ class SGD(Optimizer):
 
 @value
 class Nesterov(Optimizer):
-    """Gradient descent with Nesterov's momentum (`torch.optim.SGD(nesterov=True)`)."""
+    """Gradient descent with Nesterov's momentum (`torch.optim.SGD(nesterov=True)`).
+
+    Args:
+        lr: learning rate, above 0.
+        momentum: Nesterov's momentum, above 0.
+        weight_decay: factor of the L2 penalty's gradient.
+        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+    """
 
     lr: float
     momentum: float = 0.9
@@ -86,7 +106,16 @@ class Nesterov(Optimizer):
 
 @value
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015; `torch.optim.Adam`)."""
+    """Adam (`torch.optim.Adam`).
+
+    Args:
+        lr: learning rate, above 0.
+        beta1: decay rate of the mean of the gradients.
+        beta2: decay rate of the mean of their squares.
+        eps: added to the denominator.
+        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+    Source: Kingma and Ba 2015.
+    """
 
     lr: float
     beta1: float = 0.9
@@ -103,7 +132,17 @@ class Adam(Optimizer):
 
 @value
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019; `torch.optim.AdamW`)."""
+    """Adam with decoupled weight decay (`torch.optim.AdamW`).
+
+    Args:
+        lr: learning rate, above 0.
+        beta1: decay rate of the mean of the gradients.
+        beta2: decay rate of the mean of their squares.
+        eps: added to the denominator.
+        weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
+        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+    Source: Loshchilov and Hutter 2019.
+    """
 
     lr: float
     beta1: float = 0.9
@@ -120,15 +159,19 @@ class AdamW(Optimizer):
         return torch.optim.AdamW(_parameters(leaves), self.lr, betas, self.eps, weight_decay=self.weight_decay)
 
 
-SMALL = 1 << 16  # bytes; leaves below share a call of the optimizer
+SMALL = 1 << 16  # bytes; smaller leaves share one optimizer call
 
 
 class Leafwise:
     """torch optimizers over a few leaves each, so that a gradient is used and dropped leaf by leaf.
 
-    Law: a step is what one optimizer over all leaves would do after `gradient.write()`, bit for bit: these
-    optimizers treat every element by itself. Beside one leaf's `.grad` only some of less than 64 KiB exist:
-    those wait for each other, because a call of an optimizer costs more than they do.
+    Law: a step equals that of one optimizer over all leaves after `gradient.write()`, bit for bit. These optimizers
+    are elementwise. Memory: one large leaf's `.grad`, and those of a group of small leaves (below 64 KiB). A group
+    shares one optimizer call, which costs more time than the group costs memory.
+
+    Args:
+        optimizer: the configuration of all of them.
+        objective: the objective whose leaves move.
     """
 
     def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
@@ -141,9 +184,13 @@ class Leafwise:
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
 
     def use(self, name: str, gradient: Tensor) -> None:
-        """Move a leaf along its gradient, with its group; called once a leaf and step, in any order.
+        """Move a leaf along its gradient, together with its group. A `.grad` that the leaf had before is restored.
 
-        A leaf's own `.grad`, if it had one, is put back.
+        Call it once per leaf and step, in any order.
+
+        Args:
+            name: the name of the leaf.
+            gradient: of its shape and dtype.
         """
         group, parameter = self.groups[name], self.parameters[name]
         waiting, part = self.waiting[group], self.parts[group]
@@ -153,27 +200,27 @@ class Leafwise:
         if self.optimizer.decay:
             part.param_groups[0]["lr"] = self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
         part.step()
-        for member, kept in waiting.items():
-            self.parameters[member].grad = kept
+        for member, previous in waiting.items():
+            self.parameters[member].grad = previous
         waiting.clear()
 
     def advance(self) -> None:
-        """The step is over: the learning rate decays."""
+        """End the step: the learning rate decays."""
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and each group's torch state, in the order of the leaves."""
+        """Return the number of the step and each group's torch state, in the order of the leaves."""
         return {"step": self.step, "parts": [part.state_dict() for part in self.parts.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave for the same optimizer and leaves."""
+        """Restore what `state_dict` returned for the same optimizer and leaves."""
         self.step = state["step"]
-        for part, held in zip(self.parts.values(), state["parts"], strict=True):
-            part.load_state_dict(held)
+        for part, part_state in zip(self.parts.values(), state["parts"], strict=True):
+            part.load_state_dict(part_state)
 
 
 def _groups(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
-    """Every large leaf by itself, the small ones in the order of the leaves until they are large together."""
+    """Return one group per large leaf, and groups of consecutive small leaves of `SMALL` bytes or more together."""
     groups: list[tuple[str, ...]] = [(leaf.name,) for leaf in leaves if leaf.parameter.nbytes >= SMALL]
     small: list[Leaf] = []
     for leaf in leaves:

@@ -1,9 +1,9 @@
-"""Updates of half-precision weights that rounding does not swallow.
+"""Optimizers for half-precision weights whose updates are not lost to rounding.
 
-A weight in bfloat16 moves in steps of 1/256 to 1/128 of its size: of updates of RMS 1e-5 to weights of RMS 0.02, as a
-fine-tuning step makes them, 12% move a weight at all, and 61% in float16. Both optimizers here move a float32 weight
-instead, with the optimizer's state in float32, and round that: either it is kept, or it is rounded at random. A
-float32 leaf is moved as by the plain optimizer, bit for bit.
+The spacing of bfloat16 is 1/256 to 1/128 of a weight. A fine-tuning step has updates of RMS 1e-5 on weights of RMS
+0.02: in bfloat16 12% of them change a weight at all, in float16 61%. Both optimizers here compute a step in float32,
+with the optimizer's state in float32. `Master` keeps the float32 weights, `StochasticallyRounded` rounds at random.
+A float32 parameter moves as under the plain optimizer, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,18 +24,11 @@ from gradcost.core.value import value
 from gradcost.noise.philox import philox_at
 from gradcost.training.optimizers import LeafOptimizer, Optimizer
 
-_CHUNK = 1 << 16  # elements whose temporaries are alive at once
+_CHUNK = 1 << 16  # elements rounded at once, which bounds the temporaries
 
 
-@value
-class Master(Optimizer):
-    """`optimizer` on a float32 copy of each half-precision leaf; the leaf is its rounding to nearest.
-
-    Keeps 4 bytes a half-precision weight beside the optimizer's own state. The copies are made when the optimizer
-    is built: a leaf that something else moves afterwards is put back at the next step.
-
-    Source: Micikevicius et al. 2018 (arXiv 1710.03740), section 3.1.
-    """
+class _InFloat32(Optimizer):
+    """Wraps another optimizer and has its learning rate and decay."""
 
     optimizer: Optimizer
 
@@ -47,41 +40,51 @@ class Master(Optimizer):
     def decay(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.optimizer.decay
 
+
+@value
+class Master(_InFloat32):
+    """Apply `optimizer` to a float32 master copy of each half-precision parameter, then round the copy to nearest.
+
+    Memory: 4 bytes per half-precision weight, beside the optimizer's state. The copies are made when the optimizer is
+    built. Changes that other code makes to a parameter afterwards are lost at the next step.
+
+    Args:
+        optimizer: moves the float32 copies, and the other parameters directly.
+    Source: Micikevicius et al. 2018 (arXiv 1710.03740), section 3.1.
+    """
+
+    optimizer: Optimizer
+
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
-        return _Kept(self.optimizer, leaves) if _halves(leaves) else self.optimizer.build(leaves)
+        return _MasterCopies(self.optimizer, leaves) if _halves(leaves) else self.optimizer.build(leaves)
 
 
 @value
-class StochasticallyRounded(Optimizer):
-    """`optimizer` in float32, whose result is rounded at random to one of a half-precision weight's two neighbours.
+class StochasticallyRounded(_InFloat32):
+    """Apply `optimizer` in float32, then round each half-precision weight at random to one of its two neighbours.
 
-    Law: the mean of the rounded weight is the weight, whatever its size within the type's range, so that updates
-    far below a unit in the last place are right on average. No copy is kept. The same key gives the same bits: they
-    are a function of (key, step, index of the weight) alone.
+    Law: E[rounded weight] = the float32 weight, for every weight within the type's range. Updates far below a unit in
+    the last place are therefore right on average. No copy is kept. The bits are a function of (key, step, index of
+    the weight) alone.
 
+    Args:
+        optimizer: moves the weights in float32.
+        key: the source of the rounding's randomness.
     Source: Gupta et al. 2015 (arXiv 1502.02551), section 3.1; Zamirai et al. 2020 (arXiv 2010.06192) for bfloat16.
     """
 
     optimizer: Optimizer
     key: Key = Key(0)
 
-    @property
-    def lr(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.optimizer.lr
-
-    @property
-    def decay(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.optimizer.decay
-
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
-        return _Drawn(self.optimizer, leaves, self.key) if _halves(leaves) else self.optimizer.build(leaves)
+        return _RandomRounding(self.optimizer, leaves, self.key) if _halves(leaves) else self.optimizer.build(leaves)
 
 
 def _halves(leaves: Sequence[Leaf]) -> list[Leaf]:
     return [leaf for leaf in leaves if leaf.parameter.dtype in HALVES]
 
 
-class _Raised(ABC):
+class _StandIns(ABC):
     """An optimizer of float32 stand-ins for the half-precision leaves, and of the other leaves themselves."""
 
     def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf]) -> None:
@@ -102,29 +105,29 @@ class _Raised(ABC):
             for leaf, stand_in in self.pairs:
                 stand_in.grad = None
                 self.lower(leaf, stand_in)
-            self.settle()
+            self.end_step()
 
     @abstractmethod
     def lift(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
-        """Make the stand-in the float32 weight from which the leaf moves."""
+        """Set the stand-in to the float32 weight before the step."""
 
     @abstractmethod
     def lower(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
-        """Round the moved stand-in to the leaf."""
+        """Round the stand-in, after the step, into the leaf."""
 
     @abstractmethod
-    def settle(self) -> None:
-        """The step is over."""
+    def end_step(self) -> None:
+        """Count the step, where the rounding depends on its number."""
 
 
-class _Kept(_Raised):
+class _MasterCopies(_StandIns):
     def lift(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
         pass
 
     def lower(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
         leaf.parameter.copy_(stand_in)
 
-    def settle(self) -> None:
+    def end_step(self) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,21 +141,21 @@ class _Kept(_Raised):
                 master.copy_(state_dict["masters"][leaf.name])
 
 
-class _Drawn(_Raised):
+class _RandomRounding(_StandIns):
     def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf], key: Key) -> None:
         super().__init__(optimizer, leaves)
         self.key, self.taken = key, 0
         for _, stand_in in self.pairs:
-            _emptied(stand_in)
+            _empty(stand_in)
 
     def lift(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
         stand_in.data = leaf.parameter.detach().float()
 
     def lower(self, leaf: Leaf, stand_in: nn.Parameter) -> None:
         rounded_into(leaf.parameter.detach(), stand_in.detach(), self.key.fold("rounding", self.taken), leaf.start)
-        _emptied(stand_in)
+        _empty(stand_in)
 
-    def settle(self) -> None:
+    def end_step(self) -> None:
         self.taken += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,22 +166,31 @@ class _Drawn(_Raised):
         self.taken = state_dict["taken"]
 
 
-def _emptied(stand_in: nn.Parameter) -> None:
-    """Between steps a stand-in is a name for the optimizer's state and holds nothing."""
+def _empty(stand_in: nn.Parameter) -> None:
+    """Free the stand-in's memory between steps; it stays the key of the optimizer's state."""
     stand_in.data = stand_in.data.new_empty(0)
 
 
 def rounded_into(out: Tensor, source: Tensor, key: Key, start: int = 0) -> Tensor:
-    """Write `source` (float32) to `out` (half precision), each number rounded at random to one of its neighbours.
+    """Round `source` at random into `out`: each number to one of its two neighbours in the type of `out`.
 
-    Law: x between neighbours a < b becomes b with probability (x - a) / (b - a), to 2^-32; a number of the type
-    stays; what is beyond the largest stays as rounding to nearest leaves it. With `start` the index of the first
-    element, rounding piece by piece is rounding the whole, bit for bit: element i draws word i mod 4 of Philox block
-    i div 4 (see `philox`), whatever the device. Shapes: both alike; `out` may have any strides.
+    Law: x between neighbours a < b becomes b with probability (x - a) / (b - a), to 2^-32.
+    - A number of the type is unchanged.
+    - A number beyond the largest of the type is rounded to nearest.
+    - Element i uses word i mod 4 of Philox block i div 4, on every device. Rounding in pieces therefore equals
+      rounding at once, bit for bit.
+
+    Args:
+        out: half precision; any strides.
+        source: float32, of the shape of `out`.
+        key: the source of randomness.
+        start: the index of the first element.
+    Returns:
+        `out`.
     """
     flat, rounded = source.reshape(-1), torch.empty(source.numel(), dtype=out.dtype, device=out.device)
     starts = range(0, flat.numel(), _CHUNK)
-    for at in starts[:1] if is_fake(out) else starts:  # of a fake one no other needs more memory than the first
+    for at in starts[:1] if is_fake(out) else starts:  # fake tensors: no later chunk needs more memory than the first
         piece = flat[at : at + _CHUNK]
         rounded[at : at + _CHUNK] = _rounded(piece, out.dtype, key.seed, start + at)
     return out.copy_(rounded.reshape(out.shape))
@@ -186,10 +198,10 @@ def rounded_into(out: Tensor, source: Tensor, key: Key, start: int = 0) -> Tenso
 
 def _rounded(piece: Tensor, dtype: torch.dtype, seed: int, start: int) -> Tensor:
     information = torch.finfo(dtype)
-    exact = piece.double()  # every step from here on is exact
-    # The exponent of the number as frexp gives it, or of the least normal one: below it the spacing is constant.
+    exact = piece.double()  # every operation below is exact
+    # frexp's exponent, at least that of the smallest normal number, below which the spacing is constant.
     exponent = torch.frexp(exact).exponent.clamp_(min=round(math.log2(information.smallest_normal)) + 1).long()
-    # 2^exponent times half an epsilon, from its bits: a vectorised power of 2 need not be exact.
+    # 2^exponent * eps / 2, built from bits because a vectorised power of 2 need not be exact.
     spacing = ((exponent + (1022 + round(math.log2(information.eps)))) << 52).view(torch.float64)
     steps = exact / spacing
     below = steps.floor()
@@ -199,9 +211,9 @@ def _rounded(piece: Tensor, dtype: torch.dtype, seed: int, start: int) -> Tensor
 
 
 def _uniform(seed: int, start: int, piece: Tensor) -> Tensor:
-    """Numbers in [0, 1), multiples of 2^-32, one for each of a piece: those of the indices from `start` on."""
+    """Return one number in [0, 1) per element, a multiple of 2^-32: those of the indices from `start` on."""
     first, last = start // 4, (start + piece.numel() - 1) // 4
-    if is_fake(piece):  # whose numbers nobody asks for: those that `arange` makes, fake tensors would compute with
+    if is_fake(piece):  # not arange: small integer fake tensors carry real values
         counter = torch.empty(last + 1 - first, dtype=torch.int64, device=piece.device)
     else:
         counter = torch.arange(first, last + 1, dtype=torch.int64, device=piece.device)

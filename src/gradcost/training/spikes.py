@@ -1,4 +1,4 @@
-"""What a series of slopes and losses says of a training: spikes, and where it diverged."""
+"""Spikes in the slopes of a training, and the step at which its loss diverged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-_LEAST = 20  # slopes from which a median and a deviation are taken
-_NORMAL = 1.4826  # the median absolute deviation times this is a normal variable's standard deviation
+_MIN_SLOPES = 20  # fewer give no threshold
+_NORMAL = 1.4826  # standard deviation / median absolute deviation of a normal variable
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A slope far above the others: at which step, how large (before any clip), and the threshold that it passed."""
+    """A slope far above the others.
+
+    Args:
+        step: its step.
+        slope: its absolute value, before any clip.
+        threshold: the value that it exceeds.
+    """
 
     step: int
     slope: float
@@ -23,14 +29,25 @@ class Spike:
 
 @dataclass
 class SlopeMonitor:
-    """Slopes and losses in the order of the steps, looked at as they come.
+    """Find spikes and divergence in slopes and losses, which are added step by step.
 
-    A slope is a spike when |slope| is above median + deviations * 1.4826 MAD of the `window` slopes before it, or is
-    no number: the median and its deviation hardly notice the spikes that are in the window themselves. Slopes along
-    random directions of a loss that stands still are near normal, and pass 8 deviations once in ten million. Where
-    half of the slopes are alike, as where a loss is flat, there is no such threshold and no spike.
+    Spike: |slope| > median + deviations * 1.4826 MAD of the last `window` slopes, or a slope that is not finite.
+    - The median and the median absolute deviation (MAD) are robust to the spikes inside the window.
+    - Slopes along random directions of a constant loss are near normal: 8 deviations happen once in ten million.
+    - If MAD = 0 (half of the slopes are equal, as on a flat loss) or below 20 slopes there is no threshold.
 
-    The training has diverged at the first loss that is no number or above `rise` times the first one.
+    Divergence: the first loss that is not a number or above `rise` times the first loss.
+
+    Args:
+        window: number of slopes before a slope that set its threshold.
+        deviations: robust standard deviations above the median.
+        rise: factor of the first loss.
+        spikes: the spikes so far.
+        diverged: the step of the divergence; None if there is none.
+        slopes: number of slopes so far.
+        largest: the largest finite |slope|.
+        first_loss: the first loss; None before the first step.
+        before: the last `window` finite values of |slope|.
     """
 
     window: int = 200
@@ -41,31 +58,40 @@ class SlopeMonitor:
     slopes: int = 0
     largest: float = 0.0
     first_loss: float | None = None
-    before: list[float] = field(default_factory=list)  # the last `window` of them
+    before: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> SlopeMonitor:
-        """The series that `plain` told of."""
-        made = cls(**plain)
-        made.spikes = [Spike(**spike) for spike in plain["spikes"]]
-        return made
+        """Return the monitor that `plain` describes."""
+        monitor = cls(**plain)
+        monitor.spikes = [Spike(**spike) for spike in plain["spikes"]]
+        return monitor
 
     def plain(self) -> dict[str, Any]:
-        """All of it, for JSON: what to go on from."""
+        """Return all fields as JSON data; `of` reads them."""
         return asdict(self)
 
     def add(self, step: int, loss: float, slopes: list[float]) -> None:
-        """What one step measured."""
+        """Add the measurements of one step.
+
+        Args:
+            step: the number of the step.
+            loss: its loss.
+            slopes: one per probe; empty for backprop.
+        """
         for slope in slopes:
             self._slope(step, abs(slope))
         if self.first_loss is None:
             self.first_loss = loss
-        if self.diverged is None and not loss <= self._most(self.first_loss):
+        if self.diverged is None and not loss <= self._limit(self.first_loss):
             self.diverged = step
 
-    def _most(self, first: float) -> float:
-        """`rise` times the first loss, and as far above it where that is negative. Of 0 that is no measure, and any
-        number will do; a first loss that is no number is a divergence itself."""
+    def _limit(self, first: float) -> float:
+        """Return the largest loss that is no divergence, given the first loss.
+
+        - first > 0: rise * first. first < 0: the same distance above it. first = 0: no limit.
+        - first not finite: the first step is the divergence.
+        """
         if first == 0:
             return sys.float_info.max
         return first + (self.rise - 1) * abs(first) if math.isfinite(first) else -math.inf
@@ -82,7 +108,7 @@ class SlopeMonitor:
                 del self.before[0]
 
     def _threshold(self) -> float:
-        if len(self.before) < _LEAST:
+        if len(self.before) < _MIN_SLOPES:
             return math.inf
         middle = median(self.before)
         spread = median(abs(size - middle) for size in self.before)
@@ -90,7 +116,7 @@ class SlopeMonitor:
 
     @property
     def first_warning(self) -> Spike | None:
-        """The first spike among the `window` steps before the divergence, and at it: what came before the end."""
+        """The first spike at most `window` steps before the divergence; None if there is none."""
         if self.diverged is None:
             return None
         near = range(self.diverged - self.window, self.diverged + 1)

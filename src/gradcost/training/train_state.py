@@ -1,4 +1,4 @@
-"""One training step after another, with what is kept between them."""
+"""Training steps, and the state between them."""
 
 from __future__ import annotations
 
@@ -15,43 +15,60 @@ from gradcost.training.optimizers import Leafwise, Optimizer
 
 
 class TrainState:
-    """An objective in training: the optimizer's state and the estimator's.
+    """An objective in training, with the state of its optimizer and estimator.
 
-    Without an optimizer a step is an estimate whose gradient is dropped leaf by leaf, and no weight moves.
+    Args:
+        objective: the model and loss to train. Steps change its parameters in place.
+        estimator: how each gradient is obtained.
+        optimizer: how parameters move. None: a step estimates the gradient, discards it leaf by leaf and changes no
+            parameter.
     """
 
     def __init__(self, objective: Objective, estimator: Estimator, optimizer: Optimizer | None) -> None:
         self.objective, self.estimator = objective, estimator
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
-        self.taken = 0  # steps
+        self.taken = 0  # number of steps taken
 
     def step(self, batch: Any, key: Key) -> Estimate:
-        """Each leaf's gradient is used and dropped before the next. Where a layer keeps running statistics
-        (BatchNorm in training) they advance by one forward first: an estimate moves none."""
+        """Take one step: estimate the gradient and move each parameter.
+
+        Each parameter's gradient is used and dropped before the next one is made. Running statistics (BatchNorm in
+        training) advance by one forward pass first, because an estimate changes none.
+
+        Args:
+            batch: any pytree; passed to the loss as it is.
+            key: the source of this step's randomness.
+        Returns:
+            The estimate, with its gradient as `Streamed`.
+        """
         if self.objective.has_running_statistics():
             self.objective.advance(batch, key)
         use = _drop if self.leafwise is None else self.leafwise.use
-        found = self.estimator.stream(self.objective, batch, key, use, self.state)
-        self.state = found.state
+        estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
+        self.state = estimate.state
         if self.leafwise is not None:
             self.leafwise.advance()
         self.taken += 1
-        return found
+        return estimate
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept between steps, beside the weights: a tree of tensors and numbers."""
+        """Return the state between steps, without the weights: a tree of tensors and numbers."""
         optimizer = None if self.leafwise is None else self.leafwise.state_dict()
         return {"taken": self.taken, "optimizer": optimizer, "estimator": self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave for the same objective, estimator and optimizer."""
+        """Restore what `state_dict` returned for the same objective, estimator and optimizer.
+
+        Args:
+            state: the tree that `state_dict` returned.
+        """
         self.taken, self.state = state["taken"], state["estimator"]
         if self.leafwise is not None:
             self.leafwise.load_state_dict(state["optimizer"])
 
-    def kept(self) -> Iterator[Tensor]:
-        """The tensors that stay between steps, beside the weights."""
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors of the optimizer's and the estimator's state, which occupy memory between steps."""
         optimizers = [] if self.leafwise is None else [part.state_dict() for part in self.leafwise.parts.values()]
         yield from tensors((self.state, optimizers))
 

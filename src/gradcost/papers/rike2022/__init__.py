@@ -1,4 +1,4 @@
-"""Rike and Førland 2022: forward gradients on MNIST and CIFAR-10; their Table 1 as data, rerun and judged.
+"""Rike and Førland 2022: forward gradients against backprop on MNIST and CIFAR-10.
 
-Each row of the table is trained as published, and again tuned alike.
+Table 1 of the paper is data. Each row is trained as published, and again with equal tuning.
 """

@@ -1,25 +1,33 @@
-"""How Rike and Foerland (2022) tuned and scored, as facts that the rules of `gradcost.results.lint` judge.
+"""The tuning and scoring of Rike and Foerland (2022) as facts, which the rules of `gradcost.results.lint` assess.
 
-Source: the output that stands in the notebooks published with "A comparison of backpropagation and forward gradients
-for deep learning" (EPFL, 2022). They tell of both gradients together which of the 14 winners lay on an edge, were
-overruled, or were tuned otherwise than trained.
+Source: the saved output of the notebooks published with "A comparison of backpropagation and forward gradients for
+deep learning" (EPFL, 2022). For 14 winners it shows which lay on the edge of a grid, were overruled, or were trained
+with other settings than tuned. It does not separate these by gradient, so they are facts about both.
 """
 
 from __future__ import annotations
 
-from gradcost.results.facts import Effort, Fact, Regime, Scored, Seeds, Settled, Winners
+from gradcost.results.facts import (
+    Fact,
+    OverriddenWinners,
+    ScoreCoverage,
+    SeedCount,
+    Setting,
+    TuningEffort,
+    TuningWinners,
+)
 
 BOTH = "both gradients"
-WINNERS = 14  # one a row of Table 1
+WINNERS = 14  # one per row of Table 1
 
 FACTS: tuple[Fact, ...] = (
-    Effort("forward gradient", points=129),
-    Effort("backprop", points=61),
-    Winners(BOTH, searches=WINNERS, on_edge=8),
-    Settled(BOTH, searches=WINNERS, overruled=3),
-    Regime(BOTH, "epochs", tuned="10 to 30", trained="50 to 100"),
-    Regime(BOTH, "clip", tuned="none in three of the grids", trained="one"),
-    # The list of batch losses is emptied within the loop over test batches: 10,000 = 156 * 64 + 16.
-    Scored(BOTH, "test loss", seen=16, of=10_000),
-    Seeds(BOTH, seeds=1),
+    TuningEffort("forward gradient", points=129),
+    TuningEffort("backprop", points=61),
+    TuningWinners(BOTH, searches=WINNERS, on_edge=8),
+    OverriddenWinners(BOTH, searches=WINNERS, overruled=3),
+    Setting(BOTH, "epochs", tuned="10 to 30", trained="50 to 100"),
+    Setting(BOTH, "clip", tuned="none in three of the grids", trained="one"),
+    # The notebook empties its list of batch losses inside the loop over test batches: 10,000 = 156 * 64 + 16.
+    ScoreCoverage(BOTH, "test loss", targets=16, of=10_000),
+    SeedCount(BOTH, seeds=1),
 )

@@ -1,4 +1,4 @@
-"""A test loss that is the mean over the last batch of a shuffled pass, and what such a number is worth."""
+"""The paper's test loss: the mean over the last batch of a shuffled pass, with the spread of that number."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ SHUFFLES = 1000
 
 
 class LastBatchScore(NamedTuple):
-    """`loss` and `accuracy` over all `targets` of the split, and beside them what its last batch would have said.
+    """The score of a model on a split, with the paper's metric beside the mean over all targets.
 
-    error: the standard error of `loss` as a mean over examples. last: the mean loss of the last batch of one fixed
-    shuffle. last_low, last_high: the 5% and 95% quantiles of that mean over 1,000 shuffles of the same examples.
-    zero: the share of those shuffles in which three decimals print 0.000.
+    Args:
+        loss: the mean loss over all targets.
+        accuracy: the accuracy over all targets, in [0, 1].
+        targets: the number of targets in the split.
+        error: the standard error of `loss` as a mean over examples.
+        last: the mean loss over the last batch of one fixed shuffle.
+        last_low: the 5% quantile of that mean over 1,000 shuffles of the same examples.
+        last_high: the 95% quantile.
+        zero: the share of those shuffles whose mean prints as 0.000.
     """
 
     loss: float
@@ -36,11 +42,14 @@ class LastBatchScore(NamedTuple):
 
 @value
 class LastBatch:
-    """`task`, whose scores also tell the mean loss of the last batch of a shuffled pass over the split.
+    """A task whose scores also contain the mean loss over the last batch of a shuffled pass over the split.
 
-    N examples in batches of B leave N mod B of them for the last (B where nothing is left over): 16 of MNIST's
-    10,000 in batches of 64. The mean over so few is a draw of a sampler, so its spread is told with it. The shuffles
-    are the same for every model, so that differences between models are paired.
+    Of N examples in batches of B, the last batch has N mod B (B if that is 0): 16 of MNIST's 10,000 in batches of
+    64. The mean over so few depends on the shuffle, so the score states its spread. Every model is scored on the same
+    shuffles, so differences between models are paired.
+
+    Args:
+        task: the task to train and score on.
     """
 
     task: Task
@@ -67,14 +76,23 @@ class LastBatch:
         return self.task.batch_at(key, step)
 
     def score(self, model: nn.Module, split: Split) -> LastBatchScore:
-        """Raises: ValueError when the split is empty."""
-        losses, right = one_by_one(model, split)
+        """Return the score of a model.
+
+        Args:
+            model: the trained model.
+            split: the examples.
+        Returns:
+            LastBatchScore.
+        Raises:
+            BadInput: the split is empty.
+        """
+        losses, is_right = one_by_one(model, split)
         losses = losses.double()
-        last = last_batches(losses, self.batch)
+        last = last_batch_losses(losses, self.batch)
         low, high = torch.quantile(last, torch.tensor([0.05, 0.95], dtype=last.dtype)).tolist()
         return LastBatchScore(
             loss=losses.mean().item(),
-            accuracy=right.double().mean().item(),
+            accuracy=is_right.double().mean().item(),
             targets=len(losses),
             error=losses.std(correction=0).item() / len(losses) ** 0.5,
             last=last[0].item(),
@@ -84,8 +102,13 @@ class LastBatch:
         )
 
 
-def last_batches(losses: Tensor, batch: int) -> Tensor:
-    """The mean loss of the last batch of each of 1,000 shuffles [1000], from the loss of every example [N]."""
+def last_batch_losses(losses: Tensor, batch: int) -> Tensor:
+    """Return the mean loss over the last batch of each of 1,000 shuffles, shape (1000,).
+
+    Args:
+        losses: the loss of every example, shape (N,).
+        batch: the batch size.
+    """
     count = len(losses) % batch or batch
     shuffles = (permutation(Key(0).fold("last batch", shuffle), len(losses)) for shuffle in range(SHUFFLES))
     return torch.stack([losses[order[-count:]].mean() for order in shuffles])

@@ -1,12 +1,28 @@
-"""The page that says what became of Rike and Foerland's Table 1: Markdown, from records alone."""
+"""The page on the reproduction of Rike and Foerland's Table 1: Markdown, from records alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import isinf
 
-from gradcost.papers.rike2022.table import CHOICES, PUBLISHED, STEPS_PER_EPOCH, TITLE, TUNED, Row, rival
-from gradcost.papers.rike2022.verdicts import Cell, Metric, Verdict, as_published, cells, times_faster, verdict
+from gradcost.papers.rike2022.table import (
+    ASSUMPTIONS,
+    PUBLISHED_FACTS,
+    STEPS_PER_EPOCH,
+    TITLE,
+    TUNED_SUFFIX,
+    TableRow,
+    counterpart,
+)
+from gradcost.papers.rike2022.verdicts import (
+    Metric,
+    RowResult,
+    Verdict,
+    is_published_setup,
+    row_results,
+    speedup,
+    verdict,
+)
 from gradcost.results.records import Results, TrialRecord
 
 HEADERS = (
@@ -20,167 +36,197 @@ HEADERS = (
 )
 
 
-def number(x: float | None) -> str:
-    return "-" if x is None else "diverged" if isinf(x) else f"{x:.3f}"
+def format_loss(x: float | None) -> str:
+    """Format a loss: `0.332`, `diverged`, or `-` for None."""
+    if x is None:
+        return "-"
+    return "diverged" if isinf(x) else f"{x:.3f}"
 
 
-def shown(metric: Metric | None) -> str:
-    """`0.332 [0.120, 0.611]`."""
+def format_metric(metric: Metric | None) -> str:
+    """Format a metric with its interval: `0.332 [0.120, 0.611]`."""
     if metric is None:
         return "-"
-    return number(metric.middle) + ("" if isinf(metric.middle) else f" [{number(metric.low)}, {number(metric.high)}]")
+    text = format_loss(metric.median)
+    return text if isinf(metric.median) else f"{text} [{format_loss(metric.low)}, {format_loss(metric.high)}]"
 
 
-def share(x: float | None) -> str:
+def format_share(x: float | None) -> str:
+    """Format a share in [0, 1] as a percentage."""
     return "-" if x is None else f"{100 * x:.1f}%"
 
 
-def rows_of(found: Sequence[Cell], published: bool) -> list[list[str]]:
-    """The table, under HEADERS."""
+def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]:
+    """Return the cells of the table under HEADERS.
+
+    Args:
+        results: the rows with their runs; every counterpart is among them.
+        published: whether the runs have the published setup. False gives no verdicts.
+    """
     return [
-        [cell.row.name, number(cell.row.loss), shown(cell.last), shown(cell.whole), share(cell.accuracy)]
-        + [verdict.value for verdict in verdicts(cell, found, published)]
-        for cell in found
+        [result.row.name, format_loss(result.row.loss), format_metric(result.last_batch_loss)]
+        + [format_metric(result.test_loss), format_share(result.accuracy)]
+        + [verdict.value for verdict in _verdicts(result, results, published)]
+        for result in results
     ]
 
 
-def verdicts(cell: Cell, found: Sequence[Cell], published: bool) -> tuple[Verdict, Verdict]:
-    """As the paper measured, and on the whole test set."""
-    (other,) = (of for of in found if of.row == rival(cell.row))
+def _verdicts(result: RowResult, results: Sequence[RowResult], published: bool) -> tuple[Verdict, Verdict]:
+    """Return the verdicts by the paper's metric and by the whole test set."""
+    (other,) = (other for other in results if other.row == counterpart(result.row))
     return (
-        verdict(cell.row, cell.last, other.last, published),
-        verdict(cell.row, cell.whole, other.whole, published),
+        verdict(result.row, result.last_batch_loss, other.last_batch_loss, published),
+        verdict(result.row, result.test_loss, other.test_loss, published),
     )
 
 
-def page(results: Results, table: Sequence[Row], command: str) -> str:
-    """The whole page. command: what writes it, for who wants to."""
+def page(results: Results, table: Sequence[TableRow], command: str) -> str:
+    """Return the whole page as Markdown.
+
+    Args:
+        results: the records of a results folder.
+        table: the rows of Table 1 that were run.
+        command: the command that writes the page.
+    """
     return "\n\n".join(_sections(results, table, command)) + "\n"
 
 
-def _sections(results: Results, table: Sequence[Row], command: str) -> Iterator[str]:
-    found, published = cells(results, table), as_published(results, table)
-    yield "# What holds of Rike and Førland's Table 1\n\n" + f"*{TITLE}* (EPFL). Written by\n\n    {command}"
-    yield _answer(found, published)
-    yield _markdown(HEADERS, rows_of(found, published))
-    yield (
-        "The paper's metric is the mean loss over the last batch of a shuffled pass over the test images, 16 of "
-        "10,000; in brackets its 5% and 95% quantiles over 1,000 shuffles of the same model's losses. Beside it the "
-        "mean over the whole test set, 1.96 standard errors to either side. With several seeds: the median, and from "
-        f"the least end to the greatest. Here {_counted(found)}; one seed's interval says nothing of other seeds."
+def _sections(records: Results, table: Sequence[TableRow], command: str) -> Iterator[str]:
+    results, published = row_results(records, table), is_published_setup(records, table)
+    yield "# Rike and Førland 2022, Table 1: what reproduces"
+    yield f"*{TITLE}* (EPFL). This page is the output of\n\n    {command}"
+    yield _summary(results, published)
+    yield _markdown_table(HEADERS, table_rows(results, published))
+    yield _markdown_list(_explanation(results))
+    yield "## Claim by claim\n\n" + _markdown_list(_claims(results, published))
+    yield from _tuned_sections(records, table)
+    yield "## Rules of the verdicts\n\n" + _markdown_list(RULES)
+    yield "## Published facts and assumptions\n\n" + _markdown_list(PUBLISHED_FACTS)
+    yield "These details are not published, or not clear:\n\n" + _markdown_table(
+        ("detail", "assumed here"), [[assumption.detail, assumption.assumed] for assumption in ASSUMPTIONS]
     )
-    yield "## Claim by claim\n\n" + "\n".join(f"- {line}" for line in _claims(found, published))
-    yield from _tuned(results, table)
-    yield "## Rules of the verdicts\n\n" + "\n".join(f"- {line}" for line in RULES)
-    yield "## What is published, and what had to be chosen\n\n" + "\n".join(f"- {line}" for line in PUBLISHED)
-    yield "Not published, or not clearly:\n\n" + _markdown(
-        ("what", "taken here"), [[choice.silent, choice.taken] for choice in CHOICES]
-    )
-    yield _runs(results, [run for cell in found for run in cell.runs])
+    yield _setup(records, [run for result in results for run in result.runs])
 
 
 RULES = (
-    "Direction: on every seed of both, backprop's loss is below that of the forward gradient with the same "
-    "optimizer. A run that diverged has an infinite loss.",
-    "Size: the published number lies within the interval, or nearer to it than half of its last printed digit.",
-    '"direction and size" needs both, "direction only" the first, and all else is "not reproduced".',
-    "No verdict where a row or its rival was not run on MNIST for as long as published.",
+    "Direction: the loss of backprop is below that of the forward gradient with the same optimizer, on every seed "
+    "of both. The loss of a run that diverged is infinite.",
+    "Size: the published number lies within the interval, widened by half of its last printed digit.",
+    '"direction and size" needs both, "direction only" needs the first; anything else is "not reproduced".',
+    '"none": a row or its counterpart was not run on MNIST for the published number of epochs.',
 )
 
 
-def _answer(found: Sequence[Cell], published: bool) -> str:
+def _summary(results: Sequence[RowResult], published: bool) -> str:
     if not published:
-        return "**These runs are not the paper's: another task, fewer epochs, or not all of them. No verdicts.**"
-    last, whole = zip(*(verdicts(cell, found, published) for cell in found), strict=True)
+        return "**No verdicts: these runs use another task or another number of epochs than the paper.**"
+    last, whole = zip(*(_verdicts(result, results, published) for result in results), strict=True)
 
-    def count(given: Sequence[Verdict], *wanted: Verdict) -> int:
-        return sum(verdict in wanted for verdict in given)
+    def count(verdicts: Sequence[Verdict], *wanted: Verdict) -> int:
+        return sum(verdict in wanted for verdict in verdicts)
 
-    directed = (Verdict.BOTH, Verdict.DIRECTION)
+    both, direction = (Verdict.DIRECTION_AND_SIZE,), (Verdict.DIRECTION_AND_SIZE, Verdict.DIRECTION_ONLY)
     return (
-        f"On the whole test set the direction holds in {count(whole, *directed)} of {len(found)} rows and the size "
-        f"in {count(whole, Verdict.BOTH)}; measured as the paper did, {count(last, *directed)} and "
-        f"{count(last, Verdict.BOTH)}."
+        f"On the whole test set, the direction reproduces in {count(whole, *direction)} of {len(results)} rows and "
+        f"the size in {count(whole, *both)}. By the paper's metric, the direction reproduces in "
+        f"{count(last, *direction)} and the size in {count(last, *both)}."
     )
 
 
-def _claims(found: Sequence[Cell], published: bool) -> Iterator[str]:
-    by_row = {cell.row: cell for cell in found}
-    if not published:
-        yield "These are the figures of shorter or other runs than the paper's, and answer none of its claims."
-    for cell in (cell for cell in found if cell.row.gradient == "forward"):
-        rows = f"{cell.row.name} against {rival(cell.row).name}"
-        other = by_row[rival(cell.row)]
-        if cell.whole is None or other.whole is None:
-            yield f"{rows}: not run."
-            continue
-        faster = times_faster(cell, other)
-        yield (
-            f'"Backprop beats forward gradients", {rows}: whole test set {number(other.whole.middle)} against '
-            f"{number(cell.whole.middle)}, accuracy {share(other.accuracy)} against {share(cell.accuracy)}."
-        )
-        yield (
-            f'"Backprop converges 2 to 4 times faster", {rows}: '
-            + ("not to be told, for one of them did not get so far." if faster is None else _faster(*faster))
-        )
-    for cell in (cell for cell in found if cell.row.gradient == "backprop" and cell.whole is not None):
-        assert cell.whole is not None
-        yield (
-            f'"Test loss 0.000", {cell.row.name}: {share(cell.zero)} of the shuffles print it; the whole test set '
-            f"has {number(cell.whole.middle)}."
-        )
-    clipped = [(cell.row.name, run.clip_rate) for cell in found for run in cell.runs if run.clip_rate is not None]
-    if clipped:
-        rates = "; ".join(f"{name} {share(rate)}" for name, rate in clipped)
-        yield f"The cap of 1 cut this share of the steps' derivatives: {rates}."
-    yield '"Forward gradients explode without clipping", and the CNN and CIFAR-10 rows: not asked here.'
-
-
-def _faster(factor: float, bound: bool) -> str:
-    return (
-        f"backprop is at the training loss with which the forward gradient ends {'at least ' if bound else ''}"
-        f"{factor:.0f} times earlier, in steps (means over 1/200 of a run)."
-    )
-
-
-def _tuned(results: Results, table: Sequence[Row]) -> Iterator[str]:
-    found = cells(results, table, TUNED)
-    if not any(cell.runs for cell in found):
-        return
+def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
     yield (
-        "## The same rows, tuned alike\n\nEvery row over as many learning rates about its published one, each for as "
-        f"long as the final run ({_length([run for cell in found for run in cell.runs])}) and with its clip, by "
-        "validation accuracy; decay, momentum, betas as published."
+        "The paper's metric is the mean loss over the last batch of a shuffled pass over the test images: 16 of "
+        "10,000. In brackets: its 5% and 95% quantiles over 1,000 shuffles of the losses of the same model."
+    )
+    yield "The whole test set gives the mean loss over all images. In brackets: 1.96 standard errors to either side."
+    yield "With several seeds: the median, and an interval from the least low end to the greatest high end."
+    seeds = max((len(result.runs) for result in results), default=0)
+    yield (
+        f"Here: {seeds} seed{'' if seeds == 1 else 's'} per row. The interval of one seed does not show how much the "
+        "seeds differ."
+    )
+
+
+def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
+    by_row = {result.row: result for result in results}
+    if not published:
+        yield "These runs are shorter than the paper's, or differ otherwise. They answer none of its claims."
+    for forward in (result for result in results if result.row.gradient == "forward"):
+        backward = by_row[counterpart(forward.row)]
+        names = f"{backward.row.name} against {forward.row.name}"
+        if forward.test_loss is None or backward.test_loss is None:
+            yield f"{names}: not run."
+            continue
+        yield (
+            f'"Backprop beats forward gradients", {names}: test loss {format_loss(backward.test_loss.median)} '
+            f"against {format_loss(forward.test_loss.median)}, accuracy {format_share(backward.accuracy)} against "
+            f"{format_share(forward.accuracy)}."
+        )
+        yield f'"Backprop converges 2 to 4 times faster", {names}: {_speedup_clause(forward, backward)}'
+    for result in (result for result in results if result.row.gradient == "backprop"):
+        if result.test_loss is not None:
+            yield (
+                f'"Test loss 0.000", {result.row.name}: {format_share(result.zero_share)} of the shuffles print it. '
+                f"The loss over the whole test set is {format_loss(result.test_loss.median)}."
+            )
+    clipped = [(result.row.name, run.clip_rate) for result in results for run in result.runs]
+    rates = "; ".join(f"{name} {format_share(rate)}" for name, rate in clipped if rate is not None)
+    if rates:
+        yield f"Share of the directional derivatives that the clip at 1 cut: {rates}."
+    yield '"Forward gradients explode without clipping", and the CNN and CIFAR-10 rows: not tested here.'
+
+
+def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
+    found = speedup(forward, backward)
+    if found is None:
+        return "not known, because one of them did not get that far."
+    factor, is_bound = found
+    return (
+        f"backprop reaches the final training loss of the forward gradient {'at least ' if is_bound else ''}"
+        f"{factor:.0f} times earlier, in steps (each loss is a mean over 1/200 of a run)."
+    )
+
+
+def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
+    results = row_results(records, table, TUNED_SUFFIX)
+    if not any(result.runs for result in results):
+        return
+    yield "## The same rows with equal tuning"
+    yield (
+        "Each row is tuned over the same number of learning rates around its published one, by validation accuracy. "
+        f"A tuning run is as long as the final run ({_length([run for result in results for run in result.runs])}) "
+        "and has the same clip. Decay, momentum and betas are as published."
     )
     rows = []
-    for cell in found:
-        tried = [run for run in results.trials if (run.method, run.phase) == (cell.row.name + TUNED, "tune")]
-        points = {run.lr for run in tried}
-        lost = bool(tried) and all(run.status == "diverged" for run in tried)
-        lr = f"{cell.runs[0].lr:g}" if cell.runs else "all diverged" if lost else "-"
-        edge = cell.runs and len(points) > 1 and cell.runs[0].lr in (min(points), max(points))
+    for result in results:
+        tuning = [
+            run for run in records.trials if (run.method, run.phase) == (result.row.name + TUNED_SUFFIX, "tune")
+        ]
+        rates = {run.lr for run in tuning}
+        all_diverged = bool(tuning) and all(run.status == "diverged" for run in tuning)
+        lr = f"{result.runs[0].lr:g}" if result.runs else "all diverged" if all_diverged else "-"
+        is_edge = result.runs and len(rates) > 1 and result.runs[0].lr in (min(rates), max(rates))
         rows.append(
-            [cell.row.name, f"{cell.row.lr:g}", lr + (" (an edge)" if edge else ""), str(len(points))]
-            + [shown(cell.whole), share(cell.accuracy)]
+            [result.row.name, f"{result.row.lr:g}", lr + (" (edge of the grid)" if is_edge else ""), str(len(rates))]
+            + [format_metric(result.test_loss), format_share(result.accuracy)]
         )
-    yield _markdown(("row", "published rate", "chosen", "points", "whole test set", "accuracy"), rows)
+    yield _markdown_table(("row", "published lr", "tuned lr", "lrs tried", "whole test set", "accuracy"), rows)
 
 
-def _counted(found: Sequence[Cell]) -> str:
-    most = max((len(cell.runs) for cell in found), default=0)
-    return f"{most} seed{'' if most == 1 else 's'} a row"
-
-
-def _runs(results: Results, runs: Sequence[TrialRecord]) -> str:
-    where = ", ".join(f"{name} {told}" for name, told in results.environment.items())
-    return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{results.study.task}`. {where}."
+def _setup(records: Results, runs: Sequence[TrialRecord]) -> str:
+    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items())
+    return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{records.study.task}`. {environment}."
 
 
 def _length(runs: Sequence[TrialRecord]) -> str:
     steps = max((run.steps for run in runs), default=0)
-    return f"{steps:,} steps a run, {steps / STEPS_PER_EPOCH:.3g} of MNIST's epochs"
+    return f"{steps:,} steps per run, {steps / STEPS_PER_EPOCH:.3g} epochs of MNIST"
 
 
-def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown_list(lines: Iterator[str] | Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""The verdict at each budget, in words: who wins, by how much, how sure that is, and where the answer flips."""
+"""The best method at each budget, in words: its lead, how certain that is, and where another method leads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isinf, log
 from typing import Any
 
-from gradcost.report.formats import Table
+from gradcost.report.tables import Table
 from gradcost.results.rankings import Lead, Ranking, Standing, rankings
 from gradcost.results.records import Results
 from gradcost.results.statistics import Interval
@@ -17,17 +17,17 @@ ALPHA = 0.05
 COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")
 
 
-def cards(results: Results) -> list[dict[str, Any]]:
-    """What the page shows of each ranking; every word a person reads is made here."""
-    return [_card(ranking) for ranking in rankings(results)]
+def panels(results: Results) -> list[dict[str, Any]]:
+    """Return the content of one panel of the page per ranking."""
+    return [_panel(ranking) for ranking in rankings(results)]
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Each ranking as a table, by its name."""
+    """Return each ranking as a table, by the name of its file."""
     return {f"equal-{ranking.name}": _table(ranking) for ranking in rankings(results)}
 
 
-def _card(ranking: Ranking) -> dict[str, Any]:
+def _panel(ranking: Ranking) -> dict[str, Any]:
     winner = ranking.winner
     return {
         "name": ranking.name,
@@ -36,18 +36,18 @@ def _card(ranking: Ranking) -> dict[str, Any]:
         "winner": winner.method,
         "accuracy": percent(winner.accuracy.median),
         "span": span(winner.accuracy),
-        "sentences": [lead_of(ranking), *doubts(ranking), *flips(ranking), *_unsure(ranking)],
+        "sentences": [lead_of(ranking), *significance(ranking), *other_leaders(ranking), *_unreliable(ranking)],
         "columns": COLUMNS,
         "rows": [_row(ranking, standing) for standing in ranking.standings],
-        "reigns": _strip(ranking),
+        "leaders": _leader_bar(ranking),
         "out": ranking.out,
     }
 
 
 def lead_of(ranking: Ranking) -> str:
-    """By how much the winner is ahead, and how often it is the best."""
+    """Describe the winner's lead over the runner-up, and how often it is the best."""
     if len(ranking.standings) == 1:
-        return "It is the only method that is ranked here."
+        return "It is the only method in this ranking."
     winner, second = ranking.standings[:2]
     lead, margin = ranking.leads.get(second.method), ranking.margin or 0.0
     if winner.values == second.values:
@@ -66,58 +66,61 @@ def lead_of(ranking: Ranking) -> str:
     )
 
 
-def doubts(ranking: Ranking) -> list[str]:
-    """What the tests say, and what so few seeds cannot."""
+def significance(ranking: Ranking) -> list[str]:
+    """Describe the result of the tests, and how many seeds they need; empty without a second method."""
     if not ranking.leads:
         return []
     (n,) = {lead.test.n for lead in ranking.leads.values()}
-    apart = [method for method, lead in ranking.leads.items() if lead.p < ALPHA]
-    said = f"Told apart (p < {ALPHA}) from {listed(apart)}." if apart else "Told apart from no other method."
+    different = [method for method, lead in ranking.leads.items() if lead.p < ALPHA]
+    if different:
+        verdict = f"Significantly different (p < {ALPHA}) from {listed(different)}."
+    else:
+        verdict = "Not significantly different from any other method."
     second = ranking.standings[1].method
     lead, rivals = ranking.leads[second], len(ranking.leads)
-    corrected = f" (sign-flip, Holm over {rivals})" if rivals > 1 else " (sign-flip)"
-    return [f"p {chance(lead.p)} against {second}{corrected}. {said}{_too_few(lead, n, rivals)}"]
+    test = f"sign-flip, Holm over {rivals}" if rivals > 1 else "sign-flip"
+    return [f"p {chance(lead.p)} against {second} ({test}). {verdict}{_seeds_needed(lead, n, rivals)}"]
 
 
-def _too_few(lead: Lead, n: int, rivals: int) -> str:
-    """5 seeds cannot give p under 0.0625; 6 would do. By Holm the first of `rivals` must be that much smaller."""
+def _seeds_needed(lead: Lead, n: int, rivals: int) -> str:
+    """5 seeds cannot give p below 0.0625; 6 would do. Holm needs the smallest p to be `rivals` times smaller."""
     needed = lead.test.enough(ALPHA / rivals)
     if needed <= n:
         return ""
-    text = f" {count(n, 'seed')} cannot give p under {lead.test.least:.4g}"
-    if (alone := lead.test.enough(ALPHA)) > n:
-        return f"{text}; {alone} would do" + (
-            f", and {needed} with {count(rivals, 'comparison')}." * (rivals > 1) or "."
-        )
-    return f"{text}; with {count(rivals, 'comparison')} {needed} would do."
+    limit = f" {count(n, 'seed')} cannot give p below {lead.test.least:.4g}"
+    single = lead.test.enough(ALPHA)
+    if single <= n:
+        return f"{limit}; with {count(rivals, 'comparison')} {needed} would do."
+    if rivals == 1:
+        return f"{limit}; {single} would do."
+    return f"{limit}; {single} would do, and {needed} with {count(rivals, 'comparison')}."
 
 
-def flips(ranking: Ranking) -> list[str]:
-    """Where another method leads; nothing but an order of medians, which a few seeds may turn."""
+def other_leaders(ranking: Ranking) -> list[str]:
+    """Describe the smaller budgets at which another method has the best median. Few seeds may change that order."""
     leaders = ranking.leaders
     if len(leaders) < 2:
-        return ["At every smaller budget the answer is the same."] if ranking.name != "memory" else []
+        return [] if ranking.name == "memory" else ["It leads at every smaller budget too."]
     if len(leaders) > 4:
         _, low, _ = leaders[-1]
-        return [f"From {ranking.text(low)} down the lead changes {count(len(leaders) - 1, 'time')}."]
-    said = [f"below {ranking.text(high)} {method} leads" for method, _, high in reversed(leaders[:-1])]
-    floor = [f"below {ranking.text(leaders[0][1])} nothing fits"] * (ranking.name == "memory")
-    text = listed([*said, *floor])
+        return [f"Below {ranking.text(low)} the leader changes {count(len(leaders) - 1, 'time')}."]
+    clauses = [f"below {ranking.text(high)} {method} leads" for method, _, high in reversed(leaders[:-1])]
+    if ranking.name == "memory":
+        clauses.append(f"below {ranking.text(leaders[0][1])} nothing fits")
+    text = listed(clauses)
     return [f"{text[0].upper()}{text[1:]}."]
 
 
-def _unsure(ranking: Ranking) -> list[str]:
+def _unreliable(ranking: Ranking) -> list[str]:
     if not ranking.doubtful:
         return []
-    verb = "is" if len(ranking.doubtful) == 1 else "are"
-    return [f"In doubt {verb} the clock of {listed(list(ranking.doubtful))}: see the notes on ~ below."]
+    return [f"The timing of {listed(list(ranking.doubtful))} is not reliable: see the notes marked ~ below."]
 
 
 def _row(ranking: Ranking, standing: Standing) -> dict[str, Any]:
-    cells = _cells(ranking, standing)
     return {
         "method": standing.method,
-        "cells": cells,
+        "cells": _cells(ranking, standing),
         "strip": strip(standing.accuracy, list(standing.values.values())),
     }
 
@@ -140,7 +143,7 @@ def _table(ranking: Ranking) -> Table:
 
 
 def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
-    """Where the interval, the median and each seed lie between 0 and 100%; a run that diverged stands at 0."""
+    """Return the positions of the interval, the median and each seed between 0 and 100%; diverged runs are at 0."""
     low, middle, high = (max(x, 0.0) for x in (accuracy.low, accuracy.median, accuracy.high))
     places = {"low": low, "width": high - low, "median": middle}
     return {name: f"{100 * x:.2f}" for name, x in places.items()} | {
@@ -148,16 +151,16 @@ def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _strip(ranking: Ranking) -> list[dict[str, Any]]:
-    """The reigns side by side, as wide as their share of the budgets on a logarithmic scale is."""
+def _leader_bar(ranking: Ranking) -> list[dict[str, Any]]:
+    """The leaders side by side; a width is the share of the budgets on a logarithmic scale."""
     leaders = [(method, low, high) for method, low, high in ranking.leaders if high > low > 0]
     if not leaders:
         return []
-    whole = log(leaders[-1][2] / leaders[0][1])
+    total = log(leaders[-1][2] / leaders[0][1])
     return [
         {
             "method": method,
-            "width": f"{100 * log(high / low) / whole:.2f}",
+            "width": f"{100 * log(high / low) / total:.2f}",
             "text": f"{method}: {ranking.text(low)} to {ranking.text(high)}",
         }
         for method, low, high in leaders

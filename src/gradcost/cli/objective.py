@@ -1,0 +1,141 @@
+"""From --task, --model and --data to an objective and a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcost.cli import spec
+from gradcost.core.errors import BadInput
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+
+EXAMPLES = 8  # the default batch size
+
+Make = Callable[[Callable[[], Any]], Any]  # calls a factory
+
+
+def refuse(other: str, **options: Any) -> None:
+    """Refuse options that describe --model where `other` describes it too."""
+    for name, value in options.items():
+        if value is not None:
+            raise BadInput(f"{name} belongs to --model, and {other} is given instead of it: leave one out.")
+
+
+def of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
+    """Return the objective and the first batch of a task."""
+    subject = spec.task(task, model)[0]
+    if batch is not None:
+        if "batch" not in getattr(type(subject), "__dataclass_fields__", {}):
+            raise BadInput(f"{task} has a fixed batch size: leave --batch out.")
+        subject = replace(subject, batch=batch)
+    return subject.objective(Key(0)), subject.batch_at(Key(0), 0)
+
+
+def of_model(
+    model: str,
+    data: str | None,
+    batch: int | None,
+    make: Make,
+    *,
+    dtype: torch.dtype | None = None,
+    length: int | None = None,
+    lora: int | None = None,
+    chunks: int | None = None,
+) -> tuple[Objective, Any]:
+    """Return the objective and the batch that --model and --data stand for."""
+    from gradcost.integrations import transformers
+
+    examples = EXAMPLES if batch is None else batch
+    if examples < 1:
+        raise BadInput(f"a batch has 1 example or more, not {examples}.")
+    if model.startswith("hf:"):
+        module, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
+    else:
+        module, loss = _from_factory(model, dtype, make)
+    # The library is asked only about its own models: it may not be installed.
+    known = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
+    if not known:
+        options = {"--length": length, "--lora": lora, "--chunks": chunks}
+        for name in (name for name, value in options.items() if value is not None):
+            raise BadInput(f"{name} is for models of transformers, and {model} gives {type(module).__name__}.")
+    if lora is not None:
+        module = transformers.with_lora(module, lora)
+    if data is not None:
+        return Objective(module, loss or _cross_entropy), _batch_of(data, examples)
+    if not known:
+        raise BadInput(
+            f"{model} gives {type(module).__name__}, and there is no data for it: add --data FILE.py:FUNCTION, where "
+            "FUNCTION(batch size) returns a batch (x, y)."
+        )
+    objective, tokens = transformers.objective(module, examples, length, chunks)
+    return (objective if loss is None else Objective(module, loss)), tokens
+
+
+def _is_from(library: str, module: nn.Module) -> bool:
+    inner: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    return any(kind.__module__.split(".")[0] == library for kind in type(inner).__mro__)
+
+
+def without_numbers(factory: Callable[[], Any]) -> Any:
+    """Call a factory on the meta device, or normally if it needs numbers."""
+    try:
+        with torch.device("meta"):
+            return factory()
+    except Exception:  # another cause raises again in the second call
+        return factory()
+
+
+def _from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.Module, Any]:
+    """Return the module of a factory, and its loss or None."""
+    factory = spec.named(text, "--model")
+    try:
+        made = make(factory)
+    except Exception as error:
+        raise BadInput(f"{text} could not make a model: {type(error).__name__}: {error}") from error
+    module, loss = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
+        raise BadInput(
+            f"{text} returned {type(made).__name__}: a factory returns a torch.nn.Module, or a module and its "
+            "loss(model, batch)."
+        )
+    return (module if dtype is None else module.to(dtype)), loss
+
+
+def _batch_of(text: str, examples: int) -> Any:
+    function = spec.named(text, "--data")
+    try:
+        inspect.signature(function).bind(examples)
+    except TypeError as error:
+        raise BadInput(f"{text} is called with the batch size alone, and it takes others: {error}.") from None
+    except ValueError:
+        pass  # a builtin without a signature
+    try:
+        return function(examples)
+    except Exception as error:
+        raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
+
+
+def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
+    from gradcost.tasks.task import Batch, cross_entropy
+
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise BadInput(
+            f"--data gave {type(batch).__name__}: without a loss from the factory, a module is trained on (x, y) by "
+            "cross-entropy. Let the factory return (model, loss) for anything else."
+        )
+    return cross_entropy(model, Batch(*batch))
+
+
+def dtypes(objective: Objective) -> str:
+    """Return the dtypes of the weights; the one with the most bytes comes first."""
+    sizes: dict[str, int] = {}
+    for parameter in objective.model.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + parameter.nbytes
+    return " and ".join(sorted(sizes, key=lambda name: -sizes[name]))

@@ -1,0 +1,77 @@
+"""The events of a comparison or a study, printed on standard error."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from gradcost.cli import console
+from gradcost.studies.events import (
+    ComparisonStarted,
+    EstimatesAssessed,
+    Event,
+    MethodRefused,
+    StepTimed,
+    TrialFinished,
+    TrialsEnded,
+    TrialsStarted,
+)
+
+
+class EventPrinter:
+    """Prints events, and keeps what the command needs at its end. Use it as a context: it closes its bars.
+
+    folder: the results folder. ran, failed: the number of trials of this call, and of those that failed.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.ran, self.failed = 0, 0
+        self._board: console.Board | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> EventPrinter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bars."""
+        self._stack.close()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case ComparisonStarted():
+                self.folder = event.folder
+                console.say(
+                    f"{event.task} / {event.model}, {event.weights:,} weights   {event.steps:,} steps   "
+                    f"{event.points} learning rates each   {event.seeds} seeds"
+                )
+            case MethodRefused(method, reason):
+                console.say(f"    {method}: not run. {reason}")
+            case TrialsStarted(totals, finished):
+                self._board = self._stack.enter_context(console.board(totals, finished))
+            case TrialFinished(trial):
+                self.ran += 1
+                if self._board is not None:
+                    self._board.finished(trial)
+                else:
+                    console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial)}")
+            case TrialsEnded(folder, _, failed):
+                self.failed = failed
+                self.close()  # bars are redrawn by a thread, which would disturb the timing
+                if failed:
+                    console.complain(
+                        f"{failed} trials failed; their tracebacks are in {folder / 'records.jsonl'}. The same "
+                        "command runs them again."
+                    )
+            case StepTimed(method):
+                console.say(f"timed a step of {method}")
+            case EstimatesAssessed(method):
+                console.say(f"assessed the estimates of {method}")
+            case _:
+                pass
+
+
+RESUME = "resume   run the same command again; no trial runs twice"

@@ -1,0 +1,72 @@
+"""`gradcost tasks`, `data fetch` and `doctor`: what this installation offers, and what it needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from gradcost.cli.options import Json
+from gradcost.core.errors import BadInput
+
+
+def tasks(as_json: Json = False) -> None:
+    """List the tasks and their models."""
+    from gradcost.cli import console
+    from gradcost.tasks import TASKS
+
+    entries = [
+        {"name": name, "models": list(task.models), "what": (task.__doc__ or "").split("\n")[0]}
+        for name, task in TASKS.items()
+    ]
+    if as_json:
+        print(json.dumps(entries, indent=2))
+        return
+    rows = [[entry["name"], ", ".join(entry["models"]), entry["what"]] for entry in entries]
+    console.show_table(["task", "models", "description"], rows, left=True)
+
+
+def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> None:
+    """Download a data set, verify it, and store it in the cache folder (GRADCOST_CACHE, or the platform's)."""
+    from gradcost.cli import console, spec
+    from gradcost.tasks import data as datasets
+
+    if name not in datasets.DATASETS:
+        raise BadInput(
+            f"there is no data set {name!r}.{spec.hint(name, datasets.DATASETS)} Data sets: "
+            f"{', '.join(datasets.DATASETS)}."
+        )
+    console.show(f"{name} is in {datasets.fetch(datasets.DATASETS[name], console.say)}")
+
+
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the speed of this machine for 10 s, and store it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show versions, hardware and optional features of this installation."""
+    import torch
+
+    from gradcost.cli import console
+    from gradcost.noise.add import has_fused_path
+    from gradcost.studies.environment import describe, fingerprint
+
+    facts = describe(torch.get_num_threads(), fingerprint()) | {
+        "cuda": str(torch.cuda.is_available()),
+        "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
+    }
+    rows = [[name, str(value)] for name, value in facts.items()]
+    if calibrate:
+        from gradcost.planning import roofline
+
+        rates = roofline.calibrate()
+        console.say(f"stored in {roofline.store_rates(rates)}")
+        facts |= {"rates": asdict(rates)}
+        rows += [list(row) for row in rates.rows()]
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    console.show_table(["", ""], rows, left=True)

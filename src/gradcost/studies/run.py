@@ -1,0 +1,285 @@
+"""Run a study: each trial once, in worker processes, with its record on disk before it is yielded."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradcost.core.errors import BadInput
+from gradcost.estimators.estimator import Estimator
+from gradcost.planning.forecast import Forecast
+from gradcost.results import ledger
+from gradcost.results.records import TrialRecord, document, read, trial_record
+from gradcost.studies.costs import Methods, forecast_methods, time_methods
+from gradcost.studies.environment import describe, fingerprint
+from gradcost.studies.events import (
+    EstimatesAssessed,
+    MethodForecast,
+    OnEvent,
+    StepTimed,
+    TrialFinished,
+    TrialsEnded,
+    warn_of_failures,
+)
+from gradcost.studies.executors import Executor, Record, Work, local_or
+from gradcost.studies.quality import assess_methods
+from gradcost.studies.study import Stage, Study, first_stage
+from gradcost.studies.task_info import chance, check_task, task_name, weights
+from gradcost.studies.user_code import refuse_while_importing, source_file
+from gradcost.training.optimizers import Optimizer
+
+RUNS = Path("gradcost-runs")  # holds the results folders that are given no name
+
+
+def run_study(
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    every: float = 30.0,
+    measure: bool = True,
+    on_event: OnEvent = warn_of_failures,
+) -> Iterator[TrialRecord]:
+    """Run a study, or resume it, and yield the record of each trial when the trial has ended.
+
+    - A trial that finished or diverged is never run again, and is not yielded again.
+    - A trial that failed is yielded with status "failed". The study stops after its stage. The next call runs the
+      trial again.
+    - The folder receives `study.json`, `environment.json` and `records.jsonl`.
+    - After the last trial one step of each method is timed, and its estimates are compared with the gradient.
+
+    Args:
+        study: what to run. All its trials have one task.
+        folder: the results folder. None: `gradcost-runs/` and the name of the study's file.
+        executor: where trials run. None: processes of this machine.
+        workers: how many trials run at once on this machine. None: one a core.
+        every: seconds between two checkpoints of a trial.
+        measure: whether to time and assess the methods at the end.
+        on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
+    Yields:
+        The record of each trial that this call ran.
+    Raises:
+        BadInput: the folder holds another study or another process works in it, a method cannot be used with the
+            task, or the trials have several tasks.
+        OSError: the folder cannot be written.
+    """
+    refuse_while_importing()
+    file = study.file or source_file(study.trials)
+    work = Work(fingerprint(file), study_folder(study, folder), file, every)
+    return _run_study(study, work, local_or(executor, workers), measure, on_event)
+
+
+def study_folder(study: Study, folder: str | Path | None) -> Path:
+    """Return the results folder of a study: the one given, else `gradcost-runs/` and the name of its file."""
+    file = study.file or source_file(study.trials)
+    return Path(folder) if folder is not None else RUNS / (Path(file).stem if file else "study")
+
+
+def _run_study(
+    study: Study, work: Work, executor: Executor, measure: bool, on_event: OnEvent
+) -> Generator[TrialRecord]:
+    forecasts = _Forecasts(on_event)
+    work.folder.mkdir(parents=True, exist_ok=True)
+    with locked(work.folder):
+        first = first_stage(study)[0]
+        open_folder(work.folder, study_document(study, first, work.code), work.code)
+        tally = Tally(on_event)
+        with closing(run_trials(study, executor, work, forecasts.before_stage)) as trials:
+            for trial in trials:
+                tally.add(trial)
+                yield trial
+        tally.end(work.folder)
+        if measure and not tally.failed:
+            measure_methods(first.task, forecasts.methods, None, work.folder, forecasts.known, on_event)
+
+
+def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
+    """Return what `study.json` holds; `first` is the study's first trial."""
+    return {
+        "schema": 1,
+        "comparison": code,
+        "question": study.question,
+        "task": repr(first.task),
+        "task_name": task_name(first.task),
+        "model_name": repr(getattr(first.task, "model", "model")),
+        **weights(first.task),
+        "batch": getattr(first.task, "batch", None),
+        "target": first.target,
+        "optimizer": type(first.optimizer).__name__,
+        "chance": chance(first.task),
+    }
+
+
+@dataclass
+class _Forecasts:
+    """The methods of a study, each forecast before the first stage that uses it."""
+
+    on_event: OnEvent
+    task: Any = None
+    methods: dict[str, tuple[Estimator, Optimizer]] = field(default_factory=dict)
+    known: dict[str, Forecast] = field(default_factory=dict)
+
+    def before_stage(self, stage: Stage) -> None:
+        for trial in stage:
+            if self.task is None:
+                check_task(trial.task)
+                self.task = trial.task
+            if trial.task != self.task:
+                raise BadInput(
+                    f"a study has one task, and this one has {self.task} and {trial.task}: make a study for each."
+                )
+        new = {t.method: (t.estimator, t.optimizer) for t in stage if t.method not in self.methods}
+        if not new:
+            return
+        self.methods.update(new)
+        for label, forecast in forecast_methods(self.task, new, None):
+            if isinstance(forecast, str):
+                raise BadInput(f"{label} cannot be used here: {forecast}")
+            self.known[label] = forecast
+            self.on_event(MethodForecast(label, forecast))
+
+
+@dataclass
+class Tally:
+    """Counts the trials of one call and reports them."""
+
+    on_event: OnEvent
+    ran: int = 0
+    failed: int = 0
+    reason: str | None = None  # of the first failure
+
+    def add(self, trial: TrialRecord) -> None:
+        self.ran += 1
+        if trial.status == "failed":
+            self.failed += 1
+            self.reason = self.reason or trial.reason
+        self.on_event(TrialFinished(trial))
+
+    def end(self, folder: Path) -> None:
+        self.on_event(TrialsEnded(folder, self.ran, self.failed, self.reason))
+
+
+def measure_methods(
+    task: Any, methods: Methods, memory: int | None, folder: Path, forecasts: dict[str, Forecast], on_event: OnEvent
+) -> None:
+    """Time one step of each forecast method, and compare its estimates with the gradient; record both."""
+    for label in time_methods(task, methods, memory, folder, forecasts):
+        on_event(StepTimed(label))
+    for label in assess_methods(task, {label: methods[label] for label in methods if label in forecasts}, folder):
+        on_event(EstimatesAssessed(label))
+
+
+def run_trials(
+    study: Study, executor: Executor, work: Work, before_stage: Callable[[Stage], None] = lambda stage: None
+) -> Generator[TrialRecord]:
+    """Run the trials of a study that have no record yet; yield each record when it is on disk.
+
+    - A trial that finished or diverged is never run again. One that failed is run again by the next call.
+    - After a stage with a failed trial the study stops: what comes next may depend on it.
+
+    Args:
+        study: what to run.
+        executor: where trials run.
+        work: the folder and the code.
+        before_stage: called with each stage before it runs.
+    """
+    stages = study.trials()
+    ran: list[TrialRecord] | None = None
+    with executor.ready():
+        while True:
+            try:
+                stage = next(stages) if ran is None else stages.send(ran)
+            except StopIteration:
+                return
+            before_stage(stage)
+            records: dict[str, Record] = {}
+            with closing(_run_stage(stage, executor, work)) as ended:  # an error here stops the workers too
+                for record, is_new in ended:
+                    records[record["trial"]] = record
+                    if is_new:
+                        yield trial_record(record)
+            if not all(_is_done(record) for record in records.values()):
+                return
+            ran = [trial_record(records[trial.name(work.code)]) for trial in stage]
+
+
+def _run_stage(trials: Stage, executor: Executor, work: Work) -> Generator[tuple[Record, bool]]:
+    """Yield the record of each trial and whether it is new: known ones first, then each as it ends."""
+    known = {r["trial"]: r for r in ledger.records(work.folder) if r.get("kind") == "trial" and _is_done(r)}
+    names = {trial.name(work.code): trial for trial in trials}
+    for name in names:
+        if name in known:
+            shutil.rmtree(work.folder / "trials" / name, ignore_errors=True)  # left by a kill after the record
+            yield known[name], False
+    todo = [trial for name, trial in names.items() if name not in known]
+    with executor.ready(), closing(executor.perform(todo, work)) as performed:
+        for record in performed:
+            ledger.append(work.folder, record)
+            if _is_done(record):
+                shutil.rmtree(work.folder / "trials" / record["trial"], ignore_errors=True)
+            yield record, True
+
+
+def _is_done(record: Record) -> bool:
+    """Whether a trial needs no other run; one that raised or was killed does."""
+    return record["status"] in ("finished", "diverged")
+
+
+def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
+    """Create a results folder with `document_` as its study.json, or resume the one that is there.
+
+    Args:
+        folder: the results folder; it exists.
+        document_: what study.json holds. Its "comparison" and "question" identify the study.
+        code: the fingerprint of the code, for environment.json.
+    Raises:
+        BadInput: the folder holds another study.
+        OSError: the folder cannot be written.
+    """
+    path = folder / "study.json"
+    if path.exists():
+        read(folder)  # raises for a folder that is incomplete or of another schema
+        existing = document(path) or {}
+        if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
+            kind = "study" if "question" in document_ else "comparison"
+            raise BadInput(
+                f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
+                "(on the command line: -o DIR)."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
+    (folder / "records.jsonl").touch()
+    ledger.write_document(path, document_)  # last: a folder without it cannot be resumed
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a results folder: one process works in it at a time. The lock ends with its process.
+
+    Raises:
+        BadInput: another process holds it; the message has its pid.
+        OSError: the folder cannot be written.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BadInput(
+                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
+                "folder (on the command line: -o DIR)."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,52 @@
+"""What a study needs to know about a task: its methods, its names, and the facts that go on record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradcost.core.errors import BadInput
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+
+REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
+
+
+def check_task(task: Any, name: str | None = None) -> None:
+    """Check that a study can use an object as its task.
+
+    Raises:
+        BadInput: a method is missing; the message names it.
+    """
+    for method in REQUIRED:
+        if not hasattr(task, method):
+            raise BadInput(f"{name or repr(task)} is not a task: it has no `{method}`. Subclass gradcost.tasks.Task.")
+
+
+def task_name(task: Any) -> str:
+    """Return the name of a task in reports and folders: that of its class, in lower case."""
+    return type(task).__name__.lower()
+
+
+def model_name(task: Any) -> str:
+    """Return the name of a task's model: the one that the task lists it under, else its repr."""
+    model = getattr(task, "model", None)
+    names = getattr(type(task), "models", {})
+    return next((name for name, known in names.items() if known == model), repr(model) if model else "its own model")
+
+
+def weights(task: Any) -> dict[str, int]:
+    """Return the number and the bytes of the trainable weights, as they go on record."""
+    objective = task.objective(Key(0))
+    nbytes = sum(leaf.parameter.nbytes for leaf in objective.leaves)
+    return {"weights": objective.dimension, "weights_bytes": nbytes}
+
+
+def chance(task: Any) -> float | None:
+    """Return the accuracy of guessing; None for a task without a number of classes."""
+    classes = getattr(task, "classes", None)
+    return None if classes is None else 1 / classes
+
+
+def first_step(task: Any) -> tuple[Objective, Any]:
+    """Return the objective and the batch on which forecasts, timings and checks of all methods are made."""
+    return task.objective(Key(0).fold("survey")), task.batch_at(Key(0).fold("survey"), 0)

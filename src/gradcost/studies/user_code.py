@@ -1,0 +1,161 @@
+"""The user's own code: which file it comes from, and how a worker process imports it.
+
+A worker unpickles trials, so it needs the classes of the user's task. A script is imported only as far as its first
+call of `compare` or `run_study`, so it works without `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
+from hashlib import blake2b
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gradcost.core.errors import BadInput
+
+PREFIX = "gradcost_user_"  # of the name of a module that is imported by its path
+_SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
+_INSTALLED = (Path(__file__).parents[1], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
+_importing: ContextVar[bool] = ContextVar("importing", default=False)
+
+
+class _StudyCalled(BaseException):
+    """Ends the import of a script at its call of `compare` or `run_study`."""
+
+
+def refuse_while_importing() -> None:
+    """End the import of the user's file, if one is in progress: a worker must not start a study."""
+    if _importing.get():
+        raise _StudyCalled
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """A Python file of the user, as the calling process imported it.
+
+    Args:
+        file: its absolute path.
+        stamp: a hash of its bytes.
+        module: the name to import it by; None: by its path.
+        is_main: whether it is the caller's script, whose classes are pickled under "__main__".
+    """
+
+    file: str
+    stamp: str
+    module: str | None
+    is_main: bool
+
+    def load(self) -> None:
+        """Import the file in this process, under the name by which trials refer to its classes."""
+        if self.module is None:
+            module = load_file(self.file)
+        else:
+            spec = importlib.util.find_spec(self.module)
+            if spec is None:
+                raise BadInput(f"a worker cannot import {self.module}: add its folder to PYTHONPATH.")
+            module = sys.modules.get(self.module) or _execute(spec)
+        if self.is_main:
+            sys.modules["__main__"] = module
+
+    @property
+    def is_changed(self) -> bool:
+        return stamp(self.file) != self.stamp
+
+
+def locate(file: str) -> UserCode:
+    """Describe a file of the user, as this process imported it."""
+    file = os.path.abspath(file)
+    main = sys.modules["__main__"]
+    if module_file(main) == file:
+        spec = getattr(main, "__spec__", None)
+        return UserCode(file, stamp(file), None if spec is None else spec.name, True)
+    names = [name for name, module in sys.modules.copy().items() if module_file(module) == file]
+    by_name = next((name for name in names if not name.startswith((PREFIX, "__mp_main__"))), None)
+    return UserCode(file, stamp(file), by_name, False)
+
+
+def stamp(file: str) -> str:
+    """Hash a file's bytes to 12 hexadecimal digits."""
+    return blake2b(Path(file).read_bytes(), digest_size=6).hexdigest()
+
+
+def module_file(module: Any) -> str | None:
+    file = getattr(module, "__file__", None)
+    return os.path.abspath(file) if isinstance(file, str) else None
+
+
+def user_file(*parts: Any) -> str | None:
+    """Return the file that defines a class used in `parts`, itself neither in gradcost nor installed; else None.
+
+    Where there are several, the caller's script comes first, then the file of the first part.
+
+    Raises:
+        BadInput: a class was defined in an interactive session.
+    """
+    files: dict[str, str] = {}
+    for cls in (cls for part in parts for cls in classes(part)):
+        file = source_file(cls)
+        if file is not None:
+            files[cls.__module__] = file
+        elif cls.__module__ == "__main__":
+            raise BadInput(
+                f"{cls.__name__} is defined in an interactive session, where worker processes cannot import it: put "
+                "it in a .py file and import that."
+            )
+    return files.get("__main__") or next(iter(files.values()), None)
+
+
+def source_file(thing: Any) -> str | None:
+    """Return the user's file that defines a class or function; None for gradcost and installed packages."""
+    file = module_file(sys.modules.get(getattr(thing, "__module__", None) or ""))
+    if file is None or not Path(file).is_file():
+        return None
+    return None if any(Path(file).is_relative_to(folder) for folder in _INSTALLED) else file
+
+
+def classes(part: Any) -> Iterator[type]:
+    """Yield the class of a value and of everything in its fields."""
+    yield type(part)
+    if is_dataclass(part):
+        items = [getattr(part, field.name) for field in fields(part)]
+    elif isinstance(part, Mapping):
+        items = list(part.values())
+    else:
+        items = list(part) if isinstance(part, tuple | list) else []
+    for item in items:
+        yield from classes(item)
+
+
+def load_file(path: str) -> ModuleType:
+    """Import a Python file by its path, under a name that is the same in every process."""
+    name = f"{PREFIX}{Path(path).stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise BadInput(f"{path} is not a Python file: its name must end in .py.")
+    return _execute(spec)
+
+
+def _execute(spec: ModuleSpec) -> ModuleType:
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    token = _importing.set(True)
+    try:
+        with contextlib.suppress(_StudyCalled):  # what the file defines above its call is there
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    finally:
+        _importing.reset(token)
+    return module

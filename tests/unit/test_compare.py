@@ -1,0 +1,187 @@
+"""`gradcost.compare` and `gradcost.run_study` as a script calls them: own model, no guard, no output of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradcost
+from gradcost import SGD, Trial, backprop, mezo
+from gradcost.core.errors import BadInput
+from gradcost.core.notes import Note
+from gradcost.studies import Comparison, Executor, Study, events
+from gradcost.studies.comparison import make_comparison
+from gradcost.studies.executors import Record, Work
+from gradcost.studies.worker import empty_record
+from gradcost.tasks import Digits
+
+NET = """
+import gradcost
+from gradcost import SGD, Trial, backprop, mezo
+from gradcost.core import value
+from gradcost.tasks import Digits
+from torch import nn
+
+print("a script prints once")
+
+@value
+class Net:
+    def build(self, inputs, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, classes))
+"""
+QUICK = "steps=20, tuning_points=2, extra_points=0, confirm_seeds=0, seeds=1, workers=2"
+COMPARE = f"""
+results = gradcost.compare(Digits(Net()), [gradcost.backprop(), gradcost.mezo()], {QUICK})
+print(gradcost.results.verdict(results))
+print([trial.status for trial in results.trials])
+"""
+STUDY = """
+@gradcost.study("Which learning rate does each method need?")
+def rates():
+    methods = {"backprop": backprop(), "mezo": mezo()}
+    yield [Trial(Digits(Net()), name, methods[name], SGD(lr), 20) for name in methods for lr in (0.01, 0.1)]
+
+for trial in gradcost.run_study(rates, workers=2):
+    print(trial.method, trial.lr, trial.status)
+"""
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_a_script_without_a_guard_compares_methods_on_its_own_model(tmp_path: Path):
+    (tmp_path / "script.py").write_text(NET + COMPARE)
+    ran = python(tmp_path, "script.py")
+    assert ran.returncode == 0, ran.stderr
+    first, verdict, statuses = ran.stdout.splitlines()
+    assert first == "a script prints once"
+    assert verdict
+    assert statuses == str(["finished"] * 6)
+    assert ran.stderr == ""
+    (folder,) = (tmp_path / "gradcost-runs").iterdir()
+    assert json.loads((folder / "study.json").read_text())["task"] == "Digits(model=Net(), batch=64)"
+
+
+def test_a_study_of_a_script_and_of_the_command_line_is_one(tmp_path: Path):
+    (tmp_path / "script.py").write_text(NET + STUDY)
+    ran = python(tmp_path, "script.py")
+    assert ran.returncode == 0, ran.stderr
+    lines = {f"{method} {lr} finished" for method in ("backprop", "mezo") for lr in (0.01, 0.1)}
+    assert set(ran.stdout.splitlines()) == lines | {"a script prints once"}
+    again = python(tmp_path, "-m", "gradcost.cli.main", "study", "script.py", "--json")
+    assert again.returncode == 0, again.stderr
+    answer = json.loads(again.stdout.partition("\n")[2])  # after what the script prints
+    assert (answer["folder"], answer["ran"], answer["known"]) == ("gradcost-runs/script", 0, 4)
+
+
+def test_an_interactive_session_uses_a_model_from_a_module_and_refuses_one_of_its_own(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(NET)
+    ran = python(tmp_path, "-c", "from mine import *" + COMPARE)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith(f"{['finished'] * 6}\n")
+    refused = python(tmp_path, "-c", NET + COMPARE)
+    assert refused.returncode == 1
+    assert "Net is defined in an interactive session" in refused.stderr
+    assert "put it in a .py file" in refused.stderr
+
+
+def test_a_class_that_a_worker_cannot_import_is_a_sentence(tmp_path: Path):
+    guarded = "\n".join("    " + line for line in (NET + COMPARE).splitlines())
+    (tmp_path / "script.py").write_text(f'if __name__ == "__main__":\n{guarded}\n')
+    ran = python(tmp_path, "script.py")
+    assert ran.returncode == 0, ran.stderr
+    assert "4 of 4 trials failed" in ran.stderr
+    assert "define classes and functions above it" in ran.stderr
+    assert ran.stdout.endswith(f"{['failed'] * 4}\n")
+
+
+@dataclass(frozen=True)
+class Here(Executor):
+    """This process; every trial reaches 0.5, or fails."""
+
+    status: str = "finished"
+
+    def ready(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
+        for trial in trials:
+            score = {"loss": 1.0, "accuracy": 0.5}
+            yield empty_record(trial, work.code) | {"status": self.status, "validation": score, "reason": "no luck"}
+
+
+def test_a_comparison_reports_events_in_order_and_returns_its_records(tmp_path: Path):
+    reported: list[events.Event] = []
+    results = gradcost.compare(
+        "digits",
+        {"exact": backprop(), "big": mezo(probes=2)},
+        seeds=1,
+        tuning_points=2,
+        extra_points=0,
+        confirm_seeds=0,
+        folder=tmp_path / "r",
+        executor=Here(),
+        on_event=reported.append,
+    )
+    kinds = list(dict.fromkeys(type(event) for event in reported))
+    assert kinds == [
+        events.ComparisonStarted,
+        events.MethodForecast,
+        events.TrialsStarted,
+        events.TrialFinished,
+        events.TrialsEnded,
+        events.StepTimed,
+        events.EstimatesAssessed,
+    ]
+    assert [trial.method for trial in results.trials] == ["exact", "exact", "big", "big", "exact", "big"]
+    assert {cost.method for cost in results.costs} == {"exact", "big"}
+    assert [quality.method for quality in results.qualities] == ["big"]
+    assert results.study.task_name == "digits"
+    assert results.study.model_name == "mlp"
+
+
+def test_failed_trials_are_a_warning_and_stop_the_study(tmp_path: Path):
+    def trials():
+        yield [Trial(Digits(), "b", backprop(), SGD(0.1), 5)]
+        raise AssertionError("the next stage must not be reached")
+
+    with pytest.warns(Note, match=r"1 of 1 trials failed; the first: no luck\. Their tracebacks are in"):
+        (failed,) = gradcost.run_study(Study("?", trials), tmp_path, executor=Here("failed"))
+    assert failed.status == "failed"
+
+
+def test_methods_are_named_by_their_shortest_expression_or_by_the_caller():
+    def labels(comparison: Comparison) -> list[str]:
+        return [label for label, _ in comparison.methods]
+
+    presets = ["backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()"]
+    assert labels(make_comparison("digits")) == presets
+    assert labels(make_comparison("digits", [mezo(probes=4)])) == ["mezo(probes=4)"]
+    assert labels(make_comparison("digits", {"mine": mezo()})) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"task": "digts"}, "there is no task 'digts'"),
+        ({"task": object()}, "is not a task: it has no `objective`"),
+        ({"methods": [mezo(), mezo()]}, "is given twice"),
+        ({"methods": []}, "there is no method"),
+        ({"lr_range": (1.0, 0.1)}, "0 < LOW <= HIGH"),
+        ({"executor": Here(), "workers": 2}, "give `executor` or `workers`, not both"),
+        ({"workers": -1}, "1 worker or more"),
+    ],
+)
+def test_a_wrong_argument_is_a_sentence(arguments: dict[str, Any], reason: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=reason):
+        gradcost.compare(**({"task": "digits", "folder": tmp_path / "r"} | arguments))
+    assert not (tmp_path / "r").exists()
