@@ -276,6 +276,7 @@ ESTIMATORS: dict[str, Row] = {
         lambda n: 2 * (n * n + n + n * (n - 1) / 2),
         None,
         unbiased=False,
+        on=("mlp", "direct"),  # on the transformer's 38 leaves one estimate takes seconds
     ),
     # The loss at the weights, and at both ends of 2 probes.
     "hessian-informed": Row(HessianInformed(1e-3, 2, 0.1), 5, lambda n: 5 * n, None, exact=False, unbiased=False),
@@ -345,7 +346,7 @@ REPRESENTATIVE = (
     "layerwise-central",
     "lazy-lowrank-jvp3",
     "guided-central",
-    "adaptive-jvp",
+    "adaptive-central",
     "hessian-informed",
     "activity-central",
     "svrg-jvp3-anchored",

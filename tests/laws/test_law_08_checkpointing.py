@@ -303,5 +303,5 @@ def test_a_block_that_is_not_the_same_twice_is_an_error_and_not_another_gradient
             return torch.tanh(torch.tanh(self.linear(x))) if self.calls == 1 else self.linear(x)
 
     objective = Objective(nn.Sequential(Moody(), Moody()), lambda model, batch: model(batch).square().mean())
-    with pytest.raises(RuntimeError, match=r"not the same twice. Use Everything\(\)"):
+    with pytest.raises(RuntimeError, match=r"differs between calls. Use Everything\(\)"):
         Reverse(Blocks()).estimate(objective, torch.randn(4, 6), KEY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +231,36 @@ def test_leaf_by_leaf_is_the_same_step_as_all_at_once(name: str, optimizer: Opti
     one, other = list(steps(OBJECTIVES[name], at_once)), list(steps(OBJECTIVES[name], leaf_by_leaf))
     assert one == other
     assert one[0] != one[-1]
+
+
+STATED: list[tuple[Optimizer, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = [
+    (
+        SGD(0.1, momentum=0.9, weight_decay=0.01),
+        lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9, weight_decay=0.01),
+    ),
+    (
+        Nesterov(0.1, momentum=0.8, weight_decay=0.01),
+        lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.8, weight_decay=0.01, nesterov=True),
+    ),
+    (
+        Adam(0.01, beta1=0.5, beta2=0.7, eps=1e-4),
+        lambda leaves: torch.optim.Adam(leaves, lr=0.01, betas=(0.5, 0.7), eps=1e-4),
+    ),
+    (
+        AdamW(0.01, beta1=0.5, beta2=0.7, eps=1e-4, weight_decay=0.3),
+        lambda leaves: torch.optim.AdamW(leaves, lr=0.01, betas=(0.5, 0.7), eps=1e-4, weight_decay=0.3),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "of_torch"), STATED, ids=lambda one: repr(one) if isinstance(one, Optimizer) else ""
+)
+def test_an_optimizer_is_the_one_of_torch_that_it_states(optimizer: Optimizer, of_torch: Callable[..., Any]):
+    objective, _ = OBJECTIVES["mlp"].make()
+    built, expected = optimizer.build(objective.leaves), of_torch([leaf.parameter for leaf in objective.leaves])
+    assert type(built) is type(expected)
+    assert built.param_groups == expected.param_groups
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)

@@ -1,4 +1,4 @@
-"""Traps of choosing among directions."""
+"""Traps of selecting among directions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vectors import estimated, true_gradient
 KEY = Key(400)
 
 
-def test_the_direction_that_is_kept_is_the_steepest_so_the_estimate_is_not_shrunk():
+def test_the_selected_direction_is_the_steepest_so_the_estimate_is_not_shrunk():
     """The code of "The Cost of Avoiding Backpropagation" keeps the candidate with the smallest slope: of four, the
     mean estimate is then 0.12 of the gradient, where the largest would make it 2.47."""
     objective, batch = OBJECTIVES["linear"].make(torch.float64)
@@ -34,8 +34,8 @@ def test_the_direction_that_is_kept_is_the_steepest_so_the_estimate_is_not_shrun
     assert round(selection_bias(Steepest(), 4), 2) == 2.47
 
 
-def test_the_choice_is_made_anew_at_each_estimate():
-    """There it is made at the first step alone, and the directions of that step are used ever after."""
+def test_the_selection_is_made_at_each_estimate():
+    """The same code selects at the first step only, and uses these directions for the whole training."""
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
     found = [estimated(Adaptive(mezo()), objective, batch, KEY.fold("step", number)) for number in range(3)]
     cosines = [float(torch.cosine_similarity(found[0], other, dim=0)) for other in found[1:]]

@@ -14,11 +14,14 @@ from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher, S
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.gradient import Seeded
+from gradcost.estimators.momentum import Momentum
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
+from gradcost.tasks.digits import Digits
 from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD, Adam
+from gradcost.training.train_state import TrainState
 from sampling import assert_mean
 from snapshot import bits, differences, snapshot
 from tables import DIRECTIONS, OBJECTIVES, raising
@@ -42,7 +45,7 @@ def test_the_update_uses_the_direction_and_not_eps_times_it(slope: type[CentralD
 
 
 @pytest.mark.parametrize("estimator", [forward_gradient(5), mezo(probes=5), Probing(ForwardDifference(), probes=5)])
-def test_the_probes_of_one_estimate_look_along_different_directions(estimator: Probing):
+def test_the_probes_of_one_estimate_have_different_directions(estimator: Probing):
     """The Cost repository, Spry and FwdLLM+ fix the seed within the loop: n directions are one, and the second
     moment with n = 10 is that with n = 1."""
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
@@ -54,8 +57,8 @@ def test_the_probes_of_one_estimate_look_along_different_directions(estimator: P
 
 
 @pytest.mark.parametrize("estimator", [forward_gradient(2), mezo(), spsa()], ids=repr)
-def test_each_step_looks_along_directions_of_its_own(estimator: Probing):
-    """The same fault a loop further out: one direction for the whole of training."""
+def test_each_step_has_other_directions(estimator: Probing):
+    """The same error one loop further out: one direction for the whole training."""
     objective, batch = OBJECTIVES["mlp"].make()
     seeds: set[int] = set()
     for number in range(20):
@@ -63,6 +66,27 @@ def test_each_step_looks_along_directions_of_its_own(estimator: Probing):
         assert isinstance(gradient, Seeded)
         seeds |= set(gradient.seeds)
     assert len(seeds) == 20 * estimator.probes
+
+
+def test_each_step_of_a_training_has_its_own_key():
+    """At a learning rate that moves nothing, a step's slope is that of an estimate with the key of the step."""
+    steps = list(train(Digits(), mezo(), SGD(1e-12), KEY, steps=3))
+    assert [step.key for step in steps] == [KEY.fold("step", number) for number in range(3)]
+    for step in steps:
+        again = mezo().estimate(step.objective, step.batch, step.key)
+        assert step.slopes is not None
+        assert again.slopes is not None
+        assert float(step.slopes) == pytest.approx(float(again.slopes), rel=1e-3)
+
+
+def test_a_training_passes_the_state_of_its_estimator_from_step_to_step():
+    made, batch = OBJECTIVES["mlp"].make()
+    train_state, seeds = TrainState(made, Momentum(mezo(), window=3), SGD(1e-3)), []
+    for number in range(4):
+        train_state.step(batch, KEY.fold("step", number))
+        assert isinstance(train_state.state, tuple)
+        seeds.insert(0, train_state.state[0][0])  # those of the newest estimate
+        assert [past for past, _ in train_state.state] == seeds[:3]
 
 
 @pytest.mark.parametrize("directions", [Gaussian(), Rademacher(), Sphere()], ids=repr)
@@ -79,7 +103,7 @@ def test_layers_of_one_shape_get_unrelated_noise(directions: Directions):
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_the_direction_applied_is_the_direction_looked_along(name: str):
+def test_the_direction_applied_is_the_direction_probed(name: str):
     """mezo 0.0.1 perturbs tensors whole and updates them row by row: the cosine between the two is 0.005. LOZO
     refreshes a factor in one place and not in the other: -0.07."""
 
@@ -145,7 +169,7 @@ def test_directions_on_the_sphere_carry_the_factor_of_the_dimension(dimension: i
 
 
 class Flat:
-    """A task whose loss has no slope at all, whatever the weights: its gradient is exactly zero."""
+    """A task whose gradient is exactly zero at all weights."""
 
     def objective(self, key: Key) -> Objective:
         objective, self.batch = OBJECTIVES["cnn"].make()
@@ -217,8 +241,8 @@ class Quadratic:
 
 
 @pytest.mark.parametrize("estimator", [backprop(), Probing(Jvp(), Coordinates(), 2), mezo()], ids=repr)
-def test_a_step_is_over_when_it_is_yielded(estimator: Estimator):
-    """ZO2 applies the last update in the next forward: evaluation and saving see old weights."""
+def test_a_step_is_complete_when_it_is_yielded(estimator: Estimator):
+    """ZO2 applies the last update in the next forward pass, so evaluation and saving use old weights."""
     weights = [torch.tensor([[3.0, -4.0]]).double()]
     for step in train(Quadratic(), estimator, SGD(0.5), KEY, steps=4):
         assert float(step.loss) == pytest.approx(float(weights[-1].square().sum() / 2), rel=1e-5)
@@ -262,7 +286,7 @@ def test_a_loss_that_is_cut_from_its_weights_is_an_error_and_not_a_slope_of_zero
 
 @pytest.mark.parametrize("estimator", ONE_OF_EACH, ids=repr)
 def test_training_is_the_same_twice(estimator: Estimator):
-    """Whatever ran before in the process, one key is one run."""
+    """One key is one run, independent of what ran before in the process."""
     runs = []
     for number in range(2):
         torch.manual_seed(number)

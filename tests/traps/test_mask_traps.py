@@ -1,4 +1,4 @@
-"""Traps of masked directions: one mask to perturb and to update, found at the weights as they stand."""
+"""Traps of masked directions: one mask, of the unperturbed weights, for the perturbation and for the update."""
 
 from __future__ import annotations
 
@@ -107,23 +107,21 @@ def test_training_leaves_what_is_off_the_mask_as_it_was(mask: Mask):
 
 
 @pytest.mark.parametrize("mask", MAGNITUDES, ids=repr)
-def test_a_gradient_is_not_replayed_behind_the_mask_of_other_weights(mask: Mask):
-    """A mask found again at a replay, as both peers do, is another one once the weights have moved."""
+def test_a_gradient_is_not_replayed_with_the_mask_of_other_weights(mask: Mask):
+    """A mask that is computed again at a replay, as in both peers, differs once the weights have moved."""
     made, batch = OBJECTIVES["mlp"].make()
     gradient = Probing(Jvp(), Masked(mask)).estimate(made, batch, KEY).gradient
     before = bits(flat(gradient))
     assert bits(flat(gradient)) == before
     with torch.no_grad():
         made.leaves[2].parameter.mul_(1.0)
-    with pytest.raises(
-        ValueError, match=r"`2\.weight` was changed after its mask was computed, so the gradient"
-    ):
+    with pytest.raises(ValueError, match=r"`2\.weight` was changed after its mask was computed, so the gradient"):
         flat(gradient)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_a_step_that_uses_a_leaf_at_a_time_is_the_step_of_all(mask: Mask):
-    """`stream` changes a leaf after its own replay, so that no other leaf's mask is another by then."""
+    """`stream` changes a leaf after its own replay, which changes no other leaf's mask."""
     (one, batch), (other, _) = OBJECTIVES["mlp"].make(), OBJECTIVES["mlp"].make()
     estimator, gone = Probing(Jvp(), Masked(mask), 2), {leaf.name: leaf.parameter for leaf in one.leaves}
     for step in range(3):
@@ -140,8 +138,8 @@ def test_a_step_that_uses_a_leaf_at_a_time_is_the_step_of_all(mask: Mask):
         assert weights(one) == weights(other)
 
 
-def test_a_mask_is_found_anew_at_every_estimate():
-    """One that is found once, before training, is soon that of weights that are no longer the smallest."""
+def test_a_mask_is_computed_at_every_estimate():
+    """A mask from before the training soon selects weights that are no longer the smallest."""
     made, batch = OBJECTIVES["mlp"].make()
     estimator = Probing(Jvp(), Masked(Smallest(0.3), Rademacher()))
     for step in range(3):

@@ -1,4 +1,4 @@
-"""What half precision does to a difference of losses and to an update, and how it is said or prevented."""
+"""Traps of half precision: differences of losses and updates that are lost to rounding."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def normed(dtype: torch.dtype) -> tuple[Objective, Tensor]:
 
 
 @pytest.mark.parametrize("wrap", [lambda e: e, lambda e: Accumulated(e, 5)], ids=["alone", "in parts"])
-def test_a_perturbation_that_rounds_away_is_said_once_with_its_figures(wrap: Any):
+def test_a_perturbation_that_rounds_away_is_noted_once_with_its_figures(wrap: Any):
     """At eps = 1e-3 a LayerNorm weight of 1 keeps 3% of the moves in bfloat16, at a cosine of 0.37: other code
-    bases train on what is left, and none says so."""
+    trains on what is left, without a warning."""
     objective, x = normed(torch.bfloat16)
     (said,) = notes(wrap(mezo(1e-3)), objective, x, times=3)
     for figure in ("eps = 0.001", "`1.weight`", "bfloat16", "about 1)", "cosine of 0.37", ": 97.", "eps = 0.0078"):
@@ -66,7 +66,7 @@ def test_in_float16_and_float32_the_same_perturbation_stays():
 
 
 @pytest.mark.parametrize("slope", [CentralDifference(1e-3), ForwardDifference(1e-3)], ids=repr)
-def test_a_loss_that_comes_in_half_precision_is_said_once_with_its_figures(slope: CentralDifference):
+def test_a_loss_in_half_precision_is_noted_once_with_its_figures(slope: CentralDifference):
     """One bfloat16 unit of a loss near 2 is 2^-6, which over 2 eps is 7.8: the projected gradient is 0 or that."""
     model = nn.Linear(4, 1, bias=False)
     nn.init.constant_(model.weight, 0.75)
@@ -101,7 +101,7 @@ def test_the_library_computes_the_loss_in_float32_where_it_can():
     assert (drowned - expected.slopes).square().mean().sqrt() / expected.slopes.square().mean().sqrt() > error
 
 
-def test_a_difference_within_a_few_units_of_the_loss_is_said_once_with_both_figures():
+def test_a_difference_within_a_few_units_of_the_loss_is_noted_once_with_both_figures():
     objective, batch = OBJECTIVES["mlp"].make()
     estimator = Probing(CentralDifference(1e-8), Gaussian(), 4)
     found = notes(estimator, objective, batch, times=5)

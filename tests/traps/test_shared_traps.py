@@ -57,7 +57,7 @@ def test_one_direction_is_so_long_that_clipping_its_norm_would_cut_every_step(na
 
 @pytest.mark.parametrize("cap", [0.1, 0.3, 2.0])
 @pytest.mark.parametrize("slope", [Jvp(), Jvp(together=3), CentralDifference(), ForwardDifference()], ids=repr)
-def test_a_clip_cuts_slopes_to_the_cap_keeps_the_raw_ones_and_says_how_many(slope: Any, cap: float):
+def test_a_clip_cuts_slopes_to_the_cap_and_reports_the_raw_ones_and_the_share_cut(slope: Any, cap: float):
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
     inner = Probing(slope, Gaussian(), 8)
     plain, found = (e.estimate(objective, batch, KEY) for e in (inner, Clipped(inner, cap)))
@@ -92,7 +92,7 @@ def test_a_clip_above_every_slope_changes_no_bit():
 
 
 @pytest.mark.parametrize("inner", [backprop(), checkpointed(), Accumulated(backprop(), 2)], ids=repr)
-def test_backprop_has_no_slope_to_clip_and_says_what_to_clip_instead(inner: Estimator):
+def test_backprop_has_no_slope_to_clip_and_the_message_names_an_alternative(inner: Estimator):
     objective, batch = OBJECTIVES["mlp"].make()
     with pytest.raises(ValueError, match="measures no slopes to clip: clip the norm of its gradient instead"):
         Clipped(inner).estimate(objective, batch, KEY)
@@ -137,7 +137,7 @@ def test_the_generator_is_that_of_unsigned_words(counter: list[int], key: tuple[
     assert [int(word) for word in found] == [c0, c1, c2, c3]
 
 
-def test_every_bit_of_the_noise_is_fair():
+def test_every_bit_of_the_noise_is_1_half_of_the_time():
     """As a smeared sign bit is not: the share of ones in each of the 128 bits of a block."""
     blocks = 40_000
     signs = noise.add_noise(philox.Signs(), [2**64 - 1], [1.0], 0, torch.zeros(128 * blocks)).reshape(blocks, 128)
@@ -146,7 +146,7 @@ def test_every_bit_of_the_noise_is_fair():
     assert between.abs().max() * blocks**0.5 <= 5.5  # the largest of 8,128 is about 4
 
 
-def test_the_noise_of_a_seed_is_on_this_page():
+def test_the_noise_of_a_seed_equals_constants():
     """Written down once, so that a run can be replayed by a later release and on another machine: the lowest bits of
     the published word 6627e8d5, and Box and Muller of the first four words."""
     signs = noise.add_noise(philox.Signs(), [0], [1.0], 0, torch.zeros(8)).tolist()

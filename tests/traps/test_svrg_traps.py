@@ -1,4 +1,4 @@
-"""Traps of variance reduction: what was published as SVRG and was none."""
+"""Traps of variance reduction: errors of published SVRG code."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def snapshot_in(state: Any) -> Snapshot:
     return state
 
 
-def begun(inner: Estimator, dtype: torch.dtype = torch.float64) -> tuple[Objective, Any, VarianceReduced, Snapshot]:
-    """An objective, a batch, and a snapshot of the weights with the exact gradient there."""
+def started(inner: Estimator, dtype: torch.dtype = torch.float64) -> tuple[Objective, Any, VarianceReduced, Snapshot]:
+    """Return an objective, a batch, the estimator, and a snapshot with the exact gradient."""
     objective, batch = OBJECTIVES["transformer"].make(dtype)
     estimator = VarianceReduced(inner, 1000, backprop())
     state = snapshot_in(estimator.estimate(objective, batch, KEY).state)
@@ -52,7 +52,7 @@ def walked(objective: Objective, distance: float) -> None:
 def test_the_snapshot_is_not_empty_and_the_correction_not_zero_away_from_it(inner: Estimator):
     """The code of "The Cost of Avoiding Backpropagation" filters detached clones by `requires_grad`, which none of
     them has: its snapshot is an empty dictionary, its correction 0, and one stale vector is repeated for epochs."""
-    objective, batch, estimator, state = begun(inner)
+    objective, batch, estimator, state = started(inner)
     assert set(state.weights) == set(state.gradient) == {leaf.name for leaf in objective.leaves}
     walked(objective, 0.1)
     full = torch.cat([part.flatten() for part in state.gradient.values()])
@@ -66,7 +66,7 @@ def test_the_snapshot_is_not_empty_and_the_correction_not_zero_away_from_it(inne
 @pytest.mark.parametrize("inner", INNER, ids=repr)
 def test_the_live_weights_are_not_overwritten_by_the_snapshot(inner: Estimator):
     """In the same code they are: the distance to the snapshot was 0.0 at all of 32 steps."""
-    objective, batch, estimator, state = begun(inner, torch.float32)
+    objective, batch, estimator, state = started(inner, torch.float32)
     walked(objective, 0.5)
     before = snapshot(objective.model)
     for number in range(4):
@@ -81,7 +81,7 @@ def test_the_live_weights_are_not_overwritten_by_the_snapshot(inner: Estimator):
 @pytest.mark.parametrize("inner", INNER, ids=repr)
 def test_the_snapshot_is_no_alias_of_the_live_weights(inner: Estimator):
     """MeZO-SVRG's public code keeps a shallow copy of the list of parameters, which moves with them."""
-    objective, _, _, state = begun(inner)
+    objective, _, _, state = started(inner)
     held = {name: bits(tensor) for name, tensor in state.weights.items()}
     assert held == {leaf.name: bits(leaf.parameter) for leaf in objective.leaves}
     for leaf in objective.leaves:
@@ -92,7 +92,7 @@ def test_the_snapshot_is_no_alias_of_the_live_weights(inner: Estimator):
 
 
 def scatter(samples: list[Tensor]) -> float:
-    """The trace of their covariance."""
+    """Return the trace of their covariance."""
     stacked = torch.stack(samples)
     return float((stacked - stacked.mean(0)).square().sum(1).mean())
 
@@ -123,7 +123,7 @@ def test_near_the_snapshot_the_variance_is_below_the_plain_one_and_independent_d
 
 
 def test_the_mean_away_from_the_snapshot_is_still_the_gradient():
-    """Over all directions the correction has no mean but mu's error, and that is none with an exact anchor."""
+    """The mean of the correction over all directions is the error of mu, which is 0 with an exact anchor."""
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
     estimator = VarianceReduced(Probing(Jvp(3), Rademacher(), 3), 1000, backprop())
     state = snapshot_in(estimator.estimate(objective, batch, KEY).state)
@@ -139,7 +139,7 @@ def test_the_mean_away_from_the_snapshot_is_still_the_gradient():
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt], ids=lambda error: error.__name__)
 def test_the_weights_are_put_back_when_the_evaluation_at_the_snapshot_is_interrupted(error: type[BaseException]):
-    """After the weights have moved away from it: what was put back would be seen. (torchzero leaves them there.)"""
+    """The weights have moved away from the snapshot, so a missing restore shows. (torchzero does not restore.)"""
     objective, batch, fails = raising()
     estimator = VarianceReduced(mezo())
     state = snapshot_in(estimator.estimate(objective, batch, KEY).state)

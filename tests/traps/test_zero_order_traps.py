@@ -1,4 +1,4 @@
-"""Traps of zero-order differences: what must be one and the same at both ends, and what is reported."""
+"""Traps of zero-order differences: what must be equal at both ends, and which loss is reported."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_loss_of_a_two_sided_difference_is_the_mean_of_all_ends(probes: int)
 
 
 def test_the_mean_of_the_ends_is_off_by_the_curvature_alone():
-    """eps^2/2 z'Hz: a quarter of it at half the step."""
+    """The error eps^2/2 z'Hz is a quarter at half the step."""
     objective, batch = OBJECTIVES["mlp"].make(torch.float64)
     here = float(objective.evaluate(batch, KEY))
     off = [float(mezo(eps).estimate(objective, batch, KEY).loss) - here for eps in (0.02, 0.01)]
@@ -173,7 +173,7 @@ class StraightThrough(nn.Module):
 
 
 def test_at_a_straight_through_step_a_difference_sees_the_function_and_the_others_the_declared_derivative():
-    """No bug, but a trap for whoever compares the methods: written down here, kept out of the agreement laws."""
+    """Not an error, but a trap when methods are compared: tested here and not among the agreement laws."""
     with seeded_generators(KEY):
         model, x = nn.Sequential(nn.Linear(4, 4), StraightThrough()).double(), torch.randn(5, 4).double()
     objective = Objective(model, lambda model, batch: model(batch).mean())

@@ -1,4 +1,4 @@
-"""Results folders by construction, for the tests of the report; nothing here was measured."""
+"""Constructed results folders for the tests of the report; nothing here was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = "evil(\"</script><img src=x onerror=alert(1)>\", a|b & 'c')"
 
 PROBING = "Probing(slope=Jvp(), probes=1)"
 
-# label, estimator, final accuracy, final loss, peak bytes, forwards, ms, the best of the grid's rates
+# label, estimator, final accuracy, final loss, peak bytes, forwards, ms, best learning rate of the grid
 METHODS = [
     ("backprop()", "Reverse(saving=Everything())", 0.972, 0.09, 66_048, 3.0, 0.61, 0.1),
     ("checkpointed()", "Reverse(saving=Blocks())", 0.971, 0.092, 33_792, 4.0, 0.83, 0.1),
@@ -97,7 +97,7 @@ def cost(method: str, peak: int, ms: float, estimator: str, **changes: Any) -> d
 
 
 def quality(method: str, estimator: str, probes: int, d: int = 4810) -> dict[str, Any]:
-    """Estimates somewhat better than theory says that they are."""
+    """Estimates slightly better than theory expects."""
     many = [1, 2, 4, 8, 16]
     theory = {"probes": many, "cosine": [(n / (n + d)) ** 0.5 for n in many], "error": [(d + 1) / n for n in many]}
     record = {"schema": 1, "kind": "quality", "method": method, "estimator": estimator, "dimension": d}
@@ -106,7 +106,7 @@ def quality(method: str, estimator: str, probes: int, d: int = 4810) -> dict[str
 
 
 def slopes(chance: random.Random, path: dict[str, Any]) -> dict[str, Any]:
-    """Slopes for a curve, put into it, and the one spike among them."""
+    """Add slopes with one spike to a curve, and return their summary."""
     path["slope"] = [abs(chance.gauss(0, 1)) + 0.1 for _ in path["step"]]
     path["slope"][300] = 40.0
     first = [{"step": 300, "slope": 40.0, "threshold": 9.5}]
@@ -128,40 +128,40 @@ def curve(chance: random.Random, best: float, least: float, rate: float, steps: 
 
 
 def records(seed: int = 0) -> list[dict[str, Any]]:
-    """A whole study by construction: tuning with an edge and diverged rates, finals, costs, a refusal."""
-    chance, made = random.Random(seed), []
+    """A complete study: tuning with an edge and diverged rates, final runs, costs and a refusal."""
+    chance, lines = random.Random(seed), []
     for label, estimator, best, least, peak, forwards, ms, rate in METHODS:
         doubt = "the quartiles lie 31% apart: the machine was busy" if label == "mezo()" else None
-        made.append(cost(label, peak, ms, estimator, forwards=forwards, doubt=doubt))
+        lines.append(cost(label, peak, ms, estimator, forwards=forwards, doubt=doubt))
         if "Probing" in estimator:
-            made.append(quality(label, estimator, 8 if "probes=8" in estimator else 1))
+            lines.append(quality(label, estimator, 8 if "probes=8" in estimator else 1))
         for lr in GRID:
             away = abs(math.log10(lr / rate))
-            found = {"loss": least + 0.5 * away, "accuracy": max(best - 0.16 * away**1.6, 0.1)}
-            run = trial(label, "tune", lr, estimator=estimator, validation=found)
+            score = {"loss": least + 0.5 * away, "accuracy": max(best - 0.16 * away**1.6, 0.1)}
+            run = trial(label, "tune", lr, estimator=estimator, validation=score)
             if lr > rate * 4:
                 reason = f"the loss was not finite at step {chance.randrange(20, 300)}"
                 run |= {"status": "diverged", "validation": None, "reason": reason}
-            made.append(run)
+            lines.append(run)
         for s in range(3):
             path = curve(chance, best, least, 7.0 if "Reverse" in estimator else 3.0, 600)
-            found = {
+            score = {
                 "loss": least * chance.uniform(0.95, 1.05),
                 "accuracy": best + chance.uniform(-0.006, 0.006),
             }
             over = [a for a, v in zip(path["validation_step"], path["validation_accuracy"], strict=True) if v >= 0.9]
-            more = {"curve": path, "validation": found, "test": found, "reached": over[0] if over else None}
+            more = {"curve": path, "validation": score, "test": score, "reached": over[0] if over else None}
             if "Probing" in estimator:
                 more["slopes"] = slopes(chance, path)
             clip = 0.021 if "Jvp" in estimator else None
-            made.append(trial(label, "final", rate, s, estimator=estimator, clip_rate=clip, **more))
+            lines.append(trial(label, "final", rate, s, estimator=estimator, clip_rate=clip, **more))
     reason = "aten::_flash_attention_forward has no forward rule: use mezo(), which needs none."
-    made.append({"schema": 1, "kind": "refused", "method": HOSTILE, "estimator": "Probing()", "reason": reason})
-    return made
+    lines.append({"schema": 1, "kind": "refused", "method": HOSTILE, "estimator": "Probing()", "reason": reason})
+    return lines
 
 
 def write_folder(folder: Path, lines: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
-    """A results folder; without `lines`, of the whole synthetic study."""
+    """Write a results folder; without `lines`, the complete study."""
     lines = records() if lines is None else lines
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(line["method"] for line in lines))
@@ -173,8 +173,8 @@ def write_folder(folder: Path, lines: list[dict[str, Any]] | None = None, **chan
     return folder
 
 
-def made(tmp_path: Path, *methods: dict[str, Any], **changes: Any) -> Results:
-    """Results of methods that are given by what matters to a verdict: accuracies, peak, ms, estimator."""
+def results_of(tmp_path: Path, *methods: dict[str, Any], **changes: Any) -> Results:
+    """Results of methods given by accuracies, peak, ms and estimator."""
     lines: list[dict[str, Any]] = []
     for method in methods:
         name, estimator = method["method"], method.get("estimator", "Reverse(saving=Everything())")

@@ -75,7 +75,7 @@ def test_without_a_method_every_preset_is_checked_in_short(here: Path):
     lines = ran.stdout.splitlines()
     rows = {line.split("(")[0]: line for line in lines[3:]}
     assert set(rows) == {name for name in spec.presets() if name != "addax"}  # which needs an argument
-    assert all(row.rstrip().endswith("ok") or "cannot serve here" in row for row in rows.values())
+    assert all(row.rstrip().endswith("ok") or "cannot be used here" in row for row in rows.values())
     found = json.loads(inside("check", "--draws", "4", "--json", folder=here).stdout)
     assert len(found) == len(rows)
 
@@ -120,7 +120,7 @@ def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
         (("mezo()", *FACTORY, "--batch", "0"), "1 example or more, not 0"),
         (("mezo()", "--data", "mine.py:batch"), "add --model"),
         (("mezo()", "--task", "digits", "--data", "mine.py:batch"), "leave one out"),
-        (("mezo()", "--model", "hf:llama.json"), "a check needs numbers"),
+        (("mezo()", "--model", "hf:llama.json"), "a check needs weights"),
         (("mezo()", "--draws", "0"), "draws"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,17 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from gradcost.cli.main import app
+from in_process import WIDE, inside
 
 COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
 PLAIN = ["--extra-points", "0", "--confirm-seeds", "0"]  # a grid and the final runs alone
 GRID = ["--tuning-points", "2", "--lr-range", "0.01:0.1"]
 SHORT = ["compare", "--steps", "30", "--seeds", "2", *GRID, *PLAIN]
 TWO = ["--method", "backprop()", "--method", "mezo()"]
-
-WIDE = {"COLUMNS": "200"}  # typer folds its own complaints
 
 USER_TASKS = """
 from dataclasses import dataclass
@@ -81,17 +77,6 @@ def gradcost(*arguments: str, folder: Path, **environment: str) -> subprocess.Co
         text=True,
         timeout=120,
     )
-
-
-def inside(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process, where torch is loaded already: for what starts no process of its own."""
-    for name in [name for name in sys.modules if name.startswith("gradcost_user_")]:
-        del sys.modules[name]  # of another test's folder
-    with contextlib.chdir(folder):
-        ran = CliRunner().invoke(app, arguments, env=WIDE)
-    if not isinstance(ran.exception, SystemExit | None):
-        raise ran.exception
-    return subprocess.CompletedProcess(arguments, ran.exit_code, ran.stdout, ran.stderr)
 
 
 def records(folder: Path) -> list[dict]:
@@ -219,7 +204,7 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, alone: Path):
 
 
 def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
-    ran = gradcost(*SHORT, "--dry-run", folder=tmp_path)
+    ran = inside(*SHORT, "--dry-run", folder=tmp_path)
     assert ran.returncode == 0
     assert "20 trials of 30 steps" in ran.stdout
     assert list(tmp_path.iterdir()) == []
@@ -230,16 +215,16 @@ def test_what_does_not_fit_the_memory_is_a_row_with_its_reason(tmp_path: Path):
     assert ran.returncode == 0, ran.stderr
     assert "over the budget" in ran.stdout
     assert [r["method"] for r in records(tmp_path / "r") if r["kind"] == "refused"] == ["backprop()"]
-    nothing = gradcost(*SHORT, *TWO, "--memory-beyond-weights", "1kB", "-o", "none", folder=tmp_path)
+    nothing = inside(*SHORT, *TWO, "--memory-beyond-weights", "1kB", "-o", "none", folder=tmp_path)
     assert nothing.returncode == 4
 
 
 def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
     """charlm's blocks can be run again, so an exact gradient fits where plain backpropagation does not."""
     arguments = ["compare", "--task", "charlm", "--model", "Gpt(layers=4, width=16, heads=2)", "--dry-run"]
-    plain = gradcost(*arguments, folder=tmp_path).stdout.splitlines()
+    plain = inside(*arguments, folder=tmp_path).stdout.splitlines()
     assert not any("backprop in" in line for line in plain)
-    ran = gradcost(*arguments, "--memory-beyond-weights", "2.5MiB", folder=tmp_path)
+    ran = inside(*arguments, "--memory-beyond-weights", "2.5MiB", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "backprop(): not run. a step needs" in ran.stderr + ran.stdout
     assert any(line.startswith("backprop in 2.5 MiB") for line in ran.stdout.splitlines())
@@ -292,7 +277,7 @@ def test_a_run_that_raises_is_kept_with_its_traceback_and_tried_again(tmp_path: 
 def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path, alone: Path):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "r" / "records.jsonl").read_bytes()
-    ran = gradcost(*SHORT, "--method", "mezo()", "-o", "r", folder=tmp_path)
+    ran = inside(*SHORT, "--method", "mezo()", "-o", "r", folder=tmp_path)
     assert ran.returncode == 2
     assert "holds another comparison" in ran.stderr
     assert (tmp_path / "r" / "records.jsonl").read_bytes() == before
@@ -300,14 +285,14 @@ def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path, alone: Pa
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    ran = gradcost(*SHORT, "-o", "file/r", folder=tmp_path)
+    ran = inside(*SHORT, "-o", "file/r", folder=tmp_path)
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
     assert "Not a directory" in ran.stderr
 
 
 def test_fetching_without_a_network_or_by_a_wrong_name_is_a_sentence(tmp_path: Path):
-    wrong = gradcost("data", "fetch", "mnits", folder=tmp_path)
+    wrong = inside("data", "fetch", "mnits", folder=tmp_path)
     assert (wrong.returncode, "Did you mean mnist" in wrong.stderr) == (2, True)
     cut_off = {"GRADCOST_CACHE": str(tmp_path / "cache"), "PATH": "", "HTTPS_PROXY": "http://127.0.0.1:9"}
     ran = gradcost("data", "fetch", "mnist", folder=tmp_path, **cut_off)
@@ -319,15 +304,15 @@ def test_fetching_without_a_network_or_by_a_wrong_name_is_a_sentence(tmp_path: P
 
 @pytest.mark.parametrize("command", ["methods", "tasks", "doctor"])
 def test_what_there_is_can_be_listed_for_people_and_machines(tmp_path: Path, command: str):
-    assert gradcost(command, folder=tmp_path).returncode == 0
-    assert json.loads(gradcost(command, "--json", folder=tmp_path).stdout)
+    assert inside(command, folder=tmp_path).returncode == 0
+    assert json.loads(inside(command, "--json", folder=tmp_path).stdout)
 
 
 def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path, alone: Path):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
-    assert gradcost("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
+    assert inside("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
     assert (tmp_path / "elsewhere.html").exists()
-    assert gradcost("report", "nowhere", folder=tmp_path).returncode == 2
+    assert inside("report", "nowhere", folder=tmp_path).returncode == 2
 
 
 def test_points_past_the_grid_and_confirmation_are_the_same_for_every_method(tmp_path: Path):

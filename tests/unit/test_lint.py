@@ -1,4 +1,4 @@
-"""Each fault of a study is found by its own rule and by no other, and a study without one is left in peace."""
+"""Each fault of a study is found by its own rule and no other; a study without faults has no finding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gradcost.tasks.task import Score, Split
 
 BACKPROP, MEZO = "backprop()", "mezo()"
 ESTIMATORS = {BACKPROP: "Reverse(saving=Everything())", MEZO: "Probing(slope=CentralDifference(eps=0.001), probes=1)"}
-CURVE = {0.01: 0.5, 0.03: 0.8, 0.1: 0.95, 0.3: 0.7, 1.0: None}  # the validation accuracy at each rate; None diverged
+CURVE = {0.01: 0.5, 0.03: 0.8, 0.1: 0.95, 0.3: 0.7, 1.0: None}  # validation accuracy at each rate; None: diverged
 PLACE = {"python": "3.11.9", "torch": "2.9.0", "cpu": "an invented processor", "code": "0123abcd"}
 Lines = list[dict[str, Any]]
 
@@ -48,7 +48,7 @@ def run(method: str, phase: str, lr: float, seed: int, accuracy: float | None, *
 
 
 def clean() -> Lines:
-    """Two methods tuned alike, each won within its grid by far and run on six seeds that differ by little."""
+    """Two methods with equal tuning, a clear winner inside each grid, and six seeds that differ little."""
     lines: Lines = []
     for method, flops in ((BACKPROP, 3_000_000), (MEZO, 2_000_000)):
         lines.append(report_records.cost(method, 1024, 1.0, ESTIMATORS[method], flops=flops))
@@ -75,13 +75,13 @@ def unequal_points(lines: Lines) -> None:
 
 
 def unequal_steps(lines: Lines) -> None:
-    """Twice the steps of a method while tuning; and while training, or it were another fault too."""
+    """Twice the steps of a method in tuning; in the final runs too, or a second rule would apply."""
     for line in of(lines, MEZO, "tune") + of(lines, MEZO, "final"):
         line["steps"] *= 1 if line["status"] == "diverged" else 2
 
 
 def changed(what: str, to: Any) -> Callable[[Lines], None]:
-    """Something that is not as it was when the method was tuned."""
+    """A setting that differs between tuning and the final runs."""
 
     def change(lines: Lines) -> None:
         for line in of(lines, MEZO, "final"):
@@ -112,7 +112,7 @@ def early_test(lines: Lines) -> None:
 
 
 def second_test(lines: Lines) -> None:
-    lines.append(of(lines, MEZO, "final")[0] | {"trial": "run by other hands"})
+    lines.append(of(lines, MEZO, "final")[0] | {"trial": "a second run"})
 
 
 def all_diverged(lines: Lines) -> None:
@@ -177,7 +177,7 @@ def test_every_rule_has_a_fault_here():
 def test_a_study_without_a_fault_has_no_finding(tmp_path: Path):
     known = facts(read(report_records.write_folder(tmp_path / "study", clean())))
     assert lint(known) == []
-    assert unchecked(known) == []  # and not for want of facts
+    assert unchecked(known) == []  # every rule was checked
 
 
 def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
@@ -191,7 +191,7 @@ def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
 
 
 def test_confirming_runs_decide_and_their_spread_counts(tmp_path: Path):
-    """Tuning's winner by a hair loses on fresh seeds: to train with the other is what tuning chose."""
+    """The narrow winner of tuning loses on fresh seeds, so tuning chose the other rate."""
     lines = clean()
     of(lines, MEZO, "tune")[1]["validation"] = scores(0.951)
     better = {0.03: (0.90, 0.91), 0.1: (0.94, 0.95)}
@@ -200,7 +200,7 @@ def test_confirming_runs_decide_and_their_spread_counts(tmp_path: Path):
 
 
 def test_a_final_run_at_the_rate_of_the_least_loss_is_no_override(tmp_path: Path):
-    """A study of one's own may choose by the loss."""
+    """A user's study may choose by the loss."""
     lines = clean()
     of(lines, MEZO, "tune")[1]["validation"]["loss"] = 0.001
     for line in of(lines, MEZO, "final"):
@@ -218,13 +218,13 @@ def test_a_method_that_was_never_tuned_and_rates_that_were_all_tested_are_found(
     assert by_code["E303"] == "final runs at 2 learning rates"
 
 
-def test_one_seed_cannot_tell_noise():
+def test_with_one_seed_the_noise_is_unknown():
     (finding,) = lint([TuningScores("a", (("lr=0.1", 0.9), ("lr=0.3", 0.8)))])
     assert finding.code == "W110"
     assert "leads lr=0.3 by 10 points of accuracy on one seed, so the noise between seeds is unknown" in finding.found
 
 
-def test_records_of_an_earlier_version_are_read_and_what_they_do_not_tell_is_said(tmp_path: Path):
+def test_rules_that_old_records_cannot_answer_are_listed_as_unchecked(tmp_path: Path):
     lines = clean()
     for line in lines:
         for name in ("task", "environment"):
@@ -328,7 +328,7 @@ def test_the_command_shows_what_is_found_and_strict_fails_on_errors_alone(tmp_pa
 
 
 def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
-    """Two points and two seeds: an edge, few seeds, and nothing that the library itself does wrong."""
+    """Two points and two seeds: an edge and few seeds, but no fault of the library."""
     folder = tmp_path / "real"
     methods = ((BACKPROP, backprop()), (MEZO, mezo()))
     made = Comparison(Digits(), methods, (0.01, 0.1), 60, (1, 2), target=0.9)

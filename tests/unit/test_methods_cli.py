@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import gradcost
+from test_cli import inside
 
 from gradcost.cli import spec
 from gradcost.cli.methods import SECTIONS, entry, sections
@@ -36,22 +36,22 @@ def test_no_text_is_lost_or_written_twice():
 
 
 def test_a_part_is_told_of_by_its_docstring(tmp_path: Path):
-    ran = gradcost("methods", "CentralDifference", folder=tmp_path)
+    ran = inside("methods", "CentralDifference", folder=tmp_path)
     assert ran.returncode == 0
     assert (inspect.getdoc(spec.names("method")["CentralDifference"]) or "") in ran.stdout
-    found = json.loads(gradcost("methods", "CentralDifference", "--json", folder=tmp_path).stdout)
+    found = json.loads(inside("methods", "CentralDifference", "--json", folder=tmp_path).stdout)
     assert found["kind"] == "slope"
     assert "Spall 1992" in found["text"]
 
 
 def test_the_list_has_a_row_a_preset_and_one_a_part(tmp_path: Path):
-    ran = gradcost("methods", folder=tmp_path)
+    ran = inside("methods", folder=tmp_path)
     assert ran.returncode == 0
     lines = ran.stdout.splitlines()
     assert lines[0].split() == ["method", "law", "cost", "memory", "source"]
     for name, thing in spec.names("method").items():
         assert any(spec.signature(thing) in line for line in lines), name
-    found = json.loads(gradcost("methods", "--json", folder=tmp_path).stdout)
+    found = json.loads(inside("methods", "--json", folder=tmp_path).stdout)
     assert {one["name"] for one in found} == set(spec.names("method"))
     kinds = {one["name"]: one["kind"] for one in found}
     assert kinds["mezo"] == "preset"
@@ -63,16 +63,16 @@ def test_the_list_has_a_row_a_preset_and_one_a_part(tmp_path: Path):
 
 @pytest.mark.parametrize("written", ["mezo", "mezo()", "mezo(probes=4)"])
 def test_one_is_explained_however_it_is_written(tmp_path: Path, written: str):
-    ran = gradcost("methods", written, folder=tmp_path)
+    ran = inside("methods", written, folder=tmp_path)
     assert ran.returncode == 0
-    for said in ("mezo(eps=0.001, probes=1)", "2 forwards a probe", "arXiv 2305.17333", "Probing(slope=Central"):
+    for said in ("mezo(eps=0.001, probes=1)", "2 forwards per probe", "arXiv 2305.17333", "Probing(slope=Central"):
         assert said in ran.stdout
     for section in SECTIONS:
         assert section.lower() in ran.stdout
 
 
 def test_an_unknown_name_gets_a_hint(tmp_path: Path):
-    ran = gradcost("methods", "meso", folder=tmp_path)
+    ran = inside("methods", "meso", folder=tmp_path)
     assert ran.returncode == 2
     assert "Did you mean mezo" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1

@@ -19,13 +19,14 @@ from gradcost import Accumulated, Clipped, Gaussian, Jvp, Probing, Rademacher, R
 from gradcost.checkpointing import Segments
 from gradcost.checkpointing.policies import Schedule, Selective
 from gradcost.cli import spec
+from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.directions import Coordinates, Sphere
 from gradcost.estimators.estimator import Estimator
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.noise.philox import Normals, Signs
 from gradcost.planning import roofline
-from gradcost.planning.batch import batch_size, resized
+from gradcost.planning.batch import resized
 from gradcost.planning.candidates import described, label, options
 from gradcost.planning.curve import curve
 from gradcost.planning.forecast import Forecast, forecast

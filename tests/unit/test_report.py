@@ -1,4 +1,4 @@
-"""The report: reading a results folder, the tables, the figures and one offline page."""
+"""The report: reading a results folder, its tables, its figures and the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
-from report_records import HOSTILE, METHODS, PROBING, cost, curve, made, quality, records, study, trial, write_folder
+from report_records import (
+    HOSTILE,
+    METHODS,
+    PROBING,
+    cost,
+    curve,
+    quality,
+    records,
+    results_of,
+    study,
+    trial,
+    write_folder,
+)
 
 from gradcost.report import assets, html, plan, series, tables
 from gradcost.report.figures import figures
@@ -87,8 +99,8 @@ def test_numbers_that_are_not_finite_read_as_none(tmp_path: Path):
 
 
 def test_sizes_have_one_spelling():
-    said = [wording.size(n) for n in (0, 812, 1010, 9728, 31_949, 1_047_552, 1_048_576, 38 * 2**20, 24 * 2**30)]
-    assert said == ["0 B", "812 B", "0.986 KiB", "9.5 KiB", "31.2 KiB", "0.999 MiB", "1 MiB", "38 MiB", "24 GiB"]
+    sizes = [wording.size(n) for n in (0, 812, 1010, 9728, 31_949, 1_047_552, 1_048_576, 38 * 2**20, 24 * 2**30)]
+    assert sizes == ["0 B", "812 B", "0.986 KiB", "9.5 KiB", "31.2 KiB", "0.999 MiB", "1 MiB", "38 MiB", "24 GiB"]
     assert wording.size(None) == wording.DASH
 
 
@@ -128,7 +140,7 @@ def test_the_audit_flags_the_edge(whole: Results):
 # ---- the figures and the page
 
 
-def test_every_figure_says_what_it_shows_and_keeps_a_methods_colour(whole: Results):
+def test_every_figure_has_a_caption_and_one_colour_per_method(whole: Results):
     drawn = figures(whole)
     assert [figure.name for figure in drawn] == [
         *("accuracy-memory", "validation-loss", "validation-loss-samples", "validation-loss-flops"),
@@ -150,7 +162,7 @@ def test_every_figure_says_what_it_shows_and_keeps_a_methods_colour(whole: Resul
 
 def test_figures_without_data_are_left_out(tmp_path: Path):
     assert figures(read(write_folder(tmp_path / "none", []))) == []
-    results = made(tmp_path, {"method": "a()", "accuracies": [0.9]})
+    results = results_of(tmp_path, {"method": "a()", "accuracies": [0.9]})
     assert [figure.name for figure in figures(results)] == [
         *("accuracy-memory", "memory", "forwards", "milliseconds")
     ]
@@ -197,7 +209,7 @@ def test_a_run_that_diverged_counts_as_the_greatest_loss_from_there_on(tmp_path:
 
 def test_settings_of_one_method_are_a_curve_and_a_single_one_is_a_point(tmp_path: Path):
     lines = [{"method": f"some({n})", "estimator": f"Probing(eps={n})", "accuracies": [0.9]} for n in (1, 0.002)]
-    rows, _, _ = series.frontier(made(tmp_path, *lines, {"method": "other()", "accuracies": [0.9]}))
+    rows, _, _ = series.frontier(results_of(tmp_path, *lines, {"method": "other()", "accuracies": [0.9]}))
     families = {row["method"]: row["family"] for row in rows}
     assert families["some(1)"] == families["some(0.002)"] != families["other()"]
 
@@ -222,7 +234,7 @@ def test_the_time_to_the_target_is_in_calibrated_seconds_with_the_censored_count
     assert [(row["time"], row["share"]) for row in rows] == [(0, 0), (0.2, 0.25), (0.6, 0.5), (1.2, 0.5)]
 
 
-def test_estimates_stand_beside_the_theory_of_their_number_of_probes(whole: Results):
+def test_estimates_have_the_theory_of_their_number_of_probes(whole: Results):
     rows, theory = series.estimates(whole, "error")
     assert {(row["method"], row["probes"]) for row in rows} == {("forward_gradient(probes=8)", 8), ("mezo()", 1)}
     expected = {line["probes"]: line["value"] for line in theory}
@@ -230,7 +242,7 @@ def test_estimates_stand_beside_the_theory_of_their_number_of_probes(whole: Resu
         assert row["value"] == pytest.approx(0.9 * expected[row["probes"]])
         assert row["low"] < row["value"] < row["high"]
         assert float(row["theory"]) == pytest.approx(expected[row["probes"]], rel=0.005)
-    assert len({line["curve"] for line in theory}) == 1, "two methods that theory does not tell apart have one curve"
+    assert len({line["curve"] for line in theory}) == 1, "methods with the same theory share one curve"
 
 
 def test_a_method_that_theory_does_not_know_has_no_curve(tmp_path: Path):
@@ -283,7 +295,7 @@ def test_spikes_are_counted_and_a_curve_keeps_the_largest_slope(whole: Results):
 
 
 def test_a_long_study_fits_a_small_file(tmp_path: Path):
-    """100 trials of 500 steps, every step recorded."""
+    """100 trials of 500 steps, each step recorded."""
     chance = random.Random(0)
     lines = [cost(f"method({m})", 1000 * (m + 1), 1.0, "Reverse()") for m in range(10)]
     for m in range(10):
@@ -329,7 +341,7 @@ def test_the_audit_lists_rates_beyond_the_common_grid_and_confirming_runs(tmp_pa
 
 
 @pytest.mark.parametrize("lines", [[], [trial(HOSTILE, test={"loss": 0.1, "accuracy": 0.9})]], ids=["none", "one"])
-def test_the_page_of_a_study_that_has_hardly_begun(tmp_path: Path, lines: list[dict[str, Any]]):
+def test_the_page_of_a_study_with_few_records(tmp_path: Path, lines: list[dict[str, Any]]):
     text = html.write(write_folder(tmp_path, lines)).read_text()
     assert "Where it ran" in text
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: every figure is drawn, nothing complains, and it fits a phone."""
+"""The report in a browser: every figure is drawn, there are no errors, and it fits a phone."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from report_records import HOSTILE, cost, records, trial, write_folder
 
 from gradcost.report import html
 
-# Shows the page in a frame of a chosen width, presses the first method of the legend, and tells what it saw.
-_LOOK = """
+# Shows the page in a frame of a given width, presses the first method of the legend, and returns what it observed.
+_OBSERVE = """
 const frame = document.querySelector("iframe");
-const nextly = (ms) => new Promise((done) => setTimeout(done, ms));
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const faded = (page) => page.querySelectorAll('.drawing [opacity="0.1"]').length;
 (async () => {
-  while (!frame.contentDocument?.documentElement?.dataset?.drawn) await nextly(20);
+  while (!frame.contentDocument?.documentElement?.dataset?.drawn) await wait(20);
   const page = frame.contentDocument, view = frame.contentWindow;
-  const seen = { width: page.documentElement.scrollWidth, before: faded(page) };
-  seen.paper = view.getComputedStyle(page.body).backgroundColor;
-  seen.label = view.getComputedStyle(page.querySelector(".role-axis-label text")).fill;
-  seen.drawing = page.querySelector(".drawing svg").clientWidth;
-  seen.panels = [...page.querySelectorAll(".panel")].map((panel) => panel.id);
+  const observed = { width: page.documentElement.scrollWidth, before: faded(page) };
+  observed.paper = view.getComputedStyle(page.body).backgroundColor;
+  observed.label = view.getComputedStyle(page.querySelector(".role-axis-label text")).fill;
+  observed.drawing = page.querySelector(".drawing svg").clientWidth;
+  observed.panels = [...page.querySelectorAll(".panel")].map((panel) => panel.id);
   const dot = page.querySelector("#accuracy-memory .mark-symbol:last-of-type path");
   if (dot) {  // the page of a plan has none
     const at = dot.getBoundingClientRect(), where = { clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
     for (const type of ["pointerover", "pointermove"]) {
       dot.dispatchEvent(new view.PointerEvent(type, { bubbles: true, view, ...where }));
     }
-    await nextly(300);
+    await wait(300);
   }
   const tip = page.getElementById("vg-tooltip-element");
-  seen.tip = tip?.classList.contains("visible") ? tip.textContent : "";
+  observed.tip = tip?.classList.contains("visible") ? tip.textContent : "";
   page.querySelector(".legend button").click();
-  await nextly(300);
-  seen.after = faded(page);
+  await wait(300);
+  observed.after = faded(page);
   page.querySelector(".legend button").click();
-  await nextly(300);
-  seen.again = faded(page);
-  seen.problems = page.getElementById("problems").textContent;
-  const told = document.createElement("pre");
-  told.id = "seen";
-  told.textContent = JSON.stringify(seen);
-  frame.replaceWith(told);
+  await wait(300);
+  observed.again = faded(page);
+  observed.problems = page.getElementById("problems").textContent;
+  const output = document.createElement("pre");
+  output.id = "observed";
+  output.textContent = JSON.stringify(observed);
+  frame.replaceWith(output);
 })();
 """
 
 
 class Drawn(HTMLParser):
-    """Counts the marks in each drawing, and keeps the page's complaints."""
+    """Counts the marks in each figure, and collects the page's errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(chromium: str, page: Path, profile: Path, dark: bool = False) -> str:
     """The document after its scripts have run."""
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    flags += " --proxy-server=127.0.0.1:9"  # which nobody listens at: the network is off
+    flags += " --proxy-server=127.0.0.1:9"  # no server listens there, so the network is off
     flags += " --disable-component-update --disable-sync --disable-quic --virtual-time-budget=20000 --dump-dom"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     ran = subprocess.run(
@@ -109,15 +109,15 @@ def opened(chromium: str, page: Path, profile: Path, dark: bool = False) -> str:
     return ran.stdout
 
 
-def seen(chromium: str, report: Path, folder: Path, width: int, dark: bool = False) -> dict[str, Any]:
+def observed(chromium: str, report: Path, folder: Path, width: int, dark: bool = False) -> dict[str, Any]:
     page = folder / "frame.html"
     frame = f'<iframe srcdoc="{escape(report.read_text("utf-8"))}" style="border:0;width:{width}px;height:900px">'
-    page.write_text(f'<meta charset="utf-8">{frame}</iframe><script>{_LOOK}</script>', "utf-8")
-    told = opened(chromium, page, folder / "profile", dark).split('<pre id="seen">')[1]
-    return json.loads(unescape(told.split("</pre>")[0]))
+    page.write_text(f'<meta charset="utf-8">{frame}</iframe><script>{_OBSERVE}</script>', "utf-8")
+    output = opened(chromium, page, folder / "profile", dark).split('<pre id="observed">')[1]
+    return json.loads(unescape(output.split("</pre>")[0]))
 
 
-def test_every_figure_has_marks_and_nothing_complains(chromium: str, report: Path, tmp_path: Path):
+def test_every_figure_has_marks_and_there_are_no_errors(chromium: str, report: Path, tmp_path: Path):
     text = opened(chromium, report, tmp_path)
     drawn = Drawn()
     drawn.feed(text)
@@ -135,7 +135,7 @@ def test_every_figure_has_marks_and_nothing_complains(chromium: str, report: Pat
 def test_the_page_fits_its_window_and_the_legend_fades_the_others(
     chromium: str, report: Path, tmp_path: Path, width: int
 ):
-    found = seen(chromium, report, tmp_path, width)
+    found = observed(chromium, report, tmp_path, width)
     assert found["problems"].strip() == ""
     assert found["width"] <= width
     assert 300 < found["drawing"] <= width
@@ -148,7 +148,7 @@ def test_the_page_fits_its_window_and_the_legend_fades_the_others(
 def test_dark_and_light_differ_in_the_figures_too(chromium: str, report: Path, tmp_path: Path):
     for side in ("light", "dark"):
         (tmp_path / side).mkdir()
-    light = seen(chromium, report, tmp_path / "light", 1200)
-    dark = seen(chromium, report, tmp_path / "dark", 1200, dark=True)
+    light = observed(chromium, report, tmp_path / "light", 1200)
+    dark = observed(chromium, report, tmp_path / "dark", 1200, dark=True)
     assert light["paper"] != dark["paper"]
     assert light["label"] != dark["label"]

@@ -1,4 +1,4 @@
-"""The verdict at each budget: four rankings from one set of runs, each by construction."""
+"""Rankings at equal memory, FLOPs, seconds and steps, on constructed runs."""
 
 from __future__ import annotations
 

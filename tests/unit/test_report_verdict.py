@@ -1,4 +1,4 @@
-"""The summary of a study and its verdict, each case by construction."""
+"""The summary of a study and its verdict, on constructed records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import METHODS, PROBING, cost, made, trial, write_folder
+from report_records import METHODS, PROBING, cost, results_of, trial, write_folder
 
 from gradcost.report import tables
 from gradcost.results import summary, tuning
@@ -27,7 +27,9 @@ def whole(tmp_path: Path) -> Results:
 
 def test_the_interval_is_of_the_median_and_a_run_that_diverged_is_its_worst_value(tmp_path: Path):
     """Student's interval of the mean would reach beyond 100% here, and lose the run that diverged."""
-    skewed = made(tmp_path, {"method": "a()", "accuracies": [0.99, 0.9, 0.995, None, 0.98]}, seeds=[0, 1, 2, 3, 4])
+    skewed = results_of(
+        tmp_path, {"method": "a()", "accuracies": [0.99, 0.9, 0.995, None, 0.98]}, seeds=[0, 1, 2, 3, 4]
+    )
     (row,) = summary.summarise(skewed)
     assert row.accuracies == (0.99, 0.9, 0.995, -math.inf, 0.98)
     assert row.accuracy is not None
@@ -40,10 +42,10 @@ def test_the_interval_is_of_the_median_and_a_run_that_diverged_is_its_worst_valu
 
 
 def test_a_row_is_json_where_runs_diverged(tmp_path: Path):
-    (row,) = summary.summarise(made(tmp_path, {"method": "a()", "accuracies": [0.99, None, None]}))
-    said = json.loads(json.dumps(summary.plain(row), allow_nan=False))
-    assert said["accuracies"] == [0.99, None, None]
-    assert said["accuracy"] == {"median": None, "low": None, "high": 0.99, "confidence": 0.75, "n": 3}
+    (row,) = summary.summarise(results_of(tmp_path, {"method": "a()", "accuracies": [0.99, None, None]}))
+    record = json.loads(json.dumps(summary.plain(row), allow_nan=False))
+    assert record["accuracies"] == [0.99, None, None]
+    assert record["accuracy"] == {"median": None, "low": None, "high": 0.99, "confidence": 0.75, "n": 3}
 
 
 def tried(lr: float, accuracy: float | None, loss: float | None, status: str = "finished") -> dict[str, Any]:
@@ -102,7 +104,8 @@ def test_rows_follow_the_study_and_leave_out_the_refused(whole: Results):
     ],
 )
 def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, exact: bool | None, expected: bool):
-    records = [trial("a", estimator=estimator, **({} if exact is None else {"exact": exact}))]
+    changes: dict[str, Any] = {} if exact is None else {"exact": exact}
+    records = [trial("a", estimator=estimator, **changes)]
     (row,) = summary.summarise(read(write_folder(tmp_path / "results", records)))
     assert row.exact is expected
 
@@ -111,52 +114,54 @@ def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, ex
 
 
 def test_the_verdict_of_a_whole_study(whole: Results):
-    found = summary.verdict(whole)
-    assert found.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
+    verdict = summary.verdict(whole)
+    assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
     assert (
         "backprop() has the same accuracy (97.2%, 64.5 KiB; difference not significant) and needs more memory"
-        in found
+        in verdict
     )
-    assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in found
-    assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in found
+    assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
+    assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in verdict
 
 
 def test_a_clear_winner_alone(tmp_path: Path):
-    found = summary.verdict(made(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048}))
-    assert found == "Use only(): 91.0% test accuracy [90.0, 92.0] in 2 KiB beyond the weights."
+    verdict = summary.verdict(
+        results_of(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048})
+    )
+    assert verdict == "Use only(): 91.0% test accuracy [90.0, 92.0] in 2 KiB beyond the weights."
 
 
 def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     slow = {"method": "slow()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0}
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
-    found = summary.verdict(made(tmp_path, slow, fast))
-    assert found.startswith("Use fast(): ")
-    assert found.endswith("slow() has the same accuracy (91.0%, 1 KiB; difference not significant).")
+    verdict = summary.verdict(results_of(tmp_path, slow, fast))
+    assert verdict.startswith("Use fast(): ")
+    assert verdict.endswith("slow() has the same accuracy (91.0%, 1 KiB; difference not significant).")
 
 
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97, 0.98, 0.97], "peak": 9216, "fits": False}
     small = {"method": "small()", "accuracies": [0.8, 0.81, 0.8], "estimator": PROBING, "fits": True}
-    found = summary.verdict(made(tmp_path, big, small, memory=4096))
-    assert found.startswith("Use small(): 80.0% test accuracy [80.0, 81.0]")
-    assert found.endswith("No method with the exact gradient fits 4 KiB; the smallest, big(), needs 9 KiB.")
+    verdict = summary.verdict(results_of(tmp_path, big, small, memory=4096))
+    assert verdict.startswith("Use small(): 80.0% test accuracy [80.0, 81.0]")
+    assert verdict.endswith("No method with the exact gradient fits 4 KiB; the smallest, big(), needs 9 KiB.")
 
 
 def test_nothing_fits(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97], "peak": 9216, "fits": False}
     less = {"method": "less()", "peak": 8192, "fits": False}
-    found = summary.verdict(made(tmp_path, big, less, memory=4096))
-    assert found == "No method can be recommended: none fits 4 KiB; the smallest, less(), needs 8 KiB."
+    verdict = summary.verdict(results_of(tmp_path, big, less, memory=4096))
+    assert verdict == "No method can be recommended: none fits 4 KiB; the smallest, less(), needs 8 KiB."
 
 
 def test_nothing_finished_yet(tmp_path: Path):
-    found = summary.verdict(made(tmp_path, {"method": "a()"}))
-    assert found.startswith("No method can be recommended: none has finished yet; run the same command again")
+    verdict = summary.verdict(results_of(tmp_path, {"method": "a()"}))
+    assert verdict.startswith("No method can be recommended: none has finished yet; run the same command again")
 
 
 def test_everything_diverged(tmp_path: Path):
-    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
-    assert found == "No method can be recommended: none finished: 3 runs diverged."
+    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
+    assert verdict == "No method can be recommended: none finished (3 runs diverged)."
 
 
 def test_every_method_was_refused(tmp_path: Path):
@@ -167,48 +172,48 @@ def test_every_method_was_refused(tmp_path: Path):
 def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):
     wild = {"method": "wild()", "accuracies": [0.99, 0.99, None]}
     calm = {"method": "calm()", "accuracies": [0.9, 0.91, 0.9]}
-    found = summary.verdict(made(tmp_path, wild, calm))
-    assert found.startswith("Use calm(): ")
-    alone = summary.verdict(made(tmp_path, wild))
+    verdict = summary.verdict(results_of(tmp_path, wild, calm))
+    assert verdict.startswith("Use calm(): ")
+    alone = summary.verdict(results_of(tmp_path, wild))
     assert alone.startswith("Use wild(): 99.0% test accuracy [diverged, 99.0] (1 of 3 seeds diverged)")
 
 
 def test_forward_only_that_diverged_and_forward_only_that_wins(tmp_path: Path):
     exact = {"method": "backprop()", "accuracies": [0.97, 0.98, 0.97], "peak": 4096}
     lost = {"method": "mezo()", "accuracies": [None, None, None], "estimator": PROBING}
-    assert summary.verdict(made(tmp_path, exact, lost)).endswith(
-        "No method with an estimated gradient finished: 3 runs diverged."
+    assert summary.verdict(results_of(tmp_path, exact, lost)).endswith(
+        "No method with an estimated gradient finished (3 runs diverged)."
     )
     alike = {"method": "mezo()", "accuracies": [0.97, 0.98, 0.97], "estimator": PROBING, "ms": 3.0}
-    found = summary.verdict(made(tmp_path, exact, alike))
-    assert found.startswith("Use mezo(): ")
-    assert "The best method with the exact gradient is backprop(): 97.0%" in found
-    assert found.endswith("in 4 KiB, 1 ms per step instead of 3.")
+    verdict = summary.verdict(results_of(tmp_path, exact, alike))
+    assert verdict.startswith("Use mezo(): ")
+    assert "The best method with the exact gradient is backprop(): 97.0%" in verdict
+    assert verdict.endswith("in 4 KiB, 1 ms per step instead of 3.")
 
 
 def test_nothing_learned(tmp_path: Path):
-    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
-    assert found.startswith("Nothing learned: the best method, a(), has 10.0%")
-    assert found.endswith("guessing gives 10.0%.")
+    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
+    assert verdict.startswith("Nothing learned: the best method, a(), has 10.0%")
+    assert verdict.endswith("guessing gives 10.0%.")
 
 
-def test_one_seed_has_no_interval_and_missing_seeds_are_told(tmp_path: Path):
-    one = made(tmp_path, {"method": "a()", "accuracies": [0.9]})
+def test_one_seed_has_no_interval_and_missing_seeds_are_counted(tmp_path: Path):
+    one = results_of(tmp_path, {"method": "a()", "accuracies": [0.9]})
     assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in summary.verdict(one)
 
 
 def test_the_points_between_two_methods_are_those_between_the_medians_beside_them(tmp_path: Path):
     steady = {"method": "a()", "accuracies": [0.97] * 5, "estimator": "Reverse()"}
     risky = {"method": "b()", "accuracies": [0.95] * 4 + [None], "estimator": PROBING}
-    assert "b(), is 2.0 points behind: 95.0% test accuracy" in summary.verdict(made(tmp_path, steady, risky))
+    assert "b(), is 2.0 points behind: 95.0% test accuracy" in summary.verdict(results_of(tmp_path, steady, risky))
 
 
 def test_a_method_whose_median_run_diverged_is_not_recommended(tmp_path: Path):
-    found = summary.verdict(made(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
-    assert found.startswith("No method can be recommended: none finished on most of its seeds: 2 runs diverged")
+    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
+    assert verdict.startswith("No method can be recommended: none finished on most of its seeds (2 runs diverged)")
 
 
-def test_a_study_that_is_scored_by_its_loss_alone_says_so(tmp_path: Path):
+def test_the_verdict_names_a_study_that_is_scored_by_its_loss_alone(tmp_path: Path):
     lines = [trial("a()", seed=seed, test={"loss": 0.1, "accuracy": None}) for seed in range(3)]
     results = read(write_folder(tmp_path / "losses", lines))
     assert "scored by their loss alone" in summary.verdict(results)
@@ -221,6 +226,6 @@ def test_what_was_not_measured_is_left_out_of_the_sentences(tmp_path: Path):
         for name, estimator, accuracy in (("a()", "Reverse()", 0.9), ("b()", PROBING, 0.5))
         for seed in range(3)
     ]
-    found = summary.verdict(read(write_folder(tmp_path / "bare", lines)))
-    assert "\N{EN DASH}" not in found
-    assert found.startswith("Use a(): 90.1% test accuracy [90.0, 90.2].")
+    verdict = summary.verdict(read(write_folder(tmp_path / "bare", lines)))
+    assert "\N{EN DASH}" not in verdict
+    assert verdict.startswith("Use a(): 90.1% test accuracy [90.0, 90.2].")

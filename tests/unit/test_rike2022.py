@@ -93,7 +93,7 @@ def test_nothing_left_over_makes_the_last_batch_a_whole_one():
     assert last_batch_losses(torch.arange(8, dtype=torch.float64), 8).unique().tolist() == [3.5]
 
 
-def test_a_score_tells_the_whole_split_and_the_last_batch_of_it():
+def test_a_score_has_the_whole_split_and_its_last_batch():
     task = LastBatch(Digits(model=Mlp((8,)), batch=64))
     split = task.splits().test
 
@@ -178,8 +178,8 @@ def record(row: TableRow, seed: int, loss: float, **changed: Any) -> dict[str, A
 
 
 def gathered(*records: dict[str, Any], task: str = "LastBatch(task=Mnist())") -> Results:
-    asked = StudyRecord(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
-    return Results(asked, {"torch": "0"}, tuple(trial_record(one) for one in records), (), ())
+    study = StudyRecord(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
+    return Results(study, {"torch": "0"}, tuple(trial_record(one) for one in records), (), ())
 
 
 def full() -> list[dict[str, Any]]:
@@ -223,7 +223,7 @@ def test_only_the_papers_own_length_and_data_are_judged():
     assert not is_published_setup(gathered(*full()[:-1], record(table[-1], 1, 0.1, steps=781)), table)
 
 
-def test_how_much_earlier_backprop_is_there():
+def test_how_much_earlier_backprop_reaches_the_loss_of_the_forward_gradient():
     (forward,) = row_results(gathered(record(FORWARD, 1, 0.3)), [FORWARD])
     (backward,) = row_results(gathered(record(BACKPROP, 1, 0.15)), [BACKPROP])
     assert speedup(forward, backward) == (39_050 / 20_000, False)
@@ -233,7 +233,7 @@ def test_how_much_earlier_backprop_is_there():
     assert speedup(forward, RowResult(BACKPROP, ())) is None
 
 
-def test_the_page_says_what_holds_and_what_does_not():
+def test_the_page_states_what_reproduces_and_what_does_not():
     table = rows("nn")
     written = page(gathered(*full()), table, "gradcost reproduce rike2022")
     assert "the direction reproduces in 6 of 6 rows and the size in 1. By the paper's metric" in written
@@ -259,7 +259,7 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
 # ---- the study
 
 
-def test_every_row_is_tuned_over_as_many_points_about_its_own_rate():
+def test_every_row_is_tuned_over_as_many_points_around_its_published_rate():
     assert Tuning(5).rates(0.1) == (0.01, 0.032, 0.1, 0.32, 1.0)
     assert len(Tuning(4).rates(0.000464)) == 4
     with pytest.raises(ValueError, match="points >= 1"):
@@ -285,9 +285,9 @@ def test_the_trials_are_the_rows():
 
 def test_tuned_rows_may_be_shorter_than_the_published_ones_and_all_of_them_are_alike():
     stand_in = Digits(model=Mlp((8,)), batch=64)
-    asked = Reproduction(epochs=0.5, tuning=Tuning(2, more=0, epochs=0.25), task=stand_in)
-    assert asked.study.question == Reproduction(epochs=0.5, task=stand_in).study.question
-    plan = asked.study.trials()
+    reproduction = Reproduction(epochs=0.5, tuning=Tuning(2, more=0, epochs=0.25), task=stand_in)
+    assert reproduction.study.question == Reproduction(epochs=0.5, task=stand_in).study.question
+    plan = reproduction.study.trials()
     assert {trial.steps for trial in next(plan)} == {round(0.5 * stand_in.steps_per_epoch)}
     tuned = plan.send([])
     assert {trial.steps for trial in tuned} == {round(0.25 * stand_in.steps_per_epoch)}
@@ -301,14 +301,14 @@ def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_runs_the_rows_once_and_writes_the_page_from_their_records(tmp_path: Path):
-    asked = ["rike2022", "--task", "digits", "--epochs", "0.1", "-o", "out"]
-    first = reproduce(tmp_path, *asked, "--json", "-j", "2")
+    options = ["rike2022", "--task", "digits", "--epochs", "0.1", "-o", "out"]
+    first = reproduce(tmp_path, *options, "--json", "-j", "2")
     assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
-    assert (told["ran"], told["published"]) == (6, False)
-    assert [row["row"] for row in told["rows"]["as published"]] == [row.name for row in rows("nn")]
-    assert {row["on the whole set"] for row in told["rows"]["as published"]} == {"none"}
-    again = reproduce(tmp_path, *asked, "--records", "--page", "page.md")
+    output = json.loads(first.stdout)
+    assert (output["ran"], output["published"]) == (6, False)
+    assert [row["row"] for row in output["rows"]["as published"]] == [row.name for row in rows("nn")]
+    assert {row["on the whole set"] for row in output["rows"]["as published"]} == {"none"}
+    again = reproduce(tmp_path, *options, "--records", "--page", "page.md")
     assert again.returncode == 0, again.stderr
     assert "No verdicts" in again.stdout
     assert "--task digits" in (tmp_path / "page.md").read_text()
@@ -318,12 +318,12 @@ def test_the_command_runs_the_rows_once_and_writes_the_page_from_their_records(t
         if record["kind"] == "trial"
     }
     assert test == {"loss", "accuracy", "targets", "of", "error", "last", "last_low", "last_high", "zero"}
-    other = reproduce(tmp_path, *asked, "--epochs", "0.2")
+    other = reproduce(tmp_path, *options, "--epochs", "0.2")
     assert other.returncode == 2
     assert "holds another study" in other.stderr
 
 
-def test_the_command_refuses_in_sentences(tmp_path: Path):
+def test_the_command_explains_what_it_refuses(tmp_path: Path):
     wrong = reproduce(tmp_path, "rike2020")
     assert wrong.returncode == 2
     assert "Did you mean rike2022?" in wrong.stderr
@@ -332,5 +332,5 @@ def test_the_command_refuses_in_sentences(tmp_path: Path):
     assert "Rows: nn" in cnn.stderr
     dry = reproduce(tmp_path, "rike2022", "--task", "digits", "--tuned", "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "Then the same rows tuned alike: 48 more." in dry.stdout
+    assert "Then the same rows with equal tuning: 48 more." in dry.stdout
     assert not (tmp_path / "gradcost-runs").exists()

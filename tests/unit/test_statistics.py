@@ -1,4 +1,4 @@
-"""The statistics of few seeds, against truth that is known: simulated, enumerated or published."""
+"""The statistics of few seeds against known truth: simulated, enumerated or published."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def draws(name: str, n: int, simulations: int) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("n", [5, 10])
 @pytest.mark.parametrize("name", LAWS)
-def test_intervals_cover_the_truth_as_often_as_they_say(name: str, n: int):
+def test_intervals_cover_the_truth_as_often_as_stated(name: str, n: int):
     simulated, truth = draws(name, n, 10_000)
     covered = np.mean([(found := interval(list(row))).low <= truth <= found.high for row in simulated])
     assert 0.93 <= covered <= 0.97
     stated = interval(list(simulated[0])).confidence
-    assert abs(covered - stated) <= 4 * math.sqrt(stated * (1 - stated) / 10_000) + 0.005  # and its interpolation
+    assert abs(covered - stated) <= 4 * math.sqrt(stated * (1 - stated) / 10_000) + 0.005  # for the interpolation
 
 
 def test_a_percentile_bootstrap_of_five_would_not():
@@ -51,7 +51,7 @@ def test_a_percentile_bootstrap_of_five_would_not():
     assert np.mean((low <= truth) & (truth <= high)) < 0.88
 
 
-def test_few_values_say_how_little_they_can():
+def test_few_values_have_a_low_confidence():
     assert interval([1.0]).confidence == 0
     assert interval([3.0, 1.0, 2.0]) == type(interval([1.0]))(2.0, 1.0, 3.0, 0.75, 3)
     assert interval([5.0, 4.0, 3.0, 2.0, 1.0]).confidence == pytest.approx(0.9375)
@@ -74,12 +74,12 @@ def test_an_interval_holds_its_median_whatever_the_order(values: list[float]):
 @pytest.mark.parametrize("n", [5, 10])
 @pytest.mark.parametrize("name", LAWS)
 def test_the_sign_flip_test_finds_no_difference_where_there_is_none(name: str, n: int):
-    one, _ = draws(name, n, 10_000)  # 50 of 1,024 flips lie in the tails of 5%: 4.88%, and 0.2% for the simulation
+    one, _ = draws(name, n, 10_000)  # 50 of 1,024 flips lie in the 5% tails: 4.88%, plus 0.2% for the simulation
     other, _ = draws(name, n + 100, 10_000)
     false = np.mean([sign_flip(list(a), list(b[:n])).p <= 0.05 for a, b in zip(one, other, strict=True)])
     assert false <= 0.055
     if n == 10:
-        assert false >= 0.03  # it is no test that never speaks
+        assert false >= 0.03  # the test has power
 
 
 def test_five_seeds_cannot_give_a_smaller_p_than_one_in_sixteen():
@@ -117,16 +117,16 @@ def test_who_is_better_and_who_is_best():
     assert probability_best({"a": [1.0, 3.0], "b": [2.0, 3.0]}) == {"a": 0.25, "b": 0.75}
 
 
-def test_a_time_to_a_target_counts_the_runs_that_never_came_there():
+def test_a_time_to_a_target_counts_the_runs_that_never_reach_it():
     found = time_to_target([2.0, 5.0, None, 9.0], [10.0, 10.0, 7.0, 10.0])
     assert found.times == (2.0, 5.0, 9.0)
-    assert found.share == pytest.approx((0.25, 0.5, 1.0))  # the one censored at 7 leaves one at risk
+    assert found.share == pytest.approx((0.25, 0.5, 1.0))  # the run censored at 7 leaves one at risk
     assert all(low <= share <= high for low, share, high in zip(found.low, found.share, found.high, strict=True))
     assert found.median == 5.0
     assert time_to_target([None, None], [4.0, 4.0]).median == math.inf
 
 
-def test_where_every_run_came_there_the_band_is_the_exact_one():
+def test_where_every_run_reaches_the_target_the_bound_is_exact():
     found = time_to_target([1.0, 2.0, 3.0, 4.0, 5.0], [9.0] * 5)
     assert list(found.low) == sorted(found.low)
     assert found.low[-1] == pytest.approx(0.025 ** (1 / 5))

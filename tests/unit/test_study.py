@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gradcost.results.tuning import best, next_rate
+from in_process import inside
 
 STUDY = """
 from gradcost import SGD, Trial, backprop, forward_gradient, mezo, study
@@ -47,6 +48,13 @@ def command(folder: Path, *more: str) -> list[str]:
 
 def call(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *more), cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def refused(folder: Path, *more: str, name: str = "small.py") -> str:
+    """Return the message of a study that is refused before anything runs."""
+    ran = inside("study", str(folder / name), *more, folder=folder)
+    assert ran.returncode == 2
+    return ran.stderr
 
 
 def finished(folder: Path) -> dict[str, dict[str, Any]]:
@@ -146,20 +154,17 @@ def test_a_study_of_24_trials_survives_20_kills(tmp_path: Path):
 
 
 def test_a_study_that_is_not_there_or_not_alone_is_refused(tmp_path: Path):
-    assert "there is no file" in call(tmp_path).stderr
+    assert "there is no file" in refused(tmp_path)
     (tmp_path / "small.py").write_text("x = 1\n")
-    assert "must hold one study" in call(tmp_path).stderr
+    assert "must hold one study" in refused(tmp_path)
     write_study(tmp_path, (0.1,), (1,), 20)
-    missing = subprocess.run(
-        [*command(tmp_path)[:-1], f"{tmp_path}/small.py:smal"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert "holds no study 'smal'. Did you mean small?" in missing.stderr
-    assert "no executor 'rey'. Did you mean ray?" in call(tmp_path, "--executor", "rey").stderr
+    assert "holds no study 'smal'. Did you mean small?" in refused(tmp_path, name="small.py:smal")
+    assert "no executor 'rey'. Did you mean ray?" in refused(tmp_path, "--executor", "rey")
 
 
 def test_a_dry_run_runs_nothing(tmp_path: Path):
     write_study(tmp_path, (0.1, 0.2), (1,), 20)
-    shown = call(tmp_path, "--dry-run", "-o", "none")
+    shown = inside("study", "small.py", "--dry-run", "-o", "none", folder=tmp_path)
     assert shown.returncode == 0
     assert "First 6 trials" in shown.stdout
     assert not (tmp_path / "none").exists()

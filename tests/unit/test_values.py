@@ -234,7 +234,7 @@ def test_number_fields_are_checked_however_their_types_are_written(
 
 REFUSED: list[tuple[Any, str]] = [
     (lambda: Key(-1), r"a Key needs a whole number from 0 to 2\*\*64 - 1, not -1\."),
-    (lambda: Probing(Jvp(), probes=0), "probes is how many directions an estimate looks along: 1 or more, not 0."),
+    (lambda: Probing(Jvp(), probes=0), "probes is the number of directions per estimate, 1 or more, not 0."),
     (lambda: Probing(Jvp(), probes=1.5), "is a whole number, not 1.5."),  # type: ignore[arg-type]
     (lambda: forward_gradient(-2), "1 or more, not -2."),
     (lambda: CentralDifference(0.0), "eps is the length of a step along a direction and must be above 0, not 0.0."),
@@ -246,13 +246,13 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: Segments(0), "a chain is cut into 1 segment or more, not 0."),
     (lambda: Clipped(mezo(), 0.0), "the cap on the slope must be above 0, not 0.0."),
     (lambda: Clipped(mezo(), float("nan")), "the cap on the slope must be above 0, not nan."),
-    (lambda: Accumulated(mezo(), 0), "a batch is cut into 1 part or more, not 0."),
+    (lambda: Accumulated(mezo(), 0), "parts is the number of micro-batches per batch, 1 or more, not 0."),
     (lambda: Accumulated(mezo(), 2.0), "is a whole number, not 2.0."),  # type: ignore[arg-type]
-    (lambda: VarianceReduced(mezo(), 0), "a snapshot is made every step or less often: every is 1 or more, not 0."),
-    (lambda: Momentum(mezo(), 1.5), "decay is what a step leaves of an older estimate's weight, 0 to 1, not 1.5."),
-    (lambda: Momentum(mezo(), window=0), "window is how many estimates are averaged: 1 or more, not 0."),
-    (lambda: addax(0), "longest is the most tokens of a short example: 1 or more, not 0."),
-    (lambda: addax(9, 1.5), "weight is the long examples' part of the gradient, 0 to 1, not 1.5."),
+    (lambda: VarianceReduced(mezo(), 0), "every is the number of estimates between snapshots, 1 or more, not 0."),
+    (lambda: Momentum(mezo(), 1.5), "decay is the factor on an older estimate's weight, 0 to 1, not 1.5."),
+    (lambda: Momentum(mezo(), window=0), "window is the number of estimates averaged, 1 or more, not 0."),
+    (lambda: addax(0), "longest is the most tokens of a short example, 1 or more, not 0."),
+    (lambda: addax(9, 1.5), "weight is the weight of the long examples' gradient, 0 to 1, not 1.5."),
     (lambda: SGD(0.0), "lr, the learning rate, must be finite and above 0, not 0.0."),
     (lambda: Adam(float("inf")), "lr, the learning rate, must be finite and above 0, not inf."),
     (lambda: AdamW(1e-3, decay=-1.0), "0 or more, not -1.0."),

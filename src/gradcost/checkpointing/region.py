@@ -201,7 +201,7 @@ class Region:
             with saved_tensors_hooks(partial(_pack_again, expected, store), _refuse_backward):
                 out = call.forward(*args, **kwargs)
             if next(expected, _END) is not _END:
-                raise RuntimeError(_NOT_THE_SAME)
+                raise RuntimeError(_FORWARD_DIFFERS)
             used = self.calls[at + 1].previous() if at + 1 < len(self.calls) else set()
             leaves = [tensor if i in used else None for i, tensor in enumerate(tensors(out))]
             del args, kwargs, out
@@ -218,9 +218,9 @@ class _Complete(Exception):
 
 
 _END = object()
-_NOT_THE_SAME = (
-    "a block saved another number of tensors when it was recomputed than in its first forward: its forward is not "
-    "deterministic. Use Everything()."
+_FORWARD_DIFFERS = (
+    "a block saved another number of tensors when it was recomputed than in its first forward: its forward differs "
+    "between calls. Use Everything()."
 )
 
 
@@ -250,7 +250,7 @@ def _unpacked_arguments(call: _Call, leaves: Sequence[Tensor | None]) -> Any:
 def _pack_again(expected: Iterator[int | None], store: Callable[[int, Tensor], None], tensor: Tensor) -> None:
     index = next(expected, _END)
     if index is _END:
-        raise RuntimeError(_NOT_THE_SAME)
+        raise RuntimeError(_FORWARD_DIFFERS)
     if isinstance(index, int):
         store(index, tensor)
 

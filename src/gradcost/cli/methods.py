@@ -11,7 +11,7 @@ from typing import Any
 from gradcost.cli import console, spec
 from gradcost.core.errors import BadInput
 
-# The sections of a preset's docstring that are shown, in their order. Args, Returns and Raises are parsed and not shown.
+# The sections of a preset's docstring that are shown, in this order; Args, Returns and Raises are not.
 SECTIONS = ("Law", "Cost", "Memory", "Use when", "Avoid when", "Source")
 _SECTION = re.compile(rf"({'|'.join((*SECTIONS, 'Args', 'Returns', 'Raises'))}):(?: |$)")
 _COLUMNS = {"Law": "law", "Cost": "cost", "Memory": "memory", "Source": "source"}

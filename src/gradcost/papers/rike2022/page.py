@@ -120,16 +120,16 @@ RULES = (
 def _summary(results: Sequence[RowResult], published: bool) -> str:
     if not published:
         return "**No verdicts: these runs use another task or another number of epochs than the paper.**"
-    last, whole = zip(*(_verdicts(result, results, published) for result in results), strict=True)
+    by_last_batch, by_test_set = zip(*(_verdicts(result, results, published) for result in results), strict=True)
 
     def count(verdicts: Sequence[Verdict], *wanted: Verdict) -> int:
         return sum(verdict in wanted for verdict in verdicts)
 
     both, direction = (Verdict.DIRECTION_AND_SIZE,), (Verdict.DIRECTION_AND_SIZE, Verdict.DIRECTION_ONLY)
     return (
-        f"On the whole test set, the direction reproduces in {count(whole, *direction)} of {len(results)} rows and "
-        f"the size in {count(whole, *both)}. By the paper's metric, the direction reproduces in "
-        f"{count(last, *direction)} and the size in {count(last, *both)}."
+        f"On the whole test set, the direction reproduces in {count(by_test_set, *direction)} of {len(results)} rows "
+        f"and the size in {count(by_test_set, *both)}. By the paper's metric, the direction reproduces in "
+        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *both)}."
     )
 
 
@@ -177,10 +177,10 @@ def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
 
 
 def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
-    found = speedup(forward, backward)
-    if found is None:
+    ratio = speedup(forward, backward)
+    if ratio is None:
         return "not known, because one of them did not get that far."
-    factor, is_bound = found
+    factor, is_bound = ratio
     return (
         f"backprop reaches the final training loss of the forward gradient {'at least ' if is_bound else ''}"
         f"{factor:.0f} times earlier, in steps (each loss is a mean over 1/200 of a run)."
