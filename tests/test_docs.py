@@ -148,5 +148,8 @@ def test_the_prose_avoids_the_words_of_the_style_guide():
     assert [(name(page), word) for page in files for word in AVOID.findall(page.read_text())] == []
 
 
-def test_the_readme_is_one_screen():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 70
+def test_the_readme_is_one_screen_and_its_links_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 70
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
