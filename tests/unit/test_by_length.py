@@ -137,7 +137,7 @@ def test_a_batch_without_an_attention_mask_is_refused(mask: str):
     given: Any = tuple(batch.values()) if mask == "tuple" else batch
     if mask == "flat":
         batch["attention_mask"] = torch.ones(5)
-    with pytest.raises(ValueError, match="told by an attention mask, and this batch has none"):
+    with pytest.raises(ValueError, match="lengths from an attention mask, and this batch has none"):
         addax(4).estimate(objective, given, KEY)
     assert "told by an attention mask" in str(addax(4).objection(objective, given))
 
@@ -146,4 +146,4 @@ def test_a_mask_of_no_known_numbers_cannot_be_followed():
     objective, batch = padded(dtype=torch.float32)
     batch["attention_mask"] = batch["attention_mask"].float()
     with on_fakes(objective, batch, "cpu") as (fake, there):
-        assert "not known without numbers" in str(addax(4).objection(fake, there))
+        assert "needs the values of the attention mask" in str(addax(4).objection(fake, there))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,6 +21,7 @@ PLAIN = ["--extra-points", "0", "--confirm-seeds", "0"]  # a grid and the final 
 GRID = ["--tuning-points", "2", "--lr-range", "0.01:0.1"]
 SHORT = ["compare", "--steps", "30", "--seeds", "2", *GRID, *PLAIN]
 TWO = ["--method", "backprop()", "--method", "mezo()"]
+THREE = [*TWO, "--method", "checkpointed()"]
 
 USER_TASKS = """
 from dataclasses import dataclass
@@ -101,32 +103,45 @@ def test_help_imports_neither_torch_nor_a_plotting_library():
     assert "heavy: []" in ran.stdout
 
 
-def test_compare_runs_resumes_and_repeats_itself(tmp_path: Path):
-    first = gradcost(*SHORT, *TWO, "-o", "one", "--json", folder=tmp_path)
-    assert first.returncode == 0, first.stderr
-    answer = json.loads(first.stdout)
-    assert [row["method"] for row in answer["rows"]] == ["backprop()", "mezo()"]
+class Finished(NamedTuple):
+    """A folder with the finished comparison of `THREE` in `r`, and what the command printed."""
+
+    folder: Path
+    answer: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One comparison for several tests. A test that changes its folder takes a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    ran = gradcost(*SHORT, *THREE, "-o", "r", "--json", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    return Finished(folder, json.loads(ran.stdout))
+
+
+def test_compare_runs_resumes_and_repeats_itself(tmp_path: Path, finished: Finished):
+    answer = finished.answer
+    assert [row["method"] for row in answer["rows"]] == ["backprop()", "mezo()", "checkpointed()"]
     assert answer["verdict"]
-    trials = [r for r in records(tmp_path / "one") if r["kind"] == "trial"]
-    assert len(trials) == 2 * (2 + 2)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    trials = [r for r in records(tmp_path / "r") if r["kind"] == "trial"]
+    assert len(trials) == 3 * (2 + 2)
     assert all((r["test"] is not None) == (r["phase"] == "final") for r in trials)
 
-    again = gradcost(*SHORT, *TWO, "-o", "one", "--json", folder=tmp_path)
+    again = gradcost(*SHORT, *THREE, "-o", "r", "--json", folder=tmp_path)
     assert again.returncode == 0
     assert [row["accuracy"] for row in json.loads(again.stdout)["rows"]] == [
         row["accuracy"] for row in answer["rows"]
     ]
-    assert [r for r in records(tmp_path / "one") if r["kind"] == "trial"] == trials  # with the seconds of the first
+    assert [r for r in records(tmp_path / "r") if r["kind"] == "trial"] == trials  # with the seconds of the first
 
-    gradcost(*SHORT, *TWO, "-o", "two", folder=tmp_path)
-    assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
+    gradcost(*SHORT, *THREE, "-o", "two", folder=tmp_path)
+    assert numbers(tmp_path / "r") == numbers(tmp_path / "two")
     assert (tmp_path / "two" / "report.html").stat().st_size > 10_000
 
 
-def test_backprop_and_checkpointed_backprop_find_the_same_bits(tmp_path: Path):
-    both = ("--method", "backprop()", "--method", "checkpointed()", "-o", "r")
-    assert gradcost(*SHORT, *both, folder=tmp_path).returncode == 0
-    trials = [r for r in records(tmp_path / "r") if r["kind"] == "trial"]
+def test_backprop_and_checkpointed_backprop_find_the_same_bits(finished: Finished):
+    trials = [r for r in records(finished.folder / "r") if r["kind"] == "trial"]
     found = {
         method: {(r["phase"], r["lr"], r["seed"]): (r["curve"], r["test"]) for r in trials if r["method"] == method}
         for method in ("backprop()", "checkpointed()")
@@ -183,22 +198,14 @@ def test_what_finished_is_kept_and_the_same_command_goes_on(
     assert numbers(tmp_path / "r") == undisturbed
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `r` in it, of one method: for tests of what comes after, each of which takes a copy."""
-    folder = tmp_path_factory.mktemp("alone")
-    assert gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=folder).returncode == 0
-    return folder
-
-
-def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, alone: Path):
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, finished: Finished):
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     whole = numbers(tmp_path / "r")
     path = tmp_path / "r" / "records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     trials = [line for line in lines if b'"kind":"trial"' in line]
     path.write_bytes(b"".join(trials[:-1]) + trials[-1][:50])
-    assert gradcost(*SHORT, "--method", "backprop()", "-o", "r", folder=tmp_path).returncode == 0
+    assert gradcost(*SHORT, *THREE, "-o", "r", folder=tmp_path).returncode == 0
     readable = [line for line in path.read_bytes().splitlines() if line != trials[-1][:50]]
     assert {json.loads(line)["trial"] for line in readable if b'"kind":"trial"' in line} == set(whole)
 
@@ -274,8 +281,8 @@ def test_a_run_that_raises_is_kept_with_its_traceback_and_tried_again(tmp_path: 
         assert all("the seventh batch is broken" in r["traceback"] for r in failed)
 
 
-def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path, alone: Path):
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+def test_a_folder_of_another_comparison_is_not_touched(tmp_path: Path, finished: Finished):
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "r" / "records.jsonl").read_bytes()
     ran = inside(*SHORT, "--method", "mezo()", "-o", "r", folder=tmp_path)
     assert ran.returncode == 2
@@ -308,8 +315,8 @@ def test_what_there_is_can_be_listed_for_people_and_machines(tmp_path: Path, com
     assert json.loads(inside(command, "--json", folder=tmp_path).stdout)
 
 
-def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path, alone: Path):
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+def test_the_report_can_be_written_anew_and_elsewhere(tmp_path: Path, finished: Finished):
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     assert inside("report", "r", "-o", "elsewhere.html", folder=tmp_path).returncode == 0
     assert (tmp_path / "elsewhere.html").exists()
     assert inside("report", "nowhere", folder=tmp_path).returncode == 2

@@ -113,8 +113,8 @@ def test_the_others_require_a_gradient_again_after_a_raise(error: type[BaseExcep
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        ("head.*", r"no leaf matches 'head\.\*', so there are not two groups: use Probing.* alone, or a pattern"),
-        ("*", r"every leaf matches '\*', so there are not two groups: use Reverse.* alone, or a pattern"),
+        ("head.*", r"no parameter matches 'head\.\*', so there are not two groups: use Probing.* alone, or a pattern"),
+        ("*", r"every parameter matches '\*', so there are not two groups: use Reverse.* alone, or a pattern"),
     ],
 )
 def test_a_pattern_of_none_or_all_is_refused(named: str, sentence: str):

@@ -106,7 +106,7 @@ def test_what_is_not_told_by_seeds_for_good_is_refused(inner: Any):
 def test_a_clip_goes_within_and_not_around(wrapped: Any):
     objective, batch = OBJECTIVES["mlp"].make()
     around = Clipped(wrapped, 0.1)
-    assert "put Clipped around the estimator within it" in str(around.objection(objective, batch))
+    assert "put Clipped around the estimator inside it" in str(around.objection(objective, batch))
     state = wrapped.estimate(objective, batch, KEY).state
-    with pytest.raises(ValueError, match="put Clipped around the estimator within it"):
+    with pytest.raises(ValueError, match="put Clipped around the estimator inside it"):
         around.estimate(objective, batch, KEY, state)

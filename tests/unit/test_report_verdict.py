@@ -117,7 +117,7 @@ def test_the_verdict_of_a_whole_study(whole: Results):
     verdict = summary.verdict(whole)
     assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
     assert (
-        "backprop() has the same accuracy (97.2%, 64.5 KiB; difference not significant) and needs more memory"
+        "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory"
         in verdict
     )
     assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
@@ -136,7 +136,7 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
     verdict = summary.verdict(results_of(tmp_path, slow, fast))
     assert verdict.startswith("Use fast(): ")
-    assert verdict.endswith("slow() has the same accuracy (91.0%, 1 KiB; difference not significant).")
+    assert verdict.endswith("slow() is within its interval (91.0%, 1 KiB).")
 
 
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):

@@ -40,7 +40,7 @@ def test_each_operation_takes_its_overhead_and_the_longer_of_computing_and_movin
 
 
 def test_a_dtype_that_was_not_measured_is_refused():
-    with pytest.raises(ValueError, match=r"float64 products was not measured on a machine.*float32, bfloat16"):
+    with pytest.raises(ValueError, match=r"float64 matrix products was not measured on a machine.*float32, bfloat16"):
         seconds(Counts(), RATES, torch.float64)
 
 

@@ -157,7 +157,7 @@ def test_blocks_that_are_used_out_of_order_are_refused_with_a_way_out():
 
 @pytest.mark.parametrize(("bytes", "beside"), [(0, 0), (-1, 0), (5, 5), (5, -1)])
 def test_a_budget_is_more_than_what_lies_beside(bytes: int, beside: int):
-    with pytest.raises(ValueError, match="a budget is more bytes than what lies beside"):
+    with pytest.raises(ValueError, match="the budget must exceed beside"):
         Within(bytes, beside)
 
 

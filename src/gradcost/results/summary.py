@@ -240,12 +240,12 @@ def _use(choice: Recommendation) -> str:
     if len(alike) == 1:
         (other,) = alike
         price = " and needs more memory" if more else ""
-        return f"{first}; {other.method} has the same accuracy ({_brief(other)}; difference not significant){price}."
+        return f"{first}; {other.method} is within its interval ({_brief(other)}){price}."
     names = [f"{r.method} ({_brief(r)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
     price = " and need more memory" if more else ""
-    return f"{first}; {listed(names)} have the same accuracy (differences not significant){price}."
+    return f"{first}; {listed(names)} are within its interval{price}."
 
 
 def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyRecord) -> str | None:
