@@ -15,7 +15,10 @@ WIDE = {"COLUMNS": "200"}  # typer wraps its messages at the width of the termin
 
 
 def inside(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `gradcost ARGUMENTS` with `folder` as the working directory, for commands that start no process.
+    """Run `gradcost ARGUMENTS` with `folder` as the working directory, for tests of what a command does.
+
+    Its workers are forked from a process that all tests of this process share. A test of signals or of a killed
+    parent needs a process of its own.
 
     Returns:
         The result in the form of `subprocess.run`. An exception that a real process would show as a traceback is

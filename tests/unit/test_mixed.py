@@ -113,7 +113,10 @@ def test_the_others_require_a_gradient_again_after_a_raise(error: type[BaseExcep
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        ("head.*", r"no parameter matches 'head\.\*', so there are not two groups: use Probing.* alone, or a pattern"),
+        (
+            "head.*",
+            r"no parameter matches 'head\.\*', so there are not two groups: use Probing.* alone, or a pattern",
+        ),
         ("*", r"every parameter matches '\*', so there are not two groups: use Reverse.* alone, or a pattern"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from test_cli import gradcost, inside
-from test_report_browser import Drawn, chromium, opened, seen
+from test_report_browser import Drawn, chromium, observed, opened
 
 __all__ = ["chromium"]
 
@@ -221,7 +221,7 @@ def test_the_page_draws_both_figures_without_a_network_or_a_complaint(chromium: 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
 def test_the_page_fits_a_phone_and_has_a_dark_side(chromium: str, page: Path, tmp_path: Path, width: int, dark: bool):
-    found = seen(chromium, page, tmp_path, width, dark)
+    found = observed(chromium, page, tmp_path, width, dark)
     assert found["problems"].strip() == ""
     assert found["width"] <= width
     assert found["before"] == found["again"] == 0

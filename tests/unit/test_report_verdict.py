@@ -116,10 +116,7 @@ def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, ex
 def test_the_verdict_of_a_whole_study(whole: Results):
     verdict = summary.verdict(whole)
     assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
-    assert (
-        "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory"
-        in verdict
-    )
+    assert "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory" in verdict
     assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
     assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in verdict
 

@@ -50,9 +50,13 @@ def call(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *more), cwd=folder, capture_output=True, text=True, timeout=600)
 
 
+def call_inside(folder: Path, *more: str, name: str = "small.py") -> subprocess.CompletedProcess[str]:
+    return inside("study", str(folder / name), *more, folder=folder)
+
+
 def refused(folder: Path, *more: str, name: str = "small.py") -> str:
     """Return the message of a study that is refused before anything runs."""
-    ran = inside("study", str(folder / name), *more, folder=folder)
+    ran = call_inside(folder, *more, name=name)
     assert ran.returncode == 2
     return ran.stderr
 
@@ -131,7 +135,7 @@ def assert_survives(
     tmp_path: Path, kills: int, longest: float, rates: tuple[float, ...], seeds: tuple[int, ...], steps: int
 ) -> None:
     write_study(tmp_path, rates, seeds, steps)
-    quiet = call(tmp_path, "-j", "2", "-o", "quiet")
+    quiet = call_inside(tmp_path, "-j", "2", "-o", "quiet")
     assert quiet.returncode == 0, quiet.stderr
     expected = finished(tmp_path / "quiet")
     assert len(expected) == 3 * (len(rates) + len(seeds))
@@ -164,7 +168,7 @@ def test_a_study_that_is_not_there_or_not_alone_is_refused(tmp_path: Path):
 
 def test_a_dry_run_runs_nothing(tmp_path: Path):
     write_study(tmp_path, (0.1, 0.2), (1,), 20)
-    shown = inside("study", "small.py", "--dry-run", "-o", "none", folder=tmp_path)
+    shown = call_inside(tmp_path, "--dry-run", "-o", "none")
     assert shown.returncode == 0
     assert "First 6 trials" in shown.stdout
     assert not (tmp_path / "none").exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_study import call, command, descendants, finished, kill, write_study
+from test_study import call, call_inside, command, descendants, finished, kill, write_study
 
 from gradcost import SGD, backprop
 from gradcost.results import ledger
@@ -58,7 +58,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_checkpoint(tmp_path: Path):
     """The task comes from the user's own file, too: a worker knows it before it is handed the trial."""
     (tmp_path / "small.py").write_text(OWN.format(steps=2000, trials=1))
-    assert call(tmp_path, "-j", "1", "-o", "quiet").returncode == 0
+    assert call_inside(tmp_path, "-j", "1", "-o", "quiet").returncode == 0
     running = subprocess.Popen(
         command(tmp_path, "-j", "1", "-o", "killed", "--every", "0.1"),
         cwd=tmp_path,
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
     shutil.copytree(tmp_path / "killed", damaged)
     (damaged / kept.relative_to(tmp_path / "killed")).write_bytes(kept.read_bytes()[:50])
     assert call(tmp_path, "-j", "1", "-o", "killed").returncode == 0
-    assert call(tmp_path, "-j", "1", "-o", "damaged").returncode == 0, "it begins anew"
+    assert call_inside(tmp_path, "-j", "1", "-o", "damaged").returncode == 0, "it begins anew"
     assert finished(tmp_path / "killed") == finished(damaged) == finished(tmp_path / "quiet")
 
 

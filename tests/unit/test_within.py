@@ -111,7 +111,7 @@ def test_a_budget_that_is_too_small_names_the_least_that_would_do():
     objection = Reverse(Within(least - 1)).objection(objective, batch)
     assert objection is not None
     assert f"{least - 1:,} bytes are fewer than any exact gradient of the whole batch needs here" in objection
-    assert f"the least is {least:,}, by nested recomputation" in objection
+    assert f"The least is {least:,} bytes, by nested checkpointing" in objection
     assert Reverse(Within(least)).objection(objective, batch) is None
     with pytest.raises(ValueError, match="the least is"):
         Reverse(Within(1000)).estimate(objective, batch, KEY)
