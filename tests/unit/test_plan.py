@@ -351,16 +351,16 @@ def test_a_batch_without_examples_is_a_sentence(batch: Any, what: str):
 
 
 @pytest.mark.parametrize("probes", [1, 2, 3, 5, 7])
-def test_the_second_moment_of_coordinates_is_the_mean_over_all_deals(probes: int):
+def test_the_second_moment_of_coordinates_is_the_mean_over_all_orders(probes: int):
     d = 3
     gradient = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     moments = []
     rounds = [list(itertools.permutations(range(d)))] * -(-probes // d)
-    for sample_without_replacement in itertools.product(*rounds):
-        dealt = [card for hand in sample_without_replacement for card in hand][:probes]
+    for orders in itertools.product(*rounds):
+        drawn = [index for order in orders for index in order][:probes]
         estimate = torch.zeros(d, dtype=torch.float64)
-        for card in dealt:
-            estimate[card] += d * gradient[card] / probes
+        for index in drawn:
+            estimate[index] += d * gradient[index] / probes
         moments.append(float(estimate.square().sum()))
     mean = sum(moments) / len(moments)
     expected = second_moment(Probing(Jvp(), Coordinates(), probes), d)
