@@ -61,6 +61,7 @@ def test_every_example_runs_and_prints_what_the_page_shows(
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):
         if match := FILE.match(block.text):
+            monkeypatch.delitem(sys.modules, Path(match[1]).stem, raising=False)  # another page's file of that name
             run_script(tmp_path / match[1], block)
         elif ">>> " in block.text:
             run_examples(page, block, vars(namespace))

@@ -1,4 +1,4 @@
-"""Find every module that forward mode cannot differentiate, not only the first."""
+"""Find all modules that forward-mode differentiation does not support, not only the first."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from gradcost.slopes.slope import Jvp
 
 
 def blocked_modules(objective: Objective, batch: Any, key: Key) -> tuple[Blocked, ...]:
-    """Return each module with an operation that has no forward-mode rule, with its line of code and the reason.
+    """Return each module that fails in forward mode, with its line of code and the error message.
 
-    The search evaluates the loss with tangents until that succeeds:
+    The search evaluates the loss with tangents until nothing raises. After each failure:
 
-    - The innermost module that raises is recorded and replaced.
-    - The replacement returns the recorded outputs of a plain evaluation, with tangents of ones.
-    - The loss and the outermost module cannot be replaced: a failure there ends the search.
+    - It records the innermost module that raised, and replaces the forward of that module.
+    - The replacement returns the outputs of an evaluation without tangents, each with a tangent of ones.
+    - A failure in the loss or the outermost module ends the search, because neither can be replaced.
+    - A second failure in the same module ends the search too.
 
-    Cost: at most 2n + 1 forwards for n such modules.
+    Cost: at most 2n + 1 forwards if n modules fail.
     """
     modules = dict(objective.model.named_modules())
-    places: list[Blocked] = []
+    found: list[Blocked] = []
     with ExitStack() as replacements:
         replays: list[_Replay] = []
 
@@ -41,27 +42,27 @@ def blocked_modules(objective: Objective, batch: Any, key: Key) -> tuple[Blocked
                 replay.calls = 0
             return Jvp().measure(objective, batch, key, Rademacher(), [0])
 
-        while (place := first_blocked(objective.model, attempt)) is not None:
-            is_repeated = any(place.module == other.module for other in places)
+        while (blocked := first_blocked(objective.model, attempt)) is not None:
+            is_repeated = any(blocked.module == other.module for other in found)
             if not is_repeated:
-                places.append(place)
-            if is_repeated or not place.module:
+                found.append(blocked)
+            if is_repeated or not blocked.module:  # None: in the loss; "": in the outermost module
                 break
-            module = modules[place.module]
+            module = modules[blocked.module]
             replay = _Replay(module.forward, _outputs(objective, batch, key, module))
             replacements.enter_context(_replaced_forward(module, replay))
             replays.append(replay)
-    return tuple(places)
+    return tuple(found)
 
 
 class _Replay:
-    """A forward that returns recorded outputs with tangents inside forward mode, and runs as usual elsewhere."""
+    """Replaces `module.forward`: in forward mode, returns recorded outputs with tangents; otherwise, calls it."""
 
     def __init__(self, forward: Callable[..., Any], outputs: list[Any]) -> None:
         self.forward, self.outputs, self.calls = forward, outputs, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if forward_ad._current_level < 0:
+        if forward_ad._current_level < 0:  # not in forward mode
             return self.forward(*args, **kwargs)
         self.calls += 1
         return pytree.tree_map(_with_tangent, self.outputs[(self.calls - 1) % len(self.outputs)])
@@ -103,7 +104,7 @@ def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> l
 
 
 def uses_fused_attention(objective: Objective, batch: Any, key: Key) -> bool:
-    """Return whether the loss calls `scaled_dot_product_attention`, which a Jvp slope runs on the math kernel."""
+    """Return whether the loss calls `scaled_dot_product_attention`. A Jvp slope makes it use the math kernel."""
     with _AttentionDetector() as detector:
         objective.evaluate(batch, key)
     return detector.is_called

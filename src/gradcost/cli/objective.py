@@ -1,4 +1,4 @@
-"""From --task, --model and --data to an objective and a batch."""
+"""Make an objective and a batch from the options --task, --model and --data."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from gradcost.core.objective import Objective
 
 EXAMPLES = 8  # the default batch size
 
-Make = Callable[[Callable[[], Any]], Any]  # calls a factory
+Make = Callable[[Callable[[], Any]], Any]  # calls a model factory, for example on the meta device
 
 
 def refuse(other: str, **options: Any) -> None:
-    """Refuse options that describe --model where `other` describes it too."""
+    """Raise BadInput if any of the options is given: `other` excludes them."""
     for name, value in options.items():
         if value is not None:
-            raise BadInput(f"{name} belongs to --model, and {other} is given instead of it: leave one out.")
+            raise BadInput(f"{name} cannot be combined with {other}: leave one out.")
 
 
 def of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
     """Return the objective and the first batch of a task."""
-    subject = spec.task(task, model)[0]
+    instance = spec.task(task, model)[0]
     if batch is not None:
-        if "batch" not in getattr(type(subject), "__dataclass_fields__", {}):
+        if "batch" not in getattr(type(instance), "__dataclass_fields__", {}):
             raise BadInput(f"{task} has a fixed batch size: leave --batch out.")
-        subject = replace(subject, batch=batch)
-    return subject.objective(Key(0)), subject.batch_at(Key(0), 0)
+        instance = replace(instance, batch=batch)
+    return instance.objective(Key(0)), instance.batch_at(Key(0), 0)
 
 
 def of_model(
@@ -48,7 +48,7 @@ def of_model(
     lora: int | None = None,
     chunks: int | None = None,
 ) -> tuple[Objective, Any]:
-    """Return the objective and the batch that --model and --data stand for."""
+    """Return the objective of --model and a batch: from --data, or random tokens for a model of transformers."""
     from gradcost.integrations import transformers
 
     examples = EXAMPLES if batch is None else batch
@@ -58,20 +58,20 @@ def of_model(
         module, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
     else:
         module, loss = _from_factory(model, dtype, make)
-    # The library is asked only about its own models: it may not be installed.
-    known = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
-    if not known:
+    # transformers may not be installed: `is_model` imports it, so call it only for classes of transformers.
+    is_transformers = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
+    if not is_transformers:
         options = {"--length": length, "--lora": lora, "--chunks": chunks}
         for name in (name for name, value in options.items() if value is not None):
-            raise BadInput(f"{name} is for models of transformers, and {model} gives {type(module).__name__}.")
+            raise BadInput(f"{name} is for models of transformers, but {model} returns a {type(module).__name__}.")
     if lora is not None:
         module = transformers.with_lora(module, lora)
     if data is not None:
         return Objective(module, loss or _cross_entropy), _batch_of(data, examples)
-    if not known:
+    if not is_transformers:
         raise BadInput(
-            f"{model} gives {type(module).__name__}, and there is no data for it: add --data FILE.py:FUNCTION, where "
-            "FUNCTION(batch size) returns a batch (x, y)."
+            f"{model} returns a {type(module).__name__}, which needs data: add --data FILE.py:FUNCTION, where "
+            "FUNCTION(batch_size) returns a batch (x, y)."
         )
     objective, tokens = transformers.objective(module, examples, length, chunks)
     return (objective if loss is None else Objective(module, loss)), tokens
@@ -83,11 +83,11 @@ def _is_from(library: str, module: nn.Module) -> bool:
 
 
 def without_numbers(factory: Callable[[], Any]) -> Any:
-    """Call a factory on the meta device, or normally if it needs numbers."""
+    """Call a factory on the meta device, without memory for weights; if that fails, call it normally."""
     try:
         with torch.device("meta"):
             return factory()
-    except Exception:  # another cause raises again in the second call
+    except Exception:  # if the meta device is not the cause, the second call raises too
         return factory()
 
 
@@ -101,8 +101,8 @@ def _from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.
     module, loss = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
         raise BadInput(
-            f"{text} returned {type(made).__name__}: a factory returns a torch.nn.Module, or a module and its "
-            "loss(model, batch)."
+            f"{text} returned {type(made).__name__}: a factory returns a torch.nn.Module or a tuple (module, loss), "
+            "where loss(model, batch) is a function."
         )
     return (module if dtype is None else module.to(dtype)), loss
 
@@ -112,7 +112,7 @@ def _batch_of(text: str, examples: int) -> Any:
     try:
         inspect.signature(function).bind(examples)
     except TypeError as error:
-        raise BadInput(f"{text} is called with the batch size alone, and it takes others: {error}.") from None
+        raise BadInput(f"{text} is called with the batch size alone, but its arguments differ: {error}.") from None
     except ValueError:
         pass  # a builtin without a signature
     try:
@@ -126,8 +126,8 @@ def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
 
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise BadInput(
-            f"--data gave {type(batch).__name__}: without a loss from the factory, a module is trained on (x, y) by "
-            "cross-entropy. Let the factory return (model, loss) for anything else."
+            f"--data returned {type(batch).__name__}, but a module without its own loss is trained on (x, y) with "
+            "cross-entropy. Return (x, y) from --data, or (module, loss) from the --model factory."
         )
     return cross_entropy(model, Batch(*batch))
 

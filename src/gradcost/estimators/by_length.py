@@ -22,14 +22,14 @@ from gradcost.estimators.probing import replayed
 
 
 class Lengths(NamedTuple):
-    """The states of the two estimators."""
+    """The state of `ByLength`: the states of its two estimators."""
 
     short: State | None
     long: State | None
 
 
 class _Groups(NamedTuple):
-    """The short and the long examples of a batch (None if there are none), and the share that is long."""
+    """The short and the long examples of a batch (None if there are none), and the share of long examples."""
 
     short: Any
     long: Any
@@ -40,17 +40,19 @@ class _Groups(NamedTuple):
 class ByLength(Estimator):
     """g = weight * g_long + (1 - weight) * g_short: one estimator for long examples, another for short ones.
 
-    Examples with more than `longest` tokens are long. If all examples of a batch are of one kind, that kind's
-    gradient has weight 1. The length is the row sum of `attention_mask` (0 or 1; dimension 0: examples, 1: tokens).
-    Each group drops the columns that none of its examples uses, so backprop of the short examples saves no more than
-    they need. Every tensor whose first two dimensions are those of the mask is cut with it.
+    An example is long if it has more than `longest` tokens: its row sum in batch["attention_mask"], a tensor of zeros
+    and ones of shape (examples, tokens). If all examples of a batch are long, or all short, g is their gradient.
+
+    Memory: the estimators get the two groups without columns at either end that are padding in the whole group. Every
+    tensor that starts with the mask's two dimensions loses these columns. So backprop of the short examples does not
+    save activations for the padding that only long examples need.
 
     Law: if both estimators are unbiased, E g is the gradient of
     weight * (mean loss of the long examples) + (1 - weight) * (mean loss of the short examples).
     That is the gradient of the batch's mean loss only if `weight` is the share of long examples.
 
     `Estimate.loss` is the mean loss of the batch; `Estimate.slopes` are those of `long`. If the gradient of the long
-    examples is seeded, `stream` never holds a dense gradient.
+    examples is `Seeded` (seeds of directions, and coefficients), `stream` never holds a whole gradient.
 
     Args:
         short: the estimator for examples of at most `longest` tokens.
@@ -60,8 +62,8 @@ class ByLength(Estimator):
     Raises:
         BadInput: longest < 1, or weight is not in [0, 1].
         Unsupported: a batch has no attention mask.
-    Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches from two halves of the data;
-        here each batch is divided.
+    Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches from two parts of the data.
+        `ByLength` divides each batch instead.
     """
 
     short: Estimator
@@ -71,13 +73,15 @@ class ByLength(Estimator):
 
     def __post_init__(self) -> None:
         if self.longest < 1:
-            raise BadInput(f"longest is the most tokens of a short example, 1 or more, not {self.longest!r}.")
+            raise BadInput(f"longest, the most tokens of a short example, must be 1 or more, not {self.longest!r}.")
         if not 0 <= self.weight <= 1:
-            raise BadInput(f"weight is the weight of the long examples' gradient, 0 to 1, not {self.weight!r}.")
+            raise BadInput(
+                f"weight, the factor of the long examples' gradient, must be between 0 and 1, not {self.weight!r}."
+            )
 
     @property
     def facts(self) -> Facts:
-        return Facts()  # its mean is the gradient of a weighted loss, not of the batch's mean loss
+        return Facts()  # not unbiased: E g is the gradient of a weighted loss, not of the batch's mean loss
 
     def init(self, objective: Objective) -> Lengths | None:
         return _lengths(self.short.init(objective), self.long.init(objective))
@@ -85,33 +89,33 @@ class ByLength(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         before, groups = state or Lengths(None, None), self._divided(batch)
         if groups.short is None or groups.long is None:
-            return self._of_one(objective, groups, key, before, None)
+            return self._of_single_group(objective, groups, key, before, None)
         long = self.long.estimate(objective, groups.long, key, before.long)
         short = self.short.estimate(objective, groups.short, key, before.short)
         gradient = Sum(objective, (long.gradient, short.gradient), (self.weight, 1 - self.weight))
         state = _lengths(short.state, long.state)
-        return Estimate(_mean(long, short, groups.share), gradient, long.slopes, state, long.clipped)
+        return Estimate(_mean_loss(long, short, groups.share), gradient, long.slopes, state, long.clipped)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
         before, groups = state or Lengths(None, None), self._divided(batch)
         if groups.short is None or groups.long is None:
-            return self._of_one(objective, groups, key, before, use)
+            return self._of_single_group(objective, groups, key, before, use)
         long = self.long.estimate(objective, groups.long, key, before.long)
-        if not isinstance(long.gradient, Seeded):
+        if not isinstance(long.gradient, Seeded):  # compute the whole gradient, then pass it on by parameter
             return replayed(self.estimate(objective, batch, key, state), use)
         seeded, leaves = long.gradient, {leaf.name: leaf for leaf in objective.leaves}
 
-        def add(name: str, gradient: Tensor) -> None:
-            total = combination(seeded.directions, leaves[name], seeded.seeds, seeded.coefficients)
-            use(name, gradient.mul_(1 - self.weight).add_(total.mul_(self.weight)))
+        def use_sum(name: str, short_gradient: Tensor) -> None:
+            long_gradient = combination(seeded.directions, leaves[name], seeded.seeds, seeded.coefficients)
+            use(name, short_gradient.mul_(1 - self.weight).add_(long_gradient.mul_(self.weight)))
 
-        short = self.short.stream(objective, groups.short, key, add, before.short)
+        short = self.short.stream(objective, groups.short, key, use_sum, before.short)
         message = seeded.nbytes + short.gradient.message_nbytes
         state = _lengths(short.state, long.state)
         streamed = Streamed(objective, message)
-        return Estimate(_mean(long, short, groups.share), streamed, long.slopes, state, long.clipped)
+        return Estimate(_mean_loss(long, short, groups.share), streamed, long.slopes, state, long.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         mask = _mask(batch)
@@ -123,10 +127,10 @@ class ByLength(Estimator):
             objective, whole if groups.short is None else groups.short
         ) or self.long.objection(objective, whole if groups.long is None else groups.long)
 
-    def _of_one(
+    def _of_single_group(
         self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: LeafConsumer | None
     ) -> Estimate:
-        """The estimate on a batch of one kind; the state of the other estimator stays as it is."""
+        """Return the estimate of a batch that is all short or all long. The other estimator keeps its state."""
         estimator, group, state = (
             (self.long, groups.long, before.long)
             if groups.short is None
@@ -143,13 +147,13 @@ class ByLength(Estimator):
         mask = _mask(batch)
         if isinstance(mask, str):
             raise Unsupported(mask)
-        long = mask.sum(1) > self.longest
-        short, rest = (_part(plain(batch), mask, np.flatnonzero(rows).tolist()) for rows in (~long, long))
-        return _Groups(short, rest, float(long.mean()))
+        is_long = mask.sum(1) > self.longest
+        short, long = (_part(plain(batch), mask, np.flatnonzero(rows).tolist()) for rows in (~is_long, is_long))
+        return _Groups(short, long, float(is_long.mean()))
 
 
 def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[str, Any] | None:
-    """These examples, without the columns that none of them uses, on whichever side the padding is."""
+    """Return these examples (None for no rows), without columns at either end that are padding in all of them."""
     if not rows:
         return None
     used = np.flatnonzero(mask[rows].any(0)).tolist() or [0]
@@ -165,23 +169,23 @@ def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[s
 
 
 def _mask(batch: Any) -> np.ndarray | str:
-    """The attention mask as booleans, or why there is none."""
+    """Return the attention mask as booleans, or a message that explains why it is not available."""
     found = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(found, Tensor) or found.ndim != 2:
         return (
             "ByLength takes the lengths from an attention mask, and this batch has none: use a dictionary with "
-            '"attention_mask" (one row per example, one column per token), or the estimator for short examples alone.'
+            '"attention_mask", of shape (examples, tokens), or use the estimator for short examples alone.'
         )
-    mask = known(found)
+    mask = known(found)  # None: a fake tensor without values
     if mask is None:
         return (
             "a forecast of ByLength needs the values of the attention mask: use an integer or boolean mask on the "
-            "CPU, or measure a step with `gradcost.measure`."
+            "CPU, or measure a real step with `gradcost.measure`."
         )
     return np.asarray(mask.tolist()) != 0
 
 
-def _mean(long: Estimate, short: Estimate, share: float) -> Tensor:
+def _mean_loss(long: Estimate, short: Estimate, share: float) -> Tensor:
     return share * long.loss + (1 - share) * short.loss
 
 

@@ -28,7 +28,8 @@ Work = Callable[[], object]
 class TrainingStep:
     """A function to measure: each call is one training step on one batch, and trains the model.
 
-    `Bytes` reports the purpose of all its memory. After the warm-up of `measure` the optimizer has its state.
+    `Bytes` also counts the batch and the optimizer's state of a `TrainingStep`. The optimizer makes its state in the
+    warm-up of `measure`.
 
     Args:
         objective: the model and the loss.
@@ -36,7 +37,7 @@ class TrainingStep:
         estimator: the gradient estimator.
         optimizer: the optimizer; None computes estimates and moves no weight.
     Raises:
-        Unsupported: the estimator's objection.
+        Unsupported: the estimator does not support this model or batch; the message names the cause.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class TrainingStep:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """The readings of all instruments. A field without an instrument is None. str() prints a table.
+    """The readings of all instruments. str() returns a table. A field is None if its instrument did not run.
 
     Args:
-        memory: from `Bytes`: peak memory of the tensors, by purpose, and where it was reached.
-        standing: bytes of `memory` that were allocated before the run.
+        memory: from `Bytes`: peak memory of the tensors, its breakdown by purpose, and the operator that reached it.
+        standing: from `Bytes`: bytes of `memory` that were allocated before the run; 0 without `Bytes`.
         counts: from `Operations`: FLOPs, matrix products and bytes moved.
         timing: from `Seconds`: milliseconds of every run.
-        allocated: from `Allocator`: peak bytes requested from torch's allocator, beyond those before the run.
+        allocated: from `Allocator`: peak bytes requested from torch's allocator, without those from before the run.
     """
 
     memory: Memory | None = None
@@ -73,7 +74,7 @@ class Measurement:
 
     @property
     def seen(self) -> float | None:
-        """Return the tracker's peak as a share of the allocator's, both beyond the bytes allocated before the run."""
+        """Return the tracker's peak / the allocator's peak, without the bytes from before the run, or None."""
         if self.memory is None or self.allocated is None or not self.allocated.peak:
             return None
         return (self.memory.peak - self.standing) / self.allocated.peak
@@ -110,13 +111,14 @@ class Instrument(ABC):
 class Bytes(Instrument):
     """Reads the peak memory of the tensors in one run (`MemoryTracker`), by purpose, and where it is reached.
 
-    A `TrainingStep` supplies model, inputs, device and the optimizer's state. Other tensors allocated before the run
-    do not count.
+    Tensors allocated before the run count only if they belong to the model, the inputs or a `TrainingStep`.
 
     Args:
-        model: the model whose parameters and buffers count, and whose modules are named.
-        inputs: the batch, any pytree; its tensors count.
-        device: the type of device whose memory is tracked. None: the one of the `TrainingStep`, else "cpu".
+        model: its parameters and buffers count, and the reading names its modules. None: the model of the
+            `TrainingStep`; none for another function.
+        inputs: the batch, any pytree; its tensors count. The batch of a `TrainingStep` is added.
+        device: the type of device whose memory is tracked. None: the device of the `TrainingStep`; "cpu" for
+            another function.
     """
 
     model: nn.Module | None = None
@@ -142,7 +144,7 @@ class Operations(Instrument):
     """Reads FLOPs, matrix products and bytes moved of one run (`OpCounter`).
 
     Args:
-        model: the model whose modules are named. None: the one of the `TrainingStep`, if it is one.
+        model: the reading names its modules. None: the model of the `TrainingStep`; none for another function.
     """
 
     model: nn.Module | None = None
@@ -159,7 +161,7 @@ class Seconds(Instrument):
     """Reads the time of a run (`time_steps`), with torch's current number of threads.
 
     Args:
-        samples: least number of timed runs.
+        samples: minimum number of timed runs.
     """
 
     samples: int = 30
@@ -170,10 +172,10 @@ class Seconds(Instrument):
 
 @value
 class Allocator(Instrument):
-    """Reads the peak memory from torch's allocator (`allocated`). Unlike `Bytes` it sees workspaces inside kernels.
+    """Reads the peak memory from torch's allocator (`allocated`), with the kernel workspaces that `Bytes` omits.
 
     Args:
-        device: the device whose allocator is read. None: the one of the `TrainingStep`, else "cpu".
+        device: read the allocator of this device. None: the device of the `TrainingStep`; "cpu" for another function.
     """
 
     device: str | None = None
@@ -216,9 +218,9 @@ def time_step(objective: Objective, batch: Any, estimator: Estimator, optimizer:
         estimator: the gradient estimator.
         optimizer: the optimizer.
     Returns:
-        Timing(samples, others, first), in milliseconds.
+        Timing: the milliseconds of every step, and their median and quartiles.
     Raises:
-        Unsupported: the estimator's objection.
+        Unsupported: the estimator does not support this model or batch; the message names the cause.
     """
     return time_steps(TrainingStep(objective, batch, estimator, optimizer))
 
@@ -237,7 +239,7 @@ def _memory_lines(memory: Memory) -> list[str]:
 
 def _count_lines(counts: Counts) -> list[str]:
     lines = [
-        f"{counts.flops:,} FLOPs of products and {counts.elementwise:,} element-wise, {counts.matmuls:,} matmuls",
+        f"{counts.flops:,} FLOPs of products, {counts.elementwise:,} element-wise FLOPs, {counts.matmuls:,} matmuls",
         f"{counts.moved:,} bytes moved, {counts.drawn:,} random numbers added to weights",
     ]
     if counts.uncounted:
@@ -247,15 +249,15 @@ def _count_lines(counts: Counts) -> list[str]:
 
 def _timing_lines(timing: Timing) -> list[str]:
     low, high = timing.quartiles
-    lines = [f"{timing.median:.3f} ms, the middle half {low:.3f} to {high:.3f}, of {len(timing.samples)} runs"]
+    lines = [f"{timing.median:.3f} ms median, quartiles {low:.3f} and {high:.3f}, {len(timing.samples)} runs"]
     return lines if timing.doubt is None else [*lines, f"doubtful: {timing.doubt}"]
 
 
 def _allocator_lines(allocated: Allocated, seen: float | None) -> list[str]:
-    share = "" if seen is None else f"; the tracker counts {100 * seen:.2f}% of them"
-    lines = [f"{allocated.peak:,} bytes at the peak, beyond those allocated before{share}"]
+    share = "" if seen is None else f"; the tracker counts {100 * seen:.2f}% of these"
+    lines = [f"{allocated.peak:,} bytes at the peak, beyond the bytes before the run{share}"]
     if allocated.reserved is not None:
         lines.append(
-            f"{allocated.allocated:,} after rounding to blocks; {allocated.reserved:,} of the device reserved"
+            f"{allocated.allocated:,} after rounding to blocks; {allocated.reserved:,} reserved on the device"
         )
     return lines + [f"{size:>20,} of them within {name}" for name, size in allocated.inside.items()]

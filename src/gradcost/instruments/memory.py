@@ -1,4 +1,4 @@
-"""Track the storages that torch operators allocate, until they are freed, and the purpose of each."""
+"""Track each storage that a torch operator allocates, from allocation to free, with its purpose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Purpose = Literal[
     "temporaries",
 ]  # fmt: skip
 PURPOSES: tuple[Purpose, ...] = Purpose.__args__  # pyright: ignore[reportAttributeAccessIssue]
-STANDING: tuple[Purpose, ...] = ("parameters", "buffers", "inputs")
+STANDING: tuple[Purpose, ...] = ("parameters", "buffers", "inputs")  # not counted by `Memory.beyond`
+# Tags of `core.memory_events`. "noise" and "shifted": parameters plus random directions.
 _PURPOSE_OF_TAG: dict[str, Purpose] = {
     "gradients": "gradients",
     "tangents": "tangents and noise",
@@ -33,7 +34,7 @@ _PURPOSE_OF_TAG: dict[str, Purpose] = {
     "saved": "saved activations",
 }
 _ADD = torch.ops.aten.add.Tensor
-# Of several purposes of one storage the first in this order holds.
+# A storage with several purposes counts under the one that comes first here.
 _PRECEDENCE: tuple[Purpose, ...] = (
     *STANDING,
     "optimizer state",
@@ -53,7 +54,7 @@ class Memory:
         peak: the most bytes allocated at once.
         breakdown: bytes by purpose, at the peak.
         operator: the torch operator that reached the peak; "" if none did.
-        module: the module in whose forward or backward pass it ran; "" outside of all.
+        module: the module whose forward or backward pass ran the operator; "" if none.
         timeline: bytes allocated after each allocation, resize or free of a storage.
     """
 
@@ -70,11 +71,11 @@ class Memory:
 
 
 def round_up(size: int, block: int) -> int:
-    """Return the least multiple of `block` that is at least `size`: what an allocator with such blocks takes.
+    """Return the least multiple of `block` that is at least `size`.
 
     Args:
         size: bytes.
-        block: bytes of an allocator's block; 1 rounds nothing.
+        block: block size of the allocator, in bytes; 1 for no rounding.
     Returns:
         Bytes.
     """
@@ -82,7 +83,7 @@ def round_up(size: int, block: int) -> int:
 
 
 class _Storage:
-    """One storage: its current bytes and its purpose, whether it holds tangents, whether it is on another device."""
+    """One storage: its current bytes, its purpose, and whether it holds tangents or was moved to another device."""
 
     __slots__ = ("elsewhere", "purpose", "size", "tangent")
 
@@ -100,20 +101,20 @@ class _Storage:
 class MemoryTracker(TorchDispatchMode):
     """Tracks every storage that an operator allocates inside `followed()`; `memory()` returns the peak.
 
-    Law: a storage counts once, however many tensors view it, until the last one is freed. Purposes are assigned after
-    the run, so a tensor that becomes a gradient counts as one from its allocation. Fake tensors count as real ones.
+    Law: a storage counts once, however many tensors view it, until the last of them is freed. The breakdown uses the
+    final purpose: a tensor that becomes a gradient counts as one from its allocation. Fake tensors count too.
 
     Not counted:
 
     - storages on another type of device;
-    - autograd's zero tensors without memory;
-    - storages that existed before and are not registered;
+    - autograd's zero tensors (`torch._efficientzerotensor`), which have no memory;
+    - storages allocated before `followed()` and not registered;
     - workspaces inside kernels (`allocator` counts them).
 
     Args:
-        model: the model whose parameters and buffers are registered, and whose modules are named.
+        model: its parameters and buffers are registered; `Memory.module` names one of its modules.
         device: the type of device whose memory is tracked.
-        block: sizes are rounded up to a multiple of it; CUDA's allocator has blocks of 512 bytes.
+        block: each size is rounded up to a multiple of these bytes; CUDA's allocator uses 512.
     """
 
     def __init__(self, model: nn.Module, device: str = "cpu", block: int = 1) -> None:
@@ -121,17 +122,17 @@ class MemoryTracker(TorchDispatchMode):
         self.device, self.block = device, block
         self.modules = ModuleTracker(model)
         self._model = model
-        self._storages: dict[int, _Storage | None] = {}  # None: existed before tracking; not counted
+        self._storages: dict[int, _Storage | None] = {}  # by address; None: from before tracking, not counted
         self._events: list[tuple[_Storage, int]] = []
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
         self.register("parameters", model.parameters())
         self.register("buffers", model.buffers())
 
     def register(self, purpose: Purpose, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that exist already.
+        """Count tensors that were allocated before `followed()`.
 
         Args:
-            purpose: what they are for.
+            purpose: the purpose of the tensors.
             tensors: the tensors.
         """
         for tensor in tensors:
@@ -174,7 +175,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @property
     def standing(self) -> int:
-        """Return the bytes registered, before any operator is tracked."""
+        """Return the registered bytes. Call it before `followed()`; later it returns the bytes allocated now."""
         return sum(size for _, size in self._events)
 
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
@@ -192,7 +193,7 @@ class MemoryTracker(TorchDispatchMode):
         inputs = tensors((args, kwargs))
         for tensor in inputs:
             if self._counts(tensor):
-                self._add(tensor.untyped_storage(), None)
+                self._add(tensor.untyped_storage(), None)  # if new, it existed before tracking
         if func is _ADD and not kwargs and _is_accumulation(*args):
             out = args[0].add_(args[1])
         else:
@@ -217,7 +218,7 @@ class MemoryTracker(TorchDispatchMode):
             self._storages[untyped._cdata] = storage
 
     def _follow(self, untyped: torch.UntypedStorage, operator: str) -> _Storage:
-        """Record a storage or its new size. A storage that existed before tracking stays uncounted."""
+        """Record a new storage or a new size, and return it. A storage from before tracking stays uncounted."""
         self._add(untyped, _Storage())
         storage = self._storages[untyped._cdata]
         if storage is None:
@@ -229,14 +230,14 @@ class MemoryTracker(TorchDispatchMode):
             storage.size = size
         return storage
 
-    def _free(self, name: int) -> None:
-        storage = self._storages.pop(name, None)
+    def _free(self, address: int) -> None:
+        storage = self._storages.pop(address, None)
         if storage is not None:
             self._events.append((storage, -storage.size))
 
     def _tag_saved(self, tensor: Tensor) -> Tensor:
         self.on_tag("saved", tensor)
-        return tensor.detach()  # the tensor itself would hold its graph: a reference cycle
+        return tensor.detach()  # saving the tensor itself would keep its graph in memory: a reference cycle
 
     @contextmanager
     def _gradients_tagged(self) -> Iterator[None]:
@@ -271,14 +272,15 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def _is_accumulation(old: Any, new: Any) -> bool:
-    """Return True if autograd adds a gradient to one without other owners.
+    """Return True if autograd adds a gradient to `old`, which nothing else references.
 
-    Autograd then adds in place, but not under a dispatch mode (torch's `can_accumulate_inplace`). Four owners are
-    autograd's buffer, the call's arguments, this function's arguments and the Python wrapper.
+    Autograd would add in place here (torch's `can_accumulate_inplace`), but it does not under a dispatch mode. The
+    tracker then does, to count the true memory. `old` has at most four references: autograd's buffer, the call's
+    arguments, this function's arguments and the Python wrapper.
     """
     if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
         return False
     if not (isinstance(old, Tensor) and isinstance(new, Tensor)) or (old.shape, old.dtype) != (new.shape, new.dtype):
         return False
-    unshared = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # its tensor and this query
+    unshared = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # the tensor and this call
     return unshared and old._use_count() <= 4 and old.is_contiguous()  # type: ignore[attr-defined]

@@ -5,13 +5,14 @@ The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random num
   - Key: the 64-bit seed.
   - Block b of a stream: the output at the counter (b mod 2^32, b div 2^32, 0, 0).
   - Rademacher stream: 128 signs per block; element i is bit i mod 32 of word (i div 32) mod 4.
-  - Gaussian stream: four normals per block (Box and Muller 1958, on words 0, 1 and 2, 3).
+  - Gaussian stream: four normals per block (Box and Muller 1958), two from words 0 and 1, two from words 2 and 3.
 
-So an element does not depend on the chunking, the order of the chunks, the thread or the device.
+An element does not depend on the thread, the device, or how a stream is divided into chunks.
 
-Both streams are defined in float32 by additions, multiplications, one square root and integer operations, each
-rounded once. The logarithm and the sine are polynomials (Cephes, Moshier 1992). Hence these torch operations, on any
-device, and the compiled pass of `fused` agree to the last bit.
+Both streams give the same bits on every device, here and in the compiled kernel of `fused`, for two reasons:
+
+  - They use only integer operations and float32 additions, multiplications and square roots, each rounded once.
+  - The logarithm, sine and cosine are polynomials (Cephes, Moshier 1992).
 """
 
 from __future__ import annotations
@@ -25,25 +26,26 @@ from torch import Tensor
 from gradcost.core.value import value
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
 PHILOX_ROUNDS = 10
 
 # Cephes logf, sinf and cosf: coefficients from the highest power down.
 LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
 LOG += (-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
-LN2 = (0.693359375, -2.12194440e-4)
+LN2 = (0.693359375, -2.12194440e-4)  # high and low part: their sum is ln 2
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-ANGLE = 6.283185307179586 / 2**32
+ANGLE = 6.283185307179586 / 2**32  # radians per unit of a 32-bit word: 2^32 is a full turn
 
-_MASK = 0xFFFFFFFF
+_MASK = 0xFFFFFFFF  # the low 32 bits
+_HALF_SQRT2_BITS = 0x3F3504F3  # the float32 sqrt(2) / 2, read as an integer
 
 
 class Stream(ABC):
     """A distribution of float32 numbers with mean 0 and variance 1, addressed by (seed, index)."""
 
     per_block: int  # elements per block
-    workspace: int  # peak bytes per block inside `reference`, its result included
+    workspace: int  # peak bytes that `reference` allocates per block, its result included
 
     @abstractmethod
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
@@ -91,7 +93,7 @@ def philox(seed: int, first_block: int, blocks: int, device: torch.device | str 
 
 
 def philox_at(counter: Tensor, seed: int) -> list[Tensor]:
-    """Return the four 32-bit words of the blocks whose numbers (int64) are given."""
+    """Return the four 32-bit words of each block; `counter`: the numbers of the blocks, int64."""
     zero = torch.zeros_like(counter)
     return philox_rounds([counter & _MASK, counter >> 32, zero, zero], (seed & _MASK, seed >> 32))
 
@@ -101,7 +103,7 @@ def philox_rounds(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(PHILOX_ROUNDS):
-        # An int64 product wraps modulo 2^64, and a right shift extends its sign: the mask removes the extension.
+        # int64 products wrap modulo 2^64. A right shift copies the sign bit; the mask removes the copies.
         p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -132,17 +134,19 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return two independent normals from two uniform 32-bit words."""
     uniform = (first.to(torch.float32) + 0.5) * 2.0**-32
     bits = uniform.view(torch.int32)
-    # uniform = mantissa * 2^exponent with the mantissa in [0.5 sqrt 2, sqrt 2)
-    exponent = ((bits - 0x3F3504F3) >> 23).to(torch.float32)
-    mantissa = (bits - (((bits - 0x3F3504F3) >> 23) << 23)).view(torch.float32)
+    # uniform = mantissa * 2^exponent, mantissa in [sqrt(2)/2, sqrt(2))
+    exponent = ((bits - _HALF_SQRT2_BITS) >> 23).to(torch.float32)
+    mantissa = (bits - (((bits - _HALF_SQRT2_BITS) >> 23) << 23)).view(torch.float32)
     f = mantissa - 1.0
     square = f * f
+    # log(uniform) = log(1 + f) + exponent * ln 2, in the order of additions of Cephes logf
     log = f * (square * _horner(f, LOG)) + exponent * LN2[1] - square * 0.5 + f + exponent * LN2[0]
-    # torch's float32 square root may be one ulp off (vendor libraries); float64, rounded, is exact.
+    # torch's float32 square root may be one ulp off (vendor libraries). Computed in float64, it rounds correctly.
     radius = torch.sqrt((log * -2.0).to(torch.float64)).to(torch.float32)
 
+    # second = quadrant * 2^30 + offset, offset in [-2^29, 2^29). The last eighth of a turn belongs to quadrant 0.
     quadrant = ((second + (1 << 29)) & _MASK) >> 30
-    offset = second - (quadrant << 30)  # in [-2^29, 2^29), except that the last quadrant wraps into the first
+    offset = second - (quadrant << 30)
     offset = torch.where(offset > (1 << 29), offset - (1 << 32), offset)
     sine, cosine = sine_and_cosine(offset.to(torch.float32) * ANGLE)
     odd = (quadrant & 1) == 1

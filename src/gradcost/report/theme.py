@@ -1,4 +1,4 @@
-"""What all figures share: the colour and shape of each method, axis ticks, the frame, and phrases of the captions."""
+"""Parts shared by all figures: colour and shape of each method, axis ticks, frame and phrases for captions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gradcost.results.records import Results
 from gradcost.results.summary import summarise
 from gradcost.results.wording import count, listed
 
-HEIGHT = 250
-NEUTRAL = "#888888"  # rules and numbers that belong to no method, visible on light and dark backgrounds
-FADED = 0.1
+HEIGHT = 250  # of a figure, in pixels
+NEUTRAL = "#888888"  # lines and numbers that belong to no method; visible on light and dark backgrounds
+FADED = 0.1  # opacity of methods out of focus
+# Vega expression for the labels of an axis of bytes: 1.5 KiB, 2 MiB.
 BYTES = " : ".join(
     [
         *(
@@ -38,11 +39,11 @@ SHAPES = (
     "M-.55,-.95H.55L1.1,0L.55,.95H-.55L-1.1,0Z",  # hexagon
     "M-.95,-.9H.95L-.95,.9H.95Z",  # hourglass
 )
-CROSS = "M-.8,-.8L.8,.8M-.8,.8L.8,-.8"
+CROSS = "M-.8,-.8L.8,.8M-.8,.8L.8,-.8"  # a diverged run
 
-# Levels of tick density, coarse to fine: a stride in powers of the base, and the multiples of each power.
-_TWOS = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 1.5)), (1, (1, 1.25, 1.5, 1.75)))
-_TENS = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 3)), (1, (1, 2, 5)), (1, (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
+# Candidate ticks, coarse to fine. (s, multiples): every s-th power of the base, times each of the multiples.
+_TICKS_OF_TWO = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 1.5)), (1, (1, 1.25, 1.5, 1.75)))
+_TICKS_OF_TEN = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 3)), (1, (1, 2, 5)), (1, (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def marks(methods: Sequence[str]) -> dict[str, Mark]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure.
+    """A figure of a report: a Vega-Lite specification with its title and caption.
 
     Args:
-        name: name of its files and of its element in the page.
-        title: its title.
-        caption: what it shows, the number of seeds, the kind of interval and the protocol.
+        name: name of the image files and of the HTML element.
+        title: the title.
+        caption: the content, the number of seeds, the kind of interval and the protocol.
         spec: the Vega-Lite specification.
     """
 
@@ -77,11 +78,13 @@ class Figure:
 
 
 class Theme:
-    """How methods are drawn. Every figure has a parameter `focus`: the label of a method, or an empty text.
+    """Makes figures that draw each method in its colour and shape.
+
+    Every figure has a Vega parameter `focus`: the label of the method to highlight, or "" for none.
 
     Args:
-        methods: labels of the methods drawn.
-        drawn: mark of each method.
+        methods: labels of the methods in the figure.
+        drawn: the mark of each method (`marks`).
     """
 
     def __init__(self, methods: Sequence[str], drawn: Mapping[str, Mark]) -> None:
@@ -107,11 +110,11 @@ class Theme:
         return self.alt.condition("focus == '' || datum.method == focus", value(full), value(min(faded, full)))
 
     def tip(self, name: str, form: str, title: str | None = None) -> Any:
-        """Return a line of a tooltip: the number `name` in d3's format `form`."""
+        """Return one line of a tooltip: the field `name` as a number in d3's format `form`."""
         return self.alt.Tooltip(f"{name}:Q", title=title or name, format=form)
 
     def figure(self, name: str, title: str, caption: str, layers: list[Any], height: int = HEIGHT) -> Figure:
-        """Return the figure of `layers`, as wide as its container."""
+        """Return a figure that overlays `layers` and is as wide as its HTML container."""
         framed = self.alt.layer(*layers).properties(width="container", height=height)
         framed = framed.add_params(self.alt.param(name="focus", value=""))
         framed = framed.configure_view(stroke=None)
@@ -126,17 +129,17 @@ def theme_of(results: Results) -> Theme:
 
 
 def powers_of_two(low: float, high: float) -> list[float]:
-    """Return ticks of a logarithmic axis of bytes: 8 KiB, 16 KiB, 32 KiB."""
-    return _ticks(low, high, 2, _TWOS)
+    """Return ticks for a logarithmic axis of bytes, such as 8, 16 and 32 KiB."""
+    return _ticks(low, high, 2, _TICKS_OF_TWO)
 
 
 def powers_of_ten(low: float, high: float) -> list[float]:
-    """Return ticks of a logarithmic axis of a loss or a learning rate: 0.001, 0.01, 0.1."""
-    return _ticks(low, high, 10, _TENS)
+    """Return ticks for a logarithmic axis of losses or learning rates, such as 0.001, 0.01 and 0.1."""
+    return _ticks(low, high, 10, _TICKS_OF_TEN)
 
 
 def _ticks(low: float, high: float, base: int, levels: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
-    """The coarsest level with three ticks in [low, high], or the finest."""
+    """Return the ticks of the coarsest level with three or more in [low, high]; if there is none, of the finest."""
     ticks: list[float] = []
     for stride, factors in levels:
         first = floor(floor(log(low, base)) / stride) * stride
@@ -148,7 +151,7 @@ def _ticks(low: float, high: float, base: int, levels: Sequence[tuple[int, Seque
 
 
 def protocol(results: Results) -> str:
-    """Describe the runs: 5 seeds, 200 steps of batch 64, SGD at each method's tuned learning rate."""
+    """Return a sentence such as: 5 seeds, 200 steps of batch 64, SGD at each method's tuned learning rate."""
     study = results.study
     used = {run.optimizer.partition("(")[0] for run in results.trials if run.phase == "final"}
     tuned = any(run.phase == "tune" for run in results.trials)

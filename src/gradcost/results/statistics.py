@@ -1,7 +1,7 @@
-"""Statistics of few seeds: exact intervals and tests, and what so few seeds cannot show.
+"""Statistics for few seeds: exact confidence intervals, exact tests, and the smallest p-value that n seeds allow.
 
-A run that diverged is the worst result, never a missing one: -inf where more is better. Statistics that cannot take
-an infinite value use ranks instead, and no value is dropped.
+A diverged run has the worst value: -inf if higher is better, inf if lower is better. No run is dropped; `sign_flip`
+uses ranks when a value is infinite.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 
 from gradcost.core.errors import BadInput, require
 
-LEVEL = 0.95
-FLIPS = 20  # pairs up to which the test enumerates all sign vectors: 2^20 of them
+LEVEL = 0.95  # default confidence of intervals
+_EXACT_PAIRS = 20  # `sign_flip` enumerates all 2^n sign vectors up to this n
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A median over `n` values, and the interval [low, high].
+    """The median of `n` values with its confidence interval [low, high].
 
-    confidence: the probability that an interval made like this covers the median of the distribution.
+    confidence: the probability that such an interval contains the median of the distribution.
     """
 
     median: float
@@ -40,14 +40,13 @@ class Interval:
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Return the median with a distribution-free interval between order statistics.
 
-    Law: [x_(k), x_(n+1-k)] covers the median with probability 1 - 2 P(B <= k - 1), B ~ Binomial(n, 1/2), exactly,
-    for every continuous distribution.
+    Law: for every continuous distribution, [x_(k), x_(n+1-k)] contains the median with a probability (coverage) of
+    exactly 1 - 2 P(B <= k - 1), where B ~ Binomial(n, 1/2).
 
-    - Between two k the interval is interpolated; the coverage is then approximate. For seeds that either learn or
-      fail (Beta(0.1, 0.1)), seven or ten seeds cover 91 to 93% in simulation.
-    - With n = 5 the widest interval, least to greatest, covers 93.75%. With fewer values it covers less, as
-      `confidence` states.
-    - A percentile bootstrap of five values covers about 83%. Student's interval of the mean fails for skewed values.
+    - If no k has a coverage of exactly `level`, the intervals of two neighbouring k are interpolated. The coverage is
+      then approximate: 91 to 93% in a simulation of 7 or 10 seeds that learn or fail (Beta(0.1, 0.1), level 95%).
+    - The widest interval is [minimum, maximum]. Its coverage is 93.75% for n = 5, and lower for fewer values.
+    - Not used: the percentile bootstrap (coverage 83% for n = 5) and Student's interval (wrong for skewed values).
 
     Args:
         values: one per seed; -inf or inf for a run that diverged.
@@ -62,12 +61,13 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         raise BadInput("an interval needs 1 value or more.")
     x, n = sorted(values), len(values)
     middle = float(median(x))
-    depth = max((k for k in range(1, n // 2 + 1) if _covers(k, n) >= level), default=0)
+    # depth: the largest k with a coverage of `level` or more; 0 if there is none
+    depth = max((k for k in range(1, n // 2 + 1) if _coverage(k, n) >= level), default=0)
     if depth == 0:
-        return Interval(middle, x[0], x[-1], _covers(1, n), n)
+        return Interval(middle, x[0], x[-1], _coverage(1, n), n)
     if depth + 1 > n // 2:
-        return Interval(middle, x[depth - 1], x[n - depth], _covers(depth, n), n)
-    outer, inner = _covers(depth, n), _covers(depth + 1, n)
+        return Interval(middle, x[depth - 1], x[n - depth], _coverage(depth, n), n)
+    outer, inner = _coverage(depth, n), _coverage(depth + 1, n)
     part = (outer - level) / (outer - inner)
     weight = (n - depth) * part / (depth + (n - 2 * depth) * part)
     low, high = (_between(x[a], x[b], weight) for a, b in ((depth - 1, depth), (n - depth, n - depth - 1)))
@@ -75,7 +75,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 @cache
-def _covers(depth: int, n: int) -> float:
+def _coverage(depth: int, n: int) -> float:
+    """Return the probability that [x_(k), x_(n+1-k)] contains the median, for k = depth."""
     return max(0.0, 1 - sum(math.comb(n, k) for k in range(depth)) / 2 ** (n - 1))
 
 
@@ -96,7 +97,7 @@ class SignFlip:
         return min(1.0, 2.0 ** (1 - self.n))
 
     def enough(self, alpha: float = 0.05) -> int:
-        """Return the number of pairs from which p < alpha is possible."""
+        """Return how many pairs are needed for p < alpha to be possible: `n` if `n` pairs are enough."""
         return math.floor(1 - math.log2(alpha)) + 1 if 2.0 ** (1 - self.n) >= alpha else self.n
 
 
@@ -107,8 +108,8 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     likely. p is the share of flips whose sum is at least as far from 0 as the observed sum. The false positive rate
     is at most alpha, for every distribution.
 
-    - Where a run diverged, ranks replace the sizes of the differences (Wilcoxon's signed-rank test).
-    - Above 20 pairs a normal distribution approximates the sum of the flips.
+    - If a run diverged, each absolute difference is replaced by its rank (Wilcoxon's signed-rank test).
+    - Above 20 pairs the distribution of the sum is approximated by a normal distribution.
 
     Args:
         one: values of one method, a value per seed.
@@ -122,7 +123,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     """
     if len(one) != len(other) or not one:
         raise BadInput(
-            f"a paired test needs equally many values of both, 1 or more, not {len(one)} and {len(other)}."
+            f"a paired test needs equally many values of both methods, 1 or more, not {len(one)} and {len(other)}."
         )
     differences = np.array([_difference(a, b) for a, b in zip(one, other, strict=True)])
     if not np.isfinite(differences).all():
@@ -130,7 +131,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     observed = abs(differences.sum())
     slack = 1e-12 * np.abs(differences).sum()  # the order of a sum changes its rounding
     n = len(differences)
-    if n <= FLIPS:
+    if n <= _EXACT_PAIRS:
         sums = np.zeros(1)
         for difference in differences:
             sums = np.concatenate([sums + difference, sums - difference])
@@ -144,7 +145,10 @@ def _difference(a: float, b: float) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Return adjusted p-values: with them, the probability of any false positive is at most alpha (Holm 1979)."""
+    """Return the p-values adjusted for multiple tests (Holm 1979).
+
+    Law: if every test with an adjusted p <= alpha is called significant, P(any false positive) <= alpha.
+    """
     adjusted, worst = {}, 0.0
     for place, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
         worst = max(worst, min(1.0, (len(p) - place) * value))
@@ -170,7 +174,10 @@ def probability_better(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def probability_best(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return for each method the share of seeds on which it is the best; ties are shared. Seeds are paired."""
+    """Return the share of seeds on which each method is best. Methods that tie on a seed share it equally.
+
+    Value i of every method must come from the same seed.
+    """
     share = dict.fromkeys(results, 0.0)
     rounds = list(zip(*results.values(), strict=True))
     for values in rounds:
@@ -182,7 +189,7 @@ def probability_best(results: Mapping[str, Sequence[float]]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Reaching:
-    """The Kaplan-Meier estimate of the share of runs that have reached a target by each of `times`, with bounds."""
+    """Kaplan-Meier estimate: by `times[i]`, `share[i]` of the runs reached a target. `low` and `high` are bounds."""
 
     times: tuple[float, ...]
     share: tuple[float, ...]
@@ -191,29 +198,29 @@ class Reaching:
 
     @property
     def median(self) -> float:
-        """The time by which half of the runs have reached the target; inf where fewer ever do."""
+        """The time by which half of the runs have reached the target; inf if fewer than half reach it."""
         return next(
             (time for time, share in zip(self.times, self.share, strict=True) if share >= 0.5 - 1e-12), math.inf
         )
 
 
 def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reaching:
-    """Estimate how long runs take to reach a target, counting those that never do.
+    """Estimate how long runs take to reach a target. Runs that never reach it count too, as censored.
 
     Args:
         times: when each run reached the target; None where it did not.
-        ends: when each run ended. A run that ended before the target is censored there. A run that diverged would
-            never have reached it: give it the longest end of all.
+        ends: when each run ended. A run that did not reach the target is censored at its end. For a diverged run
+            give the latest end of all runs, because more time would not have helped.
     Returns:
-        Reaching, with log-log intervals of Greenwood's variance. At a share of 1 that variance is 0; the lower
-        bound there is Clopper and Pearson's (1934).
+        Reaching. Its bounds are log-log intervals with Greenwood's variance. Where the share is 1, this variance
+        is 0 and the lower bound is that of Clopper and Pearson (1934).
     Raises:
         BadInput: there are no runs.
         MissingExtra: scipy is not installed.
     Source: Kaplan and Meier 1958.
     """
     if not times:
-        raise BadInput("a time to a target needs 1 run or more.")
+        raise BadInput("the time to a target needs 1 run or more, and `times` is empty.")
     reached = [time for time in times if time is not None]
     censored = [end for time, end in zip(times, ends, strict=True) if time is None]
     if not reached:
@@ -221,7 +228,7 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
     stats = _scipy()
     cdf = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).cdf
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no variance at a share of 0 or 1: filled in below
+        warnings.simplefilter("ignore", RuntimeWarning)  # at a share of 0 or 1 the bounds are NaN: replaced below
         bounds = cdf.confidence_interval(LEVEL, method="log-log")
     steps = [i for i, time in enumerate(cdf.quantiles) if time in reached]
 
@@ -229,7 +236,7 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
         return tuple(float(np.nan_to_num(values[i], nan=missing)) for i in steps)
 
     share, low = column(cdf.probabilities, 0.0), column(bounds.low.probabilities, 0.0)
-    # At a share of 1 the log-log interval is undefined: use the exact lower bound of n successes in n runs.
+    # At a share of 1 use the exact lower bound of n successes in n runs, or an earlier bound if that is higher.
     at_one = max([*low, ((1 - LEVEL) / 2) ** (1 / len(reached))])
     low = tuple(at_one if part >= 1 else bound for part, bound in zip(share, low, strict=True))
     times_reached = tuple(float(cdf.quantiles[i]) for i in steps)
@@ -237,13 +244,13 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
 
 
 def expected_best(scores: Sequence[float], budget: int) -> float:
-    """Return the expected best validation score of `budget` points, drawn without replacement from `scores`.
+    """Return the expected maximum of `budget` validation scores, drawn without replacement from `scores`.
 
-    Law: sum_i x_(i) [C(i, b) - C(i-1, b)] / C(n, b), x_(1) <= ... <= x_(n).
+    Law: sum_i x_(i) [C(i, b) - C(i-1, b)] / C(n, b), with b = budget and the n scores x_(1) <= ... <= x_(n).
 
     Args:
-        scores: one per point that was tried.
-        budget: number of points drawn.
+        scores: one per hyperparameter setting that was tried.
+        budget: number of scores drawn.
     Returns:
         The expectation.
     Raises:
@@ -251,7 +258,7 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
     Source: Dodge et al. 2019 (arXiv 1909.03004), in the unbiased form of Tang et al. 2020 (arXiv 2004.14333).
     """
     if not 1 <= budget <= len(scores):
-        raise BadInput(f"a budget of tuning points is 1 to {len(scores)}, the number tried, not {budget}.")
+        raise BadInput(f"budget must be between 1 and {len(scores)}, the number of scores, not {budget}.")
     ways = math.comb(len(scores), budget)
     best = 0.0
     for place, score in enumerate(sorted(scores), start=1):
@@ -263,8 +270,8 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
 def guessing_limit(chance: float, targets: int | None = None) -> float:
     """Return the accuracy up to which a result may be luck: `chance` plus the larger of two margins.
 
-    - A twentieth of the way from guessing to 100%.
-    - Three standard deviations of a mean over `targets` guesses, if that number is known.
+    - 5% of the distance from `chance` to an accuracy of 1.
+    - Three standard deviations of the accuracy of guessing `targets` labels, if that number is known.
     """
     spread = 3 * math.sqrt(chance * (1 - chance) / targets) if targets else 0.0
     return chance + max(0.05 * (1 - chance), spread)

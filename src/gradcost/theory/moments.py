@@ -1,4 +1,4 @@
-"""The second moment of an estimate, relative to the squared gradient."""
+"""The second moment of a gradient estimate, as a ratio to the squared norm of the gradient."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from gradcost.estimators.structure import unwrapped
 
 
 def second_moment(estimator: Estimator, dimension: int) -> float | None:
-    """Return E|g|^2 / |grad|^2 of an unbiased estimate g from n probes in d weights.
+    """Return E|g|^2 / |grad|^2 of an unbiased estimate g from n probes of a loss with d trainable weights.
 
-    Law 4:
+    Law 4 (`tests/laws`), for every gradient:
     - Mean of Gaussian directions: 1 + (d + 1)/n.
     - Mean of Rademacher or Sphere directions: 1 + (d - 1)/n.
-    - Mean of orthogonal directions of equal length (Orthogonal; Coordinates, sampled without replacement): d/n for
-      n <= d.
-    - Projection on the span of any of these: d/n for n <= d, 1 for n > d. (Rademacher directions must be linearly
-      independent, as all but a share of about n^2/2^d are.)
+    - Mean of Orthogonal or Coordinates directions, r = n mod d: 1 + r (d - r)/n^2. This is d/n for n <= d.
+    - Projection on the span of any of these directions: d/n for n <= d, 1 for n > d.
     - Backprop: 1.
-    The law holds for every gradient. A finite difference adds O(eps^2). Accumulated(e) has the second moment of e.
-    Clipped(e) has it if no slope is clipped. Sign and Normalized change the length of g: no formula.
 
-    The second moment is also the ratio of steps: see `slowdown`.
+    Assumptions and exceptions:
+    - Projection: n <= d Rademacher directions are linearly independent, which fails with probability about n^2/2^d.
+    - Finite differences add O(eps^2).
+    - Accumulated(e) and Clipped(e) have the formula of e; for Clipped, only if no slope is clipped.
+    - Sign and Normalized change the length of g, and have no formula.
+
+    Compared with gradient descent, the guaranteed number of steps grows by this factor: see `slowdown`.
 
     Args:
-        estimator: how the gradient is obtained.
+        estimator: the gradient estimator.
         dimension: d, the number of trainable weights, 1 or more.
     Returns:
         The ratio; None if no formula is known.
@@ -40,11 +42,11 @@ def second_moment(estimator: Estimator, dimension: int) -> float | None:
     2410.17764).
     """
     check_dimension(dimension)
-    match unwrapped(estimator):
-        case Reverse():
+    match unwrapped(estimator):  # removes Accumulated and Clipped
+        case Reverse():  # backprop
             return 1.0
         case Probing(directions=directions, probes=probes, combine=Mean()):
-            return _of_the_mean(directions, probes, dimension)
+            return _second_moment_of_mean(directions, probes, dimension)
         case Probing(
             directions=Gaussian() | Rademacher() | Sphere() | Coordinates() | Orthogonal(),
             probes=probes,
@@ -60,14 +62,15 @@ def check_dimension(dimension: int) -> None:
         raise BadInput(f"dimension, the number of trainable weights, must be 1 or more, not {dimension}.")
 
 
-def _of_the_mean(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
+def _second_moment_of_mean(directions: Directions | StatefulDirections, probes: int, dimension: int) -> float | None:
     match directions:
         case Gaussian():
             return 1 + (dimension + 1) / probes
         case Rademacher() | Sphere():
             return 1 + (dimension - 1) / probes
         case Coordinates() | Orthogonal():
-            # A full round of d directions sums to d grad; `rest` directions have a mean square of rest d |grad|^2.
+            # Complete rounds of d directions sum to full * grad. The sum of the other `rest` has the mean rest * grad
+            # and the mean squared norm rest * d * |grad|^2.
             rest = probes % dimension
             full = probes - rest
             return (full * full + 2 * full * rest + rest * dimension) / probes**2

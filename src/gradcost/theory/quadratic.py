@@ -15,9 +15,10 @@ def expected_losses(
     lr: float,
     probes: int | None = None,
 ) -> Iterator[float]:
-    """Yield E f(x_t) for t = 0, 1, 2, ... without end: f(x) = 1/2 sum_i lambda_i x_i^2, steps x <- x - lr g.
+    """Yield E f(x_t) for t = 0, 1, 2, ... without end, for f(x) = 1/2 sum_i lambda_i x_i^2.
 
-    g is the mean estimate of n Gaussian directions with exact slopes, or the gradient.
+    A step is x <- x - lr g. g is the forward gradient: the mean of n Gaussian directions, each times its exact slope.
+    If probes is None, g is the gradient.
 
     Law: y_i = E x_i^2 obeys
         y_i <- (1 - 2 lr lambda_i + lr^2 lambda_i^2 (1 + 1/n)) y_i + (lr^2/n) sum_j lambda_j^2 y_j,
@@ -27,49 +28,51 @@ def expected_losses(
         eigenvalues: lambda, each 0 or more.
         start: the coordinates of x_0 along the eigenvectors, one per eigenvalue.
         lr: learning rate, above 0.
-        probes: n. None: gradient descent.
+        probes: n, 1 or more. None: gradient descent.
     Yields:
         The expected loss after t steps.
     Raises:
         BadInput: the lengths differ, an eigenvalue is negative, lr is not above 0 or probes is below 1.
     Source: derived here from Isserlis's theorem.
     """
-    curvature, squares = np.asarray(eigenvalues, dtype=np.float64), np.asarray(start, dtype=np.float64) ** 2
-    if curvature.shape != squares.shape or curvature.ndim != 1 or (curvature < 0).any():
-        raise BadInput("eigenvalues must have one eigenvalue, of 0 or more, for each coordinate of start.")
+    curvature, second_moments = np.asarray(eigenvalues, dtype=np.float64), np.asarray(start, dtype=np.float64) ** 2
+    if curvature.shape != second_moments.shape or curvature.ndim != 1 or (curvature < 0).any():
+        raise BadInput("eigenvalues must be a list of numbers, 0 or more, as long as start.")
     if not lr > 0 or (probes is not None and probes < 1):
         raise BadInput(f"lr must be above 0 and probes 1 or more, not {lr} and {probes}.")
-    share = 0.0 if probes is None else 1 / probes
-    return _losses(curvature, squares, 1 - 2 * lr * curvature + (1 + share) * (lr * curvature) ** 2, share * lr * lr)
+    inverse_n = 0.0 if probes is None else 1 / probes
+    factor = 1 - 2 * lr * curvature + (1 + inverse_n) * (lr * curvature) ** 2
+    return _losses(curvature, second_moments, factor, inverse_n * lr * lr)
 
 
-def _losses(curvature: np.ndarray, squares: np.ndarray, factor: np.ndarray, noise_factor: float) -> Iterator[float]:
-    slopes = curvature**2
+def _losses(curvature: np.ndarray, y: np.ndarray, factor: np.ndarray, noise_factor: float) -> Iterator[float]:
+    """Yield the losses of y_i <- factor_i y_i + noise_factor sum_j lambda_j^2 y_j, where y_i = E x_i^2."""
+    squared_curvature = curvature**2
     while True:
-        with np.errstate(over="ignore", invalid="ignore"):  # a long step diverges
-            loss, noise = float(curvature @ squares) / 2, noise_factor * float(slopes @ squares)
-            squares = factor * squares + noise
+        with np.errstate(over="ignore", invalid="ignore"):  # if lr is too large, y overflows
+            loss, noise = float(curvature @ y) / 2, noise_factor * float(squared_curvature @ y)
+            y = factor * y + noise
         yield loss
 
 
 def steps_to_reach(losses: Iterator[float], ratio: float, most: int = 1_000_000) -> int | None:
-    """Return the number of steps after which a loss is at most `ratio` times the first.
+    """Return the number of steps until the loss is at most `ratio` times the initial loss.
 
     Args:
         losses: the loss after 0, 1, 2, ... steps, such as `expected_losses(...)`.
         ratio: between 0 and 1.
         most: the largest number of steps.
     Returns:
-        The number of steps; None if it is above `most`, or the loss grows above 1000 times the first.
+        The number of steps; None if it is above `most`, or the loss diverges (above 1000 times the initial loss).
     Raises:
         BadInput: ratio is not between 0 and 1.
     """
     if not 0 < ratio < 1:
-        raise BadInput(f"ratio, the loss relative to the first, must be between 0 and 1, not {ratio}.")
+        raise BadInput(f"ratio, the target loss / the initial loss, must be between 0 and 1, not {ratio}.")
     first = next(losses)
     for step, loss in zip(range(1, most + 1), losses, strict=False):
         if loss <= ratio * first:
             return step
-        if not loss < 1000 * first:
+        if not loss < 1000 * first:  # true for nan too
             return None
     return None

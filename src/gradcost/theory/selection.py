@@ -13,11 +13,12 @@ from gradcost.estimators.adaptive import Choice, Flattest, Steepest
 def selection_bias(choice: Choice, candidates: int) -> float:
     """Return m in E g = m grad, for `Adaptive` with Gaussian directions and exact slopes.
 
-    Law: m = E[w^2], where w is the one that `choice` keeps of k independent standard normal numbers. With x = t^2 and
-    F(t) = erf(t / sqrt 2), the distribution function of |w|, E[w^2] = integral of P(w^2 > x) dx over x > 0 is
-        Steepest: integral of 2 t (1 - F^k) dt,      Flattest: integral of 2 t (1 - F)^k dt,      over t > 0.
-    m = 1 for k = 1; m = 1 + 2/pi (Steepest) and 1 - 2/pi (Flattest) for k = 2.
-    Computed by Gauss-Legendre quadrature to 12 digits.
+    Law: m = E[w^2]. Of k independent standard normal numbers, w has the largest (Steepest) or smallest (Flattest)
+    absolute value. With F(t) = erf(t / sqrt 2), the probability that one of the numbers is in [-t, t],
+        E[w^2] = integral of 2 t P(|w| > t) dt over t > 0,
+        P(|w| > t) = 1 - F^k (Steepest) or (1 - F)^k (Flattest).
+    Examples: m = 1 for k = 1; m = 1 + 2/pi (Steepest) or 1 - 2/pi (Flattest) for k = 2.
+    The integral is computed by Gauss-Legendre quadrature to 12 digits.
 
     Args:
         choice: Steepest() or Flattest().
@@ -30,14 +31,14 @@ def selection_bias(choice: Choice, candidates: int) -> float:
     if candidates < 1:
         raise BadInput(f"candidates must be 1 or more, not {candidates}.")
     nodes, weights = np.polynomial.legendre.leggauss(400)
-    reach = 12.0  # the largest of 10^15 normal numbers is below
-    t = reach * (nodes + 1) / 2
-    above = np.array([math.erfc(point / math.sqrt(2)) for point in t])  # P(|w| > t)
+    t_max = 12.0  # 1 - F(12) < 1e-32
+    t = t_max * (nodes + 1) / 2
+    above = np.array([math.erfc(point / math.sqrt(2)) for point in t])  # 1 - F(t)
     match choice:
         case Steepest():
-            tail = -np.expm1(candidates * np.log1p(-above))
+            tail = -np.expm1(candidates * np.log1p(-above))  # 1 - F^k
         case Flattest():
             tail = above**candidates
         case _:
             raise BadInput(f"no formula is known for the bias of {choice}: measure it.")
-    return float((weights * 2 * t * tail).sum() * reach / 2)
+    return float((weights * 2 * t * tail).sum() * t_max / 2)

@@ -1,7 +1,8 @@
-"""Training checkpoints: write a training to a file and resume it bit for bit.
+"""Training checkpoints: save the state of a training run in a file and resume it bit for bit.
 
-A training checkpoint is one safetensors file: numbered tensors, and the tree that contains them as JSON. It contains
-no code, so reading it runs none. (Activation checkpointing is another subject: see `gradcost.checkpointing`.)
+A training checkpoint is one safetensors file. Its tensors are numbered. Its metadata is a JSON tree that refers to
+the tensors by number. Reading it runs no code from the file. For activation checkpointing see
+`gradcost.checkpointing`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
 
     Args:
         path: the file. An existing file is replaced.
-        train_state: the training to save.
-        notes: data of the caller, saved with it: a tree of None, bool, int, float, str, tensors, dict, list and
-            tuple (named tuples too).
+        train_state: the state to save.
+        notes: the caller's own data, saved in the same file: a tree of None, bool, int, float, str, tensors, dict,
+            list and tuple (named tuples too).
     Raises:
         BadInput: the estimator's state or `notes` contains an object of another type.
         OSError: the file cannot be written; the old file is unchanged.
@@ -38,11 +39,11 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
 
 
 def read(path: Path, train_state: TrainState) -> None:
-    """Restore a training from the file that `write` wrote.
+    """Restore the state that `write` saved.
 
     Args:
         path: a training checkpoint.
-        train_state: a new one of the same task, estimator and optimizer. It is changed in place.
+        train_state: a new TrainState with the same model, estimator and optimizer; changed in place.
     Raises:
         BadInput: the file is not a complete training checkpoint, or belongs to another model.
         OSError: the file cannot be read.
@@ -50,7 +51,9 @@ def read(path: Path, train_state: TrainState) -> None:
     document = _document(path)
     saved, current = document["model"], _tensors(train_state.objective.model)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in current.items()}:
-        raise BadInput(f"{path} is a training checkpoint of another model: delete it, or give the right file.")
+        raise BadInput(
+            f"{path} is a training checkpoint of another model: delete it, or give a checkpoint of this model."
+        )
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(saved[name])
@@ -76,6 +79,7 @@ def _document(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         tensors = safetensors.load(data)
+        # File: length of the header (8 bytes), JSON header, tensors. `safetensors.load` does not return the metadata.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         document = _decode(json.loads(header["__metadata__"]["tree"]), tensors)
         assert document.keys() == {"model", "steps", "notes"}
@@ -85,7 +89,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers, each once; buffers that are not persistent too."""
+    """Return parameters and buffers, non-persistent ones too. Shared tensors occur once."""
     return {
         **{f"p.{name}": tensor.detach() for name, tensor in model.named_parameters()},
         **{f"b.{name}": tensor for name, tensor in model.named_buffers()},
@@ -93,7 +97,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return the tree as JSON data. Its tensors are added to `tensors` and replaced by their numbers."""
+    """Return the tree as JSON data: each tensor is copied to `tensors` and replaced by its number."""
     match tree:
         case None | bool() | int() | float() | str():
             return tree
@@ -131,7 +135,7 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _named_tuple(name: str) -> Any:
-    """Return the class of a named tuple. Any other object is refused, so a file cannot call arbitrary code."""
+    """Return the named tuple MODULE:NAME. Refuse any other object, so that a file cannot call arbitrary code."""
     module, _, attribute = name.partition(":")
     kind = getattr(importlib.import_module(module), attribute)
     if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
