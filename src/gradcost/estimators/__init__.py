@@ -9,7 +9,7 @@ from gradcost.estimators.adaptive import Adaptive, Choice, Flattest, Steepest
 from gradcost.estimators.by_length import ByLength
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.combine import Combine, Mean, Normalized, Projection, Sign
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.estimator import Estimate, Estimator, Facts
 from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Signed, Streamed, Sum
 from gradcost.estimators.hessian_informed import HessianInformed
 from gradcost.estimators.mixed import Mixed
@@ -28,7 +28,7 @@ from gradcost.estimators.presets import (
     zo_sgd_sign,
     zo_svrg,
 )
-from gradcost.estimators.probing import Probing
+from gradcost.estimators.probing import Probing, replayed
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
 
@@ -44,6 +44,7 @@ __all__ = [
     "Dense",
     "Estimate",
     "Estimator",
+    "Facts",
     "Flattest",
     "Gradient",
     "HessianInformed",
@@ -70,6 +71,7 @@ __all__ = [
     "hizoo",
     "mezo",
     "multi_tangent",
+    "replayed",
     "spsa",
     "zo_sgd_sign",
     "zo_svrg",

@@ -81,7 +81,14 @@ class Probing(Estimator):
 
 
 def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
-    """Pass the gradient of an estimate on, parameter by parameter, holding one tensor at a time."""
+    """Pass the gradient of an estimate on, parameter by parameter, holding one tensor at a time.
+
+    Args:
+        estimate: the estimate.
+        use: called as `use(name, gradient)` for each parameter.
+    Returns:
+        The estimate, with a gradient of type `Streamed`.
+    """
     for name, gradient in estimate.gradient.leaves():
         with torch.no_grad():
             use(name, tag("gradients", gradient))

@@ -1,6 +1,6 @@
-"""Closed formulas for estimators: variance, cosine, number of steps, cost and convergence.
+"""Formulas for estimators: variance, cosine, number of steps, cost and convergence.
 
-Nothing is run. The tests compare each function with measurements.
+These functions run no model. The tests compare each of them with measurements.
 """
 
 from gradcost.core.precision import best_eps, best_forward_eps

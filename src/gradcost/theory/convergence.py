@@ -23,28 +23,32 @@ def gradient_bound(
     steps: int,
     batch_variance: float = 0.0,
 ) -> float:
-    """Return a bound on min_t E|grad f(x_t)|^2 over t < T steps x <- x - lr g of SGD with this estimator.
+    """Return an upper bound on min over t < T of E|grad f(x_t)|^2, for T steps of SGD with this estimator.
 
-    Notation: L = `smoothness`, d = `dimension`, T = `steps`, m = `second_moment(estimator, d)`. m = 1 for backprop
-    and 1 + (d + 1)/n for n Gaussian directions.
+    Notation:
+    - a step is x_{t+1} = x_t - lr g, with the estimate g at x_t;
+    - L = `smoothness`, d = `dimension`, T = `steps`;
+    - m = `second_moment(estimator, d)`: 1 for backprop, 1 + (d + 1)/n for n Gaussian directions.
 
     Assumptions:
     - f and the loss of each batch are L-smooth: their gradients are L-Lipschitz. f need not be convex.
     - A batch's gradient h is unbiased, E h = grad f, and E|h - grad f|^2 <= batch_variance.
     - gap = f(x_0) - inf f.
 
-    Law, exact slopes (backprop, forward gradients), lr < 2/(L m):
+    Law for exact slopes (backprop, forward gradients), if lr < 2/(L m):
         bound = [gap/T + L lr^2 m batch_variance/2] / (lr (1 - L m lr/2)).
     At lr = 1/(L m) the bound is 2 L m gap/T + batch_variance.
-    Derivation: f(x - lr g) <= f - lr <grad, g> + L lr^2 |g|^2/2, E g = grad and E|g|^2 <= m (|grad|^2 +
-    batch_variance). Sum over t and telescope.
+    Derivation: use f(x - lr g) <= f - lr <grad, g> + L lr^2 |g|^2/2, E g = grad and
+    E|g|^2 <= m (|grad|^2 + batch_variance). Sum over t and telescope.
 
-    Law, finite differences with step eps, `Mean` of n directions, lr < 1/(2 L m), B2 = L^2 eps^2 E|z|^6 / 4:
+    Law for finite differences with step eps and the `Mean` of n directions z, if lr < 1/(2 L m):
+        B2 = L^2 eps^2 E|z|^6 / 4,
         bound = [gap/T + lr B2/2 + L lr^2 (m batch_variance + B2)] / (lr (1/2 - L m lr)).
-    Derivation: by L-smoothness the error of a slope is at most L eps |z|^2/2, for forward and central differences. So
-    g = g_0 + b, with g_0 as above and E|b|^2 <= B2 (Jensen, over the mean). Then
+    Derivation: by L-smoothness, the error of a slope is at most L eps |z|^2/2, for forward and central differences. So
+    g = g_0 + b, where g_0 is the estimate with exact slopes and E|b|^2 <= B2 (Jensen's inequality over the mean). Then
         <grad, E g> >= |grad|^2/2 - B2/2   and   |g|^2 <= 2 |g_0|^2 + 2 |b|^2.
-    E|z|^6 = d (d + 2)(d + 4) for Gaussian directions, d^3 for directions of length sqrt(d). Rounding is not included.
+    E|z|^6 = d (d + 2)(d + 4) for Gaussian directions, and d^3 for directions of length sqrt(d). Rounding errors are
+    not included.
 
     Args:
         estimator: how the gradient is obtained. Its finite differences need a fixed eps.
@@ -53,14 +57,14 @@ def gradient_bound(
         gap: f(x_0) - inf f, 0 or more.
         lr: constant learning rate, above 0.
         steps: T, 1 or more.
-        batch_variance: as above; 0 if every batch is the whole data set.
+        batch_variance: upper bound on E|h - grad f|^2; 0 if every batch is the full data set.
     Returns:
         The bound, in units of |grad f|^2.
     Raises:
-        BadInput: a number is out of its range, lr is too large for the bound, or no formula is known for the
+        BadInput: a number is out of its range, lr is too large for the law, or no formula is known for the
             estimator.
-    Source: the argument is that of Ghadimi and Lan (2013, arXiv 1309.5549, theorems 2.1 and 3.2) and Nesterov and
-    Spokoiny (2017, section 7). Panchal et al. (2025, arXiv 2506.21833) state the same orders in d, n and T. The
+    Source: the argument follows Ghadimi and Lan (2013, arXiv 1309.5549, theorems 2.1 and 3.2) and Nesterov and
+    Spokoiny (2017, section 7). Panchal et al. (2025, arXiv 2506.21833) have the same orders in d, n and T. The
     constants are derived here.
     """
     if not (smoothness > 0 and gap >= 0 and lr > 0 and steps >= 1 and batch_variance >= 0):
@@ -98,7 +102,7 @@ def _squared_bias(estimator: Estimator, smoothness: float, dimension: int) -> fl
 
 
 def _sixth_moment(directions: Directions | StatefulDirections, dimension: int) -> float:
-    """Return E|z|^6 for directions with a known second moment. All but the Gaussian ones have length sqrt(d)."""
+    """Return E|z|^6. Only directions with a known second moment get here; the non-Gaussian ones have length sqrt(d)."""
     match directions:
         case Gaussian():
             return float(dimension * (dimension + 2) * (dimension + 4))

@@ -1,6 +1,7 @@
 """A training loop for every estimator, torch's optimizers, and training checkpoints.
 
-Each gradient is used parameter by parameter. A resumed training has the same bits as an uninterrupted one.
+Each parameter moves as soon as its gradient is complete. A resumed training run has the same bits as an
+uninterrupted one.
 """
 
 from gradcost.training.loop import StepResult, Trainable, train

@@ -1,4 +1,4 @@
-"""The training loop: a generator of steps, for every estimator."""
+"""The training loop: a generator that takes one step per iteration, with any estimator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Trainable(Protocol):
         Args:
             key: the source of the initial weights. Equal keys give equal weights.
         Returns:
-            A new Objective. `train` changes its parameters in place.
+            A new Objective, whose parameters `train` changes in place.
         """
 
     @abstractmethod
@@ -51,13 +51,14 @@ class StepResult:
 
     Args:
         number: the number of the step, from 0.
-        objective: what is trained; its weights are those after the step.
-        loss: the loss before the step: a scalar tensor on the model's device. Reading its value waits for the device.
-        slopes: float64, shape (probes,); None for backprop.
-        clipped: the share of slopes that `Clipped` cut, in [0, 1]; None without a clip.
-        train_state: the state after the step; `training.checkpoint.write` saves it.
-        batch: the batch of the step.
-        key: the key of the step.
+        objective: the model in training and its loss. Its weights are those after this step.
+        loss: the loss at the weights before the step, a scalar tensor on the model's device. Reading its value waits
+            for the device.
+        slopes: the slope along each direction, float64, shape (probes,); None for backprop.
+        clipped: the fraction of slopes that `Clipped` cut, in [0, 1]; None if the estimator is not `Clipped`.
+        train_state: the state after the step, which `training.checkpoint.write` can save.
+        batch: the batch of this step.
+        key: the key of this step's randomness.
     """
 
     number: int
@@ -81,26 +82,27 @@ def train(
     """Train a task's model; yield after each step.
 
     - `key.fold("init")` sets the initial weights, `key.fold("data")` the order of the data, `key.fold("step", t)`
-      the randomness of step t. Two estimators under one key differ in nothing else.
-    - Each parameter's gradient is used and dropped before the next one is made, so the whole gradient never exists.
-    - Running statistics (BatchNorm in training) advance by one forward pass before each step, because an estimate
-      changes none.
+      the randomness of step t. Two estimators trained with one key get equal initial weights, batches and step keys.
+    - Each parameter moves and its gradient is freed before the next parameter's gradient is computed. The whole
+      gradient never exists.
+    - Estimators leave running statistics (BatchNorm in training mode) unchanged. One extra forward pass before each
+      step updates them.
 
     Args:
         task: the model, loss and batches, such as `tasks.Digits()`. Any object with the methods of `Trainable`.
         estimator: how each gradient is obtained, such as `mezo()`.
         optimizer: how parameters move, such as `SGD(0.1)`.
         key: the only source of randomness.
-        steps: the number of the last step plus one, counted from the start of the training. None: no end.
-        resume: a file that `training.checkpoint.write` wrote. If it exists, the training continues from it with the
-            same bits as an uninterrupted one. None: start from step 0.
+        steps: total number of steps, including those taken before `resume` was written. None: no end.
+        resume: path of a file that `training.checkpoint.write` writes. If the file exists, training continues from
+            it, with the same bits as an uninterrupted run. If not, or if None, training starts at step 0.
     Yields:
-        StepResult: number, loss, slopes and state of the step that was just taken.
+        StepResult of the step just taken: number, loss, slopes and state.
     Raises:
-        Unsupported: the estimator's objection, before any weight is changed.
+        Unsupported: the estimator cannot be used with this model, loss and batch. No weight has changed.
         BadInput: the file `resume` is not a training checkpoint of this model.
-        Exception: what the loss raises. The weights are those after the last complete step (for backprop, parameters
-            that the backward pass reached have already moved).
+        Exception: the loss raised it. The weights are those after the last complete step. With backprop, parameters
+            that the interrupted backward pass had already reached have moved.
     """
     objective = task.objective(key.fold("init"))
     objection = estimator.objection(objective, task.batch_at(key.fold("data"), 0))

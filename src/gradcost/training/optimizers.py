@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim as values, and their use leaf by leaf."""
+"""Configurations of torch.optim optimizers, and `Leafwise`, which applies one leaf by leaf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradcost.core.value import value
 
 
 class LeafOptimizer(Protocol):
-    """A torch optimizer over a few leaves, or an object with the same interface. It reads `.grad`."""
+    """The interface of a torch optimizer over some leaves. `step` reads their `.grad`."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -36,12 +36,12 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
-        """Build the optimizer of some leaves.
+        """Build an optimizer that moves some leaves.
 
         Args:
-            leaves: the trainable parameters that it moves.
+            leaves: the trainable parameters to move.
         Returns:
-            An optimizer with the learning rate `lr`. The caller applies the decay.
+            An optimizer with the constant learning rate `lr`. The caller applies the decay.
         """
 
 
@@ -49,7 +49,7 @@ def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
     return [leaf.parameter for leaf in leaves]
 
 
-def _check(optimizer: Optimizer) -> None:
+def _require_valid_rates(optimizer: Optimizer) -> None:
     if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
         raise BadInput(f"lr, the learning rate, must be finite and above 0, not {optimizer.lr!r}.")
     if not optimizer.decay >= 0:
@@ -62,9 +62,9 @@ class SGD(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        momentum: heavy-ball momentum; 0 is none.
-        weight_decay: factor of the L2 penalty's gradient.
-        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+        momentum: heavy-ball momentum; 0 turns it off.
+        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty).
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
     """
 
     lr: float
@@ -73,7 +73,7 @@ class SGD(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(_parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay)
@@ -86,8 +86,8 @@ class Nesterov(Optimizer):
     Args:
         lr: learning rate, above 0.
         momentum: Nesterov's momentum, above 0.
-        weight_decay: factor of the L2 penalty's gradient.
-        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty).
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
     """
 
     lr: float
@@ -96,7 +96,7 @@ class Nesterov(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(
@@ -110,10 +110,10 @@ class Adam(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        beta1: decay rate of the mean of the gradients.
-        beta2: decay rate of the mean of their squares.
+        beta1: decay rate of the running mean of the gradients.
+        beta2: decay rate of the running mean of the squared gradients.
         eps: added to the denominator.
-        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
     Source: Kingma and Ba 2015.
     """
 
@@ -124,7 +124,7 @@ class Adam(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.Adam(_parameters(leaves), self.lr, (self.beta1, self.beta2), self.eps)
@@ -136,11 +136,11 @@ class AdamW(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        beta1: decay rate of the mean of the gradients.
-        beta2: decay rate of the mean of their squares.
+        beta1: decay rate of the running mean of the gradients.
+        beta2: decay rate of the running mean of the squared gradients.
         eps: added to the denominator.
         weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
-        decay: rate of the learning rate's decay, lr * exp(-decay * step).
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
     Source: Loshchilov and Hutter 2019.
     """
 
@@ -152,26 +152,29 @@ class AdamW(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(_parameters(leaves), self.lr, betas, self.eps, weight_decay=self.weight_decay)
 
 
-SMALL = 1 << 16  # bytes; smaller leaves share one optimizer call
+SMALL = 1 << 16  # bytes; leaves below this size are grouped, with one optimizer call per group
 
 
 class Leafwise:
-    """torch optimizers over a few leaves each, so that a gradient is used and dropped leaf by leaf.
+    """One torch optimizer per group of leaves, so that each gradient can be freed before the next one is computed.
 
-    Law: a step equals that of one optimizer over all leaves after `gradient.write()`, bit for bit. These optimizers
-    are elementwise. Memory: one large leaf's `.grad`, and those of a group of small leaves (below 64 KiB). A group
-    shares one optimizer call, which costs more time than the group costs memory.
+    A large leaf forms a group alone. Small leaves (below 64 KiB) are grouped, because an optimizer call per small
+    leaf would cost more time than grouping costs memory.
+
+    Law: a step equals the step of one optimizer over all leaves after `gradient.write()`, bit for bit, because the
+    update rules are elementwise. Memory: the gradient of one large leaf, plus the
+    gradients of one group of small leaves.
 
     Args:
-        optimizer: the configuration of all of them.
-        objective: the objective whose leaves move.
+        optimizer: the configuration that every group uses.
+        objective: the objective whose leaves are moved.
     """
 
     def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
@@ -181,16 +184,17 @@ class Leafwise:
         self.groups = {name: group for group in _groups(objective.leaves) for name in group}
         leaves = {leaf.name: leaf for leaf in objective.leaves}
         self.parts = {group: optimizer.build([leaves[name] for name in group]) for group in self.groups.values()}
+        # Per group: the previous `.grad` of each leaf whose gradient has arrived.
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
 
     def use(self, name: str, gradient: Tensor) -> None:
-        """Move a leaf along its gradient, together with its group. A `.grad` that the leaf had before is restored.
+        """Accept the gradient of one leaf. Once every leaf of its group has one, move the group.
 
-        Call it once per leaf and step, in any order.
+        Call it once per leaf and step, in any order. Each leaf's previous `.grad` is then restored.
 
         Args:
             name: the name of the leaf.
-            gradient: of its shape and dtype.
+            gradient: the leaf's gradient, with the shape and dtype of the leaf.
         """
         group, parameter = self.groups[name], self.parameters[name]
         waiting, part = self.waiting[group], self.parts[group]
@@ -205,22 +209,22 @@ class Leafwise:
         waiting.clear()
 
     def advance(self) -> None:
-        """End the step: the learning rate decays."""
+        """End the step: the next one uses the next decayed learning rate."""
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of the step and each group's torch state, in the order of the leaves."""
+        """Return the number of steps taken and the torch state of each group, in the order of `parts`."""
         return {"step": self.step, "parts": [part.state_dict() for part in self.parts.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned for the same optimizer and leaves."""
+        """Restore a state that `state_dict` returned for the same optimizer and leaves."""
         self.step = state["step"]
         for part, part_state in zip(self.parts.values(), state["parts"], strict=True):
             part.load_state_dict(part_state)
 
 
 def _groups(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
-    """Return one group per large leaf, and groups of consecutive small leaves of `SMALL` bytes or more together."""
+    """Return the names of the leaves in each group: one large leaf, or small ones of `SMALL` bytes in total."""
     groups: list[tuple[str, ...]] = [(leaf.name,) for leaf in leaves if leaf.parameter.nbytes >= SMALL]
     small: list[Leaf] = []
     for leaf in leaves:

@@ -1,4 +1,4 @@
-"""Spikes in the slopes of a training, and the step at which its loss diverged."""
+"""Find spikes in the slopes of a training run, and the step at which its loss diverges."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-_MIN_SLOPES = 20  # fewer give no threshold
-_NORMAL = 1.4826  # standard deviation / median absolute deviation of a normal variable
+_MIN_SLOPES = 20  # with fewer slopes there is no threshold, so no spike
+_STD_PER_MAD = 1.4826  # standard deviation / median absolute deviation of a normal variable
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A slope far above the others.
+    """A slope far above the preceding slopes, or a slope that is not finite.
 
     Args:
-        step: its step.
-        slope: its absolute value, before any clip.
-        threshold: the value that it exceeds.
+        step: the step of the slope.
+        slope: |slope|, before any clip.
+        threshold: the limit for |slope| at that step; inf if there was none.
     """
 
     step: int
@@ -29,24 +29,27 @@ class Spike:
 
 @dataclass
 class SlopeMonitor:
-    """Find spikes and divergence in slopes and losses, which are added step by step.
+    """Find spikes of the slopes and divergence of the loss. `add` receives the measurements of each step.
 
-    Spike: |slope| > median + deviations * 1.4826 MAD of the last `window` slopes, or a slope that is not finite.
-    - The median and the median absolute deviation (MAD) are robust to the spikes inside the window.
-    - Slopes along random directions of a constant loss are near normal: 8 deviations happen once in ten million.
-    - If MAD = 0 (half of the slopes are equal, as on a flat loss) or below 20 slopes there is no threshold.
+    Spike: |slope| > median + deviations * 1.4826 MAD, or a slope that is not finite. The median and the median
+    absolute deviation (MAD) are those of |slope| over the last `window` finite slopes.
+    - Median and MAD are robust to earlier spikes inside the window.
+    - Under an unchanging gradient, slopes along random directions are nearly normal. With `deviations` = 8, chance
+      then exceeds the threshold once in 16 million slopes.
+    - There is no threshold while fewer than 20 slopes are known, or if MAD = 0 (at least half of the slopes are
+      equal, as on a flat loss).
 
-    Divergence: the first loss that is not a number or above `rise` times the first loss.
+    Divergence: the first loss that is not a number or is above `rise` times the loss of the first step.
 
     Args:
-        window: number of slopes before a slope that set its threshold.
-        deviations: robust standard deviations above the median.
-        rise: factor of the first loss.
+        window: number of preceding slopes that set the threshold of a slope.
+        deviations: distance of the threshold above the median, in robust standard deviations (1.4826 MAD).
+        rise: the loss diverges above this multiple of the first loss.
         spikes: the spikes so far.
-        diverged: the step of the divergence; None if there is none.
+        diverged: the step at which the loss diverged; None if it has not.
         slopes: number of slopes so far.
         largest: the largest finite |slope|.
-        first_loss: the first loss; None before the first step.
+        first_loss: the loss of the first step; None before it.
         before: the last `window` finite values of |slope|.
     """
 
@@ -62,13 +65,13 @@ class SlopeMonitor:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> SlopeMonitor:
-        """Return the monitor that `plain` describes."""
+        """Return the monitor whose fields `plain()` returned."""
         monitor = cls(**plain)
         monitor.spikes = [Spike(**spike) for spike in plain["spikes"]]
         return monitor
 
     def plain(self) -> dict[str, Any]:
-        """Return all fields as JSON data; `of` reads them."""
+        """Return all fields as JSON data, which `of` converts back to a monitor."""
         return asdict(self)
 
     def add(self, step: int, loss: float, slopes: list[float]) -> None:
@@ -76,27 +79,27 @@ class SlopeMonitor:
 
         Args:
             step: the number of the step.
-            loss: its loss.
-            slopes: one per probe; empty for backprop.
+            loss: the loss of the step.
+            slopes: the slopes of the step, one per probe; empty for backprop.
         """
         for slope in slopes:
-            self._slope(step, abs(slope))
+            self._add_slope(step, abs(slope))
         if self.first_loss is None:
             self.first_loss = loss
-        if self.diverged is None and not loss <= self._limit(self.first_loss):
+        if self.diverged is None and not loss <= self._largest_loss(self.first_loss):
             self.diverged = step
 
-    def _limit(self, first: float) -> float:
-        """Return the largest loss that is no divergence, given the first loss.
+    def _largest_loss(self, first: float) -> float:
+        """Return the largest loss that is not a divergence.
 
-        - first > 0: rise * first. first < 0: the same distance above it. first = 0: no limit.
-        - first not finite: the first step is the divergence.
+        - Finite `first`: first + (rise - 1) |first|, which is rise * first if first > 0. No limit if first = 0.
+        - `first` not finite: -inf, so that the first step counts as diverged.
         """
         if first == 0:
             return sys.float_info.max
         return first + (self.rise - 1) * abs(first) if math.isfinite(first) else -math.inf
 
-    def _slope(self, step: int, size: float) -> None:
+    def _add_slope(self, step: int, size: float) -> None:
         threshold = self._threshold()
         self.slopes += 1
         if not math.isfinite(size) or size > threshold:
@@ -112,7 +115,7 @@ class SlopeMonitor:
             return math.inf
         middle = median(self.before)
         spread = median(abs(size - middle) for size in self.before)
-        return middle + self.deviations * _NORMAL * spread if spread > 0 else math.inf
+        return middle + self.deviations * _STD_PER_MAD * spread if spread > 0 else math.inf
 
     @property
     def first_warning(self) -> Spike | None:
