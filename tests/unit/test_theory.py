@@ -410,6 +410,7 @@ def test_the_table_of_forwards():
         assert deep / 100_000 == pytest.approx(forwards(row), rel=1e-3)
     assert forwards(Reverse(Selective())) is None
     assert matmuls(Reverse(Within(1 << 20)), 3) is None
+    assert matmuls(Accumulated(Reverse(Segments(2)), 2), 8) == matmuls(Reverse(Segments(2)), 8) == 29
     assert activations(Reverse(Within(1 << 20)), 3) is None
     for function in (matmuls, activations):
         with pytest.raises(ValueError, match="layers must be 1 or more, not 0"):

@@ -1,6 +1,6 @@
 """Activation checkpointing: which intermediate values backprop saves and which it recomputes.
 
-The policies change memory and time, never a bit of the gradient.
+Every policy gives the same gradient, bit for bit. Only memory and time differ.
 """
 
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy

@@ -1,4 +1,4 @@
-"""Cross-entropy of a language model that never holds all logits at once."""
+"""Cross-entropy of a language model, computed in chunks: the logits of all rows never exist at once."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy of the logits `F.linear(hidden, weight, bias)` against `target`.
 
-    The rows are split into chunks of nearly equal length. Only one chunk's logits are in memory at a time: a chunk
-    saves its rows of `hidden` and recomputes its logits in the backward pass. Cost: one more matmul of the head.
+    The rows of `hidden` (one per target word) are split into chunks of nearly equal length. Only one chunk's logits
+    are in memory at a time. They are not saved for the backward pass, which recomputes them from the chunk's rows.
     Half-precision logits are converted to float32 before the softmax.
 
-    Law: loss and gradients equal `F.cross_entropy` of all logits to rounding. Forward-mode differentiation, vmap and
-    substituted weights work.
+    Cost: one more forward matmul with `weight`.
+
+    Law: loss and gradients equal those of `F.cross_entropy` on all logits, up to rounding. Forward-mode
+    differentiation, vmap and perturbed weights (`slopes.substitution`) work.
 
     Args:
-        hidden: shape (..., d).
-        weight: shape (words, d).
+        hidden: input of the head, shape (..., d).
+        weight: weight of the head, shape (words, d).
         target: word indices, shape (...).
         chunks: number of chunks of rows.
-        bias: shape (words,), or None.
-        ignore_index: a target with this index contributes no loss. If all do, the mean is nan as in
-            `F.cross_entropy`.
+        bias: bias of the head, shape (words,), or None.
+        ignore_index: targets equal to this index are left out of the mean. If all targets are, the result is nan, as
+            with `F.cross_entropy`.
     Returns:
         The mean loss, a scalar.
     Raises:
@@ -43,10 +45,10 @@ def chunked_cross_entropy(
     """
     _check(hidden, weight, target, chunks, bias)
     if not torch.is_grad_enabled():
-        # Read the parameters once: a substituted weight is made again at every read.
+        # Read each parameter once: `slopes.substitution` computes a perturbed weight again at every read.
         weight, bias = weight.view(weight.shape), None if bias is None else bias.view(bias.shape)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
-    lengths = _lengths(len(targets), chunks)
+    lengths = _chunk_lengths(len(targets), chunks)
     sums = [
         recompute_in_backward(_summed_loss, chunk, weight, bias, words, ignore_index)
         for chunk, words in zip(rows.split(lengths), targets.split(lengths), strict=True)
@@ -62,15 +64,15 @@ def _summed_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, words: Tenso
     return F.cross_entropy(logits, words, ignore_index=ignore_index, reduction="sum")
 
 
-def _lengths(rows: int, chunks: int) -> list[int]:
+def _chunk_lengths(rows: int, chunks: int) -> list[int]:
     chunks = max(1, min(chunks, rows))
     length, remainder = divmod(rows, chunks)
-    return [length + (number < remainder) for number in range(chunks)]
+    return [length + (i < remainder) for i in range(chunks)]
 
 
 def _check(hidden: Tensor, weight: Tensor, target: Tensor, chunks: int, bias: Tensor | None) -> None:
     if chunks < 1:
-        raise BadInput(f"the rows of logits are cut into 1 chunk or more, not {chunks!r}.")
+        raise BadInput(f"the rows of `hidden` are cut into 1 chunk or more, not {chunks!r}.")
     shapes_match = hidden.ndim > 0 and weight.ndim == 2 and hidden.shape == (*target.shape, weight.shape[1])
     if not shapes_match:
         raise BadInput(

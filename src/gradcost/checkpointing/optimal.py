@@ -1,36 +1,33 @@
-"""Optimal activation checkpointing of a chain of blocks: every best tradeoff of memory against recomputation.
+"""Optimal activation checkpointing of a chain of blocks: the Pareto frontier of peak memory and recomputed FLOPs.
 
-A chain of blocks ends in an epilogue (the head and the loss), which is always recorded. A *schedule* of consecutive
-blocks is a tuple of items. An item is one of:
+A *recorded* block saves all tensors that its backward pass needs. A chain is a sequence of blocks and an epilogue
+(the head and the loss), which is always recorded. A *schedule* of blocks is a tuple of items. An item is one of:
 
-- an int n: the next n blocks are recorded. All they save is kept until their backward pass.
-- a tuple: its blocks are one *region*. Only the input of the first one is kept. When the backward pass reaches the
-  last one, the region runs again from that input, under the schedule that the tuple is.
+- an int n: the next n blocks are recorded.
+- a tuple: the schedule of one *region*. Only the region's input is saved. When the backward pass reaches the region,
+  the region runs again from that input (a *rerun*), under this schedule.
 
 `(((2,), (3,), 1), (2,), 4)` is a schedule of twelve blocks.
 
-Law of memory. M(S, g) is the peak in bytes while S runs forward and backward, beyond the input of its first block.
-g is the gradient held while S runs forward: 0 the first time; in a rerun, the bytes of the output where it ends.
-By the first item of S, with R the items after it:
+Law of memory. M(S, g) is the peak in bytes of the forward and the backward pass of schedule S, without the input of
+S. g is the bytes of a gradient that is in memory during that forward pass: in a rerun the gradient of the region's
+output; in the first forward pass g = 0. With R the items after the first item of S, M depends on that first item:
 
     recorded block s            max(g + recorded_s, saved_s + output_s + M(R, g), saved_s + backward_s)
-    region s..e, inner I        max(g + dropped_k + output_{k-1} for k in s..e [no output_{s-1}],
+    region s..e, schedule I     max(g + dropped_k + output_{k-1} for k in s..e [output_{s-1} counts as 0],
                                     output_e + M(R, g), M(I, output_e))
     epilogue                    max(recorded, saved + backward)
 
-Nothing follows the end of a rerun. A last block stops when its last saved tensor is made, max(g + recorded,
-saved + backward). A last region is expanded at once instead of running twice, M(I, g). The input of the whole chain
-is held throughout and not counted.
+The last item of a rerun has other terms. A recorded block has max(g + recorded, saved + backward): its forward pass
+stops at its last saved tensor. A region has M(I, g): its items replace it, or it would run twice in a row.
 
-Law of work. The first forward pass is free. A rerun costs the FLOPs of its blocks, recorded or not, plus the reruns
-of its regions. Its last block costs `stopped` if it is recorded.
-
-All numbers are bytes and FLOPs.
+Law of work. The first forward pass is not counted. A rerun costs the FLOPs of its blocks plus the reruns of its inner
+regions, with two exceptions at its end: a recorded last block costs `stopped`; a last region costs its rerun alone.
 
 Source: Herrmann, Beaumont, Eyraud-Dubois, Hermann, Joly and Shilova, "Optimal checkpointing for heterogeneous
-chains" (arXiv 1911.13214). Their dynamic program for persistent schedules (what is kept is kept until its backward,
-as here) solves one budget in rounded slots of memory; this one solves every budget. For equal blocks, no two of which
-can be recorded at once, the problem is that of Griewank and Walther, "Algorithm 799: Revolve" (ACM TOMS 26, 2000).
+chains" (arXiv 1911.13214). Their dynamic program solves one memory budget, rounded to slots; this one solves all
+budgets. In both, a saved tensor stays until its backward pass (*persistent* schedules). If blocks are equal and no
+two can be recorded at once, Griewank and Walther solve it: "Algorithm 799: Revolve" (ACM TOMS 26, 2000).
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
 
 
 def schedule_length(item: int | Items) -> int:
-    """Return the number of blocks (or calls) that a schedule or one of its items covers."""
+    """Return the number of blocks in a schedule or in one item (of calls, if the schedule counts calls)."""
     return item if isinstance(item, int) else sum(map(schedule_length, item))
 
 
@@ -55,13 +52,13 @@ class Stage:
     """One block of a chain.
 
     Args:
-        output: bytes of its output, the next block's input.
-        saved: bytes that a recorded forward keeps until its backward; input and output excluded.
-        dropped: peak bytes of a forward that keeps nothing, beyond its input; output included.
-        recorded: peak bytes of a recorded forward, beyond its input; output included.
-        backward: peak bytes of its backward, beyond its input and `saved`; its output's gradient included.
+        output: bytes of the block's output, which is the next block's input.
+        saved: bytes that a recorded forward saves for the backward, without input and output.
+        dropped: peak bytes of a forward that saves nothing, without the input, with the output.
+        recorded: peak bytes of a recorded forward, without the input, with the output.
+        backward: peak bytes of the backward, without the input and `saved`, with the gradient of the output.
         flops: FLOPs of one forward.
-        stopped: FLOPs of a forward that ends when its last saved tensor is made.
+        stopped: FLOPs of a forward that stops at its last saved tensor.
     Raises:
         BadInput: a number is negative, or `stopped` exceeds `flops`.
     """
@@ -88,9 +85,9 @@ class Epilogue:
     """The head and the loss, after the last block.
 
     Args:
-        recorded: peak bytes of its forward, beyond its input.
-        saved: bytes kept until its backward, beyond its input.
-        backward: peak bytes of its backward, beyond its input and `saved`.
+        recorded: peak bytes of the forward, without the input.
+        saved: bytes that the forward saves for the backward, without the input.
+        backward: peak bytes of the backward, without the input and `saved`.
     Raises:
         BadInput: a number is negative.
     """
@@ -103,10 +100,10 @@ class Epilogue:
         _check_not_negative(self)
 
 
-def _check_not_negative(figures: Stage | Epilogue) -> None:
-    for field in fields(figures):
-        if (number := getattr(figures, field.name)) < 0:
-            name = f"{field.name} of {type(figures).__name__}"
+def _check_not_negative(counts: Stage | Epilogue) -> None:
+    for field in fields(counts):
+        if (number := getattr(counts, field.name)) < 0:
+            name = f"{field.name} of {type(counts).__name__}"
             raise BadInput(f"{name} is a count of bytes or FLOPs, not {number}: give 0 or more.")
 
 
@@ -118,11 +115,11 @@ class Point(NamedTuple):
     items: Items
 
 
-# ---- a given schedule
+# ---- peak and FLOPs of one schedule
 
 
 def peak(items: Items, stages: Sequence[Stage], epilogue: Epilogue) -> int:
-    """Return M(items, 0) in bytes, by the law of memory at the head of this file.
+    """Return the peak bytes of a schedule: M(items, 0) of the law of memory at the head of this file.
 
     Raises:
         BadInput: items is not a schedule of len(stages) blocks.
@@ -134,36 +131,36 @@ def peak(items: Items, stages: Sequence[Stage], epilogue: Epilogue) -> int:
 def recomputed(items: Items, stages: Sequence[Stage]) -> int:
     """Return the FLOPs of all reruns, by the law of work at the head of this file. Raises: as `peak`."""
     _check_schedule(items, stages)
-    return sum(_rerun(item, under) for item, under in _walk(items, stages) if not isinstance(item, int))
+    return sum(_rerun_flops(item, part) for item, part in _parts(items, stages) if not isinstance(item, int))
 
 
-def _peak(items: Items, stages: Sequence[Stage], held: int, rest: int | None) -> int:
-    """Return M(items, held). `rest` is M of what follows the last item; None at the end of a rerun."""
-    for item, under in reversed(list(_walk(items, stages))):
+def _peak(items: Items, stages: Sequence[Stage], g: int, rest: int | None) -> int:
+    """Return M(items, g). rest: M of the items that follow `items`, or None if a rerun ends there."""
+    for item, part in reversed(list(_parts(items, stages))):
         if isinstance(item, int):
-            for stage in reversed(under):
-                alone = _alone(stage, held)
-                rest = alone if rest is None else max(alone, stage.saved + stage.output + rest)
+            for stage in reversed(part):
+                own = _recorded_peak(stage, g)
+                rest = own if rest is None else max(own, stage.saved + stage.output + rest)
         else:
-            end = under[-1].output
-            inner = _peak(item, under, end, None)
-            *_, (running, _) = _dropped(under)
-            rest = inner if rest is None else max(held + running, end + rest, inner)
+            output = part[-1].output
+            inner = _peak(item, part, output, None)
+            *_, (forward, _) = _unrecorded(part)
+            rest = inner if rest is None else max(g + forward, output + rest, inner)
     assert rest is not None
     return rest
 
 
-def _rerun(items: Items, stages: Sequence[Stage]) -> int:
-    """Return the FLOPs of one rerun, the reruns inside it included."""
-    walked = list(_walk(items, stages))
-    inner = sum(_rerun(item, under) for item, under in walked if not isinstance(item, int))
-    last, under = walked[-1]
-    end = sum(stage.flops for stage in under[:-1]) + under[-1].stopped if isinstance(last, int) else 0
-    return inner + end + sum(stage.flops for _, under in walked[:-1] for stage in under)
+def _rerun_flops(items: Items, stages: Sequence[Stage]) -> int:
+    """Return the FLOPs of one rerun, including the reruns of its inner regions."""
+    parts = list(_parts(items, stages))
+    inner = sum(_rerun_flops(item, part) for item, part in parts if not isinstance(item, int))
+    last, part = parts[-1]
+    end = sum(stage.flops for stage in part[:-1]) + part[-1].stopped if isinstance(last, int) else 0
+    return inner + end + sum(stage.flops for _, part in parts[:-1] for stage in part)
 
 
-def _walk(items: Items, stages: Sequence[Stage]) -> Iterator[tuple[int | Items, Sequence[Stage]]]:
-    """Yield each item with its stages."""
+def _parts(items: Items, stages: Sequence[Stage]) -> Iterator[tuple[int | Items, Sequence[Stage]]]:
+    """Yield each item with the stages of its blocks."""
     start = 0
     for item in items:
         end = start + schedule_length(item)
@@ -177,7 +174,7 @@ def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
 
     if not all(map(is_valid, items)):
         raise BadInput(
-            f"an item is a count of 1 block or more or a tuple of 1 item or more; not every one of {items} is."
+            f"{items} has an invalid item: an item is a count of 1 block or more or a tuple of 1 item or more."
         )
     blocks = schedule_length(items)
     if blocks != len(stages):
@@ -187,21 +184,21 @@ def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
 # ---- terms of the two laws
 
 
-def _alone(stage: Stage, held: int) -> int:
-    """Return the peak of a recorded block's own forward and backward."""
-    return max(held + stage.recorded, stage.saved + stage.backward)
+def _recorded_peak(stage: Stage, g: int) -> int:
+    """Return the peak of a recorded block's own forward and backward, without the blocks after it."""
+    return max(g + stage.recorded, stage.saved + stage.backward)
 
 
-def _ending(epilogue: Epilogue) -> int:
+def _epilogue_peak(epilogue: Epilogue) -> int:
     return max(epilogue.recorded, epilogue.saved + epilogue.backward)
 
 
-def _dropped(stages: Sequence[Stage]) -> Iterator[tuple[int, int]]:
-    """Yield peak and FLOPs of running the first 1, 2, ... stages with nothing kept."""
-    most = flops = previous_output = 0
+def _unrecorded(stages: Sequence[Stage]) -> Iterator[tuple[int, int]]:
+    """Yield the peak and the FLOPs of a forward pass that saves nothing, through the first 1, 2, ... stages."""
+    peak_bytes = flops = previous_output = 0
     for stage in stages:
-        most, flops = max(most, previous_output + stage.dropped), flops + stage.flops
-        yield most, flops
+        peak_bytes, flops = max(peak_bytes, previous_output + stage.dropped), flops + stage.flops
+        yield peak_bytes, flops
         previous_output = stage.output
 
 
@@ -211,81 +208,82 @@ def _dropped(stages: Sequence[Stage]) -> Iterator[tuple[int, int]]:
 def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None = None) -> list[Point]:
     """Return the Pareto frontier of schedules in peak memory and recomputed FLOPs.
 
-    Law: for every schedule there is a point with no greater peak and no more FLOPs. A point's peak and flops are
-    `peak` and `recomputed` of its items. With a resolution, its peak may be greater by len(stages) * resolution;
-    the points' own numbers, the least peak and the least FLOPs stay exact.
+    Law: for every schedule S there is a point with no greater peak and no more FLOPs than S. A point has
+    peak = `peak(items, ...)` and flops = `recomputed(items, ...)`, exactly. With a resolution, the point's peak may
+    exceed that of S by up to len(stages) * resolution; the least peak and the least FLOPs stay exact.
 
-    Equal runs of stages are solved once: a chain of equal blocks is fast. The frontier of unequal blocks grows
-    with the length of the chain: set a resolution there. A region that ends a rerun equals its items and is omitted.
+    Equal sequences of stages are solved once, so a chain of equal blocks is fast. With unequal blocks the frontier
+    grows with the length of the chain: set a resolution. No schedule has a region at the end of a rerun.
 
     Args:
         stages: the blocks.
         epilogue: the head and the loss.
-        resolution: bytes. Of the schedules of a run of blocks whose peaks round up to one multiple of it, only the
-            cheapest is kept, and the one of least peak. None: exact.
+        resolution: bytes. Of all schedules of the same blocks whose peaks round up to the same multiple of
+            `resolution`, only the cheapest is used. The schedule with the least peak is always used. None: exact.
     Returns:
-        The points by ascending peak; their FLOPs descend strictly.
+        The points in ascending order of peak and strictly descending order of FLOPs.
     Raises:
         BadInput: resolution < 1.
     Source: the recursion of arXiv 1911.13214 over pairs of memory and cost instead of memory slots.
     """
     if resolution is not None and resolution < 1:
-        raise BadInput(f"peaks are rounded up to multiples of 1 byte or more, not {resolution}: None is exact.")
+        raise BadInput(f"the resolution of peaks is 1 byte or more, not {resolution}: None is exact.")
     stages, step, count = tuple(stages), resolution or 1, len(stages)
-    numbers = {stage: number for number, stage in enumerate(stages)}
-    names = [numbers[stage] for stage in stages]
+    identifiers = {stage: number for number, stage in enumerate(stages)}
+    sequence = [identifiers[stage] for stage in stages]  # equal stages have equal numbers
     solved: dict[tuple[int, ...], _Table] = {}
 
     def rerun(start: int, end: int) -> _Table:
-        return solved[tuple(names[start:end])]
+        return solved[tuple(sequence[start:end])]
 
     for length in range(1, count + 1):
         for start in range(count - length + 1):
             end = start + length
-            if tuple(names[start:end]) not in solved:
+            if tuple(sequence[start:end]) not in solved:
                 rests = [rerun(cut, end) for cut in range(start + 1, end)]
                 reruns = [rerun(start, cut) for cut in range(start + 1, end)]
-                solved[tuple(names[start:end])] = _rerun_table(stages[start:end], rests, reruns, step)
-    # Last block to first: the frontier of the chain from each block on, its first forward included in the cost.
-    tops = [_Table([(_ending(epilogue), 0, 0, 0, 0)], (), [], [])]
+                solved[tuple(sequence[start:end])] = _rerun_table(stages[start:end], rests, reruns, step)
+    # tables[0] is the frontier of the chain from block `start` on. Its costs include the first forward pass.
+    tables = [_Table([(_epilogue_peak(epilogue), 0, 0, 0, 0)], (), [], [])]
     for start in reversed(range(count)):
         reruns = [rerun(start, cut) for cut in range(start + 1, count + 1)]
-        tops.insert(0, _table(stages[start:], 0, tops[:], reruns, step))
-    free = sum(stage.flops for stage in stages)
-    top = tops[0]
-    return [Point(top.memory[i], top.cost[i] - free, top.items(i)) for i in range(len(top.cost))]
+        tables.insert(0, _table(stages[start:], 0, tables[:], reruns, step))
+    first_forward = sum(stage.flops for stage in stages)
+    table = tables[0]
+    return [Point(table.memory[i], table.cost[i] - first_forward, table.items(i)) for i in range(len(table.cost))]
 
 
 def cheapest(points: Sequence[Point], budget: int) -> Point | None:
-    """Return the point of a frontier with the fewest FLOPs and a peak within the budget in bytes, or None."""
-    within = bisect_right(points, budget, key=lambda point: point.peak)
-    return points[within - 1] if within else None
+    """Return the point with the fewest FLOPs among those with a peak of at most `budget` bytes, or None."""
+    fitting = bisect_right(points, budget, key=lambda point: point.peak)
+    return points[fitting - 1] if fitting else None
 
 
-_NEVER = 1 << 100  # bytes; a sentinel at the end of every list of memories
-_Choice: TypeAlias = tuple[int, int, int, int, int]  # memory, cost, length of the region (0: recorded), rest, rerun
+_INFINITE = 1 << 100  # bytes; a sentinel at the end of every list of memories
+# (memory, cost, length of the first region or 0 for a recorded block, index into its rest, index into its rerun)
+_Choice: TypeAlias = tuple[int, int, int, int, int]
 
 
 class _Table:
-    """The frontier of one run of blocks: memory ascends, cost descends, choices index the tables of its parts."""
+    """The frontier of consecutive blocks: memory ascends, cost descends; `items(i)` is the schedule of point i."""
 
     def __init__(
         self, choices: list[_Choice], last: tuple[int, ...], rests: list[_Table], reruns: list[_Table]
     ) -> None:
-        self.memory = [choice[0] for choice in choices] + [_NEVER]
+        self.memory = [choice[0] for choice in choices] + [_INFINITE]
         self.cost = [choice[1] for choice in choices]
         self.choices = [choice[2:] for choice in choices]
-        self.last = last  # the items, where there is no choice
-        self.rests = rests  # tables of what follows the first 1, 2, ... blocks
+        self.last = last  # the items of a table without `rests`
+        self.rests = rests  # tables of the blocks after the first 1, 2, ... blocks
         self.reruns = reruns  # tables of a rerun of the first 1, 2, ... blocks
         self.cache: dict[int, Items] = {}
 
     def items(self, index: int) -> Items:
         if index not in self.cache:
-            self.cache[index] = self._read(index)
+            self.cache[index] = self._build(index)
         return self.cache[index]
 
-    def _read(self, index: int) -> Items:
+    def _build(self, index: int) -> Items:
         table = self
         items: list[int | Items] = []
         while table.rests:
@@ -308,42 +306,42 @@ _EMPTY = _Table([(0, 0, 0, 0, 0)], (), [], [])
 def _rerun_table(stages: Sequence[Stage], rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
     last = stages[-1]
     if not rests:
-        return _Table([(_alone(last, last.output), last.stopped, 0, 0, 0)], (1,), [], [])
+        return _Table([(_recorded_peak(last, last.output), last.stopped, 0, 0, 0)], (1,), [], [])
     return _table(stages, last.output, rests, reruns, step)
 
 
-def _table(stages: Sequence[Stage], held: int, rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
-    """Return the lower envelope over all choices of the first item."""
+def _table(stages: Sequence[Stage], g: int, rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
+    """Return the frontier over all choices of the first item: a recorded block, or a region of 1, 2, ... blocks."""
     first = stages[0]
-    choices = _joined(rests[0], _EMPTY, _alone(first, held), first.saved + first.output, first.flops, 0)
-    for length, (rest, rerun, (running, flops)) in enumerate(zip(rests, reruns, _dropped(stages), strict=False), 1):
-        choices += _joined(rest, rerun, held + running, stages[length - 1].output, flops, length)
+    choices = _combinations(rests[0], _EMPTY, _recorded_peak(first, g), first.saved + first.output, first.flops, 0)
+    for n, (rest, rerun, (forward, flops)) in enumerate(zip(rests, reruns, _unrecorded(stages), strict=False), 1):
+        choices += _combinations(rest, rerun, g + forward, stages[n - 1].output, flops, n)
     choices.sort()
     envelope: list[_Choice] = []
-    cost = _NEVER
+    cost = _INFINITE
     for choice in choices:
         if choice[1] < cost:
             cost = choice[1]
-            # Among equal rounded peaks the last is the cheapest. The very first keeps the least peak.
+            # Of equal rounded peaks, only the last remains: it is the cheapest. The first of all has the least peak.
             if len(envelope) > 1 and -(-envelope[-1][0] // step) == -(-choice[0] // step):
                 envelope.pop()
             envelope.append(choice)
     return _Table(envelope, (), rests, reruns)
 
 
-def _joined(rest: _Table, rerun: _Table, floor: int, shift: int, flops: int, length: int) -> list[_Choice]:
-    """Return the frontier of (max(floor, shift + memory of rest, memory of rerun), sum of the costs)."""
+def _combinations(rest: _Table, rerun: _Table, floor: int, shift: int, flops: int, length: int) -> list[_Choice]:
+    """Return the frontier of: memory max(floor, shift + rest's memory, rerun's memory), cost flops + both costs."""
     rests, reruns, rest_costs, rerun_costs = rest.memory, rerun.memory, rest.cost, rerun.cost
     memory = max(floor, shift + rests[0], reruns[0])
     i, k = bisect_right(rests, memory - shift) - 1, bisect_right(reruns, memory) - 1
     joined: list[_Choice] = []
-    # Step through the memories at which rest or rerun has a cheaper schedule.
-    while memory < _NEVER:
+    # Step through the memories from which `rest` or `rerun` has a cheaper schedule.
+    while memory < _INFINITE:
         joined.append((memory, flops + rest_costs[i] + rerun_costs[k], length, i, k))
-        memory, by_rerun = shift + rests[i + 1], reruns[k + 1]
-        if memory <= by_rerun:
+        memory, rerun_memory = shift + rests[i + 1], reruns[k + 1]
+        if memory <= rerun_memory:
             i += 1
-        if by_rerun <= memory:
-            memory = by_rerun
+        if rerun_memory <= memory:
+            memory = rerun_memory
             k += 1
     return joined

@@ -26,25 +26,25 @@ from gradcost.core.value import value
 
 
 class Saving(ABC):
-    """A policy: which activations the forward pass keeps until the backward pass needs them.
+    """A checkpointing policy: which activations the forward pass saves for the backward pass.
 
-    Law: the gradient has the same bits under every policy.
+    Law: every policy gives the same gradient, bit for bit.
     """
 
     @abstractmethod
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        """Make a forward pass of the objective's model with gradients save only what this policy keeps.
+        """Return a context manager inside which a forward pass with gradients saves only what this policy selects.
 
         Args:
             objective: the model and the loss.
-            batch: any pytree; the batch of that forward pass.
+            batch: any pytree; the batch of the forward pass.
         Returns:
             A context manager for the forward pass.
         """
 
     @abstractmethod
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        """Return why this policy cannot be used here and what to use instead, or None.
+        """Return why this policy cannot be used with this model and what to use instead; None if it can be used.
 
         Args:
             objective: the model and the loss.
@@ -54,7 +54,7 @@ class Saving(ABC):
 
 @value
 class Everything(Saving):
-    """Plain backpropagation: keep all that autograd saves; recompute nothing."""
+    """Plain backpropagation: save every activation that the backward pass needs; recompute nothing."""
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         return nullcontext()
@@ -65,9 +65,9 @@ class Everything(Saving):
 
 @value
 class Blocks(Saving):
-    """Keep only the input of every repeated block; recompute the block in the backward pass.
+    """Save only the input of every repeated block; recompute the block in the backward pass.
 
-    `core.blocks.find_blocks` finds the blocks. Source: Chen et al. 2016, section 4.
+    `core.blocks.find_blocks` defines the blocks. Source: Chen et al. 2016, section 4.
     """
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
@@ -75,14 +75,15 @@ class Blocks(Saving):
         return recomputing(blocks, ((1,),) * len(blocks))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _no_blocks(objective.model, self)
+        return _objection_without_blocks(objective.model, self)
 
 
 @value
 class Segments(Saving):
-    """Split the chain of blocks into segments of nearly equal length; keep only the input of each.
+    """Split the chain of blocks into segments of nearly equal length; save only the input of each segment.
 
-    A segment ends early where a block's input is not the previous block's output.
+    The backward pass recomputes one segment at a time. A segment ends early where a block's input is not the previous
+    block's output.
 
     Args:
         count: number of segments.
@@ -99,9 +100,9 @@ class Segments(Saving):
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         blocks = find_blocks(objective.model)
-        length, remainder = divmod(len(blocks), self.count)
-        lengths = [length + (i < remainder) for i in range(self.count)]
-        return recomputing(blocks, tuple((blocks_in,) for blocks_in in lengths if blocks_in))
+        shortest, remainder = divmod(len(blocks), self.count)
+        lengths = [shortest + (i < remainder) for i in range(self.count)]
+        return recomputing(blocks, tuple((length,) for length in lengths if length))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks = len(find_blocks(objective.model))
@@ -110,26 +111,27 @@ class Segments(Saving):
                 f"{self} has more segments than {type(objective.model).__name__} has blocks ({blocks}): use at most "
                 f"Segments({blocks})."
             )
-        return _no_blocks(objective.model, self)
+        return _objection_without_blocks(objective.model, self)
 
 
 @value
 class Schedule(Saving):
-    """A nested schedule of the chain of blocks: regions inside regions, each recomputed when the backward reaches it.
+    """Nested recomputation of the chain of blocks: regions inside regions.
 
     An item is one of:
 
-    - an int n: the next n blocks are recorded. All they save is kept.
-    - a tuple of items: its blocks are one region. Only its input is kept. When the backward pass reaches its last
-      block, the region runs again from that input, under the schedule that the tuple is.
+    - an int n: the next n blocks are recorded: they save every activation that the backward pass needs.
+    - a tuple of items: the schedule of one region. Only the region's input is saved. When the backward pass reaches
+      the region, the region runs again from that input, under this schedule.
 
     On 12 blocks `(12,)` is Everything(), `((4,), (4,), (4,))` is Segments(3), `(((2,), (3,), 1), (2,), 4)` is nested.
 
-    Law: on a model of linear layers a rerun of a region of n costs n - 1 forward matmuls, plus the reruns of the
-    regions inside it. A region at the end of another is expanded (recursively) and runs once.
+    Law: if each block is one linear layer, a rerun of a region of n blocks costs n - 1 forward matmuls, plus the
+    reruns of the regions inside it. A region at the end of another region is replaced by its items (recursively), so
+    that it runs once.
 
     Args:
-        items: the schedule.
+        items: the schedule, a tuple of items.
     Raises:
         BadInput: an item is neither an int of 1 or more nor a tuple of one item or more.
     Source: Herrmann et al. 2019 (arXiv 1911.13214).
@@ -153,7 +155,7 @@ class Schedule(Saving):
                 f"{self} is a schedule of {scheduled} blocks, and {type(objective.model).__name__} has {blocks}: "
                 f"make its numbers sum to {blocks}, or use Blocks()."
             )
-        return _no_blocks(objective.model, self)
+        return _objection_without_blocks(objective.model, self)
 
 
 def _check_items(items: Any) -> None:
@@ -163,7 +165,7 @@ def _check_items(items: Any) -> None:
         if isinstance(item, bool) or not isinstance(item, int):
             _check_items(item)
         elif item < 1:
-            raise BadInput(f"a number in a schedule is how many blocks are recorded: 1 or more, not {item!r}.")
+            raise BadInput(f"a number in a schedule counts recorded blocks: 1 or more, not {item!r}.")
 
 
 class Operators(ABC):
@@ -193,15 +195,15 @@ class Attention(Operators):
 
 @value
 class Selective(Saving):
-    """Recompute every repeated block in the backward pass, but keep the outputs of some operators.
+    """Recompute every repeated block in the backward pass, but save the outputs of some operators.
 
-    Applies torch's selective checkpointing to each module with parameters in a block.
+    In each block, torch's selective checkpointing is applied to every module that has parameters.
 
     Args:
-        keep: groups of operators whose outputs are kept.
+        keep: groups of operators whose outputs are saved.
     Raises:
         BadInput: keep is empty, or contains something other than groups of operators.
-        RuntimeError: in the backward pass, if a later operator overwrites a kept output (an in-place activation).
+        RuntimeError: in the backward pass, if a later operator (an in-place activation) overwrote a saved output.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5; torch.utils.checkpoint.
     """
 
@@ -231,18 +233,19 @@ class Selective(Saving):
             return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
         modules = [module for block in find_blocks(objective.model) for module in block]
-        # A module without parameters may overwrite its input, and saves little more than that input.
+        # Not modules without parameters: they may overwrite their input, and recomputing them frees little memory.
         return routed_forwards((module, route) for module in modules if any(True for _ in module.parameters()))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _no_blocks(objective.model, self)
+        return _objection_without_blocks(objective.model, self)
 
 
 @value
 class Offloaded(Saving):
-    """Keep all that autograd saves in CPU memory until the backward pass needs it. Weights stay on their device.
+    """Save activations in CPU memory until the backward pass needs them. Weights stay on their device.
 
-    A storage saved by several operations is copied to the CPU once, and back once while any of them holds it.
+    If several operations save the same storage, it is copied to the CPU once. The copy back to the device is shared
+    as long as one of the operations uses it.
     Source: Rhu et al. 2016 (vDNN, arXiv 1602.08124); torch.autograd.graph.save_on_cpu.
     """
 
@@ -260,50 +263,51 @@ class Offloaded(Saving):
 
 
 class _OffloadedStorage:
-    """The storage of a saved tensor, in CPU memory."""
+    """The CPU copy of a saved tensor's storage."""
 
     def __init__(self, storage: Tensor) -> None:
         self.copy = memory_events.tag("elsewhere", storage.to("cpu", copy=True))
         self.device = storage.device
-        self.fetched: weakref.ref[Tensor] | None = None
+        self.device_copy: weakref.ref[Tensor] | None = None
 
     def fetch(self) -> Tensor:
-        tensor = None if self.fetched is None else self.fetched()
+        """Return the storage on its device; copy it only if no earlier copy is in use."""
+        tensor = None if self.device_copy is None else self.device_copy()
         if tensor is None:
             tensor = memory_events.tag("saved", self.copy.to(self.device, copy=True))
-            self.fetched = weakref.ref(tensor)
+            self.device_copy = weakref.ref(tensor)
         return tensor
 
 
 @contextmanager
-def _saved_on_cpu(weights: Sequence[int]) -> Iterator[None]:
-    """Offload saved tensors. weights: the storages that stay on their device."""
+def _saved_on_cpu(weight_storages: Sequence[int]) -> Iterator[None]:
+    """Save tensors in CPU memory inside the context. weight_storages: storages that stay on their device."""
     offloaded: weakref.WeakValueDictionary[tuple[int, int, torch.dtype], _OffloadedStorage]
     offloaded = weakref.WeakValueDictionary()
 
     def pack(tensor: Tensor) -> Any:
-        storage, plain = tensor.untyped_storage(), tensor.detach()
-        if storage._cdata in weights:
-            return plain
-        name = storage._cdata, tensor._version, tensor.dtype
-        if name not in offloaded:
-            # Copy the whole storage in its order: kernels dispatch on strides, and other strides change last bits.
-            held = _OffloadedStorage(plain.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
-            offloaded[name] = held
-            weakref.finalize(storage, offloaded.pop, name, None)
-        return offloaded[name], tensor.shape, tensor.stride(), tensor.storage_offset()
+        storage, detached = tensor.untyped_storage(), tensor.detach()
+        if storage._cdata in weight_storages:
+            return detached
+        key = storage._cdata, tensor._version, tensor.dtype
+        if key not in offloaded:
+            # Copy the full storage, not the tensor: other strides may select other kernels, with other last bits.
+            entry = _OffloadedStorage(detached.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
+            offloaded[key] = entry
+            weakref.finalize(storage, offloaded.pop, key, None)
+        return offloaded[key], tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        held, *geometry = packed
-        return held.fetch().as_strided(*geometry)
+        entry, *geometry = packed
+        return entry.fetch().as_strided(*geometry)
 
     with saved_tensors_hooks(pack, unpack):
         yield
 
 
-def _no_blocks(model: nn.Module, saving: Saving) -> str | None:
+def _objection_without_blocks(model: nn.Module, saving: Saving) -> str | None:
     if find_blocks(model):
         return None
     return (

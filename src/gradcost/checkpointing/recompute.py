@@ -22,10 +22,10 @@ Route = Callable[[Forward, Any, Any], Any]  # (forward, args, kwargs) -> the out
 
 
 def recomputing(blocks: Sequence[Block], items: Items) -> AbstractContextManager[None]:
-    """Make a forward pass with gradients save only what the schedule keeps of these blocks.
+    """Return a context manager inside which a forward pass with gradients saves only what the schedule keeps.
 
-    Law: the gradient has the same bits. If a block's input is not the previous block's output, its region splits
-    there; each part then recomputes as one recorded run.
+    Law: the gradient equals that without recomputation, bit for bit. A region is split where a block's input is not
+    the previous block's output. Each part is then recomputed at once, without the schedule inside the region.
 
     Args:
         blocks: the chain of blocks.
@@ -33,8 +33,8 @@ def recomputing(blocks: Sequence[Block], items: Items) -> AbstractContextManager
     Returns:
         A context manager for the forward pass.
     Raises:
-        RuntimeError: in the backward pass, if a block's forward differs the second time, or if one of its inputs was
-            changed in place.
+        RuntimeError: in the backward pass, if a block saves another number of tensors when it runs again, or if a
+            tensor that the backward pass needs was changed in place.
     """
     routes: list[tuple[nn.Module, Route]] = []
     start = 0
@@ -48,7 +48,7 @@ def recomputing(blocks: Sequence[Block], items: Items) -> AbstractContextManager
 
 
 def recompute_in_backward(forward: Forward, *args: Any) -> Any:
-    """Return `forward(*args)`. With gradients on, save only its arguments and run it again in the backward pass."""
+    """Return `forward(*args)`. With gradients on, save only `args` and call `forward` again in the backward pass."""
     if not torch.is_grad_enabled():
         return forward(*args)
     devices = {tensor.device for tensor in tensors(args) if tensor.is_cuda}
@@ -57,21 +57,21 @@ def recompute_in_backward(forward: Forward, *args: Any) -> Any:
 
 @contextmanager
 def routed_forwards(routes: Iterable[tuple[nn.Module, Route]]) -> Iterator[None]:
-    """Replace the forward of each module by `route(forward, args, kwargs)` while gradients are on.
+    """Inside the context, while gradients are on, call `route(forward, args, kwargs)` instead of a module's forward.
 
     Key-value caches are removed from the module's arguments: a forward that runs twice would fill them twice.
 
     Args:
-        routes: modules and their routes.
+        routes: pairs of a module and its route.
     Raises:
-        Unsupported: a forward is already replaced on the instance.
+        Unsupported: the forward of a module instance is already replaced.
     """
     replaced: list[nn.Module] = []
     try:
         for module, route in routes:
             if "forward" in vars(module):
                 raise Unsupported(
-                    f"{type(module).__name__}.forward is replaced on the instance: remove that, or use Everything()."
+                    f"a {type(module).__name__} has its own `forward` attribute: delete it, or use Everything()."
                 )
             module.forward = _routed(module.forward, route)  # type: ignore[method-assign]
             replaced.append(module)
@@ -95,7 +95,10 @@ def _routed(forward: Forward, route: Route) -> Forward:
 
 
 class _RegionRoutes:
-    """Consecutive blocks of a chain. Each pass through them is one region, or several if the chain is broken."""
+    """Routes of the modules of one region.
+
+    Each forward pass creates one Region, or several if a block's input is not the previous block's output.
+    """
 
     def __init__(self, blocks: Sequence[Block], items: Items) -> None:
         self.modules = [module for block in blocks for module in block]
@@ -114,13 +117,14 @@ class _RegionRoutes:
         self.visited.append(module)
         if module is self.modules[-1]:
             self.region = None
+            # The schedule counts calls, so it applies only if each module ran once and in order.
             if len(self.visited) == len(self.modules) and all(map(operator.is_, self.visited, self.modules)):
                 region.items = self.items
         return region.forward(forward, args, kwargs)
 
 
 def _call_counts(items: Items, lengths: Iterator[int]) -> Items:
-    """Convert a schedule that counts blocks into one that counts calls of modules."""
+    """Convert a schedule that counts blocks into one that counts module calls. lengths: modules of each block."""
     return tuple(
         sum(next(lengths) for _ in range(item)) if isinstance(item, int) else _call_counts(item, lengths)
         for item in items

@@ -1,4 +1,4 @@
-"""A run of modules that keeps only its input, and runs again when the backward pass needs its saved tensors."""
+"""Regions: consecutive module calls that save only their input and run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from gradcost.core.pytree import tensors
 Forward = Callable[..., Any]
 
 
-class _HeldTensor:
-    """A tensor with the version it had. Detached: its graph could reference the holder (a reference cycle)."""
+class _VersionedTensor:
+    """A tensor and its version counter at construction."""
 
     def __init__(self, tensor: Tensor) -> None:
+        # Detach: the tensor's graph may refer to this object, which would be a reference cycle.
         self.requires_grad = tensor.requires_grad
         self.tensor = tensor.detach() if self.requires_grad else tensor
         self.version = 0 if tensor.is_inference() else tensor._version
@@ -40,12 +41,12 @@ class _HeldTensor:
         return self.tensor
 
     def leaf(self) -> Tensor:
-        """Return an autograd leaf to run a block on; it requires a gradient if the tensor did."""
+        """Return the tensor as an autograd leaf that requires a gradient if the original tensor did."""
         return self.read().detach().requires_grad_() if self.requires_grad else self.read()
 
 
 class _PreviousOutput:
-    """A placeholder in the arguments of a call: the n-th tensor of the previous call's output."""
+    """Placeholder among a call's arguments for tensor number `index` of the previous call's output."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -53,51 +54,55 @@ class _PreviousOutput:
 
 @dataclass
 class _Call:
-    """One forward of a module inside a region."""
+    """One call of a module inside a region."""
 
     forward: Forward
-    arguments: Any  # (args, kwargs); tensors are _HeldTensor, those of the previous call's output _PreviousOutput
-    first: int  # index of the first value this call saves
-    saved: list[int | None] = field(default_factory=list)  # index of each value it saves; None: held anyway
+    arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
+    first: int  # index of the first value that this call saves
+    saved: list[int | None] = field(default_factory=list)  # index of each saved tensor; None: it is in memory anyway
 
-    def previous(self) -> set[int]:
+    def used_outputs(self) -> set[int]:
+        """Return the indices of the tensors of the previous call's output that this call uses."""
         return {leaf.index for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, _PreviousOutput)}
 
 
 @dataclass
 class _RecomputeUnit:
-    """Calls `start` to `stop` of a region. They run again under `items` when one of their values is needed."""
+    """Calls start, ..., stop - 1 of a region. They run again when the backward pass needs one of their values."""
 
     start: int
     stop: int
-    items: Items
-    inputs: list[_HeldTensor | None]  # the tensors of the previous call's output that the first call uses
-    random: list[Tensor]  # states of the generators
+    items: Items  # the schedule of the next run
+    inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None if call `start` does not use one
+    generator_states: list[Tensor]  # before call `start`
 
 
 class Region:
-    """A run of modules whose saved tensors are dropped, and recomputed when the backward pass needs the first.
+    """Consecutive module calls. Their saved tensors are dropped and recomputed in the backward pass.
 
-    The graph of the first forward pass holds their indices. A unit that runs again records some of its calls, and
-    `values` holds what they save until the backward pass takes it. Its other calls become smaller units in `pending`,
-    of which only the input is kept. They run again when the backward pass reaches them.
+    A dropped saved tensor is a *value*. Autograd saves its index instead. When the backward pass needs a value, its
+    unit runs again under the unit's schedule:
+
+    - A recorded call stores its values in `values` until the backward pass takes them.
+    - An inner region becomes a smaller unit in `pending`, which saves only the region's input. It runs again when the
+      backward pass needs one of its values.
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self.devices = devices
-        self.items: Items = ()  # the schedule, in calls; empty if the chain broke inside the region
+        self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
         self.calls: list[_Call] = []
         self.outputs: list[weakref.ref[Tensor]] = []
-        self.held: set[int] = set()  # storages that stay in memory anyway: parameters and the region's inputs
+        self.resident: set[int] = set()  # storages that are in memory anyway: parameters, tensors from outside
         self.value_count = 0
         self.values: dict[int, Tensor] = {}
         self.pending: list[_RecomputeUnit] = []
         with restored_generators(devices) as generators:
-            self.random = [generator.get_state() for generator in generators]
+            self.generator_states = [generator.get_state() for generator in generators]
         self.autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
 
     def continues(self, args: Any, kwargs: Any) -> bool:
-        """Return True if these arguments contain an output of the last module that ran."""
+        """Return True if the arguments contain an output of the region's latest call."""
         outputs = {id(output()) for output in self.outputs if output() is not None}
         return any(id(tensor) in outputs for tensor in tensors((args, kwargs)))
 
@@ -106,12 +111,12 @@ class Region:
         self.calls.append(call)
         owner = getattr(forward, "__self__", None)
         if isinstance(owner, nn.Module):
-            self.held.update(_storage(parameter) for parameter in owner.parameters())
+            self.resident.update(_storage(parameter) for parameter in owner.parameters())
 
-        def pack(tensor: Tensor) -> _HeldTensor | int:
-            if _storage(tensor) in self.held:
+        def pack(tensor: Tensor) -> _VersionedTensor | int:
+            if _storage(tensor) in self.resident:
                 call.saved.append(None)
-                return _HeldTensor(tensor)
+                return _VersionedTensor(tensor)
             call.saved.append(self.value_count)
             self.value_count += 1
             return self.value_count - 1
@@ -123,47 +128,48 @@ class Region:
 
     def _packed_arguments(self, args: Any, kwargs: Any) -> Any:
         positions = {id(output()): i for i, output in enumerate(self.outputs) if output() is not None}
-        packed: dict[int, _HeldTensor] = {}  # a module may test whether two of its arguments are one object
+        packed: dict[int, _VersionedTensor] = {}  # by id: a module may test whether two arguments are the same object
 
         def pack(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             if id(leaf) in positions:
                 return _PreviousOutput(positions[id(leaf)])
-            self.held.add(_storage(leaf))
+            self.resident.add(_storage(leaf))
             if isinstance(leaf, nn.Parameter):
                 return leaf
             if id(leaf) not in packed:
-                packed[id(leaf)] = _HeldTensor(memory_events.tag("saved", leaf))
+                packed[id(leaf)] = _VersionedTensor(memory_events.tag("saved", leaf))
             return packed[id(leaf)]
 
         return pytree.tree_map(pack, (args, kwargs))
 
-    def unpack(self, packed: _HeldTensor | int) -> Tensor:
-        if isinstance(packed, _HeldTensor):
+    def unpack(self, packed: _VersionedTensor | int) -> Tensor:
+        if isinstance(packed, _VersionedTensor):
             return packed.read()
-        while packed not in self.values:  # repeats if the value belongs to a unit that the rerun leaves pending
+        while packed not in self.values:  # repeats while the value is in a smaller, pending unit
             self._run_again(self._unit_of(packed))
         return self.values.pop(packed)
 
     def _unit_of(self, index: int) -> _RecomputeUnit:
-        """Return the smallest unit that computes this value. The whole region can run again any number of times."""
+        """Return the smallest pending unit with this value, removed from `pending`; if none, the region as a unit."""
         call = bisect_right(self.calls, index, key=lambda call: call.first) - 1
         for number in reversed(range(len(self.pending))):
             if self.pending[number].start <= call < self.pending[number].stop:
                 return self.pending.pop(number)
-        return _RecomputeUnit(0, len(self.calls), self.items or (len(self.calls),), [], self.random)
+        # Not stored in `pending`: the region as a unit can run again any number of times.
+        return _RecomputeUnit(0, len(self.calls), self.items or (len(self.calls),), [], self.generator_states)
 
     def _run_again(self, unit: _RecomputeUnit) -> None:
-        end = self._first(unit.stop)
+        value_end = self._first_value(unit.stop)
 
         def store(index: int, tensor: Tensor) -> None:
             self.values[index] = memory_events.tag("saved", tensor.detach())
-            if index == end - 1:
+            if index == value_end - 1:
                 raise _Complete
 
         with restored_generators(self.devices) as generators, torch.enable_grad(), self._cast(0), self._cast(1):
-            for generator, state in zip(generators, unit.random, strict=True):
+            for generator, state in zip(generators, unit.generator_states, strict=True):
                 generator.set_state(state)
             start, previous = unit.start, unit.inputs
             try:
@@ -172,73 +178,73 @@ class Region:
                     if isinstance(item, int):
                         self._run(start, stop, previous, store)
                     else:
-                        if self._first(start) < self._first(stop):
-                            random = [generator.get_state() for generator in generators]
-                            self.pending.append(_RecomputeUnit(start, stop, item, list(previous), random))
+                        if self._first_value(start) < self._first_value(stop):
+                            states = [generator.get_state() for generator in generators]
+                            self.pending.append(_RecomputeUnit(start, stop, item, list(previous), states))
                         self._run(start, stop, previous, _discard)
                     start = stop
             except _Complete:
                 pass
 
-    def _first(self, call: int) -> int:
-        """Return the index of the first value that this call, or one after it, saves."""
+    def _first_value(self, call: int) -> int:
+        """Return the index of the first value that this call or a later one saves."""
         return self.calls[call].first if call < len(self.calls) else self.value_count
 
     def _run(
-        self, start: int, stop: int, previous: list[_HeldTensor | None], store: Callable[[int, Tensor], None]
+        self, start: int, stop: int, previous: list[_VersionedTensor | None], store: Callable[[int, Tensor], None]
     ) -> None:
-        """Run calls `start` to `stop` again. `previous` holds their input, and afterwards the input of the next call.
+        """Run calls start, ..., stop - 1 again. Replace the tensors in `previous` by the input of call `stop`.
 
-        It is empty meanwhile, so nothing here extends the life of its tensors. Gradients are on also where nothing is
-        stored: without them other kernels may run, with other last bits.
+        previous: the input of call `start`. Gradients are on even if `store` discards the values: without gradients
+        torch may choose other kernels, with other last bits.
         """
-        leaves = [None if held is None else held.leaf() for held in previous]
-        previous.clear()
-        for at in range(start, stop):
-            call = self.calls[at]
+        leaves = [None if tensor is None else tensor.leaf() for tensor in previous]
+        previous.clear()  # so that each tensor can be freed after its last use
+        for number in range(start, stop):
+            call = self.calls[number]
             args, kwargs = _unpacked_arguments(call, leaves)
             expected = iter(call.saved)
-            with saved_tensors_hooks(partial(_pack_again, expected, store), _refuse_backward):
+            with saved_tensors_hooks(partial(_pack_in_rerun, expected, store), _refuse_backward):
                 out = call.forward(*args, **kwargs)
             if next(expected, _END) is not _END:
                 raise RuntimeError(_FORWARD_DIFFERS)
-            used = self.calls[at + 1].previous() if at + 1 < len(self.calls) else set()
+            used = self.calls[number + 1].used_outputs() if number + 1 < len(self.calls) else set()
             leaves = [tensor if i in used else None for i, tensor in enumerate(tensors(out))]
             del args, kwargs, out
-        previous += [None if leaf is None else _HeldTensor(memory_events.tag("saved", leaf)) for leaf in leaves]
+        previous += [None if leaf is None else _VersionedTensor(memory_events.tag("saved", leaf)) for leaf in leaves]
 
-    def _cast(self, which: int) -> AbstractContextManager[Any]:
-        device, enabled, dtype = self.autocast[which]
-        # No cache: it would hold the casts of all weights until the last call.
+    def _cast(self, index: int) -> AbstractContextManager[Any]:
+        device, enabled, dtype = self.autocast[index]
+        # No cache: it would keep the converted copies of all weights until the last call returns.
         return torch.autocast(device, dtype=dtype, cache_enabled=False) if enabled else nullcontext()
 
 
 class _Complete(Exception):
-    """Raised when all that the backward pass needs is recomputed: the rest of the unit need not run."""
+    """Raised once the last value of a unit is recomputed, to skip the remaining operations."""
 
 
 _END = object()
 _FORWARD_DIFFERS = (
-    "a block saved another number of tensors when it was recomputed than in its first forward: its forward differs "
-    "between calls. Use Everything()."
+    "a block saved another number of tensors in its recomputation than in its first forward pass, so its forward "
+    "differs between calls. Use Everything()."
 )
 
 
 def _with_last_region_expanded(items: Items) -> Items:
-    """Return the same calls without a region at the end. The backward pass starts there; it would run twice."""
+    """Replace a region at the end by its items. The backward pass starts there, so the region would run twice."""
     while not isinstance(items[-1], int):
         items = items[:-1] + items[-1]  # pyright: ignore[reportOperatorIssue]
     return items
 
 
 def _unpacked_arguments(call: _Call, leaves: Sequence[Tensor | None]) -> Any:
-    """Return the arguments with which a call runs again."""
+    """Return (args, kwargs) for the rerun of a call. leaves: the tensors of the previous call's output."""
     unpacked: dict[int, Tensor] = {}
 
     def unpack(leaf: Any) -> Any:
         if isinstance(leaf, _PreviousOutput):
             return leaves[leaf.index]
-        if isinstance(leaf, _HeldTensor):
+        if isinstance(leaf, _VersionedTensor):
             if id(leaf) not in unpacked:
                 unpacked[id(leaf)] = leaf.leaf()
             return unpacked[id(leaf)]
@@ -247,7 +253,8 @@ def _unpacked_arguments(call: _Call, leaves: Sequence[Tensor | None]) -> Any:
     return pytree.tree_map(unpack, call.arguments)
 
 
-def _pack_again(expected: Iterator[int | None], store: Callable[[int, Tensor], None], tensor: Tensor) -> None:
+def _pack_in_rerun(expected: Iterator[int | None], store: Callable[[int, Tensor], None], tensor: Tensor) -> None:
+    """Call `store(index, tensor)` for a tensor saved in a rerun. expected: the rest of `_Call.saved`."""
     index = next(expected, _END)
     if index is _END:
         raise RuntimeError(_FORWARD_DIFFERS)

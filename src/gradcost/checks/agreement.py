@@ -19,11 +19,11 @@ from gradcost.estimators.gradient import Gradient
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
 
 AGREES = "agrees with backprop along one direction"
-_FEW_ULPS = 8  # accepted difference of two sums of the same numbers in another order
+_FEW_ULPS = 8  # in ulps: accepted difference between two sums of the same numbers in different orders
 
 
 class _ZeroDirection(Directions):
-    """z = 0: both ends of a difference are one point and must have one loss."""
+    """The direction z = 0: both ends of a finite difference are the same point and must have the same loss."""
 
     unbiased = False
 
@@ -37,7 +37,7 @@ class _ZeroDirection(Directions):
 
 
 def slope_lines(slope: Slope, reference: Reference) -> list[CheckLine]:
-    """Return the lines about one slope: agreement, one function, and for a difference its precision."""
+    """Return the lines about a slope: agreement with backprop, same function, precision of a finite difference."""
     lines = []
     if reference.refusal is None:
         lines.append(_exact_line(slope, reference) if slope.exact else _difference_line(slope, reference))
@@ -52,13 +52,14 @@ def _eps(slope: Slope, reference: Reference) -> float | None:
 
 
 def gradient_line(estimator: Estimator, objective: Objective, reference: Reference) -> CheckLine:
-    """Return the agreement of an estimator without slopes: its gradient's product with one direction."""
+    """Return the agreement with backprop of an estimator without slopes: compare <g, z> along one direction z."""
     gradient = estimator.estimate(objective, reference.batch, reference.key).gradient
     error = abs(_product(gradient, 0) - reference.slope(0)) / reference.norm
     return _agreement(error, "ok" if error <= reference.tolerance else "failed")
 
 
 def _product(gradient: Gradient, seed: int) -> float:
+    """<g, z> in float64, where z is the Rademacher direction of `seed`."""
     leaves = {leaf.name: leaf for leaf in gradient.objective.leaves}
     return sum(
         float((g.double() * combination(Rademacher(), leaves[name], [seed], [1.0]).double()).sum())
@@ -86,7 +87,7 @@ def _exact_line(slope: Slope, reference: Reference) -> CheckLine:
 
 
 def _difference_line(slope: Slope, reference: Reference) -> CheckLine:
-    """Accept an error that curvature (grows with eps) or rounding (falls with eps) explains."""
+    """Check a finite difference; an error from curvature (grows with eps) or rounding (falls with eps) is a note."""
     measured = float(_measure(slope, reference, Rademacher(), [0])[1])
     error = abs(measured - reference.slope(0)) / reference.norm
     eps = _eps(slope, reference)
@@ -103,12 +104,12 @@ def _difference_line(slope: Slope, reference: Reference) -> CheckLine:
 
 
 def _same_function_line(slope: Slope, reference: Reference) -> CheckLine:
-    """Along z = 0 a difference is 0 and the loss is the plain one, if all evaluations use the same function."""
+    """Check along z = 0 that all evaluations use one function: the difference is 0 and the loss is unchanged."""
     loss, slopes = _measure(slope, reference, _ZeroDirection(), [0])
     eps = _eps(slope, reference)
     if eps is None:
         what, gap = "the same function as a plain evaluation", abs(loss - reference.loss)
-        # Other kernels round differently.
+        # A JVP may use other kernels than a plain evaluation, and these round differently.
         allowed = reference.tolerance * max(abs(reference.loss), reference.resolution)
     else:
         what, gap = "the same function at both ends", abs(float(slopes)) * 2 * eps
@@ -124,22 +125,26 @@ def _same_function_line(slope: Slope, reference: Reference) -> CheckLine:
 
 
 def _precision_lines(slope: Slope, eps: float, reference: Reference) -> list[CheckLine]:
-    """State the error of a slope that the noise and the resolution of the loss cause."""
-    difference = abs(float(_measure(slope, reference, Rademacher(), [0])[1])) * 2 * eps
+    """Two lines: the error of a slope from the noise of the loss, and from the resolution of the loss."""
+    loss_difference = abs(float(_measure(slope, reference, Rademacher(), [0])[1])) * 2 * eps
 
-    def line(what: str, gap: float, size: str) -> CheckLine:
+    def line(what: str, gap: float, text: str) -> CheckLine:
         error = gap / (2 * eps)
         relative = format_number(error) if reference.refusal else f"{format_number(error / reference.norm)} |grad|"
         is_fine = reference.refusal is not None or error <= CLOSE * reference.norm
         effect = f"slope error {relative}" if gap else "two evaluations agree bitwise"
         advice = "" if is_fine else f". eps={eps:g} is too small"
-        numbers = {"gap": gap, "slope error": error, "difference": difference, "eps": eps}
-        return CheckLine(what, f"{size}: {effect}{advice}", "ok" if is_fine else "note", numbers)
+        numbers = {"gap": gap, "slope error": error, "difference": loss_difference, "eps": eps}
+        return CheckLine(what, f"{text}: {effect}{advice}", "ok" if is_fine else "note", numbers)
 
     noise, resolution = format_number(reference.noise), format_number(reference.resolution)
     return [
         line("noise of the loss at one point", reference.noise, noise),
-        line("resolution of the loss", reference.resolution, f"{resolution}, |L+ - L-| {format_number(difference)}"),
+        line(
+            "resolution of the loss",
+            reference.resolution,
+            f"{resolution}, |L+ - L-| {format_number(loss_difference)}",
+        ),
     ]
 
 

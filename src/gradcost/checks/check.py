@@ -40,21 +40,24 @@ def check(
 ) -> CheckReport:
     """Check an estimator against backpropagation on one model and batch: one line per question.
 
-    Laws get the verdict "ok" or "failed": agreement, nothing disturbed, one function, same key. Other lines are
-    figures. Every estimate is a first estimate, from the state of `init`. Nothing is disturbed.
+    - Laws have the verdict "ok" or "failed": agreement with backprop, all state restored, one function for all
+      evaluations, same estimate under the same key. An error with a known harmless cause is a "note".
+    - Means have a verdict where theory gives their value. Other lines are figures ("note").
+
+    Every estimate starts from the state of `init`. The check itself restores all state.
 
     Cost: about draws + 5 estimates, 20 forwards and one backpropagation (one per draw with random layers).
-    Memory: the largest of these and one whole gradient.
+    Memory: the peak of the largest of these, plus one whole gradient.
 
     Args:
         estimator: what to check.
         objective: the model and its loss.
         batch: any pytree; passed to the loss as it is.
         key: the source of the directions and of the random layers.
-        draws: the number of estimates behind the figures. A mean gets a verdict from 8 on.
+        draws: the number of estimates per mean. A mean has a verdict from 8 draws on.
         on_progress: called with the name of each stage before it starts.
-        reference: facts computed for an earlier check of the same model, batch and key. None computes them.
-            Pass None for an estimator that splits the batch into micro-batches.
+        reference: the `Reference` of an earlier check of the same model, batch and key, to save time. None makes a
+            new one. Pass None for an estimator that splits the batch into micro-batches.
     Returns:
         CheckReport. Print it for the table; `report.failed` lists the failures.
     Raises:
@@ -68,7 +71,7 @@ def check(
     with loss_errors(reference.objective):
         loss = reference.loss
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Note)  # the report has a line for what an estimator would warn of
+        warnings.simplefilter("ignore", Note)  # the report has a line for each such warning
         lines = _lines(estimator, objective, reference, draws, on_progress)
     model = type(objective.model).__name__
     subject = f"{model}, {objective.dimension:,} trained weights, loss {format_number(loss)}"
@@ -94,7 +97,7 @@ def _estimator_lines(
     estimator: Estimator, objective: Objective, reference: Reference, draws: int, on_progress: Callable[[str], None]
 ) -> list[CheckLine]:
     on_progress("side effects")
-    # First: a second in-place walk along a direction may have nothing left to round.
+    # This runs first: only the first in-place update along a direction may change weights by rounding.
     side_effects = _undisturbed_lines(estimator, objective, reference)
     on_progress("agreement along one direction")
     slopes = find(estimator, Slope)
@@ -131,33 +134,33 @@ def _undisturbed_lines(estimator: Estimator, objective: Objective, reference: Re
 
 
 def _same_key_line(estimator: Estimator, objective: Objective, reference: Reference) -> CheckLine:
-    """Compare two estimates under one key, tensor by tensor."""
+    """Compare two estimates under the same key, tensor by tensor."""
     one, other = (estimator.estimate(objective, reference.batch, reference.key).gradient for _ in range(2))
     gap = scale = 0.0
     for (_, a), (_, b) in zip(one.leaves(), other.leaves(), strict=True):
         gap += float((a.double() - b.double()).square().sum())
         scale += float(a.double().square().sum())
-    apart = math.sqrt(gap / scale) if scale else math.sqrt(gap)
+    distance = math.sqrt(gap / scale) if scale else math.sqrt(gap)
     what = "the same key gives the same estimate"
-    if apart == 0:
-        return CheckLine(what, "bitwise", "ok", {"apart": apart})
-    difference = f"relative difference {format_number(apart)}"
-    if apart <= reference.tolerance:
-        return CheckLine(what, f"{difference}: nondeterministic kernels", "note", {"apart": apart})
-    return CheckLine(what, f"{difference}: randomness outside the key", "failed", {"apart": apart})
+    if distance == 0:
+        return CheckLine(what, "bitwise", "ok", {"apart": distance})
+    difference = f"relative difference {format_number(distance)}"
+    if distance <= reference.tolerance:
+        return CheckLine(what, f"{difference}: nondeterministic kernels", "note", {"apart": distance})
+    return CheckLine(what, f"{difference}: randomness outside the key", "failed", {"apart": distance})
 
 
 def _model_lines(estimator: Estimator, reference: Reference) -> list[CheckLine]:
-    """Return what the model supports; a missing feature is a failure where this estimator needs it."""
+    """Return lines on what the model supports; a missing feature fails only if this estimator needs it."""
     lines = [_path_line(reference)] if reference.refusal is None else []
     needs_tangents = uses_forward_mode(find(estimator, Slope))
     what = "forward-mode differentiation"
     if not reference.blocked:
         lines.append(CheckLine(what, "every module", "ok", {"blocked": 0.0}))
     numbers = {"blocked": float(len(reference.blocked))}
-    for place in reference.blocked:
-        where = "the loss" if place.module is None else place.module or type(reference.objective.model).__name__
-        text = f"not {where}, at `{place.line}`: {place.reason}"
+    for blocked in reference.blocked:
+        where = "the loss" if blocked.module is None else blocked.module or type(reference.objective.model).__name__
+        text = f"not {where}, at `{blocked.line}`: {blocked.reason}"
         lines.append(CheckLine(what, text, "failed" if needs_tangents else "note", numbers))
     if needs_tangents and reference.fused_attention:
         text = "uses the math kernel during a slope: fused kernels have no forward-mode rule"
@@ -166,7 +169,7 @@ def _model_lines(estimator: Estimator, reference: Reference) -> list[CheckLine]:
 
 
 def _path_line(reference: Reference) -> CheckLine:
-    """Compare backpropagation with a finite difference: a cut path makes them disagree."""
+    """Compare backprop with a finite difference: they disagree if .detach() or similar cuts the gradient."""
     what, mismatch = "backprop agrees with a difference of losses", reference.mismatch
     numbers = {"error": mismatch}
     if mismatch <= max(CLOSE, 4 * reference.tolerance):

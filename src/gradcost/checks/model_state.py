@@ -1,4 +1,4 @@
-"""Capture all state that an estimate may touch and must restore, and compare it bit for bit."""
+"""Capture all state that an estimate must leave unchanged or restore, and compare it bit for bit."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ ModelState = dict[str, Any]
 
 
 class _ForwardStopped(Exception):
-    """The error that `disturbed_by_raising` raises inside the model."""
+    """The exception that `disturbed_by_raising` raises inside the model."""
 
 
 def capture(objective: Objective) -> ModelState:
-    """Return the state of a model and its surroundings, by name. Equal states: nothing was disturbed.
+    """Return the state of a model and of torch and Python around it, by name.
 
     - Parameters, buffers and `.grad`: identity and a hash of the bits, so the model is not copied.
     - Modules: flags, hooks, attributes.
-    - Surroundings: generators (torch's on the CPU and the model's devices, and Python's) and global switches.
+    - Global state: generators (torch's on the CPU and on the model's devices, and Python's), and switches such as
+      autocast.
     """
     state = _global_state(objective)
     for path, module in objective.model.named_modules():
         name = path or "(model)"
-        state[f"{name}: attributes"] = list(vars(module))  # shows a `forward` that was not restored
+        state[f"{name}: attributes"] = list(vars(module))  # detects a replaced `forward` that was not restored
         state[f"{name}: training"] = module.training
         for kind in ("_parameters", "_buffers"):
             tensors = getattr(module, kind)
@@ -54,14 +55,14 @@ def diff(before: ModelState, after: ModelState) -> list[str]:
 
 
 def disturbed_by(objective: Objective, work: Callable[[], object]) -> list[str]:
-    """Return the names of what `work` changes and does not restore."""
+    """Return the names of the state that `work` changes and does not restore."""
     before = capture(objective)
     work()
     return diff(before, capture(objective))
 
 
 def disturbed_by_raising(objective: Objective, work: Callable[[], object]) -> list[str]:
-    """As `disturbed_by`, but the model raises at the end of its forward, as it would out of memory."""
+    """As `disturbed_by`, but the model raises at the end of its forward pass, as an out-of-memory error would."""
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         raise _ForwardStopped

@@ -20,8 +20,8 @@ from gradcost.theory.cosines import expected_cosine
 from gradcost.theory.moments import second_moment
 from gradcost.theory.slowdown import probes_to_match
 
-ERRORS = 5.0  # standard errors; chance exceeds them once in two million checks
-_ENOUGH = 8  # the fewest draws that a mean gets a verdict from
+ERRORS = 5.0  # standard errors that a mean may deviate; chance alone exceeds them once in two million checks
+_MIN_DRAWS = 8  # with fewer draws a mean has no verdict
 
 
 @dataclass(frozen=True)
@@ -44,48 +44,48 @@ class Draw:
 
 
 def draw(estimator: Estimator, objective: Objective, reference: Reference, number: int, state: Any = None) -> Draw:
-    """Return draw `number`: an estimate under its own key, compared with the gradient under the same key."""
+    """Compute estimate `number` under its own key, and compare it with the gradient under that key."""
     key = reference.key.fold("draw", number)
     estimate = estimator.estimate(objective, reference.batch, key, state)
-    dot, square, exact = products(estimate.gradient, reference.gradient(key))
-    length, norm = math.sqrt(square), math.sqrt(exact)
+    dot, square, gradient_square = products(estimate.gradient, reference.gradient(key))
+    length, norm = math.sqrt(square), math.sqrt(gradient_square)
     return Draw(
         cosine=dot / (length * norm) if length * norm else 0.0,
         ratio=length / norm if norm else math.nan,
-        projection=dot / exact if exact else math.nan,
+        projection=dot / gradient_square if gradient_square else math.nan,
         probes=0 if estimate.slopes is None else len(estimate.slopes),
         clipped=bool(estimate.clipped),
     )
 
 
 def mean_and_error(sample: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error: NaN if a number is not finite; the error is NaN for one number."""
+    """Return the mean and its standard error. Both are NaN if a number is not finite; one number has error NaN."""
     if not all(map(math.isfinite, sample)):
         return math.nan, math.nan
     return fmean(sample), stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else math.nan
 
 
 def quality_lines(estimator: Estimator, dimension: int, sample: Sequence[Draw]) -> list[CheckLine]:
-    """Return the figures of a sample, with a verdict where theory states the expected value and its spread."""
+    """Return lines on cosine, length, bias and second moment, with a verdict where theory has a formula."""
     moment = None if any(one.clipped for one in sample) else second_moment(estimator, dimension)
     spread = _spread(estimator, moment, sample[0].probes)
     projections = [one.projection for one in sample]
     squares = [one.ratio**2 for one in sample]
-    projection = None if moment is None else 1.0
+    expected_projection = None if moment is None else 1.0
     moment_spread = None if spread is None else spread * (moment or 1)
     return [
         _cosine_line(estimator, dimension, sample),
         _mean_line("length |g| / |grad|", [one.ratio for one in sample], None, None),
-        _mean_line("bias: <mean g, grad> / |grad|^2", projections, projection, spread),
+        _mean_line("bias: <mean g, grad> / |grad|^2", projections, expected_projection, spread),
         _mean_line("second moment E|g|^2 / |grad|^2", squares, moment, moment_spread),
         *_probes_lines(estimator, dimension),
     ]
 
 
 def _spread(estimator: Estimator, moment: float | None, probes: int) -> float | None:
-    """The standard deviation of <g, grad> / |grad|^2 in theory; None where no formula is known.
+    """The standard deviation of <g, grad> / |grad|^2 in theory; None if no formula is known.
 
-    For n independent directions with E z_i^4 <= 3 it is at most sqrt(2/n): <grad, z>^2 is close to a chi-square.
+    For n independent directions with E z_i^4 <= 3 it is at most sqrt(2/n): <grad, z>^2 is close to chi-square.
     """
     if moment == 1.0:
         return 0.0
@@ -95,7 +95,7 @@ def _spread(estimator: Estimator, moment: float | None, probes: int) -> float | 
 
 
 def _mean_line(what: str, sample: Sequence[float], expected: float | None, spread: float | None) -> CheckLine:
-    """State a mean; give a verdict if its expected value and its spread are known and there are enough draws."""
+    """A line on a mean, with a verdict if expected value and spread are known and there are enough draws."""
     mean, error = mean_and_error(sample)
     numbers = {"mean": mean, "standard error": error}
     text = f"{format_number(mean)} +- {format_number(error)}" if error == error else format_number(mean)
@@ -103,9 +103,9 @@ def _mean_line(what: str, sample: Sequence[float], expected: float | None, sprea
         return CheckLine(what, text, "note", numbers)
     numbers["theory"] = expected
     text += f"   theory {format_number(expected)}"
-    if spread is None or len(sample) < _ENOUGH:
+    if spread is None or len(sample) < _MIN_DRAWS:
         return CheckLine(what, text, "note", numbers)
-    # 1%: the bias of eps, and rounding.
+    # The 1% allows for the bias of a finite difference and for rounding.
     allowed = ERRORS * max(error, spread / len(sample) ** 0.5) + 0.01 * expected
     verdict: Verdict = "ok" if abs(mean - expected) <= allowed else "failed"
     return CheckLine(what, text, verdict, numbers)
@@ -122,7 +122,7 @@ def _cosine_line(estimator: Estimator, dimension: int, sample: Sequence[Draw]) -
 
 
 def _probes_lines(estimator: Estimator, dimension: int) -> list[CheckLine]:
-    """State how many probes reach an angle of 60 degrees; empty where theory has no formula."""
+    """A line on how many probes reach cosine 0.5 in theory; empty if no formula is known."""
     probing = find(estimator, Probing)
     if len(probing) != 1 or not isinstance(probing[0].directions, Directions):
         return []

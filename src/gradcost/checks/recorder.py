@@ -31,16 +31,16 @@ class Recorder:
     Law: the training has the same bits with and without a Recorder.
 
     Cost, every `every` steps: `draws` estimates, three forwards, and one backpropagation (one more per draw with
-    random layers), with memory for one whole gradient. Between them it holds the losses and slopes of the steps
-    and reads no values from the device.
+    random layers), with memory for one whole gradient. Between comparisons the losses and slopes are stored
+    without reading their values from the device.
 
     Args:
         every: steps between two comparisons.
         draws: estimates per comparison.
-        window: the number of past slopes that a spike is measured against.
-        deviations: a slope is a spike above the median of the window plus so many robust standard deviations.
-        rise: the training has diverged if its loss is not finite or above `rise` times the first one. See
-            `SlopeMonitor` for both rules.
+        window: the number of previous slopes that set the threshold of a spike.
+        deviations: threshold of a spike, in robust standard deviations above the median of the window.
+        rise: the training has diverged if its loss is not finite or above `rise` times the first loss. See
+            `SlopeMonitor` for the rules of spikes and divergence.
     Raises:
         BadInput: every, draws or window < 1, or deviations or rise <= 0.
     """
@@ -60,7 +60,7 @@ class Recorder:
                 raise BadInput(f"{name} of a Recorder is a factor above 0, not {getattr(self, name)!r}.")
 
     def following(self, steps: Iterable[StepResult]) -> Recording:
-        """Return an iterable of the same steps that records them.
+        """Return an iterable that yields the same steps and records them.
 
         Args:
             steps: the steps of `train`.
@@ -72,7 +72,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The estimates after one step compared with the gradient, as means over the draws.
+    """A comparison of estimates with the gradient after one step: means over the draws.
 
     Args:
         step: the number of the step.
@@ -86,11 +86,11 @@ class Alignment:
 
 
 class Recording:
-    """A training and what is recorded of it. Iterate over it for the steps; print it for a summary so far.
+    """The steps of a training, recorded while you iterate over them. Print it for a summary of the steps so far.
 
     Attributes:
         series: spikes and divergence, from the slopes and losses read so far.
-        alignments: the estimates compared with the gradient, every `every` steps.
+        alignments: the comparisons with the gradient, one every `every` steps.
         steps: the number of steps so far.
 
     Args:
@@ -121,13 +121,13 @@ class Recording:
             self.read()
 
     def read(self) -> None:
-        """Read the losses and slopes of the steps since the last read. On an accelerator this waits for it."""
+        """Read the losses and slopes since the last call. On an accelerator this waits until they are computed."""
         for number, loss, slopes in self._unread:
             self.series.add(number, float(loss), [] if slopes is None else slopes.tolist())
         self._unread.clear()
 
     def _compare(self, step: StepResult) -> None:
-        """Compare at the weights after the step."""
+        """Compare estimates with the gradient at the weights after the step."""
         estimator, state = step.train_state.estimator, step.train_state.state
         objective = step.objective.in_micro_batches(micro_batches(estimator))
         reference = Reference(objective, step.batch, step.key.fold("recorder"))
@@ -139,7 +139,7 @@ class Recording:
 
     @property
     def clip_rate(self) -> float | None:
-        """The share of slopes that a clip cut, in [0, 1]; None without a clip."""
+        """The fraction of slopes that `Clipped` cut, in [0, 1]; None without `Clipped`."""
         return fmean(self.clipped) if self.clipped else None
 
     def record(self) -> dict[str, Any]:
@@ -168,10 +168,11 @@ class Recording:
         first_and_last = dict.fromkeys([*self.alignments[:1], *self.alignments[-1:]])
         rows += [(f"at step {alignment.step:,}", _describe(alignment)) for alignment in first_and_last]
         rows.append(("diverged", self._divergence()))
-        left = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{left}}   {text}" for name, text in rows)
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}   {text}" for name, text in rows)
 
     def _divergence(self) -> str:
+        """The step of the divergence and the first spike before it, in words."""
         series = self.series
         if series.diverged is None:
             return "no"

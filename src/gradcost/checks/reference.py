@@ -1,4 +1,4 @@
-"""Facts about a model and a batch that hold for every estimator: the exact gradient, the precision of the loss."""
+"""Facts about a model and a batch, the same for every estimator: the gradient, the precision of the loss."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.forward_mode import Blocked
 from gradcost.slopes.slope import CentralDifference
 
-CLOSE = 0.05  # of |grad|: the largest accepted error of a slope by a finite difference
+CLOSE = 0.05  # largest accepted error of a finite difference, in units of |grad|
 
 
 class Reference:
     """Facts about a model and a batch, each computed on first use and cached.
 
-    Checks of several estimators may share one. It holds one whole gradient. With random layers the loss is a
-    different function under each key: `gradient` then costs one backpropagation per key.
+    Checks of several estimators may share a Reference. It stores one whole gradient. With random layers the loss is
+    a different function under each key, so `gradient` costs one backpropagation per key.
 
     Args:
-        objective: the model and its loss. For an estimator that splits a batch, the objective over as many
-            micro-batches (`Objective.in_micro_batches`).
+        objective: the model and its loss. For an estimator that splits the batch into n micro-batches, pass
+            `objective.in_micro_batches(n)`.
         batch: any pytree; passed to the loss as it is.
-        key: sets the random layers.
+        key: the seed of the random layers.
     """
 
     def __init__(self, objective: Objective, batch: Any, key: Key) -> None:
@@ -48,7 +48,7 @@ class Reference:
 
     @functools.cached_property
     def noise(self) -> float:
-        """The difference of two evaluations at one point under one key: 0 with deterministic kernels."""
+        """The absolute difference of two losses at the same weights and key: 0 with deterministic kernels."""
         return abs(float(self.objective.evaluate(self.batch, self.key)) - self.loss)
 
     @functools.cached_property
@@ -58,12 +58,12 @@ class Reference:
 
     @functools.cached_property
     def key_difference(self) -> float:
-        """The difference of the losses under two keys: 0 without random layers."""
+        """The absolute difference of the losses under two keys: 0 without random layers."""
         return abs(float(self.objective.evaluate(self.batch, self.key.fold("another"))) - self.loss)
 
     @functools.cached_property
     def tolerance(self) -> float:
-        """The accepted relative rounding error of an exact method: sqrt(eps) of the coarsest parameter dtype."""
+        """The accepted relative rounding error of an exact method: sqrt of the largest machine epsilon."""
         dtypes = {leaf.parameter.dtype for leaf in self.objective.leaves}
         return max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
 
@@ -109,13 +109,14 @@ class Reference:
         """The error of <grad, z> against a finite difference of the loss, in units of |grad|.
 
         It is large where .data, .detach() or a straight-through estimator cut the path: backpropagation then
-        differentiates a different function. The worst of three directions counts, each at the best of three eps.
+        differentiates a different function. The error is the smallest over three eps, then the largest over three
+        directions.
         """
-        balanced = self.tolerance ** (2 / 3)  # the cube root of epsilon balances rounding and curvature
+        balanced_eps = self.tolerance ** (2 / 3)  # (machine epsilon)^(1/3) balances rounding and curvature
         worst = 0.0
         for seed in range(3):
             slopes = [
-                CentralDifference(balanced * factor).measure(
+                CentralDifference(balanced_eps * factor).measure(
                     self.objective, self.batch, self.key, Rademacher(), [seed]
                 )
                 for factor in (10.0, 1.0, 0.1)
@@ -142,7 +143,7 @@ class Reference:
 
 
 def products(gradient: Gradient, other: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Return <g, h>, |g|^2 and |h|^2 in float64; one tensor of g is held at a time."""
+    """Return <g, h>, |g|^2 and |h|^2 in float64. g: `gradient`, read one tensor at a time; h: `other`."""
     sums = [0.0, 0.0, 0.0]
     for name, leaf in gradient.leaves():
         pairs = ((leaf, other[name]), (leaf, leaf), (other[name], other[name]))

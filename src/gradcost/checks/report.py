@@ -10,7 +10,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 
 Verdict = Literal["ok", "failed", "note"]
-_WIDEST = 60  # characters; a longer result does not widen its column
+_MAX_WIDTH = 60  # characters; a longer result does not widen its column
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CheckLine:
     Args:
         what: the question.
         found: the result, as text.
-        verdict: "ok", "failed", or "note" for a figure that is neither right nor wrong.
+        verdict: "ok", "failed", or "note" for information without a judgement.
         numbers: the numbers behind the result, by name.
     """
 
@@ -32,7 +32,7 @@ class CheckLine:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """What `check` found: print it for the table, or read `lines` and their `numbers`.
+    """The result of `check`. Print it for a table, or read `lines` and their `numbers`.
 
     Args:
         estimator: the estimator that was checked.
@@ -57,7 +57,7 @@ class CheckReport:
         Returns:
             The line.
         Raises:
-            BadInput: no question starts so; the message lists them.
+            BadInput: no question starts with `what`; the message lists all questions.
         """
         for line in self.lines:
             if line.what.startswith(what):
@@ -72,9 +72,11 @@ class CheckReport:
         return {"method": repr(self.estimator), "subject": self.subject, "ok": not self.failed, "lines": lines}
 
     def __str__(self) -> str:
-        left = max(len(line.what) for line in self.lines)
-        middle = max((len(line.found) for line in self.lines if len(line.found) <= _WIDEST), default=0)
-        rows = [f"    {line.what:<{left}}   {line.found:<{middle}}   {line.verdict}" for line in self.lines]
+        what_width = max(len(line.what) for line in self.lines)
+        found_width = max((len(line.found) for line in self.lines if len(line.found) <= _MAX_WIDTH), default=0)
+        rows = [
+            f"    {line.what:<{what_width}}   {line.found:<{found_width}}   {line.verdict}" for line in self.lines
+        ]
         return "\n".join([f"{self.estimator!r}   {self.subject}", *rows])
 
 

@@ -1,6 +1,6 @@
-"""The base of every other package: objectives, keys, values, errors, units, files and isolated evaluation.
+"""Foundations that every other package imports: objectives, keys, values, errors, units, files, isolated evaluation.
 
-The names in `__init__.pyi` are public; each is loaded when it is first used, so that keys need no torch.
+`__init__.pyi` lists the public names. Each is imported on first use, so `Key` works without an import of torch.
 """
 
 import lazy_loader

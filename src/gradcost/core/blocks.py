@@ -10,19 +10,19 @@ Block = tuple[nn.Module, ...]
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """Return the repeated blocks of a model, in the order of its modules, outermost first.
+    """Return the repeated blocks of a model, in the order of its modules. A block is not searched for inner blocks.
 
     Rules:
       - A `ModuleList` of at least two modules of one class: each module is a block. This finds the layers of every
         transformers model.
-      - A `Sequential` with at least two children that hold parameters: a block is one of these children with the
-        parameterless ones after it.
-      - Any other module: its children are searched.
+      - A `Sequential` with at least two children that have parameters: each of these children starts a block. The
+        block includes the parameterless children that follow. The first block also includes those before it.
+      - Any other module: its children are searched recursively.
 
     Args:
-        model: any module. Frozen parameters count as parameters.
+        model: any module. In the rules, frozen parameters count as parameters.
     Returns:
-        One tuple of modules per block; empty when the model repeats nothing.
+        One tuple of modules per block; an empty list if there are no blocks.
     """
     blocks = _repeated_children(model)
     if blocks:

@@ -4,7 +4,7 @@ GradcostError(ValueError)
     BadInput        an argument, a file or an option is wrong
     Unsupported     a method cannot be used with this model, batch or installation
         MissingExtra    a package of an optional extra is not installed
-    DoesNotFit      nothing fits the budget
+    DoesNotFit      no method or setting fits the budget
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class GradcostError(ValueError):
-    """Base class of every error that gradcost raises about its input."""
+    """Base class of all errors that a user can cause."""
 
 
 class BadInput(GradcostError):
@@ -30,7 +30,7 @@ class MissingExtra(Unsupported, ImportError):
 
 
 class DoesNotFit(GradcostError):
-    """No choice fits the budget; the message states the smallest budget that would suffice."""
+    """No method or setting fits the budget; the message states the smallest budget that would suffice."""
 
 
 def require(module: str, purpose: str, extra: str) -> Any:
@@ -38,12 +38,12 @@ def require(module: str, purpose: str, extra: str) -> Any:
 
     Args:
         module: the module to import, such as "scipy.stats".
-        purpose: what needs the module, as the subject of a sentence: "A report".
-        extra: the extra of gradcost that installs it.
+        purpose: what needs the module, such as "A report": the subject of the error message.
+        extra: the extra of gradcost that installs the module.
     Returns:
-        The module.
+        The imported module.
     Raises:
-        MissingExtra: it is not installed; the message names the extra.
+        MissingExtra: the module is not installed; the message names the extra.
     """
     try:
         return import_module(module)

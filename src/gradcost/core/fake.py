@@ -1,4 +1,4 @@
-"""Fake tensors: shapes without data. A method runs on them to forecast its cost."""
+"""Fake tensors have a shape and a dtype but no data. Running a method on them forecasts its cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-_simulated_devices: list[str] = ["cpu"]  # a stack: `standing_for` pushes and pops
+_simulated_devices: list[str] = ["cpu"]  # a stack; `standing_for` pushes and pops
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -16,23 +16,23 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def numbers(tensor: Tensor) -> list[float]:
-    """Return the entries of a vector. A fake tensor has none: ones stand in for them."""
+    """Return the entries of a vector as a list; ones if the vector is fake, because it has no data."""
     return [1.0] * len(tensor) if is_fake(tensor) else tensor.tolist()
 
 
 def known(tensor: Tensor) -> Tensor | None:
-    """Return a tensor with real data: the tensor itself, or a fake tensor's constant. None when it has none."""
+    """Return the tensor itself, or the constant that a fake tensor stores; None for a fake tensor without one."""
     return getattr(tensor, "constant", None) if is_fake(tensor) else tensor
 
 
 def stands_for() -> str:
-    """Return the device type that fake tensors simulate now. The fake tensors themselves are on the CPU."""
+    """Return the device type that fake tensors simulate. The fake tensors themselves are always on the CPU."""
     return _simulated_devices[-1]
 
 
 @contextmanager
 def standing_for(device: str) -> Iterator[None]:
-    """Let fake tensors simulate tensors on this device type inside the context."""
+    """Inside the context, fake tensors simulate tensors on a device of this type, such as "cuda"."""
     _simulated_devices.append(device)
     try:
         yield

@@ -9,15 +9,15 @@ from gradcost.core.errors import MissingExtra
 
 
 def write_whole(path: Path, data: bytes | str) -> Path:
-    """Write a file atomically: a reader sees the complete old file or the complete new one, also after a crash.
+    """Write a file atomically: a reader sees the complete old file or the complete new one, even after a crash.
 
     Args:
-        path: the file. A missing folder is created.
+        path: the file to write. Missing parent folders are created.
         data: the content; text is written as UTF-8.
     Returns:
         `path`.
     Raises:
-        OSError: the disk refuses; the old file is unchanged.
+        OSError: the file cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -34,10 +34,13 @@ def write_whole(path: Path, data: bytes | str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for data sets and calibrations: `GRADCOST_CACHE` if it is set, else the platform's cache.
+    """Return the folder for data sets and calibrations.
+
+    It is the value of the environment variable `GRADCOST_CACHE`. If the variable is not set, it is the folder
+    "gradcost" in the operating system's user cache; pooch knows its path.
 
     Raises:
-        MissingExtra: `GRADCOST_CACHE` is not set, and pooch, which finds the platform's cache, is not installed.
+        MissingExtra: `GRADCOST_CACHE` is not set and pooch is not installed.
     """
     if folder := os.environ.get("GRADCOST_CACHE"):
         return Path(folder).expanduser().absolute()

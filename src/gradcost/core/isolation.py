@@ -1,4 +1,4 @@
-"""Evaluate a model without changing it: generators, buffers, flags and weights are restored bit for bit."""
+"""Evaluate a model without changing it: restore weights, buffers, train/eval flags and random generators exactly."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gradcost.core.key import Key
 
 @contextmanager
 def weights_replaced(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> Iterator[None]:
-    """Let the parameters read other weights inside the context; restore them bit for bit afterwards.
+    """Give the parameters other values inside the context; restore the original values bit for bit afterwards.
 
-    Nothing is copied: each parameter's `.data` points at the other tensor inside the context.
+    Nothing is copied: inside the context each parameter's `.data` is the tensor from `weights`.
 
     Args:
-        parameters: the parameters.
-        weights: one tensor per parameter, of its shape and dtype.
+        parameters: the parameters to change.
+        weights: one tensor per parameter, of the parameter's shape and dtype.
     """
     originals = [parameter.data for parameter in parameters]
     try:
@@ -36,11 +36,11 @@ def weights_replaced(parameters: Sequence[nn.Parameter], weights: Sequence[Tenso
 def seeded_generators(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Seed the default generators from the key inside the context; restore them bit for bit afterwards.
 
-    The generators are torch's, on the CPU and `devices`, and Python's. This is the one place that touches a global
-    generator, because dropout and other random layers read no other.
+    The generators are torch's default ones on the CPU and on `devices`, and the one of Python's `random`. Dropout and
+    other random layers draw from these generators only. No other function of gradcost seeds them.
 
     Args:
-        key: the source of the seed.
+        key: all generators get `key.seed`.
         devices: the CUDA devices whose generators are seeded.
     """
     with restored_generators(devices) as generators:
@@ -52,7 +52,7 @@ def seeded_generators(key: Key, devices: Iterable[torch.device] = ()) -> Iterato
 
 @contextmanager
 def restored_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[torch.Generator]]:
-    """Yield torch's default generators; restore them and Python's bit for bit afterwards."""
+    """Yield torch's default generators; restore their states and that of Python's `random` afterwards."""
     generators = [torch.default_generator]
     generators += [torch.cuda.default_generators[device.index or 0] for device in devices]
     states, python_state = [generator.get_state() for generator in generators], random.getstate()
@@ -66,9 +66,10 @@ def restored_generators(devices: Iterable[torch.device] = ()) -> Iterator[list[t
 
 @contextmanager
 def isolated_modules(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let the modules use copies of their buffers inside the context; restore buffers and flags afterwards.
+    """Use copies of the modules' buffers inside the context; restore buffers and train/eval flags afterwards.
 
-    A transformers model's own gradient checkpointing is off inside: the estimator decides what is saved.
+    The `gradient_checkpointing` flag of transformers models is False inside the context, because the estimator
+    decides which activations are saved.
     """
     flags, buffers, checkpointing = [], [], []
     for module in modules:

@@ -1,4 +1,4 @@
-"""The one source of randomness: a seed from which named seeds are derived."""
+"""Seeds for all randomness in gradcost, derived from one seed by names and indices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gradcost.core.value import value
 
 @value
 class Key:
-    """A 64-bit seed from which named seeds are derived: `Key(0).fold("step", 3).fold("probe", 1)`.
+    """A 64-bit seed from which further keys are derived: `Key(0).fold("step", 3).fold("probe", 1)`.
 
-    Law: the same names in the same order give the same key, in every process and on every machine. Any other name,
-    index or order gives an unrelated key (BLAKE2b, RFC 7693, 64 bits). Seed 0 has no special meaning.
+    Law: the same seed, names and indices in the same order give the same key, in every process and on every machine.
+    Any other name, index or order gives an unrelated key (BLAKE2b, RFC 7693, 64 bits). Seed 0 has no special meaning.
 
     Args:
         seed: an integer from 0 to 2**64 - 1.
@@ -28,13 +28,13 @@ class Key:
             raise BadInput(f"a Key needs a whole number from 0 to 2**64 - 1, not {self.seed!r}.")
 
     def fold(self, name: str, index: int = 0) -> Key:
-        """Return the key with this name and index below this one.
+        """Derive a key from this key, a name and an index.
 
         Args:
-            name: what the key is for.
-            index: distinguishes keys of one name.
+            name: the purpose of the derived key, such as "step".
+            index: distinguishes derived keys that have the same name.
         Returns:
-            A key unrelated to this one and to every other fold of it.
+            A key unrelated to this key and to all other keys derived from this key.
         """
         message = f"{self.seed}/{name}/{index}".encode()
         return Key(int.from_bytes(blake2b(message, digest_size=8).digest(), "little"))

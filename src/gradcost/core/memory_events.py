@@ -1,4 +1,4 @@
-"""Tags tensors by purpose for the memory tracker."""
+"""Tag tensors by purpose, such as "gradients", for the memory tracker and the FLOP counter."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-# The purposes that a method tags. The memory tracker finds parameters, inputs and optimizer state by itself.
-#   tangents   anything computed from a tangent
-#   noise      a weight plus a direction, tagged once per direction: new random numbers
-#   shifted    a weight plus products of noise whose random numbers are tagged already
-#   elsewhere  moved to a device other than the tracked one
+# The purposes of tensors. The memory tracker finds parameters, inputs and optimizer state without a tag.
+#   gradients  the gradient of a parameter
+#   saved      an activation saved for the backward pass
+#   tangents   a tangent, or a tensor computed from one
+#   noise      a weight plus a direction. Tagged once per direction, to count the random numbers drawn
+#   shifted    a weight plus a low-rank direction. The random numbers are counted by the "noise" tags of the factors
+#   elsewhere  moved to a device that the memory tracker does not follow
 Kind = Literal["gradients", "saved", "tangents", "noise", "shifted", "elsewhere"]
 
 
 class Observer(Protocol):
-    """Receives each tag inside `observe`."""
+    """An object that `observe` accepts; `on_tag` is called for each tagged tensor."""
 
     def on_tag(self, kind: Kind, tensor: Tensor) -> None: ...
 
@@ -36,7 +38,7 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def tag(kind: Kind, tensor: Tensor) -> Tensor:
-    """Pass a tensor's purpose to the observers, if there are any; return the tensor."""
+    """Call `on_tag(kind, tensor)` of all active observers. Return the tensor unchanged."""
     for observer in _observers:
         observer.on_tag(kind, tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""Warnings that are issued once per model."""
+"""Warnings that are issued once per model and cause."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 
 class Note(UserWarning):
-    """A choice that a method makes for the user, or a problem in the user's model. Issued once per model."""
+    """A warning about a choice that gradcost makes for the user, or about a problem in the user's model or study."""
 
 
 _causes: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def warn_once(model: nn.Module, cause: str, message: str) -> None:
-    """Issue a `Note` once per model and cause, also when several objectives share the model."""
+    """Issue a `Note` once per model and cause, even if several objectives use the model."""
     causes = _causes.setdefault(model, set())
     if cause not in causes:
         causes.add(cause)

@@ -20,12 +20,12 @@ from gradcost.core.pytree import batch_size, plain
 
 
 class Leaf(NamedTuple):
-    """A trainable parameter and its place in the vector of all trainable parameters.
+    """A trainable parameter and its position in the vector of all trainable parameters.
 
     Args:
-        name: its first name in `model.named_parameters()`.
+        name: the parameter's name in `model.named_parameters()`; the first name if it is tied.
         parameter: the parameter.
-        start: index of its first element in the vector.
+        start: index of the parameter's first element in the vector.
         dimension: length of the vector, the same for every leaf of an objective.
     """
 
@@ -39,23 +39,26 @@ class Leaf(NamedTuple):
 class Objective:
     """A loss as a function of a model's trainable parameters: `loss(model, batch) -> scalar tensor`.
 
-    Together the trainable parameters are one vector of `dimension` elements, one `Leaf` each, in the order of
-    `model.named_parameters()`. A tied parameter is one leaf. Leaves and modules are fixed when the objective is made,
-    so make it when the model is complete. Derived objectives and `dataclasses.replace` keep the leaves.
+    The trainable parameters form one vector of `dimension` elements, in the order of `model.named_parameters()`. Each
+    is one `Leaf`; a tied parameter is one leaf. Leaves and modules are fixed at construction, so build the complete
+    model first. `dataclasses.replace`, `in_micro_batches` and `with_loss` keep the leaves.
 
     Law: an evaluation changes nothing. Parameters, buffers, generator states, train/eval flags, requires_grad, hooks
-    and `.grad` are bitwise as before, also when the loss raises. Random layers draw from the key alone, so one key is
-    one function. Therefore BatchNorm's running statistics do not move; `advance` moves them.
+    and `.grad` are bitwise as before, even if the loss raises. BatchNorm's running statistics are buffers and do not
+    change either; `advance` updates them. The key alone seeds the random layers, so equal keys, weights and batches
+    give equal losses.
 
     Args:
         model: the module.
         loss: returns the loss of the model on a batch, a scalar of a floating type.
-        parts: micro-batches per batch, cut along the first dimension of its tensors. The loss is their mean, weighted
-            by size. At most one micro-batch's activations are in memory.
-        data: returns the batches of one pass over the data, for estimators that need a full gradient.
-        leaves: leaves of another objective of this model. Empty: the parameters that require a gradient now.
+        parts: number of micro-batches per batch; tensors are split along the first dimension. The loss is the mean
+            over micro-batches, weighted by their size. The activations of one micro-batch are in memory at a time.
+        data: returns an iterable of the batches of one epoch, for estimators that need the full gradient.
+        leaves: the leaves of another objective of the same model. Empty selects all parameters that require a
+            gradient at construction.
     Raises:
-        BadInput: the model has no trainable parameter, or the loss is not a scalar of a floating type.
+        BadInput: an argument is invalid, the model has no trainable parameter, or an embedding has max_norm. An
+            evaluation raises it if the loss is not a scalar of a floating type.
     """
 
     model: nn.Module
@@ -64,7 +67,7 @@ class Objective:
     data: Callable[[], Iterable[Any]] | None = None
     leaves: tuple[Leaf, ...] = field(default=(), kw_only=True)
     modules: tuple[nn.Module, ...] = field(init=False)
-    devices: tuple[torch.device, ...] = field(init=False)  # the accelerators whose generators a key seeds
+    devices: tuple[torch.device, ...] = field(init=False)  # CUDA devices whose generators an evaluation seeds
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -88,15 +91,15 @@ class Objective:
 
     @property
     def dimension(self) -> int:
-        """d: the number of elements of all leaves together."""
+        """d, the total number of elements of the leaves."""
         return self.leaves[0].dimension
 
     def in_micro_batches(self, count: int) -> Objective:
-        """Return this objective with each of its micro-batches cut into `count`."""
+        """Return this objective with `count` times as many micro-batches per batch."""
         return replace(self, parts=self.parts * count)
 
     def only(self, names: Collection[str]) -> Objective:
-        """Return this objective as a function of the named leaves alone; all others are constant.
+        """Return an objective whose leaves are those with these names; all other parameters are constant.
 
         Raises:
             BadInput: no leaf has one of these names.
@@ -107,45 +110,46 @@ class Objective:
         return replace(self, leaves=_concatenated(chosen))
 
     def with_loss(self, loss: Callable[[nn.Module, Any], Tensor]) -> Objective:
-        """Return another loss of the same leaves of the same model."""
+        """Return an objective with the same model and leaves but another loss."""
         return replace(self, loss=loss)
 
     def at_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Let the leaves read these weights inside the context; restore them afterwards. Nothing is copied.
+        """Give the leaves these values inside the context; restore the original values afterwards. Nothing is copied.
 
         Args:
-            weights: a tensor for each leaf's name, of the leaf's shape and dtype.
+            weights: maps the name of each leaf to a tensor of the leaf's shape and dtype.
         """
         parameters = [leaf.parameter for leaf in self.leaves]
         return weights_replaced(parameters, [weights[leaf.name] for leaf in self.leaves])
 
     def evaluate(self, batch: Any, key: Key) -> Tensor:
-        """Return the loss at the present weights. Cost: one forward pass.
+        """Return the loss at the current weights. Cost: one forward pass.
 
         Args:
-            batch: any pytree; passed to the loss, as micro-batches when `parts` > 1.
+            batch: any pytree; passed to the loss, split into micro-batches if `parts` > 1.
             key: seeds the random layers.
         Returns:
-            A scalar without a graph.
+            A scalar tensor without an autograd graph.
         """
         with torch.no_grad():
             return functools.reduce(torch.add, (weight * loss for weight, loss in self.losses(batch, key)))
 
     def losses(self, batch: Any, key: Key) -> Generator[tuple[float, Tensor], None, None]:
-        """Yield the weight and the loss of each micro-batch in order, with a graph where gradients are enabled.
+        """Yield the weight and the loss of each micro-batch, in order.
 
-        The model stays isolated from the start of a micro-batch until the next one is requested.
+        A loss has an autograd graph if gradients are enabled. The model stays isolated until the next loss is
+        requested, so a backward pass on the current loss changes no buffer or generator.
 
         Args:
             batch: any pytree.
             key: seeds the random layers.
         Yields:
-            (weight, loss): the micro-batch's share of the batch, and its loss.
+            (weight, loss). weight: fraction of the batch's examples that are in the micro-batch. loss: a scalar.
         """
         for number, (weight, micro_batch) in enumerate(split(batch, self.parts)):
-            # An autocast region around a training loop would otherwise reuse the cast of an older weight.
+            # Inside one autocast region, the cache would otherwise return casts of weights from before an update.
             torch.clear_autocast_cache()
-            # The name "part" determines the random bits of every run: it stays.
+            # Do not rename "part": the random bits of every run depend on this name.
             with isolated_modules(self.modules), seeded_generators(key.fold("part", number), self.devices):
                 yield weight, self._scalar(self.loss(self.model, micro_batch))
 
@@ -153,14 +157,14 @@ class Objective:
         """Run one forward pass that updates buffers, such as BatchNorm's running statistics, as training would.
 
         Args:
-            batch: any pytree; passed to the loss without cutting.
+            batch: any pytree; passed to the loss without a split into micro-batches.
             key: seeds the random layers.
         """
         with torch.no_grad(), seeded_generators(key, self.devices):
             self.loss(self.model, batch)
 
     def has_running_statistics(self) -> bool:
-        """Return whether a forward pass in the present mode would move a layer's running statistics."""
+        """Return whether a forward pass would change running statistics in the current train/eval modes."""
         return any(
             module.training and getattr(module, "track_running_stats", False) and any(True for _ in module.buffers())
             for module in self.modules
@@ -180,10 +184,11 @@ class Objective:
 
 @contextmanager
 def loss_errors(objective: Objective) -> Iterator[None]:
-    """Turn an exception of the user's model or loss into BadInput with its type and first line.
+    """Convert exceptions of the user's model or loss, raised inside the context, to BadInput.
 
     Raises:
-        BadInput: the loss cannot be evaluated; a GradcostError passes unchanged.
+        BadInput: the model or the loss raised; the message has the type and the first line of the exception. A
+            GradcostError passes unchanged.
     """
     try:
         yield
@@ -208,24 +213,24 @@ def _trainable(model: nn.Module) -> tuple[Leaf, ...]:
 
 
 def _concatenated(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
-    """Return the leaves of these parameters, one after the other in one vector."""
+    """Make one leaf per parameter, with their positions in the concatenation of these parameters."""
     sizes = [parameter.numel() for _, parameter in parameters]
     *starts, dimension = itertools.accumulate(sizes, initial=0)
     return tuple(Leaf(*named, start, dimension) for named, start in zip(parameters, starts, strict=True))
 
 
 def split(batch: Any, count: int) -> list[tuple[float, Any]]:
-    """Cut a batch into micro-batches along the first dimension of its tensors.
+    """Split a batch into micro-batches along the first dimension of its tensors.
 
-    Scalars, and entries that are not tensors, go to every micro-batch.
+    Each micro-batch contains all scalar tensors and all entries that are not tensors.
 
     Args:
         batch: any pytree.
-        count: how many micro-batches; 1 returns the batch itself.
+        count: number of micro-batches. For 1 the batch is returned unchanged.
     Returns:
-        (share of the examples, micro-batch) for each, in order.
+        One (weight, micro-batch) per micro-batch, in order. weight: fraction of the batch's examples in it.
     Raises:
-        BadInput: the tensors differ in their first dimension, or it is smaller than `count`.
+        BadInput: the tensors differ in their first dimension, or their first dimension is smaller than `count`.
     """
     if count == 1:
         return [(1.0, batch)]
@@ -233,13 +238,13 @@ def split(batch: Any, count: int) -> list[tuple[float, Any]]:
     size = batch_size(batch)
     if size < count:
         raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
-    cut = [
+    split_entries = [
         entry.tensor_split(count) if isinstance(entry, Tensor) and entry.ndim else [entry] * count
         for entry in entries
     ]
     lengths = [len(piece) for piece in torch.arange(size).tensor_split(count)]
     return [
-        (length / size, pytree.tree_unflatten([pieces[i] for pieces in cut], structure))
+        (length / size, pytree.tree_unflatten([pieces[i] for pieces in split_entries], structure))
         for i, length in enumerate(lengths)
     ]
 

@@ -1,4 +1,4 @@
-"""Round-off of a floating type, and the finite-difference step that balances truncation against it."""
+"""Round-off of floating-point types, and the finite-difference step that balances truncation and round-off errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gradcost.core.fake import numbers
 from gradcost.core.objective import Objective
 
 HALVES = (torch.float16, torch.bfloat16)
-LEAST_SCALE = 1e-2  # smaller weights (zero-initialised layers) do not show the length over which the loss varies
-_CHUNK = 1 << 20  # elements of a half-precision leaf that are converted to float32 at once
+LEAST_SCALE = 1e-2  # least result of `scale_of`: eps from smaller weights (zero-initialised layers) is too small
+_CHUNK = 1 << 20  # elements of a half-precision leaf converted to float32 at once, to bound the temporary memory
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -25,40 +25,41 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def spacing(number: float, dtype: torch.dtype) -> float:
-    """Return the distance from |number| to the next larger number of a type: one unit in the last place (ulp)."""
+    """Return the distance from |number| to the next larger number of `dtype`: one unit in the last place (ulp)."""
     limits = torch.finfo(dtype)
     size = max(abs(number), limits.smallest_normal)
     return 2.0 ** math.floor(math.log2(size)) * limits.eps
 
 
 def loss_roundoff(dtype: torch.dtype) -> float:
-    """Return u, the relative round-off of a loss in float32 or better that is computed with weights of `dtype`.
+    """Return u, the relative round-off of a loss. The weights have this dtype; the loss is in float32 or float64.
 
-      - float32 and float64: their unit round-off.
-      - Half precision: the geometric mean of its unit round-off and float32's. A loss is a mean over many
-        activations, each rounded separately, so most of their errors cancel.
+      - float32 and float64: u is the unit round-off of `dtype`.
+      - Half precision: u is the geometric mean of the unit round-offs of `dtype` and of float32. A loss is a mean
+        over many activations, each rounded separately, so most of their errors cancel.
 
-    The half-precision value is an estimate: 1.5e-5 in bfloat16 and 5.4e-6 in float16. The loss of a small GPT over
-    128 words had 1.6e-5 and 2.8e-6.
+    The half-precision value is an estimate: 1.5e-5 in bfloat16 and 5.4e-6 in float16. Measured on the loss of a small
+    GPT over 128 words: 1.6e-5 and 2.8e-6.
     """
     return math.sqrt(unit_roundoff(dtype) * min(unit_roundoff(dtype), unit_roundoff(torch.float32)))
 
 
 def best_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, third: float = 1.0) -> float:
-    """Return the eps of a central difference with the least sum of truncation and round-off error.
+    """Return the eps of a central difference that minimises truncation error plus round-off error.
 
-    Law: the error eps^2/6 |f'''| + u |f| / eps is least at eps = (3 u |f| / |f'''|)^(1/3), with u = `loss_roundoff`.
-    The defaults assume that the loss changes by its own size when every weight changes by `scale`.
+    Law: f(t) is the loss at theta + t z, with z the direction. The error eps^2/6 |f'''| + u |f| / eps is least at
+    eps = (3 u |f| / |f'''|)^(1/3), with u = `loss_roundoff(dtype)` and f''' = third / scale^3.
+    The defaults assume that the loss changes by about its own size when every weight changes by `scale`.
 
     Args:
-        dtype: the type of the weights.
-        scale: the size of a weight; f''' = third / scale^3.
+        dtype: the dtype of the weights.
+        scale: typical absolute value of a weight.
         loss: |f|.
-        third: |f'''| along the direction, with weights in units of `scale`.
+        third: |f'''| with weights measured in units of `scale`.
     Returns:
         eps, in units of the parameters.
     Raises:
-        BadInput: scale, loss or third is not finite and above 0.
+        BadInput: scale, loss or third is infinite, nan, 0 or negative.
     Source: Press et al., Numerical Recipes (3rd ed. 2007), section 5.7; Dennis and Schnabel 1983, section 5.4.
     """
     _above_zero(scale, loss, third)
@@ -66,20 +67,21 @@ def best_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, third: f
 
 
 def best_forward_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, second: float = 1 / 16) -> float:
-    """Return the eps of a one-sided difference with the least sum of truncation and round-off error.
+    """Return the eps of a one-sided difference that minimises truncation error plus round-off error.
 
-    Law: the error eps/2 |f''| + 2 u |f| / eps is least at eps = 2 (u |f| / |f''|)^(1/2), with u = `loss_roundoff`.
+    Law: f(t) is the loss at theta + t z, with z the direction. The error eps/2 |f''| + 2 u |f| / eps is least at
+    eps = 2 (u |f| / |f''|)^(1/2), with u = `loss_roundoff(dtype)` and f'' = second / scale^2.
 
     Args:
-        dtype: the type of the weights.
-        scale: the size of a weight; f'' = second / scale^2.
+        dtype: the dtype of the weights.
+        scale: typical absolute value of a weight.
         loss: |f|.
-        second: |f''| along the direction, with weights in units of `scale`. The default fits a network: along a
-            random direction, f'' is a mean of curvatures, most of them near 0 (GPT: 1/20 of the loss; MLP: 1/27).
+        second: |f''| with weights measured in units of `scale`. The default is typical of networks: along a random
+            direction, f'' averages many curvatures near 0. Measured: 1/20 of the loss (GPT) and 1/27 (MLP).
     Returns:
         eps, in units of the parameters.
     Raises:
-        BadInput: scale, loss or second is not finite and above 0.
+        BadInput: scale, loss or second is infinite, nan, 0 or negative.
     """
     _above_zero(scale, loss, second)
     return scale * 2 * (loss_roundoff(dtype) * loss / second) ** 0.5
@@ -87,14 +89,16 @@ def best_forward_eps(dtype: torch.dtype, scale: float = 1.0, loss: float = 1.0, 
 
 def _above_zero(*sizes: float) -> None:
     if not all(0 < size < math.inf for size in sizes):
-        raise BadInput(f"the scale, the loss and its derivative are sizes, finite and above 0, not {sizes}.")
+        raise BadInput(f"scale, loss and derivative must be finite and above 0, not {sizes}.")
 
 
 def scale_of(objective: Objective) -> float:
-    """Return the size of the weights: the RMS of each leaf, averaged over all weights; at least 0.01.
+    """Return the typical absolute value of a weight, at least 0.01.
 
-    A few large leaves (LayerNorm's ones) or zero-initialised layers hardly change it. Cost: one pass over the
-    weights, without a copy.
+    It is the mean of the leaves' RMS, in which each leaf counts as often as it has elements.
+
+    A few leaves with large weights (LayerNorm's ones) or zeros (zero-initialised layers) hardly change the result.
+    Cost: one pass over the weights, without a copy.
     """
     leaves = [leaf.parameter.detach() for leaf in objective.leaves]
     norms = numbers(torch.stack([_norm(leaf).to(leaves[0].device) for leaf in leaves]))
@@ -105,13 +109,13 @@ def scale_of(objective: Objective) -> float:
 def _norm(leaf: Tensor) -> Tensor:
     if leaf.dtype not in HALVES:
         return torch.linalg.vector_norm(leaf).double()
-    pieces = leaf.reshape(-1).split(_CHUNK)  # a float32 norm of the leaf would make a float32 copy of it
+    pieces = leaf.reshape(-1).split(_CHUNK)  # without pieces, torch would copy all of the leaf to float32
     norms = [torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces]
     return torch.linalg.vector_norm(torch.stack(norms)).double()
 
 
 def coarsest(objective: Objective) -> torch.dtype:
-    """Return the least precise type of an evaluation: among the types of the leaves, and autocast's if enabled."""
+    """Return the least precise dtype that an evaluation uses: of the leaves, or of autocast if it is enabled."""
     types = {leaf.parameter.dtype for leaf in objective.leaves}
     device = objective.leaves[0].parameter.device.type
     if torch.is_autocast_enabled(device):
@@ -134,8 +138,8 @@ def _as_float32(argument: Any) -> Any:
     return argument.float() if isinstance(argument, Tensor) and argument.dtype in HALVES else argument
 
 
-# A loss of half-precision inputs is computed in float32: one bfloat16 ulp of a loss near 2 is an error of 7.8 in a
-# slope measured at eps = 1e-3. `substituted` applies these rules.
+# Versions of torch's losses that convert half-precision inputs to float32. In bfloat16, one ulp of a loss near 2 is
+# an error of 7.8 in a slope measured at eps = 1e-3. `substituted` and `with_rules` replace each loss by its version.
 LOSSES_IN_FLOAT32 = {
     function: _in_float32(function)
     for function in (

@@ -1,4 +1,4 @@
-"""Batches, arguments and results as trees: tensors nested in tuples, lists and dictionaries."""
+"""Functions on pytrees: tensors and other objects nested in tuples, lists and dictionaries."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gradcost.core.errors import BadInput
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """Return the tensors in a tree in its order, each as often as it occurs."""
+    """Return the tensors among the leaves of a pytree, in order. A tensor that occurs twice is returned twice."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def plain(batch: Any) -> Any:
-    """Return the batch as a tree: a mapping such as transformers' BatchEncoding becomes a dictionary."""
+    """Convert a mapping that is not a dict, such as transformers' BatchEncoding, to a dict. Others are unchanged."""
     return dict(batch) if isinstance(batch, Mapping) and not isinstance(batch, dict) else batch
 
 
 def batch_size(batch: Any) -> int:
-    """Return how many examples a batch holds: the common first dimension of its tensors. Scalars do not count.
+    """Return the number of examples in a batch: the common first dimension of its tensors. Scalars are ignored.
 
     Raises:
-        BadInput: the tensors differ in their first dimension, or none has one.
+        BadInput: the tensors differ in their first dimension, or all are scalars.
     """
     sizes = {tensor.shape[0] for tensor in tensors(plain(batch)) if tensor.ndim}
     if len(sizes) != 1:

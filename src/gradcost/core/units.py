@@ -1,14 +1,14 @@
-"""How amounts are written, the same on a terminal, in a report and in a message."""
+"""Format amounts for the terminal, reports and messages."""
 
 from __future__ import annotations
 
 from math import floor, log10
 
-DASH = "–"  # an empty cell
+DASH = "–"  # a missing value
 
 
 def size(n: float | None) -> str:
-    """Format bytes in binary units with at most three digits: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB. None is a dash."""
+    """Format bytes in binary units with at most three digits: 812 B, 9.5 KiB, 31.2 KiB, 318 KiB; None as a dash."""
     if n is None:
         return DASH
     if n < 1000:
@@ -21,7 +21,7 @@ def size(n: float | None) -> str:
 
 
 def number(x: float | None, digits: int = 3) -> str:
-    """Format to `digits` significant digits: integers in full, no exponent, no trailing zeros. None is a dash."""
+    """Format to `digits` significant digits: integers in full, no exponent, no trailing zeros. None gives a dash."""
     if x is None:
         return DASH
     if x == 0:

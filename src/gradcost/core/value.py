@@ -1,8 +1,8 @@
-"""Values: frozen dataclasses whose repr is the configuration, the argument, the hash and the label.
+"""Values: frozen dataclasses that are identified by their repr, in configurations, arguments, hashes and labels.
 
-A value prints as the expression that makes it (`Probing(slope=Jvp(), probes=4)`). This text is its identity: two
-values are equal when their fields are. A value's hash is a hash of its text, so it is the same in every process;
-Python's hash of a string is not.
+The repr is the expression that creates the value: `Probing(slope=Jvp(), probes=4)`. Two values are equal if their
+fields are equal. The hash is computed from the repr by BLAKE2b. It is the same in every process, unlike Python's hash
+of a string.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _NUMBERS = {"int": int, "float": float, "float | None": float | None}  # the ann
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that hashes by its text, the same in every process.
+    """Turn a class into a frozen dataclass whose hash is computed from its repr, the same in every process.
 
-    Fields annotated `int`, `float` or `float | None` are checked when a value is made, before the class's own
-    `__post_init__`. A float field accepts an int and stores it as a float, so that equal values have one text.
+    Fields annotated `int`, `float` or `float | None` are checked at construction, before the class's own
+    `__post_init__`. A float field accepts an int and stores it as a float, so that equal values have equal reprs.
 
     Args:
         cls: the class; its fields are its annotations, as in a dataclass.
     Returns:
-        The same class. Making a value raises BadInput when a number field is given something else.
+        The same class. Its constructor raises BadInput if a checked field has another type.
     """
     check = cls.__dict__.get("__post_init__", lambda self: None)
 
@@ -55,12 +55,12 @@ def _normalise_numbers(instance: Any) -> None:
             object.__setattr__(instance, name, float(number))
 
 
-@functools.cache  # once per class: values are made in inner loops
+@functools.cache  # once per class, because values are created in inner loops
 def _number_fields(cls: type) -> tuple[tuple[str, Any], ...]:
-    """Return the name and the type of each field that holds a number."""
+    """Return the name and the type of each field annotated `int`, `float` or `float | None`."""
     try:
         types = get_type_hints(cls)
-    except Exception:  # an annotation cannot be resolved at run time: read the others as text
+    except Exception:  # some annotation cannot be resolved at run time: look all up by their text
         types = {
             each.name: _NUMBERS.get(each.type) if isinstance(each.type, str) else each.type for each in fields(cls)
         }
@@ -68,14 +68,14 @@ def _number_fields(cls: type) -> tuple[tuple[str, Any], ...]:
 
 
 def is_value(kind: type) -> bool:
-    """Return whether `value` made this class."""
+    """Return whether a class is decorated with `value`."""
     return kind.__hash__ is _hash
 
 
 def digest(of: Any, size: int = 8) -> str:
-    """Return a short hexadecimal name: `2 * size` digits of the BLAKE2b hash of the repr."""
+    """Return a short hexadecimal identifier: the BLAKE2b hash of the repr, in `2 * size` digits."""
     return blake2b(repr(of).encode(), digest_size=size).hexdigest()
 
 
 def _hash(self: Any) -> int:
-    return int(digest(self), 16) >> 3  # Python's hashes hold 61 bits
+    return int(digest(self), 16) >> 3  # Python's hashes have 61 bits

@@ -1,6 +1,6 @@
 """Distributions of random directions z in parameter space, with E[z z'] = I where `unbiased` is True.
 
-A direction is a seed; its numbers are regenerated one parameter at a time.
+A direction is stored as a seed. Its elements are regenerated from the seed, one parameter at a time.
 """
 
 from gradcost.directions.coordinates import Coordinates

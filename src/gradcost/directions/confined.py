@@ -14,10 +14,10 @@ from gradcost.directions.direction import Directions, SparseDirections
 
 @dataclass(frozen=True, eq=False)
 class _Confined(SparseDirections):
-    """`directions` on the leaves of the mapping, zero on all others. The mapping gives each leaf's place in z."""
+    """`directions` on the leaves whose names are in `leaves`, zero on all others."""
 
     directions: Directions
-    leaves: Mapping[str, Leaf] = field(repr=False)
+    leaves: Mapping[str, Leaf] = field(repr=False)  # `start` may refer to the shorter vector of `Objective.only`
     unbiased = False
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
@@ -34,5 +34,5 @@ class _Confined(SparseDirections):
 
 
 def confined(directions: Directions, leaves: Sequence[Leaf]) -> Directions:
-    """Restrict directions to these leaves: the others are neither copied nor given a tangent."""
+    """Restrict directions to these leaves; z is 0 on all others, which are not copied and get no tangent."""
     return _Confined(directions, {leaf.name: leaf for leaf in leaves})

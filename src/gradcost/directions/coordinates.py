@@ -1,4 +1,4 @@
-"""Directions along one weight each."""
+"""Directions that change a single weight."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gradcost.noise.permutation import sample_without_replacement
 
 @value
 class Coordinates(Directions):
-    """z = sqrt(d) e_i: one weight per probe, sampled without replacement within an estimate.
+    """z = sqrt(d) e_i: one weight i per probe, sampled without replacement within an estimate. The seed of z is i.
 
-    Law: E[z z'] = I, and n = d probes give the exact gradient. A seed is the index i.
+    Law: E[z z'] = I. d probes give the exact gradient.
 
     Source: Kiefer and Wolfowitz 1952 (all coordinates); Nesterov 2012 (random coordinates).
     """

@@ -1,6 +1,6 @@
-"""Distributions of directions. A direction is a seed; its one operation is to add its multiple to a leaf.
+"""Distributions of directions. A direction is stored as a seed; `add` adds multiples of directions to a leaf.
 
-`add` allocates at most one tensor of the leaf's size. It gives the same numbers at every call, in every process.
+`add` allocates at most one tensor of the leaf's size. Equal seeds give equal numbers, in every process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradcost.core.objective import Leaf, Objective
 class Directions(ABC):
     """A distribution of random directions z in the space of an objective's leaves."""
 
-    unbiased: bool  # whether E[z z'] = I over the draw of a seed
+    unbiased: bool  # whether E[z z'] = I for a random seed
 
     @abstractmethod
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
@@ -27,8 +27,8 @@ class Directions(ABC):
 
         Args:
             key: the key of the estimate.
-            probes: how many directions.
-            dimension: the objective's number of elements.
+            probes: number of directions.
+            dimension: d, the total number of elements of the leaves.
         Returns:
             One unsigned 64-bit integer per direction.
         """
@@ -41,10 +41,10 @@ class Directions(ABC):
 
         Args:
             base: a tensor of the leaf's shape.
-            leaf: the leaf, which determines the elements of z.
-            seeds: the directions.
+            leaf: the leaf; z_k is restricted to its elements.
+            seeds: one seed per direction z_k.
             scales: one factor per seed.
-            in_place: change `base`, which must be contiguous, instead of making a tensor.
+            in_place: True changes `base`, which must be contiguous, instead of allocating a tensor.
         Returns:
             A tensor of the shape and dtype of `base`, or `base` itself.
         """
@@ -53,8 +53,8 @@ class Directions(ABC):
 class SparseDirections(Directions):
     """Directions that are zero on some leaves.
 
-    There `add` returns `base` itself, so a finite difference copies nothing, and forward mode computes no
-    tangent.
+    On such a leaf `add` returns `base` itself. A finite difference does not copy the leaf, and forward mode computes
+    no tangent for it.
     """
 
     @abstractmethod
@@ -63,18 +63,19 @@ class SparseDirections(Directions):
 
         Args:
             leaf: the leaf.
-            seeds: the directions.
+            seeds: the seeds of the directions.
         """
 
 
 class StatefulDirections(ABC):
-    """Directions that depend on the weights or on earlier estimates: resolved to `Directions` at each estimate.
+    """Directions that depend on the weights or on earlier estimates; `resolve` returns one estimate's `Directions`.
 
-    `Probing` accepts them wherever it accepts `Directions`. A state is a tree of tensors and numbers (tuples, named
-    tuples, dictionaries), so that it can be counted and saved; None for directions without memory.
+    `Probing` accepts them wherever it accepts `Directions`. The state is a pytree of tensors and numbers (tuples,
+    named tuples, dictionaries), so that its bytes can be counted and it can be saved. It is None for directions that
+    do not depend on earlier estimates.
     """
 
-    unbiased: bool  # whether E[z z'] = I over the draw of a key
+    unbiased: bool  # whether E[z z'] = I for a random key
 
     @abstractmethod
     def init(self, objective: Objective) -> Any:
@@ -86,14 +87,14 @@ class StatefulDirections(ABC):
 
     @abstractmethod
     def resolve(self, objective: Objective, key: Key, state: Any) -> tuple[Directions, Any]:
-        """Return the directions of one estimate, at the objective's present weights.
+        """Return the directions of one estimate, at the objective's current weights.
 
         Args:
             objective: the objective.
             key: the key of the estimate.
-            state: from `init`, or from `update` after the last estimate.
+            state: the result of `init` at the first estimate; later the result of the last `update`.
         Returns:
-            (directions, state). state: for `update` after this estimate.
+            (directions, state). state: the argument of `update` after this estimate.
         """
 
     @abstractmethod
@@ -102,14 +103,14 @@ class StatefulDirections(ABC):
 
         Args:
             state: the state that `resolve` returned.
-            gradient: the estimated gradient: a name and a tensor per leaf.
+            gradient: the estimated gradient: one (leaf name, tensor) per leaf.
         Returns:
             The state for the next estimate.
         """
 
 
 def combination(directions: Directions, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-    """Return sum_k scales[k] * z_k on one leaf: a tensor of its shape, dtype and device."""
+    """Return sum_k scales[k] * z_k on one leaf: a tensor of the leaf's shape, dtype and device."""
     zero = torch.zeros_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
     return directions.add(zero, leaf, seeds, scales, in_place=True)
 

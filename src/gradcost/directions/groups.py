@@ -14,12 +14,12 @@ class Grouping(ABC):
 
     @abstractmethod
     def groups(self, objective: Objective) -> dict[str, int]:
-        """Return the number of each leaf's group.
+        """Return the group number of each leaf.
 
         Args:
             objective: the objective.
         Returns:
-            A number per leaf name. Numbers start at 0; no group is empty.
+            Leaf name -> group number, from 0 to G - 1. No group is empty.
         """
 
 
@@ -33,7 +33,7 @@ class EachLeaf(Grouping):
 
 @value
 class EachModule(Grouping):
-    """One group per module that owns parameters: a layer's weight and bias. A tied leaf belongs to its first name."""
+    """One group per module: a layer's weight and bias. A tied leaf belongs to the module of its first name."""
 
     def groups(self, objective: Objective) -> dict[str, int]:
         return _numbered({leaf.name: leaf.name.rpartition(".")[0] for leaf in objective.leaves})
@@ -43,8 +43,8 @@ class EachModule(Grouping):
 class EachBlock(Grouping):
     """One group per repeated block of the model, such as a transformer's layer, and one for all other leaves.
 
-    `find_blocks` defines the blocks. A leaf shared by several blocks belongs to the first. A model without blocks is
-    one group.
+    `find_blocks` defines the blocks. A leaf in several blocks belongs to the group of the first. A model without
+    blocks has one group.
     """
 
     def groups(self, objective: Objective) -> dict[str, int]:

@@ -22,21 +22,22 @@ Guide = Mapping[str, Tensor]
 
 @value
 class Guided(StatefulDirections):
-    """z = sqrt(1 - share) u + sqrt(share d) r ghat: u of `directions`, ghat = guide / |guide|, r a random sign.
+    """z = sqrt(1 - share) u + sqrt(share d) r ghat: u from `directions`, ghat = guide / |guide|, r a random sign.
 
-    The state is the guide: a tensor per leaf name. It starts at zero, where z = u. After each estimate it is the
-    estimated gradient. For another guide (an older exact gradient, that of a cheaper model), pass
-    `state=Guided.towards(gradient.leaves())` at every estimate.
+    The guide is the gradient of the last estimate. At the first estimate it is zero, and z = u. The guide is the
+    state, a dict from leaf name to tensor. For another guide, such as an older exact gradient or a cheaper model's
+    gradient, pass `state=Guided.towards(gradient.leaves())` to every estimate.
 
-    Law: E[z] = 0 and E|z|^2 = d. Where E[u u'] = I, E[z z'] = (1 - share) I + share d ghat ghat'. So the estimate is
-    biased: the part of the gradient along ghat is multiplied by 1 - share + share d, the rest by 1 - share. On a
-    linear loss whose gradient is the guide, E[cos^2] is about share + (1 - share) / d; for u alone it is 1 / d.
+    Law: E[z] = 0 and E|z|^2 = d. If E[u u'] = I, then E[z z'] = (1 - share) I + share d ghat ghat'. So the estimate
+    is biased: in the mean it has the gradient's part along ghat times 1 - share + share d, and the rest times
+    1 - share. If the guide is the exact gradient of a linear loss, the squared cosine of one probe's estimate with
+    that gradient is about share + (1 - share) / d in the mean; for u alone it is 1 / d.
 
-    Memory: d numbers, and twice that during an update. A gradient references its guide.
+    Memory: d numbers for the guide, and 2 d during an update. A gradient references its guide.
 
     Args:
         directions: the distribution of u.
-        share: the share of E|z|^2 along the guide, between 0 and 1.
+        share: fraction of E|z|^2 along the guide, above 0 and below 1.
     Raises:
         BadInput: the share is out of range, or the state lacks a leaf.
     Source: Maheswaranathan, Metz, Tucker, Choi, Sohl-Dickstein, "Guided evolutionary strategies", arXiv 1806.10230
@@ -57,10 +58,10 @@ class Guided(StatefulDirections):
 
     @staticmethod
     def towards(gradient: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the state whose guide is this gradient. It references the tensors.
+        """Return the state whose guide is this gradient. The state references the gradient's tensors.
 
         Args:
-            gradient: a name and a tensor per leaf, as `Gradient.leaves()` gives them.
+            gradient: one (leaf name, tensor) per leaf, such as the result of `Gradient.leaves()`.
         """
         return dict(gradient)
 
@@ -90,7 +91,7 @@ def _norm(objective: Objective, guide: Guide) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _WithGuide(Directions):
-    """The directions of one estimate: guide and random signs are fixed."""
+    """The directions of one estimate, with its guide. `key` determines the random sign of each seed."""
 
     directions: Directions
     share: float
@@ -106,9 +107,9 @@ class _WithGuide(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         signs = [1 - 2 * (self.key.fold("probe", seed).seed & 1) for seed in seeds]
-        total = sum(sign * scale for sign, scale in zip(signs, scales, strict=True))
+        signed_sum = sum(sign * scale for sign, scale in zip(signs, scales, strict=True))
         guide = self.guide[leaf.name].detach()
-        factor = total * math.sqrt(self.share * leaf.dimension) / self.norm
+        factor = signed_sum * math.sqrt(self.share * leaf.dimension) / self.norm
         result = base.add_(guide, alpha=factor) if in_place else torch.add(base.detach(), guide, alpha=factor)
         inner_scales = [scale * math.sqrt(1 - self.share) for scale in scales]
         return self.directions.add(result.contiguous(), leaf, seeds, inner_scales, in_place=True)

@@ -34,7 +34,7 @@ class Gaussian(Directions):
 
 @value
 class Rademacher(Directions):
-    """z in {-1, +1}^d, each sign with probability 1/2: the least variance among independent entries.
+    """z in {-1, +1}^d, each sign with probability 1/2. Of all independent entries these give the least variance.
 
     Source: Spall 1992, section III (SPSA's symmetric Bernoulli perturbation).
     """

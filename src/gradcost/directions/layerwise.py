@@ -1,4 +1,4 @@
-"""Directions within one group of leaves each."""
+"""Directions that are nonzero on one group of leaves only."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from gradcost.noise.permutation import sample_without_replacement
 
 @value
 class Layerwise(StatefulDirections):
-    """z = sqrt(G) u within one of G groups of leaves and zero outside, with u of `directions`.
+    """z = sqrt(G) u on one of G groups of leaves and zero on the others, with u from `directions`.
 
-    Groups are sampled without replacement within an estimate, so n = G probes use each group once.
+    Groups are sampled without replacement within an estimate, so G probes use each group once.
 
-    Law: E[z z'] = I where E[u u'] = I. For Gaussian u and n <= G probes,
-    E|g|^2 = (G / n) sum_g (d_g + 2) |grad_g|^2, with d_g weights in group g and grad_g the gradient in them. For
-    groups of one size this is (d + 2 G) / n |grad|^2, close to that of n probes of u. It is less where small groups
-    have large gradients.
+    Law: E[z z'] = I if E[u u'] = I. For Gaussian u and n <= G probes, the estimate g of the gradient grad has
+    E|g|^2 = (G / n) sum_j (d_j + 2) |grad_j|^2. Group j has d_j weights, and grad_j is the gradient in them. If all
+    groups have the same size, this is (d + 2 G) / n |grad|^2, close to that of n probes of u. It is less if small
+    groups have large gradients.
 
-    Cost: lower than u's. A leaf outside the group is neither copied for a finite difference nor given a tangent. In
-    forward mode a probe into layer l (from 1) of L linear layers costs L + 1 + L - l matmuls instead of 3L - 1.
-    So the cost of an estimate depends on the sampled groups, unless n is a multiple of G.
+    Cost: lower than that of u. A finite difference does not copy leaves outside the group, and forward mode computes
+    no tangent for them. With L linear layers, a forward-mode probe of layer l (1 .. L) costs L + 1 + L - l matmuls
+    instead of 3L - 1. So the cost of an estimate depends on the sampled groups, unless n is a multiple of G.
 
     Args:
         directions: the distribution of u.
@@ -57,7 +57,7 @@ class Layerwise(StatefulDirections):
 
 @dataclass(frozen=True, eq=False)
 class _InGroup(SparseDirections):
-    """Directions within one group each. A seed is G * (the inner seed, reduced to 64 - log2 G bits) + the group."""
+    """Directions on one group each. seed = G * (seed of u, modulo floor(2^64 / G)) + group number."""
 
     directions: Directions
     group_of: Mapping[str, int] = field(repr=False)

@@ -20,11 +20,11 @@ from gradcost.directions.direction import Directions, StatefulDirections, indepe
 from gradcost.noise import philox
 from gradcost.noise.add import add_noise
 
-_PIECE = 1 << 20  # elements of a half-precision leaf that are converted to float32 at once, in whole rows
+_PIECE = 1 << 20  # elements of a half-precision leaf converted to float32 at once, rounded down to complete rows
 
 
 class Factors(NamedTuple):
-    """A direction on a leaf of m rows and n columns: z = left' right / sqrt(rank).
+    """The factors of a direction on a leaf of m rows and n columns: z = left' right / sqrt(rank).
 
     Args:
         left: shape (rank, m), of the leaf's dtype.
@@ -35,23 +35,24 @@ class Factors(NamedTuple):
     right: Tensor
 
     def scaled(self, scale: float, dtype: torch.dtype) -> Factors:
-        """Return factors of this dtype with scale * z = left' right."""
+        """Return factors of this dtype whose product left' right is scale * z."""
         return Factors(self.left.to(dtype).mul(scale / math.sqrt(len(self.left))), self.right.to(dtype))
 
 
 class Factored(Directions):
     """Directions of low rank on each matrix leaf, so that forward mode needs no tangent of the leaf's size.
 
-    A leaf of two or more dimensions is a matrix: the first dimension by all others. Other leaves have normal entries.
+    A leaf of two or more dimensions is a matrix, flattened after its first dimension. On other leaves, z has
+    independent standard normal entries.
     """
 
     @abstractmethod
     def factors(self, leaf: Leaf, seed: int) -> Factors:
-        """Return the direction on a matrix leaf.
+        """Return the factors of a direction on a matrix leaf.
 
         Args:
             leaf: a leaf of two or more dimensions.
-            seed: the direction.
+            seed: the seed of the direction.
         """
 
 
@@ -63,20 +64,23 @@ def is_matrix(leaf: Leaf) -> bool:
 class LowRank(Factored):
     """z = A B' / sqrt(rank) on an m x n matrix leaf; A (m x rank) and B (n x rank) have standard normal entries.
 
-    Leaves of fewer than two dimensions have standard normal entries.
+    On leaves of fewer than two dimensions, z has independent standard normal entries.
 
-    Law: E[z z'] = I. The variance is larger than a Gaussian direction's and depends on the shapes:
-    E[|z|^2 (g . z)^2] = (d + 2) |g|^2 + (2 / rank) sum over the matrices of (m + n + 1) |g_matrix|^2.
+    Law: E[z z'] = I. For any vector g, with g_M its part on matrix M of m x n elements,
+    E[|z|^2 (g . z)^2] = (d + 2) |g|^2 + (2 / rank) sum over the matrices M of (m + n + 1) |g_M|^2.
+    A Gaussian direction has only the first term, so the variance is larger here.
 
-    Memory: z is never materialised. `add` holds the factors of one direction and one leaf, and adds their outer
-    products in place by fused multiply-adds (a CPU without them rounds twice). The bits are the same for any number
-    of threads; a matrix product's are not. Half precision is computed in float32 and rounded once. The factors have
-    the leaf's dtype, so that forward mode uses the same direction.
+    Memory: z is never materialised. `add` stores the factors of one direction on one leaf at a time.
 
-    Cost: in forward mode the tangent of a linear layer is dx W' + (x B) A' / sqrt(rank). n directions in one forward
-    pass of L layers cost 1 + n matmuls per layer, plus rank (m + n) / (m n) of one per direction, instead of 1 + 2n.
+    Precision: `add` adds the outer products in place by fused multiply-adds (a CPU without them rounds twice). Unlike
+    a matrix product, this gives the same bits for any number of threads. Half precision is computed in float32 and
+    rounded once. The factors have the leaf's dtype, so that forward mode uses the same direction.
 
-    `add` needs the whole leaf: on a piece of a leaf it would give another direction.
+    Cost: in forward mode the output of a linear layer has the tangent dx W' + (x B) A' / sqrt(rank). W is the weight,
+    x the input and dx the tangent of x. k directions in one forward pass cost 1 + k matmuls per layer instead of
+    1 + 2k, plus rank (m + n) / (m n) matmuls per direction.
+
+    `add` accepts complete leaves only: on a piece of a leaf it would add another direction.
 
     Args:
         rank: the number of columns of A and B, at least 1.
@@ -108,8 +112,8 @@ class Held(NamedTuple):
     """The state of `LazyLowRank`.
 
     Args:
-        done: estimates so far.
-        right: the seed of the present factor B.
+        done: number of estimates so far.
+        right: the seed of the current factor B.
     """
 
     done: int = 0
@@ -118,24 +122,25 @@ class Held(NamedTuple):
 
 @value
 class LazyLowRank(StatefulDirections):
-    """z = A B' / sqrt(rank) as `LowRank`, with a new A per probe and one B for `every` consecutive estimates.
+    """z = A B' / sqrt(rank) as in `LowRank`, with a new A per probe and one B for `every` consecutive estimates.
 
-    Leaves of fewer than two dimensions have standard normal entries.
+    These `every` estimates are a period. On leaves of fewer than two dimensions, z has standard normal entries.
 
-    Law: E[z z'] = I over the draw of B, which comes from the key of the first estimate that uses it. Given B, the
-    mean estimate on a matrix leaf is G B B' / rank, with G the gradient. Each estimate's rows lie in the span of B's
-    columns, so within a period the optimizer stays in a subspace of `rank` dimensions.
+    Law: E[z z'] = I for random B. The key of a period's first estimate determines B. Given B, the mean estimate on a
+    matrix leaf is G B B' / rank, with G the gradient. The rows of an estimate lie in the span of B's columns, so
+    within a period the optimizer stays in a subspace of `rank` dimensions.
 
-    Memory: the state is the number of estimates and the seed of B, 16 bytes, enough to resume within a period. A
-    gradient replays the directions of its own estimate, also at the first estimate of a period.
+    Memory: the state is the number of estimates and the seed of B, 16 bytes. Training can resume within a period. A
+    gradient regenerates the directions of its own estimate, even if B has changed since.
 
     Args:
         rank: the number of columns of A and B, at least 1.
-        every: how many estimates use one B, at least 1.
+        every: number of consecutive estimates that use one B, at least 1.
     Raises:
         BadInput: rank or every is below 1.
     Source: Chen et al., "Enhancing zeroth-order fine-tuning for language models with low-rank structures" (LOZO),
-    arXiv 2410.07698 (2024), algorithm 1: their U is A, their V is B, nu is `every`, and their 1/r is in z's root.
+    arXiv 2410.07698 (2024), algorithm 1: their U is A, their V is B, nu is `every`. Their factor 1/r is here the
+    square of the 1 / sqrt(rank) in z.
     """
 
     rank: int = 1
@@ -164,7 +169,7 @@ class LazyLowRank(StatefulDirections):
 
 @dataclass(frozen=True)
 class _SharedRight(Factored):
-    """The directions of one estimate: all share the factor B of the seed `right`."""
+    """The directions of one estimate. All have the same factor B, drawn from the seed `right`."""
 
     rank: int
     right: int
@@ -188,7 +193,7 @@ def _check_rank(rank: int) -> None:
 
 
 def _draw_factors(leaf: Leaf, rank: int, left: Key, right: Key) -> Factors:
-    """Draw factors from streams of this leaf: they share no number with another leaf."""
+    """Draw the factors from random streams of this leaf alone, independent of those of other leaves."""
     rows, columns = _shape(leaf)
     factors = []
     for key, size in ((left.fold("left", leaf.start), rows), (right.fold("right", leaf.start), columns)):
@@ -213,22 +218,22 @@ def _add(
     """Return base + sum_k scales[k] * z_k."""
     if not is_matrix(leaf):
         return add_noise(philox.Normals(), seeds, scales, leaf.start, base, in_place)
-    assert base.numel() == leaf.parameter.numel(), "add needs the whole leaf"
+    assert base.numel() == leaf.parameter.numel(), "add needs a complete leaf"
     out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
     matrix = out.view(_shape(leaf))
     half = base.dtype not in (torch.float32, torch.float64)
     rows = max(1, _PIECE // max(matrix.shape[1], 1) if half else len(matrix))
     for at in range(0, len(matrix), rows):
         piece = matrix[at : at + rows]
-        wide = piece.float() if half else piece
+        accumulator = piece.float() if half else piece
         for seed, scale in zip(seeds, scales, strict=True):
-            _add_product(wide, directions.factors(leaf, seed).scaled(scale, wide.dtype), at)
+            _add_product(accumulator, directions.factors(leaf, seed).scaled(scale, accumulator.dtype), at)
         if half:
-            piece.copy_(wide)
+            piece.copy_(accumulator)
     return tag("shifted", out)
 
 
 def _add_product(base: Tensor, factors: Factors, first: int) -> None:
-    """Add left' right to the rows from `first` on; release the factors before the next ones are drawn."""
+    """Add left' right to `base`, whose first row is row `first` of the leaf. The factors are freed on return."""
     for column, row in zip(factors.left, factors.right, strict=True):
         base.addcmul_(column[first : first + len(base), None], row)

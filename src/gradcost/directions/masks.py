@@ -25,35 +25,35 @@ from gradcost.noise.add import add_noise
 
 
 class Mask(ABC):
-    """A choice of the weights that an estimate moves. All others are constant."""
+    """A choice of the weights that an estimate perturbs and updates. All other weights are constant."""
 
-    unbiased: bool  # whether masked directions keep E[z z'] = I, over the draw of a key
+    unbiased: bool  # whether E[z z'] = I for the masked directions z and a random key
 
     @abstractmethod
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        """Return the directions of one estimate, masked at the objective's present weights.
+        """Return the masked directions of one estimate, at the objective's current weights.
 
         Args:
             directions: the directions to mask.
             objective: the objective of the estimate.
             key: the key of the estimate.
         Returns:
-            Directions that are zero off the mask.
+            Directions that are zero on all weights that are not chosen.
         """
 
 
 @value
 class Smallest(Mask):
-    """The `share` of each leaf's weights with the smallest |w|: round(share * size) of them, at least one.
+    """The weights with the smallest |w| in each leaf: round(share * size) of its `size` weights, at least one.
 
-    The mask is |w| <= threshold, with one threshold per leaf. Ties at the threshold are all chosen, which can exceed
-    the share: all of a leaf of equal weights. No mask is stored. The threshold is computed at every estimate; the
-    source computes it once, before training.
+    The mask is |w| <= threshold, with one threshold per leaf. All weights that equal the threshold are chosen, so the
+    number can be larger: in a leaf of equal weights, all. No mask is stored. The threshold is computed at every
+    estimate; the source computes it once, before training.
 
     Args:
-        share: above 0 and at most 1.
+        share: fraction of each leaf's weights that are chosen, above 0 and at most 1.
     Raises:
-        BadInput: the share is out of range; or a gradient is replayed after the weights changed.
+        BadInput: the share is out of range; or a gradient is used after the weights changed.
     Source: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1.
     """
 
@@ -64,18 +64,18 @@ class Smallest(Mask):
         _check_share(self.share)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        thresholds = _thresholds(objective, lambda size: _chosen(self.share, size))
+        thresholds = _thresholds(objective, lambda size: _chosen_count(self.share, size))
         return _SharedMask(directions, functools.partial(_at_most, thresholds))
 
 
 @value
 class Largest(Mask):
-    """The `share` of each leaf's weights with the largest |w|: |w| >= threshold. Otherwise as `Smallest`.
+    """The weights with the largest |w| in each leaf: |w| >= threshold. Otherwise as `Smallest`.
 
     Args:
-        share: above 0 and at most 1.
+        share: fraction of each leaf's weights that are chosen, above 0 and at most 1.
     Raises:
-        BadInput: the share is out of range; or a gradient is replayed after the weights changed.
+        BadInput: the share is out of range; or a gradient is used after the weights changed.
     """
 
     share: float
@@ -85,7 +85,7 @@ class Largest(Mask):
         _check_share(self.share)
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        thresholds = _thresholds(objective, lambda size: size + 1 - _chosen(self.share, size))
+        thresholds = _thresholds(objective, lambda size: size + 1 - _chosen_count(self.share, size))
         return _SharedMask(directions, functools.partial(_at_least, thresholds))
 
 
@@ -93,11 +93,11 @@ class Largest(Mask):
 class Fixed(Mask):
     """A random choice of weights, the same at every estimate.
 
-    Law: E[z z'] = diag(mask).
+    Law: E[z z'] = diag(mask) if the unmasked directions have E[u u'] = I.
 
     Args:
         share: the probability that a weight is chosen, above 0 and at most 1.
-        seed: determines the choice.
+        seed: determines which weights are chosen.
     Raises:
         BadInput: the share is out of range, or the seed does not fit 64 bits.
     """
@@ -118,8 +118,9 @@ class Fixed(Mask):
 class Random(Mask):
     """A new random choice of weights for each probe; z is scaled by 1 / sqrt(share).
 
-    Law: E[z z'] = I and E|z|^2 = d. For Gaussian directions E|g|^2 = (1 + (d - 2 + 3 / share) / n) |grad|^2, which is
-    not below theirs. In half precision each probe is rounded separately.
+    Law: E[z z'] = I and E|z|^2 = d. For Gaussian directions and n probes, the estimate g of the gradient grad has
+    E|g|^2 = (1 + (d - 2 + 3 / share) / n) |grad|^2, at least as much as without a mask. In half precision, a sum of
+    several probes is rounded after each probe.
 
     Args:
         share: the probability that a weight is chosen, above 0 and at most 1.
@@ -146,7 +147,7 @@ class Named(Mask):
     Args:
         pattern: an `fnmatch` pattern, such as "*.attention.*" or "head.?".
     Raises:
-        BadInput: at the estimate, when no name matches.
+        BadInput: no trainable parameter has a matching name. The estimate raises it.
     """
 
     pattern: str
@@ -167,31 +168,31 @@ def _check_share(share: float) -> None:
         raise BadInput(f"the share of the weights that a mask keeps is above 0 and at most 1, not {share!r}.")
 
 
-def _chosen(share: float, size: int) -> int:
+def _chosen_count(share: float, size: int) -> int:
     return max(1, round(share * size))
 
 
-# ---- a leaf's mask, recomputed when needed from less memory than a leaf
+# ---- functions that recompute a leaf's mask when it is needed: storing it would need memory of the leaf's size
 
 
 class _Threshold(NamedTuple):
-    size: Tensor  # a scalar of the leaf's dtype on its device: reading it would wait for the device
+    magnitude: Tensor  # |w|, a scalar tensor on the leaf's device: copying it to the CPU would wait for the device
     version: int  # the parameter's version counter when the threshold was computed
 
 
 def _thresholds(objective: Objective, rank: Callable[[int], int]) -> dict[str, _Threshold]:
-    """Return the `rank(size)`-th smallest |w| of each leaf, counted from 1."""
+    """Return the rank(size)-th smallest |w| of each leaf, with `size` its number of weights and ranks from 1."""
     return {
-        leaf.name: _Threshold(_kth_smallest(_sizes(leaf).flatten(), rank), _version(leaf))
+        leaf.name: _Threshold(_kth_smallest(_magnitudes(leaf).flatten(), rank), _version(leaf))
         for leaf in objective.leaves
     }
 
 
-def _kth_smallest(sizes: Tensor, rank: Callable[[int], int]) -> Tensor:
-    return sizes.kthvalue(rank(len(sizes))).values if len(sizes) else sizes.sum()
+def _kth_smallest(magnitudes: Tensor, rank: Callable[[int], int]) -> Tensor:
+    return magnitudes.kthvalue(rank(len(magnitudes))).values if len(magnitudes) else magnitudes.sum()
 
 
-def _sizes(leaf: Leaf) -> Tensor:
+def _magnitudes(leaf: Leaf) -> Tensor:
     return leaf.parameter.detach().abs()
 
 
@@ -200,26 +201,26 @@ def _version(leaf: Leaf) -> int:
 
 
 def _at_most(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    return _sizes(leaf).le(_valid(thresholds, leaf))
+    return _magnitudes(leaf).le(_checked_threshold(thresholds, leaf))
 
 
 def _at_least(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    return _sizes(leaf).ge(_valid(thresholds, leaf))
+    return _magnitudes(leaf).ge(_checked_threshold(thresholds, leaf))
 
 
-def _valid(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
-    """Return the leaf's threshold. Raise BadInput when its weights changed since the threshold was computed."""
-    size, version = thresholds[leaf.name]
+def _checked_threshold(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tensor:
+    """Return the leaf's threshold. Raise BadInput if the leaf has changed since the threshold was computed."""
+    magnitude, version = thresholds[leaf.name]
     if _version(leaf) != version:
         raise BadInput(
             f"`{leaf.name}` was changed after its mask was computed, so the gradient can no longer be replayed. Use "
             "write() or stream before the weights change, or estimate again."
         )
-    return size
+    return magnitude
 
 
 def _random_mask(key: Key, share: float, leaf: Leaf) -> Tensor:
-    """Choose each weight independently with probability `share`: a normal number is below its quantile."""
+    """Choose each weight with probability `share`: where a normal number is below the normal quantile of `share`."""
     zero = torch.zeros_like(
         leaf.parameter, dtype=torch.float32, requires_grad=False, memory_format=torch.contiguous_format
     )
@@ -266,11 +267,11 @@ class _MaskPerSeed(Directions):
     ) -> Tensor:
         out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
         for seed, scale in zip(seeds, scales, strict=True):
-            # From the estimate's key too: coordinates have few seeds, and each would always have the same mask.
+            # Without the estimate's key, each of the d seeds of `Coordinates` would always have the same mask.
             mask = _random_mask(self.key.fold("probe", seed), self.share, leaf)
             unmasked = self.directions.add(out, leaf, [seed], [scale / math.sqrt(self.share)])
             torch.where(mask, unmasked, out, out=out)
-            del mask, unmasked  # before the next ones are allocated
+            del mask, unmasked  # frees their memory before the next probe
         return out
 
 
@@ -296,21 +297,21 @@ class _NamedLeaves(SparseDirections):
 
 @value
 class Masked(StatefulDirections):
-    """z = mask * u, with u of `directions`: weights off the mask are neither perturbed nor updated.
+    """z = mask * u, with u from `directions`: only the chosen weights (mask = 1) are perturbed and updated.
 
-    Law: E[z z'] = diag(mask) where E[u u'] = I, so the mean estimate is the gradient on the mask and zero off it.
-    With a mask per probe (`Random`), E[z z'] = I. On the mask the numbers are those of u, times `Random`'s factor. A
-    weight off the mask keeps its bits. The mask depends on the unperturbed weights; nothing of a leaf's size is
+    Law: if E[u u'] = I, then E[z z'] = diag(mask), so the mean estimate is the gradient on the chosen weights and
+    zero on all others. With a mask per probe (`Random`), E[z z'] = I, and z is also scaled by 1 / sqrt(share).
+    Weights that are not chosen stay bitwise the same. A mask by size depends on the unperturbed weights. No mask is
     stored.
 
-    A gradient whose mask depends on the weights can be replayed until the weights change in place. A change through
-    `parameter.data` is not detected: do not use it.
+    A gradient is stored as seeds and regenerated when it is used. If its mask depends on the weights, it must be used
+    before they change in place. A change through `parameter.data` is not detected: do not use it.
 
     Args:
         mask: the choice of weights.
         directions: the distribution of u.
     Raises:
-        BadInput: at a replay, when the weights changed since the estimate.
+        BadInput: a gradient is used after the weights changed, and its mask depends on the weights.
     Source: Liu et al., "Sparse MeZO", arXiv 2402.15751 (2024), algorithm 1; see also each mask.
     """
 

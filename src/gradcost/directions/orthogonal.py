@@ -17,14 +17,16 @@ from gradcost.noise.permutation import sample_without_replacement
 
 @value
 class Orthogonal(Directions):
-    """z_k = sign_i cas(2 pi k i / d): row k of the Hartley matrix with random column signs, of norm sqrt(d).
+    """Rows of the Hartley matrix with random column signs: element i of row k is sign_i cas(2 pi k i / d).
 
-    Rows are sampled without replacement within an estimate. The signs are drawn once per basis; after d probes a new
-    basis starts.
+    cas = cos + sin. Each row has norm sqrt(d). Rows are sampled without replacement within an estimate. The signs are
+    the same for d probes; then new signs are drawn.
 
-    Law: E[z z'] = I, and E|g|^2 = (d/n) |grad|^2 for n <= d, as for `Coordinates`. n = d probes give the exact
-    gradient, up to the rounding of z to float32. Each direction moves nearly every weight; no entry is above sqrt(2)
-    in absolute value. The lowest bits of a seed are k, as many as d needs; the others determine the signs.
+    Law: E[z z'] = I. For n <= d probes the estimate g of the gradient grad has E|g|^2 = (d/n) |grad|^2, as for
+    `Coordinates`. d probes give the exact gradient, up to the rounding of z to float32. Each direction perturbs
+    nearly every weight; no element is above sqrt(2) in absolute value.
+
+    Seed: the lowest max(1, ceil(log2 d)) bits are k. The other bits determine the signs.
 
     Source: Choromanski, Rowland, Sindhwani, Turner, Weller, "Structured evolution with compact architectures for
     scalable policy optimization", arXiv 1804.02395 (2018): rows of Hadamard matrices with random signs. Hadamard

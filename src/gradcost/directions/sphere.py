@@ -23,9 +23,9 @@ from gradcost.noise.add import add_noise
 class Sphere(Directions):
     """z uniform on the sphere of radius sqrt(d): a Gaussian direction divided by its norm, times sqrt(d).
 
-    Law: E[z z'] = I. Cost: one more pass over the noise per seed, for the norm.
+    Law: E[z z'] = I. Cost: the noise of each seed is generated once more, to compute the norm.
 
-    Source: Flaxman, Kalai, McMahan 2005, lemma 1; their factor d is in z here.
+    Source: Flaxman, Kalai, McMahan 2005, lemma 1; their factor d is here part of z.
     """
 
     unbiased = True
@@ -44,7 +44,7 @@ class Sphere(Directions):
 
 @functools.lru_cache(maxsize=4096)
 def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
-    """Return |z| of a Gaussian direction. One thread sums each block of fixed length, so that the bits repeat."""
+    """Return |z| of a Gaussian direction. Blocks of fixed length, each summed by one thread, give the same bits."""
     total = 0.0
     for start in range(0, dimension, chunk):
         zero = torch.zeros(min(chunk, dimension - start))

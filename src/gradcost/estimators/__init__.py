@@ -1,6 +1,6 @@
-"""Ways of getting a gradient: backprop, forward gradients and zero-order differences, and wrappers around them.
+"""Estimators of a gradient: backprop, forward gradients, zero-order finite differences, and wrappers around them.
 
-An estimator is an immutable value; `estimate` returns the loss and a gradient that can be replayed.
+An estimator is immutable. `estimate` returns the loss and a gradient, which can be read any number of times.
 """
 
 from gradcost.estimators.accumulated import Accumulated

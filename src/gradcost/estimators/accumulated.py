@@ -13,13 +13,13 @@ from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsum
 
 @value
 class Accumulated(Estimator):
-    """`estimator` on each batch cut into micro-batches, evaluated one after the other.
+    """Gradient accumulation: apply `estimator` to a batch that is evaluated as micro-batches, one after the other.
 
-    Law: the estimate is that of the whole batch, for every estimator, along the same directions. This holds up to
-    rounding, and except for layers that mix the examples of a batch (BatchNorm) or draw one mask for it.
+    Law: for every estimator, the estimate equals that without micro-batches, along the same directions, up to
+    rounding. Exceptions are layers that mix the examples of a batch (BatchNorm) or draw one mask for the batch.
 
     Args:
-        estimator: the estimator of the whole batch's gradient.
+        estimator: the estimator to apply to the batch.
         parts: the number of micro-batches per batch.
     Raises:
         BadInput: parts < 1, or a batch has fewer examples than parts.

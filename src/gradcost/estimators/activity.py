@@ -1,4 +1,4 @@
-"""Forward gradients by perturbing the outputs of layers instead of their weights."""
+"""Gradient estimates from perturbing the outputs of layers instead of their weights."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from gradcost.slopes.substitution import substituted
 
 @value
 class ActivityPerturbation(Estimator):
-    """g_W = (1/n) sum_k s_k (dy/dW)' u_k for each linear layer and convolution: noise u_k on the outputs y, not on W.
+    """g_W = (1/n) sum_k s_k (dy/dW)' u_k, where u_k is noise on the output y of the layer with weight W.
 
-    s_k is the slope of the loss along all of the noise together.
+    The layers are linear layers and convolutions. s_k is the slope of the loss along the noise on all outputs.
 
-    Law: E g = grad. With delta = dL/dy the slope is s = <delta, u>, so E[s u] = delta if E[u u'] = I, and (dy/dW)'
-    delta is the layer's gradient. The variance grows with the number of perturbed outputs m (batch x positions x
-    units), not with the number of weights: E|s u|^2 over all outputs is (1 + (m + 1)/n) |delta|^2 for Gaussian
-    noise and (1 + (m - 1)/n) |delta|^2 for random signs.
+    Law: E g = grad. With delta = dL/dy for all outputs y, the slope is s = <delta, u>. If E[u u'] = I, then
+    E[s u] = delta, and (dy/dW)' delta is the gradient of W. The variance grows with the number m of perturbed outputs
+    (batch x positions x units), not with the number of weights: E|(1/n) sum_k s_k u_k|^2 over all outputs is
+    (1 + (m + 1)/n) |delta|^2 for Gaussian noise and (1 + (m - 1)/n) |delta|^2 for random signs.
 
-    All other parameters are perturbed as weights at the same time. Those are the parameters of other modules
-    (LayerNorm, embeddings), of subclasses (the projection of nn.MultiheadAttention), shared by two modules, or read
-    directly. A layer that is called twice gets independent noise for each call; its gradient is the sum of both.
-    Every forward pass draws the same dropout masks. If the first dimension of the outputs is the batch,
-    micro-batches give the estimate of the whole batch.
+    All other parameters are perturbed as weights in the same forward passes. Other parameters are those of other
+    modules (LayerNorm, embeddings) and of subclasses (the projection of nn.MultiheadAttention), and parameters that
+    two modules share or that are read without a call of their module. A layer that is called twice gets independent
+    noise for each call; its gradient is the sum over both calls. Every forward pass draws the same dropout masks. If
+    the first dimension of the outputs is the batch, micro-batches do not change the estimate.
 
     Cost: for L linear layers 2L - 1 forward matmuls per probe with Jvp (weights have no tangents) and 2L with a
-    finite difference. Then one plain forward pass at the parameters themselves, L matmuls, and L for u'x, once for
-    all probes; `Estimate.loss` is the loss of that pass. One layer's gradient exists at a time.
+    finite difference. In addition, once per estimate, a forward pass without noise (L matmuls), whose loss is
+    `Estimate.loss`, and the products (dy/dW)' u (L matmuls). One layer's gradient exists at a time.
 
     Args:
-        slope: Jvp() or CentralDifference(eps) with a given eps.
+        slope: Jvp() or CentralDifference(eps) with an eps other than None.
         directions: Gaussian() or Rademacher(), the noise on the outputs.
         probes: n, the number of noise samples per estimate.
     Raises:
-        BadInput: probes < 1, another slope, or noise without independent entries.
+        BadInput: probes < 1, another slope, or other directions.
         Unsupported: a layer's weight is read without calling the layer.
     Source: Ren, Kornblith, Liao, Hinton, "Scaling forward gradient with local losses", arXiv 2210.03310 (2023),
         section 3.
@@ -92,9 +92,9 @@ class ActivityPerturbation(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         tensors: dict[str, Tensor] = {}
-        loss, slopes, rest = self._estimate(objective, batch, key, tensors.__setitem__)
+        loss, slopes, outside = self._estimate(objective, batch, key, tensors.__setitem__)
         pieces: list[Gradient] = [Dense(objective.only(tensors), tensors)] if tensors else []
-        pieces += [rest] if rest is not None else []
+        pieces += [outside] if outside is not None else []
         return Estimate(loss, Concatenated(objective, tuple(pieces)), slopes)
 
     def stream(
@@ -102,18 +102,20 @@ class ActivityPerturbation(Estimator):
     ) -> Estimate:
         sizes: list[int] = []
 
-        def pass_on(name: str, gradient: Tensor) -> None:
+        def use_and_count(name: str, gradient: Tensor) -> None:
             sizes.append(gradient.nbytes)
             use(name, gradient)
 
-        loss, slopes, rest = self._estimate(objective, batch, key, pass_on)
-        if rest is not None:
-            replayed(Estimate(loss, rest), use)
-        return Estimate(loss, Streamed(objective, sum(sizes) + (0 if rest is None else rest.message_nbytes)), slopes)
+        loss, slopes, outside = self._estimate(objective, batch, key, use_and_count)
+        if outside is not None:
+            replayed(Estimate(loss, outside), use)
+        message = sum(sizes) + (0 if outside is None else outside.message_nbytes)
+        return Estimate(loss, Streamed(objective, message), slopes)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
-            self._second_pass(objective, batch, Key(0), _Adjoints(layers_of(objective), Counter(), _nothing, _drop))
+            unused = _LayerGradients(layers_of(objective), Counter(), _no_noise, _ignore)
+            self._gradient_pass(objective, batch, Key(0), unused)
         except _ReadElsewhere as reason:
             return str(reason)
         return self.slope.objection(objective, batch)
@@ -121,28 +123,29 @@ class ActivityPerturbation(Estimator):
     def _estimate(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer
     ) -> tuple[Tensor, Tensor, Seeded | None]:
-        """The loss, the slopes and the gradient of parameters outside layers; those of layers go to `use`."""
+        """Return loss, slopes and the gradient of parameters outside layers. Pass the layers' gradients to `use`."""
         layers = layers_of(objective)
         inside = {leaf.name for leaves in layers.values() for leaf in leaves}
         outside = [leaf for leaf in objective.leaves if leaf.name not in inside]
-        beside = confined(self.directions, outside)
+        outside_directions = confined(self.directions, outside)
         seeds = self.directions.seeds(key, self.probes, objective.dimension)
-        measured = [self._slope(objective, batch, key, layers, beside, seed) for seed in seeds]
+        measured = [self._slope(objective, batch, key, layers, outside_directions, seed) for seed in seeds]
         slopes, (_, calls) = torch.cat([slope for slope, _ in measured]), measured[-1]
         weights = [slope / self.probes for slope in numbers(slopes)]
 
         def noise(output: Output) -> Tensor:
             return output.noise(self.directions, seeds, weights)
 
-        loss = self._second_pass(objective, batch, key, _Adjoints(layers, calls, noise, use))
+        loss = self._gradient_pass(objective, batch, key, _LayerGradients(layers, calls, noise, use))
         if not outside:
             return loss, slopes, None
-        return loss, slopes, Seeded(objective.only([leaf.name for leaf in outside]), beside, seeds, tuple(weights))
+        rest = objective.only([leaf.name for leaf in outside])
+        return loss, slopes, Seeded(rest, outside_directions, seeds, tuple(weights))
 
     def _slope(
-        self, objective: Objective, batch: Any, key: Key, layers: Layers, beside: Directions, seed: int
+        self, objective: Objective, batch: Any, key: Key, layers: Layers, outside_directions: Directions, seed: int
     ) -> tuple[Tensor, Counter[nn.Module]]:
-        """The slope along the noise of one seed, shape (1,), and the number of calls of each layer."""
+        """Return the slope along the noise of one seed, shape (1,), and the number of calls of each layer."""
 
         def perturbed(output: Output) -> Tensor:
             primal, tangent = forward_ad.unpack_dual(output.value)
@@ -156,23 +159,23 @@ class ActivityPerturbation(Estimator):
                 with visited(
                     objective, layers, lambda out, step=step: out.moved(self.directions, seed, step)
                 ) as visits:
-                    ends.append(shifted(visits.objective, batch, key, beside, seed, step).double())
+                    ends.append(shifted(visits.objective, batch, key, outside_directions, seed, step).double())
                 calls = visits.calls
             return ((ends[0] - ends[1]) / (2 * eps)).reshape(1), calls
         with visited(objective, layers, perturbed) as visits:
-            return self.slope.measure(visits.objective, batch, key, beside, [seed])[1], visits.calls
+            return self.slope.measure(visits.objective, batch, key, outside_directions, [seed])[1], visits.calls
 
-    def _second_pass(self, objective: Objective, batch: Any, key: Key, adjoints: _Adjoints) -> Tensor:
-        """The loss at the parameters themselves, in float64, computing each layer's gradient on the way."""
-        # A fused kernel may draw other dropout masks than the math kernel, which Jvp slopes use.
+    def _gradient_pass(self, objective: Objective, batch: Any, key: Key, layer_gradients: _LayerGradients) -> Tensor:
+        """Return the float64 loss without noise. `layer_gradients` computes the gradients in this forward pass."""
+        # Jvp slopes use the math kernel of attention; a fused kernel may draw other dropout masks.
         kernel = sdpa_kernel(SDPBackend.MATH) if isinstance(self.slope, Jvp) else nullcontext()
         with (
             kernel,
-            substituted(objective, adjoints.make, LOSSES_IN_FLOAT32),
-            visited(objective, adjoints.layers, adjoints.leave, adjoints.enter) as visits,
+            substituted(objective, layer_gradients.make, LOSSES_IN_FLOAT32),
+            visited(objective, layer_gradients.layers, layer_gradients.leave, layer_gradients.enter) as visits,
         ):
             loss = visits.objective.evaluate(batch, key).double()
-        adjoints.finish()
+        layer_gradients.finish()
         return loss
 
 
@@ -180,17 +183,17 @@ class _ReadElsewhere(Unsupported):
     """A layer's weight is read without calling the layer."""
 
 
-class _Adjoints:
-    """(dy/dW)' u of each layer while the model runs; the graph covers one layer at a time.
+class _LayerGradients:
+    """Compute each layer's gradient right after the layer runs, so that autograd's graph covers one layer at a time.
 
-    noise: returns u of an output, multiplied by the slopes. use: receives a parameter's gradient after the layer's
-    last call.
+    calls: number of calls of each layer in the forward pass. noise: returns (1/n) sum_k s_k u_k for an output. use:
+    receives a parameter's gradient after the last call of its layer.
     """
 
     def __init__(
         self, layers: Layers, calls: Counter[nn.Module], noise: Callable[[Output], Tensor], use: LeafConsumer
     ) -> None:
-        self.layers, self.left, self.noise, self.use = layers, Counter(calls), noise, use
+        self.layers, self.remaining, self.noise, self.use = layers, Counter(calls), noise, use
         self.owner = {leaf.name: layer for layer, leaves in layers.items() for leaf in leaves}
         self.running: nn.Module | None = None
         self.read: dict[str, Tensor] = {}
@@ -210,35 +213,35 @@ class _Adjoints:
 
     def enter(self, layer: nn.Module) -> None:
         self.running = layer
-        torch.set_grad_enabled(True)  # disabled when the layer returns; after an exception, by the evaluation
+        torch.set_grad_enabled(True)  # `leave` turns it off; if the layer raises, `Objective.evaluate` does
 
     def leave(self, output: Output) -> Tensor:
         torch.set_grad_enabled(False)
         leaves, self.running = self.layers[output.layer], None
         read = [self.read.pop(leaf.name) for leaf in leaves]
         gradients = list(torch.autograd.grad(output.value, read, self.noise(output)))
-        self.left[output.layer] -= 1
+        self.remaining[output.layer] -= 1
         for leaf in reversed(leaves):
             gradient = gradients.pop()
             if leaf.name in self.sums:
                 gradient = self.sums.pop(leaf.name).add_(gradient)
-            if self.left[output.layer] == 0:
+            if self.remaining[output.layer] == 0:
                 self.use(leaf.name, tag("gradients", gradient))
             else:
                 self.sums[leaf.name] = gradient
-            del gradient  # before the next one is passed on
+            del gradient  # before `use` gets the next one
         return output.value.detach()
 
     def finish(self) -> None:
-        """Pass on zeros for layers that were never called."""
+        """Pass zeros to `use` for layers that were never called."""
         for layer, leaves in self.layers.items():
-            for leaf in leaves if layer not in self.left else ():
+            for leaf in leaves if layer not in self.remaining else ():
                 self.use(leaf.name, tag("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))
 
 
-def _nothing(output: Output) -> Tensor:
+def _no_noise(output: Output) -> Tensor:
     return torch.zeros_like(output.value)
 
 
-def _drop(name: str, gradient: Tensor) -> None:
+def _ignore(name: str, gradient: Tensor) -> None:
     pass

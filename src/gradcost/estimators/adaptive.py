@@ -1,4 +1,4 @@
-"""Several candidate directions per group of parameters, of which one is selected by its slope."""
+"""Select one of several candidate directions for each group of parameters, by the slopes along them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from gradcost.estimators.probing import Probing, replayed
 
 
 class Choice(ABC):
-    """A rule that selects one of several directions by their slopes."""
+    """A rule that selects one of several directions by the slopes along them."""
 
     @abstractmethod
     def of(self, slopes: Sequence[float]) -> int:
         """Return the index of the selected direction.
 
         Args:
-            slopes: the slopes of the candidates.
+            slopes: the slope along each candidate.
         """
 
 
 @value
 class Steepest(Choice):
-    """Select the largest |slope|: the candidate most aligned with the gradient."""
+    """Select the candidate with the largest |slope|: the one most aligned with the gradient."""
 
     def of(self, slopes: Sequence[float]) -> int:
         return max(range(len(slopes)), key=lambda number: abs(slopes[number]))
@@ -45,10 +45,10 @@ class Steepest(Choice):
 
 @value
 class Flattest(Choice):
-    """Select the smallest |slope|: the candidate least aligned with the gradient; for comparison only.
+    """Select the candidate with the smallest |slope|: the one least aligned with the gradient. For comparison only.
 
-    The public code of the paper that `Adaptive` cites selects the smallest slope, at its first step only. Here the
-    selection is made at each estimate.
+    The public code of the paper that `Adaptive` cites selects the smallest slope, but only at the first training
+    step. Here every estimate selects.
     """
 
     def of(self, slopes: Sequence[float]) -> int:
@@ -57,25 +57,26 @@ class Flattest(Choice):
 
 @value
 class Adaptive(Estimator):
-    """g = sum over groups of parameters of s z, where z is selected from `candidates` directions of that group.
+    """g = sum over groups of parameters of s z: z is one of `candidates` directions, s the slope of the loss along z.
 
-    A candidate is zero outside its group. The slope of each candidate is measured, and `choice` selects one.
+    A group's candidates are zero outside the group. The slopes along all candidates are measured, and `choice`
+    selects z by them. With several probes, each group's gradient is the mean over as many selections.
 
     Law: with Gaussian directions and exact slopes E g = m grad, where m is the mean of the largest (Steepest) or the
-    smallest (Flattest) of `candidates` chi-square variables with one degree of freedom; `selection_bias` computes
-    it. One candidate is unbiased. Steepest with more scales the mean up, which the learning rate absorbs; Flattest
-    scales it towards 0. (z is w grad/|grad| plus a part independent of w, and s is w |grad|, so the choice depends
-    on w only.)
+    smallest (Flattest) of `candidates` chi-square variables with one degree of freedom. `selection_bias` computes m.
+    One candidate has m = 1 and is unbiased. With more candidates, Steepest has m > 1, which a smaller learning rate
+    compensates, and Flattest has m < 1. Proof: with grad the group's gradient and w standard normal,
+    z = w grad/|grad| + a part independent of w, and s = w |grad|. The choice depends on w only.
 
-    Cost: `candidates` slopes per group and probe, each over the whole loss. With Jvp only the group's parameters have
-    tangents. The gradient is seeded: 16 bytes per group and probe. `Estimate.slopes` holds the slopes of the selected
-    directions, group by group. Several probes give the mean of as many selections.
+    Cost: `candidates` slopes of the full loss per group and probe. With Jvp only the group's parameters have
+    tangents. Memory: the gradient is seeded, 16 bytes per group and probe. `Estimate.slopes` holds the slopes along
+    the selected directions, group by group.
 
     Args:
         estimator: a Probing with stateless directions and combine=Mean().
         candidates: the number of directions to select from.
-        choice: which candidate is selected.
-        by: how parameters are grouped.
+        choice: the rule that selects a candidate.
+        by: the rule that divides parameters into groups.
     Raises:
         BadInput: candidates < 1, the directions are stateful, or combine is not Mean().
     Source: what Panchal, Choudhary, Brun, Guan, "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025) call
@@ -118,14 +119,14 @@ class Adaptive(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         losses, pieces, slopes = [], [], []
         for number, group in enumerate(self._groups(objective)):
-            loss, gradient, kept = self._select(objective, group, batch, key, number)
+            loss, gradient, selected = self._select(objective, group, batch, key, number)
             losses.append(loss)
             pieces.append(gradient)
-            slopes += kept
+            slopes += selected
         return Estimate(torch.stack(losses).mean(), Concatenated(objective, tuple(pieces)), torch.stack(slopes))
 
     def _groups(self, objective: Objective) -> list[Objective]:
-        """The objective as a function of each group's parameters alone."""
+        """Return one objective per group: the same loss as a function of the group's parameters only."""
         names: dict[int, list[str]] = {}
         for name, number in self.by.groups(objective).items():
             names.setdefault(number, []).append(name)
@@ -134,17 +135,18 @@ class Adaptive(Estimator):
     def _select(
         self, objective: Objective, group: Objective, batch: Any, key: Key, number: int
     ) -> tuple[Tensor, Seeded, list[Tensor]]:
-        """The loss, the gradient of one group's parameters, and the slopes that it contains."""
-        probes, directions, tried = self.estimator.probes, self.estimator.directions, self.candidates
+        """Return the loss, the gradient of one group, and the slopes along the selected directions."""
+        probes, directions, n = self.estimator.probes, self.estimator.directions, self.candidates
         assert not isinstance(directions, StatefulDirections)
-        # One call for all candidates, so that they can share a forward pass; evaluations use the key of the estimate.
-        seeds = directions.seeds(key.fold("group", number), probes * tried, group.dimension)
-        within = confined(directions, group.leaves)
-        loss, slopes = self.estimator.slope.measure(objective, batch, key, within, seeds)
-        found = numbers(slopes)
-        kept = [at + self.choice.of(found[at : at + tried]) for at in range(0, probes * tried, tried)]
-        weights = tuple(found[k] / probes for k in kept)
-        return loss, Seeded(group, directions, tuple(seeds[k] for k in kept), weights), [slopes[k] for k in kept]
+        # One call for all candidates lets them share a forward pass. All groups have the dropout masks of `key`.
+        seeds = directions.seeds(key.fold("group", number), probes * n, group.dimension)
+        in_group = confined(directions, group.leaves)
+        loss, slopes = self.estimator.slope.measure(objective, batch, key, in_group, seeds)
+        values = numbers(slopes)
+        selected = [start + self.choice.of(values[start : start + n]) for start in range(0, probes * n, n)]
+        coefficients = tuple(values[k] / probes for k in selected)
+        gradient = Seeded(group, directions, tuple(seeds[k] for k in selected), coefficients)
+        return loss, gradient, [slopes[k] for k in selected]
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None

@@ -1,4 +1,4 @@
-"""A cap on the slopes, for the rare direction along which the loss is very steep."""
+"""Clip slopes, because along a few directions the loss is much steeper than along most."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from gradcost.estimators.probing import replayed
 
 @value
 class Clipped(Estimator):
-    """`estimator` with each slope clipped to [-slope, slope] before it multiplies its direction.
+    """Clip each slope of `estimator` to [-slope, slope] before it multiplies its direction.
 
-    The slope is clipped, not the gradient. One direction is about sqrt(d) times as long as the gradient, so clipping
-    the gradient's norm would cut every step and amount to normalised SGD. Clipping slopes shortens the estimate on
-    average. `Estimate.clipped` is the share of slopes that were cut; `Estimate.slopes` holds the slopes before it.
+    The slopes are clipped, not the norm of the estimate. For d weights, a one-probe estimate is about sqrt(d) times
+    as long as the gradient, so a limit on its norm would shorten every step, as in normalised SGD. The clipped
+    estimate is biased: it is shorter on average. `Estimate.clipped` is the fraction of slopes that were clipped;
+    `Estimate.slopes` holds the slopes before clipping.
 
     Args:
         estimator: the estimator whose slopes are clipped.
@@ -49,13 +50,13 @@ class Clipped(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         if (reason := self._refusal()) is not None:
             raise Unsupported(reason)
-        found = self.estimator.estimate(objective, batch, key, state)
-        assert found.slopes is not None
-        assert isinstance(found.gradient, Seeded)
-        cut = found.slopes.abs() > self.slope
-        factors = (self.slope / found.slopes.abs()).where(cut, 1.0)
-        gradient = found.gradient.scaled(numbers(factors))
-        return replace(found, gradient=gradient, clipped=sum(numbers(cut.double())) / len(cut))
+        unclipped = self.estimator.estimate(objective, batch, key, state)
+        assert unclipped.slopes is not None
+        assert isinstance(unclipped.gradient, Seeded)
+        too_steep = unclipped.slopes.abs() > self.slope
+        factors = (self.slope / unclipped.slopes.abs()).where(too_steep, 1.0)
+        gradient = unclipped.gradient.scaled(numbers(factors))
+        return replace(unclipped, gradient=gradient, clipped=sum(numbers(too_steep.double())) / len(too_steep))
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None

@@ -17,21 +17,21 @@ from gradcost.directions import Directions
 from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Gradient, Seeded, Signed
 
-_PIECE = 1 << 16  # entries of each direction that are in float64 at once
+_PIECE = 1 << 16  # number of entries of each direction that are converted to float64 at once
 
 
 class Combine(ABC):
     """A rule that turns the slopes along several directions into a gradient."""
 
-    unbiased: bool  # whether the gradient is unbiased when the directions are
-    seeded: bool  # whether the gradient is `Seeded` along the same seeds
+    unbiased: bool  # whether unbiased directions give an unbiased gradient
+    seeded: bool  # whether the gradient is a `Seeded` with the same seeds
     scales_with_slopes: bool  # whether coefficient k is slope k times a constant
 
     @abstractmethod
     def gradient(
         self, objective: Objective, directions: Directions, seeds: Sequence[int], slopes: Sequence[float]
     ) -> Gradient:
-        """Return the gradient.
+        """Combine the slopes along these directions into one gradient.
 
         Args:
             objective: the model and the loss.
@@ -62,13 +62,14 @@ class Mean(Combine):
 class Projection(Combine):
     """g = (d/r) Z (Z'Z)^+ s: the projection of the gradient on the span of the directions, scaled to be unbiased.
 
-    The span has r dimensions. The expectation of the projection is r/d of the gradient; the factor d/r corrects it.
+    The columns of Z are the n directions, s contains the slopes, ^+ is the pseudo-inverse, d is the number of weights
+    and r the dimension of the span. The mean of the projection is r/d times the gradient; the factor d/r corrects it.
 
     Law: E|g|^2 = (d/n) |grad|^2 for n <= d independent directions, and n = d gives the gradient.
     Unbiased if the distribution of the directions is invariant to the sign of each entry and to permutations of the
     entries: Gaussian, Rademacher, Sphere.
 
-    Memory: the n directions of one parameter at once, for their Gram matrix.
+    Memory: n tensors of one parameter's size, for the matrix Z'Z.
 
     Source: Fluegel et al., arXiv 2410.17764 (2024), section 3 (their projection, without the factor).
     """
@@ -88,18 +89,18 @@ class Projection(Combine):
 
 
 def _gram(objective: Objective, directions: Directions, seeds: Sequence[int]) -> np.ndarray | None:
-    """Inner products of the directions, in float64; None on fake tensors, which have no numbers."""
+    """Return Z'Z, the inner products of the directions, in float64; None for fake tensors."""
     total = None
     for leaf in objective.leaves:
         for products in _products(directions, leaf, seeds):
             if not is_fake(products):
-                here = products.cpu().numpy()
-                total = here if total is None else total + here
+                array = products.cpu().numpy()
+                total = array if total is None else total + array
     return total
 
 
 def _products(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> Iterator[Tensor]:
-    """Inner products on one parameter, piece by piece, in float64: rounding in float32 would raise the rank."""
+    """Yield one parameter's terms of Z'Z, piece by piece; in float64: rounding in float32 would raise the rank."""
     rows = torch.stack([combination(directions, leaf, [seed], [1.0]).flatten() for seed in seeds])
     for columns in rows.split(_PIECE, dim=1):
         piece = columns.double()
@@ -111,7 +112,7 @@ def _products(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> Itera
 class Sign(Combine):
     """g = sign of (1/n) sum_k s_k z_k, entry by entry: every weight moves by the same length.
 
-    Biased: E g is not parallel to the gradient and has no scale.
+    Biased: E g is not parallel to the gradient, and its length does not depend on the gradient's length.
 
     Source: Liu, Chen, Chen, Hong, "signSGD via zeroth-order oracle", ICLR 2019, algorithm 1.
     """
@@ -128,11 +129,12 @@ class Sign(Combine):
 class Normalized(Combine):
     """g = (1/n) sum_k s_k z_k / sigma, where sigma is the standard deviation of the n slopes.
 
-    The step length does not depend on the scale of the loss. Biased: E g is parallel to the gradient, without its
-    length. If all slopes are equal, sigma is 1. With one probe, sigma is the absolute value of its slope.
+    The length of g does not depend on the scale of the loss. Biased: E g is parallel to the gradient, but does not
+    have its length. If several slopes are all equal, sigma is 1. With one probe, sigma is the slope's absolute value.
 
-    With one-sided differences this is FZOO, whose sigma is the standard deviation of loss(theta + eps z_k), which is
-    eps times ours. The learning rate here is therefore FZOO's divided by eps.
+    With one-sided differences this is FZOO. FZOO's sigma is the standard deviation of the losses
+    loss(theta + eps z_k), which is eps times the sigma here. The learning rate here is therefore FZOO's divided by
+    eps.
 
     Source: FZOO, arXiv 2506.09034 (2025), equations 3 and 4.
     """

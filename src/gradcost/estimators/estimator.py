@@ -1,4 +1,4 @@
-"""The interface of every way of getting a gradient."""
+"""The interface of estimators: loss and gradient of a batch, exact or estimated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Estimate:
 
     Args:
         loss: the loss at the present parameters, a scalar tensor.
-        gradient: the estimate of the gradient; `Streamed` if `stream` has already passed it on.
+        gradient: the estimate of the gradient; a `Streamed` if the estimate is the result of `stream`.
         slopes: the slope along each probe, float64, shape (probes,), before any clipping. None for backprop.
-        state: what a stateful estimator needs at its next call. None if it has no state.
-        clipped: the share of slopes that `Clipped` cut, in [0, 1]. None without clipping.
+        state: the `state` argument of the next call. None if the estimator has no state.
+        clipped: the fraction of slopes that `Clipped` changed, in [0, 1]. None without clipping.
     """
 
     loss: Tensor
@@ -37,16 +37,19 @@ class Estimate:
 
 
 class Facts(NamedTuple):
-    """What an estimator is, known without running it; each fact is also a member of the estimator.
+    """Properties of an estimator that are known without running it.
+
+    All of them except `transparent` are also properties of `Estimator`.
 
     Args:
-        inner: the estimator that this one wraps; None if it wraps none, or two.
-        exact: the estimate is the gradient of the batch itself.
-        unbiased: the mean of the estimate over its randomness is the gradient, up to the bias of finite differences.
-        replayable: the gradient is seeded along directions that do not depend on parameters or on the past, so its
-            seeds and coefficients reproduce it at any later step.
-        scales_with_slopes: probe k contributes slope k times direction k, times a constant, and nothing else.
-        transparent: cost, variance and cosine are those of `inner` (exactly, or as long as nothing is clipped).
+        inner: the estimator that this one wraps; None if it wraps none or more than one.
+        exact: True if the estimate is the gradient of the batch.
+        unbiased: True if the mean of the estimate over its randomness is the gradient, up to the bias of finite
+            differences.
+        replayable: True if the gradient is seeded, along directions that do not depend on parameters or earlier
+            steps. Its seeds and coefficients then reproduce it at any later step.
+        scales_with_slopes: True if the gradient is the sum of slope k times direction k times a constant.
+        transparent: True if cost, variance and cosine are those of `inner` (exactly, or if no slope is clipped).
     """
 
     inner: Estimator | None = None
@@ -58,24 +61,25 @@ class Facts(NamedTuple):
 
 
 class Estimator(ABC):
-    """A way of getting a gradient: an immutable value, the same for every objective.
+    """A method that returns a batch's loss and an estimate of its gradient. Immutable; usable with every objective.
 
-    Laws: the same key gives the same estimate, bit for bit. Nothing of the model is disturbed.
+    Laws: the same key gives the same estimate, bit for bit. An estimate changes no parameter, buffer, `.grad`, hook,
+    mode or random generator.
     """
 
     @property
     @abstractmethod
     def facts(self) -> Facts:
-        """What the estimator is, known without running it."""
+        """Properties of the estimator that are known without running it."""
 
     @property
     def inner(self) -> Estimator | None:
-        """The estimator that this one wraps; None if it wraps none, or two."""
+        """The estimator that this one wraps; None if it wraps none or more than one."""
         return self.facts.inner
 
     @property
     def exact(self) -> bool:
-        """Whether the estimate is the gradient of the batch itself."""
+        """Whether the estimate is the gradient of the batch."""
         return self.facts.exact
 
     @property
@@ -90,12 +94,12 @@ class Estimator(ABC):
 
     @property
     def scales_with_slopes(self) -> bool:
-        """Whether each probe contributes its slope times its direction, times a constant."""
+        """Whether the gradient is the sum of slope k times direction k times a constant."""
         return self.facts.scales_with_slopes
 
     @abstractmethod
     def init(self, objective: Objective) -> State | None:
-        """Return the first state for `estimate`; None for an estimator without state.
+        """Return the state for the first call of `estimate`; None if the estimator has no state.
 
         Args:
             objective: the model and the loss.
@@ -109,7 +113,7 @@ class Estimator(ABC):
             objective: the model and the loss.
             batch: any pytree; passed to the loss as it is.
             key: the only source of randomness.
-            state: the `state` of the previous estimate. None begins with `init`.
+            state: the `state` of the previous estimate. None: that of `init(objective)`.
         Returns:
             The loss, the gradient, the slopes and the next state.
         Raises:
@@ -121,15 +125,15 @@ class Estimator(ABC):
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        """Estimate the gradient and pass it on parameter by parameter, so that it never exists as a whole.
+        """Estimate the gradient and pass it to `use`, one parameter at a time, so that not all of it is in memory.
 
         Args:
             objective: the model and the loss.
             batch: any pytree; passed to the loss as it is.
             key: the only source of randomness.
-            use: called as `use(name, gradient)` for each parameter once its gradient is complete. It may change
-                that parameter.
-            state: the `state` of the previous estimate. None begins with `init`.
+            use: called as `use(name, gradient)` for each parameter once its gradient is complete. `use` may change
+                the parameter with this name.
+            state: the `state` of the previous estimate. None: that of `init(objective)`.
         Returns:
             The estimate, with a gradient of type `Streamed`.
         Raises:
@@ -143,5 +147,5 @@ class Estimator(ABC):
 
         Args:
             objective: the model and the loss.
-            batch: a batch like those to come.
+            batch: an example of the batches to estimate on.
         """

@@ -1,4 +1,4 @@
-"""Gradients: vectors in parameter space that are replayed parameter by parameter."""
+"""Gradients: vectors in parameter space, read as one tensor per parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradcost.directions.direction import combination
 
 
 class Gradient(ABC):
-    """One tensor for each trainable parameter of an objective, stored or regenerated."""
+    """One tensor for each trainable parameter of an objective, stored or regenerated at each reading."""
 
     objective: Objective
 
@@ -30,21 +30,21 @@ class Gradient(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that this gradient holds in memory."""
+        """Bytes of memory that this gradient occupies."""
 
     @property
     def message_nbytes(self) -> int:
-        """Bytes that a message with this gradient takes: what it holds, or held before it was passed on."""
+        """Bytes needed to send this gradient: `nbytes`, or for `Streamed` the bytes before it was passed on."""
         return self.nbytes
 
     def write(self) -> None:
-        """Fill `.grad` of every trainable parameter, for any torch optimizer; takes the bytes of the parameters."""
+        """Fill `.grad` of every trainable parameter, for any torch optimizer. `.grad` takes the parameters' bytes."""
         parameters = {leaf.name: leaf.parameter for leaf in self.objective.leaves}
         for name, gradient in self.leaves():
             parameters[name].grad = gradient
 
     def norm(self) -> float:
-        """Return the Euclidean norm over all parameters, summed in float64."""
+        """Return the Euclidean norm over all parameters, computed in float64."""
         return float(sum(g.double().square().sum() for _, g in self.leaves())) ** 0.5
 
 
@@ -53,7 +53,7 @@ class Dense(Gradient):
     """A gradient that stores one tensor per parameter.
 
     Args:
-        objective: whose gradient it is.
+        objective: the objective with this gradient.
         tensors: the gradient of each parameter, by name.
     """
 
@@ -78,15 +78,15 @@ class Dense(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Seeded(Gradient):
-    """sum_k coefficients[k] * z_k, where z_k is regenerated from seeds[k]: 16 bytes per probe.
+    """sum_k coefficients[k] * z_k, where direction z_k is regenerated from seeds[k]: 16 bytes per probe.
 
-    Law: a replay holds at most one parameter's tensor beside the parameters; its bits are the same everywhere.
+    Law: `leaves` needs memory for one parameter's tensor at a time and yields the same bits on every device.
 
     Args:
-        objective: whose gradient it is.
+        objective: the objective with this gradient.
         directions: the distribution that turns a seed into a direction.
         seeds: one unsigned 64-bit seed per probe.
-        coefficients: one weight per probe.
+        coefficients: one coefficient per probe.
     """
 
     objective: Objective
@@ -115,7 +115,7 @@ class Seeded(Gradient):
         return Seeded(self.objective, self.directions, self.seeds, coefficients)
 
     def to_bytes(self) -> bytes:
-        """Return the message: seed (uint64) and coefficient (float64) of each probe, little-endian."""
+        """Return the gradient as bytes: seed (uint64) and coefficient (float64) of each probe, little-endian."""
         entries = np.empty(len(self.seeds), dtype=_ENTRY)
         # An explicit dtype: numpy turns Python integers on both sides of 2^63 into float64, which drops bits.
         entries["seed"] = np.array(self.seeds, dtype=np.uint64)
@@ -124,12 +124,12 @@ class Seeded(Gradient):
 
     @classmethod
     def from_bytes(cls, message: bytes, objective: Objective, directions: Directions) -> Seeded:
-        """Read a gradient that `to_bytes` wrote.
+        """Return the gradient that `to_bytes` converted to bytes.
 
         Args:
-            message: the bytes.
+            message: the result of `to_bytes`.
             objective: this process's copy of the model and the loss.
-            directions: the directions of the estimator that made the gradient.
+            directions: the `directions` of the original gradient.
         """
         entries = np.frombuffer(message, dtype=_ENTRY)
         return cls(objective, directions, tuple(entries["seed"].tolist()), tuple(entries["coefficient"].tolist()))
@@ -140,7 +140,7 @@ class Signed(Gradient):
     """The sign of each entry of another gradient: -1, 0 or +1.
 
     Args:
-        of: the other gradient.
+        of: the gradient whose signs are taken.
     """
 
     of: Gradient
@@ -160,10 +160,12 @@ class Signed(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Gradient):
-    """sum_i weights[i] * terms[i]: a replay holds at most two tensors of one parameter beside what the terms hold.
+    """sum_i weights[i] * terms[i].
+
+    `leaves` needs memory for at most two tensors of one parameter, in addition to the memory of the terms.
 
     Args:
-        objective: whose gradient it is.
+        objective: the objective with this gradient.
         terms: gradients of that objective.
         weights: one number per term.
     """
@@ -194,11 +196,11 @@ class Sum(Gradient):
 
 @dataclass(frozen=True, eq=False)
 class Concatenated(Gradient):
-    """Gradients of disjoint sets of parameters, which together are all parameters of the objective.
+    """A gradient in pieces, each for a part of the parameters; every parameter belongs to one piece.
 
     Args:
-        objective: whose gradient it is.
-        pieces: gradients of parts of that objective (`Objective.only`).
+        objective: the objective with this gradient.
+        pieces: gradients of objectives that `Objective.only` restricts to some parameters.
     """
 
     objective: Objective
@@ -217,11 +219,11 @@ class Concatenated(Gradient):
 
 @dataclass(frozen=True)
 class Streamed(Gradient):
-    """A gradient that `stream` passed on parameter by parameter; nothing of it is stored.
+    """A gradient that `Estimator.stream` has passed on, one parameter at a time. It stores no tensors.
 
     Args:
-        objective: whose gradient it was.
-        message: the bytes of a message with it.
+        objective: the objective with this gradient.
+        message: bytes needed to send the gradient.
     """
 
     objective: Objective

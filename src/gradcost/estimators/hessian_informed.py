@@ -29,29 +29,30 @@ Curvature = Mapping[str, Tensor]  # the diagonal of Sigma^-1: one float32 tensor
 class HessianInformed(Estimator):
     """HiZOO: g = (1/n) sum_k s_k Sigma^{1/2} u_k, u_k ~ N(0, I), s_k a central difference along Sigma^{1/2} u_k.
 
-    The diagonal Sigma^-1 starts at ones and follows the size of the Hessian's diagonal.
+    Sigma^-1 is diagonal. It starts as the identity and follows the size of the Hessian's diagonal.
 
     Law: E g = Sigma grad + O(eps^2), a preconditioned gradient. The first estimate, with Sigma = I, is MeZO's.
-    With c_k = (l+ + l- - 2 l0) / (2 eps^2), each estimate updates Sigma^-1 <- (1 - smoothing) Sigma^-1 + smoothing
-    |(1/n) sum_k c_k u_k^2| Sigma^-1, which stays positive. For a quadratic loss with H = diag(h) >= 0 the mean of
-    the new term is h + tr(Sigma H) / 2 Sigma^-1, not h. Its fixed point is (1 + d/2) h: proportional to h, on which
-    alone the conditioning depends.
+    Each estimate updates Sigma^-1 <- (1 - smoothing) Sigma^-1 + smoothing |(1/n) sum_k c_k u_k^2| Sigma^-1, which
+    stays positive. c_k = (l+ + l- - 2 l0) / (2 eps^2), where l0 is the loss at the parameters and l+ and l- are the
+    losses of the central difference. For a quadratic loss with Hessian diag(h) >= 0 the mean of the new term,
+    |...| Sigma^-1, is h + tr(Sigma diag(h)) / 2 Sigma^-1, not h. The fixed point for d weights is
+    Sigma^-1 = (1 + d/2) h. The factor 1 + d/2 does not change the conditioning.
 
-    Cost: 1 + 2n forward passes, with the same dropout masks at all points of an estimate. Memory: the state is 4
-    bytes per weight. An estimate does not change the state that it received, so old and new state exist until the
-    old one is dropped. The gradient takes 16 bytes per probe and refers to the state of its estimate.
-    `Estimate.loss` is the loss at the parameters themselves. A second difference is coarse: one unit in the last
-    place of a float32 loss near 2 is 0.12 in c at eps = 1e-3.
+    Cost: 1 + 2n forward passes, with the same dropout masks. `Estimate.loss` is the loss l0.
+    Memory: the state Sigma^-1 takes 4 bytes per weight. An estimate returns a new state and leaves the old one
+    unchanged, so both exist until the caller drops the old one. The gradient takes 16 bytes per probe and refers to
+    the old state, with which its directions are regenerated.
+    Precision: c_k is coarse. If a float32 loss near 2 changes in its last bit, c_k changes by 0.12 at eps = 1e-3.
 
     Args:
         eps: finite-difference step, in units of the parameters.
         probes: n, the number of directions per estimate.
-        smoothing: the weight of new curvature in the running mean, between 0 and 1.
+        smoothing: the weight of the new term in the running mean Sigma^-1, between 0 and 1.
     Raises:
         BadInput: eps is not above 0, probes < 1, or smoothing is not between 0 and 1.
     Source: Zhao, Dang, Ye, Dai, Qian, Tsang, "Second-order fine-tuning without pain for LLMs: a Hessian informed
-        zeroth-order optimizer", arXiv 2402.15173 (2024), algorithm 1. Its public code divides u by the square root of
-        the new Sigma^-1 in the update, but measured the loss along the old one; here both use the old one.
+        zeroth-order optimizer", arXiv 2402.15173 (2024), algorithm 1. The public code measures the loss along
+        u / sqrt(old Sigma^-1) but updates the weights along u / sqrt(new Sigma^-1). Here both use the old Sigma^-1.
     """
 
     eps: float = 1e-3
@@ -83,19 +84,19 @@ class HessianInformed(Estimator):
         state = self.init(objective) if state is None else state
         directions, slope = _Preconditioned(state), CentralDifference(self.eps)
         seeds = directions.seeds(key, self.probes, objective.dimension)
-        with with_rules(LOSSES_IN_FLOAT32):  # as the finite differences do
-            here = objective.evaluate(batch, key).double()
-        ends = [slope.measure(objective, batch, key, directions, [seed]) for seed in seeds]
-        slopes = torch.cat([measured for _, measured in ends])
-        # The mean of the two ends is the loss that a central difference reports.
-        curvatures = torch.stack([mean - here for mean, _ in ends]) / self.eps**2
+        with with_rules(LOSSES_IN_FLOAT32):  # the rules of the finite differences
+            loss = objective.evaluate(batch, key).double()
+        differences = [slope.measure(objective, batch, key, directions, [seed]) for seed in seeds]
+        slopes = torch.cat([measured for _, measured in differences])
+        # The loss that a central difference returns is the mean (l+ + l-) / 2.
+        curvatures = torch.stack([mean - loss for mean, _ in differences]) / self.eps**2
         gradient = Seeded(objective, directions, seeds, tuple(s / self.probes for s in numbers(slopes)))
-        return Estimate(here, gradient, slopes, self._updated(objective, state, seeds, numbers(curvatures)))
+        return Estimate(loss, gradient, slopes, self._updated(objective, state, seeds, numbers(curvatures)))
 
     def _updated(
         self, objective: Objective, state: Curvature, seeds: Sequence[int], curvatures: Sequence[float]
     ) -> dict[str, Tensor]:
-        """The next state, from the curvatures c_k along the directions of these seeds."""
+        """Return the next state. curvatures: c_k for the direction of each seed."""
         new: dict[str, Tensor] = {}
         for leaf in objective.leaves:
             old, total = state[leaf.name], torch.zeros_like(state[leaf.name])
@@ -117,9 +118,9 @@ class HessianInformed(Estimator):
 
 @dataclass(frozen=True, eq=False)
 class _Preconditioned(Directions):
-    """z = Sigma^{1/2} u, u ~ N(0, I). Adding it needs two temporaries of the parameter's size."""
+    """z = Sigma^{1/2} u, u ~ N(0, I). `add` needs two temporary tensors of the parameter's size."""
 
-    inverse: Curvature = field(repr=False)
+    inverse_sigma: Curvature = field(repr=False)
     unbiased = False
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
@@ -128,9 +129,9 @@ class _Preconditioned(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        # Half precision is computed in float32 and rounded once.
+        # Compute in float32 for half-precision parameters, and round once at the end.
         precise = base.dtype if base.dtype == torch.float64 else torch.float32
         zero = torch.zeros_like(base, dtype=precise, memory_format=torch.contiguous_format)
-        shift = Gaussian().add(zero, leaf, seeds, scales, in_place=True).div_(self.inverse[leaf.name].sqrt())
-        moved = shift.add_(base)
-        return base.copy_(moved) if in_place else moved.to(base.dtype)
+        shift = Gaussian().add(zero, leaf, seeds, scales, in_place=True).div_(self.inverse_sigma[leaf.name].sqrt())
+        total = shift.add_(base)
+        return base.copy_(total) if in_place else total.to(base.dtype)

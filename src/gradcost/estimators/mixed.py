@@ -1,4 +1,4 @@
-"""Two estimators, each for its own parameters."""
+"""Combine two estimators, each for a part of the parameters."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class Halves(NamedTuple):
 class Mixed(Estimator):
     """Parameters whose names match `named` get their gradient from `inside`, all others from `outside`.
 
-    Law: unbiased if both estimators are. Each estimator sees a function of its own parameters, at the same point,
-    with the same key and therefore the same dropout masks. The cost is the sum of both.
+    Law: unbiased if both estimators are. Each estimates the gradient of its own parameters, with all others fixed.
+    Both start from the same parameters and use the same key, and therefore the same dropout masks. The cost is the
+    sum of both costs.
 
-    With backprop `inside`, the other parameters are frozen meanwhile. Nothing before the first parameter of `inside`
-    is saved, so backprop adds only the memory of the last layers. `Estimate.loss` is that of `inside`;
-    `Estimate.slopes` and `clipped` are those of `outside`.
+    If `inside` is backprop, the other parameters are frozen during backprop. It then saves no activations before the
+    first matching parameter: if the last layers match, it adds only the memory of the last layers. `Estimate.loss`
+    is that of `inside`; `Estimate.slopes` and `Estimate.clipped` are those of `outside`.
 
     Args:
-        named: a shell-style pattern: `*` matches any characters, dots included, `[ab]` one of them. Examples:
+        named: a shell-style pattern: `*` matches any characters, including dots; `[ab]` matches a or b. Examples:
             `head.*`, `blocks.1[01].*`.
-        inside: the estimator of the matching parameters.
-        outside: the estimator of the others.
+        inside: the estimator for the matching parameters.
+        outside: the estimator for all other parameters.
     Raises:
         Unsupported: no parameter matches, or all do.
     Source: ElasticZO (Sugiura and Matsutani, arXiv 2501.04287): backprop for the last layers, finite differences
@@ -59,23 +60,23 @@ class Mixed(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         inner, outer = self._split(objective)
-        before = state or Halves(None, None)
-        low = self.outside.estimate(outer, batch, key, before.outside)
-        high = self.inside.estimate(inner, batch, key, before.inside)
-        gradient = Concatenated(objective, (high.gradient, low.gradient))
-        return Estimate(high.loss, gradient, low.slopes, _halves(high.state, low.state), low.clipped)
+        states = state or Halves(None, None)
+        rest = self.outside.estimate(outer, batch, key, states.outside)
+        matched = self.inside.estimate(inner, batch, key, states.inside)
+        gradient = Concatenated(objective, (matched.gradient, rest.gradient))
+        return Estimate(matched.loss, gradient, rest.slopes, _halves(matched.state, rest.state), rest.clipped)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
         inner, outer = self._split(objective)
-        before = state or Halves(None, None)
-        # Both are evaluated first: `use` may change a parameter.
-        low = self.outside.estimate(outer, batch, key, before.outside)
-        high = self.inside.stream(inner, batch, key, use, before.inside)
-        streamed = Streamed(objective, high.gradient.message_nbytes + low.gradient.message_nbytes)
-        replayed(low, use)
-        return Estimate(high.loss, streamed, low.slopes, _halves(high.state, low.state), low.clipped)
+        states = state or Halves(None, None)
+        # `outside` first: `use` may change a parameter.
+        rest = self.outside.estimate(outer, batch, key, states.outside)
+        matched = self.inside.stream(inner, batch, key, use, states.inside)
+        streamed = Streamed(objective, matched.gradient.message_nbytes + rest.gradient.message_nbytes)
+        replayed(rest, use)
+        return Estimate(matched.loss, streamed, rest.slopes, _halves(matched.state, rest.state), rest.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         if (reason := self._refusal(objective)) is not None:
@@ -84,7 +85,7 @@ class Mixed(Estimator):
         return self.inside.objection(inner, batch) or self.outside.objection(outer, batch)
 
     def _split(self, objective: Objective) -> tuple[Objective, Objective]:
-        """The objective as a function of the matching parameters, and of the others."""
+        """Return the objective restricted to the matching parameters, and restricted to the others."""
         if (reason := self._refusal(objective)) is not None:
             raise Unsupported(reason)
         matching = self._matching(objective)

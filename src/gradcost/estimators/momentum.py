@@ -13,7 +13,7 @@ from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsum
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
 
-# The seeds and the coefficients of one estimate. A state holds those of the last estimates, the newest first.
+# The seeds and the coefficients of one estimate. The state is a tuple of these, the newest estimate first.
 Past = tuple[tuple[int, ...], tuple[float, ...]]
 
 
@@ -21,18 +21,20 @@ Past = tuple[tuple[int, ...], tuple[float, ...]]
 class Momentum(Estimator):
     """g_t = sum_j decay^j ghat_(t-j) / sum_j decay^j over the last w = min(t + 1, window) estimates of `estimator`.
 
-    This is the exponential moving average of heavy-ball momentum (Polyak 1964), truncated after `window` estimates
-    and normalised: for a constant gradient its mean is that gradient from the first step on. The state holds seeds
-    and coefficients, 16 bytes per probe and estimate, instead of a tensor as large as the parameters. A replay draws
-    the noise of all w estimates.
+    t is the number of earlier estimates and ghat_t the newest estimate. g_t is the exponential moving average of
+    heavy-ball momentum (Polyak 1964), truncated after `window` estimates and normalised: if the gradient is constant,
+    E g_t is that gradient from the first step on.
 
-    Unbiased while the parameters stand still. Once they move, old estimates are of older gradients, as in every
-    momentum. `Estimate.slopes` are those of the newest directions.
+    Memory: the state has 16 bytes per probe and estimate (a seed and a coefficient), instead of a tensor as large as
+    the parameters. Each reading of g_t regenerates the directions of all w estimates.
+
+    Unbiased as long as the parameters do not change. After a change, the older estimates belong to older parameters,
+    as in every momentum method. `Estimate.slopes` are those of the newest estimate.
 
     Args:
         estimator: an estimator with `replayable` gradients.
         decay: the factor by which an estimate's weight shrinks per step, in [0, 1].
-        window: how many estimates are averaged.
+        window: the largest number of estimates that are averaged.
     Raises:
         BadInput: decay is not in [0, 1], or window < 1.
         Unsupported: the gradients of `estimator` are not replayable.
@@ -58,15 +60,15 @@ class Momentum(Estimator):
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         if not self.estimator.replayable:
             raise Unsupported(self._refusal())
-        found = self.estimator.estimate(objective, batch, key)
-        gradient = found.gradient
+        newest = self.estimator.estimate(objective, batch, key)
+        gradient = newest.gradient
         assert isinstance(gradient, Seeded)
         past: tuple[Past, ...] = ((gradient.seeds, gradient.coefficients), *(state or ()))[: self.window]
         weights = [self.decay**age for age in range(len(past))]
         total = sum(weights)
-        seeds = tuple(seed for each, _ in past for seed in each)
-        coefficients = tuple(w / total * c for w, (_, each) in zip(weights, past, strict=True) for c in each)
-        return replace(found, gradient=Seeded(objective, gradient.directions, seeds, coefficients), state=past)
+        seeds = tuple(seed for old_seeds, _ in past for seed in old_seeds)
+        coefficients = tuple(w / total * c for w, (_, old) in zip(weights, past, strict=True) for c in old)
+        return replace(newest, gradient=Seeded(objective, gradient.directions, seeds, coefficients), state=past)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None

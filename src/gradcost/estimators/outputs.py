@@ -1,4 +1,4 @@
-"""The outputs of linear layers and convolutions: each call of each layer has independent noise."""
+"""Visit the outputs of linear layers and convolutions, with independent noise for each call of each layer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from gradcost.directions.direction import combination
 
 # Exactly these types: a subclass may use its weights in other ways.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Layers = Mapping[nn.Module, Sequence[Leaf]]  # each with its parameters
+Layers = Mapping[nn.Module, Sequence[Leaf]]  # the trainable parameters of each layer
 
 
 class LayerVisits(NamedTuple):
-    """The objective to evaluate while layers are visited, and the number of calls of each layer."""
+    """Result of `visited`.
+
+    objective: the objective to evaluate inside the context. calls: number of calls of each layer in the latest batch.
+    """
 
     objective: Objective
     calls: Counter[nn.Module]
@@ -30,12 +33,12 @@ class LayerVisits(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """The output of one call of a layer; its noise begins at `start` in the stream of its name and call."""
+    """The output of one call of a layer. Each pair (name, call) has its own stream of noise."""
 
     layer: nn.Module
-    name: str
-    call: int
-    start: int
+    name: str  # of the layer's first parameter
+    call: int  # number of the call in this forward pass, from 0
+    start: int  # position in the stream at which the noise of this output begins
     value: Tensor
 
     def noise(self, directions: Directions, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
@@ -50,22 +53,22 @@ class Output:
         return [Key(seed).fold(self.name, self.call).seed for seed in seeds]
 
     def _leaf(self) -> Leaf:
-        """The output as a leaf: directions need a name, a tensor and a position."""
+        """Return the output as a Leaf: directions need a name, a tensor and a position."""
         return Leaf(self.name, self.value, self.start, self.value.numel())  # pyright: ignore[reportArgumentType]
 
 
 def layers_of(objective: Objective) -> Layers:
     """Return the layers whose outputs are perturbed instead of their weights, with their parameters.
 
-    Left out: layers that share a parameter with another module or have more parameters than weight and bias.
+    Omitted are layers that share a parameter with another module or have more parameters than weight and bias.
     """
     owners = Counter(id(p) for module in objective.modules for p in module._parameters.values() if p is not None)
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
     layers: dict[nn.Module, list[Leaf]] = {}
     for module in objective.modules:
         own = {name: leaves[id(p)] for name, p in module._parameters.items() if id(p) in leaves}
-        alone = all(owners[id(leaf.parameter)] == 1 for leaf in own.values())
-        if type(module) in LAYERS and own and alone and own.keys() <= {"weight", "bias"}:
+        unshared = all(owners[id(leaf.parameter)] == 1 for leaf in own.values())
+        if type(module) in LAYERS and own and unshared and own.keys() <= {"weight", "bias"}:
             layers[module] = list(own.values())
     return layers
 
@@ -77,21 +80,22 @@ def visited(
     leave: Callable[[Output], Tensor],
     enter: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[LayerVisits]:
-    """Call `enter` before each call of a layer and replace its output by `leave(output)`, inside the context.
+    """Inside the context, call `enter(layer)` before each call of a layer and replace its output by `leave(output)`.
 
-    Evaluate the objective of the returned LayerVisits: it counts micro-batches. In the noise stream the noise of a
-    call follows that of the same call in the previous micro-batch. If the first dimension of the outputs is the
-    batch, micro-batches therefore get the noise of the whole batch. The hooks are always removed.
+    Evaluate the objective of the yielded LayerVisits, which counts micro-batches. A call's noise begins in its stream
+    where the noise of the same call in the previous micro-batch ends. If the first dimension of the outputs is the
+    batch, the micro-batches together therefore get the same noise as the full batch. The hooks are removed at the
+    end, also after an exception.
     """
-    started, calls, total = 0, Counter[nn.Module](), Counter[nn.Module]()
-    reached = Counter[tuple[nn.Module, int]]()
+    evaluations, calls, total = 0, Counter[nn.Module](), Counter[nn.Module]()
+    noise_ends = Counter[tuple[nn.Module, int]]()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        nonlocal started
-        if started % objective.parts == 0:
-            reached.clear()
+        nonlocal evaluations
+        if evaluations % objective.parts == 0:
+            noise_ends.clear()
             total.clear()
-        started += 1
+        evaluations += 1
         calls.clear()
         return objective.loss(model, batch)
 
@@ -101,10 +105,10 @@ def visited(
 
     def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         call = calls[module]
-        start = reached[module, call]
+        start = noise_ends[module, call]
         calls[module] += 1
         total[module] += 1
-        reached[module, call] = start + output.numel()
+        noise_ends[module, call] = start + output.numel()
         with torch._C.DisableTorchFunction():
             return leave(Output(module, layers[module][0].name, call, start, output))
 

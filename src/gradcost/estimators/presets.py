@@ -1,4 +1,4 @@
-"""The well-known methods by name, each a composition of parts, with its paper."""
+"""Presets: functions that return a published method as an estimator."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def backprop() -> Reverse:
     """Backpropagation that saves every activation: g = grad loss, exactly.
 
     Law: unbiased; it is the gradient.
-    Cost: 3 forwards, 2 where a frozen base carries adapters.
+    Cost: 3 forwards, 2 if only adapters on a frozen model are trained.
     Memory: every activation of the batch, and one parameter's gradient at a time.
-    Use when: it fits; no other method makes more progress per step.
+    Use when: the activations fit into memory; no other method makes more progress per step.
     Avoid when: the activations do not fit (use checkpointed()), or the loss has no derivative (use mezo()).
 
     Returns:
@@ -33,10 +33,10 @@ def backprop() -> Reverse:
 def checkpointed() -> Reverse:
     """Backpropagation that saves the input of each block and recomputes the block: g = grad loss, exactly.
 
-    Law: unbiased; it is the gradient, with the bits of backprop().
-    Cost: 4 forwards, 3 where a frozen base carries adapters.
+    Law: unbiased; it is the gradient, bit for bit that of backprop().
+    Cost: 4 forwards, 3 if only adapters on a frozen model are trained.
     Memory: the inputs of the blocks, the activations of one block, and one parameter's gradient at a time.
-    Use when: backprop() does not fit; Within(bytes) recomputes only as much as a budget requires.
+    Use when: the activations of backprop() do not fit. Within(bytes) recomputes only as much as a budget requires.
     Avoid when: the model has no repeated blocks, or the activations of a single block do not fit.
 
     Returns:
@@ -50,10 +50,11 @@ def forward_gradient(probes: int = 1) -> Probing:
     """Forward gradient: g = mean of (grad loss . v) v, v ~ N(0, I), by forward-mode AD.
 
     Law: unbiased; E|g|^2 = (1 + (d + 1)/n)|grad|^2 for d weights and n probes.
-    Cost: 3 forwards per probe, 2 where a frozen base carries adapters.
-    Memory: the activations of one layer and their tangents, whatever the depth; 16 bytes per probe.
-    Use when: few weights are trained (expect d/n times the steps of backprop) and the loss has a derivative.
-    Avoid when: checkpointed() fits, or a module has no forward-mode rule (gradcost check names it). Clip its slopes.
+    Cost: 3 forwards per probe, 2 if only adapters on a frozen model are trained.
+    Memory: the activations of one layer and their tangents, for any depth; 16 bytes per probe.
+    Use when: few weights are trained (d/n times the steps of backprop are needed) and the loss has a derivative. Wrap
+        the estimator in Clipped.
+    Avoid when: checkpointed() fits, or a module has no forward-mode rule (gradcost check names the module).
 
     Args:
         probes: n, the number of directions per estimate.
@@ -70,8 +71,8 @@ def spsa(eps: float | None = 1e-3, probes: int = 1) -> Probing:
     Law: unbiased up to O(eps^2); E|g|^2 = (1 + (d - 1)/n)|grad|^2 for d weights and n probes.
     Cost: 2 forwards per probe.
     Memory: the activations and the perturbed weights of one layer, whatever the depth; 16 bytes per probe.
-    Use when: the loss can only be evaluated, or only inference fits; random signs are the cheapest noise.
-    Avoid when: checkpointed() fits, or rounding of the loss exceeds its change over eps (gradcost check shows it).
+    Use when: the loss has no derivative, or only inference fits; random signs are the cheapest noise.
+    Avoid when: checkpointed() fits, or a step of eps changes the loss by less than its rounding (see gradcost check).
 
     Args:
         eps: finite-difference step, in units of the parameters. None chooses it.
@@ -90,7 +91,8 @@ def mezo(eps: float | None = 1e-3, probes: int = 1) -> Probing:
     Cost: 2 forwards per probe.
     Memory: the activations and the perturbed weights of one layer, whatever the depth; 16 bytes per probe.
     Use when: fine-tuning where only inference fits, or the loss has no derivative, or a module is a black box.
-    Avoid when: checkpointed() fits, training from scratch, or eps is below the spacing of half-precision weights.
+    Avoid when: checkpointed() fits, training starts from scratch, or eps is below the rounding of half-precision
+        weights.
 
     Args:
         eps: finite-difference step, in units of the parameters. None chooses it.
@@ -103,18 +105,20 @@ def mezo(eps: float | None = 1e-3, probes: int = 1) -> Probing:
 
 
 def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceReduced:
-    """ZO-SVRG: g = ghat(theta) - ghat(snapshot) + mu, ghat one-sided on the sphere, mu its mean at the snapshot.
+    """ZO-SVRG: g = ghat(theta) - ghat(snapshot) + mu, where mu is the mean of ghat(snapshot) over the data.
 
-    Law: unbiased up to O(eps); at the snapshot g is mu, and the variance grows with the distance from it.
+    ghat is a one-sided finite difference along directions on the sphere.
+
+    Law: unbiased up to O(eps); if theta is the snapshot g is mu, and the variance grows with the distance from it.
     Cost: 2 (1 + n) forwards for n probes, and 1/every of a pass over the data.
     Memory: the activations of one layer, and two copies of the weights: the snapshot and mu.
-    Use when: studying variance reduction; with anchor=Reverse() the full gradient of a snapshot is exact.
-    Avoid when: two copies of the weights do not fit (zero-order methods save just that), or there is no data pass.
+    Use when: variance reduction is the subject; VarianceReduced with anchor=Reverse() makes mu exact.
+    Avoid when: two copies of the weights do not fit (other zero-order methods need none), or Objective has no data.
 
     Args:
         eps: finite-difference step, in units of the parameters.
         probes: n, the number of directions per estimate.
-        every: estimates from one snapshot to the next.
+        every: number of estimates from one snapshot to the next.
     Returns:
         VarianceReduced(Probing(ForwardDifference(eps), Sphere(), probes), every).
     Source: Liu et al., arXiv 1805.10367 (2018), algorithm 2, equations 2 and 3.
@@ -125,9 +129,10 @@ def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceRed
 def addax(longest: int, weight: float = 0.5, eps: float = 1e-3) -> ByLength:
     """Addax: backprop for short examples, MeZO for long ones: g = weight g_long + (1 - weight) g_short.
 
-    Law: unbiased up to O(eps^2) for the weighted loss; for the mean loss if weight is the share of long examples.
+    Law: unbiased up to O(eps^2) for weight loss_long + (1 - weight) loss_short. This is the gradient of the mean loss
+        if weight is the fraction of long examples.
     Cost: 3 forwards of the short examples and 2 of the long ones.
-    Memory: the activations of the short examples alone, at their own length; 16 bytes for the long ones.
+    Memory: the activations of the short examples only, without padding to the long ones; 16 bytes for MeZO.
     Use when: a few long examples set the peak memory of backprop.
     Avoid when: batches have no attention_mask, or all examples have one length.
 
@@ -143,13 +148,13 @@ def addax(longest: int, weight: float = 0.5, eps: float = 1e-3) -> ByLength:
 
 
 def zo_sgd_sign(eps: float = 1e-3, probes: int = 1) -> Probing:
-    """ZO-signSGD: g = sign(mean of z s), the signs of a mean of two-sided differences, z ~ N(0, I).
+    """ZO-signSGD: g = sign(mean of s z), where s is a two-sided finite difference along z ~ N(0, I).
 
     Law: biased: every weight moves by the same length, and E g is not parallel to the gradient.
     Cost: 2 forwards per probe.
     Memory: the activations and the perturbed weights of one layer; 16 bytes per probe.
-    Use when: the scale of the slopes varies strongly: no slope makes one step longer than another.
-    Avoid when: using one probe late in training, when steps should shrink with the gradient (decay the rate).
+    Use when: the slopes vary strongly between steps: all steps have the same length.
+    Avoid when: steps should become shorter with the gradient, as late in training (else decay the learning rate).
 
     Args:
         eps: finite-difference step, in units of the parameters.
@@ -162,13 +167,16 @@ def zo_sgd_sign(eps: float = 1e-3, probes: int = 1) -> Probing:
 
 
 def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
-    """FZOO: g = mean of (s / sigma) z, one-sided differences along random signs over their standard deviation.
+    """FZOO: g = mean of (s / sigma) z, where s is a one-sided finite difference along random signs z.
 
-    Law: biased: E g is parallel to the gradient, without its length.
+    sigma is the standard deviation of the slopes s.
+
+    Law: biased: E g is parallel to the gradient, but does not have its length.
     Cost: 1 + n forwards for n probes.
     Memory: the activations and the perturbed weights of one layer; 16 bytes per probe.
-    Use when: mezo() with several probes is too slow: a probe costs half, and the step adapts to the loss's scale.
-    Avoid when: using one probe, whose slopes have no deviation. Its learning rate is FZOO's divided by eps.
+    Use when: mezo() with several probes is too slow: a probe costs half, and the step adapts to the loss's scale. The
+        learning rate is that of the paper divided by eps.
+    Avoid when: only one probe is used: one slope has no standard deviation.
 
     Args:
         eps: finite-difference step, in units of the parameters.
@@ -181,13 +189,15 @@ def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
 
 
 def multi_tangent(probes: int = 4) -> Probing:
-    """Multi-tangent forward gradient: g = (d/n) Z (Z'Z)^+ s, d/n times the gradient's projection on n tangents.
+    """Multi-tangent forward gradient: g = (d/n) Z (Z'Z)^+ s, d/n times the gradient's projection on n directions.
+
+    The columns of Z are the directions, and s contains the slopes along them.
 
     Law: unbiased; E|g|^2 = (d/n)|grad|^2 for n <= d probes, and n = d is the gradient.
-    Cost: 3 forwards per probe, and the Gram matrix: n^2 products as long as the weights.
+    Cost: 3 forwards per probe, and n^2 inner products of directions for Z'Z.
     Memory: the activations of one layer and their tangents, and n directions of the largest parameter at once.
-    Use when: the probes come near the number of trained weights: there it beats their mean.
-    Avoid when: few probes serve many weights: there it equals forward_gradient() at a higher price.
+    Use when: the number of probes is near the number of trained weights: the variance is lower than that of the mean.
+    Avoid when: there are far fewer probes than weights: it equals forward_gradient() at a higher cost.
 
     Args:
         probes: n, the number of directions per estimate.
@@ -199,13 +209,13 @@ def multi_tangent(probes: int = 4) -> Probing:
 
 
 def hizoo(eps: float = 1e-3, probes: int = 1) -> HessianInformed:
-    """HiZOO: MeZO preconditioned by the curvature: g = mean of s Sigma^{1/2} u, u ~ N(0, I).
+    """HiZOO: MeZO preconditioned by the curvature: g = mean of s Sigma^{1/2} u, where s is the slope, u ~ N(0, I).
 
     Law: biased: E g = Sigma grad, up to O(eps^2), where Sigma^-1 follows the size of the Hessian's diagonal.
-    Cost: 2 forwards per probe and one more.
-    Memory: as mezo, and 4 bytes per weight for Sigma^-1, twice while an estimate is held.
-    Use when: weights have very different curvatures and training is long enough to learn them.
-    Avoid when: runs are short: until Sigma is learned, the learning rate must suit the steepest weight.
+    Cost: 2 forwards per probe, and one forward per estimate.
+    Memory: that of mezo(), and 4 bytes per weight for Sigma^-1, twice while the previous Sigma^-1 is in use.
+    Use when: weights have very different curvatures and training is long enough to learn Sigma.
+    Avoid when: training is short: until Sigma is learned, the learning rate must suit the weight of largest curvature.
 
     Args:
         eps: finite-difference step, in units of the parameters.
@@ -218,12 +228,14 @@ def hizoo(eps: float = 1e-3, probes: int = 1) -> HessianInformed:
 
 
 def activity_perturbation(probes: int = 1) -> ActivityPerturbation:
-    """Activity perturbation: forward gradients of layers' outputs, not weights: g = mean of s u'x, u ~ N(0, I).
+    """Activity perturbation: g = mean of s u'x, where u ~ N(0, I) is noise on a layer's outputs and x its inputs.
+
+    s is the slope of the loss along the noise of all layers.
 
     Law: unbiased; the variance grows with the number of outputs (batch x positions x units), not of weights.
-    Cost: 2 forwards per probe, and 2 once.
+    Cost: 2 forwards per probe, and 2 forwards per estimate.
     Memory: the activations of one layer, their tangents, and one layer's gradient.
-    Use when: layers have many more weights than outputs in a batch: small batches of wide layers.
+    Use when: layers have many more weights than outputs in a batch: wide layers and small batches.
     Avoid when: the model has convolutions or long sequences, which have more outputs than weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""Forward gradients and zero-order differences: one method with two ways of measuring a slope."""
+"""Forward gradients and zero-order finite differences: one estimator with two ways to measure a slope."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from gradcost.slopes.slope import Slope
 
 @value
 class Probing(Estimator):
-    """g = combine of s_k z_k: random directions z_k, each multiplied by the slope s_k of the loss along it.
+    """g = combine of s_k z_k, where z_k is a random direction and s_k the slope of the loss along z_k.
 
-    Law: unbiased if the directions, the combination and the slope are. For the mean of n independent directions
-    E|g|^2 = (1 + (d + 1)/n) |grad|^2 (Gaussian) or (1 + (d - 1)/n) |grad|^2 (Rademacher).
+    Law: unbiased if `directions`, `combine` and `slope` are unbiased. For the mean of n independent directions in
+    d dimensions E|g|^2 = (1 + (d + 1)/n) |grad|^2 (Gaussian) or (1 + (d - 1)/n) |grad|^2 (Rademacher).
 
-    The gradient is seeded: 16 bytes per probe, whatever the model.
+    Memory: the gradient is seeded, 16 bytes per probe for any model.
 
     Args:
-        slope: how a directional derivative is measured: Jvp or a finite difference.
+        slope: the way to measure a slope: Jvp or a finite difference.
         directions: the distribution of the directions.
         probes: n, the number of directions per estimate.
-        combine: how the slopes become one gradient.
+        combine: the rule that combines slopes and directions into one gradient.
     Raises:
         BadInput: probes < 1.
     """

@@ -22,8 +22,8 @@ from gradcost.estimators.gradient import Dense, Streamed
 class Reverse(Estimator):
     """The gradient by reverse-mode automatic differentiation: backpropagation.
 
-    Law: every `saving` gives the same bits. L linear layers cost L + (2L - 1) forward matmuls, and what `saving`
-    recomputes.
+    Law: every `saving` gives the same gradient, bit for bit. L linear layers cost L + (2L - 1) forward matmuls, plus
+    those that `saving` recomputes.
 
     Args:
         saving: which activations are saved for the backward pass, and which are recomputed.
@@ -41,23 +41,23 @@ class Reverse(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         tensors: dict[str, Tensor] = {}
-        found = self.stream(objective, batch, key, tensors.__setitem__, state)
-        return Estimate(found.loss, Dense(objective, tensors))
+        streamed = self.stream(objective, batch, key, tensors.__setitem__, state)
+        return Estimate(streamed.loss, Dense(objective, tensors))
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
         parameters = [leaf.parameter for leaf in objective.leaves]
         total: Tensor | None = None
-        # Closed explicitly: after an exception in the backward pass its traceback would keep the copied buffers.
+        # Close `losses`: after an exception its traceback would keep the generator, with copies of the buffers.
         with (
-            _grads_saved(objective),
+            _grads_restored(objective),
             _others_frozen(objective),
             torch.enable_grad(),
             self.saving.applied(objective, batch),
-            closing(objective.losses(batch, key)) as parts,
+            closing(objective.losses(batch, key)) as losses,
         ):
-            for number, (weight, loss) in enumerate(parts):
+            for number, (weight, loss) in enumerate(losses):
                 if loss.grad_fn is None:
                     raise BadInput(
                         "the loss has no graph: it does not depend on the trainable parameters by a "
@@ -65,7 +65,7 @@ class Reverse(Estimator):
                     )
                 weighted = loss if weight == 1.0 else weight * loss
                 if number == objective.parts - 1:
-                    with _passing_on(objective, use):
+                    with _gradients_passed_to(objective, use):
                         weighted.backward(inputs=parameters)
                 else:
                     weighted.backward(inputs=parameters)
@@ -78,8 +78,8 @@ class Reverse(Estimator):
 
 
 @contextmanager
-def _grads_saved(objective: Objective) -> Iterator[None]:
-    """Set every `.grad` to None inside the context; restore the tensors afterwards."""
+def _grads_restored(objective: Objective) -> Iterator[None]:
+    """Set every `.grad` to None inside the context. Restore the previous `.grad` afterwards."""
     saved = [leaf.parameter.grad for leaf in objective.leaves]
     for leaf in objective.leaves:
         leaf.parameter.grad = None
@@ -92,9 +92,9 @@ def _grads_saved(objective: Objective) -> Iterator[None]:
 
 @contextmanager
 def _others_frozen(objective: Objective) -> Iterator[None]:
-    """Freeze the trainable parameters that do not belong to this objective, inside the context.
+    """Inside the context, freeze the model's trainable parameters that are not in the objective.
 
-    Otherwise an objective of some parameters (`Objective.only`) would save the activations that all of them need.
+    Otherwise the forward pass of a restricted objective (`Objective.only`) would save activations for all parameters.
     """
     leaves = {id(leaf.parameter) for leaf in objective.leaves}
     others = [p for p in objective.model.parameters() if p.requires_grad and id(p) not in leaves]
@@ -108,8 +108,8 @@ def _others_frozen(objective: Objective) -> Iterator[None]:
 
 
 @contextmanager
-def _passing_on(objective: Objective, use: LeafConsumer) -> Iterator[None]:
-    """Pass each gradient to `use` once autograd has completed it, and zeros for unused parameters."""
+def _gradients_passed_to(objective: Objective, use: LeafConsumer) -> Iterator[None]:
+    """Pass each gradient to `use` once autograd has completed it. At the end, pass zeros for unused parameters."""
     missing = {leaf.name: leaf.parameter for leaf in objective.leaves}
 
     def pass_on(name: str, parameter: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Look inside an estimator: its parts of a given type, its micro-batches, and what its wrappers wrap."""
+"""Inspect an estimator: its parts of a given type, its number of micro-batches, the estimator inside its wrappers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 def find(estimator: Any, kind: type[T]) -> list[T]:
-    """Return the values of type `kind` in an estimator, at any depth, itself included; equal values once."""
+    """Return the parts of type `kind` of an estimator, at any depth, itself included. Equal parts appear once."""
     return list(dict.fromkeys(part for part in _parts(estimator) if isinstance(part, kind)))
 
 
 def micro_batches(estimator: Any) -> int:
-    """Return the number of micro-batches per batch: the product over every `Accumulated` inside."""
+    """Return the number of micro-batches per batch: the product of `parts` over all `Accumulated` in it."""
     return math.prod(part.parts for part in find(estimator, Accumulated))
 
 
 def unwrapped(estimator: Estimator) -> Estimator:
-    """Return what `estimator` wraps, without wrappers that leave cost, variance and cosine as they are."""
+    """Return the estimator inside the outer wrappers that do not change cost, variance and cosine."""
     while estimator.facts.transparent and estimator.inner is not None:
         estimator = estimator.inner
     return estimator

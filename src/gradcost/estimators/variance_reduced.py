@@ -21,37 +21,35 @@ from gradcost.estimators.probing import replayed
 
 
 class Snapshot(NamedTuple):
-    """The parameters and the full gradient at the last snapshot, as copies, by parameter name.
+    """The state of VarianceReduced: copies of the parameters and of the full gradient at the latest snapshot."""
 
-    step: the number of estimates so far. inner: the state of the wrapped estimator.
-    """
-
-    step: int
-    weights: Mapping[str, Tensor]
-    gradient: Mapping[str, Tensor]
-    inner: State | None
+    step: int  # the number of estimates so far
+    weights: Mapping[str, Tensor]  # by parameter name
+    gradient: Mapping[str, Tensor]  # by parameter name
+    inner: State | None  # the state of the wrapped estimator
 
 
 @value
 class VarianceReduced(Estimator):
     """SVRG: g = ghat(theta) - ghat(snapshot) + mu, where mu is the full gradient at a snapshot of the parameters.
 
-    Both ghat are estimates of `estimator` on the same batch with the same key, so they share directions and dropout
-    masks. mu is the mean of the estimates of `anchor` over `Objective.data`, weighted by the number of examples.
-    Every `every`-th estimate takes a new snapshot.
+    ghat(theta) is the estimate by `estimator` at the parameters theta. Both ghat use the same batch and the same key,
+    and therefore the same directions and dropout masks. mu is the mean of the estimates by `anchor` on all batches of
+    `Objective.data`, weighted by the number of examples. A new snapshot is taken once in `every` estimates.
 
-    Law (13): if the parameters are those of the snapshot, the gradient is mu, bit for bit. The variance of
-    `estimator` cancels there and returns in proportion to the distance from the snapshot. The variance of mu remains.
-    Unbiased if both estimators are, over the randomness of mu too.
+    Law (13): if theta is the snapshot, g is mu, bit for bit. The variance of `estimator` cancels at the snapshot and
+    grows in proportion to the distance from it. The variance of mu remains. g is unbiased if `estimator` and `anchor`
+    are (the mean includes the randomness of mu).
 
-    Cost per step: two estimates, and 1/every of a pass over the data by the anchor. Memory: the parameters and mu, 2d
-    numbers, and both twice while a new snapshot replaces an old one. The mean mu is accumulated in float32 or better.
-    Directions that depend on the parameters may differ between both points and then reduce the variance less.
+    Cost per step: two estimates, and 1/every of a pass of `anchor` over the data. Memory: the snapshot and mu, 2d
+    numbers for d weights; twice as many while a new snapshot replaces an old one. mu is accumulated in float32 or
+    better. Directions that depend on the parameters may differ between theta and the snapshot. The variance is then
+    reduced less.
 
     Args:
         estimator: the estimator whose variance is reduced.
-        every: estimates from one snapshot to the next.
-        anchor: the estimator of the full gradient; None for `estimator` itself. Reverse() makes mu exact.
+        every: number of estimates from one snapshot to the next.
+        anchor: the estimator of the full gradient mu; None uses `estimator`. Reverse() makes mu exact.
     Raises:
         BadInput: every < 1, or the objective has no data.
     Source: Johnson and Zhang 2013 (NIPS 26), figure 1; with finite differences Liu et al., arXiv 1805.10367,
@@ -75,15 +73,15 @@ class VarianceReduced(Estimator):
         return Snapshot(0, {}, {}, self.estimator.init(objective))
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        at: Snapshot = self.init(objective) if state is None else state
-        if at.step % self.every == 0:
-            at = self._new_snapshot(objective, key, at)
-        here = self.estimator.estimate(objective, batch, key, at.inner)
-        with objective.at_weights(at.weights):
-            there = self.estimator.estimate(objective, batch, key, at.inner)
-        gradient = _corrected(objective, here.gradient, there.gradient, at)
-        following = at._replace(step=at.step + 1, inner=here.state)
-        return Estimate(here.loss, gradient, here.slopes, following, here.clipped)
+        snapshot: Snapshot = self.init(objective) if state is None else state
+        if snapshot.step % self.every == 0:
+            snapshot = self._new_snapshot(objective, key, snapshot)
+        current = self.estimator.estimate(objective, batch, key, snapshot.inner)
+        with objective.at_weights(snapshot.weights):
+            past = self.estimator.estimate(objective, batch, key, snapshot.inner)
+        gradient = _corrected(objective, current.gradient, past.gradient, snapshot)
+        next_state = snapshot._replace(step=snapshot.step + 1, inner=current.state)
+        return Estimate(current.loss, gradient, current.slopes, next_state, current.clipped)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
@@ -96,19 +94,19 @@ class VarianceReduced(Estimator):
         reason = self.estimator.objection(objective, batch)
         return self.anchor.objection(objective, batch) if reason is None and self.anchor is not None else reason
 
-    def _new_snapshot(self, objective: Objective, key: Key, before: Snapshot) -> Snapshot:
-        """A snapshot of the present parameters and the full gradient there."""
+    def _new_snapshot(self, objective: Objective, key: Key, old: Snapshot) -> Snapshot:
+        """Return `old` with the present parameters and their full gradient."""
         gradient = full_gradient(self.anchor or self.estimator, objective, key)
         weights = {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
-        return before._replace(weights=weights, gradient=gradient)
+        return old._replace(weights=weights, gradient=gradient)
 
 
 def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[str, Tensor]:
     """Return the mean of the estimates on the batches of `Objective.data`, weighted by their numbers of examples.
 
-    Batch number b uses the key `key.fold("anchor", b)`, so its directions are independent. One parameter's gradient
-    of a batch exists at a time beside the running mean. The mean is in float32 for half-precision parameters: in half
-    precision the mean of some hundred batches would stop changing.
+    Batch number b uses the key `key.fold("anchor", b)`, so the directions of different batches are independent.
+    Memory: the running mean, and one parameter's gradient of a batch at a time. For half-precision parameters the
+    mean is in float32: in half precision it would stop changing after some hundred batches.
     """
     if objective.data is None:
         raise BadInput(_no_data())
@@ -122,10 +120,10 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
         total += count
         share = count / total
 
-        def gather(name: str, gradient: Tensor, share: float = share) -> None:
+        def add_to_mean(name: str, gradient: Tensor, share: float = share) -> None:
             mean[name].mul_(1 - share).add_(gradient, alpha=share)
 
-        estimator.stream(objective, batch, key.fold("anchor", number), gather)
+        estimator.stream(objective, batch, key.fold("anchor", number), add_to_mean)
     if total == 0:
         raise BadInput(
             "Objective.data yielded no batch, so there is no full gradient: it must yield all of the data once."
@@ -133,19 +131,19 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
     return {leaf.name: mean.pop(leaf.name).to(leaf.parameter.dtype) for leaf in objective.leaves}
 
 
-def _corrected(objective: Objective, here: Gradient, there: Gradient, at: Snapshot) -> Sum:
-    """here - there + mu; for two seeded gradients along the same directions, by the differences of coefficients."""
-    full = Dense(objective, at.gradient)
-    if isinstance(here, Seeded) and isinstance(there, Seeded) and _alike(here, there):
-        coefficients = tuple(c - before for c, before in zip(here.coefficients, there.coefficients, strict=True))
-        moved = Seeded(objective, here.directions, here.seeds, coefficients)
-        return Sum(objective, (moved, full), (1.0, 1.0))
-    return Sum(objective, (here, _There(there, at.weights), full), (1.0, -1.0, 1.0))
+def _corrected(objective: Objective, current: Gradient, past: Gradient, snapshot: Snapshot) -> Sum:
+    """Return current - past + mu. Two seeded gradients with equal directions subtract by their coefficients."""
+    mu = Dense(objective, snapshot.gradient)
+    if isinstance(current, Seeded) and isinstance(past, Seeded) and _have_equal_directions(current, past):
+        coefficients = tuple(c - old for c, old in zip(current.coefficients, past.coefficients, strict=True))
+        difference = Seeded(objective, current.directions, current.seeds, coefficients)
+        return Sum(objective, (difference, mu), (1.0, 1.0))
+    return Sum(objective, (current, _There(past, snapshot.weights), mu), (1.0, -1.0, 1.0))
 
 
 @dataclass(frozen=True, eq=False)
 class _There(Gradient):
-    """A gradient replayed at the weights where it was found, on which its directions may depend."""
+    """A gradient that is regenerated at the snapshot's weights, because its directions may depend on them."""
 
     of: Gradient
     weights: Mapping[str, Tensor]
@@ -155,24 +153,24 @@ class _There(Gradient):
         return self.of.objective
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
-        replay = self.of.leaves()
+        leaves = self.of.leaves()
         for _ in self.objective.leaves:
             with self.objective.at_weights(self.weights):
-                found = next(replay)
-            yield found
-            del found  # before the next one is made
+                leaf = next(leaves)
+            yield leaf
+            del leaf  # before the next one is allocated
 
     @property
     def nbytes(self) -> int:
         return self.of.nbytes
 
 
-def _alike(one: Seeded, other: Seeded) -> bool:
+def _have_equal_directions(one: Seeded, other: Seeded) -> bool:
     return one.seeds == other.seeds and one.directions == other.directions
 
 
 def _no_data() -> str:
     return (
-        "variance reduction passes over all of the data, and this objective has none: give Objective(..., data=...), "
-        "a function that gives the batches once through, or use the estimator that it wraps."
+        "variance reduction passes over all of the data, and this objective has none: set Objective(..., data=...) "
+        "to a function that yields each batch once, or use an estimator without variance reduction."
     )

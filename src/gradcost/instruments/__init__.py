@@ -1,6 +1,6 @@
 """Measure memory, FLOPs and time of any function, each in a separate run.
 
-`measure(work, Bytes(), Operations(), Seconds())` returns all three.
+`measure(work, Bytes(), Operations(), Seconds())` returns memory, FLOPs and time.
 """
 
 from gradcost.instruments.measure import (

@@ -1,4 +1,4 @@
-"""Memory as torch's allocator records it, including the workspaces inside kernels."""
+"""Measure peak memory from torch's allocator, which includes the workspaces inside kernels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Allocated:
     """Peak bytes requested from the allocator during a run, beyond those allocated before it.
 
     Args:
-        peak: bytes as requested.
-        allocated: on CUDA, bytes after rounding to allocator blocks; else None.
-        reserved: on CUDA, the most bytes of the device that the process reserved (out of memory depends on this);
-            else None.
-        inside: operators that allocate, during a call, more than is ever allocated between two operators, and by how
-            many bytes. A tracker of tensors misses these workspaces. Empty on CUDA, where they are not measured.
+        peak: the peak of requested bytes, without rounding.
+        allocated: on CUDA, the peak of bytes rounded up to allocator blocks; else None.
+        reserved: on CUDA, the most bytes that the process reserved on the device, earlier allocations included; this
+            number decides whether a device runs out of memory. Else None.
+        inside: for each operator whose own peak exceeds the peak between operators, the excess in bytes. It is due
+            to workspaces, which `Bytes` misses. Empty on CUDA, where workspaces are not measured.
     """
 
     peak: int
@@ -37,13 +37,13 @@ class Allocated:
 
 
 def allocated(work: Callable[[], object], device: str | torch.device = "cpu") -> Allocated:
-    """Run the work and read its peak memory from the allocator: two runs on a CPU, one on CUDA.
+    """Call `work` and return its peak memory from the allocator: two calls on a CPU, one on CUDA.
 
-    Law: on a CPU the result repeats to the byte. It exceeds the tracker's by workspaces inside kernels, and by 5,056
-    bytes for each random-generator state held during the run.
+    Law: on a CPU the peak is the same number of bytes every time. It exceeds the peak of `Bytes` by the workspaces
+    inside kernels, and by 5,056 bytes for each random-generator state that is in memory during the run.
 
     Args:
-        work: any function. Run it once before: the first run may allocate memory that it never frees.
+        work: any function. Call it once before: the first call may allocate memory that it never frees.
         device: the device whose allocator is read.
     Returns:
         Allocated(peak, allocated, reserved, inside).
@@ -62,21 +62,21 @@ def _on_cuda(work: Callable[[], object], device: torch.device) -> Allocated:
     torch.cuda.synchronize(device)
     stats = torch.cuda.memory_stats(device)
 
-    def beyond(kind: str) -> int:
+    def increase(kind: str) -> int:
         return stats[f"{kind}.all.peak"] - before[f"{kind}.all.current"]
 
-    return Allocated(beyond("requested_bytes"), beyond("allocated_bytes"), stats["reserved_bytes.all.peak"])
+    return Allocated(increase("requested_bytes"), increase("allocated_bytes"), stats["reserved_bytes.all.peak"])
 
 
 def _on_cpu(work: Callable[[], object]) -> Allocated:
-    peak = max(_levels(_profiled_events(work)), default=0)
+    peak = max(_totals(_profiled_events(work)), default=0)
     with _OperatorMarks():
         events = _profiled_events(work)
     return Allocated(max(peak, 0), inside=_workspaces(events))
 
 
 class _OperatorMarks(TorchDispatchMode):
-    """Record the name and duration of each dispatched operator in the profiler."""
+    """Add an event to the profiler for each dispatched operator, with its name and duration."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with _RecordFunctionFast(_MARK + str(func)):
@@ -92,14 +92,14 @@ def _profiled_events(work: Callable[[], object]) -> list[Any]:
     return sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
 
 
-def _levels(events: Sequence[Any]) -> list[int]:
-    """Return the bytes allocated after each allocation or free."""
-    current, levels = 0, []
+def _totals(events: Sequence[Any]) -> list[int]:
+    """Return the total of allocated bytes after each allocation or free."""
+    current, totals = 0, []
     for event in events:
         if _is_memory(event):
             current += event.nbytes()
-            levels.append(current)
-    return levels
+            totals.append(current)
+    return totals
 
 
 def _is_memory(event: Any) -> bool:
@@ -107,7 +107,7 @@ def _is_memory(event: Any) -> bool:
 
 
 def _workspaces(events: Sequence[Any]) -> dict[str, int]:
-    """Return by how many bytes each operator, while it runs, exceeds the peak between operators."""
+    """Return the excess of each operator's own peak over the peak between operators, in bytes, largest first."""
     calls = [event for event in events if event.name().startswith(_MARK)]
     starts = [call.start_ns() for call in calls]
     peak_between, current, previous = 0, 0, None
@@ -116,7 +116,7 @@ def _workspaces(events: Sequence[Any]) -> dict[str, int]:
         i = bisect_right(starts, event.start_ns()) - 1
         call = calls[i] if i >= 0 and event.start_ns() <= starts[i] + calls[i].duration_ns() else None
         if call is not previous or call is None:
-            peak_between = max(peak_between, current)
+            peak_between = max(peak_between, current)  # another call, or none, since the last event
         current, previous = current + event.nbytes(), call
         if call is not None:
             name = call.name().removeprefix(_MARK)

@@ -1,4 +1,4 @@
-"""Count FLOPs, matrix products and bytes moved, as torch dispatches operators."""
+"""Count the FLOPs, matrix products and moved bytes of every operator that torch dispatches."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from gradcost.instruments.module_tracker import ModuleTracker
 
 _ATEN = torch.ops.aten
 _MATMULS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
-# These read only the part of their first argument that they return.
+# Operators that read only some elements of their first argument: those that they return.
 _GATHER = {_ATEN.embedding, _ATEN.index_select, _ATEN.gather, _ATEN.index}
 
 
 def _rnn(x: Any, w0: Any, w1: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of a recurrent layer on T x B inputs: two products with the stacked gates a time step."""
+    """Return the FLOPs of a recurrent layer on inputs (T, B, ...): two products with gate weights per time step."""
     return 2 * (x.shape[0] * x.shape[1]) * (w0.shape[0] * w0.shape[1] + w1.shape[0] * w1.shape[1])
 
 
 def _encoder_layer(x: Any, *arguments: Any, **_: Any) -> int:
-    """FLOPs of the fused inference encoder layer: its four linear maps and its attention."""
+    """Return the FLOPs of torch's fused encoder layer for inference: four linear maps and the attention."""
     b, t, d = x.shape
     weights = sum(a.shape[0] * a.shape[1] for a in arguments if isinstance(a, Tensor) and a.ndim == 2)
     return 2 * b * t * weights + 4 * b * t * t * d
@@ -59,12 +59,12 @@ _EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN._transformer_encoder_layer_fwd: _encoder_layer,
     _ATEN._native_multi_head_attention: lambda q, k, v, *a, **_: _encoder_layer(q, *a),
 }
-# By name: element-wise operators that torch does not tag as such (normalisation, losses, reductions).
+# Names of operators that count as element-wise although torch does not tag them so (normalisation, losses, ...).
 _ELEMENTWISE = re.compile(
     "norm|softmax|nll_loss|mse_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
     "prod|logsumexp|glu"
 )
-# By name: operators that move or create numbers without computing.
+# Names of operators that move or create numbers without arithmetic.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
     "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
@@ -78,16 +78,16 @@ class Counts:
     """Counts of the operators that ran.
 
     Args:
-        flops: FLOPs of matrix products (2 m n k each), convolutions, attention and recurrent layers, by torch's
-            formulas and the ones above.
+        flops: FLOPs of matrix products (2 m n k each), convolutions, attention and recurrent layers, by the formulas
+            of torch and `_EXTRA_FORMULAS`.
         matmuls: number of matrix products.
-        elementwise: output elements of all other computations, one operation each.
+        elementwise: number of output elements of all other computations: one operation per element.
         moved: bytes read and written.
-        drawn: random numbers added to weights.
+        drawn: number of random numbers added to weights.
         flops_by_module: flops, by module name.
         matmuls_by_module: matmuls, by module name.
-        uncounted: operators without a formula, with their number of calls.
-        work: number of operators by (flops, bytes moved), for a roofline.
+        uncounted: number of calls of each operator that is in no other count of operations.
+        work: number of operator calls for each pair (flops, bytes moved), for a roofline model.
     """
 
     flops: int = 0
@@ -102,9 +102,9 @@ class Counts:
 
 
 class OpCounter(TorchDispatchMode):
-    """Counts every operator that runs inside `followed()`: tangents, vmapped products and recomputation too.
+    """Count every operator that runs inside `followed()`, also in forward-mode AD, vmap and recomputation.
 
-    Fake tensors count as real ones.
+    Operators on fake tensors count like those on real tensors.
 
     Args:
         model: the model whose module names appear in the counts.
@@ -117,7 +117,7 @@ class OpCounter(TorchDispatchMode):
 
     @contextmanager
     def followed(self) -> Iterator[Counts]:
-        """Count inside the context; yield `counts`, which grows."""
+        """Count inside the context; yield `counts`, which is updated at each operator."""
         with ExitStack() as stack:
             stack.enter_context(self.modules.followed())
             stack.enter_context(memory_events.observe(self))
@@ -125,7 +125,7 @@ class OpCounter(TorchDispatchMode):
             yield self.counts
 
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
-        """Count a direction added to a weight: gradcost's own kernels are not dispatched by torch."""
+        """Count the random numbers added to a weight: torch does not dispatch gradcost's noise kernels."""
         if kind == "noise":
             self.counts.drawn += tensor.numel()
 
@@ -160,18 +160,20 @@ class OpCounter(TorchDispatchMode):
 
 @cache
 def _is_view(func: Any) -> bool:
-    """Return True if the outputs share memory with arguments that are not written."""
+    """Return True if each output shares memory with an argument and no argument is changed."""
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 @cache
 def _kind(func: Any) -> str:
+    """Return "move", "elementwise" or "unknown"."""
     name = func.overloadpacket.__name__
     if _MOVES.search(name):
         return "move"
-    plain = getattr(_ATEN, name.rstrip("_"), func.overloadpacket)  # torch tags `add` and not `add_`
-    overloads = [func, *(getattr(plain, overload) for overload in plain.overloads())]
+    # torch tags `add` as pointwise, but not the in-place `add_`
+    out_of_place = getattr(_ATEN, name.rstrip("_"), func.overloadpacket)
+    overloads = [func, *(getattr(out_of_place, overload) for overload in out_of_place.overloads())]
     if any(torch.Tag.pointwise in overload.tags for overload in overloads) or _ELEMENTWISE.search(name):
         return "elementwise"
     return "unknown"

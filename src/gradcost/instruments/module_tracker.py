@@ -1,4 +1,4 @@
-"""Track which module runs: in the forward pass, in recomputation, and in the backward pass."""
+"""Track which module runs in the forward pass, in recomputation and in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.utils import _pytree as pytree
 
 
 class ModuleTracker:
-    """`here` is the name of the innermost running module; "" outside of all modules.
+    """Track the innermost running module inside `followed()`.
 
-    In the backward pass it is the module whose output's gradient was computed last.
+    `here` is the module's name; "" if no module runs. In the backward pass it is the module whose output's gradient
+    was computed last.
 
     Args:
-        model: the model whose modules are named. Other modules appear as their class.
+        model: the model that defines the module names. Modules outside the model are named by their class.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,7 +32,7 @@ class ModuleTracker:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Install the hooks inside the context. They hold no tensor."""
+        """Update `here` inside the context, by hooks that keep no tensor."""
         enter = register_module_forward_pre_hook(lambda module, args: self._enter(module))
         leave = register_module_forward_hook(self._leave, always_call=True)
         try:
@@ -50,7 +51,7 @@ class ModuleTracker:
             node = leaf.grad_fn if isinstance(leaf, Tensor) else None
             metadata: Any = {} if node is None else node.metadata
             if node is not None and "gradcost" not in metadata:
-                metadata["gradcost"] = name  # the innermost module leaves first
+                metadata["gradcost"] = name  # not overwritten by outer modules, which return later
                 node.register_prehook(lambda grads, name=name: self._set_backward(name))
 
     def _set_backward(self, name: str) -> None:

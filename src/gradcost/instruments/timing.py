@@ -1,4 +1,4 @@
-"""Time a step: the median of many runs, and whether the reading is reliable."""
+"""Time a step: the median of many runs, and whether it is reliable."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-WIDE = 0.10  # a reading is doubtful if its interquartile range exceeds this share of the median
-BUSY = 0.10  # or if other programs use more than this share of one core
-MEASURABLE = 0.3  # seconds of sampling at least: the system counts busy time in hundredths of a second
+WIDE = 0.10  # a timing is doubtful if its interquartile range exceeds this fraction of the median
+BUSY = 0.10  # a timing is doubtful if other programs use more than this fraction of one core
+MEASURABLE = 0.3  # least seconds of sampling: the system counts busy time in hundredths of a second
 
 
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds of one step.
 
-    The load of other programs is recorded because the spread alone can miss it. Threads that wait for one another on
-    a shared core are uniformly slow: 40 times, with an interquartile range of 0.1%.
+    The load of other programs is recorded because it can slow down all runs equally, which the spread does not show.
+    Example: threads that waited for one another on a shared core were 40 times slower, with a spread of 0.1%.
 
     Args:
         samples: milliseconds of each run, in order.
-        others: number of cores that other programs used; None where the system does not report it.
-        first: milliseconds of the very first call, in the warm-up; it may compile, allocate and load.
+        others: mean number of cores that other programs used; None if the system does not report it.
+        first: milliseconds of the first warm-up call, which may compile, allocate and load; None without a warm-up.
     """
 
     samples: tuple[float, ...]
@@ -43,15 +43,15 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Return the interquartile range as a share of the median."""
+        """Return the interquartile range divided by the median."""
         low, high = self.quartiles
         return (high - low) / self.median
 
     @property
     def doubt(self) -> str | None:
-        """Return why the reading is unreliable, or None."""
+        """Return why this timing is unreliable; None if it is reliable."""
         if self.others is not None and self.others > BUSY:
-            return f"other programs used {self.others:.1f} cores meanwhile; time it again on an idle machine"
+            return f"other programs used {self.others:.1f} cores during the timing; time it again on an idle machine"
         if self.spread > WIDE:
             return (
                 f"the middle half of {len(self.samples)} steps spreads over {100 * self.spread:.0f}% of their median"
@@ -62,42 +62,43 @@ class Timing:
 def time_steps(
     step: Callable[[], object], samples: int = 30, warmup: int = 3, attempts: int = 3, lasting: float = MEASURABLE
 ) -> Timing:
-    """Time a step: a warm-up, then `samples` runs or `lasting` seconds of runs, whichever is longer.
+    """Time a step: a warm-up, then `samples` runs or `lasting` seconds of runs, whichever takes longer.
 
     If the process uses GPUs, each sample synchronizes with them at its start and its end.
 
     Args:
         step: the function to time.
         samples: least number of timed runs.
-        warmup: number of runs before.
-        attempts: number of readings at most; a doubtful reading is repeated.
+        warmup: number of warm-up runs.
+        attempts: largest number of timings: the step is timed again while `Timing.doubt` is not None.
         lasting: least seconds of sampling.
     Returns:
-        The first reading without doubt; else the one least disturbed by other programs, then the one of least spread.
+        The first timing without doubt. If there is none, the timing with the least load of other programs, and among
+        equal loads the one with the least spread.
     """
-    warm = [_timed(step, _used_gpus()) for _ in range(warmup)]
-    readings = []
+    warm = [_milliseconds(step, _used_gpus()) for _ in range(warmup)]
+    timings = []
     for _ in range(attempts):
-        readings.append(replace(_reading(step, samples, lasting), first=warm[0] if warm else None))
-        if readings[-1].doubt is None:
+        timings.append(replace(_sampled(step, samples, lasting), first=warm[0] if warm else None))
+        if timings[-1].doubt is None:
             break
-    return min(readings, key=lambda reading: (max(reading.others or 0.0, BUSY), reading.spread))
+    return min(timings, key=lambda timing: (max(timing.others or 0.0, BUSY), timing.spread))
 
 
-def _reading(step: Callable[[], object], samples: int, lasting: float) -> Timing:
+def _sampled(step: Callable[[], object], samples: int, lasting: float) -> Timing:
     gpus = _used_gpus()
     milliseconds = []
     busy_before, process_before, start = _busy_seconds(), time.process_time(), time.perf_counter()
     while len(milliseconds) < samples or time.perf_counter() - start < lasting:
-        milliseconds.append(_timed(step, gpus))
+        milliseconds.append(_milliseconds(step, gpus))
     elapsed, busy_after = time.perf_counter() - start, _busy_seconds()
     if busy_before is None or busy_after is None:
         return Timing(tuple(milliseconds))
-    process = time.process_time() - process_before
-    return Timing(tuple(milliseconds), max(0.0, busy_after - busy_before - process) / elapsed)
+    own = time.process_time() - process_before
+    return Timing(tuple(milliseconds), max(0.0, busy_after - busy_before - own) / elapsed)
 
 
-def _timed(step: Callable[[], object], gpus: list[int]) -> float:
+def _milliseconds(step: Callable[[], object], gpus: list[int]) -> float:
     _synchronize(gpus)
     start = time.perf_counter()
     step()
@@ -111,14 +112,14 @@ def _synchronize(gpus: list[int]) -> None:
 
 
 def _used_gpus() -> list[int]:
-    """Return the GPUs with tensors of this process. Synchronizing with another would initialize it."""
+    """Return the GPUs that hold tensors of this process. Synchronizing with an unused GPU would initialize it."""
     if not torch.cuda.is_initialized():
         return []
     return [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.memory_allocated(gpu)]
 
 
 def _busy_seconds() -> float | None:
-    """Return the busy processor seconds of the whole machine since its start; None where unknown."""
+    """Return the processor seconds used by all programs since the machine started; None if unknown."""
     try:
         with open("/proc/stat") as file:
             ticks = [int(field) for field in file.readline().split()[1:]]

@@ -1,1 +1,1 @@
-"""Adapters for other libraries. Each module needs the extra of gradcost with the name of the library."""
+"""Adapters for other libraries. Each module needs the gradcost extra named after its library."""

@@ -1,6 +1,6 @@
-"""Models of the transformers library from their config.json, without weights and without the network.
+"""Build models of the transformers library from a config.json, without weights and without the network.
 
-Needs the extra `gradcost[transformers]`.
+This module needs the extra `gradcost[transformers]`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
-LENGTH = 512  # default tokens per example
+LENGTH = 512  # tokens per example by default
 
 
 def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Build the model that a config.json describes, on the `meta` device and in training mode.
 
-    Its class is the first of `architectures`, else the causal language model of its `model_type`. The key-value cache
-    is off.
+    The class of the model is the first entry of `architectures` in the file. If transformers has no such class, it is
+    the causal language model of the file's `model_type`. The key-value cache is off.
 
     Args:
-        path: the config.json, or its folder.
-        dtype: of the weights. None: the configuration's.
+        path: the config.json, or the folder that contains it.
+        dtype: the type of the weights. None: the type in the config.json.
     Returns:
-        The model, without values of its weights.
+        The model. Its weights are on the `meta` device and have no values.
     Raises:
-        BadInput: the file is missing or is not a configuration of a model.
-        Unsupported: transformers does not have its model_type.
+        BadInput: the file is missing, is not a configuration of a model, or transformers cannot build the model.
+        Unsupported: the installed transformers does not have the `model_type`.
         MissingExtra: transformers is not installed.
     """
     transformers = _transformers()
@@ -79,22 +79,22 @@ def _config(transformers: Any, path: Path) -> Any:
         )
     try:
         return known[kind].from_dict(settings)
-    except Exception as error:  # configurations validate themselves, with exceptions of many types
+    except Exception as error:  # a configuration validates itself and raises exceptions of many types
         message = " ".join(str(error).split())
         raise BadInput(f"{path} is not a configuration of {kind!r}: {message}") from error
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
-    """Freeze a model and add trainable LoRA adapters to all linear layers but the head, with peft.
+    """Freeze a model and add trainable LoRA adapters to all linear layers except the head, with peft.
 
     Args:
-        model: a transformers model. It is changed.
-        rank: of the adapters, 1 or more.
+        model: a transformers model. It is changed in place.
+        rank: the rank of the adapters, 1 or more.
     Returns:
         peft's wrapper around the model, in training mode.
     Raises:
         BadInput: `rank` is below 1.
-        Unsupported: peft finds no layer to adapt.
+        Unsupported: peft cannot add adapters to this model.
         MissingExtra: peft is not installed.
     Source: Hu et al. 2021 (arXiv 2106.09685).
     """
@@ -111,12 +111,12 @@ def with_lora(model: nn.Module, rank: int) -> nn.Module:
 
 
 def is_model(model: Any) -> bool:
-    """Return whether an object is a model of the transformers library, with adapters or without.
+    """Return whether an object is a model of the transformers library, with or without peft adapters.
 
     Args:
         model: any object.
     Returns:
-        True for a model with a transformers configuration.
+        True if the object has a transformers configuration.
     Raises:
         MissingExtra: transformers is not installed.
     """
@@ -126,23 +126,24 @@ def is_model(model: Any) -> bool:
 def objective(
     model: nn.Module, examples: int, length: int | None = None, chunks: int | None = None
 ) -> tuple[Objective, Any]:
-    """Return the training loss of a transformers model, and a batch of the given size.
+    """Return the objective of a transformers model, with its training loss, and a batch of the given size.
 
     The loss is the mean cross-entropy, with the logits in float32:
     - a causal language model predicts the next token;
-    - a masked language model predicts the same token;
-    - a sequence classifier predicts a label.
+    - a masked language model predicts the token at the same position;
+    - a sequence classifier predicts the label of the sequence.
 
     Args:
-        model: from `from_config`, `with_lora` or transformers.
-        examples: sequences in the batch.
-        length: tokens per sequence. None: 512, or the model's maximum if that is less.
-        chunks: chunks of the head and its loss (`chunked_cross_entropy`). None: the whole logits. Ignored for a
-            classifier.
+        model: a model from `from_config`, `with_lora` or transformers.
+        examples: number of sequences in the batch.
+        length: number of tokens per sequence. None: 512, or the maximum of the model if that is less.
+        chunks: number of parts in which the head and the loss are computed (`chunked_cross_entropy`). None: all
+            logits are computed at once. Ignored for a classifier.
     Returns:
         (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels).
     Raises:
-        BadInput: `examples` or `length` is below 1 or above the model's maximum, or the model is of another kind.
+        BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, or the model is of
+            another kind.
     """
     config, name = _inner(model).config, type(_inner(model)).__name__
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -170,10 +171,11 @@ def language(chunks: int | None = None, shift: int = 1) -> Callable[[nn.Module, 
     """Return the loss of a language model: the mean cross-entropy of tokens, in nats.
 
     Args:
-        chunks: chunks of the head and its loss (`chunked_cross_entropy`). None: the whole logits.
-        shift: 1: position t predicts token t + 1. 0: position t predicts token t, as masked models do.
+        chunks: number of parts in which the head and the loss are computed (`chunked_cross_entropy`). None: all
+            logits are computed at once.
+        shift: position t predicts token t + shift: 1 for causal models, 0 for masked models.
     Returns:
-        loss(model, tokens) with int64 tokens of shape (examples, length).
+        A function loss(model, tokens), with int64 tokens of shape (examples, length).
     """
 
     def at_once(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def classification(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model: a transformers model with logits of shape (examples, classes).
-        batch: Split(x, y): int64 tokens (examples, length) and int64 labels (examples,).
+        batch: Split(x, y). x: int64 tokens, shape (examples, length). y: int64 labels, shape (examples,).
     Returns:
         A scalar, float32.
     """
@@ -203,7 +205,7 @@ def classification(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _targets(tokens: Tensor, shift: int) -> Tensor:
-    # Pad the targets instead of slicing the logits, which would copy them.
+    # Pad the targets, because slicing the logits to the same length would copy the logits.
     return F.pad(tokens[:, shift:], (0, shift), value=-100) if shift else tokens
 
 

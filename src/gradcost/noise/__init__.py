@@ -1,4 +1,4 @@
-"""Random numbers that are functions of a seed and an index: the same bits on any device, thread count or chunking.
+"""Random numbers as functions of (seed, index): the same bits for any device, thread count and chunk size.
 
 `add_noise` adds scaled random directions to a tensor in one pass.
 """

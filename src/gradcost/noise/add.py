@@ -3,7 +3,7 @@
   - `reference`: torch operations, on any device.
   - `fused`: one compiled pass over the weights on a CPU (extra `fast`).
 
-Both give the same bits; `philox` defines the streams.
+Both give the same bits. `philox` and `hartley` define the streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradcost.core.memory_events import tag
 from gradcost.noise.philox import Stream, fake_noise, generate
 
 _CHUNK = 1 << 16  # elements per step of the reference path: bounds its temporary tensors
-_HALVES = 1 << 20  # elements of a half-precision tensor that are converted to float32 at once
+_HALF_CHUNK = 1 << 20  # elements of a half-precision tensor converted to float32 at once
 
 
 def add_noise(
@@ -31,19 +31,19 @@ def add_noise(
     base: Tensor,
     in_place: bool = False,
 ) -> Tensor:
-    """Return base + sum_k scales[k] * z_k, with z_k the elements start .. start + base.numel() - 1 of stream k.
+    """Return base + sum_k scales[k] * z_k. z_k: elements start .. start + base.numel() - 1 of the stream of seeds[k].
 
-    Law: adding to consecutive pieces equals adding to the whole tensor, bit for bit. The terms are added in the order
-    of the seeds. float32 and float64 are computed in their own precision; bfloat16 and float16 in float32, rounded
-    once at the end.
+    Law: calls on consecutive pieces of a tensor give the same bits as one call on the tensor. The terms are added in
+    the order of the seeds. float32 and float64 are computed in their own precision. bfloat16 and float16 are computed
+    in float32 and rounded once at the end.
 
     Args:
         stream: the distribution of the noise.
         seeds: one 64-bit seed per direction.
         scales: one factor per seed.
-        start: index of the first element of `base` in each stream.
-        base: a tensor of any shape and floating type; read in its logical order.
-        in_place: change `base`, which must be contiguous, instead of making a tensor.
+        start: stream index of the first element of `base`.
+        base: a tensor of any shape and floating type; its elements are numbered in row-major order.
+        in_place: True changes `base`, which must be contiguous, instead of allocating a tensor.
     Returns:
         A tensor of the shape, dtype and device of `base`, or `base` itself.
     """
@@ -54,11 +54,11 @@ def add_noise(
     if base.dtype in (torch.float32, torch.float64):
         path(stream, seeds, scales, start, source, out)
     else:
-        for at in _starts(base, _HALVES):
-            piece = source[at : at + _HALVES].to(torch.float32)
+        for at in _starts(base, _HALF_CHUNK):
+            piece = source[at : at + _HALF_CHUNK].to(torch.float32)
             path(stream, seeds, scales, start + at, piece, piece)
-            out[at : at + _HALVES] = piece
-            del piece  # before the next one is allocated
+            out[at : at + _HALF_CHUNK] = piece
+            del piece  # frees its memory before the next piece is allocated
     result = base if in_place else out.reshape(base.shape)
     for _ in seeds:  # one tag per direction
         tag("noise", result)
@@ -73,7 +73,7 @@ def _path(base: Tensor) -> Callable[..., None]:
 
 
 def _starts(base: Tensor, chunk: int) -> Iterable[int]:
-    """Return the start of each chunk of a tensor. A fake tensor needs the first only: no other takes more memory."""
+    """Return the start of each chunk; for a fake tensor only the first, because all chunks need the same memory."""
     starts = range(0, base.numel(), chunk)
     return starts[:1] if is_fake(base) else starts
 
@@ -83,7 +83,7 @@ def reference(
 ) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k` by torch operations, 65,536 elements at a time."""
     if is_fake(base):
-        seeds, scales = seeds[:2], scales[:2]  # further seeds need no more memory
+        seeds, scales = seeds[:2], scales[:2]  # more seeds do not raise the peak memory
     for at in _starts(base, _CHUNK):
         piece = base[at : at + _CHUNK]
         for seed, scale in zip(seeds, scales, strict=True):
@@ -104,7 +104,7 @@ def has_fused_path() -> bool:
 def fused(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
 ) -> None:
-    """Set `out[:] = base + sum_k scales[k] * z_k` in one compiled pass over the weights, on torch's thread count."""
+    """Set `out[:] = base + sum_k scales[k] * z_k` in one compiled pass, with as many threads as torch uses."""
     from gradcost.noise import fused  # importing numba takes half a second
 
     fused.add(stream, seeds, scales, start, base, out)
@@ -113,4 +113,4 @@ def fused(
 def _fake_fused(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
 ) -> None:
-    """Stand in for `fused` on fake tensors: `fused` allocates no tensor."""
+    """Replace `fused` on fake tensors. It does nothing, because `fused` allocates no tensor."""

@@ -1,8 +1,10 @@
 """The fused path of `add_noise`: generate and add in one pass over the weights, compiled by numba.
 
-The arithmetic is that of `philox`, operation by operation, so both give the same bits: numba does not contract a
-product and a sum into one rounding. A thread pool shares the work. Numba's parallel loops would load a second OpenMP
-runtime, which competes with torch's for the same cores.
+The kernels perform the operations of `philox` and `hartley` in the same order, so both paths give the same bits.
+Numba does not combine a product and a sum into a fused multiply-add, which would round once instead of twice.
+
+A thread pool runs the kernels in parallel. Numba's own parallel loops would load a second OpenMP runtime, which
+competes with torch's for the same cores.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from gradcost.noise.philox import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHIL
 
 _M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
 _W0, _W1 = (np.uint32(w) for w in PHILOX_WEYL)
-_L = tuple(np.float32(c) for c in LOG)
-_S = tuple(np.float32(c) for c in SIN)
-_C = tuple(np.float32(c) for c in COS)
+_LOG = tuple(np.float32(c) for c in LOG)
+_SIN = tuple(np.float32(c) for c in SIN)
+_COS = tuple(np.float32(c) for c in COS)
 _LN2_HIGH, _LN2_LOW = (np.float32(c) for c in LN2)
 _ANGLE, _QUARTER = np.float32(ANGLE), np.float32(QUARTER)
 _HALF, _ONE, _TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
-_ULP = np.float32(2.0**-32)
+_WORD_TO_UNIFORM = np.float32(2.0**-32)  # factor from a 32-bit word to a number between 0 and 1
 _32 = np.uint64(32)
-_ROOT_HALF = np.int32(0x3F3504F3)
+_HALF_SQRT2_BITS = np.int32(0x3F3504F3)  # the float32 sqrt(2) / 2, read as an integer
 
 _LANES = 64  # Philox blocks computed together, so that the compiler vectorises over them
-_PARALLEL = 1 << 17  # below this many elements one thread is faster than the pool
+_MIN_PARALLEL = 1 << 17  # for fewer elements times seeds, one thread is faster than the pool
 
 
 @numba.njit(inline="always")
@@ -56,7 +58,7 @@ def _philox(block, seed):
 
 @numba.njit(nogil=True, cache=True)
 def _signs(seeds, scales, start, base, out):
-    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i)"""
+    """Set out[i] = base[i] + sum_k scales[k] * sign_k(start + i), with sign_k the signs of seeds[k]."""
     words = np.empty((_LANES, 4), np.uint32)
     flat_words = words.reshape(-1)
     for i in range(base.size):
@@ -83,20 +85,21 @@ def _signs(seeds, scales, start, base, out):
 @numba.njit(inline="always")
 def _sine_and_cosine(angle):
     square = angle * angle
-    sine = ((_S[0] * square + _S[1]) * square + _S[2]) * square * angle + angle
-    cosine = ((_C[0] * square + _C[1]) * square + _C[2]) * square * square - square * _HALF + _ONE
+    sine = ((_SIN[0] * square + _SIN[1]) * square + _SIN[2]) * square * angle + angle
+    cosine = ((_COS[0] * square + _COS[1]) * square + _COS[2]) * square * square - square * _HALF + _ONE
     return sine, cosine
 
 
 @numba.njit(inline="always")
-def _pair(bits, offset, quadrant, uniform_mantissa):
-    exponent = np.float32((bits - _ROOT_HALF) >> np.int32(23))
-    f = uniform_mantissa - _ONE
+def _pair(bits, offset, quadrant, mantissa):
+    """Return two normals by Box-Muller, from the bits and mantissa of a uniform number and an angle in two parts."""
+    exponent = np.float32((bits - _HALF_SQRT2_BITS) >> np.int32(23))
+    f = mantissa - _ONE
     square = f * f
-    p = _L[0]
+    polynomial = _LOG[0]
     for i in range(1, 9):
-        p = p * f + _L[i]
-    log = f * (square * p) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
+        polynomial = polynomial * f + _LOG[i]
+    log = f * (square * polynomial) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
     radius = np.sqrt(log * -_TWO)
     sine, cosine = _sine_and_cosine(np.float32(offset) * _ANGLE)
     odd = (quadrant & np.uint32(1)) == np.uint32(1)
@@ -108,7 +111,7 @@ def _pair(bits, offset, quadrant, uniform_mantissa):
 
 @numba.njit(nogil=True, cache=True)
 def _normals(seeds, scales, start, base, out):
-    """out[i] = base[i] + sum_k scales[k] * normal_k(start + i)"""
+    """Set out[i] = base[i] + sum_k scales[k] * normal_k(start + i), with normal_k the normals of seeds[k]."""
     end = start + base.size
     words = np.empty((4, _LANES), np.uint32)
     uniform = np.empty((2, _LANES), np.float32)
@@ -117,18 +120,17 @@ def _normals(seeds, scales, start, base, out):
     z = np.empty((4, _LANES), np.float32)
     for i in range(base.size):
         out[i] = base[i]
-    last = (end + 3) // 4
-    for chunk in range(start // 4, last, _LANES):
+    for chunk in range(start // 4, (end + 3) // 4, _LANES):
         for k in range(seeds.size):
             for lane in range(_LANES):
                 c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
                 words[0, lane], words[1, lane], words[2, lane], words[3, lane] = c0, c1, c2, c3
             for pair in range(2):
                 for lane in range(_LANES):
-                    uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _ULP
+                    uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _WORD_TO_UNIFORM
                 for lane in range(_LANES):
                     b = bits[pair, lane]
-                    mantissa_bits[pair, lane] = b - (((b - _ROOT_HALF) >> np.int32(23)) << np.int32(23))
+                    mantissa_bits[pair, lane] = b - (((b - _HALF_SQRT2_BITS) >> np.int32(23)) << np.int32(23))
                 for lane in range(_LANES):
                     second = words[2 * pair + 1, lane]
                     quadrant = np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30)
@@ -150,13 +152,14 @@ def _normals(seeds, scales, start, base, out):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rows(signs, progressions, dimension, scales, start, base, out):
-    """out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d)
+def _rows(signs, rows_and_residues, dimension, scales, start, base, out):
+    """Set out[i] = base[i] + sum_k scales[k] * sign_k(start + i) * cas(2 pi (rows[k] * (start + i) mod d) / d).
 
-    progressions: rows, and rows[k] * i mod d at the first i of start's block. Residues are integers in float64, exact
-    below 2^53, so that the compiler vectorises over them.
+    rows_and_residues: two arrays, `rows` and `first_residues`. first_residues[k] is rows[k] * j mod d, with j the
+    first index of the 128-element block that contains `start`. The kernel stores residues as float64 (exact integers
+    below 2^53), so that the compiler vectorises over them.
     """
-    rows, firsts = progressions[0], progressions[1]
+    rows, first_residues = rows_and_residues[0], rows_and_residues[1]
     end = start + base.size
     residues = np.empty((rows.size, 128), np.float64)
     z = np.empty(128, np.float32)
@@ -165,7 +168,7 @@ def _rows(signs, progressions, dimension, scales, start, base, out):
         out[i] = base[i]
     for k in range(rows.size):
         for lane in range(128):
-            residues[k, lane] = np.float64((firsts[k] + lane * rows[k]) % dimension)
+            residues[k, lane] = np.float64((first_residues[k] + lane * rows[k]) % dimension)
     for block in range(start // 128, (end + 127) // 128):
         first = block * 128 - start
         low, high = max(0, -first), min(128, base.size - first)
@@ -191,26 +194,26 @@ def _rows(signs, progressions, dimension, scales, start, base, out):
 
 
 def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
-    """Return the stream's kernel, called as kernel(scales, start, base, out)."""
+    """Return the compiled kernel of the stream and seeds, to be called as kernel(scales, start, base, out)."""
     if isinstance(stream, Hartley):
         rows = [stream.row(seed) for seed in seeds]
         signs = np.array([stream.signs(seed) for seed in seeds], dtype=np.uint64)
 
         def kernel(scales: np.ndarray, start: int, base: np.ndarray, out: np.ndarray) -> None:
-            firsts = [row * (start // 128 * 128) % stream.dimension for row in rows]
-            progressions = np.array([rows, firsts], dtype=np.int64)
-            _rows(signs, progressions, stream.dimension, scales, start, base, out)
+            first_residues = [row * (start // 128 * 128) % stream.dimension for row in rows]
+            rows_and_residues = np.array([rows, first_residues], dtype=np.int64)
+            _rows(signs, rows_and_residues, stream.dimension, scales, start, base, out)
 
         return kernel
     return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))
 
 
 def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
-    """Set `out[:] = base + sum_k scales[k] * z_k`: contiguous CPU tensors of one length, float32 or float64."""
+    """Set `out[:] = base + sum_k scales[k] * z_k`, for contiguous CPU vectors of equal length, float32 or float64."""
     source, target = base.numpy(), out.numpy()
     kernel, factors = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
     threads = torch.get_num_threads()
-    if base.numel() * len(seeds) < _PARALLEL or threads == 1:
+    if base.numel() * len(seeds) < _MIN_PARALLEL or threads == 1:
         kernel(factors, start, source, target)
         return
     size = -(-base.numel() // threads)

@@ -1,8 +1,8 @@
-"""Rows of an orthogonal basis as a stream: row k is sign_i cas(2 pi k i / d), i = 0 .. d - 1, with cas = cos + sin.
+"""Stream of orthogonal rows: element i of row k is sign_i cas(2 pi k i / d), i = 0 .. d - 1, with cas = cos + sin.
 
-For one vector of signs the d rows are orthogonal, each of squared norm d (the discrete Hartley transform; Bracewell
-1983). Integers give k i mod d, so the phase is exact for any d below 2^45. The float32 sine and cosine are those of
-`philox`. Therefore the bits are the same for any chunking and on both paths of `add_noise`.
+The d rows with the same signs are orthogonal, each of squared norm d (discrete Hartley transform; Bracewell 1983).
+k i mod d is computed in integers, so the phase is exact for any d below 2^45. Sine and cosine are the float32
+functions of `philox`. Therefore the bits are the same for any chunk size and on both paths of `add_noise`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUARTER = math.pi / 2
 
 @value
 class Hartley(Stream):
-    """The rows of length `dimension`. The lowest bits of a seed are the row k; the others determine the signs.
+    """Rows of length `dimension`. The lowest bits of a seed are the row k; the other bits determine the signs.
 
     Args:
         dimension: d, the length of a row; below 2^45.
@@ -33,25 +33,25 @@ class Hartley(Stream):
 
     @property
     def bits(self) -> int:
-        """How many of a seed's 64 bits hold k."""
+        """The number of low bits of a seed that store the row k."""
         return max(1, (self.dimension - 1).bit_length())
 
     def seed(self, tag: int, row: int) -> int:
-        """Return the seed of a row with the signs of this tag. All rows of one tag are orthogonal to each other."""
+        """Return the seed of a row. The high bits of `tag` determine the signs. Rows of one tag are orthogonal."""
         return tag >> self.bits << self.bits | row
 
     def row(self, seed: int) -> int:
         return (seed & ((1 << self.bits) - 1)) % self.dimension
 
     def signs(self, seed: int) -> int:
-        """Return the seed of the row's signs."""
+        """Return the seed of the sign stream that multiplies the row."""
         return Key(seed >> self.bits).fold("signs").seed
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         count = blocks * self.per_block
         assert self.dimension * count < 1 << 62
         row = self.row(seed)
-        # k i mod d: Python integers for the first element, offsets from it for the others.
+        # residue = k i mod d. The first one is computed in Python integers, which cannot overflow.
         residue = torch.arange(count, device=device) * row
         residue += row * first_block * self.per_block % self.dimension
         residue %= self.dimension
@@ -59,7 +59,7 @@ class Hartley(Stream):
         del residue
         quadrant = torch.floor(quarters + 0.5)
         sine, cosine = sine_and_cosine((quarters - quadrant).to(torch.float32) * QUARTER)
-        # cas after a quarter turn: sine -> cosine, cosine -> -sine; after a half turn: the negative.
+        # A quarter turn changes cas = cos + sin to cos - sin; a half turn changes its sign.
         odd = (quadrant == 1.0) | (quadrant == 3.0)
         cas = cosine + torch.where(odd, -sine, sine)
         cas = torch.where((quadrant == 2.0) | (quadrant == 3.0), -cas, cas)

@@ -1,4 +1,4 @@
-"""Published comparisons: their numbers as data, and studies that repeat them.
+"""Published comparisons: the numbers of each paper as data, and a study that repeats its experiments.
 
-Each paper is a package with its table, study, verdicts and page.
+Each paper is a package with the modules `table`, `study`, `verdicts` and `page`.
 """

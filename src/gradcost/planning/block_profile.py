@@ -1,4 +1,4 @@
-"""Memory and FLOPs of each block of a chain, from which a checkpointing schedule is chosen."""
+"""Measure the memory and FLOPs of each block of a chain, for the choice of a checkpointing schedule."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from gradcost.instruments.memory import MemoryTracker, round_up
 
 @dataclass(frozen=True)
 class Profile:
-    """A chain of blocks and the part of the model after it.
+    """The bytes and FLOPs of a chain of blocks, and of the head and the loss after it.
 
-    base: bytes allocated beside whatever the chain saves.
+    base: bytes allocated throughout, in addition to what the chain saves: parameters, buffers, batch, chain input.
     """
 
     stages: tuple[Stage, ...]
@@ -37,21 +37,21 @@ class Profile:
 
 
 def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
-    """Simulate one backpropagation on fake tensors, and each type of block alone.
+    """Simulate one backpropagation on fake tensors, and then each block alone.
 
-    Blocks with the same modules and input shapes are simulated once.
+    Blocks with equal modules and equal input shapes are simulated once.
 
     Args:
         objective: an objective on fake tensors (`on_fakes`).
         batch: a batch of fake tensors.
         rounding: the block size of the allocator, in bytes.
     Returns:
-        The figures of each block.
+        Profile(stages, epilogue, base), with one stage per block.
     Raises:
-        Unsupported: the blocks do not run once each, one after the other.
+        Unsupported: the blocks do not run exactly once each, in their order.
     """
     blocks = find_blocks(objective.model)
-    calls, epilogue, base = _simulated(objective, batch, blocks, rounding)
+    calls, epilogue, base = _simulate_chain(objective, batch, blocks, rounding)
     known: dict[Any, Stage] = {}
     kinds = [(repr(block), call.shapes(), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
     for kind, block, call in zip(kinds, blocks, calls, strict=True):
@@ -61,7 +61,7 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
 
 
 class _Shape(NamedTuple):
-    """The shape of a tensor, stored instead of the tensor, which would stay allocated and be counted."""
+    """The shape of a tensor. Storing the tensor itself would keep it allocated and distort the count."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -73,12 +73,12 @@ class _Shape(NamedTuple):
 
 
 class _Call:
-    """The arguments of a block and the autocast types in force."""
+    """The arguments of one call of a block, tensors as shapes, and the autocast dtypes of that call."""
 
     def __init__(self, args: Any, kwargs: Any) -> None:
         self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
         self.leaves = [_shape_of(leaf) for leaf in self.leaves]
-        self.casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+        self.autocasts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
     def shapes(self) -> Any:
         return tuple(leaf for leaf in self.leaves if isinstance(leaf, _Shape))
@@ -89,7 +89,7 @@ class _Call:
     def run(self, block: Block, leaves: list[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         with ExitStack() as stack:
-            for device, dtype in self.casts:
+            for device, dtype in self.autocasts:
                 stack.enter_context(torch.autocast(device, dtype))
             out = block[0](*args, **kwargs)
             for module in block[1:]:
@@ -99,7 +99,7 @@ class _Call:
 
 def _shape_of(leaf: Any) -> Any:
     if hasattr(leaf, "get_seq_length"):
-        return None  # a key-value cache, which is also absent when a block is recomputed
+        return None  # a key-value cache: recomputation also runs without it
     if isinstance(leaf, Tensor):
         return _Shape(leaf.shape, leaf.stride(), leaf.dtype, leaf.requires_grad)
     return leaf
@@ -109,86 +109,86 @@ def _shapes(block: Block) -> Any:
     return tuple((p.shape, p.dtype, p.requires_grad) for module in block for p in module.parameters())
 
 
-def _simulated(
+def _simulate_chain(
     objective: Objective, batch: Any, blocks: Sequence[Block], rounding: int
 ) -> tuple[list[_Call], Epilogue, int]:
-    """Backpropagation that saves only the input of the whole chain, which shows the memory beside the chain."""
-    live = MemoryTracker(objective.model, block=rounding)
-    live.register("inputs", tensors(batch))
+    """Simulate a backpropagation that saves only the chain's input; return the calls, the epilogue and `base`."""
+    tracker = MemoryTracker(objective.model, block=rounding)
+    tracker.register("inputs", tensors(batch))
     numbers = {id(block[0]): number for number, block in enumerate(blocks)}
     order: list[int] = []
     calls: list[_Call] = []
-    marks: dict[str, int] = {}
+    marks: dict[str, int] = {}  # "output": bytes; the others: indices into the timeline
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         number = numbers[id(module)]
         order.append(number)
         if number == 0:
             calls.clear()
-            marks["start"] = live.moment
+            marks["start"] = tracker.moment
         calls.append(_Call(args, kwargs))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         last = tensors(output)[0]
-        marks["output"], marks["end"] = _rounded(last, rounding), live.moment
+        marks["output"], marks["end"] = _rounded(last, rounding), tracker.moment
         if last.requires_grad:
-            last.register_hook(lambda gradient: marks.update(back=live.moment))
+            last.register_hook(lambda gradient: marks.update(back=tracker.moment))
 
     with ExitStack() as stack:
         for block in blocks:
             handle = block[0].register_forward_pre_hook(enter, with_kwargs=True)
             stack.callback(handle.remove)
         stack.callback(blocks[-1][-1].register_forward_hook(leave).remove)
-        stack.enter_context(live.followed())
+        stack.enter_context(tracker.followed())
         Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
     if order != list(range(len(blocks))) * objective.parts or "back" not in marks:
         raise Unsupported(
             f"the blocks of {type(objective.model).__name__} do not run once each, one after the other, so they have "
             "no schedule: use Blocks()."
         )
-    timeline = live.memory().timeline
+    timeline = tracker.memory().timeline
     start, output = timeline[marks["start"] - 1], marks["output"]
-    # What the backward pass of the head leaves (the gradient of a tied embedding) stays beside the whole chain.
+    # The head's backward may leave tensors, such as the gradient of a tied embedding, until the end of the step.
     base = start + max(timeline[marks["back"] - 1] - start - output, 0)
-    after = max(timeline[marks["end"] - 1 : marks["back"]])
-    return calls, Epilogue(max(after - base - output, 0), 0, 0), base
+    head_peak = max(timeline[marks["end"] - 1 : marks["back"]])
+    return calls, Epilogue(max(head_peak - base - output, 0), 0, 0), base
 
 
 def _stage(block: Block, call: _Call, rounding: int) -> Stage:
-    """One type of block: a recorded forward, a forward that saves nothing, and a backward."""
+    """Measure one block: a recorded forward, a forward that saves nothing, and a backward."""
     modules, leaves = nn.ModuleList(block), call.inputs()
     inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
     counter, stopped = OpCounter(modules), 0
 
-    def note(tensor: Tensor) -> Tensor:
+    def record_flops(tensor: Tensor) -> Tensor:
         nonlocal stopped
         stopped = counter.counts.flops
         return tensor
 
     with torch.enable_grad():
-        with counter.followed(), saved_tensors_hooks(note, lambda tensor: tensor):
+        with counter.followed(), saved_tensors_hooks(record_flops, lambda tensor: tensor):
             call.run(block, leaves)
-        dropping = MemoryTracker(modules, block=rounding)
-        with dropping.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
+        unsaved_tracker = MemoryTracker(modules, block=rounding)
+        with unsaved_tracker.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
             call.run(block, leaves)
-        live = MemoryTracker(modules, block=rounding)
-        standing = live.standing
-        with live.followed(), ExitStack() as stack:
+        tracker = MemoryTracker(modules, block=rounding)
+        standing = tracker.standing
+        with tracker.followed(), ExitStack() as stack:
             parameters = [p for p in modules.parameters() if p.requires_grad]
             for parameter in parameters:
                 handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
                 stack.callback(handle.remove)
             out = tensors(call.run(block, leaves))
-            output, forward = _rounded(out[0], rounding), live.moment
+            output, forward = _rounded(out[0], rounding), tracker.moment
             edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
             gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]
             del out
             if edges:
                 torch.autograd.backward(edges, gradients, inputs=[*parameters, *inputs])
-    timeline = [now - standing for now in live.memory().timeline]
+    timeline = [allocated - standing for allocated in tracker.memory().timeline]
     saved = max(timeline[forward - 1] - output, 0)
     backward = max(max(timeline[forward:], default=saved) - saved, 0)
-    dropped, recorded = dropping.memory().beyond, max(timeline[:forward])
+    dropped, recorded = unsaved_tracker.memory().beyond, max(timeline[:forward])
     return Stage(output, saved, dropped, recorded, backward, counter.counts.flops, stopped)
 
 

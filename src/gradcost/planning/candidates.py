@@ -1,4 +1,4 @@
-"""The estimators that a plan considers, and how each is written in a line."""
+"""The estimators that a plan considers by default, and one-line names for estimators."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ PARTS = (2, 4, 8)
 
 
 def options(objective: Objective, examples: int, budget: int, device: str) -> Iterator[Estimator]:
-    """Yield the estimators of a default plan: exact gradients, most memory first, then those without backprop.
+    """Yield the estimators of a default plan: exact gradients, roughly by falling memory, then the others.
 
-    The caller fills in `Within.beside`. Segments(n_blocks) equals checkpointed() and is skipped.
+    `Within(budget)` has beside=0; the caller replaces it. For a model of n blocks, Segments(n) equals checkpointed()
+    and is skipped.
     """
     blocks = len(find_blocks(objective.model))
     yield backprop()
@@ -35,19 +36,19 @@ def options(objective: Objective, examples: int, budget: int, device: str) -> It
     if blocks:
         yield Reverse(Selective())
         yield checkpointed()
-        yield from (Reverse(Segments(count)) for count in _twos(blocks - 1))
+        yield from (Reverse(Segments(count)) for count in _powers_of_two(blocks - 1))
         yield Reverse(Within(budget))
-    cheaper = checkpointed() if blocks else backprop()
-    yield from (Accumulated(cheaper, parts) for parts in PARTS if parts <= examples)
+    inner_estimator = checkpointed() if blocks else backprop()
+    yield from (Accumulated(inner_estimator, parts) for parts in PARTS if parts <= examples)
     yield from (forward_gradient(probes) for probes in PROBES)
     yield from (Probing(Jvp(together=probes), Gaussian(), probes) for probes in PROBES[1:])
     yield from (mezo(probes=probes) for probes in PROBES)
     yield from (spsa(probes=probes) for probes in PROBES)
 
 
-def _twos(most: int) -> Iterator[int]:
+def _powers_of_two(largest: int) -> Iterator[int]:
     power = 1
-    while power <= most:
+    while power <= largest:
         yield power
         power *= 2
 
@@ -70,18 +71,18 @@ def terse(value: Any) -> str:
         return label(value)
     if not hasattr(value, "__dataclass_fields__"):
         return repr(value)
-    arguments, keyword = [], False
+    arguments, needs_keyword = [], False  # a keyword is needed after an omitted field
     for field in fields(cast(Any, value)):
-        held = getattr(value, field.name)
-        if field.default is not MISSING and held == field.default:
-            keyword = True
+        argument = getattr(value, field.name)
+        if field.default is not MISSING and argument == field.default:
+            needs_keyword = True
             continue
-        arguments.append(f"{field.name}={terse(held)}" if keyword else terse(held))
+        arguments.append(f"{field.name}={terse(argument)}" if needs_keyword else terse(argument))
     return f"{type(value).__name__}({', '.join(arguments)})"
 
 
 def described(estimator: Estimator) -> str:
-    """Return the label, or words where the expression is too long to read."""
+    """Return a short name: the label, or words for nested schedules and `Within`, whose labels are long."""
     match estimator:
         case Reverse(Schedule()):
             return "nested checkpointing"

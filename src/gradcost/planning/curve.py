@@ -1,4 +1,4 @@
-"""The cost of saving memory, along two curves of checkpointing."""
+"""Peak memory against forward passes, for two families of checkpointing schedules."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def curve(
 
     Args:
         objective: the model and the loss.
-        batch: a batch like those to come.
-        optimizer: the optimizer; None for the estimate alone.
+        batch: a typical training batch.
+        optimizer: the optimizer; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
-        points: the most points per curve, evenly spread.
-        on_progress: called with a line about what is simulated next.
+        points: maximum number of points per curve; they are evenly spaced.
+        on_progress: called before each simulation, with its description.
     Returns:
         One dictionary per point: "curve", "method", "peak" in bytes, "forwards". Empty if the model has no blocks.
     """
     forecasts = Forecasts(objective, batch, optimizer, device_type(objective, device))
-    counts = _spread(range(1, len(find_blocks(objective.model)) + 1), points)
+    counts = _evenly_spaced(range(1, len(find_blocks(objective.model)) + 1), points)
     series: list[tuple[str, Sequence[Estimator]]] = [("Segments(k)", [Reverse(Segments(k)) for k in counts])]
     try:
-        best = _spread(forecasts.tradeoff()[0].points, points)
-        series.append(("best schedules", [Reverse(Schedule(point.items)) for point in best]))
+        schedules = _evenly_spaced(forecasts.tradeoff()[0].points, points)
+        series.append(("best schedules", [Reverse(Schedule(point.items)) for point in schedules]))
     except GradcostError:
-        pass
+        pass  # the blocks have no schedule: only Segments(k) remains
     rows = []
     for name, estimators in series:
         for estimator in estimators:
@@ -58,8 +58,8 @@ def curve(
     return rows
 
 
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """The first, the last, and evenly chosen items between them."""
+def _evenly_spaced(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` items: the first, the last, and evenly spaced ones between them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

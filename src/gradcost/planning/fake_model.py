@@ -20,20 +20,20 @@ from gradcost.core.fake import is_fake, standing_for
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import plain
 
-_KNOWN = 1 << 20  # integer fakes of at most this many elements carry their values
+_MAX_CONSTANT = 1 << 20  # elements; fakes of integer tensors up to this size carry their values
 
 
 @contextmanager
 def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Objective, Any]]:
-    """Make parameters, buffers and batch fake inside the context, and so everything computed from them.
+    """Replace parameters, buffers and batch by fake tensors inside the context; all results are then fake too.
 
-    No data is copied, moved or allocated, so the model may be on the `meta` device. The model is not copied: its own
-    tensors are always restored.
+    No data is copied, moved or allocated, so the model may be on the `meta` device. The model is changed
+    in place; its tensors are restored at the end of the context, also after an error.
 
     Args:
         objective: the model and the loss.
-        batch: a batch.
-        device: the type of device that the fake tensors stand for.
+        batch: any pytree.
+        device: the device type that the fake tensors represent, such as "cuda".
     Yields:
         The objective and the batch on fake tensors.
     """
@@ -41,7 +41,7 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
     saved: list[tuple[dict[str, Any], dict[str, Any]]]
     saved = [(module._parameters, dict(module._parameters)) for module in objective.modules]
     saved += [(module._buffers, dict(module._buffers)) for module in objective.modules]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, standing_for(device), _integers_known(mode):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, standing_for(device), _integers_with_values(mode):
         fakes = _Fakes(mode)
         try:
             for registry, tensors in saved:
@@ -56,20 +56,21 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
 
 
 def _fake_data(data: Callable[[], Iterable[Any]], fakes: _Fakes, trained: set[int]) -> Iterator[Any]:
-    """Yield the batches of `Objective.data` as fakes, one at a time; loading them runs normally."""
+    """Yield the batches of `Objective.data` as fakes, one at a time. The loader itself runs on real tensors."""
+    end = object()
     with no_dispatch():
         batches = iter(data())
     while True:
         with no_dispatch():
-            batch = next(batches, fakes)
-        if batch is fakes:
+            batch = next(batches, end)
+        if batch is end:
             return
-        here = fakes.copy()  # forgotten with the batch, because Python reuses ids
-        yield pytree.tree_map(lambda leaf, here=here: here.of(leaf, trained), plain(batch))
+        batch_fakes = fakes.copy()  # one per batch: Python reuses the ids of a freed batch
+        yield pytree.tree_map(lambda leaf, known=batch_fakes: known.of(leaf, trained), plain(batch))
 
 
 class _Fakes:
-    """One fake per tensor, made under the active mode; tensors that share a storage have fakes that share one."""
+    """Creates one fake per tensor. Fakes share a storage where their tensors share one."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
@@ -77,7 +78,7 @@ class _Fakes:
         self._storages: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def of(self, tensor: Any, trained: set[int]) -> Any:
-        """Return the fake of a tensor; return anything else as it is."""
+        """Return the fake of a tensor, and other values unchanged. trained: ids of the trainable parameters."""
         if not isinstance(tensor, Tensor):
             return tensor
         if id(tensor) not in self._known:
@@ -105,20 +106,20 @@ class _Fakes:
 
 
 @contextmanager
-def _integers_known(mode: FakeTensorMode) -> Iterator[None]:
-    """Let fakes computed from integers alone carry their values, as torch's small constants do.
+def _integers_with_values(mode: FakeTensorMode) -> Iterator[None]:
+    """Make integer fakes carry their values inside the context. By default torch does this for small constants only.
 
-    Models read masks and positions to choose a path, such as attention without a mask if nothing is padded.
-    transformers takes another path for every fake tensor, so its test for fakes is replaced meanwhile.
+    Models branch on masks and positions: without padding, for example, attention needs no mask. transformers
+    branches differently for fake tensors, so its `is_fake_tensor` returns False here for fakes that carry values.
     """
     utils = sys.modules.get("transformers.utils.import_utils")
     is_fake_tensor = getattr(utils, "is_fake_tensor", None)
     limit = fake_tensor.CONSTANT_NUMEL_LIMIT
-    fake_tensor.CONSTANT_NUMEL_LIMIT = _KNOWN
+    fake_tensor.CONSTANT_NUMEL_LIMIT = _MAX_CONSTANT
     if is_fake_tensor is not None:
         utils.is_fake_tensor = lambda tensor: is_fake_tensor(tensor) and getattr(tensor, "constant", None) is None  # type: ignore[union-attr]
     try:
-        with _Factories(mode):
+        with _FactoryValues(mode):
             yield
     finally:
         fake_tensor.CONSTANT_NUMEL_LIMIT = limit
@@ -126,8 +127,8 @@ def _integers_known(mode: FakeTensorMode) -> Iterator[None]:
             utils.is_fake_tensor = is_fake_tensor  # type: ignore[union-attr]
 
 
-class _Factories(TorchDispatchMode):
-    """Gives values to integer fakes that come from no tensor: those of `arange` and similar."""
+class _FactoryValues(TorchDispatchMode):
+    """Makes integer fakes from factory functions, such as `arange` and `ones`, carry their values."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class _Factories(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket not in _FACTORIES or out.is_floating_point() or not 0 < out.numel() <= _KNOWN:
+        if func.overloadpacket not in _FACTORIES or out.is_floating_point() or not 0 < out.numel() <= _MAX_CONSTANT:
             return out
         with no_dispatch():
             real = func(*args, **(kwargs or {}))

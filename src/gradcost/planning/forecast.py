@@ -1,4 +1,4 @@
-"""Predict what a training step costs without running it: the method's own code on fake tensors."""
+"""Predict the cost of a training step: run the method's own code on fake tensors, which hold no numbers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from gradcost.planning.fake_model import on_fakes
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.train_state import TrainState
 
-CUDA_BLOCK = 512  # bytes: what CUDA's caching allocator rounds every request up to
+CUDA_BLOCK = 512  # bytes: CUDA's caching allocator rounds each request up to a multiple of this
 
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """The cost of one training step after the first, when the optimizer has its state.
+    """The cost of one training step after the first: the optimizer and the estimator already have their states.
 
     Args:
         estimator: the estimator.
@@ -40,8 +40,8 @@ class Forecast:
         memory: the peak, its breakdown by purpose, and the operator and module that reach it.
         counts: FLOPs, matrix products and bytes moved.
         forward: FLOPs of one forward pass of the batch.
-        kept: bytes that stay allocated between steps beside the model: the states of optimizer and estimator.
-        message: bytes of a message with the gradient.
+        kept: bytes of the states of optimizer and estimator, which stay allocated between steps.
+        message: bytes of a message that transmits the gradient.
     """
 
     estimator: Estimator
@@ -106,48 +106,54 @@ def forecast(
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
 ) -> Forecast:
-    """Predict the cost of a training step without running it: nothing is computed and no data is moved.
+    """Predict the cost of a training step without computing its numbers or moving data.
 
-    Law: on a CPU the peak equals that of the real run, byte for byte, as MemoryTracker measures it, and so do the
-    FLOPs. For a CUDA device it is a model: sizes are rounded up to 512 bytes and our code takes its GPU paths, but
+    Law: on a CPU, the peak bytes and the FLOPs equal those that MemoryTracker and OpCounter measure in the real step.
+    For a CUDA device the peak is approximate: sizes are rounded up to 512 bytes and the library's GPU code runs, but
     workspaces inside kernels are not included.
 
-    The step is one after the first; for an estimator with state it is the second. For VarianceReduced(every=n) it is
-    therefore a step without a snapshot, and VarianceReduced(every=1) shows the cost of a snapshot.
+    The forecast is for a step after the first; for an estimator with state, for the second. In that step
+    VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot.
 
     Args:
         estimator: the estimator.
         objective: the model and the loss. The model may be on the `meta` device.
-        batch: a batch like those to come.
-        optimizer: the optimizer; None for the estimate alone.
+        batch: a typical training batch.
+        optimizer: the optimizer; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
     Returns:
         The peak memory with its breakdown, FLOPs and matrix products.
     Raises:
-        Unsupported: the estimator cannot be used here, or the model reads values of tensors; the message names the
-            operation and an alternative.
+        Unsupported: the estimator cannot be used with this model and batch, or the model reads values of tensors.
+            The message names the operation and an alternative.
     """
     where = device_type(objective, device)
     with on_fakes(objective, batch, where) as (fake, fake_batch), warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)
-        live = MemoryTracker(fake.model, block=rounding(where))
-        live.register("inputs", tensors(fake_batch))
-        counted, forward = OpCounter(fake.model), OpCounter(fake.model)
+        tracker = MemoryTracker(fake.model, block=rounding(where))
+        tracker.register("inputs", tensors(fake_batch))
+        counter, forward_counter = OpCounter(fake.model), OpCounter(fake.model)
         try:
-            with forward.followed():
+            with forward_counter.followed():
                 fake.evaluate(fake_batch, Key(0))
             objection = estimator.objection(fake, fake_batch)
             if objection is not None:
                 raise Unsupported(objection)
-            train_state = _primed(TrainState(fake, estimator, optimizer), fake_batch)
-            live.register("optimizer state", train_state.held_tensors())
-            with counted.followed(), live.followed():
+            train_state = _after_first_step(TrainState(fake, estimator, optimizer), fake_batch)
+            tracker.register("optimizer state", train_state.held_tensors())
+            with counter.followed(), tracker.followed():
                 estimate = train_state.step(fake_batch, Key(0))
         except NEEDS_VALUES as error:
             raise Unsupported(needs_values(objective, error)) from error
         kept = sum(tensor.nbytes for tensor in train_state.held_tensors())
     return Forecast(
-        estimator, where, live.memory(), counted.counts, forward.counts.flops, kept, estimate.gradient.message_nbytes
+        estimator,
+        where,
+        tracker.memory(),
+        counter.counts,
+        forward_counter.counts.flops,
+        kept,
+        estimate.gradient.message_nbytes,
     )
 
 
@@ -155,23 +161,23 @@ NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsup
 
 
 def device_type(objective: Objective, device: str | torch.device | None) -> str:
-    """Return the type of device that a forecast is for: "cpu" if the model is on `meta`."""
+    """Return the device type that a forecast is for; "cpu" if `device` is None and the model is on `meta`."""
     parameter = objective.leaves[0].parameter
     if device is None and is_fake(parameter):
         return stands_for()
-    found = torch.device(device) if device is not None else parameter.device
-    return "cpu" if found.type == "meta" else found.type
+    resolved = torch.device(device) if device is not None else parameter.device
+    return "cpu" if resolved.type == "meta" else resolved.type
 
 
 def rounding(device: str) -> int:
-    """Return the block size, in bytes, to which the allocator of a device rounds sizes up."""
+    """Return the number of bytes to whose multiples the allocator of a device rounds sizes up."""
     return CUDA_BLOCK if device == "cuda" else 1
 
 
-def _primed(train_state: TrainState, batch: Any) -> TrainState:
-    """Bring a training to the state after a first step: with the states of optimizer and estimator."""
+def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
+    """Give a training the states of optimizer and estimator that it has after its first step."""
     if train_state.state is not None:
-        # The size of the first state does not depend on how much data it read: one batch is enough.
+        # The size of the state does not depend on the amount of data: one batch is enough.
         first = replace(train_state.objective, data=lambda: [batch])
         train_state.state = train_state.estimator.stream(
             first, batch, Key(0), lambda *_: None, train_state.state

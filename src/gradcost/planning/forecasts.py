@@ -33,12 +33,13 @@ MOST = 1 << 24  # examples: the largest batch that is tried
 
 
 class Forecasts:
-    """Forecasts of estimators at batch sizes of one objective, or the reason why there is none.
+    """Computes and caches forecasts of one objective by estimator and batch size; a failed one as its reason.
 
     Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
-    adds its FLOPs and at most the bytes of its slope; each micro-batch after the third costs what the third does.
+    adds the FLOPs of the second and at most the bytes of its slope. Each micro-batch after the third costs as much as
+    the third.
 
-    objective, batch, optimizer, device: as for `forecast`.
+    objective, batch, optimizer, device: as in `forecast`.
     """
 
     def __init__(self, objective: Objective, batch: Any, optimizer: Optimizer | None, device: str | None) -> None:
@@ -47,7 +48,7 @@ class Forecasts:
         self._least: dict[tuple[int, int | None], int | None] = {}
 
     def of(self, estimator: Estimator, size: int | None = None) -> Forecast | str:
-        """Return the forecast for a batch of `size` (None: the batch as it is), or why there is none."""
+        """Return the forecast for `size` examples (None: the size of `batch`), or the reason why it fails."""
         if (estimator, size) not in self._known:
             try:
                 with quietly():
@@ -60,17 +61,17 @@ class Forecasts:
         return self._known[estimator, size]
 
     def peak(self, estimator: Estimator, size: int, budget: int) -> int | None:
-        """Return the peak bytes of a step with a batch of `size`; None if it is impossible.
+        """Return the peak bytes of a step with `size` examples; None if the step is impossible.
 
-        For `Within` with this budget: the least peak of any schedule.
+        For `Within(budget)` this is the smallest peak of any schedule.
         """
         if any(saving.bytes == budget for saving in find(estimator, Within)):
             return self.least(micro_batches(estimator), size)
-        found = self.of(estimator, size)
-        return None if isinstance(found, str) else found.peak
+        result = self.of(estimator, size)
+        return None if isinstance(result, str) else result.peak
 
     def least(self, parts: int, size: int | None = None) -> int | None:
-        """Return the least peak of any checkpointing schedule with so many micro-batches; None if there is none."""
+        """Return the smallest peak of any schedule with `parts` micro-batches; None if there is no schedule."""
         if (parts, size) not in self._least:
             try:
                 tradeoff, more = self.tradeoff(parts, size)
@@ -80,31 +81,31 @@ class Forecasts:
         return self._least[parts, size]
 
     def tradeoff(self, parts: int = 1, size: int | None = None) -> tuple[MemoryTradeoff, int]:
-        """Return the schedules with so many micro-batches, and the bytes to add to their peaks."""
+        """Return the schedules for `parts` micro-batches, and the bytes of batch to add to their peaks (`fewer`)."""
         objective, batch, more = self.fewer(parts, size)
         return MemoryTradeoff(objective, batch, self.optimizer, self.device), more
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
-        """Return `Within` for the budget with `beside` filled in, and the forecast of its schedule."""
+        """Return `Within(budget, beside)` in `parts` micro-batches, and its forecast or why there is none."""
         try:
             with quietly():
                 tradeoff, more = self.tradeoff(parts)
                 schedule = Reverse(Schedule(tradeoff.cheapest(budget - more).items))
                 objective, batch, _ = self.fewer(parts)
-                alone = more + forecast(schedule, objective, batch, None, self.device).peak
+                without_optimizer = more + forecast(schedule, objective, batch, None, self.device).peak
         except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
-        made, scheduled = (_in_parts(each, parts) for each in (Reverse(Within(budget, budget - alone)), schedule))
-        found = self.of(scheduled)
-        return made, found if isinstance(found, str) else replace(found, estimator=made)
+        estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
+        result = self.of(_in_parts(schedule, parts))
+        return estimator, result if isinstance(result, str) else replace(result, estimator=estimator)
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
-        """Return an objective with at most three micro-batches, its batch, and the bytes of the rest of the batch."""
-        whole = self._batch(size)
-        if parts <= 3 or batch_size(whole) % parts:
-            return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), whole, 0
-        few = resized(whole, batch_size(whole) // parts * 3)
-        return self.objective.in_micro_batches(3), few, self._bytes(whole) - self._bytes(few)
+        """Return an objective with at most three of the micro-batches, its batch, and the bytes of the other ones."""
+        full_batch = self._batch(size)
+        if parts <= 3 or batch_size(full_batch) % parts:
+            return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), full_batch, 0
+        short = resized(full_batch, batch_size(full_batch) // parts * 3)
+        return self.objective.in_micro_batches(3), short, self._bytes(full_batch) - self._bytes(short)
 
     def largest(self, estimator: Estimator, budget: int) -> int:
         """Return the largest batch whose step fits; 0 if one example does not fit, MOST if every size fits.
@@ -120,35 +121,36 @@ class Forecasts:
         return largest(peak, budget, size, parts)
 
     def _forecast(self, estimator: Estimator, size: int | None) -> Forecast:
-        if (split := self._extrapolated_parts(estimator, size)) is not None:
-            return split
-        fewer = _with_probes(estimator, 2)
-        if fewer is None or fewer == estimator:
+        if (extrapolated := self._extrapolated_parts(estimator, size)) is not None:
+            return extrapolated
+        two_rounds = _with_rounds(estimator, 2)
+        if two_rounds is None or two_rounds == estimator:
             return forecast(estimator, self.objective, self._batch(size), self.optimizer, self.device)
-        once = _with_probes(estimator, 1)
-        assert once is not None
-        return _with_slopes(estimator, _continued(estimator, self._sure(once, size), self._sure(fewer, size), 2))
+        one_round = _with_rounds(estimator, 1)
+        assert one_round is not None
+        one, two = self._forecast_or_raise(one_round, size), self._forecast_or_raise(two_rounds, size)
+        return _with_slopes(estimator, _extrapolate(estimator, one, two, 2))
 
     def _extrapolated_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
         """Extrapolate from two and three micro-batches of the same size; None if that is impossible."""
-        if not isinstance(estimator, Accumulated) or estimator.parts <= 3 or _looks_at_batch(estimator.estimator):
+        if not isinstance(estimator, Accumulated) or estimator.parts <= 3 or _depends_on_bytes(estimator.estimator):
             return None
-        whole = self._batch(size)
-        each, rest = divmod(batch_size(whole), estimator.parts)
+        full_batch = self._batch(size)
+        each, rest = divmod(batch_size(full_batch), estimator.parts)
         if rest:
             return None
-        two, three = (self._sure(replace(estimator, parts=parts), each * parts) for parts in (2, 3))
-        found = _continued(estimator, two, three, 3, estimator.parts)
-        more = self._bytes(whole) - self._bytes(resized(whole, 3 * each))
+        two, three = (self._forecast_or_raise(replace(estimator, parts=parts), each * parts) for parts in (2, 3))
+        result = _extrapolate(estimator, two, three, 3, estimator.parts)
+        more = self._bytes(full_batch) - self._bytes(resized(full_batch, 3 * each))
         breakdown = {**three.memory.breakdown, "inputs": three.memory.breakdown["inputs"] + more}
         memory = replace(three.memory, peak=three.memory.peak + more, breakdown=breakdown)
-        return replace(found, memory=memory)
+        return replace(result, memory=memory)
 
-    def _sure(self, estimator: Estimator, size: int | None) -> Forecast:
-        found = self.of(estimator, size)
-        if isinstance(found, str):
-            raise Unsupported(found)
-        return found
+    def _forecast_or_raise(self, estimator: Estimator, size: int | None) -> Forecast:
+        result = self.of(estimator, size)
+        if isinstance(result, str):
+            raise Unsupported(result)
+        return result
 
     def _bytes(self, batch: Any) -> int:
         block = rounding(device_type(self.objective, self.device))
@@ -160,7 +162,7 @@ class Forecasts:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep torch from logging tracebacks of operators that fail on fake tensors; the error itself is reported."""
+    """Stop torch from logging a traceback when an operator fails on fake tensors. The error is still raised."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -170,10 +172,10 @@ def quietly() -> Iterator[None]:
 
 
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
-    """Return the largest multiple of `floor` whose peak is at most `budget`; 0 if none is, MOST if all are.
+    """Return the largest size from `floor` on whose peak is at most `budget`; 0 if none is, MOST if all are.
 
-    Within a regime peaks are affine in the size, so a line through `start` and 2 * `start` predicts the answer. The
-    prediction is checked; if it is wrong, the answer is searched for. peak: returns None for an impossible size.
+    Peaks are piecewise affine in the size, so a line through `start` and 2 * `start` predicts the answer. A search
+    checks and corrects the prediction. peak: returns the peak bytes of a size; None if the size is impossible.
     """
     start = max(start, floor)
     first, second = peak(start), peak(2 * start)
@@ -183,8 +185,8 @@ def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: i
     at = min(max(at // floor * floor, floor), MOST)
     low, high, stride = floor - 1, MOST + 1, 1
     while high - low > 1:
-        found = peak(at)
-        if found is not None and found <= budget:
+        result = peak(at)
+        if result is not None and result <= budget:
             low = at
         else:
             high = at
@@ -201,12 +203,12 @@ def _in_parts(estimator: Estimator, parts: int) -> Estimator:
 
 
 def offloads(estimator: Estimator) -> bool:
-    """Whether it moves activations to other memory and back, which no figure of a forecast counts."""
+    """Return whether the estimator moves activations to other memory and back. Forecasts omit these transfers."""
     return bool(find(estimator, Offloaded))
 
 
 def stream(estimator: Estimator) -> Stream | None:
-    """Return the type of random numbers that it draws, if they are cheaper than normal ones; None otherwise."""
+    """Return Signs() if the estimator draws random signs, which are cheaper than normal numbers; None otherwise."""
     return Signs() if find(estimator, Rademacher) else None
 
 
@@ -216,10 +218,10 @@ def _rounds(probing: Probing) -> tuple[int, int]:
     return -(-probing.probes // together), together
 
 
-def _with_probes(estimator: Estimator, rounds: int) -> Estimator | None:
-    """The same estimator with so many rounds; None if its probes are not a whole number of rounds, or at most two."""
+def _with_rounds(estimator: Estimator, rounds: int) -> Estimator | None:
+    """The estimator with `rounds` rounds of probes; None if it has at most two or its last round is incomplete."""
     if estimator.facts.transparent and estimator.inner is not None:
-        inner = _with_probes(estimator.inner, rounds)
+        inner = _with_rounds(estimator.inner, rounds)
         return None if inner is None else replace(cast(Any, estimator), estimator=inner)
     if not isinstance(estimator, Probing):
         return None
@@ -229,42 +231,42 @@ def _with_probes(estimator: Estimator, rounds: int) -> Estimator | None:
     return replace(estimator, probes=rounds * together)
 
 
-def _looks_at_batch(estimator: Estimator) -> bool:
-    """Whether its work depends on the bytes of the whole batch."""
+def _depends_on_bytes(estimator: Estimator) -> bool:
+    """Whether the estimator chooses its schedule by the bytes of the whole batch."""
     return bool(find(estimator, Within))
 
 
-def _continued(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
-    """Extrapolate from `before` and `last`, which has one round more (`have`), to `rounds` (0: all probes)."""
+def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
+    """Extrapolate to `rounds` rounds (0: all) from `last`, with `have` rounds, and `before`, with one fewer."""
     inner = unwrapped(estimator)
     rounds = rounds or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
     more = rounds - have
-    counts = _extrapolated(before.counts, last.counts, more)
+    counts = _extrapolate_counts(before.counts, last.counts, more)
     message = last.message + more * (last.message - before.message)
     forward = last.forward + more * (last.forward - before.forward)
     return replace(last, estimator=estimator, counts=counts, message=message, forward=forward)
 
 
-def _with_slopes(estimator: Estimator, told: Forecast) -> Forecast:
-    """Add the bytes of the slopes of all probes after the second."""
+def _with_slopes(estimator: Estimator, simulated: Forecast) -> Forecast:
+    """Add the bytes of the slopes of all rounds after the second."""
     inner = unwrapped(estimator)
     assert isinstance(inner, Probing)
     rounds, together = _rounds(inner)
-    block = rounding(told.device)
+    block = rounding(simulated.device)
     slope = round_up(8 * together, block)
     slopes = (rounds - 2) * slope * (2 if isinstance(inner.slope, CentralDifference) else 1)
-    memory = told.memory
+    memory = simulated.memory
     breakdown = {**memory.breakdown, "temporaries": memory.breakdown["temporaries"] + slopes}
-    return replace(told, memory=replace(memory, peak=memory.peak + slopes, breakdown=breakdown))
+    return replace(simulated, memory=replace(memory, peak=memory.peak + slopes, breakdown=breakdown))
 
 
-def _extrapolated(before: Counts, last: Counts, more: int) -> Counts:
-    found: dict[str, Any] = {}
+def _extrapolate_counts(before: Counts, last: Counts, more: int) -> Counts:
+    result: dict[str, Any] = {}
     for field in dataclasses.fields(Counts):
         first, second = getattr(before, field.name), getattr(last, field.name)
         if isinstance(first, Counter):
             names = dict.fromkeys([*first, *second])
-            found[field.name] = Counter({n: second[n] + more * (second[n] - first[n]) for n in names})
+            result[field.name] = Counter({n: second[n] + more * (second[n] - first[n]) for n in names})
         else:
-            found[field.name] = second + more * (second - first)
-    return Counts(**found)
+            result[field.name] = second + more * (second - first)
+    return Counts(**result)

@@ -30,18 +30,18 @@ from gradcost.training.optimizers import Optimizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Estimators in rows, and which one to use. `str(plan)` is the table; refused rows keep their reasons.
+    """The forecast of each estimator, and the one to use. `str(plan)` is a table, with the reasons of refusals.
 
     Args:
-        rows: one row per estimator.
+        rows: one row per estimator, refused ones included.
         budget: bytes for the whole step, parameters included.
-        device: the type of device that the plan is for.
+        device: the device type that the plan is for, such as "cuda".
         model: the name of the model's class.
         weights: the number of trainable weights.
-        examples: the batch size; None if the tensors do not share a first dimension.
-        optimizer: the optimizer; None for estimates alone.
+        examples: the batch size; None if the first dimensions of the tensors differ.
+        optimizer: the optimizer; None leaves the update out of the step.
         choice: the estimator to use; None if none fits.
-        sentence: the reason for the choice, or the least budget that would do.
+        sentence: the reason for the choice; without a choice, the least memory that is needed.
         least: the exact gradient with the least peak; None if an exact row fits.
     """
 
@@ -58,7 +58,7 @@ class Plan:
 
     @cached_property
     def chosen(self) -> Row | None:
-        """The row of `choice`."""
+        """The row of `choice`; None without a choice."""
         return next((row for row in self.rows if row.estimator == self.choice), None)
 
     def lines(self) -> list[str]:
@@ -91,10 +91,11 @@ class Plan:
 
     @property
     def title(self) -> str:
+        """The first line of `str(plan)`: model, batch, device, optimizer and budget."""
         batch = "" if self.examples is None else f", batch {self.examples:,}"
-        updates = "no optimizer" if self.optimizer is None else terse(self.optimizer)
+        optimizer = "no optimizer" if self.optimizer is None else terse(self.optimizer)
         return (
-            f"{self.model}, {self.weights:,} trainable weights{batch}, {self.device}, {updates}"
+            f"{self.model}, {self.weights:,} trainable weights{batch}, {self.device}, {optimizer}"
             f"   budget {self.budget:,} bytes = {size(self.budget)}, weights included"
         )
 
@@ -128,24 +129,24 @@ def plan(
     largest: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
-    """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. Nothing is computed.
+    """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. Nothing is run.
 
-    The model may be on the `meta` device. Without `estimators` the usual ones are considered, and
-    `Within(budget)`; if no exact gradient among them fits, `Within` with micro-batches too.
+    The model may be on the `meta` device. The default candidates include `Within(budget)`; if none of them fits with
+    an exact gradient, `Within` with micro-batches is added.
 
-    Law: `choice` is the fastest exact gradient that fits. Speed is estimated seconds if the device's rates are known,
-    and FLOPs otherwise; Offloaded is chosen only if nothing else fits. If no exact gradient fits, `choice` is the
-    estimator with the least cost for the same progress in theory.
+    Law: `choice` is the exact gradient that fits with the fewest estimated seconds per step, or the fewest FLOPs if
+    the device's rates are unknown. Offloaded is chosen only if no other exact gradient fits. If none fits, `choice`
+    is the estimator that fits with the smallest product of the cost of a step and `Row.steps`.
 
     Args:
         objective: the model and the loss.
-        batch: a batch like those to come.
+        batch: a typical training batch.
         budget: bytes for the whole step: parameters, batch, activations, gradients and the optimizer's state.
-        estimators: the estimators to consider; None for the usual ones.
-        optimizer: the optimizer; None for estimates alone.
+        estimators: the estimators to consider; None for the default candidates.
+        optimizer: the optimizer; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
-        largest: also find the largest batch that fits (a few more forecasts each).
-        on_progress: called with a line about what is simulated next.
+        largest: also find the largest batch that fits; this takes a few more forecasts per estimator.
+        on_progress: called before each simulation, with its description.
     Returns:
         The rows and the choice.
     Raises:
@@ -163,16 +164,16 @@ def plan(
             raise
         examples = None
     forecasts = Forecasts(objective, batch, optimizer, where)
-    default = estimators is None
-    candidates = options(objective, examples or 1, budget, where) if default else estimators
+    is_default = estimators is None
+    candidates = options(objective, examples or 1, budget, where) if is_default else estimators
     rows: list[Row] = []
     seconds = _seconds_estimator(objective, where)
     for each in candidates or ():
         on_progress(described(each))
-        alone = default and each == Reverse(Within(budget))
-        estimator, found = forecasts.within(budget) if alone else (each, forecasts.of(each))
-        rows.append(_row(forecasts, estimator, found, budget, largest, seconds))
-    if default and not any(row.fits and row.exact for row in rows):
+        needs_beside = is_default and each == Reverse(Within(budget))
+        estimator, result = forecasts.within(budget) if needs_beside else (each, forecasts.of(each))
+        rows.append(_row(forecasts, estimator, result, budget, largest, seconds))
+    if is_default and not any(row.fits and row.exact for row in rows):
         on_progress("micro-batches with Within(budget)")
         rows += _in_micro_batches(forecasts, examples or 1, budget, largest, seconds)
     least = None
@@ -188,23 +189,23 @@ def plan(
 def _row(
     forecasts: Forecasts,
     estimator: Estimator,
-    found: Forecast | str,
+    result: Forecast | str,
     budget: int,
     largest: bool,
     seconds: Callable[[Forecast], float | None],
 ) -> Row:
     row = Row(estimator, None, steps=second_moment(estimator, forecasts.objective.dimension))
-    if isinstance(found, str):
-        row = replace(row, refusal=found)
+    if isinstance(result, str):
+        row = replace(row, refusal=result)
     else:
-        row = replace(row, forecast=found, over=max(found.peak - budget, 0), seconds=seconds(found))
+        row = replace(row, forecast=result, over=max(result.peak - budget, 0), seconds=seconds(result))
     return replace(row, largest=forecasts.largest(estimator, budget)) if largest else row
 
 
 def _in_micro_batches(
     forecasts: Forecasts, examples: int, budget: int, largest: bool, seconds: Callable[[Forecast], float | None]
 ) -> list[Row]:
-    """`Within` the budget with as few micro-batches as fit, if any do."""
+    """The row of `Within(budget)` with the fewest micro-batches that fit; empty if none fits."""
     parts = 2
     while parts < 2 * examples:
         parts = min(parts, examples)
@@ -229,23 +230,23 @@ def _evaluated(objective: Objective, batch: Any, device: str) -> None:
 
 def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
     """Return a function that estimates the seconds of a step; it returns None if the rates are unknown."""
-    there = device == "cpu" or torch.cuda.is_available()
-    rates = roofline.stored_rates(device) if there else None
+    is_available = device == "cpu" or torch.cuda.is_available()
+    rates = roofline.stored_rates(device) if is_available else None
     sizes: dict[torch.dtype, int] = {}
     for parameter in objective.model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.nbytes
     dtype = max(sizes, key=lambda kind: sizes[kind])
 
-    def seconds(found: Forecast) -> float | None:
+    def seconds(result: Forecast) -> float | None:
         try:
-            return None if rates is None else roofline.seconds(found.counts, rates, dtype, stream(found.estimator))
+            return None if rates is None else roofline.seconds(result.counts, rates, dtype, stream(result.estimator))
         except Unsupported:
-            return None  # no rate was measured for these numbers
+            return None  # the rate of this dtype was not measured
 
     return seconds
 
 
 def _breakdown(method: str, forecast: Forecast) -> str:
-    parts = "  ".join(f"{purpose} {size(held)}" for purpose, held in forecast.breakdown.items() if held)
+    parts = "  ".join(f"{purpose} {size(nbytes)}" for purpose, nbytes in forecast.breakdown.items() if nbytes)
     where = f"in {forecast.memory.module}" if forecast.memory.module else "outside any module"
     return f"peak of {method}:  {parts}   at {forecast.memory.operator} {where}"

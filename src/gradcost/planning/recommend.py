@@ -1,4 +1,4 @@
-"""Choose a row of a plan and explain the choice; if nothing fits, state the least that would."""
+"""Choose a row of a plan and explain the choice; if nothing fits, state the least memory that is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradcost.planning.row import Row
 
 @dataclass(frozen=True, eq=False)
 class Least:
-    """The exact gradient with the least peak that was found, and its forecast."""
+    """An estimator of the exact gradient, and its forecast."""
 
     estimator: Estimator
     forecast: Forecast
@@ -34,8 +34,11 @@ class Least:
 
 
 def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Least | None:
-    """Return the least of the rows, of the best checkpointing schedules, and of those with one example at a time."""
-    found = [Least(row.estimator, row.forecast) for row in rows if row.exact and row.forecast is not None]
+    """Return the exact gradient with the smallest peak; None if there is none.
+
+    Candidates: the rows, the best checkpointing schedules, and these schedules with micro-batches of one example.
+    """
+    candidates = [Least(row.estimator, row.forecast) for row in rows if row.exact and row.forecast is not None]
     for parts in dict.fromkeys((1, examples)):
         if forecasts.least(parts) is None:
             continue
@@ -44,49 +47,51 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Lea
             estimator = estimator if parts == 1 else Accumulated(estimator, parts)
             result = forecasts.of(estimator)
             if isinstance(result, Forecast):
-                found.append(Least(estimator, result))
-    return min(found, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
+                candidates.append(Least(estimator, result))
+    return min(candidates, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
 
 
 def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tuple[Estimator | None, str]:
-    """Return the estimator to use, or None, and the sentence that explains it."""
+    """Return the estimator to use, None if no row fits, and a sentence that explains the choice."""
     fitting = [row for row in rows if row.fits]
     exact = [row for row in fitting if row.exact]
     if exact:
-        best = min(exact, key=_cost)
-        by = "fastest" if best.seconds is not None else "cheapest"
-        which = "one" if len(exact) == 1 else f"{by} of {len(exact)}"
-        only = "the only exact gradient here that fits" if which == "one" else f"the {by} exact gradient that fits"
-        return best.estimator, f"{best.method} is {only}: {_costs(best)}."
-    below = _below(budget, least)
+        best = min(exact, key=_preference)
+        rank = "fastest" if best.seconds is not None else "cheapest"
+        which = (
+            "the only exact gradient here that fits" if len(exact) == 1 else f"the {rank} exact gradient that fits"
+        )
+        return best.estimator, f"{best.method} is {which}: {_cost_text(best)}."
+    reason = _why_none_exact(budget, least)
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
-        best = min(inexact, key=lambda row: tuple(cost * (row.steps or 1) for cost in _cost(row)[1:]))
+        best = min(inexact, key=lambda row: tuple(cost * (row.steps or 1) for cost in _preference(row)[1:]))
         steps = "" if best.steps is None else f", and in theory {number(best.steps, 2)} times the steps"
-        return best.estimator, f"{below} {best.method} fits: {_costs(best)}{steps}."
+        return best.estimator, f"{reason} {best.method} fits: {_cost_text(best)}{steps}."
     others = [row for row in rows if not row.exact and row.forecast is not None]
     if others:
         best = min(others, key=lambda row: (row.forecast.peak, row.forecast.flops) if row.forecast else (0, 0))
         assert best.forecast is not None
-        return None, f"{below} {best.method} needs {size(best.forecast.peak)}."
-    return None, below
+        return None, f"{reason} {best.method} needs {size(best.forecast.peak)}."
+    return None, reason
 
 
-def _cost(row: Row) -> tuple[float, ...]:
-    """The order of preference: no offloading (figures exclude transfers), then seconds or FLOPs, then bytes."""
+def _preference(row: Row) -> tuple[float, ...]:
+    """Sort key: no offloading (its transfers are not counted), then seconds or FLOPs, then bytes."""
     assert row.forecast is not None
     return (offloads(row.estimator), row.forecast.flops if row.seconds is None else row.seconds, row.forecast.peak)
 
 
-def _costs(row: Row) -> str:
+def _cost_text(row: Row) -> str:
     assert row.forecast is not None
-    took = "" if row.seconds is None else f", about {number(row.seconds, 2)} s"
-    return f"{size(row.forecast.peak)} at the peak, {row.forecast.forwards:.1f} forwards{took} a step"
+    duration = "" if row.seconds is None else f", about {number(row.seconds, 2)} s"
+    return f"{size(row.forecast.peak)} at the peak, {row.forecast.forwards:.1f} forwards{duration} a step"
 
 
-def _below(budget: int, least: Least | None) -> str:
+def _why_none_exact(budget: int, least: Least | None) -> str:
+    """Why no row has an exact gradient that fits: the least memory that one needs."""
     if least is None:
-        return f"no exact gradient can be computed here, in {size(budget)} or more."
+        return f"no exact gradient can be computed here, with {size(budget)} or more."
     if least.forecast.peak <= budget:
         return (
             f"none of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "

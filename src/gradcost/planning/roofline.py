@@ -21,8 +21,8 @@ from gradcost.noise.philox import Normals, Signs, Stream
 
 _SIDE = {"cpu": 1024, "cuda": 8192}  # rows of the square matrices
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes: larger than every cache
-_SMALL = 1000  # operations on one number per sample
-_DRAWN = 1 << 22  # random numbers per sample
+_SMALL = 1000  # one-element operations per timing sample
+_DRAWN = 1 << 22  # random numbers per timing sample
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Rates:
 
 
 def calibrate(device: str = "cpu", seconds: float = 10.0) -> Rates:
-    """Measure the rates of a device, at the present thread count. Run nothing else meanwhile.
+    """Measure the rates of a device at torch's current thread count. Run nothing else during the measurement.
 
-    Each rate is that of the median run. Needs 2 MiB to 4 GiB of the device's memory.
+    Each rate is the median of five samples. Needs 2 MiB to 4 GiB of the device's memory.
 
     Args:
         device: "cpu" or a CUDA device.
-        seconds: about how long to measure.
+        seconds: approximate duration of the measurement.
     Returns:
         The rates.
     """
@@ -78,8 +78,8 @@ def calibrate(device: str = "cpu", seconds: float = 10.0) -> Rates:
     readings: dict[str, Timing] = {}
 
     def median(name: str, work: Callable[[], object]) -> float:
-        share = seconds / (len(dtypes) + 4)
-        readings[name] = time_steps(work, samples=5, warmup=1, attempts=1, lasting=share)
+        duration = seconds / (len(dtypes) + 4)
+        readings[name] = time_steps(work, samples=5, warmup=1, attempts=1, lasting=duration)
         return readings[name].median / 1e3
 
     def draw_rate(stream: Stream) -> float:
@@ -92,11 +92,11 @@ def calibrate(device: str = "cpu", seconds: float = 10.0) -> Rates:
         side = _SIDE[kind]
         a = torch.ones(side, side, dtype=dtype, device=device)
         matmul[_named(dtype)] = 2 * side**3 / median(_named(dtype), lambda a=a: a @ a)
-    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)  # not zeros: those pages are not mapped yet
+    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)  # the pages of zeros may not be mapped yet
     target = torch.ones_like(source)
     copy = 2 * _COPIED[kind] / median("copy", lambda: target.copy_(source))
     one = torch.ones(1, device=device)
-    overhead = median("overhead", lambda: _add_often(one)) / _SMALL
+    overhead = median("overhead", lambda: _add_repeatedly(one)) / _SMALL
     normals, signs = draw_rate(Normals()), draw_rate(Signs())
     doubts = (f"{name}: {reading.doubt}" for name, reading in readings.items() if reading.doubt is not None)
     return Rates(
@@ -116,14 +116,14 @@ def seconds(counts: Counts, rates: Rates, dtype: torch.dtype, stream: Stream | N
 
     Law: sum over operations of overhead + max(FLOPs / matmul rate, bytes / copy rate), plus random numbers / their
     rate. The estimate ignores caches, the lower rate of small or thin products, and the time that Python and autograd
-    spend between operators. Use the counts of a forecast where torch draws the noise (a GPU, or no numba), because
-    those of a run include its operators as well.
+    spend between operators. Use the counts of a forecast if torch draws the noise (on a GPU, or without numba): the
+    counts of a real step then include the operators that draw it.
 
     Args:
-        counts: counts of a step.
+        counts: FLOPs, bytes and random numbers of a step.
         rates: the rates of the device.
         dtype: the type of the matrix products.
-        stream: the type of random numbers; None for normal ones.
+        stream: the type of random numbers; None for normal numbers.
     Raises:
         Unsupported: the rate of this dtype was not measured.
     Source: Williams, Waterman, Patterson, "Roofline", CACM 52 (2009).
@@ -135,21 +135,21 @@ def seconds(counts: Counts, rates: Rates, dtype: torch.dtype, stream: Stream | N
             f"{', '.join(rates.matmul)}."
         )
     total = sum(
-        times * (rates.overhead + max(flops / rate, moved / rates.copy))
-        for (flops, moved), times in counts.work.items()
+        calls * (rates.overhead + max(flops / rate, moved / rates.copy))
+        for (flops, moved), calls in counts.work.items()
     )
     return total + counts.drawn / (rates.signs if isinstance(stream, Signs) else rates.normals)
 
 
 def store_rates(rates: Rates) -> Path:
-    """Write the rates to the cache folder, where `stored_rates` finds them; return the file."""
+    """Write the rates to the cache folder, from which `stored_rates` reads them. Return the path of the file."""
     path = cache_folder() / "rates.json"
     document = _read(path) | {_entry(rates.device, rates.threads): asdict(rates)}
     return write_whole(path, json.dumps(document, indent=2) + "\n")
 
 
 def stored_rates(device: str = "cpu") -> Rates | None:
-    """Return the stored rates of this machine's device at torch's present thread count; None if there are none."""
+    """Read the stored rates of this machine's device at torch's current thread count; None if there are none."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return None
     try:
@@ -166,20 +166,20 @@ def device_name(device: str = "cpu") -> str:
 
 
 def _entry(device: str, threads: int) -> str:
-    """The key of the rates: machines may share a cache folder, and rates depend on the thread count."""
+    """The key of the rates in the file, with the machine (a cache folder may be shared) and the thread count."""
     return f"{platform.node()}: {device}, {threads} threads"
 
 
 def _read(path: Path) -> dict[str, dict]:
     """The content of the file; empty if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _add_often(one: Tensor) -> None:
+def _add_repeatedly(one: Tensor) -> None:
     for _ in range(_SMALL):
         torch.add(one, one)
 

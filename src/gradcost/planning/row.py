@@ -20,11 +20,11 @@ class Row:
 
     Args:
         estimator: the estimator.
-        forecast: the cost of a step; None if it cannot be used, and `refusal` says why.
-        refusal: why it cannot be used; None if it can.
-        over: bytes of its peak above the budget, 0 if it fits.
+        forecast: the cost of a step; None if the estimator cannot be used.
+        refusal: why the estimator cannot be used; None if it can.
+        over: bytes by which the peak exceeds the budget; 0 if it fits.
         seconds: estimated seconds per step; None without calibrated rates.
-        steps: the number of its steps per step of backprop, in theory; None if unknown.
+        steps: number of steps that replace one step of backprop, in theory; None if unknown.
         largest: the largest batch that fits; None if not requested.
     """
 
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        """The estimator in a few words."""
+        """The short name of the estimator, as in the table."""
         return described(self.estimator)
 
     @property
@@ -48,18 +48,18 @@ class Row:
 
     @property
     def exact(self) -> bool:
-        """Whether the estimate is the gradient of the batch itself."""
+        """Whether the estimate is the exact gradient of the batch."""
         return self.estimator.exact
 
     def cells(self) -> list[str]:
         """Return the cells of the table, in the order of COLUMNS."""
-        steps = DASH if self.steps is None else _times(self.steps)
+        steps = DASH if self.steps is None else _format_ratio(self.steps)
         if self.forecast is None:
             return [self.method, DASH, "no", DASH, DASH, steps, DASH]
         fits = "yes" if self.fits else f"no, {size(self.over)} over"
-        most = DASH if self.largest is None else "any" if self.largest >= MOST else f"{self.largest:,}"
+        batch = DASH if self.largest is None else "any" if self.largest >= MOST else f"{self.largest:,}"
         seconds = number(self.seconds, 2)
-        return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", seconds, steps, most]
+        return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", seconds, steps, batch]
 
     def record(self) -> dict[str, Any]:
         """Return the row as plain JSON data; "cells" holds the table's cells by column."""
@@ -94,6 +94,6 @@ class Row:
         }
 
 
-def _times(ratio: float) -> str:
-    """A ratio of steps, in powers of ten from 10,000 on."""
+def _format_ratio(ratio: float) -> str:
+    """Format a ratio of steps; from 10,000 on in scientific notation, such as 1.2e5."""
     return number(ratio) if ratio < 10_000 else f"{ratio:.1e}".replace("e+0", "e").replace("e+", "e")

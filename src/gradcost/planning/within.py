@@ -1,4 +1,4 @@
-"""Backpropagation under a memory budget: the checkpointing schedule that costs least and fits."""
+"""Backpropagation under a memory budget: the checkpointing schedule with the fewest FLOPs that fits."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from gradcost.training.optimizers import Optimizer
 class Within(Saving):
     """The checkpointing schedule with the fewest FLOPs among those whose peak memory is at most `bytes`.
 
-    The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter at a
-    time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions are nested.
-    The schedule is optimal by dynamic programming over the figures of each block, measured on fake tensors. Each
-    candidate is simulated as a whole before it is chosen.
+    The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter's at
+    a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested.
+    Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules. The peak of a whole step
+    is simulated before a schedule is chosen. All figures come from fake tensors.
 
-    Law: the measured peak is at most `bytes - beside`, and the gradient has the bits of backpropagation.
+    Law: the measured peak is at most `bytes - beside`, and the gradient equals that of backpropagation bit for bit.
 
     Args:
         bytes: the memory budget, in bytes.
-        beside: the part for the optimizer's state and temporaries, in bytes; `planning.within.within` computes it.
+        beside: bytes of the budget for the optimizer's state and temporaries; `planning.within.within` computes them.
     Raises:
         BadInput: bytes is not above `beside`.
-        DoesNotFit: no schedule fits; the message states the least that would.
+        DoesNotFit: no schedule fits; the message states the least memory that is needed.
     Source: Herrmann et al. 2019 (arXiv 1911.13214).
     """
 
@@ -64,11 +64,11 @@ class Within(Saving):
         return None
 
     def schedule(self, objective: Objective, batch: Any) -> Items:
-        """Return the items of the schedule.
+        """Return the schedule, as `Schedule` takes it.
 
         Args:
             objective: the model and the loss.
-            batch: a batch like those to come.
+            batch: a typical training batch.
         """
         with _disable_current_modes():
             return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside).items
@@ -77,21 +77,21 @@ class Within(Saving):
 def within(
     budget: int, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
 ) -> Within:
-    """Return `Within` for the budget of a whole step with this optimizer.
+    """Return `Within(budget, beside)`, with `beside` computed for this optimizer.
 
     Raises:
         DoesNotFit: no schedule fits.
     """
     items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
-    alone = forecast(Reverse(Schedule(items)), objective, batch, None, device).peak
-    return Within(budget, budget - alone)
+    without_optimizer = forecast(Reverse(Schedule(items)), objective, batch, None, device).peak
+    return Within(budget, budget - without_optimizer)
 
 
 class MemoryTradeoff:
-    """Memory against recomputation: the best schedules of a chain of blocks, by increasing peak.
+    """The best checkpointing schedules of a chain of blocks, in the order of increasing peak.
 
-    points: the peak bytes of a step and the recomputed FLOPs, from the figures of single blocks.
-    `peak` and `cheapest` simulate a whole step.
+    points: each schedule with its peak bytes and recomputed FLOPs, computed from the figures of single blocks.
+    `peak` and `cheapest` instead simulate a whole step.
 
     Raises:
         Unsupported: the model has no chain of blocks, or its blocks do not run once each.
@@ -103,13 +103,13 @@ class MemoryTradeoff:
         if not find_blocks(objective.model):
             raise Unsupported(f"no repeated blocks were found in {type(objective.model).__name__}: use Everything().")
         self._step = objective, batch, optimizer, device
-        known = _known.setdefault(objective.model, {})
-        name = (*_shapes(objective, batch), optimizer, device_type(objective, device))
-        if name not in known:
-            known[name] = self._best(), {}
-        self.points, self._simulated = known[name]
+        cache = _cache.setdefault(objective.model, {})
+        cache_key = (*_shapes(objective, batch), optimizer, device_type(objective, device))
+        if cache_key not in cache:
+            cache[cache_key] = self._best_schedules(), {}
+        self.points, self._simulated_peaks = cache[cache_key]
 
-    def _best(self) -> list[Point]:
+    def _best_schedules(self) -> list[Point]:
         objective, batch, _, device = self._step
         where = device_type(objective, device)
         with on_fakes(objective, batch, where) as (fake, fake_batch):
@@ -118,19 +118,20 @@ class MemoryTradeoff:
         return [Point(figures.base + point.peak, point.flops, point.items) for point in points]
 
     def peak(self, index: int) -> int:
-        """Return the peak of a whole step under a point's schedule, simulated on fake tensors."""
-        if index not in self._simulated:
+        """Return the peak of a whole step under schedule `index`, simulated on fake tensors."""
+        if index not in self._simulated_peaks:
             objective, batch, optimizer, device = self._step
             estimator = Reverse(Schedule(self.points[index].items))
-            self._simulated[index] = forecast(estimator, objective, batch, optimizer, device).peak
-        return self._simulated[index]
+            self._simulated_peaks[index] = forecast(estimator, objective, batch, optimizer, device).peak
+        return self._simulated_peaks[index]
 
     def cheapest(self, budget: int) -> Point:
         """Return the schedule with the fewest FLOPs that fits, with its simulated peak.
 
         Raises:
-            DoesNotFit: no schedule fits; the message states the least that would.
+            DoesNotFit: no schedule fits; the message states the least memory that is needed.
         """
+        # Search with doubling strides around the predicted index, then bisect.
         fits, over = -1, len(self.points)  # the largest index known to fit, and the smallest known not to
         stride, at = 1, max(bisect_right(self.points, budget, key=lambda point: point.peak) - 1, 0)
         while over - fits > 1:
@@ -150,9 +151,9 @@ class MemoryTradeoff:
         return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
 
 
-# By model, then by its modes and the shapes of the batch: the points and the simulated peaks.
-_known: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Point], dict[int, int]]]]
-_known = weakref.WeakKeyDictionary()
+# By model, then by loss, shapes, modes, optimizer and device: the points and the simulated peaks.
+_cache: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Point], dict[int, int]]]]
+_cache = weakref.WeakKeyDictionary()
 
 
 def _shapes(objective: Objective, batch: Any) -> tuple[Any, ...]:

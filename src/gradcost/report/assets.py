@@ -18,7 +18,7 @@ from gradcost.report.tables import Table
 from gradcost.report.theme import Figure
 from gradcost.results.records import Results, read
 
-WIDTH = 520  # pixels of a figure; a PNG has SCALE times as many
+WIDTH = 520  # pixels; a PNG is SCALE times as wide
 SCALE = 2
 _CONFIG: dict[str, Any] = {
     "background": "white",
@@ -34,28 +34,28 @@ _FORMATS = {"csv": tables.formatted_csv, "md": tables.markdown, "tex": tables.la
 
 
 def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
-    """Write the figures and tables of a results folder as files, and the captions of the figures in captions.md.
+    """Write the figures and tables of a results folder as files, and the captions to captions.md.
 
     Args:
         folder: a results folder.
         output: the folder for the files. None: report-files inside `folder`.
     Returns:
-        The paths. Each file is written atomically.
+        The paths of the files. Each file is written atomically.
     Raises:
         BadInput: `folder` is not a results folder.
         MissingExtra: a package of gradcost[report] is not installed.
     """
     results = read(folder)
-    place = Path(output) if output is not None else Path(folder) / "report-files"
+    target = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
     captions = "".join(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n" for figure in drawn)
     texts = written(results) | {"captions.md": captions}
-    paths = [write_whole(place / name, text) for name, text in texts.items()]
-    return [*paths, *(path for figure in drawn for path in _draw(figure, place))]
+    paths = [write_whole(target / name, text) for name, text in texts.items()]
+    return [*paths, *(path for figure in drawn for path in _draw(figure, target))]
 
 
 def written(results: Results) -> dict[str, str]:
-    """Return every table of a report in each format, by the name of its file."""
+    """Return every table of a report in every format, as texts by file name."""
     return {"results.csv": tables.to_csv(results)} | {
         f"{name}.{kind}": to_text(table)
         for name, table in _tables(results).items()
@@ -67,15 +67,15 @@ def _tables(results: Results) -> dict[str, Table]:
     return {"decision": tables.table(results), "tuning": tables.audit(results), **budgets.tables(results)}
 
 
-def _draw(figure: Figure, place: Path) -> Iterator[Path]:
+def _draw(figure: Figure, target: Path) -> Iterator[Path]:
     vl = require("vl_convert", "A report", "report")
     spec = json.dumps(standalone(figure))
-    yield write_whole(place / f"{figure.name}.svg", vl.vegalite_to_svg(spec))
-    yield write_whole(place / f"{figure.name}.png", vl.vegalite_to_png(spec, scale=SCALE))
-    yield write_whole(place / f"{figure.name}.pdf", vl.vegalite_to_pdf(spec))
+    yield write_whole(target / f"{figure.name}.svg", vl.vegalite_to_svg(spec))
+    yield write_whole(target / f"{figure.name}.png", vl.vegalite_to_png(spec, scale=SCALE))
+    yield write_whole(target / f"{figure.name}.pdf", vl.vegalite_to_pdf(spec))
 
 
 def standalone(figure: Figure) -> dict[str, Any]:
-    """Return the specification with the width, title and colours that the page otherwise supplies."""
+    """Return the Vega-Lite specification with width, title and colours, which in a report come from the page."""
     spec = {**figure.spec, "width": WIDTH, "title": figure.title}
     return spec | {"config": _CONFIG | figure.spec.get("config", {})}

@@ -1,4 +1,4 @@
-"""Bars of the bytes at the peak by purpose, for plans and reports."""
+"""The figure of peak memory by purpose, for plans and reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
 
 
 def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, caption: str) -> Figure:
-    """Return one bar per method, whose parts sum to its peak.
+    """Return a figure with one bar per method; the parts of a bar sum to the peak.
 
     Args:
-        theme: how methods are drawn.
+        theme: colours and shapes of the methods.
         rows: dictionaries with "method", "breakdown", "peak", "operator" and "module".
-        budget: bytes with the weights included, drawn as a dashed line; or None.
+        budget: bytes, weights included, drawn as a dashed line. None draws no line.
         caption: caption of the figure.
     Returns:
         The figure.
@@ -29,16 +29,16 @@ def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, capti
     for row in rows:
         start = 0
         for purpose in used:
-            held = row["breakdown"].get(purpose, 0)
-            piece = {"method": row["method"], "purpose": purpose, "start": start, "end": start + held}
-            pieces.append(piece | {"bytes": size(held), "share": held / row["peak"]})
-            start += held
+            nbytes = row["breakdown"].get(purpose, 0)
+            piece = {"method": row["method"], "purpose": purpose, "start": start, "end": start + nbytes}
+            pieces.append(piece | {"bytes": size(nbytes), "share": nbytes / row["peak"]})
+            start += nbytes
     ends = [
         {"method": row["method"], "end": row["peak"], "text": size(row["peak"]), "where": _where(row)} for row in rows
     ]
     high = 1.18 * max(budget or 0, *(row["peak"] for row in rows))
     y = alt.Y("method:N", sort=[row["method"] for row in rows], axis=None).scale(paddingInner=0, paddingOuter=0)
-    axis = alt.Axis(labelExpr=BYTES, values=_even(high))
+    axis = alt.Axis(labelExpr=BYTES, values=_byte_ticks(high))
     scale = alt.Scale(domain=[0, high], nice=False)
     x = alt.X("start:Q", title="bytes allocated at the peak of a step", scale=scale, axis=axis)
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolType="square")
@@ -62,12 +62,13 @@ def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, capti
 
 
 def _where(row: dict[str, Any]) -> str:
+    """The operator and the module that reach the peak, in words."""
     if not row["operator"]:
         return DASH
     return f"at {row['operator']}" + (f" in {row['module']}" if row["module"] else "")
 
 
-def _even(high: float) -> list[float]:
+def _byte_ticks(high: float) -> list[float]:
     """Ticks of a linear axis of bytes: up to seven multiples of a power of two."""
     step = 1.0
     while high / step > 6:

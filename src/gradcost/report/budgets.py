@@ -1,4 +1,4 @@
-"""The best method at each budget, in words: its lead, how certain that is, and where another method leads."""
+"""The rankings of a report: the best method at each budget, its lead, significance, and other leaders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")
 
 
 def panels(results: Results) -> list[dict[str, Any]]:
-    """Return the content of one panel of the page per ranking."""
+    """Return the content of the page's panels, one per ranking."""
     return [_panel(ranking) for ranking in rankings(results)]
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Return each ranking as a table, by the name of its file."""
+    """Return each ranking as a table, by file name without extension."""
     return {f"equal-{ranking.name}": _table(ranking) for ranking in rankings(results)}
 
 
@@ -59,15 +59,15 @@ def lead_of(ranking: Ranking) -> str:
         first = f"{points(margin)} ahead of {second.method}"
     if lead is None:
         return f"{first}; they have no seed in common."
-    share = ranking.best[winner.method]
+    fraction = ranking.best[winner.method]
     return (
-        f"{first}; P(best) {100 * share:.0f}% over {count(lead.test.n, 'seed')}, "
+        f"{first}; P(best) {100 * fraction:.0f}% over {count(lead.test.n, 'seed')}, "
         f"P(better than the runner-up) {100 * lead.better:.0f}%."
     )
 
 
 def significance(ranking: Ranking) -> list[str]:
-    """Describe the result of the tests, and how many seeds they need; empty without a second method."""
+    """Describe the results of the tests and the seeds they need; empty if there is only one method."""
     if not ranking.leads:
         return []
     (n,) = {lead.test.n for lead in ranking.leads.values()}
@@ -83,7 +83,7 @@ def significance(ranking: Ranking) -> list[str]:
 
 
 def _seeds_needed(lead: Lead, n: int, rivals: int) -> str:
-    """5 seeds cannot give p below 0.0625; 6 would do. Holm needs the smallest p to be `rivals` times smaller."""
+    """Such as: 5 seeds cannot give p below 0.0625; 6 would do. Holm multiplies the smallest p by `rivals`."""
     needed = lead.test.enough(ALPHA / rivals)
     if needed <= n:
         return ""
@@ -97,7 +97,7 @@ def _seeds_needed(lead: Lead, n: int, rivals: int) -> str:
 
 
 def other_leaders(ranking: Ranking) -> list[str]:
-    """Describe the smaller budgets at which another method has the best median. Few seeds may change that order."""
+    """Describe the smaller budgets at which another method has the best median. With few seeds it may be chance."""
     leaders = ranking.leaders
     if len(leaders) < 2:
         return [] if ranking.name == "memory" else ["It leads at every smaller budget too."]
@@ -143,16 +143,16 @@ def _table(ranking: Ranking) -> Table:
 
 
 def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
-    """Return the positions of the interval, the median and each seed between 0 and 100%; diverged runs are at 0."""
+    """Return the positions of interval, median and seeds on a strip from 0 to 100%; diverged runs are at 0."""
     low, middle, high = (max(x, 0.0) for x in (accuracy.low, accuracy.median, accuracy.high))
-    places = {"low": low, "width": high - low, "median": middle}
-    return {name: f"{100 * x:.2f}" for name, x in places.items()} | {
+    positions = {"low": low, "width": high - low, "median": middle}
+    return {name: f"{100 * x:.2f}" for name, x in positions.items()} | {
         "dots": [f"{100 * max(x, 0):.2f}" for x in values]
     }
 
 
 def _leader_bar(ranking: Ranking) -> list[dict[str, Any]]:
-    """The leaders side by side; a width is the share of the budgets on a logarithmic scale."""
+    """One segment per leader, as wide as its range of budgets on a logarithmic scale, in percent of the bar."""
     leaders = [(method, low, high) for method, low, high in ranking.leaders if high > low > 0]
     if not leaders:
         return []

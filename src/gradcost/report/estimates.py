@@ -74,7 +74,7 @@ def _against_probes(results: Results, what: str, title: str, axis: str, definiti
 
 
 def spikes(results: Results) -> Figure | None:
-    """Draw the largest slope between two points of a curve, and the spikes."""
+    """Draw the largest |slope| since the previous recorded step, and mark spikes."""
     rows = series.curves(results, series.slopes, max)
     if not rows:
         return None
@@ -85,8 +85,11 @@ def spikes(results: Results) -> Figure | None:
     x = alt.X("step:Q", title="steps", axis=alt.Axis(format="~s", tickCount=6)).scale(nice=False, domain=[0, end])
     sizes = [x for row in rows for x in (row["low"], row["high"]) if x > 0] + [row["slope"] for row in marked]
     ends = [min(sizes, default=1.0) / 1.3, max(sizes, default=1.0) * 1.3]
-    form = "~g" if ends[1] < 1e5 else "~e"
-    y: dict[str, Any] = {"title": "largest |slope|", "axis": alt.Axis(format=form, values=powers_of_ten(*ends))}
+    number_format = "~g" if ends[1] < 1e5 else "~e"
+    y: dict[str, Any] = {
+        "title": "largest |slope|",
+        "axis": alt.Axis(format=number_format, values=powers_of_ten(*ends)),
+    }
     y["scale"] = alt.Scale(type="log", nice=False, domain=ends, clamp=True)
     base = theme.chart(rows).encode(x=x)
     band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.12, 0.03))

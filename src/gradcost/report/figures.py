@@ -1,7 +1,7 @@
 """The figures of a report: Vega-Lite specifications by Altair, each a pure function of the results.
 
-The parameter `focus` holds the label of a method and fades the others; the page's legend sets it in all figures.
-A figure without data is None. Needs the extra gradcost[report].
+The Vega parameter `focus` is the label of a method; figures fade the other methods. The page's legend sets it in all
+figures. A figure without data is None. Needs the extra gradcost[report].
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def frontier(results: Results) -> Figure | None:
     tip = ["method:N", alt.Tooltip("middle:N", title="median"), alt.Tooltip("reach:N", title="interval")]
     tip += [alt.Tooltip("size:N", title="beyond weights"), "seeds:Q"]
     base = theme.chart([{**row, "size": size(row["bytes"])} for row in rows]).encode(x=x)
-    ends = base.mark_rule(strokeWidth=1.5)
-    ends = ends.encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.8))
+    whiskers = base.mark_rule(strokeWidth=1.5)
+    whiskers = whiskers.encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.8))
     dots = theme.chart(seeds).mark_circle(size=22).encode(x=x, y=alt.Y("accuracy:Q", **y))
     dots = dots.encode(opacity=theme.opacity(0.45), tooltip=["method:N", "seed:O", theme.tip("accuracy", ".2%")])
     medians = (
@@ -77,7 +77,7 @@ def frontier(results: Results) -> Figure | None:
         .encode(y=alt.Y("median:Q", **y), shape=theme.shape)
     )
     medians = medians.encode(opacity=theme.opacity(1), tooltip=tip)
-    layers = [_families(theme, rows, x, y), ends, dots, medians]
+    layers = [_families(theme, rows, x, y), whiskers, dots, medians]
     caption = (
         f"{protocol(results)} Large marks are medians, whiskers {intervals(results)}, small dots single seeds. "
         "Memory is the peak of one step, on a logarithmic scale. A line joins settings of one method."
@@ -96,7 +96,7 @@ def frontier(results: Results) -> Figure | None:
 
 
 def _families(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> Any:
-    """A thin line through the settings of one method, which differ only in numbers."""
+    """A thin line through methods that differ only in numbers, such as the number of probes."""
     line = theme.plain(rows).mark_line(strokeWidth=1.2, color=NEUTRAL).encode(x=x, y=theme.alt.Y("median:Q", **y))
     return line.encode(detail="family:N", order=theme.alt.Order("bytes:Q"), opacity=theme.alt.value(0.6))
 
@@ -126,7 +126,7 @@ def forwards(results: Results) -> Figure | None:
 
 
 def _work(row: MethodSummary) -> str:
-    """3.0 (1.8 MFLOP)."""
+    """Forwards and FLOPs, such as: 3.0  (1.8 MFLOP)."""
     text = wording.forwards(row.forwards)
     return text if row.flops is None else f"{text}  ({wording.flops(row.flops)})"
 
@@ -150,7 +150,7 @@ def milliseconds(results: Results) -> Figure | None:
 
 
 def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str) -> Figure | None:
-    """One bar per method, its label above it: on a phone the bars have the full width."""
+    """One bar per method. Its label is above it, so that bars use the full width of a phone."""
     if not rows:
         return None
     theme = theme_of(results)

@@ -35,7 +35,7 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
 
 
 def page(results: Results) -> str:
-    """Return the page, a pure function of the results."""
+    """Return the HTML of the report, which depends on `results` alone."""
     rows, study = summarise(results), results.study
     choice = choose(rows, study)
     findings = lint(facts(results))
@@ -79,10 +79,10 @@ def _facts(results: Results) -> list[str]:
 
 
 def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
-    """The decision table with bars and strips that show where each number lies among the others."""
+    """The decision table, with a strip under each accuracy and a bar under each peak."""
     columns, lines = tables.table(results)
     most = max((row.peak_bytes or 0 for row in rows), default=0)
-    drawn = []
+    table_rows = []
     for row, line in zip(rows, lines, strict=True):
         cells = [cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)]
         cells[0]["strip"] = strip(row.accuracy, row.accuracies) if row.accuracy else None
@@ -91,8 +91,8 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
         cells[2]["warn"] = row.fits is False
         cells[6]["warn"] = row.diverged > 0
         cells[7]["warn"] = row.edge is not None
-        drawn.append({"method": row.method, "cells": cells})
-    return {"title": "Cost and accuracy of each method", "columns": columns, "rows": drawn}
+        table_rows.append({"method": row.method, "cells": cells})
+    return {"title": "Cost and accuracy of each method", "columns": columns, "rows": table_rows}
 
 
 def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:
@@ -135,13 +135,13 @@ def _finding(finding: Finding) -> str:
 
 
 def _unfinished(results: Results) -> list[tuple[str, str, str]]:
-    """The runs that diverged or failed by method, phase and status, with two reasons at most."""
-    gathered: dict[tuple[str, str, str], list[TrialRecord]] = {}
+    """The diverged and failed runs, grouped by method, phase and status, with at most two reasons per group."""
+    groups: dict[tuple[str, str, str], list[TrialRecord]] = {}
     for trial in results.trials:
         if trial.status != "finished":
-            gathered.setdefault((trial.method, trial.phase, trial.status), []).append(trial)
+            groups.setdefault((trial.method, trial.phase, trial.status), []).append(trial)
     lines = []
-    for (method, phase, status), runs in gathered.items():
+    for (method, phase, status), runs in groups.items():
         rates = listed([rate(lr) for lr in sorted({run.lr for run in runs})])
         kind = {"tune": "tuning run", "confirm": "confirming run"}.get(phase, "final run")
         reasons = list(dict.fromkeys(run.reason or "no reason was recorded" for run in runs))

@@ -1,7 +1,7 @@
 """The loss against steps, samples, FLOPs and seconds.
 
-The lines are medians over seeds. A diverged run counts as the greatest loss from its divergence on, so a line ends
-where most of its runs have diverged.
+Lines are medians over seeds. From its divergence on, a run counts as the greatest loss. So a line ends where most of
+its runs have diverged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Axis(NamedTuple):
     Args:
         name: part of the figure's name.
         title: its unit.
-        per_step: amount per step of each method.
-        caption: a sentence on how it was measured.
-        form: d3 format of its numbers.
+        per_step: amount that a step costs, by method.
+        caption: a sentence on how the amount was measured.
+        form: d3 format of the numbers.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Axis(NamedTuple):
 
 
 def axes(results: Results) -> list[Axis]:
-    """Return the axes samples, FLOPs and seconds, as far as they are known."""
+    """Return the axes samples, FLOPs and seconds, without those that were not measured."""
     methods, batch = [row.method for row in summarise(results)], results.study.batch
     samples = dict.fromkeys(methods, float(batch)) if batch else {}
     counted = {c.method: float(cost) for c in results.costs if (cost := FLOPS.per_step(c)) is not None}
     timed = {c.method: float(cost) for c in results.costs if (cost := SECONDS.per_step(c)) is not None}
-    every = [
+    candidates = [
         Axis("samples", "samples", samples, "Every step uses one batch."),
         Axis("flops", "FLOPs", counted, "FLOPs are those counted for a step, times the steps."),
         Axis("seconds", "seconds", timed, "Seconds are the calibrated median of a step, times the steps.", "~g"),
     ]
-    return [axis for axis in every if axis.per_step]
+    return [axis for axis in candidates if axis.per_step]
 
 
 def training(results: Results) -> Figure | None:
@@ -73,7 +73,7 @@ def _against_steps(results: Results, rows: list[dict[str, Any]], title: str, wha
     end = max(results.study.steps, *(row["step"] for row in rows))
     axis = alt.Axis(format="~s", tickCount=6)
     x = alt.X("step:Q", title="steps", axis=axis, scale=alt.Scale(nice=False, domain=[0, end]))
-    y = _height(theme, rows, title.lower())
+    y = _loss_axis(theme, rows, title.lower())
     caption = (
         f"{protocol(results)} Shown is {what}{_logarithmic(y)}. Lines are medians over seeds, bands run from the "
         f"lowest to the highest seed.{_diverged(results)}"
@@ -91,21 +91,21 @@ def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure
     if not rows:
         return None
     theme = theme_of(results)
-    x, wide = _spending(theme, rows, axis)
-    y = _height(theme, rows, "validation loss")
+    x, is_log = _cost_axis(theme, rows, axis)
+    y = _loss_axis(theme, rows, "validation loss")
     dots = theme.chart(rows).mark_circle(size=140, opacity=0).encode(x=x, y=theme.alt.Y("median:Q", **y))
     tip = ["method:N", theme.tip("step", ","), theme.tip("spent", f".3{axis.form}", axis.title)]
     dots = dots.encode(tooltip=[*tip, *(theme.tip(name, ".4~g") for name in ("median", "low", "high"))])
     caption = (
         f"{protocol(results)} {axis.caption} Lines are medians over seeds, bands run from the lowest to the highest "
-        f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if wide else ''}.{_diverged(results)}"
+        f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if is_log else ''}.{_diverged(results)}"
     )
     title = f"Validation loss against {axis.title}"
     return theme.figure(f"validation-loss-{axis.name}", title, caption, [*_layers(theme, rows, x, y), dots])
 
 
-def _spending(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
-    """The horizontal axis, logarithmic if one method spends over four times as much as another; and whether it is."""
+def _cost_axis(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
+    """The horizontal axis, and whether it is logarithmic: if one method spends over four times as much as another."""
     alt = theme.alt
     ends: dict[str, float] = {}
     for row in rows:
@@ -119,8 +119,8 @@ def _spending(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any
     ), True
 
 
-def _height(theme: Theme, rows: list[dict[str, Any]], title: str) -> dict[str, Any]:
-    """The vertical axis, logarithmic where the losses differ by a factor of 20."""
+def _loss_axis(theme: Theme, rows: list[dict[str, Any]], title: str) -> dict[str, Any]:
+    """The vertical axis, logarithmic if the losses differ by a factor of more than 20."""
     alt = theme.alt
     least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
     if not (least > 0 and most > 20 * least):
@@ -155,7 +155,7 @@ def _layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any])
 
 
 def _ruler(theme: Theme, rows: list[dict[str, Any]], x: Any) -> Any:
-    """A vertical rule at the pointer, with a tooltip of every method's value at that step."""
+    """A vertical line at the pointer; its tooltip shows the median of every method at that step."""
     alt = theme.alt
     drawn = {row["method"] for row in rows}
     keys = {method: f"m{i}" for i, method in enumerate(theme.methods) if method in drawn}

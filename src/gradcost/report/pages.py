@@ -1,8 +1,8 @@
-"""One HTML file that needs no network, from templates and figures.
+"""Build an HTML file that needs no network, from a template and figures.
 
 - Vega is included once; every figure is a JSON specification.
-- A Content-Security-Policy forbids loading anything and running any script but the two included ones, given by hash.
-  A label from the records is therefore only text.
+- A Content-Security-Policy allows only the two included scripts, which it lists by hash, and no loading. So a label
+  in the records cannot run as a script.
 
 Needs the extra gradcost[report].
 """
@@ -21,7 +21,7 @@ from gradcost.report.theme import Figure
 
 
 def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
-    """Return the page: a template with figures and a context.
+    """Return the HTML of a template, filled with figures and further values.
 
     Args:
         template: name of the template.
@@ -46,14 +46,14 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
         css=safe(_packaged("report.css")),
         allowed=safe(" ".join(map(_csp_hash, scripts))),
         figures=drawn,
-        specs=safe(_harmless(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
+        specs=safe(_script_safe(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
         scripts=[safe(script) for script in scripts],
         **context,
     )
 
 
 def cell(label: str, text: str) -> dict[str, Any]:
-    """Return a cell in two parts: the number, and in small print what follows after " [", " (" or a comma."""
+    """Return a table cell: `text` up to its first " [", " (" or comma, and the rest as "more", in small print."""
     end = min((i for sep in (" [", " (", ", ") if (i := text.find(sep)) >= 0), default=len(text))
     return {
         "label": label,
@@ -73,6 +73,6 @@ def _csp_hash(script: str) -> str:
     return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
-def _harmless(text: str) -> str:
+def _script_safe(text: str) -> str:
     """Escape JSON so that it cannot end its script element."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

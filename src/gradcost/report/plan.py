@@ -17,7 +17,7 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
     """Write the page of a plan.
 
     Args:
-        record: `Plan.record()`, and optionally "curve" from `gradcost.planning.curve`.
+        record: `Plan.record()`, optionally with the key "curve", from `gradcost.planning.curve`.
         output: the file.
     Returns:
         The path of the file, which is written atomically.
@@ -29,7 +29,7 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
 
 
 def page(record: dict[str, Any]) -> str:
-    """Return the page, a pure function of the record."""
+    """Return the HTML of the plan, which depends on `record` alone."""
     methods = [row["method"] for row in record["rows"]]
     drawn = marks(list(dict.fromkeys(methods)))
     rows = [row for row in record["rows"] if row["refusal"] is None]
@@ -68,7 +68,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
 
 
 def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The table of the cells in the record, without columns that hold only dashes."""
+    """The table of the record's cells, without columns of dashes alone."""
     most = max((row["peak"] for row in rows), default=0)
     texts = [_cells(row) for row in rows]
     columns = [name for name in (texts[0] if texts else ()) if any(text[name] != DASH for text in texts)]
@@ -82,7 +82,7 @@ def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """The formatted cells by column. Records of older versions have none: show what every version records."""
+    """The formatted cells by column. Records of older versions lack them: format the values that all have."""
     if cells := row.get("cells"):
         return cells
     fits = "yes" if row["fits"] else f"no, {size(row['over'])} over"
@@ -101,13 +101,13 @@ def memory(theme: Theme, rows: Sequence[dict[str, Any]], budget: int) -> Figure 
 def trade(
     theme: Theme, rows: Sequence[dict[str, Any]], curve: Sequence[dict[str, Any]], budget: int
 ) -> Figure | None:
-    """Draw the cost of a step against its peak: checkpointing as curves, the methods as points."""
+    """Draw the cost of a step against its peak memory: checkpointing schedules as curves, methods as points."""
     if not rows:
         return None
     alt = theme.alt
     timed = all(row["seconds"] is not None for row in rows) and not curve
     what, title = ("seconds", "estimated seconds per step") if timed else ("forwards", "forwards per step")
-    points = [{**_only(row, what), "size": size(row["peak"])} for row in rows]
+    points = [{**_point(row, what), "size": size(row["peak"])} for row in rows]
     lines = [{**point, "size": size(point["peak"]), "place": i} for i, point in enumerate(curve)]
     peaks = [point["peak"] for point in (*points, *lines)] + [budget]
     costs = [point[what] for point in (*points, *lines)]
@@ -132,9 +132,9 @@ def trade(
     shown = theme.chart(points).mark_point(filled=True, size=110)
     layers.append(shown.encode(x=x, y=y, shape=theme.shape, opacity=theme.opacity(0.95), tooltip=["method:N", *tip]))
     caption = (
-        f"Each mark is a method; left and low is better. It fits if it is left of the dashed line, {size(budget)}. "
-        "Both axes are logarithmic. A step with an estimate makes less progress than one with the gradient: see "
-        "steps × above."
+        f"Each mark is a method; further left and lower is better. Methods left of the dashed line, {size(budget)}, "
+        "fit. Both axes are logarithmic. A step with an estimated gradient makes less progress than one with "
+        "the exact gradient: see the column steps ×."
     )
     if lines:
         caption += (
@@ -143,5 +143,5 @@ def trade(
     return theme.figure("memory-cost", "Cost of a step against its memory", caption, layers, height=340)
 
 
-def _only(row: dict[str, Any], what: str) -> dict[str, Any]:
+def _point(row: dict[str, Any], what: str) -> dict[str, Any]:
     return {"method": row["method"], "peak": row["peak"], what: row[what]}

@@ -1,4 +1,4 @@
-"""The rows that figures draw, from records alone. Long curves are thinned to what a figure can show."""
+"""The data of the figures, computed from the records. Long curves are thinned to about 100 points."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gradcost.results.summary import MethodSummary, span, summarise, tuning
 from gradcost.results.tuning import finals
 from gradcost.results.wording import percent
 
-WINDOWS = 100  # points of a thinned curve
-_ENDED = ("finished", "diverged")  # failed runs are left out
+WINDOWS = 100  # most points of a thinned curve
+_ENDED = ("finished", "diverged")  # failed runs are omitted
 Points = Callable[[Curve], tuple[tuple[int, ...], tuple[float | None, ...]]]
 
 
@@ -30,12 +30,12 @@ def validation(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]
 
 
 def slopes(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
-    """Return the largest |slope| since the previous recorded step."""
+    """Return the largest |slope| since the previous recorded step, at each recorded step."""
     return curve.step, curve.slope
 
 
 def window(results: Results, points: Points) -> int:
-    """Return the steps that one point of a curve covers: a multiple of the recording stride; 1 for short curves."""
+    """Return the number of steps per point of a thinned curve, a multiple of the recording stride; else 1."""
     curves = [points(t.curve)[0] for t in results.trials if t.phase == "final"]
     longest = max(curves, key=len, default=())
     return 1 if len(longest) <= WINDOWS else _stride(longest) * ceil(len(longest) / WINDOWS)
@@ -48,12 +48,12 @@ def _stride(steps: tuple[int, ...]) -> int:
 def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = mean) -> list[dict[str, Any]]:
     """Return the median over seeds at each step, and the lowest and highest seed.
 
-    A diverged run counts as the greatest value from its divergence on. A step whose median is such a run has no row.
+    From its divergence on, a run counts as the greatest value. A step whose median has diverged has no row.
 
     Args:
         results: from `read`.
         points: selects the curve: `training`, `validation` or `slopes`.
-        gather: makes one value of those that one point covers.
+        gather: reduces the values of one window of steps to one value.
     Returns:
         Dictionaries with "method", "place", "step", "median", "low" and "high".
     """
@@ -79,7 +79,7 @@ def curves(results: Results, points: Points, gather: Callable[[list[float]], flo
 
 
 def _spread(values: list[float], diverged: int) -> dict[str, float]:
-    """Median, lowest and highest with five digits, where `diverged` further runs count as infinite."""
+    """Median, lowest and highest with five digits. `diverged` more runs count as infinite in the median."""
     ends = {"median": median([*values, *[inf] * diverged]), "low": min(values), "high": max(values)}
     return {name: float(f"{x:.5g}") for name, x in ends.items()}
 
@@ -90,7 +90,7 @@ def _thinned(
     width: int,
     gather: Callable[[list[float]], float],
 ) -> list[tuple[int, float]]:
-    """One value per window of `width` steps, at its middle."""
+    """One value per window of `width` steps, placed at the middle of the window."""
     if not steps:
         return []
     windows: dict[int, list[float]] = {}
@@ -106,7 +106,7 @@ Rows = list[dict[str, Any]]
 
 
 def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
-    """Return accuracy against memory: rows of methods, of their finished seeds, and of their diverged seeds."""
+    """Return the data of accuracy against memory: one row per method, per finished run, and per diverged run."""
     rows, seeds, diverged = [], [], []
     for row in summarise(results):
         accuracy = row.accuracy
@@ -127,7 +127,7 @@ def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
 
 
 def breakdowns(results: Results) -> list[dict[str, Any]]:
-    """Return the bytes at each method's peak by purpose, where recorded."""
+    """Return the bytes at each method's peak by purpose, for methods whose peak was recorded."""
     methods = set(_methods(results))
     return [
         {"method": cost.method, "breakdown": used, "peak": sum(used.values())}
@@ -138,25 +138,25 @@ def breakdowns(results: Results) -> list[dict[str, Any]]:
 
 
 def grid(results: Results) -> list[dict[str, Any]]:
-    """Return the tuning runs with accuracies; diverged ones have the height of their cross, below 0, by method."""
-    rows, lane = [], 0
+    """Return one row per tuning run. A diverged run has the height of its cross, below 0 and equal per method."""
+    rows, cross_row = [], 0
     methods = summarise(results)
     height = min(0.035, 0.25 / max(len(methods), 1))
     for row in methods:
         tried = tuning(results.trials, row.method)
-        lane += any(t.status == "diverged" for t in tried)
+        cross_row += any(t.status == "diverged" for t in tried)
         for trial in tried:
             point = {"method": row.method, "lr": trial.lr, "status": trial.status}
             accuracy = trial.validation.accuracy if trial.validation else None
             if trial.status == "finished" and accuracy is not None:
                 rows.append({**point, "accuracy": accuracy, "chosen": trial.lr == row.lr})
             elif trial.status == "diverged":
-                rows.append({**point, "accuracy": -height * lane, "chosen": False})
+                rows.append({**point, "accuracy": -height * cross_row, "chosen": False})
     return rows
 
 
 def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
-    """Return the "cosine" or "error" of each method with two standard errors, and the curves of theory."""
+    """Return the "cosine" or "error" of each method with two standard errors, and the curves that theory predicts."""
     rows, curves = [], {}
     methods = set(_methods(results))
     for quality in results.qualities:
@@ -178,7 +178,7 @@ def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
 
 
 def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
-    """Return the spikes of the final runs, and of each method with slopes (number of spikes, number of slopes)."""
+    """Return the spikes of the final runs, and by method (number of spikes, number of slopes)."""
     rows, counted = [], {}
     for method in _methods(results):
         runs = [run for run in finals(results.trials, method) if run.slopes]
@@ -192,7 +192,7 @@ def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
 
 
 def bars(results: Results, get: Callable[[MethodSummary], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per method of the values that `get` selects, where none is missing."""
+    """Return one row per method, with the values from `get`; methods that lack one of them are omitted."""
     rows = [{"method": row.method, **get(row)} for row in summarise(results)]
     return [row for row in rows if None not in row.values()]
 
@@ -202,7 +202,7 @@ def _methods(results: Results) -> list[str]:
 
 
 def expected(results: Results) -> list[dict[str, Any]]:
-    """Return the expected best accuracy of 1, 2, ... tuning points per method; diverged ones count as guessing."""
+    """Return the expected best accuracy of 1, 2, ... tuning points per method; diverged points count as guessing."""
     rows = []
     for method in _methods(results):
         scores = []
@@ -220,9 +220,10 @@ def expected(results: Results) -> list[dict[str, Any]]:
 
 
 def reaching(results: Results) -> tuple[list[dict[str, Any]], bool, list[str]]:
-    """Return the share of runs that reached the target against time, whether time is in seconds, and who never did.
+    """Return rows of the fraction of runs that reached the target by a time, whether the time is in seconds, and the
+    methods that never reached it.
 
-    Time is in steps where the seconds of a step are unknown for some method.
+    Time is in steps if the seconds of a step are unknown for some method.
     """
     ended = {m: [t for t in finals(results.trials, m) if t.status in _ENDED] for m in _methods(results)}
     runs = {method: trials for method, trials in ended.items() if trials}

@@ -24,29 +24,29 @@ from gradcost.results.wording import (
     size,
 )
 
-# Characters that LaTeX reads as commands or sets as other characters.
+# Characters that LaTeX reads as commands or prints as other characters.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
 _LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"×": r"$\times$", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 class Table(NamedTuple):
-    """The column heads, and rows of as many strings."""
+    """Column heads, and rows with one string per column."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def markdown(table: Table) -> str:
-    """Write a table in Markdown, with escaped bars and padded columns."""
+    """Write a table in Markdown, with escaped | and padded columns."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in (table.columns, *table.rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
 
-    def written(line: list[str]) -> str:
+    def format_line(line: list[str]) -> str:
         padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
         return f"| {' | '.join(padded)} |"
 
     rule = "|".join([f":{'-' * (widths[0] + 1)}", *(f"{'-' * (w + 1)}:" for w in widths[1:])])
-    return "\n".join([written(cells[0]), f"|{rule}|", *map(written, cells[1:])]) + "\n"
+    return "\n".join([format_line(cells[0]), f"|{rule}|", *map(format_line, cells[1:])]) + "\n"
 
 
 def formatted_csv(table: Table) -> str:
@@ -57,7 +57,7 @@ def formatted_csv(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Write a table as a tabular for the package booktabs, the first column left-aligned."""
+    """Write a table as a LaTeX tabular with booktabs rules; the first column is left-aligned."""
     lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (table.columns, *table.rows)]
     layout = "l" + "r" * (len(table.columns) - 1)
     body = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
@@ -126,7 +126,7 @@ def to_target(row: MethodSummary) -> str:
 
 
 def audit(results: Results) -> Table:
-    """Return how each method was tuned, with notes: an edge, another rate, extra points, diverged runs."""
+    """Return the tuning of each method, with notes on edges, replaced rates, extra points and diverged runs."""
     columns = [
         "method",
         "grid",
@@ -155,13 +155,13 @@ def _tuning(results: Results, row: MethodSummary) -> list[str]:
         percent(max(accuracies, default=None)),
         _steps([t for t in tried if t.status == "finished"] or tried),
         f"{_steps(trained)} × {count(len(trained), 'seed')}" if trained else DASH,
-        "; ".join(_remarks(results, row, tried, best)) or DASH,
+        "; ".join(_tuning_notes(results, row, tried, best)) or DASH,
     ]
 
 
-def _remarks(results: Results, row: MethodSummary, tried: list[TrialRecord], best: float | None) -> list[str]:
+def _tuning_notes(results: Results, row: MethodSummary, tried: list[TrialRecord], best: float | None) -> list[str]:
     """Notes on the tuning of one method."""
-    added = [lr for lr in row.grid if lr not in _shared(results)]
+    added = [lr for lr in row.grid if lr not in _common_grid(results)]
     confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
     remarks = []
     if added:
@@ -182,8 +182,8 @@ def _remarks(results: Results, row: MethodSummary, tried: list[TrialRecord], bes
     return remarks
 
 
-def _shared(results: Results) -> set[float]:
-    """The rates at which every method was tuned: the grid before it was extended."""
+def _common_grid(results: Results) -> set[float]:
+    """The learning rates that all methods share: the grid before any extension."""
     grids = [set(row.grid) for row in summarise(results) if row.grid]
     return set.intersection(*grids) if grids else set()
 
@@ -221,7 +221,7 @@ _RAW = {
 
 
 def to_csv(results: Results) -> str:
-    """Write the summary in CSV with unrounded numbers, one row per method; what was not measured is empty."""
+    """Write the summary in CSV with unrounded numbers, one row per method; unmeasured values are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_RAW)

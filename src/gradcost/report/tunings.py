@@ -74,7 +74,7 @@ def expected(results: Results) -> Figure | None:
 
 
 def reaching(results: Results) -> Figure | None:
-    """Draw the share of runs that have reached the target accuracy against time."""
+    """Draw the fraction of runs that have reached the target accuracy against time."""
     rows, timed, never = series.reaching(results)
     if not rows:
         return None

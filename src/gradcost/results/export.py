@@ -10,6 +10,7 @@ from typing import Any
 from gradcost.core.errors import require
 from gradcost.results.records import Results, TrialRecord, read
 
+# Fields of TrialRecord that have no column of their own.
 _NESTED = ("curve", "validation", "test", "slopes", "environment")
 _CURVES = (
     ("step", "loss"),
@@ -33,7 +34,7 @@ def _row(run: TrialRecord) -> dict[str, Any]:
 
 
 def curves(results: Results) -> Iterator[dict[str, Any]]:
-    """Yield one row per point: the trial, the step, the field of `Curve` in "what", and the value."""
+    """Yield one row per point of a curve: "trial", "step", "what" (the field of `Curve`) and "value"."""
     for run in results.trials:
         for steps, name in _CURVES:
             numbers = getattr(run.curve, name)
@@ -42,7 +43,7 @@ def curves(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path, path: Path) -> tuple[Path, Path]:
-    """Write the trials to `path` and their curves beside it, to NAME.curves.parquet.
+    """Write the trials to `path`, and their curves to NAME.curves.parquet in the same folder.
 
     Args:
         folder: a results folder.

@@ -1,8 +1,8 @@
 """Facts that the fairness of a study depends on, from a results folder or from a publication.
 
-Each kind of fact is a small value that names its `method`; a rule of `gradcost.results.lint` checks it. An unknown
-fact is left out, and its rule is then not checked. Records name one hyperparameter, the learning rate, so facts from
-a folder concern only that one. Facts from a publication may concern any.
+Each class of facts is checked by one or more rules of `gradcost.results.lint`. A rule without facts is not checked.
+Facts from a results folder concern one hyperparameter, the learning rate, because the records name no other. Facts
+from a publication may concern any hyperparameter.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ EVERY = "every method"
 
 @value
 class TuningWinners:
-    """How many of a method's tuning searches were won on the edge of the grid.
+    """In how many tuning searches of a method the best value is an edge of the grid.
 
     Args:
-        method: whose searches.
+        method: the method that was tuned.
         searches: number of searches.
-        on_edge: number of winners on an edge of what was tried.
-        which: those winners, as a sentence.
+        on_edge: number of searches whose winner is an edge of the grid.
+        which: the winners on an edge, as a sentence.
     """
 
     method: str
@@ -41,8 +41,8 @@ class TuningEffort:
     """What tuning spent on a method.
 
     Args:
-        method: which was tuned.
-        points: hyperparameter settings tried.
+        method: the method that was tuned.
+        points: number of hyperparameter settings tried.
         steps: training steps over all points.
         flops: FLOPs over all points.
     """
@@ -55,10 +55,10 @@ class TuningEffort:
 
 @value
 class Setting:
-    """One setting of the runs, in tuning and in the final runs.
+    """One setting of a method, in its tuning runs and in its final runs.
 
     Args:
-        method: whose runs.
+        method: the method that ran.
         what: name of the setting.
         tuned: its value in the tuning runs.
         trained: its value in the final runs.
@@ -72,15 +72,15 @@ class Setting:
 
 @value
 class TuningScores:
-    """The points that tuning compared.
+    """The accuracies of the points that tuning compared.
 
     Args:
-        method: which was tuned.
+        method: the method that was tuned.
         scores: (name, accuracy) of each point that finished, the best first.
         diverged: number of points that diverged.
-        spread: standard deviation of an accuracy over seeds.
+        spread: standard deviation of the accuracy between seeds.
         chance: accuracy of guessing.
-        targets: each accuracy is a mean over so many targets.
+        targets: number of examples or tokens that each accuracy is a mean of.
     """
 
     method: str
@@ -96,10 +96,10 @@ class ScoreCoverage:
     """How much of its split a score covers.
 
     Args:
-        method: whose score.
+        method: the method that was scored.
         what: name of the score.
-        targets: the score is a mean over so many targets.
-        of: the split holds so many.
+        targets: number of examples or tokens that the score is a mean of.
+        of: number of examples or tokens in the split.
     """
 
     method: str
@@ -110,13 +110,13 @@ class ScoreCoverage:
 
 @value
 class OverriddenWinners:
-    """How often a method trained with something else than what tuning chose.
+    """In how many tuning searches of a method the final runs used another value than the winner.
 
     Args:
-        method: whose searches.
+        method: the method that was tuned.
         searches: number of searches.
         overruled: number of winners that were replaced.
-        which: those winners, as a sentence.
+        which: the replacements, as a sentence.
     """
 
     method: str
@@ -130,11 +130,11 @@ class UseOfTestSet:
     """How often the test split was scored.
 
     Args:
-        method: whose runs.
-        final: test scores of final runs.
-        seeds: seeds among those runs.
-        rates: learning rates among the final runs.
-        early: test scores of runs of an earlier phase.
+        method: the method that was scored.
+        final: number of test scores of final runs.
+        seeds: number of different seeds of these scores.
+        rates: number of learning rates of the final runs.
+        early: number of test scores of tuning and confirming runs.
     """
 
     method: str
@@ -159,7 +159,7 @@ class Environment:
     Args:
         what: name of the property.
         values: its different values; a single one if nothing changed.
-        method: whose runs.
+        method: the method that ran.
     """
 
     what: str
@@ -169,7 +169,7 @@ class Environment:
 
 @value
 class Timing:
-    """Why the timing of a method's step is not reliable; `doubt` is None where it is."""
+    """Whether the timing of a method's step is reliable. doubt: why it is not; None if it is."""
 
     method: str
     doubt: str | None = None
@@ -194,16 +194,16 @@ def facts(results: Results) -> tuple[Fact, ...]:
     ended = [run for run in results.trials if run.status in ("finished", "diverged")]
     known: list[Fact] = []
     for method in dict.fromkeys(run.method for run in ended):
-        known += _of_method(results, [run for run in ended if run.method == method])
+        known += _facts_of_method(results, [run for run in ended if run.method == method])
     known += _seeds([fact for fact in known if isinstance(fact, UseOfTestSet)], ended)
     known += _environments(results, ended)
     known += [Timing(cost.method, cost.doubt) for cost in results.costs if cost.ms is not None]
     return tuple(known)
 
 
-def _of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[Fact]:
+def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[Fact]:
     method = runs[0].method
-    tuned, final = _in(runs, "tune"), _in(runs, "final")
+    tuned, final = _in_phase(runs, "tune"), _in_phase(runs, "final")
     trained = sorted({run.lr for run in final})
     choices = _choices(runs)
     grid = sorted({run.lr for run in tuned})
@@ -222,25 +222,25 @@ def _of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[Fact]:
     if tuned and final:
         yield from _settings(method, tuned, final)
     if tests := [run for run in runs if run.test is not None]:
-        late = _in(tests, "final")
+        late = _in_phase(tests, "final")
         yield UseOfTestSet(method, len(late), len({run.seed for run in late}), len(trained), len(tests) - len(late))
     elif final:
         yield UseOfTestSet(method, 0, 0, len(trained))
     yield from _coverage(method, runs)
 
 
-def _in(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
+def _in_phase(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
     return [run for run in runs if run.phase == phase]
 
 
 def _choices(runs: Sequence[TrialRecord]) -> list[float]:
     """The learning rates that tuning may have chosen, the library's choice first.
 
-    A user's study may rank by loss alone, so the best by accuracy and the best by loss both count. Confirming runs
-    decide where there are any.
+    A user's study may rank by loss alone, so the best by accuracy and the best by loss both count. If there are
+    confirming runs, they decide.
     """
     for phase in ("confirm", "tune"):
-        tried = scores(_in(runs, phase), runs[0].method)
+        tried = scores(_in_phase(runs, phase), runs[0].method)
         if winner := best(tried):
             top = [max(score[i] for score in tried.values()) for i in (0, 1)]
             equal = [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
@@ -249,7 +249,7 @@ def _choices(runs: Sequence[TrialRecord]) -> list[float]:
 
 
 def _on_edge(grid: Sequence[float], lr: float) -> str | None:
-    """A sentence where the winner is an edge of the grid."""
+    """A sentence if `lr` is an edge of the grid; None otherwise."""
     if len(grid) == 1:
         return f"lr={lr:.3g} is the only one that was tried"
     end = edge(grid, lr)
@@ -257,10 +257,10 @@ def _on_edge(grid: Sequence[float], lr: float) -> str | None:
 
 
 def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
-    """A diverged run stopped early; it counts with the steps of a complete run."""
+    """What tuning spent. A diverged run stopped early, but counts with the steps of a complete run."""
     method = tuned[0].method
     lengths = [run.steps for run in tuned if run.status == "finished"]
-    others = [run.steps for run in _in(results.trials, "tune") if run.status == "finished"]
+    others = [run.steps for run in _in_phase(results.trials, "tune") if run.status == "finished"]
     complete = max(lengths or others, default=results.study.steps)
     steps = sum(run.steps if run.status == "finished" else complete for run in tuned)
     flops = next((cost.flops for cost in results.costs if cost.method == method), None)
@@ -270,10 +270,10 @@ def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
 
 def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Sequence[float]) -> TuningScores:
     method = runs[0].method
-    phase = "confirm" if _in(runs, "confirm") else "tune"
-    tried = scores(_in(runs, phase), method)
+    phase = "confirm" if _in_phase(runs, "confirm") else "tune"
+    tried = scores(_in_phase(runs, phase), method)
     converged = best(tried, len(tried))
-    repeated = _in(runs, "confirm") or [run for run in _in(runs, "final") if run.lr in trained[:1]]
+    repeated = _in_phase(runs, "confirm") or [run for run in _in_phase(runs, "final") if run.lr in trained[:1]]
     targets = [run.validation.targets for run in runs if run.validation is not None]
     return TuningScores(
         method,
@@ -296,16 +296,16 @@ def _spread(runs: Iterable[TrialRecord]) -> float | None:
 
 
 def _settings(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRecord]) -> Iterator[Setting]:
-    """Each setting of the final runs; it counts as tuned if any tuning run had it."""
+    """Each setting; `tuned` equals `trained` if all values of the final runs occur in tuning runs."""
     for what in ("estimator", "optimizer", "steps", "task"):
         before, after = _values(tuned, what), _values(final, what)
         if before and after:
-            shared = after if set(after) <= set(before) else before
-            yield Setting(method, what, " or ".join(shared), " or ".join(after))
+            tuned_with = after if set(after) <= set(before) else before
+            yield Setting(method, what, " or ".join(tuned_with), " or ".join(after))
 
 
 def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
-    """The different values of a setting. Only finished runs show how many steps were planned."""
+    """The different values of a setting, learning rates masked. Only finished runs show the planned steps."""
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
     texts = [getattr(run, what) for run in runs]
@@ -313,7 +313,7 @@ def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
 
 
 def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverage]:
-    """For each split, the score that covers the smallest part of it."""
+    """For each split, the score that covers the smallest part of the split."""
     for what in ("validation", "test"):
         scores = [score for run in runs if (score := getattr(run, what)) is not None]
         known = [(score.targets, score.of) for score in scores if score.targets is not None and score.of]
@@ -322,8 +322,8 @@ def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverag
 
 
 def _seeds(tested: Sequence[UseOfTestSet], ended: Sequence[TrialRecord]) -> list[SeedCount]:
-    """The seeds of each method, a diverged run being a result too; one fact where all methods have equally many."""
-    final = _in(ended, "final")
+    """The number of seeds per method, diverged runs included; one fact if the number is the same for all methods."""
+    final = _in_phase(ended, "final")
     counts = {fact.method: len({run.seed for run in final if run.method == fact.method}) for fact in tested}
     counts = {method: count for method, count in counts.items() if count}
     if len(counts) > 1 and len(set(counts.values())) == 1:
@@ -332,11 +332,11 @@ def _seeds(tested: Sequence[UseOfTestSet], ended: Sequence[TrialRecord]) -> list
 
 
 def _environments(results: Results, ended: Sequence[TrialRecord]) -> Iterator[Environment]:
-    """The folder's environment and that of each run. Trials run on one thread and timings on more."""
+    """The properties of the folder and of each run. The folder's threads are for timings; trials use one."""
     recorded = [run.environment for run in ended if run.environment is not None]
     if not recorded:
         return
-    folder = {what: held for what, held in results.environment.items() if what != "threads"}
+    folder = {what: content for what, content in results.environment.items() if what != "threads"}
     every = [folder, *recorded]
     for what in dict.fromkeys(what for one in every for what in one):
         yield Environment(what, tuple(dict.fromkeys(str(one[what]) for one in every if what in one)))

@@ -17,13 +17,13 @@ RECORDS = "records.jsonl"
 def append(folder: Path, record: dict[str, Any]) -> None:
     """Add a record to `records.jsonl` and wait until it is on disk. Only one process may write.
 
-    A line that a crash left incomplete is ended first, so it does not corrupt this one.
+    If a crash left the last line incomplete, the record starts on a new line.
 
     Args:
         folder: the results folder.
         record: plain JSON; numbers must be finite.
     Raises:
-        OSError: a full disk or a read-only folder. The file keeps its content, at most with an incomplete last line.
+        OSError: the disk is full or the folder read-only. Earlier records are intact; the last may be incomplete.
     """
     line = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
     with (folder / RECORDS).open("ab+") as file:
@@ -44,14 +44,14 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield the JSON object of each line; None for an incomplete line, which a killed run leaves at the end."""
+    """Yield the JSON object of each line, and None for an incomplete line, as a killed run leaves at the end."""
     for line in path.read_bytes().split(b"\n"):
         if line.strip():
             yield parse(line)
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in `text`, numbers that are not finite as None; None where there is no object."""
+    """Return the JSON object in `text`, or None if there is none. In it, numbers that are not finite become None."""
     try:
         content = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except ValueError:  # not JSON, or not UTF-8
@@ -65,5 +65,5 @@ def _finite(text: str) -> float | None:
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document atomically: a reader finds the old content or the new one, never a part."""
+    """Write a JSON document atomically: a reader sees the complete old or new content."""
     write_whole(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

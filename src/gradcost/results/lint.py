@@ -1,7 +1,9 @@
 """Rules that find what makes a comparison unfair, or weaker than it looks.
 
-Codes: E makes the comparison unfair or its numbers wrong; W makes its conclusions weaker than they look. The rules
-come from faults that audits of published comparisons found.
+- E (error): the comparison is unfair or its numbers are wrong.
+- W (warning): its conclusions are weaker than they look.
+
+The rules come from faults in published comparisons that audits found.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from gradcost.results.facts import (
 from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
-ENOUGH = floor(1 - log2(ALPHA)) + 1  # pairs: with fewer an exact paired test cannot give p < ALPHA
-EQUAL = 1.1  # budgets whose FLOPs are within this factor are equal
+ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer an exact paired test cannot give p < ALPHA
+EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor
 
-Violations = Iterator[tuple[str, str]]  # the method, and a sentence with the numbers
+Violations = Iterator[tuple[str, str]]  # pairs: the method, and a sentence with the numbers
 
 
 @value
@@ -43,7 +45,7 @@ class Finding:
         code: code of the rule, such as "E101".
         rule: name of the rule.
         method: the method that violates it.
-        found: what was found, with numbers.
+        found: the violation in words, with numbers.
         remedy: what to do.
     """
 
@@ -66,8 +68,8 @@ class Rule:
     Args:
         code: E or W and a number.
         name: short name.
-        kind: the class of the facts that it judges.
-        check: yields the methods that violate the rule, each with a sentence.
+        kind: the class of the facts that `check` takes.
+        check: function that yields the methods that violate the rule, each with a sentence.
         remedy: what to do.
     """
 
@@ -86,7 +88,7 @@ def winners_on_edge(facts: Sequence[TuningWinners]) -> Violations:
 
 
 def unequal_tuning(facts: Sequence[TuningEffort]) -> Violations:
-    """One equal budget is enough: either equal points and steps, or equal FLOPs."""
+    """Tuning is equal if all methods have the same points and steps, or the same FLOPs."""
     if len(facts) < 2 or _equal_runs(facts) or _equal_flops(facts):
         return
     most, least = max(facts, key=_spent), min(facts, key=_spent)
@@ -274,7 +276,7 @@ def lint(facts: Iterable[Fact]) -> list[Finding]:
     """Check the facts of a study.
 
     Args:
-        facts: from `gradcost.results.facts.facts`, or written down from a publication.
+        facts: from `gradcost.results.facts.facts`, or entered by hand from a publication.
     Returns:
         The violations, errors first, in the order of RULES.
     """

@@ -3,9 +3,9 @@
 All rankings come from one set of final runs. A method's accuracy at a budget is read from its validation curve at the
 step budget / (cost of a step).
 
-- Between two evaluations the curve is linear; before the first it starts at the accuracy of guessing.
-- A run that diverged is the worst result from that step on.
-- No method was tuned for the smaller budgets. A run planned for such a budget could reach more.
+- The curve is linear between two evaluations. It starts at step 0 with the accuracy of guessing.
+- A diverged run counts as the worst result from the step of its divergence on.
+- No method was tuned for the smaller budgets. A run planned for such a budget could be more accurate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gradcost.results.summary import summarise
 from gradcost.results.tuning import finals
 from gradcost.results.wording import count, duration, flops, size
 
-SWEEP = 48  # budgets at which the leader is determined
+SWEEP = 48  # number of budgets at which the leader is determined
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Resource:
     Args:
         name: short name.
         noun: name in a sentence.
-        per_step: returns the cost of a step; None where it was not measured.
-        text: writes an amount.
-        timed: whether it is measured with a clock, so that it may be unreliable.
+        per_step: returns the amount that a step costs; None if it was not measured.
+        text: formats an amount with its unit.
+        timed: whether it is measured with a clock and so may be unreliable.
     """
 
     name: str
@@ -62,9 +62,9 @@ class FinalCurves:
 
     Args:
         method: label of the method.
-        cost: its measured cost.
-        runs: (steps, accuracies) of each seed.
-        steps: number of steps that every run covers.
+        cost: its measured cost of a step.
+        runs: (steps, accuracies) by seed.
+        steps: number of steps that every finished run covers.
         first: step of the earliest evaluation.
     """
 
@@ -98,6 +98,7 @@ def final_curves(results: Results) -> list[FinalCurves]:
 
 
 def _points(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
+    """The steps and accuracies of a run, from guessing at step 0 on; -inf from its divergence on."""
     curve = run.curve
     points = {0: chance}
     points |= {
@@ -109,17 +110,17 @@ def _points(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
     return list(points), list(points.values())
 
 
-def _interpolated(steps: list[float], values: list[float], at: float) -> float:
-    """Linear between two points, constant after the last one and before a divergence."""
-    right = bisect_left(steps, at)
+def _interpolated(steps: list[float], values: list[float], step: float) -> float:
+    """The value at `step`: linear between two points, constant after the last one and up to a divergence."""
+    right = bisect_left(steps, step)
     if right == len(steps):
         return values[-1]
-    if right == 0 or steps[right] == at:
+    if right == 0 or steps[right] == step:
         return values[right]
     left = values[right - 1]
     if isinf(values[right]) or isinf(left):
         return left
-    part = (at - steps[right - 1]) / (steps[right] - steps[right - 1])
+    part = (step - steps[right - 1]) / (steps[right] - steps[right - 1])
     return left + part * (values[right] - left)
 
 
@@ -131,7 +132,7 @@ class Standing:
         method: label of the method.
         values: accuracy of each seed; -inf where it diverged.
         accuracy: their median and its interval.
-        steps: steps that the budget pays for.
+        steps: number of steps that the budget allows.
     """
 
     method: str
@@ -145,8 +146,8 @@ class Lead:
     """The winner compared with one other method.
 
     Args:
-        better: P(A > B) + P(A = B) / 2.
-        test: the sign-flip test.
+        better: P(A > B) + P(A = B) / 2 for the accuracy A of the winner and B of the other method.
+        test: the sign-flip test of their difference.
         p: its p-value after Holm's correction.
     """
 
@@ -164,10 +165,10 @@ class Ranking:
         noun: its name in a sentence.
         budget: the budget in words.
         standings: result of each method.
-        best: share of seeds on which each method is the best.
+        best: fraction of the seeds on which each method is the best; ties are split.
         leads: the winner compared with each other method.
-        leaders: (method, from budget, to budget) of each leader, up to `budget`.
-        text: writes an amount of the resource.
+        leaders: (method, lowest budget, highest budget) of each range with one best method, up to `budget`.
+        text: formats an amount of the resource.
         out: (method, reason) of each method that is not ranked.
         doubtful: methods whose cost comes from an unreliable timing.
     """
@@ -185,11 +186,12 @@ class Ranking:
 
     @property
     def winner(self) -> Standing:
+        """The best method."""
         return self.standings[0]
 
     @property
     def margin(self) -> float | None:
-        """The winner's median less the runner-up's; None without a runner-up, inf where that one diverged."""
+        """The winner's median minus the runner-up's; None without a runner-up, inf if the latter is a divergence."""
         if len(self.standings) < 2:
             return None
         first, second = (standing.accuracy.median for standing in self.standings[:2])
@@ -199,7 +201,7 @@ class Ranking:
 def rankings(results: Results) -> list[Ranking]:
     """Return the rankings at equal memory, FLOPs, seconds and steps.
 
-    A ranking is left out where its resource was not measured, or where the median run of every method diverged.
+    A ranking is omitted if its resource was not measured, or if the median run of every method diverged.
     """
     curves = final_curves(results)
     by_budget = [_by_memory(results, curves), *(_by_resource(results, curves, r) for r in (FLOPS, SECONDS, STEPS))]
@@ -213,8 +215,8 @@ def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Reso
     if not measured:
         return None
     budget = min(each.steps * costs[each.method] for each in measured)
-    least = min(min(each.first * costs[each.method] for each in measured), budget)
-    budgets = [least * (budget / least) ** (i / (SWEEP - 1)) for i in range(SWEEP - 1)] + [budget]
+    smallest = min(min(each.first * costs[each.method] for each in measured), budget)
+    budgets = [smallest * (budget / smallest) ** (i / (SWEEP - 1)) for i in range(SWEEP - 1)] + [budget]
     leaders = [(_standings(measured, {m: b / cost for m, cost in costs.items()})[0].method, b) for b in budgets]
     out = [
         (each.method, f"the {resource.noun} of a step were not measured") for each in curves if each not in measured
@@ -232,7 +234,7 @@ def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Reso
 
 
 def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | None:
-    """The methods whose peak is within the study's budget, or all without a budget, after all their steps."""
+    """The ranking after all steps of the methods whose peak is within the study's budget, if it has one."""
     peaks = {each.method: each.cost.peak_bytes for each in curves if each.cost.peak_bytes is not None}
     if not peaks:
         return None
@@ -268,7 +270,7 @@ def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | Non
 
 
 def _standings(curves: Sequence[FinalCurves], steps: dict[str, float]) -> list[Standing]:
-    """By the median, then by the sum over seeds; ties stay in the study's order."""
+    """Standings by median, then by the sum over seeds; methods that tie stay in the study's order."""
     standings = []
     for each in curves:
         values = each.at(steps[each.method])
@@ -288,7 +290,7 @@ def _ranking(
     text: Callable[[float], str],
     out: Sequence[tuple[str, str]],
 ) -> Ranking:
-    """The ranking, with comparisons over the seeds that every method has."""
+    """The ranking, with comparisons over the seeds that all methods share."""
     shared = sorted(set.intersection(*(set(standing.values) for standing in standings)))
     values = {standing.method: [standing.values[seed] for seed in shared] for standing in standings}
     first, *others = values
@@ -318,5 +320,5 @@ def _not_ranked(results: Results, curves: Sequence[FinalCurves]) -> list[tuple[s
     """The refused methods, and those with a final run that was not evaluated."""
     refused = {refusal.method: refusal.reason for refusal in results.refused}
     ranked = {each.method for each in curves}
-    waiting = [(row.method, "a final run of it was not evaluated") for row in summarise(results)]
-    return [*refused.items(), *(pair for pair in waiting if pair[0] not in ranked)]
+    unevaluated = [(row.method, "not every final run was evaluated") for row in summarise(results)]
+    return [*refused.items(), *(pair for pair in unevaluated if pair[0] not in ranked)]

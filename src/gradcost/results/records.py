@@ -1,9 +1,9 @@
-"""A results folder as values: `study.json`, `environment.json` and `records.jsonl`.
+"""Read a results folder: `study.json`, `environment.json` and `records.jsonl`.
 
-Reading tolerates what a crash can leave behind and is strict elsewhere:
+Reading accepts what a crash can leave in the files, and is strict otherwise:
 
 - an incomplete line is skipped and counted (`Results.torn`);
-- of a trial that ran more than once, the last record counts;
+- if a trial ran more than once, its last record is used;
 - a missing field reads as None;
 - a folder without results raises BadInput.
 """
@@ -24,25 +24,25 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What a study compares: one task, one model, and the methods in the order they were given.
+    """What a study compares: one task, one model, and methods.
 
     Args:
         task: repr of the task.
         task_name: short name of the task.
         model_name: short name of the model.
-        methods: labels of the methods.
+        methods: labels of the methods, in the order of the study.
         seeds: seeds of the final runs.
-        points: learning rates tried per method.
-        steps: training steps of a run.
-        target: validation accuracy whose first evaluation is recorded as `TrialRecord.reached`.
+        points: number of learning rates tried per method.
+        steps: number of training steps of a run.
+        target: validation accuracy to reach; `TrialRecord.reached` is the step that reaches it.
         optimizer: name of the optimizer.
         batch: examples per batch. None where the task has no fixed batch size.
         comparison: hash of what is compared and of the code.
         weights: number of trained weights.
-        weights_bytes: their bytes.
+        weights_bytes: bytes of the trained weights.
         memory: budget in bytes, beyond the weights. None without a budget.
         chance: accuracy of guessing.
-        confirm: fresh seeds on which the best three learning rates run again.
+        confirm: number of fresh seeds on which the best three learning rates run again.
     """
 
     task: str
@@ -69,8 +69,8 @@ class Scores:
 
     loss: float | None
     accuracy: float | None
-    targets: int | None = None  # these are means over so many targets
-    of: int | None = None  # the split holds so many
+    targets: int | None = None  # number of examples or tokens that the scores are means of
+    of: int | None = None  # number of examples or tokens in the split
     further: Mapping[str, float | None] = field(default_factory=dict, hash=False)  # the task's other scores
 
 
@@ -99,18 +99,18 @@ class TrialRecord:
         lr: learning rate.
         seed: seed of the run.
         status: "finished", "diverged" or "failed".
-        steps: steps taken.
+        steps: number of steps taken.
         curve: training and validation curves.
         validation: last evaluation of the validation split.
         test: evaluation of the test split.
-        clip_rate: share of steps whose slope was clipped.
+        clip_rate: fraction of the slopes that were clipped.
         reached: first evaluated step at which the target accuracy was reached.
-        slopes: number of slopes, the largest, and the spikes among them.
+        slopes: the number of slopes, the largest slope, and the spikes.
         seconds: wall-clock time of the run.
         reason: why it diverged or failed.
         task: repr of the task.
-        environment: versions, machine and code that ran it.
-        exact: whether the estimator computes the gradient of the batch itself. None in records of older versions.
+        environment: versions, machine and code of the run.
+        exact: whether the estimator computes the exact gradient of the batch. None in records of older versions.
     """
 
     trial: str
@@ -143,7 +143,7 @@ class Cost:
     estimator: str
     peak_bytes: int | None = None  # beyond the weights: less parameters, buffers and batch
     flops: int | None = None
-    forwards: float | None = None  # `flops` divided by those of one forward pass without gradient
+    forwards: float | None = None  # `flops` divided by the FLOPs of one forward pass without gradient
     matmuls: int | None = None
     ms: float | None = None  # the median; `ms_low` and `ms_high` are the quartiles
     ms_low: float | None = None
@@ -151,7 +151,7 @@ class Cost:
     doubt: str | None = None  # why the timing is not reliable
     fits: bool | None = None  # whether the peak is within the study's budget
     breakdown: Mapping[str, int] | None = None  # bytes at the peak by purpose, weights and batch included
-    operator: str | None = None  # runs at the peak, in `module`
+    operator: str | None = None  # the operator that runs at the peak, in `module`
     module: str | None = None
     exact: bool | None = None  # as in TrialRecord
 
@@ -160,8 +160,8 @@ class Cost:
 class Quality:
     """How close the estimates of one method are to the gradient, at the initial weights and on one batch.
 
-    cosine: mean cosine with the gradient. error: mean of |g - grad|^2 / |grad|^2. `_se`: standard errors.
-    theory: lists of equal length, "probes" and the "cosine" and "error" that theory expects for each.
+    cosine: mean cosine with the gradient. error: mean of |g - grad|^2 / |grad|^2. *_se: their standard errors.
+    theory: three lists of equal length: "probes", and in theory the "cosine" and the "error" with that many probes.
     """
 
     method: str
@@ -185,7 +185,7 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so what is derived from it can be cached
+@dataclass(frozen=True, eq=False)  # compared by identity, so that summaries of it can be cached
 class Results:
     """The content of a results folder.
 
@@ -194,7 +194,7 @@ class Results:
         environment: versions and machine where the folder was created.
         trials: the last record of each trial.
         costs: the last measured cost of each method.
-        refused: methods that cannot be used, with reasons.
+        refused: methods that cannot be used, with the reasons.
         torn: number of incomplete lines that were skipped.
         qualities: how close each method's estimates are to the gradient.
     """
@@ -235,7 +235,7 @@ def read(folder: str | Path) -> Results:
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path) -> Results:
-    """Gather the records of `path`; the last record of a trial, and of a method's cost, counts."""
+    """Read the records in `path`. If there are several of a trial, or of a method's cost, the last one is used."""
     trials: dict[str, TrialRecord] = {}
     costs: dict[str, Cost] = {}
     refused: dict[str, Refused] = {}
@@ -273,17 +273,17 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path
 
 
 def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
-    """The study's record. A user's own study file states few of these fields; the trials supply the others."""
+    """The study's record. If study.json lacks some fields, as in a user's own study, the trials supply them."""
     tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
     points = Counter(method for method, _ in tuned)
-    observed = {
+    from_trials = {
         "methods": tuple(dict.fromkeys(run.method for run in trials)),
         "seeds": tuple(sorted({run.seed for run in trials if run.phase == "final"})),
         "points": max(points.values(), default=0),
         "steps": max((run.steps for run in trials), default=0),
     }
-    stated = {name: tuple(held) if isinstance(held, list) else held for name, held in document.items()}
-    return _make(StudyRecord, observed | {name: held for name, held in stated.items() if held is not None})
+    stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
+    return _make(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
@@ -308,7 +308,7 @@ def _scores(record: Mapping[str, Any] | None) -> Scores | None:
 
 
 def _make(cls: Any, record: Mapping[str, Any]) -> Any:
-    """A `cls` from its fields; other fields come from a later version and are ignored."""
+    """Build a `cls` from a record. Unknown fields come from a later version and are ignored."""
     known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
     try:
         return cls(**known)

@@ -21,11 +21,11 @@ from gradcost.results.tuning import Score, best, chosen, scores
 
 @dataclass(frozen=True)
 class UnfinishedTrial:
-    """A trial with a training checkpoint: it is running, or resumes from there when it runs again.
+    """A trial that has a training checkpoint and has not ended. It is running, or resumes there when run again.
 
     Args:
         trial: id of the trial.
-        step: steps taken at the checkpoint; None if the file cannot be read.
+        step: number of steps before the checkpoint; None if the file cannot be read.
     """
 
     trial: str
@@ -40,8 +40,8 @@ class Status:
         folder: the results folder.
         done: number of trials that ended, by phase.
         failed: ids of the trials that the next run tries again.
-        kept: trials with a training checkpoint.
-        pid: process that works in the folder; None without one.
+        kept: unfinished trials with a training checkpoint.
+        pid: id of the process that runs the study; None if none does.
         torn: number of incomplete lines in the records.
     """
 
@@ -57,7 +57,7 @@ def status(folder: Path) -> Status:
     """Return the progress of the study in a folder.
 
     Raises:
-        BadInput: it is not a results folder.
+        BadInput: `folder` is not a results folder.
     """
     results = read(folder)
     ended = {run.trial for run in results.trials if run.status != "failed"}
@@ -70,12 +70,13 @@ def status(folder: Path) -> Status:
             for path in sorted(folder.glob("trials/*/checkpoint"))
             if path.parent.name not in ended
         ),
-        _holder(folder),
+        _running_process(folder),
         results.torn,
     )
 
 
-def _holder(folder: Path) -> int | None:
+def _running_process(folder: Path) -> int | None:
+    """The id of the process that has locked the folder; None if none has."""
     try:
         with (folder / "lock").open() as file:
             try:
@@ -88,17 +89,18 @@ def _holder(folder: Path) -> int | None:
 
 
 def _step(path: Path) -> int | None:
-    """The steps taken at a training checkpoint, from the head of its file."""
+    """The number of steps before a training checkpoint, from the header of its file; None if unreadable."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            head = json.loads(file.read(min(length, path.stat().st_size)))
-        return _item(_item(json.loads(head["__metadata__"]["tree"]), "steps"), "taken")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        return _item(_item(json.loads(header["__metadata__"]["tree"]), "steps"), "taken")
     except (OSError, ValueError, KeyError, TypeError):  # replaced or removed meanwhile, or another format
         return None
 
 
 def _item(tree: Any, name: str) -> Any:
+    """The value of `name` in a mapping that the checkpoint stores as (type, pairs)."""
     return dict(tree[1])[name]
 
 
@@ -111,7 +113,7 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
     Returns:
         The record as JSON.
     Raises:
-        BadInput: no trial or more than one has such an id, or the folder is not a results folder.
+        BadInput: no trial's id or more than one starts with `trial`, or the folder is not a results folder.
     """
     read(folder)
     matches = {
@@ -150,7 +152,7 @@ def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
         case "tune":
             yield f"It ran to tune {method}: {lr:.3g} is one of the {len(tuned)} learning rates that were tried."
         case "confirm":
-            yield f"It ran to confirm {lr:.3g}, {_place(tuned, lr)} in tuning {method}, on fresh seed {seed}."
+            yield f"It ran to confirm {lr:.3g}, {_rank(tuned, lr)} in tuning {method}, on fresh seed {seed}."
         case _ if winner is None:
             yield f"It is a final run: no learning rate of {method} was tuned."
         case _ if winner == lr:
@@ -175,16 +177,16 @@ def _choice(
         return
     tried, where = (confirmed, "on the confirming seeds") if best(confirmed) else (tuned, "in tuning")
     if lr == winner:
-        yield f"It was chosen: {_described(tried[lr])} {where}, {_place(tried, lr)} of {len(tried)}."
+        yield f"It was chosen: {_described(tried[lr])} {where}, {_rank(tried, lr)} of {len(tried)}."
     elif lr not in tried:
-        yield f"It was not chosen: {_place(tuned, lr)} in tuning, so it was not confirmed. {winner:.3g} was chosen."
+        yield f"It was not chosen: {_rank(tuned, lr)} in tuning, so it was not confirmed. {winner:.3g} was chosen."
     else:
-        theirs = _described(tried[winner])
-        yield f"It was not chosen: {_described(tried[lr])} {where}. {winner:.3g} was chosen: {theirs}."
+        winner_score = _described(tried[winner])
+        yield f"It was not chosen: {_described(tried[lr])} {where}. {winner:.3g} was chosen: {winner_score}."
 
 
-def _place(tried: dict[float, Score], lr: float) -> str:
-    """The place of a learning rate, the diverged ones last: `number 2`."""
+def _rank(tried: dict[float, Score], lr: float) -> str:
+    """The rank of a learning rate, such as `number 2`; diverged ones come last."""
     order = sorted(tried, key=lambda rate: tried[rate], reverse=True)
     return f"number {order.index(lr) + 1}" if lr in tried else "not tried"
 

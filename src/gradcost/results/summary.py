@@ -1,8 +1,9 @@
 """A summary per method, and which method to use.
 
 - Accuracies are medians over the seeds of the final runs, with distribution-free intervals.
-- A run that diverged is the worst value.
-- Only final runs with one learning rate count, one per seed. Runs from before a grid was widened stay in the records.
+- A diverged run counts as the worst value.
+- Only final runs at one learning rate count, one per seed (`tuning.finals`). Others, such as those from before a
+  grid was widened, are ignored; they stay in the records.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class MethodSummary:
     estimator: str
     optimizer: str | None
     lr: float | None
-    edge: str | None  # "smallest" or "largest" of the grid, or None
+    edge: str | None  # "smallest" or "largest" if `lr` is an edge of the grid, else None
     grid: tuple[float, ...]
     accuracies: tuple[float, ...]  # of the test split, by seed; -inf where the run diverged
     accuracy: Interval | None
     loss: Interval | None
-    planned: int
-    seeds: int
+    planned: int  # number of planned final runs, one per seed
+    seeds: int  # number of final runs that finished and were tested
     diverged: int
     failed: int
     peak_bytes: int | None
@@ -48,15 +49,15 @@ class MethodSummary:
     doubt: str | None
     fits: bool | None
     steps_to_target: float | None
-    reached: int
+    reached: int  # number of seeds that reached the target
     seconds_to_target: float | None
     clip_rate: float | None
-    exact: bool = False  # the estimator computes the gradient of the batch itself
+    exact: bool = False  # the estimator computes the exact gradient of the batch
     tuned_away: bool = False  # every tuning run diverged, so no final run was possible
 
 
 def plain(row: MethodSummary) -> dict[str, Any]:
-    """Return a row as plain JSON; values that are not finite, as of diverged runs, are None."""
+    """Return a row as plain JSON. Values that are not finite, such as those of diverged runs, become None."""
     fields = asdict(row)
     for name in ("accuracy", "loss"):
         fields[name] = fields[name] and {key: _finite(x) for key, x in fields[name].items()}
@@ -73,7 +74,7 @@ def tuning(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
 
 
 def summarise(results: Results) -> list[MethodSummary]:
-    """Summarise each method of a study that was not refused.
+    """Summarise each method of a study, except refused methods.
 
     Args:
         results: from `read`. The summary is cached per object.
@@ -136,13 +137,13 @@ def _row(results: Results, method: str) -> MethodSummary:
 
 
 def _exact(records: Iterable[TrialRecord | Cost]) -> bool:
-    """Whether the method is exact. Older records lack the field, but the estimator's repr shows backprop."""
+    """Whether the method is exact. Older records lack this field; there the estimator's repr decides."""
     known = [record.exact for record in records if record.exact is not None]
     return known[-1] if known else any(record.estimator.startswith(_BACKPROP) for record in records)
 
 
 def _results(runs: Iterable[TrialRecord], name: str, worst: float) -> Iterator[float]:
-    """The test score of each final run, `worst` where it diverged; failed and untested runs are left out."""
+    """The test score of each final run, `worst` for a diverged one; failed and untested runs are omitted."""
     for run in runs:
         score = getattr(run.test, name, None)
         if run.status == "diverged":
@@ -153,14 +154,14 @@ def _results(runs: Iterable[TrialRecord], name: str, worst: float) -> Iterator[f
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The method to use, and the others whose accuracy is within the best one's interval."""
+    """The method to use, and the other methods whose accuracy is within the interval of the best method."""
 
     row: MethodSummary
     alike: tuple[MethodSummary, ...]
 
 
 def candidates(rows: Iterable[MethodSummary]) -> list[MethodSummary]:
-    """Return the methods that may be recommended: the median run did not diverge, and `fits` is True or unknown."""
+    """Return the methods that may be recommended: the median is finite, and `fits` is True or unknown."""
     return [row for row in rows if row.accuracy and isfinite(row.accuracy.median) and row.fits is not False]
 
 
@@ -169,15 +170,15 @@ def _finished(row: MethodSummary) -> list[float]:
 
 
 def penalized_accuracy(row: MethodSummary, study: StudyRecord) -> float:
-    """Return the accuracy that methods are compared by.
+    """Return the accuracy by which methods are compared.
 
-    Law: (finished * median of finished seeds + diverged * accuracy of guessing) / seeds. A method that sometimes
-    diverges is not recommended for its good seeds.
+    Law: (finished * median of finished seeds + diverged * accuracy of guessing) / seeds. So a method that
+    sometimes diverges is not recommended because of its good seeds.
     """
     finished = _finished(row)
-    reached = median(finished) if finished else 0.0
+    typical = median(finished) if finished else 0.0
     diverged = len(row.accuracies) - len(finished)
-    return (len(finished) * reached + diverged * (study.chance or 0.0)) / max(len(row.accuracies), 1)
+    return (len(finished) * typical + diverged * (study.chance or 0.0)) / max(len(row.accuracies), 1)
 
 
 def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation | None:
@@ -192,23 +193,24 @@ def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation 
     around = interval(_finished(best))
     limit = penalized_accuracy(best, study) - (around.median - around.low)
     near = [row for row in pool if penalized_accuracy(row, study) >= limit]
-    pick = min(near, key=lambda row: (*_price(row), -penalized_accuracy(row, study)))
+    pick = min(near, key=lambda row: (*_cost(row), -penalized_accuracy(row, study)))
     return Recommendation(pick, tuple(row for row in near if row is not pick))
 
 
-def _price(row: MethodSummary) -> tuple[float, float]:
-    return _or(row.peak_bytes, inf), _or(row.ms, inf)
+def _cost(row: MethodSummary) -> tuple[float, float]:
+    """Peak bytes and milliseconds of a step; inf if not measured."""
+    return _if_none(row.peak_bytes, inf), _if_none(row.ms, inf)
 
 
 def verdict(results: Results) -> str:
-    """Say which method to use, and how the best method of the other kind compares.
+    """Recommend a method, and compare it with the best method of the other kind.
 
-    The two kinds are methods with the exact gradient of a batch, and methods with an estimate of it.
+    The two kinds are methods with the exact gradient of a batch, and methods with an estimated gradient.
 
     Args:
         results: from `read`.
     Returns:
-        One or two sentences; the reason where no method can be recommended.
+        One or two sentences; if no method can be recommended, the reason.
     """
     return " ".join(sentences(results))
 
@@ -230,26 +232,27 @@ def sentences(results: Results) -> list[str]:
 
 
 def _use(choice: Recommendation) -> str:
+    """The sentence that recommends a method and names those within its interval."""
     row, alike = choice.row, choice.alike
     first = f"Use {row.method}: {_result(row)}{_within(row)}"
     if row.peak_bytes is not None:
         first += " beyond the weights"
     if not alike:
         return first + "."
-    more = all(_price(row)[0] < _price(r)[0] for r in alike)
+    needs_least_memory = all(_cost(row)[0] < _cost(r)[0] for r in alike)
     if len(alike) == 1:
         (other,) = alike
-        price = " and needs more memory" if more else ""
+        price = " and needs more memory" if needs_least_memory else ""
         return f"{first}; {other.method} is within its interval ({_brief(other)}){price}."
     names = [f"{r.method} ({_brief(r)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
-    price = " and need more memory" if more else ""
+    price = " and need more memory" if needs_least_memory else ""
     return f"{first}; {listed(names)} are within its interval{price}."
 
 
 def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyRecord) -> str | None:
-    """The best estimate if the choice computes the exact gradient, else the best exact gradient."""
+    """A sentence on the best method of the other kind, exact or estimated; None if the study has none."""
     row = choice.row
     others = [r for r in rows if r.estimator and r.exact is not row.exact]
     kind = "with an estimated gradient" if row.exact else "with the exact gradient"
@@ -274,7 +277,7 @@ def _within(row: MethodSummary) -> str:
 
 
 def _brief(row: MethodSummary) -> str:
-    """97.1%, 64.5 KiB."""
+    """Accuracy and peak, such as: 97.1%, 64.5 KiB."""
     accuracy = percent(row.accuracy and row.accuracy.median)
     return accuracy if row.peak_bytes is None else f"{accuracy}, {size(row.peak_bytes)}"
 
@@ -290,7 +293,7 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
     """Why none of `rows` can be recommended; continues "none ..." or "no method ..."."""
     over = [row for row in rows if row.fits is False]
     if rows and len(over) == len(rows):
-        least = min(over, key=lambda row: _price(row)[0])
+        least = min(over, key=lambda row: _cost(row)[0])
         return f"fits {size(study.memory)}; the smallest, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
     within = "that fits " if over else ""
@@ -306,7 +309,7 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
 
 
 def _result(row: MethodSummary) -> str:
-    """97.1% test accuracy [96.2, 98.0], and notes on missing seeds."""
+    """Accuracy, interval and notes on missing seeds, such as: 97.1% test accuracy [96.2, 98.0]."""
     accuracy = row.accuracy
     if accuracy is None:
         return "no test accuracy"
@@ -319,11 +322,11 @@ def _result(row: MethodSummary) -> str:
 
 
 def span(accuracy: Interval) -> str:
-    """Write the interval of an accuracy in percent: [96.2, 98.0] or [diverged, 98.0]; empty for one seed."""
+    """Format the interval of an accuracy in percent: [96.2, 98.0] or [diverged, 98.0]; empty for one seed."""
     if accuracy.n == 1:
         return ""
     return f"[{bare(accuracy.low)}, {bare(accuracy.high)}]"
 
 
-def _or(x: float | None, otherwise: float) -> float:
+def _if_none(x: float | None, otherwise: float) -> float:
     return otherwise if x is None else x

@@ -15,9 +15,9 @@ Score = tuple[float, float, float]  # (accuracy, -loss, -lr): the greatest is th
 
 
 def scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
-    """Return the score of each learning rate that was tried: the mean over its runs; a diverged run is the worst.
+    """Return the score of each learning rate: the mean over its runs, or the worst score if one of them diverged.
 
-    Order, so that the choice does not depend on which run finished first:
+    Scores are ordered as follows, so the choice does not depend on which run finished first:
 
     1. the higher validation accuracy,
     2. the lower validation loss,
@@ -40,13 +40,13 @@ def _score(lr: float, runs: list[TrialRecord]) -> Score:
 
 
 def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
-    """Return the `count` best learning rates that did not diverge, the best first."""
+    """Return the `count` best learning rates of those that did not diverge, the best first."""
     converged = [lr for lr, score in tried.items() if isfinite(score[0]) or isfinite(score[1])]
     return sorted(converged, key=lambda lr: tried[lr], reverse=True)[:count]
 
 
 def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
-    """Return the learning rate that tuning chose, by the confirming runs if there are any; None if all diverged."""
+    """Return the learning rate that tuning chose, from confirming runs if there are any; None if all diverged."""
     runs = list(runs)
     for phase in ("confirm", "tune"):
         winner = best(scores((run for run in runs if run.phase == phase), method))
@@ -58,7 +58,7 @@ def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
 def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     """Return the final runs of `method` at one learning rate, one per seed.
 
-    The learning rate is the one that tuning chose, or the last one run if no final run has that one.
+    It is the learning rate that tuning chose. If no final run has that rate, it is the rate of the last final run.
     """
     trials = list(trials)
     runs = [t for t in trials if t.method == method and t.phase == "final"]
@@ -69,9 +69,9 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
 
 
 def edge(grid: Sequence[float], lr: float | None) -> str | None:
-    """Return "smallest" or "largest" if `lr` is that end of an ascending grid: a better one may lie beyond it.
+    """Return "smallest" or "largest" if `lr` is that edge of an ascending grid: a better rate may lie beyond it.
 
-    None where it lies inside, or the grid has fewer than two points.
+    None if `lr` lies inside the grid, or the grid has fewer than two points.
     """
     if lr is None or len(grid) < 2 or grid[0] < lr < grid[-1]:
         return None
@@ -85,17 +85,17 @@ def next_rate(tried: Mapping[float, Score], ratio: float) -> float | None:
     - If the best rate is an edge of the grid: one grid step beyond it.
     - Otherwise the geometric mean of the best rate and a neighbour. Take the better neighbour, or the other one if
       its gap is more than 1.25 times as wide.
-    - If that rate was tried, to two digits: the mean with the other neighbour, then one grid step below the
+    - If that rate, to two digits, was tried already: the mean with the other neighbour, then one grid step below the
       smallest, then one above the largest.
 
-    So each method spends equally many points, whether its grid has to grow or not. A neighbour that diverged does
-    not count against the gap beside it: the best rate is often the last one that does not diverge.
+    So each method uses the same number of points, whether its grid grows or not. The gap up to a diverged neighbour
+    is searched like any other, because the best rate is often the largest one that does not diverge.
 
     Args:
         tried: the score of each learning rate tried.
         ratio: the ratio of neighbours in the grid, above 1.
     Returns:
-        The rate, to two digits; None where all of these were tried.
+        The rate, to two digits; None if all of these were tried.
     """
     rates = sorted(tried)
     winner = best(tried)
@@ -108,7 +108,7 @@ def next_rate(tried: Mapping[float, Score], ratio: float) -> float | None:
         return _untried(rates[-1] * ratio, rates)
     neighbours = sorted((rates[at - 1], rates[at + 1]), key=lambda lr: tried[lr], reverse=True)
     gaps = [abs(log(neighbour / winner[0])) for neighbour in neighbours]
-    if gaps[1] > 1.25 * gaps[0]:  # the gap on the better neighbour's side was halved before
+    if gaps[1] > 1.25 * gaps[0]:  # an earlier point halved the gap to the better neighbour
         neighbours.reverse()
     between = [_untried(sqrt(winner[0] * neighbour), rates) for neighbour in neighbours]
     beyond = [_untried(rates[0] / ratio, rates), _untried(rates[-1] * ratio, rates)]

@@ -1,4 +1,4 @@
-"""How numbers are written, for the terminal, Markdown and HTML alike."""
+"""Format numbers for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradcost.core.units import size as size
 
 
 def alike(x: float, *others: float, digits: int = 3) -> list[str]:
-    """Write numbers with equal decimals, so that the first has `digits` digits; 1.2e+15 from a million on."""
+    """Write numbers with as many decimals as give the first `digits` digits; from a million on as 1.2e+15."""
     first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
     if first >= 1e6:
         return [f"{y:.{digits - 2}e}" if isfinite(y) else "diverged" for y in (x, *others)]
@@ -35,7 +35,7 @@ def percent(x: float | None) -> str:
 
 
 def bare(x: float) -> str:
-    """Write an accuracy in percent without the sign: 97.1, or "diverged"."""
+    """Write an accuracy in percent without the percent sign: 97.1, or "diverged"."""
     return f"{100 * x:.1f}" if isfinite(x) else "diverged"
 
 

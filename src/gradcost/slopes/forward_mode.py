@@ -1,4 +1,4 @@
-"""Forward-mode differentiation without a graph: evaluations whose weights carry tangents."""
+"""Forward-mode differentiation: evaluate the loss with a tangent on each weight, without an autograd graph."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from gradcost.slopes.substitution import substituted
 def differentiate(
     objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss and its slopes along all `seeds`.
+    """Return the loss and its slopes along the directions of all `seeds`.
 
-    One forward pass computes them, and holds the tangents of all seeds at once.
+    One forward pass computes all slopes. The tangents of all directions are in memory at once.
 
     Args:
         objective: the model and the loss.
         batch: any pytree; passed to the loss as it is.
-        key: fixes the randomness of the evaluation.
+        key: seeds the random layers.
         directions: the distribution of the directions.
-        seeds: one seed a direction.
+        seeds: one seed per direction.
     Returns:
         The loss (a scalar) and the slopes, shape (len(seeds),), both in the loss's dtype.
     Raises:
-        Unsupported: the loss or a parameter loses its tangent.
+        Unsupported: the loss has no tangent, or the tangent of a parameter would be lost.
     """
     if len(seeds) == 1:
         with forward_ad.dual_level():
@@ -55,8 +55,8 @@ def differentiate(
         assert slope is not None
         return loss, slope.reshape(1)
 
-    # vmap runs over the index of the direction: the primal is computed once, and the tangents are stacked.
-    # Inside vmap a dual tensor needs a functorch level. jvp opens one; its own argument is unused.
+    # vmap maps over the index of the direction: the primal is computed once, and the tangents are batched.
+    # Inside vmap, dual tensors need a functorch level. torch.func.jvp creates one; its argument has no other use.
     def slope_of(index: Tensor) -> tuple[Tensor, Tensor]:
         def loss_of(_: Tensor) -> Tensor:
             return _evaluate(objective, batch, key, directions, seeds, index)
@@ -78,24 +78,25 @@ def _evaluate(
     seeds: Sequence[int],
     index: Tensor | None,
 ) -> Tensor:
-    """Return the loss as a dual tensor. Under vmap, `index` is the position of the current seed."""
+    """Return the loss as a dual tensor. `index` is the position of the seed under vmap, None outside."""
 
     def tangent(draw: Callable[[int], Tensor]) -> Tensor:
         if index is None:
             return tag("tangents", draw(seeds[0]))
-        with temporarily_clear_interpreter_stack():  # inside a functorch level a new tensor has no memory to fill
+        with temporarily_clear_interpreter_stack():  # a functorch level wraps new tensors; `draw` cannot fill those
             stack = torch.stack([tag("tangents", draw(seed)) for seed in seeds])
         return stack.index_select(0, index.reshape(1)).squeeze(0)
 
-    all_leaves, has_skipped = False, False  # whether every leaf gets a tangent, and whether one went without
+    all_leaves = False  # whether leaves on which all directions are zero get a tangent too
+    has_skipped = False  # whether some leaf got no tangent
 
     def make(leaf: Leaf) -> Tensor:
         nonlocal has_skipped
         if not all_leaves and isinstance(directions, SparseDirections) and not directions.touches(leaf, seeds):
             has_skipped = True
             return leaf.parameter.detach()
-        along = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
-        return with_tangent(leaf.name, leaf.parameter.detach(), along)
+        direction = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
+        return with_tangent(leaf.name, leaf.parameter.detach(), direction)
 
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -112,8 +113,8 @@ def _evaluate(
             stack.enter_context(substituted(objective, make, rules))
         loss = objective.evaluate(batch, key)
         if has_skipped and forward_ad.unpack_dual(loss).tangent is None:
-            # Either the loss depends on no leaf with a tangent (slope 0), or something cut its tangent (an error).
-            # Zero tangents on the skipped leaves separate the two cases.
+            # Either the loss depends on skipped leaves only (slope 0), or the model cuts the tangent (an error).
+            # With zero tangents on the skipped leaves, the loss has a tangent in the first case only.
             all_leaves = True
             loss = objective.evaluate(batch, key)
     if forward_ad.unpack_dual(loss).tangent is None:
@@ -129,12 +130,12 @@ def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
 
     Args:
         name: the name of the tensor, for the error message.
-        primal: its value.
-        tangent: its tangent, of the same shape.
+        primal: the value of the tensor.
+        tangent: the tangent, of the shape of `primal`.
     Returns:
         The dual tensor.
     Raises:
-        Unsupported: forward mode is off here, so the tangent would be lost.
+        Unsupported: forward mode is off, as inside a custom autograd.Function, so the tangent would be lost.
     """
     if not torch._C._is_fwd_grad_enabled():
         raise Unsupported(
@@ -146,7 +147,7 @@ def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear for dual tensors, with no matmul for a missing tangent. PyTorch's own rule multiplies by zeros."""
+    """Compute F.linear on dual tensors, without a matmul for a missing tangent. PyTorch's rule multiplies zeros."""
     x, dx = forward_ad.unpack_dual(input)
     w, dw = forward_ad.unpack_dual(weight)
     b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
@@ -161,10 +162,10 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _normalizing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A normalisation whose arguments all have tangents, or none has.
+    """Wrap a normalisation: if one argument has a tangent, the others get zero tangents.
 
-    For a missing tangent (a frozen weight) PyTorch's rule inserts zero tensors without memory. Fake tensors have no
-    counterpart of those.
+    For a missing tangent (a frozen weight) PyTorch's rule would insert zero tensors without storage, which fake
+    tensors do not support.
     """
 
     def rule(*args: Any, **kwargs: Any) -> Tensor:
@@ -198,9 +199,9 @@ def _note_math_attention() -> None:
 
 
 def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Batch norm without its running statistics in training mode, where they are written and not read.
+    """Apply batch norm. In training mode, omit the running statistics, which functorch cannot write.
 
-    functorch cannot write them. Nothing is lost: an evaluation drops its copies of the buffers.
+    Training mode does not read them, and an evaluation discards its copies of the buffers.
     """
     training = args[2] if len(args) > 2 else kwargs.get("training", False)
     statistics = (None, None) if training else (running_mean, running_var)
@@ -210,13 +211,13 @@ def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, 
 def _dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = True
 ) -> Tensor:
-    """Dropout with the mask of an evaluation outside vmap. functorch would draw it in another memory order."""
+    """Apply dropout with the same mask as outside vmap. functorch would draw the mask in another memory order."""
     if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
-    plain = input
-    while functorch.is_functorch_wrapped_tensor(plain):
-        plain = functorch.get_unwrapped(plain)
-    mask = torch.empty_like(plain).bernoulli_(1 - p)
+    unwrapped = input
+    while functorch.is_functorch_wrapped_tensor(unwrapped):
+        unwrapped = functorch.get_unwrapped(unwrapped)
+    mask = torch.empty_like(unwrapped).bernoulli_(1 - p)
     return input * (mask if p == 1 else mask.div_(1 - p))
 
 
@@ -225,7 +226,7 @@ _RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | LOSS
 _RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
-# Frames that a user cannot change. The reported line is the innermost one outside of these folders.
+# Code that a user cannot change. `first_blocked` reports the innermost line outside these folders.
 _LIBRARY_FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 
 
@@ -233,9 +234,9 @@ class Blocked(NamedTuple):
     """Where an evaluation with tangents failed.
 
     Args:
-        module: the name of the innermost module; None outside of all modules.
-        line: the innermost line of code outside of torch and gradcost.
-        reason: the first line of the error.
+        module: the name of the innermost module that raised; None if the error is outside of all modules.
+        line: the source line of the innermost stack frame outside of torch and gradcost.
+        reason: the first line of the error message.
     """
 
     module: str | None
@@ -244,7 +245,7 @@ class Blocked(NamedTuple):
 
 
 def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | None:
-    """Try an evaluation with tangents. Return where it fails, or None."""
+    """Call `attempt`, an evaluation with tangents. Return where it fails, or None if it succeeds."""
     failed: list[str] = []
     with _failing_module(model, failed):
         try:
@@ -259,7 +260,7 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
 
 
 def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | None:
-    """Try an evaluation with tangents. Return a sentence with module, line and alternative if it fails, or None."""
+    """Call `attempt`. If it fails, return a sentence with module, line and alternative; otherwise None."""
     blocked = first_blocked(model, attempt)
     if blocked is None:
         return None
@@ -272,11 +273,11 @@ def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | No
 
 @contextmanager
 def _failing_module(model: nn.Module, failed: list[str]) -> Iterator[None]:
-    """Append the name of the innermost module whose forward raises to `failed`."""
+    """If a forward raises inside the context, append the name of the innermost such module to `failed`."""
 
     def hook(name: str, module: nn.Module) -> Any:
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            # After an error an always_call hook gets no output. The innermost module leaves first.
+            # After an error, an always_call hook gets output=None. The innermost module's hook is called first.
             if output is None and not failed:
                 failed.append(name)
 

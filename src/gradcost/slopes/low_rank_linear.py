@@ -1,6 +1,7 @@
 """Forward-mode rule for linear layers along a low-rank direction.
 
-For dW = left' right / sqrt(rank) the tangent x dW' is (x right') left / sqrt(rank). The matrix dW is never formed.
+A weight's tangent dW = left' right / sqrt(rank) adds x dW' = (x right') left / sqrt(rank) to the output's tangent.
+The matrix dW is never formed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from gradcost.directions.low_rank import Factors
 
 
 def only_linear_reads(module: nn.Module, name: str) -> bool:
-    """Return True if the module's only use of this parameter is as the weight of F.linear.
+    """Return True if the module reads this parameter only as the weight of F.linear.
 
-    That is known of `nn.Linear` itself. A subclass, or a forward replaced on the instance, may do anything.
+    This is certain only for the weight of `nn.Linear` itself, without subclass or replaced `forward`.
     """
     return type(module) is nn.Linear and name == "weight" and "forward" not in vars(module)
 
@@ -29,11 +30,10 @@ def only_linear_reads(module: nn.Module, name: str) -> bool:
 class LowRankLinearMode(TorchFunctionMode):
     """Inside this mode, F.linear with a leaf as its weight returns a dual tensor.
 
-    Its tangent is the one along the leaf's factors plus the one of the input and the bias. The mode calls F.linear
-    on the weight without a tangent for the latter.
+    The tangent is the sum of two parts. One is the weight's, computed from the factors. The other is that of input
+    and bias: F.linear on them, with the weight as a constant.
 
-    Law: beyond the forward pass, and the input's tangent where it has one, an m x n weight costs
-    rank (m + n) / (m n) of its matmul.
+    Cost of the weight's part, for an m x n weight: rank (m + n) / (m n) of the matmul in the forward pass.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class LowRankLinearMode(TorchFunctionMode):
         leaf = self.leaves.get(id(weight))
         if leaf is None:
             return F.linear(input, weight, bias)
-        with torch._C.DisableTorchFunction():  # the outer substitution mode would replace the leaf
-            bare, (left, right) = leaf.parameter.detach(), self.factors(leaf)
-        out, tangent = forward_ad.unpack_dual(F.linear(input, bare, bias))
-        narrow = forward_ad.unpack_dual(input).primal @ right.mT * len(left) ** -0.5
-        along = narrow @ left
-        return self.with_tangent(leaf.name, out, along if tangent is None else tangent.add_(along))
+        with torch._C.DisableTorchFunction():  # the enclosing substitution mode would replace the leaf
+            constant_weight, (left, right) = leaf.parameter.detach(), self.factors(leaf)
+        out, tangent = forward_ad.unpack_dual(F.linear(input, constant_weight, bias))
+        projected_input = forward_ad.unpack_dual(input).primal @ right.mT * len(left) ** -0.5
+        weight_part = projected_input @ left
+        return self.with_tangent(leaf.name, out, weight_part if tangent is None else tangent.add_(weight_part))

@@ -1,11 +1,12 @@
-"""Warn where rounding spoils a finite difference: the perturbation rounds away, or the loss is too coarse.
+"""Warn if rounding makes a finite difference wrong.
 
-Schedule of the checks, by the number of estimates of one slope on one model:
+Two causes are checked: half-precision weights lose the perturbation, or the losses differ by a few units in the last
+place only. The schedule counts the estimates of one slope on one model:
 
-- first estimate: the perturbation of half-precision weights, and the losses;
-- estimates 2, 4, 8, 16, ...: the losses.
+- first estimate: check the perturbation of half-precision weights, and the losses;
+- estimates 2, 4, 8, 16, ...: check the losses.
 
-The other estimates copy nothing from the device. Each cause is reported once for a model, with its numbers.
+Other estimates copy no number from the device to the CPU. Each cause is reported once per model.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from gradcost.core.precision import HALVES, spacing
 from gradcost.directions import Directions
 from gradcost.directions.direction import combination
 
-MIN_COSINE, MIN_LEAF_COSINE = 0.9, 0.5  # of the rounded perturbation with the exact one: over all leaves, over one
-MIN_UNITS = 4  # below this many units in the last place of the loss, a difference is mostly rounding
+# Lowest accepted cosine between the rounded and the exact perturbation, over all leaves and over one leaf.
+MIN_COSINE, MIN_LEAF_COSINE = 0.9, 0.5
+MIN_UNITS = 4  # a loss difference below this many units in the last place of the loss is mostly rounding
 _CHUNK = 1 << 20  # elements converted to float32 at once
 
-# Hidden state: the number of estimates, by model and by repr of the slope. It only decides when to check.
+# Global state: the number of estimates per model and per repr of the slope. It only decides when to check.
 _estimate_counts: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
 class RoundedLeaf(NamedTuple):
-    """What remains of a perturbation of one leaf after rounding to the leaf's dtype.
+    """How rounding to the leaf's dtype changes the perturbation of one leaf.
 
     Args:
         leaf: the leaf.
-        cosine: cosine of the rounded perturbation with the exact one.
-        lost: share of the perturbed weights that rounding puts back to their old value.
-        scale: RMS of the weights.
+        cosine: cosine between the rounded and the exact perturbation.
+        lost: fraction of the perturbed weights that are unchanged after rounding.
+        scale: RMS of the leaf's weights.
     """
 
     leaf: Leaf
@@ -52,15 +54,15 @@ class RoundedLeaf(NamedTuple):
 def warn_if_rounded(
     objective: Objective, slope: object, eps: float, directions: Directions, seed: int, losses: Sequence[Tensor]
 ) -> None:
-    """Emit a Note if rounding spoils these finite differences. The head of this file states when it checks.
+    """Emit a Note if rounding makes these finite differences wrong, when the schedule (see the module) has a check.
 
     Args:
         objective: the model whose weights are perturbed.
-        slope: the slope; its repr names it in the count of estimates.
+        slope: the slope. Its estimates are counted by its repr.
         eps: the finite-difference step.
         directions: the distribution of the directions.
-        seed: the direction whose rounding is checked.
-        losses: pairs (a, b), (c, d), ... in one list, in the loss's own dtype; the slope uses a - b, c - d, ...
+        seed: the seed of the direction whose rounding is checked.
+        losses: a flat list a, b, c, d, ... in the loss's own dtype. The finite differences are a - b, c - d, ...
     """
     if any(map(is_fake, losses)):
         return
@@ -75,17 +77,18 @@ def warn_if_rounded(
 def rounded_leaves(
     objective: Objective, directions: Directions, seed: int, eps: float
 ) -> tuple[float, list[RoundedLeaf]]:
-    """Compare eps z as rounded to the weights' dtype with the exact eps z, over the half-precision leaves.
+    """Compare the exact perturbation eps z of half-precision leaves with the one after rounding to their dtype.
 
     Cost: one pass over the half-precision leaves.
 
     Args:
         objective: the model and its leaves.
         directions: the distribution of the directions.
-        seed: the direction z.
+        seed: the seed of the direction z.
         eps: the finite-difference step.
     Returns:
-        The cosine over all half-precision leaves (1.0 without any), and one RoundedLeaf for each leaf that z moves.
+        The cosine over all half-precision leaves (1.0 if there are none), and one RoundedLeaf per half-precision leaf
+        on which z is not zero.
     """
     halves = [leaf for leaf in objective.leaves if leaf.parameter.dtype in HALVES]
     if not halves:
@@ -94,17 +97,17 @@ def rounded_leaves(
     sums = torch.stack([_sums(leaf, directions, seed, eps).to(device) for leaf in halves])
     rows = [numbers(row) for row in sums]
     leaves = []
-    for leaf, (both, exact, rounded, moved, perturbed, weights) in zip(halves, rows, strict=True):
+    for leaf, (product, exact, rounded, moved, perturbed, weights) in zip(halves, rows, strict=True):
         if exact:
-            cosine = both / math.sqrt(exact * rounded) if rounded else 0.0
+            cosine = product / math.sqrt(exact * rounded) if rounded else 0.0
             scale = math.sqrt(weights / leaf.parameter.numel())
             leaves.append(RoundedLeaf(leaf, cosine, 1 - moved / perturbed, scale))
-    both, exact, rounded = (sum(row[i] for row in rows) for i in range(3))
-    return both / math.sqrt(exact * rounded) if rounded else float(not exact), leaves
+    product, exact, rounded = (sum(row[i] for row in rows) for i in range(3))
+    return product / math.sqrt(exact * rounded) if rounded else float(not exact), leaves
 
 
 def _sums(leaf: Leaf, directions: Directions, seed: int, eps: float) -> Tensor:
-    """Sums over a leaf: exact . rounded, |exact|^2, |rounded|^2, weights moved, weights perturbed, |weights|^2."""
+    """Sum over a leaf: exact . rounded, |exact|^2, |rounded|^2, weights moved, weights perturbed, |weights|^2."""
     base = leaf.parameter.detach()
     exact = combination(directions, leaf, [seed], [1.0])
     end = directions.add(base, leaf, [seed], [eps])
@@ -131,10 +134,10 @@ def _warn_if_weights_round(
         objective.model,
         f"rounds away at {slope!r}",
         f"eps = {eps:.2g} is small for `{worst.leaf.name}` ({name} weights of about {worst.scale:.2g}): "
-        f"{100 * worst.lost:.3g}% of its weights round back to where they were, and the rounded perturbation has a "
+        f"{100 * worst.lost:.3g}% of its weights round back to their old value, and the rounded perturbation has a "
         f"cosine of {worst.cosine:.2f} with the exact one ({cosine:.2f} over all half-precision weights). "
-        f"eps = {spacing(worst.scale, dtype):.2g} gives 0.9 there; eps=None suits the bulk of the weights; float32 "
-        "weights do not round.",
+        f"eps = {spacing(worst.scale, dtype):.2g} gives this parameter a cosine of 0.9. eps=None chooses an eps for "
+        "most weights. Float32 weights avoid the rounding.",
     )
 
 

@@ -23,7 +23,7 @@ from gradcost.slopes.substitution import substituted, with_rules
 class Slope(ABC):
     """Measures the directional derivative s_k = d/dt loss(theta + t z_k) at t = 0, for each direction z_k.
 
-    `exact` is True if the slope has no bias in eps.
+    `exact` is True if the slope has no finite-difference error.
     """
 
     exact: ClassVar[bool]
@@ -32,14 +32,14 @@ class Slope(ABC):
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Measure the loss and its slopes. Law: weights, buffers and generators stay as they are.
+        """Return the loss and its slopes. Law: weights, buffers and generators are unchanged afterwards.
 
         Args:
             objective: the model and the loss.
             batch: any pytree; passed to the loss as it is.
-            key: fixes the randomness of the evaluation, such as dropout masks.
+            key: seeds the random layers, such as dropout.
             directions: the distribution of the directions.
-            seeds: one seed a direction.
+            seeds: one seed per direction.
         Returns:
             The loss (a scalar) and the slopes (float64, shape (len(seeds),)).
         """
@@ -58,19 +58,21 @@ class Slope(ABC):
 class CentralDifference(Slope):
     """Two-sided finite difference: s = (loss(theta + eps z) - loss(theta - eps z)) / (2 eps).
 
-    Cost: two forward passes a probe. Bias: O(eps^2).
+    Cost: two forward passes per probe. Bias: O(eps^2).
 
-    - Both ends use perturbed weights made out of place, one module at a time, with one dropout mask and one set of
-      buffers.
-    - The reported loss is the mean of all ends, at no cost. It differs from loss(theta) by eps^2/2 z'Hz.
-    - Where the loss has a kink, the difference follows the function itself.
-    - Losses of torch.nn.functional compute half-precision inputs in float32.
-    - A Note warns if the perturbation rounds away in half-precision weights, or if the loss is too coarse.
+    - Perturbed weights are computed out of place, one module at a time. Both evaluations use the same dropout masks
+      and the same buffers.
+    - The reported loss is the mean of all evaluated losses, so it needs no further forward pass. Per probe it differs
+      from loss(theta) by about eps^2/2 z'Hz, with H the Hessian.
+    - If the loss has a kink between the two points, s is the mean derivative between them.
+    - Losses of torch.nn.functional convert half-precision inputs to float32.
+    - A Note warns if half-precision weights lose the perturbation by rounding, or if the losses are too close.
 
-    Law of eps=None: each estimate takes eps = w (3 u)^(1/3) (`best_eps`). w is the size of the weights (`scale_of`).
-    u is the round-off of a loss in the weights' dtype, or in autocast's where that is coarser. eps / w is 0.0056 in
-    float32, 0.025 in float16 and 0.036 in bfloat16. That exceeds the distance between neighbours of the bulk of the
-    weights. Keep weights far larger than w, such as LayerNorm's ones, in float32.
+    Law of eps=None: each estimate uses eps = w (3 u)^(1/3) (`best_eps`). w is the typical size of a weight
+    (`scale_of`). u is the relative round-off of the loss (`loss_roundoff`) for the weights' dtype, or for autocast's
+    if that is less precise. eps / w is 0.0056 in float32, 0.025 in float16 and 0.036 in bfloat16. For most weights,
+    this eps exceeds the distance to the next number of the dtype. Keep weights far larger than w, such as LayerNorm's
+    ones, in float32.
 
     Args:
         eps: finite-difference step, in units of the parameters. None chooses it.
@@ -86,7 +88,7 @@ class CentralDifference(Slope):
         _check_eps(self.eps)
 
     def step(self, objective: Objective) -> float:
-        """Return eps as given, or as chosen at the current weights."""
+        """Return `eps`, or the eps chosen for the current weights if `eps` is None."""
         return best_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
 
     def measure(
@@ -106,10 +108,10 @@ class CentralDifference(Slope):
 class ForwardDifference(Slope):
     """One-sided finite difference: s = (loss(theta + eps z) - loss(theta)) / eps.
 
-    Cost: one forward pass a probe and one for all. Bias: O(eps). The float32 losses and the Notes of
-    `CentralDifference` hold here too.
+    Cost: one forward pass per probe, and one at theta for all probes. Bias: O(eps). Losses in float32 and Notes are
+    as in `CentralDifference`.
 
-    Law of eps=None: each estimate takes eps = 8 w u^(1/2) (`best_forward_eps`), with w and u of `CentralDifference`.
+    Law of eps=None: each estimate uses eps = 8 w u^(1/2) (`best_forward_eps`). w and u are as in `CentralDifference`.
     eps / w is 0.0020 in float32, 0.019 in float16 and 0.031 in bfloat16.
 
     Args:
@@ -126,7 +128,7 @@ class ForwardDifference(Slope):
         _check_eps(self.eps)
 
     def step(self, objective: Objective) -> float:
-        """Return eps as given, or as chosen at the current weights."""
+        """Return `eps`, or the eps chosen for the current weights if `eps` is None."""
         return best_forward_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
 
     def measure(
@@ -163,11 +165,11 @@ def shifted(objective: Objective, batch: Any, key: Key, directions: Directions, 
 
 @value
 class Jvp(Slope):
-    """Exact slope s = grad . z by forward-mode differentiation (a Jacobian-vector product). No graph is kept.
+    """Exact slope s = grad . z by forward-mode differentiation (Jacobian-vector product), without an autograd graph.
 
-    Cost on a model of L linear layers, in forward matmuls: L for the probes that share a forward pass, and 2L - 1 a
-    probe. One probe alone costs 3L - 1. A frozen weight has no tangent and costs no matmul for one. Along low-rank
-    directions (`LowRank`) a linear layer needs two thin matmuls instead of a tangent of its weight.
+    Cost for L linear layers, in matmuls of the size of the forward pass: L per forward pass, plus 2L - 1 per probe.
+    With together=1 each probe costs 3L - 1. A frozen weight needs no matmul for a tangent. Along low-rank directions
+    (`LowRank`) a linear layer needs two thin matmuls instead of the matmul with its weight's tangent.
 
     Attention runs on the math kernel, because the fused kernels have no forward-mode rule. A Note reports it once.
 
@@ -175,7 +177,7 @@ class Jvp(Slope):
         together: number of directions that share a forward pass. Their tangents are in memory at once.
     Raises:
         BadInput: together < 1.
-        Unsupported: from `measure`, if the loss has no tangent. It is never reported as a slope of 0.
+        Unsupported: the loss has no tangent. `measure` raises it instead of returning a slope of 0.
     Source: Baydin et al. 2022, section 3.
     """
 
@@ -205,7 +207,7 @@ class Jvp(Slope):
 
 
 def _compiled_module(objective: Objective) -> str | None:
-    """Return a sentence that names a compiled module, or None. Compiled code does not read substituted weights."""
+    """Return a sentence that names a compiled module, or None: its code would not read substituted weights."""
     for name, module in objective.model.named_modules():
         compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):

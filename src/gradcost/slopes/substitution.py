@@ -1,12 +1,13 @@
-"""Evaluate a model at other weights: each parameter is replaced where it is read, and the replacement is dropped.
+"""Evaluate a model at other weights: replace each parameter while it is read, and free the replacement afterwards.
 
 Two mechanisms cover every read of a trainable parameter.
 
-1. Module swap. While a module runs, its own parameters are swapped for what `make` returns. Its whole forward sees
-   them, custom autograd functions and compiled kernels included. They are restored when it returns or raises.
+1. Module swap. While a module's forward runs, its own parameters are replaced by the results of `make`. All code in
+   the forward reads the replacements, including custom autograd functions and compiled kernels. The parameters are
+   restored when the forward returns or raises.
 2. Torch-function mode. It replaces a parameter among the arguments of a single torch function. It covers parameters
    that are read while their module does not run: `nn.MultiheadAttention` reads `out_proj.weight` without calling
-   `out_proj`, a tied head reads the embedding's weight, a parameter list is never called.
+   `out_proj`, a tied head reads the embedding's weight, and `nn.ParameterList` is never called.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ def substituted(
     rules: dict[Any, Rule] | None = None,
     skip_swap: Callable[[nn.Module, str], bool] = lambda module, name: False,
 ) -> Iterator[None]:
-    """Let each leaf of the objective read as `make(leaf)` inside the context.
+    """Replace each leaf of the objective by `make(leaf)` inside the context.
 
-    At most the parameters of one module, and of the modules that contain it, are made at a time.
-    Law: the model holds its own parameters and hooks afterwards, also after an error.
+    At any time, replacements exist only for the running module and the modules that contain it.
+    Law: the model has its original parameters and hooks afterwards, even after an error.
 
     Args:
         objective: the model and its leaves.
         make: returns the replacement of a leaf.
-        rules: torch functions and what runs in their place.
-        skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The torch-function
-            mode then replaces it alone.
+        rules: maps torch functions to the functions that run instead.
+        skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The module swap then
+            skips the parameter, and the torch-function mode replaces it.
     """
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
     handles: list[Any] = []
@@ -67,21 +68,21 @@ def substituted(
 
 @contextmanager
 def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
-    """Replace torch functions as `substituted` does, and leave the weights as they are.
+    """Replace torch functions inside the context, as `substituted` does, but no weights.
 
     Args:
-        rules: torch functions and what runs in their place.
+        rules: maps torch functions to the functions that run instead.
     """
     with _SubstitutionMode({}, lambda leaf: leaf.parameter, rules):
         yield
 
 
 class _Swap:
-    """The parameters of one module, swapped while it runs."""
+    """Hooks that replace the parameters of one module while its forward runs."""
 
     def __init__(self, module: nn.Module, parameters: list[tuple[str, Leaf]], make: Make) -> None:
         self.module, self.parameters, self.make = module, parameters, make
-        self.running = 0  # a module may call itself
+        self.running = 0  # depth of nested calls: a module may call itself
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.running += 1
@@ -126,7 +127,7 @@ class _SubstitutionMode(TorchFunctionMode):
         return argument
 
 
-# These read no numbers, so no replacement is made for them.
+# Functions that read no element of a tensor: their arguments need no replacement.
 _METADATA = {
     getattr(Tensor, name).__get__
     for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn")

@@ -1,6 +1,6 @@
-"""Tasks: data in three splits, a model and a loss, all set by a key. Subclass `Task` to train on other data.
+"""Tasks: data in three splits, a model and a loss. Subclass `Task` to train on other data.
 
-`TASKS` has the tasks of the package by their names on the command line.
+`TASKS` maps the names on the command line to the tasks of this package.
 """
 
 from gradcost.tasks.architectures import Architecture, Cnn, Gpt, Logistic, Mlp

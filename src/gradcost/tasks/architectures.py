@@ -1,4 +1,4 @@
-"""Architectures: values that build a new module for a shape of input and a number of classes."""
+"""Architectures: configurations that build a new module for an input shape and a number of classes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gradcost.core.value import value
 
 
 class Architecture(ABC):
-    """The configuration of a model. Its repr names the model in a report and on the command line."""
+    """The configuration of a model. Reports and the command line use its repr as the name of the model."""
 
     @abstractmethod
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         """Build a newly initialised float32 module on the CPU.
 
-        The initial weights come from torch's default generator. `Task.objective` sets it from a key.
+        The initial weights come from torch's default generator, which `Task.objective` seeds from a key.
 
         Args:
-            inputs: the shape of one example, without the batch: (channels, height, width) of an image, (length,) of
-                a sequence of tokens.
-            classes: the last dimension of the logits; for tokens also the size of the vocabulary.
+            inputs: the shape of one example, without the batch dimension: (channels, height, width) for images,
+                (length,) for sequences of tokens.
+            classes: the last dimension of the logits. For sequences it is also the size of the input vocabulary.
         Returns:
-            A module that maps (N, *inputs) to logits.
+            A module that maps inputs of shape (N, *inputs) to logits.
         Raises:
             BadInput: the architecture does not accept inputs of this shape.
         """
@@ -63,7 +63,7 @@ class Mlp(Architecture):
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         widths = (prod(inputs), *self.hidden)
-        dense = [layer for fan in pairwise(widths) for layer in (nn.Linear(*fan), nn.ReLU())]
+        dense = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU())]
         return nn.Sequential(nn.Flatten(), *dense, nn.Linear(widths[-1], classes))
 
 
@@ -71,8 +71,8 @@ class Mlp(Architecture):
 class Cnn(Architecture):
     """A convolutional network for images of at least 16 x 16: (N, C, H, W) -> (N, classes).
 
-    Four 3x3 convolutions without padding, a 2x2 max-pool after every second one, a dense layer, a linear layer. ReLU
-    after all layers but the last.
+    Four 3x3 convolutions without padding, with a 2x2 max-pool after the second and the fourth; then a dense layer and
+    a linear layer. ReLU follows each convolution and the dense layer.
 
     Args:
         channels: output channels of each convolution.
@@ -108,14 +108,14 @@ class Cnn(Architecture):
 class Gpt(Architecture):
     """A small causal GPT: int64 tokens (B, T) -> logits (B, T, classes), T up to `inputs[0]`.
 
-    Learned positions, pre-LayerNorm blocks, head tied to the token embedding, no buffers.
+    Learned position embeddings, pre-LayerNorm blocks, a head that shares the token embedding's weight, no buffers.
     `Gpt(layers=6, width=384, heads=6)` has 11 million weights.
 
     Args:
         layers: number of blocks.
-        width: of the residual stream; a multiple of `heads`.
-        heads: attention heads.
-        dropout: probability, at least 0 and below 1.
+        width: width of the residual stream; a multiple of `heads`.
+        heads: number of attention heads.
+        dropout: dropout probability, at least 0 and below 1.
     Source: Radford et al. 2019 (GPT-2) for layout and initialisation.
     """
 
@@ -144,7 +144,7 @@ class Gpt(Architecture):
 
 
 class GptModel(nn.Module):
-    """The module that `Gpt` builds. The ModuleList `blocks` has its blocks."""
+    """The module that `Gpt` builds. `blocks` is the ModuleList of its transformer blocks."""
 
     def __init__(self, plan: Gpt, length: int, vocabulary: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class GptModel(nn.Module):
         _initialise_like_gpt2(self, plan.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map int64 tokens (B, T) to logits (B, T, vocabulary). Position t depends on the tokens up to t."""
+        """Map int64 tokens (B, T) to logits (B, T, vocabulary). The logits at position t depend on tokens 0 to t."""
         length = tokens.shape[1]
         if length > self.positions.num_embeddings:
             raise BadInput(
@@ -172,7 +172,7 @@ class GptModel(nn.Module):
 
 
 class GptBlock(nn.Module):
-    """Pre-LayerNorm attention, then a pre-LayerNorm GELU network, each added to the residual stream."""
+    """Add pre-LayerNorm attention to the residual stream, then a pre-LayerNorm two-layer GELU network."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class GptBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, width) to the same shape."""
+        """Map a tensor of shape (B, T, width) to one of the same shape."""
         x = x + self.drop(self.proj(self._attend(self.norm1(x))))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
@@ -201,12 +201,14 @@ class GptBlock(nn.Module):
 
 
 def _initialise_like_gpt2(model: GptModel, layers: int) -> None:
-    """Normal weights of deviation 0.02, times 1/sqrt(2 layers) for those into the residual stream; zero biases."""
-    ends = {id(end) for block in model.blocks if isinstance(block, GptBlock) for end in (block.proj, block.down)}
+    """Draw weights of std 0.02, times 1/sqrt(2 layers) in layers that write to the residual stream; zero biases."""
+    residual_ids = {
+        id(layer) for block in model.blocks if isinstance(block, GptBlock) for layer in (block.proj, block.down)
+    }
     for module in model.modules():
-        # the head shares its weight with the embedding, which is initialised once
+        # Skip the head: its weight is that of the embedding, which would be drawn twice.
         if isinstance(module, nn.Linear | nn.Embedding) and module is not model.head:
-            nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if id(module) in ends else 0.02)
+            nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if id(module) in residual_ids else 0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

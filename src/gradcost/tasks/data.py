@@ -1,6 +1,6 @@
-"""Data sets outside the package: fetched once, verified at every use, kept in the user's cache folder.
+"""Data sets that the package does not contain: fetched once into the user's cache folder, verified at every use.
 
-Only `fetch` uses the network; importing and training never do. Fetching needs the extra `gradcost[tasks]`.
+Only `fetch` uses the network; importing and training do not. `fetch` needs the extra `gradcost[tasks]`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Dataset:
     """The files of a data set and where to get them.
 
     Args:
-        name: the name on the command line and of the folder in the cache.
+        name: the name on the command line, also that of the folder in the cache.
         pieces: the files.
-        sources: where to get them, in the order of trying.
-        licence: owner and terms.
+        sources: where to get the files; `fetch` tries the sources in this order.
+        licence: owner and terms of use.
     """
 
     name: str
@@ -33,24 +33,25 @@ class Dataset:
     licence: str
 
     def folder(self) -> Path:
-        """Return the folder of the files: `name` in `cache_folder()`."""
+        """Return the folder of the files, which is `name` in `cache_folder()`."""
         return cache_folder() / self.name
 
 
 def fetch(dataset: Dataset, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """Bring the files of a data set into the cache; do nothing if they are there.
+    """Download the files of a data set into the cache; do nothing if the verified files are already there.
 
-    - The sources are tried in order. A source writes to a temporary folder beside the destination.
-    - Files are moved in, each by an atomic rename, after all have the right MD5.
-    - A failure or an interruption leaves the cache as it was.
+    - The sources are tried in order. Each one writes to a temporary folder, next to the final one.
+    - Once every file has the right MD5, each is moved to the final folder by an atomic rename.
+    - A failed or interrupted download leaves the cache unchanged.
 
     Args:
-        dataset: which one, such as `MNIST`.
-        progress: called with a line of text before and after each source.
+        dataset: the data set, such as `MNIST`.
+        progress: called with a line of text before and after each source is tried.
     Returns:
         The folder with the files.
     Raises:
-        DataError: no source works. The message lists why, and which files to put where by hand.
+        DataError: every source failed, or the cache folder cannot be written. If every source failed, the message
+            lists the reasons, and the files to download by hand and where to put them.
     """
     folder = dataset.folder()
     if _problem(dataset, folder) is None:
@@ -61,7 +62,7 @@ def fetch(dataset: Dataset, progress: Callable[[str], None] = lambda line: None)
         for source in dataset.sources:
             progress(f"{dataset.name}: trying {source.label}")
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{dataset.name}-") as scratch:
-                reason = _try(source, dataset, Path(scratch))
+                reason = _download(source, dataset, Path(scratch))
                 if reason is None:
                     _move(dataset, Path(scratch), folder)
                     progress(f"{dataset.name}: {len(dataset.pieces)} verified files are in {folder}")
@@ -79,10 +80,10 @@ def fetch(dataset: Dataset, progress: Callable[[str], None] = lambda line: None)
 def verified(dataset: Dataset) -> Path:
     """Return the folder of a data set after checking that each file is there and has the right MD5.
 
-    Reads every file once (MNIST, 55 MB: about 0.1 s). Uses no network.
+    This reads every file once (MNIST, 55 MB: about 0.1 s) and does not use the network.
 
     Args:
-        dataset: which one, such as `MNIST`.
+        dataset: the data set, such as `MNIST`.
     Returns:
         The folder with the files.
     Raises:
@@ -99,7 +100,7 @@ def verified(dataset: Dataset) -> Path:
 
 
 def _problem(dataset: Dataset, folder: Path) -> str | None:
-    """Say what is wrong with the first file that is missing or damaged; None if all are right."""
+    """Return what is wrong with the first missing or damaged file; None if all files are right."""
     for piece in dataset.pieces:
         path = folder / piece.name
         if not path.is_file():
@@ -113,8 +114,8 @@ def _problem(dataset: Dataset, folder: Path) -> str | None:
     return None
 
 
-def _try(source: Source, dataset: Dataset, scratch: Path) -> str | None:
-    """Fetch from one source into `scratch`; return why it failed, or None."""
+def _download(source: Source, dataset: Dataset, scratch: Path) -> str | None:
+    """Download from one source into `scratch`; return the reason if that failed, else None."""
     try:
         source.fetch(scratch)
     except (DataError, MissingExtra, OSError) as error:
@@ -123,7 +124,7 @@ def _try(source: Source, dataset: Dataset, scratch: Path) -> str | None:
 
 
 def _move(dataset: Dataset, scratch: Path, folder: Path) -> None:
-    # Per file: a folder cannot be swapped atomically, and other files of the user in it stay.
+    # Move file by file: a folder cannot be replaced atomically, and the user may have other files in it.
     folder.mkdir(exist_ok=True)
     for piece in dataset.pieces:
         os.replace(scratch / piece.name, folder / piece.name)

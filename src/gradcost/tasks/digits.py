@@ -20,11 +20,11 @@ TRAIN, VALIDATION = 1197, 300
 class Digits(Task):
     """Handwritten digits: x float32 in [0, 1], shape (N, 1, 8, 8); y of 10 classes, shape (N,).
 
-    Splits: 1,197 examples for training, 300 for validation, 300 for test, by one fixed permutation.
+    Splits: 1,197 examples for training, 300 for validation and 300 for test, after one fixed permutation.
 
     Args:
         model: the architecture.
-        batch: images in a step's batch.
+        batch: number of images per batch.
     Source: Alpaydin and Kaynak (1998), the test part of the UCI set (CC BY 4.0), as `sklearn.datasets.load_digits`.
     """
 

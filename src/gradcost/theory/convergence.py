@@ -44,8 +44,8 @@ def gradient_bound(
     Law for finite differences with step eps and the `Mean` of n directions z, if lr < 1/(2 L m):
         B2 = L^2 eps^2 E|z|^6 / 4,
         bound = [gap/T + lr B2/2 + L lr^2 (m batch_variance + B2)] / (lr (1/2 - L m lr)).
-    Derivation: by L-smoothness, the error of a slope is at most L eps |z|^2/2, for forward and central differences. So
-    g = g_0 + b, where g_0 is the estimate with exact slopes and E|b|^2 <= B2 (Jensen's inequality over the mean). Then
+    Derivation: by L-smoothness, the error of a slope is at most L eps |z|^2/2, for forward and central differences.
+    So g = g_0 + b, where g_0 is the estimate with exact slopes and E|b|^2 <= B2 (Jensen's inequality). Then
         <grad, E g> >= |grad|^2/2 - B2/2   and   |g|^2 <= 2 |g_0|^2 + 2 |b|^2.
     E|z|^6 = d (d + 2)(d + 4) for Gaussian directions, and d^3 for directions of length sqrt(d). Rounding errors are
     not included.
@@ -102,7 +102,7 @@ def _squared_bias(estimator: Estimator, smoothness: float, dimension: int) -> fl
 
 
 def _sixth_moment(directions: Directions | StatefulDirections, dimension: int) -> float:
-    """Return E|z|^6. Only directions with a known second moment get here; the non-Gaussian ones have length sqrt(d)."""
+    """Return E|z|^6. Non-Gaussian directions with a known second moment all have length sqrt(d)."""
     match directions:
         case Gaussian():
             return float(dimension * (dimension + 2) * (dimension + 4))

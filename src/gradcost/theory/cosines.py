@@ -100,10 +100,11 @@ def cosine_along_coordinates(gradient: Tensor, probes: int) -> float:
     squares = squares / total
     squares = squares[squares > 0]
     d, log_step = gradient.numel(), 0.1
-    # 1 - E exp(-t X) is of order t near 0 and at most 1, so t outside 1e-12 to 1e16 d adds less than a millionth.
+    # 1 - E exp(-t X) is of order t near 0 and at most P(X > 0). So all t below 1e-12 or above 1e16 d add a millionth.
     logs = torch.arange(math.log(1e-12), math.log(1e16) + math.log(d), log_step, dtype=torch.float64)
-    minus_one_draw = torch.stack([torch.expm1(-squares * math.exp(log)).sum() / d for log in logs.tolist()])
-    complement = -torch.expm1(probes * torch.log1p(minus_one_draw.clamp(min=-1.0)))  # 1 - E exp(-t X)
+    # E exp(-t X) - 1 for one draw, n = 1
+    one_draw = torch.stack([torch.expm1(-squares * math.exp(log)).sum() / d for log in logs.tolist()])
+    complement = -torch.expm1(probes * torch.log1p(one_draw.clamp(min=-1.0)))  # 1 - E exp(-t X)
     return float((complement * torch.exp(-logs / 2)).sum()) * log_step / (2 * math.sqrt(math.pi))
 
 
@@ -134,8 +135,8 @@ def _cosine_in_rounds(probes: int, dimension: int) -> float:
     rounds, rest = divmod(probes, dimension)
     if rounds == 0 or rest == 0:
         return _mean_root_of_beta(min(probes, dimension), dimension - min(probes, dimension))
-    # g is proportional to rounds * grad, plus grad projected on the `rest` directions of the last round. The projection
-    # contains rest/d of |grad|^2 on average; its deviation of about 1/sqrt(d) is neglected.
+    # g is proportional to rounds * grad + P grad, where P projects on the last `rest` directions. |P grad|^2 is near
+    # rest/d of |grad|^2; the deviation, about 1/sqrt(d), is neglected.
     fraction = rest / dimension
     return (rounds + fraction) / math.sqrt(rounds * rounds + (2 * rounds + 1) * fraction)
 

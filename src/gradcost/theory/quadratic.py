@@ -1,4 +1,4 @@
-"""Forward gradients on a quadratic: the exact expected loss after every step."""
+"""The exact expected loss of a forward-gradient training run on a quadratic, after every step."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def expected_losses(
     lr: float,
     probes: int | None = None,
 ) -> Iterator[float]:
-    """Yield E f(x_t) for t = 0, 1, 2, ... without end, for f(x) = 1/2 sum_i lambda_i x_i^2.
+    """Yield E f(x_t) for t = 0, 1, 2, ... without end, where f(x) = 1/2 sum_i lambda_i x_i^2.
 
-    A step is x <- x - lr g. g is the forward gradient: the mean of n Gaussian directions, each times its exact slope.
-    If probes is None, g is the gradient.
+    A step is x <- x - lr g. The forward gradient g is the mean over n Gaussian directions of slope times direction,
+    with exact slopes. If probes is None, g is the exact gradient.
 
     Law: y_i = E x_i^2 obeys
         y_i <- (1 - 2 lr lambda_i + lr^2 lambda_i^2 (1 + 1/n)) y_i + (lr^2/n) sum_j lambda_j^2 y_j,
-    because E g_i^2 = (1 + 1/n) grad_i^2 + |grad|^2/n. The law is exact, not a bound.
+    because E g_i^2 = (1 + 1/n) grad_i^2 + |grad|^2/n. This law is exact, not a bound.
 
     Args:
-        eigenvalues: lambda, each 0 or more.
+        eigenvalues: lambda_i, the eigenvalues of the Hessian, each 0 or more.
         start: the coordinates of x_0 along the eigenvectors, one per eigenvalue.
         lr: learning rate, above 0.
-        probes: n, 1 or more. None: gradient descent.
+        probes: n, 1 or more. None: gradient descent (1/n = 0 in the law).
     Yields:
-        The expected loss after t steps.
+        The expected loss E f(x_t).
     Raises:
         BadInput: the lengths differ, an eigenvalue is negative, lr is not above 0 or probes is below 1.
     Source: derived here from Isserlis's theorem.
@@ -61,9 +61,9 @@ def steps_to_reach(losses: Iterator[float], ratio: float, most: int = 1_000_000)
     Args:
         losses: the loss after 0, 1, 2, ... steps, such as `expected_losses(...)`.
         ratio: between 0 and 1.
-        most: the largest number of steps.
+        most: the largest number of steps to try.
     Returns:
-        The number of steps; None if it is above `most`, or the loss diverges (above 1000 times the initial loss).
+        The number of steps. None if `most` steps are not enough, or if the loss exceeds 1000 times the initial loss.
     Raises:
         BadInput: ratio is not between 0 and 1.
     """

@@ -1,4 +1,4 @@
-"""The bias of an estimate whose direction is chosen by its slope."""
+"""The bias of an estimate that selects one of several directions by its slope."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gradcost.estimators.adaptive import Choice, Flattest, Steepest
 
 
 def selection_bias(choice: Choice, candidates: int) -> float:
-    """Return m in E g = m grad, for `Adaptive` with Gaussian directions and exact slopes.
+    """Return m in E g = m grad, where g is the estimate of `Adaptive` with Gaussian directions and exact slopes.
 
-    Law: m = E[w^2]. Of k independent standard normal numbers, w has the largest (Steepest) or smallest (Flattest)
-    absolute value. With F(t) = erf(t / sqrt 2), the probability that one of the numbers is in [-t, t],
+    Law: m = E[w^2], where w is the one of k independent standard normal numbers with the largest (Steepest) or
+    smallest (Flattest) absolute value. F(t) = erf(t / sqrt 2) is the probability that one number is in [-t, t].
         E[w^2] = integral of 2 t P(|w| > t) dt over t > 0,
         P(|w| > t) = 1 - F^k (Steepest) or (1 - F)^k (Flattest).
     Examples: m = 1 for k = 1; m = 1 + 2/pi (Steepest) or 1 - 2/pi (Flattest) for k = 2.
-    The integral is computed by Gauss-Legendre quadrature to 12 digits.
+    Gauss-Legendre quadrature gives 12 digits of the integral.
 
     Args:
         choice: Steepest() or Flattest().
-        candidates: k, 1 or more.
+        candidates: k, the number of directions to choose from, 1 or more.
     Returns:
         The factor m.
     Raises:

@@ -1,4 +1,4 @@
-"""Steps with an estimate per step with the gradient, and the learning rate that goes with it."""
+"""Formulas for the extra steps that an estimate needs compared with gradient descent, and for its learning rate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ GAUSSIAN, MEAN = Gaussian(), Mean()
 
 
 def slowdown(dimension: int, probes: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> float | None:
-    """Return the ratio of steps: descent along n directions to gradient descent.
+    """Return steps with the estimate / steps of gradient descent, for an estimate g from n directions.
 
-    Law: the ratio is m = E|g|^2/|grad|^2 (`second_moment`), 1 + (d + 1)/n for Gaussian directions. On an L-smooth
-    loss a step lr along an unbiased g decreases E f by at least
+    Law: the ratio is m = E|g|^2/|grad|^2 (`second_moment`), which is 1 + (d + 1)/n for Gaussian directions.
+    Derivation: on an L-smooth loss f, the step x - lr g with an unbiased g decreases E f by at least
         lr |grad|^2 (1 - L m lr/2).
-    The best lr is 1/(L m). The decrease is then m times smaller than that of gradient descent with lr = 1/L.
+    This is largest at lr = 1/(L m). It is then m times smaller than for gradient descent with lr = 1/L.
 
-    Assumptions: the ratio compares guarantees, each at its own best learning rate, without noise from batches. A loss
-    that curves in few of its d directions needs fewer steps: see `effective_slowdown`.
+    Assumptions: both methods use the learning rate with the largest guaranteed decrease, and batches add no noise. A
+    loss with curvature along only a few of its d directions has a smaller ratio: see `effective_slowdown`.
 
     Args:
         dimension: d, the number of trainable weights, 1 or more.
@@ -40,17 +40,17 @@ def slowdown(dimension: int, probes: int, directions: Directions = GAUSSIAN, com
 
 
 def effective_slowdown(trace: float, smoothness: float, probes: int) -> float:
-    """Return the ratio of steps, as `slowdown`, for a Hessian with a known trace: 1 + (r + 1)/n.
+    """Return the ratio of steps of `slowdown` for a Hessian with a known trace: 1 + (r + 1)/n.
 
-    Law: r = tr(H)/L is the effective rank of the Hessian H. For Gaussian directions
+    Law: r = tr(H)/L is the effective rank of the Hessian H. For an estimate g from n Gaussian directions
         E g'Hg = (1 + 1/n) grad'H grad + tr(H) |grad|^2/n <= L (1 + (r + 1)/n) |grad|^2,
-    which replaces m in `slowdown`. Sign directions and the sphere have at most this ratio if the diagonal of H is not
-    negative.
+    so 1 + (r + 1)/n replaces m in `slowdown`. Rademacher and Sphere directions have at most this ratio if no diagonal
+    entry of H is negative.
 
-    Assumption: H bounds the curvature along the step (on a quadratic it is the curvature).
+    Assumption: H bounds the curvature along the step. On a quadratic, H is the curvature.
 
-    On a quadratic the ratio is near that of the longest stable learning rates. It underestimates the ratio of steps
-    by a tenth to a third, compared with the exact `expected_losses` (docs/theory.md).
+    Accuracy on a quadratic: the formula is near the ratio of the largest stable learning rates. It underestimates the
+    ratio of steps from the exact `expected_losses` by a tenth to a third (docs/theory.md).
 
     Args:
         trace: tr(H), 0 or more.
@@ -71,10 +71,10 @@ def effective_slowdown(trace: float, smoothness: float, probes: int) -> float:
 
 
 def stable_step(estimator: Estimator, smoothness: float, dimension: int) -> float | None:
-    """Return the learning rate 1/(L m), which has the largest guaranteed decrease on an L-smooth loss.
+    """Return 1/(L m), the learning rate with the largest guaranteed decrease of an L-smooth loss f.
 
-    Law: m = `second_moment(estimator, dimension)`. E f decreases with every learning rate below 2/(L m). For n
-    Gaussian directions 1/(L m) = 1/(L (1 + (d + 1)/n)).
+    Law: m = `second_moment(estimator, dimension)`. E f decreases at every learning rate below 2/(L m). For n Gaussian
+    directions 1/(L m) = 1/(L (1 + (d + 1)/n)).
 
     Args:
         estimator: how the gradient is obtained.
@@ -93,21 +93,21 @@ def stable_step(estimator: Estimator, smoothness: float, dimension: int) -> floa
 
 
 def probes_to_match(cosine: float, dimension: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> int:
-    """Return the fewest probes whose estimate has at least this expected cosine with the gradient.
+    """Return the smallest number of probes n whose estimate has at least this expected cosine with the gradient.
 
-    Law: the least n with `expected_cosine` >= cosine. It is near d cosine^2 / (1 - cosine^2) for the mean of Gaussian
-    directions, and near d cosine^2 for a projection.
+    Law: n is the smallest number with `expected_cosine` >= cosine. n is near d cosine^2 / (1 - cosine^2) for Mean of
+    Gaussian directions, and near d cosine^2 for Projection.
 
     Args:
-        cosine: above 0 and at most 1.
+        cosine: the cosine to reach, above 0 and at most 1.
         dimension: d, the number of trainable weights, 1 or more.
         directions: distribution of the directions.
         combine: how the probes are combined.
     Returns:
         The number of probes.
     Raises:
-        BadInput: an argument is out of its range, no number of probes is enough (Sign() has at most 0.80, Mean()
-            stays below 1), or no formula is known.
+        BadInput: an argument is out of its range, no formula is known, or no number of probes is enough (the cosine
+            of Sign() is at most c of `expected_cosine`, near 0.80; that of Mean() is below 1).
     """
 
     def enough(probes: int) -> bool:
@@ -121,7 +121,7 @@ def probes_to_match(cosine: float, dimension: int, directions: Directions = GAUS
     high = 1
     while not enough(high):
         high *= 2
-        if high > dimension << 20:  # a million probes per weight: the limit is below `cosine`
+        if high > dimension << 20:  # a million probes per weight: more probes do not reach `cosine`
             raise BadInput(
                 f"no number of probes gives {combine} over {directions} a cosine of {cosine}: lower it, or use "
                 "Projection(), whose cosine is 1 with as many probes as weights."

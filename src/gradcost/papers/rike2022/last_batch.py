@@ -1,4 +1,4 @@
-"""The paper's test loss: the mean over the last batch of a shuffled pass, with the spread of that number."""
+"""The paper's test loss: the mean over the last batch of a shuffled pass, and how much it varies over shuffles."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SHUFFLES = 1000
 
 
 class LastBatchScore(NamedTuple):
-    """The score of a model on a split, with the paper's metric beside the mean over all targets.
+    """The score of a model on a split: the mean over all targets, and the paper's metric.
 
     Args:
         loss: the mean loss over all targets.
         accuracy: the accuracy over all targets, in [0, 1].
-        targets: the number of targets in the split.
-        error: the standard error of `loss` as a mean over examples.
+        targets: number of targets in the split.
+        error: the standard error of `loss`, from the spread of the losses over targets.
         last: the mean loss over the last batch of one fixed shuffle.
-        last_low: the 5% quantile of that mean over 1,000 shuffles of the same examples.
-        last_high: the 95% quantile.
-        zero: the share of those shuffles whose mean prints as 0.000.
+        last_low: the 5% quantile of the last-batch mean over 1,000 shuffles of the split.
+        last_high: the 95% quantile over the same shuffles.
+        zero: fraction of the 1,000 shuffles whose last-batch mean prints as 0.000.
     """
 
     loss: float
@@ -42,14 +42,14 @@ class LastBatchScore(NamedTuple):
 
 @value
 class LastBatch:
-    """A task whose scores also contain the mean loss over the last batch of a shuffled pass over the split.
+    """A task whose score also contains the mean loss over the last batch of a shuffled pass over the split.
 
-    Of N examples in batches of B, the last batch has N mod B (B if that is 0): 16 of MNIST's 10,000 in batches of
-    64. The mean over so few depends on the shuffle, so the score states its spread. Every model is scored on the same
-    shuffles, so differences between models are paired.
+    With N examples in batches of B, the last batch has N mod B examples, or B if that is 0: 16 for the 10,000 test
+    images of MNIST and B = 64. A mean over so few examples depends on the shuffle, so the score includes
+    its quantiles over shuffles. Every model is scored on the same shuffles, so differences between models are paired.
 
     Args:
-        task: the task to train and score on.
+        task: the task on which models are trained and scored.
     """
 
     task: Task
@@ -80,9 +80,9 @@ class LastBatch:
 
         Args:
             model: the trained model.
-            split: the examples.
+            split: the examples to score.
         Returns:
-            LastBatchScore.
+            LastBatchScore, with means in float64.
         Raises:
             BadInput: the split is empty.
         """
@@ -103,7 +103,7 @@ class LastBatch:
 
 
 def last_batch_losses(losses: Tensor, batch: int) -> Tensor:
-    """Return the mean loss over the last batch of each of 1,000 shuffles, shape (1000,).
+    """Return the mean loss over the last batch for each of 1,000 fixed shuffles, shape (1000,).
 
     Args:
         losses: the loss of every example, shape (N,).

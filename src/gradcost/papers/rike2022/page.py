@@ -1,4 +1,4 @@
-"""The page on the reproduction of Rike and Foerland's Table 1: Markdown, from records alone."""
+"""Write the Markdown page on the reproduction of Rike and Foerland's Table 1, from the records of its runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def format_loss(x: float | None) -> str:
 
 
 def format_metric(metric: Metric | None) -> str:
-    """Format a metric with its interval: `0.332 [0.120, 0.611]`."""
+    """Format a metric as median and interval, `0.332 [0.120, 0.611]`; `diverged` or `-` where it has none."""
     if metric is None:
         return "-"
     text = format_loss(metric.median)
@@ -52,16 +52,16 @@ def format_metric(metric: Metric | None) -> str:
 
 
 def format_share(x: float | None) -> str:
-    """Format a share in [0, 1] as a percentage."""
+    """Format a fraction in [0, 1] as a percentage; `-` for None."""
     return "-" if x is None else f"{100 * x:.1f}%"
 
 
 def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]:
-    """Return the cells of the table under HEADERS.
+    """Return the cells of the table whose columns are HEADERS.
 
     Args:
-        results: the rows with their runs; every counterpart is among them.
-        published: whether the runs have the published setup. False gives no verdicts.
+        results: the rows with their runs. They include the counterpart of each row.
+        published: whether the runs have the published setup. If False, every verdict is "none".
     """
     return [
         [result.row.name, format_loss(result.row.loss), format_metric(result.last_batch_loss)]
@@ -72,7 +72,7 @@ def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]
 
 
 def _verdicts(result: RowResult, results: Sequence[RowResult], published: bool) -> tuple[Verdict, Verdict]:
-    """Return the verdicts by the paper's metric and by the whole test set."""
+    """Return two verdicts on a row: by the paper's metric, and by the mean over all test images."""
     (other,) = (other for other in results if other.row == counterpart(result.row))
     return (
         verdict(result.row, result.last_batch_loss, other.last_batch_loss, published),
@@ -81,12 +81,12 @@ def _verdicts(result: RowResult, results: Sequence[RowResult], published: bool) 
 
 
 def page(results: Results, table: Sequence[TableRow], command: str) -> str:
-    """Return the whole page as Markdown.
+    """Return the page as Markdown.
 
     Args:
         results: the records of a results folder.
-        table: the rows of Table 1 that were run.
-        command: the command that writes the page.
+        table: the rows of Table 1 to report.
+        command: the command that writes the page, shown at its top.
     """
     return "\n\n".join(_sections(results, table, command)) + "\n"
 
@@ -125,11 +125,11 @@ def _summary(results: Sequence[RowResult], published: bool) -> str:
     def count(verdicts: Sequence[Verdict], *wanted: Verdict) -> int:
         return sum(verdict in wanted for verdict in verdicts)
 
-    both, direction = (Verdict.DIRECTION_AND_SIZE,), (Verdict.DIRECTION_AND_SIZE, Verdict.DIRECTION_ONLY)
+    size, direction = (Verdict.DIRECTION_AND_SIZE,), (Verdict.DIRECTION_AND_SIZE, Verdict.DIRECTION_ONLY)
     return (
         f"On the whole test set, the direction reproduces in {count(by_test_set, *direction)} of {len(results)} rows "
-        f"and the size in {count(by_test_set, *both)}. By the paper's metric, the direction reproduces in "
-        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *both)}."
+        f"and the size in {count(by_test_set, *size)}. By the paper's metric, the direction reproduces in "
+        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}."
     )
 
 

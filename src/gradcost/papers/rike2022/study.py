@@ -1,4 +1,4 @@
-"""The rows of Rike and Foerland's Table 1 as trials: as published, and with equal tuning."""
+"""The study that runs the rows of Rike and Foerland's Table 1, first as published and then with equal tuning."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ _HALF_A_DECADE = 10**0.5
 
 @value
 class Tuning:
-    """Equal tuning for every row, by validation accuracy alone; tuning runs are as long as the final run.
+    """How to tune the learning rate of every row, with equal effort and by validation accuracy alone.
+
+    A tuning run is as long as the tuned final run.
 
     Args:
-        points: learning rates in the grid, half a decade apart, around the published one.
-        more: further learning rates, chosen from the results of the grid.
-        epochs: the length of every tuning run and tuned final run. None takes that of the published rows.
+        points: number of learning rates in the grid, half a decade apart, around the published learning rate.
+        more: number of further learning rates, each chosen from the results so far.
+        epochs: the length of each tuning run and each tuned final run. None: as long as the runs with published
+            settings.
     Raises:
         BadInput: points < 1, more < 0 or epochs <= 0.
     """
@@ -55,20 +58,20 @@ class Tuning:
             raise BadInput(f"a Tuning has points >= 1 and more >= 0, not {self}.")
 
     def rates(self, lr: float) -> tuple[float, ...]:
-        """Return the grid around a published learning rate, rounded to two digits."""
+        """Return the grid of learning rates around a published one, rounded to two digits."""
         return tuple(float(f"{lr * _HALF_A_DECADE ** (k - self.points // 2):.2g}") for k in range(self.points))
 
 
 @value
 class Reproduction:
-    """The study that trains the rows of one model.
+    """The settings of the study that trains the rows of one model.
 
     Args:
-        model: which rows: a key of MODELS.
-        epochs: the length of each run; 50 as published.
-        seeds: runs per row.
-        tuning: how the same rows are tuned for a second table. None runs the published settings alone.
-        task: MNIST, or a stand-in to try the command.
+        model: a key of MODELS, which selects the rows.
+        epochs: the length of each run with published settings. The paper has 50.
+        seeds: number of runs per row, one per seed.
+        tuning: how the rows are tuned and run again, for a second table. None: only the published settings are run.
+        task: MNIST, or a smaller task to try the command.
     Raises:
         BadInput: epochs <= 0 or seeds < 1.
     """
@@ -85,7 +88,7 @@ class Reproduction:
 
     @property
     def steps(self) -> int:
-        """The steps of every published run. Reads the data."""
+        """The number of steps of each run with published settings. Loads the data of the task."""
         return self._steps(self.epochs)
 
     def _steps(self, epochs: float) -> int:
@@ -93,7 +96,7 @@ class Reproduction:
 
     @property
     def study(self) -> Study:
-        # Not in the question: seeds and tuning, because they only add runs to a folder.
+        # The question identifies a results folder. It omits seeds and tuning, so that a folder can get more of both.
         return Study(
             f"Rike and Foerland 2022, Table 1: {self.model}, {self.epochs:g} epochs of {self.task}",
             self._stages,
@@ -110,11 +113,11 @@ class Reproduction:
         length = steps if self.tuning.epochs is None else self._steps(self.tuning.epochs)
         by_name = {row.name + TUNED_SUFFIX: row for row in table}
 
-        def at(name: str, lr: float, phase: str, seed: int) -> Trial:
+        def tuned_trial(name: str, lr: float, phase: str, seed: int) -> Trial:
             return _trial(task, replace(by_name[name], lr=lr), name, length, phase, seed)
 
         rates: dict[str, Sequence[float]] = {name: self.tuning.rates(row.lr) for name, row in by_name.items()}
-        yield from phases(rates, at, more=self.tuning.more, confirm=0, seeds=seeds)
+        yield from phases(rates, tuned_trial, more=self.tuning.more, confirm=0, seeds=seeds)
 
 
 def _trial(task: LastBatch, row: TableRow, name: str, steps: int, phase: str, seed: int) -> Trial:

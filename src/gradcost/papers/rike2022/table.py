@@ -1,7 +1,7 @@
-"""Table 1 of Rike and Foerland (2022) as data, with the published facts about how its numbers were obtained.
+"""Table 1 of Rike and Foerland (2022) as data, with the published facts about how its numbers were computed.
 
 Source: Rike and Foerland, "A comparison of backpropagation and forward gradients for deep learning" (EPFL, 2022),
-and the notebooks published with it. Their saved output shows how the test loss was computed.
+and the notebooks published with it. The saved output of the notebooks shows how the test loss was computed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 TITLE = "Rike and Førland (2022), A comparison of backpropagation and forward gradients for deep learning"
 BATCH = 64
-STEPS_PER_EPOCH = 50_000 // BATCH  # of MNIST, with the split assumed below
-DECIMALS = 3  # printed in the table
-TUNED_SUFFIX = ", tuned"  # after the name of a row: its runs with a learning rate tuned here
+STEPS_PER_EPOCH = 50_000 // BATCH  # of MNIST, with the validation split of ASSUMPTIONS
+DECIMALS = 3  # of the losses printed in the table
+TUNED_SUFFIX = ", tuned"  # added to the name of a row in the method name of its tuned runs
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class TableRow:
 
     Args:
         gradient: "forward" or "backprop".
-        model: "nn" (dense 1024, 1024, 10) or "cnn".
+        model: "nn" (dense layers of 1024, 1024 and 10 units) or "cnn".
         dataset: "mnist" or "cifar10".
         optimizer: "sgd", "nesterov" or "adam".
         lr: the learning rate.
-        decay: the rate of its exponential decay.
-        momentum: of Nesterov; 0 for the others.
-        beta1: of Adam; 0 for the others.
-        beta2: of Adam; 0 for the others.
-        epochs: the length of the training.
+        decay: the rate of the exponential decay of the learning rate.
+        momentum: the momentum of Nesterov; 0 for other optimizers.
+        beta1: beta1 of Adam; 0 for other optimizers.
+        beta2: beta2 of Adam; 0 for other optimizers.
+        epochs: the length of the training run.
         loss: the published test loss, in nats.
     """
 
@@ -47,7 +47,7 @@ class TableRow:
 
     @property
     def name(self) -> str:
-        """The method name of the row's runs, such as `forward NN SGD`."""
+        """The name of the row, such as `forward NN SGD`. Its runs have it as their method name."""
         optimizer = {"sgd": "SGD", "nesterov": "Nesterov", "adam": "Adam"}[self.optimizer]
         return f"{self.gradient} {self.model.upper()} {optimizer}"
 
@@ -94,7 +94,7 @@ PUBLISHED_FACTS = (
 
 @dataclass(frozen=True)
 class Assumption:
-    """A detail that is not published, or not clear, and what is assumed here."""
+    """A detail that is not published or not clear, and the assumption that this study makes."""
 
     detail: str
     assumed: str

@@ -1,17 +1,18 @@
-"""Compare runs with Rike and Foerland's Table 1: a pure function of records and the table.
+"""Compare runs with Rike and Foerland's Table 1. The verdicts depend only on the records and the table.
 
-The runs of a row give two metrics: the mean loss over the whole test set, and the paper's metric, the mean over the
-last batch of a shuffled pass. Rules, for each metric:
+Each row has two metrics: the mean loss over the whole test set, and the paper's metric, which is the mean loss over
+the last batch of a shuffled pass. The counterpart of a row has the other gradient and the same optimizer. Rules for
+each metric:
 
-- Direction: backprop's loss is below that of the forward gradient with the same optimizer, on every seed of both. The
-  loss of a run that diverged is infinite.
-- Size: the published number lies within the interval, widened by half of its last printed digit.
+- Direction: backprop's loss is below that of the forward gradient with the same optimizer, for every seed that both
+  have. The loss of a run that diverged is infinite.
+- Size: the published number is in the interval, after both ends move outwards by half of the last printed digit.
 - Interval of the paper's metric: from the 5% to the 95% quantile over shuffles.
-- Interval of the whole test set: 1.96 standard errors to either side.
-- Several seeds: from the least low end to the greatest high end.
+- Interval of the whole test set: the mean loss, minus and plus 1.96 standard errors.
+- Interval over several seeds: from the smallest low end to the largest high end.
 
-"direction and size" needs both, "direction only" needs the first; anything else is "not reproduced". There is no
-verdict if a row or its counterpart was not run for the published number of epochs.
+The verdict is "direction and size" if both rules hold, "direction only" if only the first holds, and "not reproduced"
+if the first fails. The verdict is "none" if a row or its counterpart was not run with the published setup.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import finals
 
 HALF_A_DIGIT = 0.5 * 10**-DECIMALS
-STANDARD_ERRORS = 1.96  # two-sided 95% of a normal variable
+STANDARD_ERRORS = 1.96  # a normal variable is within this many of its mean with probability 95%
 
 
 class Verdict(Enum):
-    """Whether a published number was reproduced."""
+    """Whether a published number was reproduced; the docstring of this module has the rules."""
 
     DIRECTION_AND_SIZE = "direction and size"
     DIRECTION_ONLY = "direction only"
@@ -46,8 +47,8 @@ class Metric:
     Args:
         values: one value per seed; inf for a run that diverged.
         low: the low end of the interval over all seeds.
-        high: its high end.
-        seeds: the seeds of the values; 1, 2, ... if empty.
+        high: the high end of the interval.
+        seeds: the seeds of the values. Empty: 1, 2, ...
     """
 
     values: tuple[float, ...]
@@ -64,17 +65,17 @@ class Metric:
         return median(self.values)
 
     def covers(self, published: float) -> bool:
-        """Return whether the published number lies within the interval, to its printed digits."""
+        """Return whether the published number is in the interval, to the precision of its printed digits."""
         return self.low - HALF_A_DIGIT <= published <= self.high + HALF_A_DIGIT
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row and its final runs.
+    """One row of Table 1 and its final runs.
 
     Args:
         row: the row of Table 1.
-        runs: one run per seed, ordered by seed; may be empty.
+        runs: one run per seed, sorted by seed; empty if the row was not run.
     """
 
     row: TableRow
@@ -106,18 +107,19 @@ class RowResult:
 
     @property
     def accuracy(self) -> float | None:
-        """The median test accuracy over the seeds, with 0 for a run that diverged; None without runs."""
+        """The median test accuracy over the seeds; None without runs. A run that diverged has accuracy 0."""
         scores = [run.test.accuracy or 0.0 if run.test is not None else 0.0 for run in self.runs]
         return median(scores) if scores else None
 
     @property
     def zero_share(self) -> float | None:
-        """The share of shuffles in which the paper's metric prints as 0.000: the mean over the seeds."""
+        """The fraction of shuffles whose last-batch loss prints as 0.000, averaged over seeds; None without runs."""
         shares = [(run.test.further.get("zero") or 0.0) if run.test is not None else 0.0 for run in self.runs]
         return sum(shares) / len(shares) if shares else None
 
 
 def _test_figure(run: TrialRecord, name: str) -> float:
+    """Return a number of the run's test score; inf if it is missing, as for a run that diverged."""
     if run.test is None:
         return inf
     figure = run.test.loss if name == "loss" else run.test.further.get(name)
@@ -125,12 +127,12 @@ def _test_figure(run: TrialRecord, name: str) -> float:
 
 
 def row_results(results: Results, table: Sequence[TableRow], suffix: str = "") -> tuple[RowResult, ...]:
-    """Return each row with its complete final runs.
+    """Return each row with its final runs that finished or diverged.
 
     Args:
         results: the records of a results folder.
-        table: the rows.
-        suffix: follows the name of a row in the name of its runs.
+        table: the rows of Table 1 to return.
+        suffix: the method name of the runs is the name of the row plus this suffix.
     """
     return tuple(RowResult(row, _complete_finals(results, row.name + suffix)) for row in table)
 
@@ -140,7 +142,7 @@ def _complete_finals(results: Results, name: str) -> tuple[TrialRecord, ...]:
 
 
 def is_published_setup(results: Results, table: Sequence[TableRow]) -> bool:
-    """Return whether the runs use MNIST and have the published length. A run that diverged may be shorter."""
+    """Return whether the runs train on MNIST for the published number of steps; diverged runs may be shorter."""
     lengths = {run.steps for result in row_results(results, table) for run in result.runs if run.status == "finished"}
     return "Mnist(" in results.study.task and lengths <= {row.epochs * STEPS_PER_EPOCH for row in table}
 
@@ -150,9 +152,9 @@ def verdict(row: TableRow, metric: Metric | None, other: Metric | None, publishe
 
     Args:
         row: the row of Table 1.
-        metric: one metric of the row; None if it was not run.
-        other: the same metric of its counterpart.
-        published: whether the runs have the published setup.
+        metric: one metric of the row; None if the row was not run.
+        other: the same metric of the counterpart; None if the counterpart was not run.
+        published: whether the runs have the published setup. If False, the verdict is NONE.
     """
     if metric is None or other is None or not published:
         return Verdict.NONE
@@ -164,20 +166,22 @@ def verdict(row: TableRow, metric: Metric | None, other: Metric | None, publishe
 
 
 def speedup(forward: RowResult, backward: RowResult) -> tuple[float, bool] | None:
-    """Return how many times earlier backprop reaches the final training loss of the forward gradient, in steps.
+    """Return steps of the forward gradient / steps of backprop to the final training loss of the forward gradient.
 
     Returns:
-        The median factor over the seeds, and whether it is a lower bound: backprop is there at the first point of
-        its curve. None if the forward gradient did not finish, or backprop never reaches that loss.
+        (factor, is_bound). factor: the median over the seeds. is_bound: True if backprop reaches that loss at the
+        first point of its curve, so that the factor is a lower bound. None if no seed has both runs, a
+        forward-gradient run did not finish, or a backprop run does not reach that loss.
     """
-    factors, counterparts = [], {run.seed: run for run in backward.runs}
-    for f, b in ((run, counterparts[run.seed]) for run in forward.runs if run.seed in counterparts):
-        losses = [loss for loss in f.curve.loss if loss is not None]
-        if f.status != "finished" or not losses:
+    factors, backprop_runs = [], {run.seed: run for run in backward.runs}
+    for run in (run for run in forward.runs if run.seed in backprop_runs):
+        curve = backprop_runs[run.seed].curve
+        losses = [loss for loss in run.curve.loss if loss is not None]
+        if run.status != "finished" or not losses:
             return None
-        points = zip(b.curve.step, b.curve.loss, strict=True)
-        reached = next((step for step, loss in points if loss is not None and loss <= losses[-1]), None)
-        if reached is None:
+        points = zip(curve.step, curve.loss, strict=True)
+        reached_at = next((step for step, loss in points if loss is not None and loss <= losses[-1]), None)
+        if reached_at is None:
             return None
-        factors.append((f.curve.step[-1] / reached, reached == b.curve.step[0]))
+        factors.append((run.curve.step[-1] / reached_at, reached_at == curve.step[0]))
     return sorted(factors)[len(factors) // 2] if factors else None
