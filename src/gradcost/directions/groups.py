@@ -33,7 +33,7 @@ class EachLeaf(Grouping):
 
 @value
 class EachModule(Grouping):
-    """One group per module: a layer's weight and bias. A tied leaf belongs to the module of its first name."""
+    """One group per module (the weight and bias of a layer). A tied leaf belongs to the module of its first name."""
 
     def groups(self, objective: Objective) -> dict[str, int]:
         return _numbered({leaf.name: leaf.name.rpartition(".")[0] for leaf in objective.leaves})

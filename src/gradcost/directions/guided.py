@@ -29,9 +29,9 @@ class Guided(StatefulDirections):
     gradient, pass `state=Guided.towards(gradient.leaves())` to every estimate.
 
     Law: E[z] = 0 and E|z|^2 = d. If E[u u'] = I, then E[z z'] = (1 - share) I + share d ghat ghat'. So the estimate
-    is biased: in the mean it has the gradient's part along ghat times 1 - share + share d, and the rest times
-    1 - share. If the guide is the exact gradient of a linear loss, the squared cosine of one probe's estimate with
-    that gradient is about share + (1 - share) / d in the mean; for u alone it is 1 / d.
+    of a gradient grad is biased: its mean is (1 - share) grad + share d (ghat . grad) ghat. If the guide is the exact
+    gradient of a linear loss, the mean squared cosine between that gradient and the estimate of one probe is about
+    share + (1 - share) / d. For u alone it is 1 / d.
 
     Memory: d numbers for the guide, and 2 d during an update. A gradient references its guide.
 

@@ -1,7 +1,7 @@
 """Warn if rounding makes a finite difference wrong.
 
-Two causes are checked: half-precision weights lose the perturbation, or the losses differ by a few units in the last
-place only. The schedule counts the estimates of one slope on one model:
+Two causes are checked: half-precision weights lose the perturbation, or the losses differ by only a few units in the
+last place. The schedule counts the estimates of one slope on one model:
 
 - first estimate: check the perturbation of half-precision weights, and the losses;
 - estimates 2, 4, 8, 16, ...: check the losses.

@@ -207,7 +207,7 @@ class Jvp(Slope):
 
 
 def _compiled_module(objective: Objective) -> str | None:
-    """Return a sentence that names a compiled module, or None: its code would not read substituted weights."""
+    """Return why a compiled module is unsupported (its code does not read substituted weights), or None."""
     for name, module in objective.model.named_modules():
         compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):
