@@ -125,7 +125,7 @@ def peak(items: Items, stages: Sequence[Stage], epilogue: Epilogue) -> int:
         BadInput: items is not a schedule of len(stages) blocks.
     """
     _check_schedule(items, stages)
-    return _peak(items, stages, 0, _ending(epilogue))
+    return _peak(items, stages, 0, _epilogue_peak(epilogue))
 
 
 def recomputed(items: Items, stages: Sequence[Stage]) -> int:

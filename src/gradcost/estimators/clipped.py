@@ -26,7 +26,7 @@ class Clipped(Estimator):
 
     Args:
         estimator: the estimator whose slopes are clipped.
-        slope: the largest absolute slope, in units of the loss per unit of a direction.
+        slope: the largest absolute value of a clipped slope, in units of the loss.
     Raises:
         BadInput: slope is not above 0.
         Unsupported: the gradient is not a sum of slopes times directions.

@@ -70,7 +70,7 @@ def spsa(eps: float | None = 1e-3, probes: int = 1) -> Probing:
 
     Law: unbiased up to O(eps^2); E|g|^2 = (1 + (d - 1)/n)|grad|^2 for d weights and n probes.
     Cost: 2 forwards per probe.
-    Memory: the activations and the perturbed weights of one layer, whatever the depth; 16 bytes per probe.
+    Memory: the activations and the perturbed weights of one layer, for any depth; 16 bytes per probe.
     Use when: the loss has no derivative, or only inference fits; random signs are the cheapest noise.
     Avoid when: checkpointed() fits, or a step of eps changes the loss by less than its rounding (see gradcost check).
 
@@ -89,7 +89,7 @@ def mezo(eps: float | None = 1e-3, probes: int = 1) -> Probing:
 
     Law: unbiased up to O(eps^2); E|g|^2 = (1 + (d + 1)/n)|grad|^2 for d weights and n probes.
     Cost: 2 forwards per probe.
-    Memory: the activations and the perturbed weights of one layer, whatever the depth; 16 bytes per probe.
+    Memory: the activations and the perturbed weights of one layer, for any depth; 16 bytes per probe.
     Use when: fine-tuning where only inference fits, or the loss has no derivative, or a module is a black box.
     Avoid when: checkpointed() fits, training starts from scratch, or eps is below the rounding of half-precision
         weights.
@@ -109,7 +109,7 @@ def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceRed
 
     ghat is a one-sided finite difference along directions on the sphere.
 
-    Law: unbiased up to O(eps); if theta is the snapshot g is mu, and the variance grows with the distance from it.
+    Law: unbiased up to O(eps); if theta is the snapshot, g is mu, and the variance grows with the distance from it.
     Cost: 2 (1 + n) forwards for n probes, and 1/every of a pass over the data.
     Memory: the activations of one layer, and two copies of the weights: the snapshot and mu.
     Use when: variance reduction is the subject; VarianceReduced with anchor=Reverse() makes mu exact.
@@ -129,8 +129,8 @@ def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceRed
 def addax(longest: int, weight: float = 0.5, eps: float = 1e-3) -> ByLength:
     """Addax: backprop for short examples, MeZO for long ones: g = weight g_long + (1 - weight) g_short.
 
-    Law: unbiased up to O(eps^2) for weight loss_long + (1 - weight) loss_short. This is the gradient of the mean loss
-        if weight is the fraction of long examples.
+    Law: unbiased up to O(eps^2) for the loss weight L_long + (1 - weight) L_short, with the mean losses L_long and
+        L_short of long and short examples. It is the mean loss if weight is the fraction of long examples.
     Cost: 3 forwards of the short examples and 2 of the long ones.
     Memory: the activations of the short examples only, without padding to the long ones; 16 bytes for MeZO.
     Use when: a few long examples set the peak memory of backprop.
@@ -215,7 +215,7 @@ def hizoo(eps: float = 1e-3, probes: int = 1) -> HessianInformed:
     Cost: 2 forwards per probe, and one forward per estimate.
     Memory: that of mezo(), and 4 bytes per weight for Sigma^-1, twice while the previous Sigma^-1 is in use.
     Use when: weights have very different curvatures and training is long enough to learn Sigma.
-    Avoid when: training is short: until Sigma is learned, the learning rate must suit the weight of largest curvature.
+    Avoid when: training is short: until Sigma is learned, the learning rate must suit the largest curvature.
 
     Args:
         eps: finite-difference step, in units of the parameters.

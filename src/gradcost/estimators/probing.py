@@ -81,10 +81,10 @@ class Probing(Estimator):
 
 
 def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
-    """Pass the gradient of an estimate on, parameter by parameter, holding one tensor at a time.
+    """Pass the gradient of an estimate to `use`, one parameter at a time, with one tensor in memory.
 
     Args:
-        estimate: the estimate.
+        estimate: an estimate with a gradient other than `Streamed`.
         use: called as `use(name, gradient)` for each parameter.
     Returns:
         The estimate, with a gradient of type `Streamed`.
