@@ -213,7 +213,7 @@ class _LayerGradients:
 
     def enter(self, layer: nn.Module) -> None:
         self.running = layer
-        torch.set_grad_enabled(True)  # `leave` turns it off; if the layer raises, `Objective.evaluate` does
+        torch.set_grad_enabled(True)  # until `leave`; after an exception, `Objective.evaluate` restores the mode
 
     def leave(self, output: Output) -> Tensor:
         torch.set_grad_enabled(False)

@@ -33,7 +33,7 @@ def backprop() -> Reverse:
 def checkpointed() -> Reverse:
     """Backpropagation that saves the input of each block and recomputes the block: g = grad loss, exactly.
 
-    Law: unbiased; it is the gradient, bit for bit that of backprop().
+    Law: unbiased; it is the gradient of backprop(), bit for bit.
     Cost: 4 forwards, 3 if only adapters on a frozen model are trained.
     Memory: the inputs of the blocks, the activations of one block, and one parameter's gradient at a time.
     Use when: the activations of backprop() do not fit. Within(bytes) recomputes only as much as a budget requires.
