@@ -212,8 +212,8 @@ def test_a_weight_that_is_read_without_its_layer_is_refused():
     estimator = ActivityPerturbation()
     reason = estimator.objection(objective, torch.ones(2, 3))
     assert reason is not None
-    assert reason.startswith("`layer.weight` is read without its layer being called")
-    with pytest.raises(ValueError, match="read without its layer being called"):
+    assert reason.startswith("`layer.weight` is read without calling its layer")
+    with pytest.raises(ValueError, match="read without calling its layer"):
         estimator.estimate(objective, torch.ones(2, 3), KEY)
     assert differences(before, snapshot(objective.model)) == []
     assert torch.is_grad_enabled()
@@ -222,8 +222,8 @@ def test_a_weight_that_is_read_without_its_layer_is_refused():
 REFUSED: list[tuple[Any, str]] = [
     (lambda: ActivityPerturbation(probes=0), "1 or more, not 0."),
     (lambda: ActivityPerturbation(Jvp(together=2)), r"use Jvp\(\) or CentralDifference\(eps=0.001\)."),
-    (lambda: ActivityPerturbation(ForwardDifference(1e-3)), "one probe at a time and by a stated length"),
-    (lambda: ActivityPerturbation(CentralDifference(None)), "one probe at a time and by a stated length"),
+    (lambda: ActivityPerturbation(ForwardDifference(1e-3)), "one probe at a time by a fixed length"),
+    (lambda: ActivityPerturbation(CentralDifference(None)), "one probe at a time by a fixed length"),
     (lambda: ActivityPerturbation(directions=Sphere()), r"use Gaussian\(\) or Rademacher\(\)."),  # type: ignore
 ]
 

@@ -154,8 +154,8 @@ def test_it_is_what_drawn_normals_give(choice: Choice):
 # ---- refusals
 
 REFUSED: list[tuple[Any, str]] = [
-    (lambda: Adaptive(mezo(), 0), "a direction is kept of 1 candidate or more, not of 0."),
-    (lambda: Adaptive(backprop()), "Adaptive chooses among the directions of a Probing"),  # type: ignore[arg-type]
+    (lambda: Adaptive(mezo(), 0), "directions to select from, 1 or more, not 0."),
+    (lambda: Adaptive(backprop()), "Adaptive selects among the directions of a Probing"),  # type: ignore[arg-type]
     (lambda: Adaptive(Probing(Jvp(), Layerwise())), "depend on more than a seed: use Gaussian"),
     (lambda: Adaptive(Probing(Jvp(), Gaussian(), 2, Sign())), "leave the Probing's combine as Mean"),
     (lambda: selection_bias(Steepest(), 0), "candidates must be 1 or more, not 0."),

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from gradcost.results.tuning import best, next_rate
+from gradcost.results.records import Scores, TrialRecord
+from gradcost.results.tuning import best, chosen, next_rate, scores
 from in_process import inside
 
 STUDY = """
@@ -189,3 +190,16 @@ def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():
     assert next_rate(found(-float("inf"), -float("inf")), 10) == 0.1  # all diverged: smaller
     assert next_rate({1.0: (1, 0, 0), 1.1: (2, 0, 0), 1.2: (1, 0, 0)}, 1.1) == 0.91  # two digits hold nothing between
     assert best(found(1, -float("inf"), 3), 3) == [100.0, 1.0]
+
+
+def test_a_learning_rate_of_which_one_run_diverged_is_the_worst():
+    def run(lr: float, seed: int, accuracy: float | None) -> TrialRecord:
+        status, score = ("diverged", None) if accuracy is None else ("finished", Scores(1 - accuracy, accuracy))
+        return TrialRecord(f"{lr} {seed}", "a", "", "", "confirm", lr, seed, status, 10, validation=score)
+
+    runs = [run(0.1, 1, 0.9), run(0.1, 2, None), run(0.01, 1, 0.5), run(0.01, 2, 0.7), run(1.0, 1, None)]
+    found = scores(runs, "a")
+    assert found[0.01] == (pytest.approx(0.6), pytest.approx(-0.4), -0.01)
+    assert found[0.1] == (-float("inf"), -float("inf"), -0.1)
+    assert best(found, 3) == [0.01]
+    assert chosen(runs, "a") == 0.01
