@@ -159,9 +159,9 @@ def library_agrees(probes: int = 10, steps: int = 40, runs: int = 24) -> str:
     error = math.hypot(ours.std() / math.sqrt(runs), sampled.std() / math.sqrt(len(sampled)))
     assert abs(ours.mean() - sampled.mean()) < 4 * error
     return (
-        f"After {steps} steps with n = {probes} the library's estimator leaves {ours.mean():.4f} ± "
+        f"after {steps} steps with n = {probes} the library's estimator leaves {ours.mean():.4f} ± "
         f"{ours.std() / math.sqrt(runs):.4f} of the loss, sampling leaves {sampled.mean():.4f} ± "
-        f"{sampled.std() / math.sqrt(len(sampled)):.4f}, and `expected_losses` states {expected:.4f}."
+        f"{sampled.std() / math.sqrt(len(sampled)):.4f}, and `expected_losses` predicts {expected:.4f}."
     )
 
 
@@ -218,9 +218,10 @@ def main() -> None:
     results.sort(key=lambda row: (list(SPECTRA).index(row.spectrum), -row.ratio, row.probes))
     ranks = ", ".join(f"{curvature.sum():.0f} ({name})" for name, curvature in SPECTRA.items())
     text = (
-        f"Quadratics of d = {D:,} weights and condition 100 (eigenvalues 0.01 to 1; effective ranks {ranks}), "
-        "every eigenvector starts with the same loss. Every method has its best constant learning rate, of "
-        f"{len(FACTORS_TRIED)} tried on the runs. Steps until the mean of {RUNS} runs has fallen. {agreement} In "
+        f"Each problem is a quadratic of d = {D:,} weights and condition number 100 (eigenvalues 0.01 to 1; effective ranks "
+        f"{ranks}). Every eigenvector starts with the same loss. Each row uses the best of {len(FACTORS_TRIED)} constant "
+        f"learning rates. \"Steps\" are those until the mean loss of {RUNS} runs has fallen to the share \"f falls to\". "
+        f"The runs sample g from its distribution. As a check, {agreement} In "
         "brackets: the error against the "
         f"measured slow-down. {time.perf_counter() - started:.0f} s on one thread.\n\n{table(results)}"
     )

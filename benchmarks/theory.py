@@ -177,7 +177,7 @@ def summary(rows: list[Row]) -> str:
         )
     square = statistics.fmean(((row.measured_moment - 1) / row.moment_error) ** 2 for row in rows)
     return (
-        f"{' '.join(sentences)} In standard errors, the mean square of the second moments' distances is {square:.2f}."
+        f"{' '.join(sentences)} The mean square of the second moments' deviations, in standard errors, is {square:.2f}."
     )
 
 
@@ -228,10 +228,11 @@ def main() -> None:
     draws = ", ".join(f"{draws:,} estimates of n = {probes}" for probes, draws in DRAWS.items())
     write_section(
         "theory",
-        f"{draws}; measured / theory ± one standard error. {setups}. torch {torch.__version__}, "
+        f"Each cell is measured / theory ± one standard error, from {draws}. \"In theory\": first for 1,000 weights, then "
+        f"for 4,810 weights. Problems: {setups}. torch {torch.__version__}, "
         f"{time.perf_counter() - started:.0f} s on one thread. {summary(every)}\n\n{table(every, problems)}\n\n"
         "The cosine of `Coordinates` for each gradient (`cosine_along_coordinates`), in units of the cosine for an "
-        f"isotropic gradient:\n\n{coordinates_table(every, problems)}",
+        f"evenly spread (isotropic) gradient:\n\n{coordinates_table(every, problems)}",
     )
     draw_chart(every).save(str(DOCS / "images" / "theory.svg"))
 

@@ -50,6 +50,13 @@ def test_normal_slopes_have_no_spike_and_a_cliff_is_one():
     assert found.first_warning is None
 
 
+def test_the_threshold_is_the_median_and_eight_robust_standard_deviations():
+    """Slopes of size 1 and 3 have the median 2 and the median absolute deviation 1."""
+    (spike,) = series([*([1.0, -3.0] * 50), 14.0], [1.0] * 101).spikes
+    assert spike.threshold == pytest.approx(2 + 8 * 1.4826)
+    assert series([*([1.0, -3.0] * 50), 13.8], [1.0] * 101).spikes == []
+
+
 def test_spikes_hide_no_spike_after_them():
     """The median and its deviation are robust: ten spikes in the window raise the threshold by little."""
     slopes = noisy(1, 400)
