@@ -82,18 +82,19 @@ def main() -> None:
 
     print("# What a budget costs in recomputation\n")
     print(
-        "Each row is one step of backprop with [`Within(budget)`](methods.md), the checkpointing with the fewest FLOPs in "
-        f"that memory. The model is a GPT of {LAYERS} blocks, width {WIDTH}, {objective.dimension:,} weights; the batch is "
-        f"{BATCH} x {LENGTH} tokens ({torch.get_num_threads()} thread(s), torch {torch.__version__}). "
+        "Each row is one step of backprop with [`Within(budget)`](methods.md), the checkpointing with the fewest "
+        f"FLOPs in that memory. The model is a GPT of {LAYERS} blocks, width {WIDTH}, "
+        f"{objective.dimension:,} weights; the batch is {BATCH} x {LENGTH} tokens "
+        f"({torch.get_num_threads()} thread(s), torch {torch.__version__}). "
         "Written by `python benchmarks/recomputation.py`.\n\n"
-        "- Peaks are of the whole step, weights included. Each parameter's gradient is used and freed before the next "
-        "one.\n"
+        "- Peaks are of the whole step, weights included. Each parameter's gradient is used and freed before the "
+        "next one.\n"
         f"- A forward is one forward pass without gradient: {forward:,} FLOPs. Backprop without recomputation takes "
         f"{flops / forward:.2f} forwards.\n"
         "- optimal: the least recomputation of any schedule in the budget.\n"
         "- same bits: the gradient is bitwise that of `backprop()`.\n"
-        "- schedule: a number n is n blocks that save their activations. A tuple is a region that saves only its input "
-        "and runs again in the backward pass.\n"
+        "- schedule: a number n is n blocks that save their activations. A tuple is a region that saves only its "
+        "input and runs again in the backward pass.\n"
     )
     print("| budget, MiB | measured peak, MiB | recomputed, forwards | optimal | same bits | schedule |")
     print("|---:|---:|---:|---:|:---:|:---|")
@@ -125,9 +126,9 @@ def main() -> None:
     times = milliseconds(*(partial(step, o, batch, e) for o, e in rows.values()))
     assert figures["torch.utils.checkpoint, each block"] == (torch_peak, torch_flops)
     print(
-        f"\n## At the peak of per-block checkpointing\n\nThe times are medians of {ROUNDS} steps; the rows take turns. "
-        "The last row has the peak of torch.utils.checkpoint as its budget. \"of torch's\" is the time divided by that of "
-        "torch.utils.checkpoint.\n"
+        f"\n## At the peak of per-block checkpointing\n\nThe times are medians of {ROUNDS} steps; the rows take "
+        'turns. The last row has the peak of torch.utils.checkpoint as its budget. "of torch\'s" is the time '
+        "divided by that of torch.utils.checkpoint.\n"
     )
     print("| | peak, MiB | FLOPs, forwards | ms | of torch's |\n|:---|---:|---:|---:|---:|")
     reference = times[list(rows).index("torch.utils.checkpoint, each block")]

@@ -218,10 +218,10 @@ def main() -> None:
     results.sort(key=lambda row: (list(SPECTRA).index(row.spectrum), -row.ratio, row.probes))
     ranks = ", ".join(f"{curvature.sum():.0f} ({name})" for name, curvature in SPECTRA.items())
     text = (
-        f"Each problem is a quadratic of d = {D:,} weights and condition number 100 (eigenvalues 0.01 to 1; effective ranks "
-        f"{ranks}). Every eigenvector starts with the same loss. Each row uses the best of {len(FACTORS_TRIED)} constant "
-        f"learning rates. \"Steps\" are those until the mean loss of {RUNS} runs has fallen to the share \"f falls to\". "
-        f"The runs sample g from its distribution. As a check, {agreement} In "
+        f"Each problem is a quadratic of d = {D:,} weights and condition number 100 (eigenvalues 0.01 to 1; "
+        f"effective ranks {ranks}). Every eigenvector starts with the same loss. Each row uses the best of "
+        f'{len(FACTORS_TRIED)} constant learning rates. "Steps" are those until the mean loss of {RUNS} runs has '
+        f'fallen to the share "f falls to". The runs sample g from its distribution. As a check, {agreement} In '
         "brackets: the error against the "
         f"measured slow-down. {time.perf_counter() - started:.0f} s on one thread.\n\n{table(results)}"
     )

@@ -176,9 +176,8 @@ def summary(rows: list[Row]) -> str:
             f"n = {row.probes} on {row.problem}, is {100 * gap:.1f}% off."
         )
     square = statistics.fmean(((row.measured_moment - 1) / row.moment_error) ** 2 for row in rows)
-    return (
-        f"{' '.join(sentences)} The mean square of the second moments' deviations, in standard errors, is {square:.2f}."
-    )
+    sentences.append(f"The mean square of the second moments' deviations, in standard errors, is {square:.2f}.")
+    return " ".join(sentences)
 
 
 def draw_chart(rows: list[Row]) -> Any:
@@ -228,8 +227,8 @@ def main() -> None:
     draws = ", ".join(f"{draws:,} estimates of n = {probes}" for probes, draws in DRAWS.items())
     write_section(
         "theory",
-        f"Each cell is measured / theory ± one standard error, from {draws}. \"In theory\": first for 1,000 weights, then "
-        f"for 4,810 weights. Problems: {setups}. torch {torch.__version__}, "
+        f'Each cell is measured / theory ± one standard error, from {draws}. "In theory": first for 1,000 '
+        f"weights, then for 4,810 weights. Problems: {setups}. torch {torch.__version__}, "
         f"{time.perf_counter() - started:.0f} s on one thread. {summary(every)}\n\n{table(every, problems)}\n\n"
         "The cosine of `Coordinates` for each gradient (`cosine_along_coordinates`), in units of the cosine for an "
         f"evenly spread (isotropic) gradient:\n\n{coordinates_table(every, problems)}",
