@@ -241,7 +241,7 @@ def test_the_page_states_what_reproduces_and_what_does_not():
     assert "| forward NN SGD | 0.332 | 0.151 [0.075, 0.906] | 0.301 [0.281, 0.322] |" in written
     assert "direction and size | direction only |" in written
     assert "at least 4 times earlier" in written
-    assert "backprop NN Adam: 25.0% of the shuffles print it. The loss over the whole test set is 0.05" in written
+    assert "backprop NN Adam: 25.0% of the shuffles give it. The loss over the whole test set is 0.05" in written
     assert "equal tuning" not in written
     tuned = [record(row, 1, 0.2, method=f"{row.name}, tuned", trial=f"{row.name} tuned") for row in table]
     assert "equal tuning" in page(gathered(*full(), *tuned), table, "-")

@@ -129,7 +129,7 @@ def _summary(results: Sequence[RowResult], published: bool) -> str:
     return (
         f"On the whole test set, the direction reproduces in {count(by_test_set, *direction)} of {len(results)} rows "
         f"and the size in {count(by_test_set, *size)}. By the paper's metric, the direction reproduces in "
-        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}."
+        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}. The rules of the verdicts below define direction and size."
     )
 
 
@@ -138,6 +138,7 @@ def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
         "The paper's metric is the mean loss over the last batch of a shuffled pass over the test images: 16 of "
         "10,000. In brackets: its 5% and 95% quantiles over 1,000 shuffles of the losses of the same model."
     )
+    yield "Training losses are means over 1/200 of a run each."
     yield "The whole test set gives the mean loss over all images. In brackets: 1.96 standard errors to either side."
     yield "With several seeds: the median, and an interval from the least low end to the greatest high end."
     seeds = max((len(result.runs) for result in results), default=0)
@@ -166,13 +167,13 @@ def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
     for result in (result for result in results if result.row.gradient == "backprop"):
         if result.test_loss is not None:
             yield (
-                f'"Test loss 0.000", {result.row.name}: {format_share(result.zero_share)} of the shuffles print it. '
+                f'"Test loss 0.000", {result.row.name}: {format_share(result.zero_share)} of the shuffles give it. '
                 f"The loss over the whole test set is {format_loss(result.test_loss.median)}."
             )
     clipped = [(result.row.name, run.clip_rate) for result in results for run in result.runs]
     rates = "; ".join(f"{name} {format_share(rate)}" for name, rate in clipped if rate is not None)
     if rates:
-        yield f"Share of the directional derivatives that the clip at 1 cut: {rates}."
+        yield f"Share of the directional derivatives that were clipped at 1: {rates}."
     yield '"Forward gradients explode without clipping", and the CNN and CIFAR-10 rows: not tested here.'
 
 
@@ -183,7 +184,7 @@ def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
     factor, is_bound = ratio
     return (
         f"backprop reaches the final training loss of the forward gradient {'at least ' if is_bound else ''}"
-        f"{factor:.0f} times earlier, in steps (each loss is a mean over 1/200 of a run)."
+        f"{factor:.0f} times earlier, in steps."
     )
 
 
