@@ -119,6 +119,16 @@ def test_a_part_that_prints_its_address_is_refused_before_it_runs():
         Trial(Plain(), "b", backprop(), SGD(0.1), 2)
 
 
+def test_phases_have_different_keys_and_methods_share_them():
+    """So a tuned learning rate meets new weights and batches, and differences between methods are paired."""
+
+    def trial(phase: str, method: str = "b") -> Trial:
+        return Trial(Digits(), method, backprop(), SGD(0.1), 5, phase, 1)
+
+    assert len({trial(phase).key for phase in ("tune", "confirm", "final")}) == 3
+    assert trial("tune", "c").key == trial("tune").key
+
+
 def test_a_study_may_yield_nothing_in_between_but_not_at_all():
     def trial(seed: int) -> Trial:
         return Trial(Digits(), "b", backprop(), SGD(0.1), 5, "tune", seed)

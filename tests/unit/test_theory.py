@@ -248,7 +248,7 @@ def test_gradient_descent_on_a_quadratic():
     assert steps_to_reach(expected_losses([1.0], [1.0], 3.0), 0.5) is None
     with pytest.raises(ValueError, match="between 0 and 1"):
         steps_to_reach(iter([1.0]), 1.0)
-    with pytest.raises(ValueError, match="one eigenvalue"):
+    with pytest.raises(ValueError, match="as long as start"):
         expected_losses([1.0], [1.0, 2.0], 0.1)
     with pytest.raises(ValueError, match="probes 1 or more"):
         expected_losses([1.0], [1.0], 0.1, 0)

@@ -129,7 +129,8 @@ def _summary(results: Sequence[RowResult], published: bool) -> str:
     return (
         f"On the whole test set, the direction reproduces in {count(by_test_set, *direction)} of {len(results)} rows "
         f"and the size in {count(by_test_set, *size)}. By the paper's metric, the direction reproduces in "
-        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}. The rules of the verdicts below define direction and size."
+        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}. "
+        "The rules of the verdicts below define direction and size."
     )
 
 
