@@ -42,7 +42,9 @@ class Clipped(Estimator):
 
     @property
     def facts(self) -> Facts:
-        return self.estimator.facts._replace(inner=self.estimator, exact=False, unbiased=False, transparent=True)
+        return self.estimator.facts._replace(
+            inner=self.estimator, exact=False, unbiased=False, scales_with_slopes=False, transparent=True
+        )
 
     def init(self, objective: Objective) -> State | None:
         return self.estimator.init(objective)

@@ -18,7 +18,7 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.core.errors import Unsupported
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
@@ -250,6 +250,8 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
     with _failing_module(model, failed):
         try:
             attempt()
+        except BadInput:
+            raise  # not forward mode's fault
         except (NotImplementedError, RuntimeError, ValueError) as error:
             frames = [
                 f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARY_FOLDERS)
