@@ -159,8 +159,8 @@ def test_half_precision_weights_are_moved_by_float32_noise_rounded_once():
 REFUSED: list[tuple[Any, str]] = [
     (lambda: HessianInformed(0.0), "must be above 0, not 0.0."),
     (lambda: HessianInformed(probes=0), "1 or more, not 0."),
-    (lambda: HessianInformed(smoothing=1.0), "lies between 0 and 1, not at 1.0."),
-    (lambda: HessianInformed(smoothing=0.0), "lies between 0 and 1, not at 0.0."),
+    (lambda: HessianInformed(smoothing=1.0), "between 0 and 1, not 1.0."),
+    (lambda: HessianInformed(smoothing=0.0), "between 0 and 1, not 0.0."),
 ]
 
 

@@ -126,4 +126,4 @@ def test_a_pattern_of_none_or_all_is_refused(named: str, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         mixed.estimate(objective, batch, KEY)
     assert "so there are not two groups" in str(mixed.objection(objective, batch))
-    assert "leaves 0.weight, 0.bias" in str(mixed.objection(objective, batch))
+    assert "parameters 0.weight, 0.bias" in str(mixed.objection(objective, batch))

@@ -113,9 +113,9 @@ def test_a_budget_that_is_too_small_names_the_least_that_would_do():
     assert f"{least - 1:,} bytes are fewer than any exact gradient of the whole batch needs here" in objection
     assert f"The least is {least:,} bytes, by nested checkpointing" in objection
     assert Reverse(Within(least)).objection(objective, batch) is None
-    with pytest.raises(ValueError, match="the least is"):
+    with pytest.raises(ValueError, match="The least is"):
         Reverse(Within(1000)).estimate(objective, batch, KEY)
-    with pytest.raises(ValueError, match="the least is"):
+    with pytest.raises(ValueError, match="The least is"):
         forecast(Reverse(Within(1000)), objective, batch)
 
 
