@@ -76,7 +76,9 @@ class Normals(Gaussian):
 @pytest.mark.parametrize(
     ("slope", "directions"), [(Jvp(), Normals), (CentralDifference(1e-4), Signs)], ids=["jvp", "central"]
 )
-@pytest.mark.parametrize("name", ["tiny", "mlp", "attention", "cnn", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "mlp", "attention", "cnn", pytest.param("transformer", marks=pytest.mark.slow)]
+)
 def test_it_is_unbiased(name: str, slope: Any, directions: Any):
     """Under one dropout mask, with leaves that are perturbed as weights beside the layers, and convolutions. A
     difference across the kinks of `cnn`'s ReLU sees another function, but hardly ever at this eps."""

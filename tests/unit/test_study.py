@@ -149,6 +149,7 @@ def assert_survives(
     assert list((tmp_path / "killed" / "trials").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_study_survives_kills_of_its_parent_and_its_workers(tmp_path: Path):
     assert_survives(tmp_path, kills=4, longest=0.4, rates=(0.01, 0.1), seeds=(1,), steps=400)
 

@@ -58,7 +58,7 @@ def followed(objective: Objective, batch: Any, estimator: Reverse) -> tuple[int,
     return live.memory().peak, counted.counts.flops
 
 
-@pytest.mark.parametrize("make", [gpt, unequal], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [pytest.param(gpt, marks=pytest.mark.slow), unequal])
 def test_at_ten_budgets_the_peak_keeps_to_it_and_no_bit_changes(make: Callable[[], Made]):
     objective, batch = make()
     tradeoff = MemoryTradeoff(objective, batch)
@@ -82,7 +82,7 @@ def test_at_ten_budgets_the_peak_keeps_to_it_and_no_bit_changes(make: Callable[[
     assert again[0] > 0
 
 
-@pytest.mark.parametrize(("make", "slack"), [(gpt, 0.002), (unequal, 0.015)])
+@pytest.mark.parametrize(("make", "slack"), [pytest.param(gpt, 0.002, marks=pytest.mark.slow), (unequal, 0.015)])
 def test_the_figures_of_single_blocks_tell_the_peak_of_the_whole(make: Callable[[], Made], slack: float):
     """So the choice by them is the best there is: next to nothing is lost between the figures and the step.
 
