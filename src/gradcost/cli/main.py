@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from gradcost.cli import results, setup
@@ -57,7 +56,7 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
         except GradcostError as error:
             complain(str(error))
             code = 2
-        except (typer.Exit, typer.Abort, click.ClickException):
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception:
             traceback.print_exc()
