@@ -110,6 +110,32 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter({path: imported_files(path) for path in PACKAGED}).prepare()
 
 
+REQUIRED = {"lazy_loader", "numpy", "rich", "torch", "typer"}
+OPTIONAL = {
+    "altair",
+    "jinja2",
+    "markupsafe",
+    "numba",
+    "peft",
+    "pooch",
+    "pyarrow",
+    "ray",
+    "safetensors",
+    "scipy",
+    "sklearn",
+}
+OPTIONAL |= {"transformers", "vl_convert"}
+
+
+def test_every_import_is_of_the_standard_library_or_a_declared_dependency():
+    """Not of a package that another dependency happens to install."""
+    known = REQUIRED | OPTIONAL | {"gradcost"} | set(sys.stdlib_module_names)
+    wrong = [
+        (name(path), module) for path in files() for module in imports(path) if module.split(".")[0] not in known
+    ]
+    assert wrong == []
+
+
 def test_nothing_imports_the_public_surface():
     assert [name(path) for path in PACKAGED if "gradcost" in set(imports(path))] == []
 
