@@ -104,6 +104,12 @@ def test_a_wrong_name_is_an_attribute_error():
             getattr(gradcost, name)
 
 
+def test_former_names_still_work_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="gradcost.Steps is now gradcost.instruments.TrainingStep"):
+        assert gradcost.Steps is gradcost.instruments.TrainingStep  # type: ignore[attr-defined]
+    assert set(gradcost._FORMER).isdisjoint(FLAT)  # type: ignore[attr-defined]
+
+
 def test_the_version_is_the_installed_one():
     from importlib.metadata import version
 
