@@ -42,7 +42,7 @@ def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[...
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The options of `gradcost compare`."""
+    """The options of `gradcost compare`; a second name is a former spelling, still accepted."""
 
     task: Annotated[str, typer.Option(help="The name of a task, an expression, or FILE.py:NAME.")] = "digits"
     model: Annotated[str | None, typer.Option(help="The name of one of the task's models, or an expression.")] = None
@@ -61,14 +61,22 @@ class CompareOptions:
     ] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task's number.")] = None
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 3
-    tuning_points: Annotated[int, typer.Option(min=1, help="Learning rates in the grid of each method.")] = 9
+    tuning_points: Annotated[
+        int, typer.Option("--tuning-points", "--points", min=1, help="Learning rates in the grid of each method.")
+    ] = 9
     extra_points: Annotated[
-        int, typer.Option(min=0, help="Learning rates after the grid: past its edge or beside the best.")
+        int,
+        typer.Option(
+            "--extra-points", "--more", min=0, help="Learning rates after the grid: past its edge or beside the best."
+        ),
     ] = 2
     confirm_seeds: Annotated[
-        int, typer.Option(min=0, help="New seeds on which the best three learning rates run again.")
+        int,
+        typer.Option(
+            "--confirm-seeds", "--confirm", min=0, help="New seeds on which the best three learning rates run again."
+        ),
     ] = 2
-    lr_range: Annotated[str, typer.Option(help="Range of the grid, LOW:HIGH.")] = "1e-4:10"
+    lr_range: Annotated[str, typer.Option("--lr-range", "--rates", help="Range of the grid, LOW:HIGH.")] = "1e-4:10"
     target: Annotated[float, typer.Option(min=0, max=1, help="Validation accuracy whose first step is recorded.")] = (
         0.9
     )
