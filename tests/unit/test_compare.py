@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -160,13 +161,27 @@ def test_failed_trials_are_a_warning_and_stop_the_study(tmp_path: Path):
 
 
 def test_methods_are_named_by_their_shortest_expression_or_by_the_caller():
-    def labels(comparison: Comparison) -> list[str]:
-        return [label for label, _ in comparison.methods]
+    def labels(methods: Any) -> list[str]:
+        return [label for label, _ in digits(methods).methods]
 
-    presets = ["backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()"]
-    assert labels(make_comparison("digits")) == presets
-    assert labels(make_comparison("digits", [mezo(probes=4)])) == ["mezo(probes=4)"]
-    assert labels(make_comparison("digits", {"mine": mezo()})) == ["mine"]
+    assert labels(None) == ["backprop()", "checkpointed()", "forward_gradient()", "spsa()", "mezo()"]
+    assert labels([mezo(probes=4)]) == ["mezo(probes=4)"]
+    assert labels({"mine": mezo()}) == ["mine"]
+
+
+def test_a_range_of_one_learning_rate_is_a_grid_of_one_point():
+    assert digits(None, lr_range=(1.0, 1.0), tuning_points=5).rates == (1.0,)
+
+
+def digits(methods: Any, **options: Any) -> Comparison:
+    """The comparison on digits, by the defaults of `gradcost.compare`."""
+    accepted = inspect.signature(make_comparison).parameters
+    defaults = {name: p.default for name, p in inspect.signature(gradcost.compare).parameters.items()}
+    return make_comparison(
+        "digits",
+        methods,
+        **{n: v for n, v in defaults.items() if n in accepted and n not in ("task", "methods")} | options,
+    )
 
 
 @pytest.mark.parametrize(

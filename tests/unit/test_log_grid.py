@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from gradcost.cli import spec
 from gradcost.core.errors import BadInput
 from gradcost.results.tuning import log_grid
-from gradcost.studies.comparison import make_comparison
 
 ENDS = st.tuples(st.floats(1e-8, 1e8), st.floats(1.01, 1e6)).map(lambda x: (x[0], x[0] * x[1]))
 
@@ -31,10 +30,6 @@ def test_the_command_line_reads_a_range():
     low, high = spec.lr_range("1e-4:10")
     assert (low, high) == (1e-4, 10.0)
     assert log_grid(low, high, 11)[:4] == (0.0001, 0.00032, 0.001, 0.0032)
-
-
-def test_a_range_of_one_learning_rate_is_a_grid_of_one_point():
-    assert make_comparison("digits", lr_range=spec.lr_range("1:1"), tuning_points=5).rates == (1.0,)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: parse arguments, call one public function, print what it returns.
+"""The command line. Each command parses its arguments, calls one public function and prints the result.
 
-Nothing here computes.
+No module of this package computes results itself.
 """

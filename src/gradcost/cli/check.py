@@ -19,24 +19,25 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.structure import micro_batches
 
+# The report lines that the table shows: their descriptions start with these words.
 _COSINE, _MOMENT = "cosine to the true gradient", "second moment"
 
 
 def check_methods(options: CheckOptions) -> int:
-    """Print the report of one method, or a line for every preset. Returns the exit code."""
+    """Print the report of one method, or one line per preset, and return the exit code."""
     method = options.method
     estimators = _presets() if method is None else {method: spec.method(method)}
     objective, batch = _objective(options)
     reports = []
     with console.status("checking") as progress:
-        reference = Reference(objective, batch, Key(0))  # shared: its facts hold for every method
+        reference = Reference(objective, batch, Key(0))  # the same for every method
         for label, estimator in estimators.items():
 
             def show(stage: str, label: str = label) -> None:
                 progress(f"{label}: {stage}" if method is None else stage)
 
-            shared = reference if micro_batches(estimator) == 1 else None
-            reports.append(check(estimator, objective, batch, Key(0), options.draws, show, shared))
+            usable = reference if micro_batches(estimator) == 1 else None  # micro-batches need their own
+            reports.append(check(estimator, objective, batch, Key(0), options.draws, show, usable))
     if options.as_json:
         records = [report.record() for report in reports]
         print(json.dumps(records if method is None else records[0], indent=2))
@@ -49,33 +50,33 @@ def check_methods(options: CheckOptions) -> int:
 
 
 def _presets() -> dict[str, Any]:
-    """Return the estimator of each preset that needs no argument, by its expression."""
-    parameters = {name: inspect.signature(preset).parameters.values() for name, preset in spec.presets().items()}
+    """Return {"mezo()": its estimator, ...} for the presets that need no argument."""
+    signatures = {name: inspect.signature(preset) for name, preset in spec.presets().items()}
     return {
         f"{name}()": spec.method(f"{name}()")
-        for name, given in parameters.items()
-        if not any(parameter.default is parameter.empty for parameter in given)
+        for name, signature in signatures.items()
+        if not any(parameter.default is parameter.empty for parameter in signature.parameters.values())
     }
 
 
 def _objective(options: CheckOptions) -> tuple[Objective, Any]:
     model, data = options.model, options.data
-    if options.task is not None or model is None or ":" not in model:  # a model without a colon is a task's
+    if options.task is not None or model is None or ":" not in model:  # without a colon: a model of the task
         if options.task is None and data is not None:
-            raise BadInput("--data needs --model FILE.py:FACTORY, the model that is trained on it: add --model.")
+            raise BadInput("--data needs a model: add --model FILE.py:FACTORY.")
         refuse("--task", **{"--data": data})
         return of_task(options.task or "digits", model, options.batch)
     if model.startswith("hf:"):
         raise BadInput(
-            "a check needs weights, and hf:CONFIG.json has none: write --model FILE.py:FACTORY, and call "
-            "from_pretrained in it."
+            "a check needs weights, and hf:CONFIG.json has none. Use --model FILE.py:FACTORY, and call "
+            "from_pretrained in FACTORY."
         )
-    with seeded_generators(Key(0).fold("data")):  # the same check has the same batch
-        return of_model(model, data, options.batch, _with_numbers)
+    with seeded_generators(Key(0).fold("data")):  # so that the same command draws the same batch
+        return of_model(model, data, options.batch, _call_seeded)
 
 
-def _with_numbers(factory: Callable[[], Any]) -> Any:
-    """Call a factory under a fixed key, so that its weights are the same in every call."""
+def _call_seeded(factory: Callable[[], Any]) -> Any:
+    """Call a model factory with a fixed seed, so that every call gives the same weights."""
     with seeded_generators(Key(0).fold("init")):
         return factory()
 
@@ -91,11 +92,12 @@ def _show(report: CheckReport) -> None:
 
 
 def _is_wrong(report: CheckReport) -> bool:
-    """Whether a method fails although it can be used: some presets need what a model lacks."""
+    """Return whether a method runs on this model and fails a check. A method that cannot run is not wrong."""
     return bool(report.failed) and _refusal(report) is None
 
 
 def _refusal(report: CheckReport) -> str | None:
+    """Return why the method cannot run on this model; None if it can."""
     return next((line.found for line in report.failed if line.what == USABLE), None)
 
 
@@ -108,6 +110,7 @@ def _show_all(labels: list[str], reports: list[CheckReport]) -> None:
 
 
 def _cells(report: CheckReport) -> list[str]:
+    """Return a method's cells of the table: mean and theory of cosine and second moment, then the verdict."""
     cells = []
     for what in (_COSINE, _MOMENT):
         numbers = next((line.numbers for line in report.lines if line.what.startswith(what)), {})

@@ -18,11 +18,11 @@ from gradcost.results.records import Results, read
 from gradcost.studies.compare import forecast_comparison, run_comparison
 from gradcost.studies.comparison import Comparison, make_comparison
 
-NOTHING_RUNS = 4  # the exit code where no method can be used, or none fits the budget
+NOTHING_RUNS = 4  # exit code: no method can run, or none fits the budget
 
 
 def compare_methods(options: CompareOptions) -> int:
-    """Run or resume a comparison and print its result. Returns the exit code."""
+    """Run or resume a comparison, print its result, and return the exit code."""
     task, task_name, model_name, file = spec.task(options.task, options.model)
     comparison = make_comparison(
         task,
@@ -49,7 +49,7 @@ def compare_methods(options: CompareOptions) -> int:
                 comparison, options.output, executor=executor, every=options.every, on_event=printer, **names
             )
         except KeyboardInterrupt:
-            _leave(printer)
+            _exit_interrupted(printer)
     assert printer.folder is not None
     _show(results, printer.folder, options.as_json)
     if printer.failed:
@@ -57,20 +57,20 @@ def compare_methods(options: CompareOptions) -> int:
     return NOTHING_RUNS if len(results.refused) == len(comparison.methods) else 0
 
 
-def _leave(printer: EventPrinter) -> NoReturn:
-    """Report an interrupt and exit."""
+def _exit_interrupted(printer: EventPrinter) -> NoReturn:
+    """Print the number of finished trials and exit with code 130; before the first record, raise again."""
     if printer.folder is None or not (printer.folder / "study.json").exists():
         raise KeyboardInterrupt
     printer.close()
     done = sum(trial.status != "failed" for trial in read(printer.folder).trials)
-    console.complain(f"interrupted. {done} finished trials are kept in {printer.folder}; the same command resumes.")
+    console.complain(f"interrupted. {printer.folder} has {done} finished trials; the same command resumes.")
     console.abandon(130)
 
 
 def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path) -> None:
     count = len(forecasts) * comparison.trials
     console.show(
-        f"{count} trials of {comparison.steps:,} steps would run, with records in {folder}. One step of each:"
+        f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. Cost of one step:"
     )
     rows = [
         [label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in forecasts.items()

@@ -1,4 +1,4 @@
-"""The terminal: progress on standard error, then the answer and its table on standard output."""
+"""Print progress and errors on standard error, and results on standard output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.table import Table
 
 from gradcost.results.records import TrialRecord
 
-# A pipe has no width: lines into one are never folded.
+# Without a terminal, rich assumes 80 columns and would wrap table lines.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Board:
-    """Progress of the trials of each method: a bar on a terminal, elsewhere one line for each finished trial."""
+    """Progress of the trials: one bar per method on a terminal, otherwise one line per finished trial."""
 
     def __init__(self, progress: Progress | None, totals: Mapping[str, int], finished: Mapping[str, int]) -> None:
         self.progress, self.totals = progress, totals
@@ -34,6 +34,7 @@ class Board:
                 self.bars[method] = bar
 
     def finished(self, trial: TrialRecord) -> None:
+        """Show one more finished trial."""
         method = trial.method
         self.done[method] += 1
         accuracy = accuracy_of(trial)
@@ -47,12 +48,12 @@ class Board:
 
 
 def accuracy_of(trial: TrialRecord) -> float | None:
-    """Return the validation accuracy of a trial that finished."""
+    """Return the validation accuracy of a trial; None if it did not finish or has no accuracy."""
     return trial.validation.accuracy if trial.status == "finished" and trial.validation is not None else None
 
 
 def trial_line(trial: TrialRecord) -> str:
-    """Return a trial as a line: `tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
+    """Describe a trial in one line: `tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
     accuracy = accuracy_of(trial)
     result = trial.status if accuracy is None else f"{accuracy:.4f} validation accuracy"
     return f"{trial.phase} lr {trial.lr:.3g} seed {trial.seed}: {result}"
@@ -60,7 +61,7 @@ def trial_line(trial: TrialRecord) -> str:
 
 @contextmanager
 def board(totals: Mapping[str, int], finished: Mapping[str, int]) -> Iterator[Board]:
-    """Show the progress of trials: `totals` and `finished` count the trials of each method."""
+    """Show the progress of trials. `totals`: all trials by method. `finished`: those finished in earlier runs."""
     if not err.is_terminal:
         yield Board(None, totals, finished)
         return
@@ -71,7 +72,7 @@ def board(totals: Mapping[str, int], finished: Mapping[str, int]) -> Iterator[Bo
 
 @contextmanager
 def status(work: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being worked on; the result is called with each new item."""
+    """Show `work` with a spinner on a terminal. Yields a function that shows the current item, such as a method."""
     if not err.is_terminal:
         yield lambda item: None
         return
@@ -80,20 +81,22 @@ def status(work: str) -> Iterator[Callable[[str], None]]:
 
 
 def say(text: str = "") -> None:
-    """Print a line on standard error, for a person."""
+    """Print a line of progress on standard error."""
     err.print(text, markup=False)
 
 
 def complain(text: str) -> None:
+    """Print an error message on standard error."""
     err.print(f"gradcost: {text}", markup=False, style="red" if err.is_terminal else None)
 
 
 def show(text: str = "", bold: bool = False) -> None:
+    """Print a line of the result on standard output."""
     out.print(text, markup=False, style="bold" if bold else None)
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> None:
-    """Print a table without rules: the first column left-aligned, the others right-aligned unless `left`."""
+    """Print a table without ruled lines. `left` left-aligns every column, not only the first."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if left or i == 0 else "right", overflow="fold")
@@ -103,7 +106,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool
 
 
 def abandon(code: int) -> NoReturn:
-    """Exit at once, without waiting for workers that are being stopped."""
+    """Exit at once, without waiting for worker processes to stop."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,10 +1,11 @@
-"""`gradcost lint`: what is unfair or inconclusive in a results folder."""
+"""`gradcost lint`: find what makes a study unfair or inconclusive."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from gradcost.cli import console
 from gradcost.core.units import count
@@ -12,25 +13,26 @@ from gradcost.results.facts import facts
 from gradcost.results.lint import lint, unchecked
 from gradcost.results.records import read
 
-STRICT = 3  # the exit code if there is an error
+STRICT = 3  # exit code with --strict if a finding is an error
 
 
 def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
-    """Print what the rules find in a folder. Returns the exit code."""
-    known = facts(read(folder))
-    findings, rules = lint(known), unchecked(known)
+    """Print the findings on a results folder, and return the exit code."""
+    study_facts = facts(read(folder))
+    findings, unchecked_rules = lint(study_facts), unchecked(study_facts)
     errors = sum(finding.severity == "error" for finding in findings)
     code = STRICT if strict and errors else 0
     if as_json:
         records = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
-        answer = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}
-        print(json.dumps(answer | {"findings": records, "unlooked": [rule.code for rule in rules]}, indent=2))
+        answer: dict[str, Any] = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}
+        answer |= {"findings": records, "unlooked": [rule.code for rule in unchecked_rules]}
+        print(json.dumps(answer, indent=2))
         return code
-    rows = [[f.code, f.rule, f.method, f"{f.found}. {f.remedy}"] for f in findings]
+    rows = [[each.code, each.rule, each.method, f"{each.found}. {each.remedy}"] for each in findings]
     if rows:
         console.show_table(["code", "rule", "method", "finding and remedy"], rows, left=True)
     console.show(f"{count(errors, 'error')}, {count(len(findings) - errors, 'warning')}")
-    if rules:
-        names = ", ".join(f"{rule.code} {rule.name}" for rule in rules)
-        console.show(f"not checked, because the records do not contain what they need: {names}")
+    if unchecked_rules:
+        names = ", ".join(f"{rule.code} {rule.name}" for rule in unchecked_rules)
+        console.show(f"rules not checked, because the records lack the data: {names}")
     return code

@@ -1,4 +1,4 @@
-"""The commands. A command imports what it needs when it runs: `gradcost --help` imports no torch."""
+"""The commands. Each imports its modules when it runs, so `gradcost --help` does not import torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BUG = 70  # the exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 
 def reported(command: Callable[..., int | None]) -> Callable[..., None]:
-    """Report an error of the user as a sentence with an exit code, and any other with its traceback."""
+    """Wrap a command: print user errors as one sentence and bugs with a traceback, and exit with a code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -71,7 +71,7 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
 @reported
 @with_options(CompareOptions)
 def compare(options: CompareOptions) -> int:
-    """Tune every method alike, train with each, and recommend one."""
+    """Tune every method with equal effort, train with each, and recommend one."""
     from gradcost.cli.compare import compare_methods
 
     return compare_methods(options)
@@ -81,7 +81,7 @@ def compare(options: CompareOptions) -> int:
 @reported
 @with_options(PlanOptions)
 def plan(options: PlanOptions) -> int:
-    """Forecast memory and FLOPs of one step by each method, and recommend one. No step runs, no weights are made."""
+    """Forecast the memory and FLOPs of one step of each method, and recommend a method. No step runs."""
     from gradcost.cli.plan import plan_methods
 
     return plan_methods(options)
@@ -91,7 +91,7 @@ def plan(options: PlanOptions) -> int:
 @reported
 @with_options(CheckOptions)
 def check(options: CheckOptions) -> int:
-    """Check that a method is correct on this model and data, and how close it comes to the gradient."""
+    """Check that a method is correct on a model and data, and compare its estimates with the exact gradient."""
     from gradcost.cli.check import check_methods
 
     return check_methods(options)
@@ -101,7 +101,7 @@ def check(options: CheckOptions) -> int:
 @reported
 @with_options(StudyOptions)
 def study(options: StudyOptions) -> int:
-    """Run a study from a Python file. The same command again resumes it."""
+    """Run the study of a Python file. Run the same command again to resume it."""
     from gradcost.cli.study import run_file
 
     return run_file(options)
@@ -111,7 +111,7 @@ def study(options: StudyOptions) -> int:
 @reported
 @with_options(ReproduceOptions)
 def reproduce(options: ReproduceOptions) -> int:
-    """Run a published comparison again, and state which of its numbers hold."""
+    """Repeat the experiments of a paper, and show which of its numbers are reproduced."""
     from gradcost.cli.reproduce import reproduce_paper
 
     return reproduce_paper(options)
@@ -120,10 +120,10 @@ def reproduce(options: ReproduceOptions) -> int:
 @app.command()
 @reported
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method or a part to explain.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The method or part to explain. Default: list all.")] = None,
     as_json: Json = False,
 ) -> int:
-    """List the methods with their costs, and the parts that they are made of; or explain one."""
+    """List all methods with their costs, and the parts to compose methods from; or explain one of them."""
     from gradcost.cli.methods import explain_method, list_methods
 
     return list_methods(as_json) if name is None else explain_method(name, as_json)
@@ -134,7 +134,7 @@ def methods(
 def report(
     folder: Folder,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file. Default: report.html in the folder.")
+        Path | None, typer.Option("--output", "-o", help="The HTML file. Default: report.html in the results folder.")
     ] = None,
     assets: Annotated[
         bool, typer.Option("--assets", help="Also write each figure and table as a file, in report-files/.")
@@ -155,10 +155,10 @@ def report(
 @reported
 def lint(
     folder: Folder,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if there is an error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a finding is an error.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Find what is unfair or inconclusive in a study, from its records."""
+    """Find what makes a study unfair or inconclusive, from its records."""
     from gradcost.cli.lint import lint_folder
 
     return lint_folder(folder, strict, as_json)

@@ -1,4 +1,4 @@
-"""`gradcost methods`: each method and part, as its docstring describes it."""
+"""`gradcost methods`: list the methods and parts, or explain one, from their docstrings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from gradcost.cli import console, spec
 from gradcost.core.errors import BadInput
 
-# The sections of a preset's docstring that are shown, in this order; Args, Returns and Raises are not.
+# Sections of a preset's docstring to show, in this order. Args, Returns and Raises are not shown.
 SECTIONS = ("Law", "Cost", "Memory", "Use when", "Avoid when", "Source")
 _SECTION = re.compile(rf"({'|'.join((*SECTIONS, 'Args', 'Returns', 'Raises'))}):(?: |$)")
 _COLUMNS = {"Law": "law", "Cost": "cost", "Memory": "memory", "Source": "source"}
-_KINDS = {"StatefulDirections": "directions", "Saving": "checkpointing policy"}  # else the class in lower case
+# The kind of a part, by its base class. Default: the name of the base class in lower case.
+_KINDS = {"StatefulDirections": "directions", "Saving": "checkpointing policy"}
 
 
 def sections(thing: Callable[..., Any]) -> dict[str, str]:
-    """Split a docstring at its section names; "" is the text before the first section: the formula."""
+    """Return the sections of a docstring by name; the key "" has the text before the first one, the formula."""
     texts, name = {"": ""}, ""
     for line in (inspect.getdoc(thing) or "").split("\n"):
         match = _SECTION.match(line)
@@ -31,15 +32,15 @@ def sections(thing: Callable[..., Any]) -> dict[str, str]:
 
 
 def kind(thing: Callable[..., Any]) -> str:
-    """Return what a name stands for: a preset, an estimator, or the part of a method that its base class names."""
+    """Return "preset" for a function, and for a class the kind that its base class defines, such as "estimator"."""
     if not inspect.isclass(thing):
         return "preset"
-    base = thing.__mro__[-3].__name__  # before ABC and object
+    base = thing.__mro__[-3].__name__  # the last two are ABC and object
     return _KINDS.get(base, base.lower())
 
 
 def entry(name: str, thing: Callable[..., Any]) -> dict[str, Any]:
-    """Return one method or part as plain data."""
+    """Return the name, signature, kind and docstring sections of a method or part, for JSON."""
     record = {"name": name, "write": spec.signature(thing), "kind": kind(thing)}
     if inspect.isclass(thing):
         return record | {"what": _headline(thing)}
@@ -48,26 +49,26 @@ def entry(name: str, thing: Callable[..., Any]) -> dict[str, Any]:
 
 
 def list_methods(as_json: bool) -> int:
-    """Print the presets with what each costs, then the parts that methods are made of."""
+    """Print the presets with their costs, then the parts to compose methods from; return the exit code."""
     entries = [entry(name, thing) for name, thing in spec.names("method").items()]
-    entries.sort(key=lambda one: (one["kind"] != "preset", one["name"]))
+    entries.sort(key=lambda item: (item["kind"] != "preset", item["name"]))
     if as_json:
         print(json.dumps(entries, indent=2))
         return 0
-    presets = [one for one in entries if one["kind"] == "preset"]
-    parts = sorted(entries[len(presets) :], key=lambda one: one["kind"])
-    rows = [[one["write"], *(_first_clause(one[section.lower()]) for section in _COLUMNS)] for one in presets]
+    presets = [item for item in entries if item["kind"] == "preset"]
+    parts = sorted(entries[len(presets) :], key=lambda item: item["kind"])
+    rows = [[item["write"], *(_first_clause(item[section.lower()]) for section in _COLUMNS)] for item in presets]
     console.show_table(["method", *_COLUMNS.values()], rows, left=True)
     console.show()
-    rows = [[one["kind"], one["write"], one["what"]] for one in parts]
+    rows = [[item["kind"], item["write"], item["what"]] for item in parts]
     console.show_table(["kind", "write", "description"], rows, left=True)
     console.show()
-    console.show("`gradcost methods NAME` shows a formula, its cost and memory, when to use it and when to avoid it.")
+    console.show("`gradcost methods NAME` explains one: formula, cost, memory, when to use it and when to avoid it.")
     return 0
 
 
 def explain_method(name: str, as_json: bool) -> int:
-    """Print the docstring of one method or part. Returns the exit code."""
+    """Print the docstring of one method or part, and return the exit code."""
     known = spec.names("method")
     wanted = name.partition("(")[0].strip()
     if wanted not in known:

@@ -21,7 +21,7 @@ Make = Callable[[Callable[[], Any]], Any]  # calls a model factory, for example 
 
 
 def refuse(other: str, **options: Any) -> None:
-    """Raise BadInput if any of the options is given: `other` excludes them."""
+    """Raise BadInput if one of `options` is not None, because `other` cannot be combined with it."""
     for name, value in options.items():
         if value is not None:
             raise BadInput(f"{name} cannot be combined with {other}: leave one out.")
@@ -48,7 +48,7 @@ def of_model(
     lora: int | None = None,
     chunks: int | None = None,
 ) -> tuple[Objective, Any]:
-    """Return the objective of --model and a batch: from --data, or random tokens for a model of transformers."""
+    """Return the objective of --model, and a batch: from --data, or random tokens for a model of transformers."""
     from gradcost.integrations import transformers
 
     examples = EXAMPLES if batch is None else batch
@@ -58,7 +58,7 @@ def of_model(
         module, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
     else:
         module, loss = _from_factory(model, dtype, make)
-    # transformers may not be installed: `is_model` imports it, so call it only for classes of transformers.
+    # `is_model` imports transformers, which may not be installed: call it only for models that need transformers.
     is_transformers = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
     if not is_transformers:
         options = {"--length": length, "--lora": lora, "--chunks": chunks}
@@ -78,12 +78,13 @@ def of_model(
 
 
 def _is_from(library: str, module: nn.Module) -> bool:
-    inner: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
-    return any(kind.__module__.split(".")[0] == library for kind in type(inner).__mro__)
+    """Return whether the class of a module or a base class is from `library`; LoRA wrappers do not count."""
+    base: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    return any(kind.__module__.split(".")[0] == library for kind in type(base).__mro__)
 
 
 def without_numbers(factory: Callable[[], Any]) -> Any:
-    """Call a factory on the meta device, without memory for weights; if that fails, call it normally."""
+    """Call a model factory on the meta device, so that weights need no memory; if that fails, call it normally."""
     try:
         with torch.device("meta"):
             return factory()
@@ -92,27 +93,30 @@ def without_numbers(factory: Callable[[], Any]) -> Any:
 
 
 def _from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.Module, Any]:
-    """Return the module of a factory, and its loss or None."""
+    """Call the factory that `text` names; return its module, and its loss or None."""
     factory = spec.named(text, "--model")
     try:
-        made = make(factory)
+        result = make(factory)
     except Exception as error:
         raise BadInput(f"{text} could not make a model: {type(error).__name__}: {error}") from error
-    module, loss = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    module, loss = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
         raise BadInput(
-            f"{text} returned {type(made).__name__}: a factory returns a torch.nn.Module or a tuple (module, loss), "
-            "where loss(model, batch) is a function."
+            f"{text} returned {type(result).__name__}: a factory returns a torch.nn.Module or a tuple "
+            "(module, loss), where loss(model, batch) is a function."
         )
     return (module if dtype is None else module.to(dtype)), loss
 
 
 def _batch_of(text: str, examples: int) -> Any:
+    """Call the function that --data names; return its batch."""
     function = spec.named(text, "--data")
     try:
         inspect.signature(function).bind(examples)
     except TypeError as error:
-        raise BadInput(f"{text} is called with the batch size alone, but its arguments differ: {error}.") from None
+        raise BadInput(
+            f"{text} is called with the batch size alone, which does not fit its arguments: {error}."
+        ) from None
     except ValueError:
         pass  # a builtin without a signature
     try:
@@ -133,7 +137,7 @@ def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def dtypes(objective: Objective) -> str:
-    """Return the dtypes of the weights; the one with the most bytes comes first."""
+    """Return the dtypes of the weights, such as "bfloat16 and float32", sorted by bytes, the most first."""
     sizes: dict[str, int] = {}
     for parameter in objective.model.parameters():
         name = str(parameter.dtype).removeprefix("torch.")

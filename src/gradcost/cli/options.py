@@ -1,4 +1,4 @@
-"""The options of the commands: one dataclass for each, which is also the command's help text."""
+"""The options of the commands: one dataclass per command. Typer makes the help text from its fields."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-j", min=1, help="Trials that run at once. Default: one a core.")
+    int | None, typer.Option("--workers", "-j", min=1, help="Trials to run at once. Default: one per core.")
 ]
 Executor = Annotated[str, typer.Option(help="Where trials run: local or ray.")]
-Every = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a trial.")]
-Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION; FUNCTION(batch size) returns a batch (x, y).")]
+Every = Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints of a trial.")]
+Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
 
 
 def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
-    """Give a command the fields of a dataclass as its options; it is called with one value of that class."""
+    """Return a decorator: the command takes one `options` value; its fields become the options that Typer parses."""
 
     def decorate(command: Callable[[Any], int]) -> Callable[..., int]:
         @functools.wraps(command)
-        def run(**given: Any) -> int:
-            return command(options(**given))
+        def run(**parsed: Any) -> int:
+            return command(options(**parsed))
 
         hints = get_type_hints(options, include_extras=True)
         fields = inspect.signature(options).parameters.values()
@@ -42,51 +42,61 @@ def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[...
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The options of `gradcost compare`; a second name is a former spelling, still accepted."""
+    """The options of `gradcost compare`. The second name of an option is an older one that still works."""
 
-    task: Annotated[str, typer.Option(help="The name of a task, an expression, or FILE.py:NAME.")] = "digits"
-    model: Annotated[str | None, typer.Option(help="The name of one of the task's models, or an expression.")] = None
+    task: Annotated[str, typer.Option(help="A task: its name, an expression, or FILE.py:NAME.")] = "digits"
+    model: Annotated[str | None, typer.Option(help="A model of the task: its name, or an expression.")] = None
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help='Repeatable: "mezo(probes=4)". Default: backprop, checkpointed, forward_gradient, spsa, mezo.'
+            help='A method: "mezo(probes=4)". Repeatable. '
+            "Default: backprop, checkpointed, forward_gradient, spsa, mezo."
         ),
     ] = None
     memory: Annotated[
         str | None,
         typer.Option(
             "--memory-beyond-weights",
-            help="Budget of one step without parameters, buffers and batch: 64MiB. Methods above it are not run.",
+            help="Budget for the peak memory of a step, without parameters, buffers and batch: 64MiB. "
+            "Methods above it do not run.",
         ),
     ] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task's number.")] = None
-    seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 3
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task sets them.")] = None
+    seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 3
     tuning_points: Annotated[
         int, typer.Option("--tuning-points", "--points", min=1, help="Learning rates in the grid of each method.")
     ] = 9
     extra_points: Annotated[
         int,
         typer.Option(
-            "--extra-points", "--more", min=0, help="Learning rates after the grid: past its edge or beside the best."
+            "--extra-points",
+            "--more",
+            min=0,
+            help="Learning rates to try after the grid: beyond its edge or next to the best.",
         ),
     ] = 2
     confirm_seeds: Annotated[
         int,
         typer.Option(
-            "--confirm-seeds", "--confirm", min=0, help="New seeds on which the best three learning rates run again."
+            "--confirm-seeds",
+            "--confirm",
+            min=0,
+            help="New seeds with which the best three learning rates run again.",
         ),
     ] = 2
-    lr_range: Annotated[str, typer.Option("--lr-range", "--rates", help="Range of the grid, LOW:HIGH.")] = "1e-4:10"
-    target: Annotated[float, typer.Option(min=0, max=1, help="Validation accuracy whose first step is recorded.")] = (
-        0.9
+    lr_range: Annotated[str, typer.Option("--lr-range", "--rates", help="Range of learning rates, LOW:HIGH.")] = (
+        "1e-4:10"
     )
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="Record when validation accuracy first reaches this.")
+    ] = 0.9
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and what a step costs; run nothing.")
+        bool, typer.Option("--dry-run", help="Show the number of trials and the cost of a step; run nothing.")
     ] = False
 
 
@@ -95,31 +105,34 @@ class PlanOptions:
     """The options of `gradcost plan`."""
 
     memory: Annotated[
-        str, typer.Option(help="Budget for the peak of a whole step, weights included: 24GiB, or 24GB.")
+        str, typer.Option(help="Budget for the peak memory of a step, weights included: 24GiB or 24GB.")
     ]
     model: Annotated[
         str | None,
         typer.Option(
-            help="hf:CONFIG.json, MODULE:FACTORY, FILE.py:FACTORY, or the name of one of the task's models."
+            help="hf:CONFIG.json, MODULE:FACTORY or FILE.py:FACTORY. With --task: the name of a model of the task."
         ),
     ] = None
     data: Data = None
-    task: Annotated[str | None, typer.Option(help="Plan for the model and batch of a task instead.")] = None
-    device: Annotated[str | None, typer.Option(help="Where the step would run: cpu or cuda.")] = None
-    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16. Default: the model's own.")] = None
-    batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8.")] = None
-    length: Annotated[int | None, typer.Option(help="Tokens in an example. Default: 512.")] = None
+    task: Annotated[str | None, typer.Option(help="Use the model and batch of this task.")] = None
+    device: Annotated[str | None, typer.Option(help="Device to forecast for: cpu or cuda.")] = None
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the weights: bfloat16. Default: unchanged.")] = None
+    batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8, or as in the task.")] = None
+    length: Annotated[
+        int | None, typer.Option(help="Tokens in an example. Default: 512, or the model's maximum.")
+    ] = None
     lora: Annotated[int | None, typer.Option(help="Freeze the model and train LoRA adapters of this rank.")] = None
     chunks: Annotated[
-        int | None, typer.Option(min=1, help="Compute head and loss of a language model in this many chunks.")
+        int | None,
+        typer.Option(min=1, help="Split the output head and loss of a language model into this many parts."),
     ] = None
-    optimizer: Annotated[str, typer.Option(help="The optimizer, whose state counts as memory.")] = "AdamW(lr=0.001)"
+    optimizer: Annotated[str, typer.Option(help="The optimizer. Its state counts as memory.")] = "AdamW(lr=0.001)"
     method: Annotated[
-        list[str] | None, typer.Option(help='Repeatable: "mezo(probes=4)". Default: about twenty methods.')
+        list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
     ] = None
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
     as_json: Json = False
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page with figures.")] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
 
 
 @dataclass(frozen=True)
@@ -127,15 +140,13 @@ class CheckOptions:
     """The options of `gradcost check`."""
 
     method: Annotated[
-        str | None, typer.Argument(help='The method: "mezo(probes=4)". Default: every preset, one line each.')
+        str | None, typer.Argument(help='A method: "mezo(probes=4)". Default: all presets, one line each.')
     ] = None
-    model: Annotated[str | None, typer.Option(help="FILE.py:FACTORY, or the name of one of the task's models.")] = (
-        None
-    )
+    model: Annotated[str | None, typer.Option(help="FILE.py:FACTORY, or the name of a model of the task.")] = None
     data: Data = None
-    task: Annotated[str | None, typer.Option(help="Check on the model and batch of a task. Default: digits.")] = None
-    batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8, or the task's own.")] = None
-    draws: Annotated[int, typer.Option(min=1, help="Estimates that are compared with the gradient.")] = 16
+    task: Annotated[str | None, typer.Option(help="Use the model and batch of this task. Default: digits.")] = None
+    batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8, or as in the task.")] = None
+    draws: Annotated[int, typer.Option(min=1, help="Estimates to compare with the exact gradient.")] = 16
     as_json: Json = False
 
 
@@ -143,7 +154,7 @@ class CheckOptions:
 class StudyOptions:
     """The options of `gradcost study`."""
 
-    file: Annotated[str, typer.Argument(help="FILE.py with one @study, or FILE.py:NAME.")]
+    file: Annotated[str, typer.Argument(help="FILE.py if it defines one @study, or FILE.py:NAME.")]
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
@@ -157,24 +168,22 @@ class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
     paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Which rows of its table: nn.")] = "nn"
-    epochs: Annotated[float, typer.Option(help="Length of each run; may be a fraction.")] = 50.0
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 1
-    tuned: Annotated[bool, typer.Option("--tuned", help="Also run the same rows with equal tuning.")] = False
+    rows: Annotated[str, typer.Option(help="Rows of its table to run, by model: nn.")] = "nn"
+    epochs: Annotated[float, typer.Option(help="Epochs of each run; may be a fraction.")] = 50.0
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
     tuning_points: Annotated[int, typer.Option(min=1, help="With --tuned: learning rates in a row's grid.")] = 5
     tuned_epochs: Annotated[
-        float | None, typer.Option(help="With --tuned: length of these runs. Default: that of the rows.")
+        float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    task: Annotated[str, typer.Option(help="Another task in place of the paper's data, to try the command.")] = (
-        "mnist"
-    )
+    task: Annotated[str, typer.Option(help="Task to train on. To try the command: digits.")] = "mnist"
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
     output: Output = None
     page: Annotated[
-        Path | None, typer.Option(help="Write a Markdown page: which numbers were reproduced and which were not.")
+        Path | None, typer.Option(help="Also write a Markdown page with the reproduced and other numbers.")
     ] = None
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs; start none.")] = False
-    records: Annotated[bool, typer.Option("--records", help="Start no run; use the records that exist.")] = False
+    records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False

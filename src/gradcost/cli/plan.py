@@ -1,4 +1,4 @@
-"""`gradcost plan`: parse the options, plan, print the table."""
+"""`gradcost plan`: parse the options, forecast each method, print the table."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gradcost.planning.curve import curve
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.row import COLUMNS
 
-_ALWAYS = 4  # the first columns; others are left out where they are empty
+_FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
 
 
 def plan_methods(options: PlanOptions) -> int:
-    """Print what a step of each method takes, and which to use. Returns the exit code."""
+    """Print the forecast of each method and the recommended one, and return the exit code."""
     budget, device = spec.size(options.memory), spec.device(options.device)
     estimators = [spec.method(text) for text in options.method or ()] or None
     optimizer = spec.optimizer(options.optimizer)
@@ -46,28 +46,30 @@ def plan_methods(options: PlanOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         _show(result, record, options.output)
-    return 0 if result.choice is not None else 4
+    return 0 if result.choice is not None else 4  # the exit code if nothing fits the budget
 
 
 def _objective(options: PlanOptions) -> tuple[Objective, Any]:
     dtype = spec.dtype(options.dtype)
     if options.task is not None:
-        given = {"--data": options.data, "--dtype": dtype, "--length": options.length}
-        refuse("--task", **given, **{"--lora": options.lora, "--chunks": options.chunks})
+        unusable = {"--data": options.data, "--dtype": dtype, "--length": options.length}
+        refuse("--task", **unusable, **{"--lora": options.lora, "--chunks": options.chunks})
         return of_task(options.task, options.model, options.batch)
     if options.model is None:
         raise BadInput("no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits.")
-    of_language = {"length": options.length, "lora": options.lora, "chunks": options.chunks}
+    transformers_options = {"length": options.length, "lora": options.lora, "chunks": options.chunks}
     with console.status("planning") as progress:
         progress(f"making {options.model}")
-        return of_model(options.model, options.data, options.batch, without_numbers, dtype=dtype, **of_language)
+        return of_model(
+            options.model, options.data, options.batch, without_numbers, dtype=dtype, **transformers_options
+        )
 
 
 def _show(result: Plan, record: dict[str, Any], output: Path | None) -> None:
     console.show(f"{result.title}   {record['dtype']}")
     console.show()
     rows = [row.cells() for row in result.rows]
-    columns = [i for i in range(len(COLUMNS)) if i < _ALWAYS or any(row[i] != DASH for row in rows)]
+    columns = [i for i in range(len(COLUMNS)) if i < _FIXED_COLUMNS or any(row[i] != DASH for row in rows)]
     console.show_table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows])
     console.show()
     console.show(result.sentence, bold=True)

@@ -1,4 +1,4 @@
-"""The events of a comparison or a study, printed on standard error."""
+"""Print the events of a comparison or a study on standard error."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gradcost.studies.events import (
 
 
 class EventPrinter:
-    """Prints events, and keeps what the command needs at its end. Use it as a context: it closes its bars.
+    """A callback that prints events. As a context manager it removes its progress bars on exit.
 
-    folder: the results folder. ran, failed: the number of trials of this call, and of those that failed.
+    folder: the results folder, None until the comparison starts. ran, failed: numbers of trials in this call.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class EventPrinter:
         self.close()
 
     def close(self) -> None:
-        """Remove the bars."""
+        """Remove the progress bars."""
         self._stack.close()
 
     def __call__(self, event: Event) -> None:
@@ -46,7 +46,7 @@ class EventPrinter:
                 self.folder = event.folder
                 console.say(
                     f"{event.task} / {event.model}, {event.weights:,} weights   {event.steps:,} steps   "
-                    f"{event.points} learning rates each   {event.seeds} seeds"
+                    f"{event.points} learning rates per method   {event.seeds} seeds"
                 )
             case MethodRefused(method, reason):
                 console.say(f"    {method}: not run. {reason}")
@@ -60,16 +60,16 @@ class EventPrinter:
                     console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial)}")
             case TrialsEnded(folder, _, failed):
                 self.failed = failed
-                self.close()  # bars are redrawn by a thread, which would disturb the timing
+                self.close()  # a thread redraws the bars, and would disturb the timing of steps
                 if failed:
                     console.complain(
-                        f"{failed} trials failed; their tracebacks are in {folder / 'records.jsonl'}. The same "
-                        "command runs them again."
+                        f"{failed} trials failed; {folder / 'records.jsonl'} has their tracebacks. Run the same "
+                        "command again to repeat them."
                     )
             case StepTimed(method):
                 console.say(f"timed a step of {method}")
             case EstimatesAssessed(method):
-                console.say(f"assessed the estimates of {method}")
+                console.say(f"measured the quality of the estimates of {method}")
             case _:
                 pass
 

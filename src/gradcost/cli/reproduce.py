@@ -1,4 +1,4 @@
-"""`gradcost reproduce`: run a published comparison again, and state which of its numbers hold."""
+"""`gradcost reproduce`: repeat the experiments of a paper, and show which of its numbers are reproduced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAPERS = {"rike2022": rike2022.TITLE}
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
-    """Run or resume the rows of a paper and print which of its numbers hold. Returns the exit code."""
+    """Run or resume the rows of a paper, print a verdict on each number, and return the exit code."""
     if options.paper not in PAPERS:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
@@ -52,7 +52,7 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
     if options.rows not in models:
         raise BadInput(
             f"the rows {options.rows!r} cannot be run.{spec.hint(options.rows, models)} Rows: {', '.join(models)}; "
-            "those of the CNN are data only, because they take days on a CPU."
+            "the CNN rows would take days on a CPU."
         )
     if options.task not in TASKS:
         raise BadInput(
@@ -93,22 +93,24 @@ def _show(
     published = is_published_setup(results, table)
     parts = [
         ("as published", row_results(results, table), published),
-        ("tuned alike", row_results(results, table, rike2022.TUNED_SUFFIX), False),  # not in the paper
+        ("tuned alike", row_results(results, table, rike2022.TUNED_SUFFIX), False),  # the paper has no such runs
     ]
     tables = [
-        (part, rike2022_page.table_rows(rows, judged))
-        for part, rows, judged in parts
+        (part, rike2022_page.table_rows(rows, has_verdicts))
+        for part, rows, has_verdicts in parts
         if any(row.runs for row in rows)
     ]
     if options.as_json:
-        named = {part: [dict(zip(rike2022_page.HEADERS, row, strict=True)) for row in rows] for part, rows in tables}
-        print(json.dumps({"folder": str(folder), "ran": ran, "published": published, "rows": named}, indent=2))
+        by_part = {
+            part: [dict(zip(rike2022_page.HEADERS, row, strict=True)) for row in rows] for part, rows in tables
+        }
+        print(json.dumps({"folder": str(folder), "ran": ran, "published": published, "rows": by_part}, indent=2))
         return
     for part, rows in tables:
         console.show(part, bold=True)
         console.show_table(list(rike2022_page.HEADERS), rows)
     if not published:
-        console.show("No verdicts: another task, fewer epochs than published, or not all of the runs.")
+        console.show("No verdicts: these runs use another task or another number of epochs than the paper.")
     if options.page is not None:
         console.show(f"page     {os.fspath(options.page)}")
     console.show(RESUME)

@@ -15,26 +15,26 @@ Id = Annotated[str, typer.Argument(metavar="TRIAL", help="The id of a trial, or 
 
 
 def status(folder: Folder, as_json: Json = False) -> None:
-    """Show the progress of a study: what is done, what failed, what is unfinished, and which process works on it."""
+    """Show the progress of a study: finished, failed and unfinished trials, and the process that runs it."""
     from gradcost.cli import console
     from gradcost.core.units import count
     from gradcost.results import status
 
-    found = status.status(folder)
+    progress = status.status(folder)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json.dumps(dataclasses.asdict(progress), indent=2))
         return
     console.show(
-        f"{folder}   {'no process works on it' if found.pid is None else f'process {found.pid} works on it'}"
+        f"{folder}   {'no process works on it' if progress.pid is None else f'process {progress.pid} works on it'}"
     )
-    console.show_table(["phase", "done"], [[phase, str(n)] for phase, n in found.done.items()])
-    for trial in found.kept:
-        place = "at an unreadable step" if trial.step is None else f"at step {trial.step:,}"
-        console.show(f"{trial.trial}  {'stopped' if found.pid is None else 'running'}, checkpoint {place}")
-    for trial in found.failed:
+    console.show_table(["phase", "done"], [[phase, str(n)] for phase, n in progress.done.items()])
+    for trial in progress.kept:
+        place = "at an unknown step" if trial.step is None else f"at step {trial.step:,}"
+        console.show(f"{trial.trial}  {'stopped' if progress.pid is None else 'running'}, checkpoint {place}")
+    for trial in progress.failed:
         console.show(f"{trial}  failed: `gradcost why {folder} {trial}`")
-    if found.torn:
-        console.show(f"{count(found.torn, 'line')} of records.jsonl incomplete after a crash, and skipped")
+    if progress.torn:
+        console.show(f"skipped in records.jsonl: {count(progress.torn, 'line')}, incomplete after a crash")
 
 
 def show(folder: Folder, trial: Id, as_json: Json = False) -> None:
@@ -71,10 +71,10 @@ def why(folder: Folder, trial: Id, as_json: Json = False) -> None:
 
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.parquet; the curves go beside it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.parquet. Curves: FILE.curves.parquet.")],
     as_json: Json = False,
 ) -> None:
-    """Write the records as two tables: one row for each trial, and one for each point of its curves."""
+    """Write the records as two tables: one row per trial, and one row per point of a curve."""
     from gradcost.cli import console
     from gradcost.results import export as tables
 
@@ -87,7 +87,7 @@ def export(
 
 
 def _readable(item: Any) -> str:
-    """Format a field of a record; of a list, the last item and the length."""
+    """Format a field of a record. A list is shown as its last item and its length."""
     match item:
         case dict():
             return "   ".join(f"{name} {_readable(part)}" for name, part in item.items())

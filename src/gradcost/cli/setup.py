@@ -1,4 +1,4 @@
-"""`gradcost tasks`, `data fetch` and `doctor`: what this installation offers, and what it needs."""
+"""`gradcost tasks`, `data fetch` and `doctor`: list tasks, download data, describe this installation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tasks(as_json: Json = False) -> None:
 
 
 def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> None:
-    """Download a data set, verify it, and store it in the cache folder (GRADCOST_CACHE, or the platform's)."""
+    """Download a data set, verify it, and store it in the cache folder ($GRADCOST_CACHE, or the default cache)."""
     from gradcost.cli import console, spec
     from gradcost.tasks import data as datasets
 
@@ -43,7 +43,7 @@ def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> 
 
 def doctor(
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure the speed of this machine for 10 s, and store it.")
+        bool, typer.Option("--calibrate", help="Measure the speed of this machine (10 s) and store it.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Text to values: the only place where a string selects what is used."""
+"""Parse the texts of options into methods, optimizers, tasks and other values. No other module does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from typing import Any
 from gradcost.core.errors import BadInput
 from gradcost.core.value import is_value
 
-_HOMES = {
+# The modules of gradcost that define the values and presets of each kind of expression.
+_MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding"),
     "task": ("tasks.architectures", "tasks.charlm", "tasks.digits", "tasks.mnist"),
@@ -31,9 +32,9 @@ _DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp3
 
 
 def names(*kinds: str) -> dict[str, Callable[..., Any]]:
-    """Return what an expression may call: the values and presets that the modules of these kinds define."""
+    """Return the classes and presets that an expression of these kinds may call, by name."""
     known = {}
-    for module in (module for kind in kinds for home in _HOMES[kind] for module in _modules(f"gradcost.{home}")):
+    for module in (module for kind in kinds for name in _MODULES[kind] for module in _import(f"gradcost.{name}")):
         for name, thing in vars(module).items():
             is_defined_here = getattr(thing, "__module__", None) == module.__name__
             if is_defined_here and not name.startswith("_") and _makes_a_value(thing):
@@ -41,15 +42,16 @@ def names(*kinds: str) -> dict[str, Callable[..., Any]]:
     return dict(sorted(known.items()))
 
 
-def _modules(home: str) -> Iterator[ModuleType]:
-    """Yield a module; of a package, also every module in it, so that a new file needs no entry here."""
-    module = importlib.import_module(home)
+def _import(name: str) -> Iterator[ModuleType]:
+    """Import and yield a module; for a package also each module in it, so that a new file needs no entry above."""
+    module = importlib.import_module(name)
     yield module
     for submodule in pkgutil.iter_modules(getattr(module, "__path__", ())):
-        yield importlib.import_module(f"{home}.{submodule.name}")
+        yield importlib.import_module(f"{name}.{submodule.name}")
 
 
 def _makes_a_value(thing: Any) -> bool:
+    """Return whether `thing` is a value class (`gradcost.core.value`) or a preset."""
     if inspect.isclass(thing):
         return is_value(thing)
     return inspect.isfunction(thing) and thing.__module__ == "gradcost.estimators.presets"
@@ -63,12 +65,13 @@ def presets() -> dict[str, Callable[..., Any]]:
 def parse(text: str, *kinds: str) -> Any:
     """Return the value of an expression such as `Probing(slope=Jvp(), probes=4)` or `mezo()`.
 
-    Law: parse(repr(value)) == value. Only calls of known names with literal arguments are read; nothing is evaluated.
+    Law: parse(repr(value)) == value. Only calls of known names run, with literals or
+    other such calls as arguments.
 
     Raises:
-        BadInput: the text is no such expression. For an unknown name the message has similar ones.
+        BadInput: the text is not such an expression. For an unknown name, the message suggests similar names.
     """
-    kinds = kinds or tuple(_HOMES)
+    kinds = kinds or tuple(_MODULES)
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
@@ -99,15 +102,15 @@ def _call(name: str, arguments: Any, keywords: Mapping[str, Any], known: Mapping
     try:
         inspect.signature(known[name]).bind(*arguments, **keywords)
     except TypeError as error:
-        raise BadInput(f"{name}: {error}. It is {signature(known[name])}.") from None
+        raise BadInput(f"{name}: {error}. Write {signature(known[name])}.") from None
     try:
         return known[name](*arguments, **keywords)
     except TypeError as error:
-        raise BadInput(f"{name}: an argument has a wrong type ({error}). It is {signature(known[name])}.") from None
+        raise BadInput(f"{name}: an argument has a wrong type ({error}). Write {signature(known[name])}.") from None
 
 
 def signature(thing: Callable[..., Any]) -> str:
-    """Return how a value is written, with its defaults: `mezo(eps=0.001, probes=1)`."""
+    """Return the call of a class or preset with its defaults: `mezo(eps=0.001, probes=1)`."""
     parameters = [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}"
         for p in inspect.signature(thing).parameters.values()
@@ -122,13 +125,13 @@ def similar(name: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def hint(name: str, known: Mapping[str, Any]) -> str:
-    """Return " Did you mean X?" for similar known names; empty without one."""
+    """Return " Did you mean X?" with the similar known names, or "" if there are none."""
     near = similar(name, known)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def method(text: str) -> Any:
-    """Return the estimator of an expression."""
+    """Return the estimator that an expression describes."""
     from gradcost.estimators.estimator import Estimator
 
     estimator = parse(text, "method")
@@ -138,7 +141,7 @@ def method(text: str) -> Any:
 
 
 def optimizer(text: str) -> Any:
-    """Return the optimizer of an expression."""
+    """Return the optimizer that an expression describes."""
     from gradcost.training.optimizers import Optimizer
 
     result = parse(text, "optimizer")
@@ -148,7 +151,7 @@ def optimizer(text: str) -> Any:
 
 
 def executor(name: str, workers: int | None) -> Any:
-    """Return an executor by its name; without `workers`, with one worker a core."""
+    """Return the executor with this name. `workers`: number of worker processes; None for one per CPU core."""
     from gradcost.studies.executors import Local, Ray
 
     known = {"local": Local, "ray": Ray}
@@ -158,7 +161,7 @@ def executor(name: str, workers: int | None) -> Any:
 
 
 def lr_range(text: str) -> tuple[float, float]:
-    """Return the ends of LOW:HIGH."""
+    """Parse LOW:HIGH into two numbers."""
     try:
         low, high = (float(end) for end in text.split(":"))
     except ValueError:
@@ -167,7 +170,7 @@ def lr_range(text: str) -> tuple[float, float]:
 
 
 def dtype(text: str | None) -> Any:
-    """Return a floating-point torch.dtype by its name; None for None."""
+    """Return the floating-point torch.dtype with this name; None for None."""
     if text is None:
         return None
     import torch
@@ -180,21 +183,21 @@ def dtype(text: str | None) -> Any:
 
 
 def device(text: str | None) -> str | None:
-    """Return the type of a device that can be forecast; None for None."""
+    """Return the type "cpu" or "cuda" of a device such as "cuda:0"; None for None."""
     if text is not None and text.partition(":")[0] not in ("cpu", "cuda"):
         raise BadInput(f"no forecast for the device {text!r}: forecasts are for cpu or cuda.")
     return text and text.partition(":")[0]
 
 
 def named(text: str, option: str) -> Callable[..., Any]:
-    """Return the function that FILE.py:NAME or MODULE:NAME names; `option` is for the messages."""
+    """Return the function that FILE.py:NAME or MODULE:NAME names; `option` appears in error messages."""
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise BadInput(f"{option} {text!r} names no function: write FILE.py:NAME or MODULE:NAME.")
     if place.endswith(".py"):
         module = loaded(str(Path(place).resolve()))
     else:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; an installed command does not
+        sys.path.insert(0, str(Path.cwd()))  # an installed command does not search the current folder
         try:
             module = importlib.import_module(place)
         except Exception as error:
@@ -210,10 +213,11 @@ def named(text: str, option: str) -> Callable[..., Any]:
 
 
 def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None]:
-    """Return a task, its name, the name of its model, and the user's file that it comes from.
+    """Return (task, its name, the name of its model, the user's file that defines it or None).
 
     Args:
-        text: a name (`digits`), an expression (`Digits(batch=32)`), or FILE.py:NAME, a task or what makes one.
+        text: a name (`digits`), an expression (`Digits(batch=32)`), or FILE.py:NAME. NAME is a task or a
+            function that returns one.
         model: the name of one of the task's models, or an expression (`Mlp(hidden=(32,))`).
     """
     from gradcost.studies.task_info import check_task, model_name, task_name
@@ -244,19 +248,19 @@ def _with_model(task: Any, name: str, model: str) -> Any:
         return dataclasses.replace(task, model=parse(model, "task"))
     if model not in models:
         raise BadInput(
-            f"{name} has no model {model!r}.{hint(model, models)} Models: {', '.join(models) or 'its own'}."
+            f"{name} has no model {model!r}.{hint(model, models)} Models: {', '.join(models) or 'only its own'}."
         )
     return dataclasses.replace(task, model=models[model])
 
 
 def loaded(path: str) -> ModuleType:
-    """Return a Python file as a module."""
+    """Import a Python file and return its module."""
     from gradcost.studies.user_code import load_file
 
     if not Path(path).is_file():
         raise BadInput(f"there is no file {path}.")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the command's answer
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result of the command
             return load_file(path)
     except Exception as error:
         raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}") from error
@@ -270,14 +274,14 @@ def _from_file(path: str, name: str) -> Any:
     result = thing() if inspect.isclass(thing) or not hasattr(thing, "batch_at") else thing
     if " at 0x" in repr(result):
         raise BadInput(
-            f"{path}:{name} prints as {result!r}, a different text in every process, so its runs cannot be "
-            "identified. Make it a frozen dataclass, as tasks are."
+            f"the repr of {path}:{name} is {result!r}. It differs in every process, so runs cannot be identified by "
+            "it. Make the task a frozen dataclass."
         )
     return result
 
 
 def size(text: str) -> int:
-    """Return a number of bytes: `64MiB` is 64 x 2^20, `64MB` is 64 x 10^6."""
+    """Parse a number of bytes: `64MiB` is 64 x 2^20, `64MB` is 64 x 10^6."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if not match or match[2].lower() not in units:

@@ -18,7 +18,7 @@ from gradcost.studies.study import Study, first_stage
 
 
 def run_file(options: StudyOptions) -> int:
-    """Run or resume a study and write its report. Returns the exit code."""
+    """Run or resume a study, write its report, and return the exit code."""
     file, _, name = options.file.partition(":")
     study = dataclasses.replace(_find(file, name), file=os.path.abspath(file))
     executor = spec.executor(options.executor, options.workers)
@@ -29,13 +29,13 @@ def run_file(options: StudyOptions) -> int:
     with EventPrinter() as printer:
         for _ in run_study(study, folder, executor=executor, every=options.every, on_event=printer):
             pass
-    known = len(read(folder).trials)
+    recorded = len(read(folder).trials)
     report = None if printer.failed else html.write(folder)
     if options.as_json:
-        answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": known}
+        answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": recorded}
         print(json.dumps(answer if report is None else answer | {"report": str(report)}, indent=2))
     else:
-        _show(study, printer.ran, known, report)
+        _show(study, printer.ran, recorded, report)
     return 1 if printer.failed else 0
 
 
@@ -46,19 +46,19 @@ def _find(file: str, name: str) -> Study:
             raise BadInput(f"{file} holds no study {name!r}.{spec.hint(name, studies)}")
         return studies[name]
     if len(studies) != 1:
-        known = ", ".join(studies) or 'none: put @study("your question") before a generator of trials'
-        raise BadInput(f"{file} must hold one study, or FILE.py:NAME must name one. It holds {known}.")
+        found = ", ".join(studies) or 'none: put @study("your question") before a generator of trials'
+        raise BadInput(f"{file} must hold one study, or FILE.py:NAME must name one. It holds {found}.")
     return next(iter(studies.values()))
 
 
 def _show_dry_run(study: Study) -> None:
     stage = first_stage(study)
     rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
-    console.show(f"{study.question} First {len(stage)} trials; later ones depend on their results:")
+    console.show(f"{study.question} First {len(stage)} trials; later trials depend on the results of these:")
     console.show_table(["method", "phase", "lr", "seed"], rows)
 
 
-def _show(study: Study, ran: int, known: int, report: Path | None) -> None:
-    console.show(f"{study.question} {ran} trials ran now, {known - ran} earlier.")
+def _show(study: Study, ran: int, recorded: int, report: Path | None) -> None:
+    console.show(f"{study.question} {ran} trials ran now, {recorded - ran} earlier.")
     console.show(f"report   {report or 'none: some trials failed'}")
     console.show(RESUME)

@@ -18,8 +18,8 @@ from gradcost.report.tables import Table
 from gradcost.report.theme import Figure
 from gradcost.results.records import Results, read
 
-WIDTH = 520  # pixels; a PNG is SCALE times as wide
-SCALE = 2
+WIDTH = 520  # of a figure, in pixels
+SCALE = 2  # pixels of a PNG per pixel of the figure, in each direction
 _CONFIG: dict[str, Any] = {
     "background": "white",
     "font": "Helvetica, Arial, sans-serif",
@@ -55,11 +55,11 @@ def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
 
 
 def written(results: Results) -> dict[str, str]:
-    """Return every table of a report in every format, as texts by file name."""
+    """Return {file name: text} with every table of a report in every format."""
     return {"results.csv": tables.to_csv(results)} | {
-        f"{name}.{kind}": to_text(table)
+        f"{name}.{extension}": to_text(table)
         for name, table in _tables(results).items()
-        for kind, to_text in _FORMATS.items()
+        for extension, to_text in _FORMATS.items()
     }
 
 
@@ -68,6 +68,7 @@ def _tables(results: Results) -> dict[str, Table]:
 
 
 def _draw(figure: Figure, target: Path) -> Iterator[Path]:
+    """Write a figure as SVG, PNG and PDF; yield each path after its file is written."""
     vl = require("vl_convert", "A report", "report")
     spec = json.dumps(standalone(figure))
     yield write_whole(target / f"{figure.name}.svg", vl.vegalite_to_svg(spec))
@@ -76,6 +77,6 @@ def _draw(figure: Figure, target: Path) -> Iterator[Path]:
 
 
 def standalone(figure: Figure) -> dict[str, Any]:
-    """Return the Vega-Lite specification with width, title and colours, which in a report come from the page."""
+    """Return the Vega-Lite specification with width, title and colours. In report.html, the page sets these."""
     spec = {**figure.spec, "width": WIDTH, "title": figure.title}
     return spec | {"config": _CONFIG | figure.spec.get("config", {})}

@@ -1,4 +1,4 @@
-"""The rankings of a report: the best method at each budget, its lead, significance, and other leaders."""
+"""The rankings of a report: the best method at an equal budget, its lead, and whether that is significant."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")
 
 
 def panels(results: Results) -> list[dict[str, Any]]:
-    """Return the content of the page's panels, one per ranking."""
+    """Return the content of one panel of the page per ranking."""
     return [_panel(ranking) for ranking in rankings(results)]
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Return each ranking as a table, by file name without extension."""
+    """Return {file name without extension: table}, one table per ranking."""
     return {f"equal-{ranking.name}": _table(ranking) for ranking in rankings(results)}
 
 
@@ -45,32 +45,32 @@ def _panel(ranking: Ranking) -> dict[str, Any]:
 
 
 def lead_of(ranking: Ranking) -> str:
-    """Describe the winner's lead over the runner-up, and how often it is the best."""
+    """Describe the winner's lead over the runner-up, and the fraction of seeds on which the winner is best."""
     if len(ranking.standings) == 1:
         return "It is the only method in this ranking."
     winner, second = ranking.standings[:2]
     lead, margin = ranking.leads.get(second.method), ranking.margin or 0.0
     if winner.values == second.values:
         tied = [s.method for s in ranking.standings[1:] if s.values == winner.values]
-        first = f"The same on every seed as {listed(tied)}"
+        clause = f"The same on every seed as {listed(tied)}"
     elif isinf(margin):
-        first = f"{second.method}, the runner-up, diverged"
+        clause = f"{second.method}, the runner-up, diverged"
     else:
-        first = f"{points(margin)} ahead of {second.method}"
+        clause = f"{points(margin)} ahead of {second.method}"
     if lead is None:
-        return f"{first}; they have no seed in common."
+        return f"{clause}; they have no seed in common."
     fraction = ranking.best[winner.method]
     return (
-        f"{first}; P(best) {100 * fraction:.0f}% over {count(lead.test.n, 'seed')}, "
+        f"{clause}; P(best) {100 * fraction:.0f}% over {count(lead.test.n, 'seed')}, "
         f"P(better than the runner-up) {100 * lead.better:.0f}%."
     )
 
 
 def significance(ranking: Ranking) -> list[str]:
-    """Describe the results of the tests and the seeds they need; empty if there is only one method."""
+    """Describe which differences are significant, and how many seeds that takes; empty for a single method."""
     if not ranking.leads:
         return []
-    (n,) = {lead.test.n for lead in ranking.leads.values()}
+    (seeds,) = {lead.test.n for lead in ranking.leads.values()}
     different = [method for method, lead in ranking.leads.items() if lead.p < ALPHA]
     if different:
         verdict = f"Significantly different (p < {ALPHA}) from {listed(different)}."
@@ -79,25 +79,25 @@ def significance(ranking: Ranking) -> list[str]:
     second = ranking.standings[1].method
     lead, rivals = ranking.leads[second], len(ranking.leads)
     test = f"sign-flip, Holm over {rivals}" if rivals > 1 else "sign-flip"
-    return [f"p {chance(lead.p)} against {second} ({test}). {verdict}{_seeds_needed(lead, n, rivals)}"]
+    return [f"p {chance(lead.p)} against {second} ({test}). {verdict}{_seeds_needed(lead, seeds, rivals)}"]
 
 
-def _seeds_needed(lead: Lead, n: int, rivals: int) -> str:
-    """Such as: 5 seeds cannot give p below 0.0625; 6 would do. Holm multiplies the smallest p by `rivals`."""
-    needed = lead.test.enough(ALPHA / rivals)
-    if needed <= n:
+def _seeds_needed(lead: Lead, seeds: int, rivals: int) -> str:
+    """Describe how many seeds significance takes; "" if `seeds` suffice. Holm multiplies the least p by `rivals`."""
+    with_holm = lead.test.enough(ALPHA / rivals)
+    if with_holm <= seeds:
         return ""
-    limit = f" {count(n, 'seed')} cannot give p below {lead.test.least:.4g}"
-    single = lead.test.enough(ALPHA)
-    if single <= n:
-        return f"{limit}; with {count(rivals, 'comparison')} {needed} would do."
+    limit = f" {count(seeds, 'seed')} cannot give p below {lead.test.least:.4g}"
+    single_test = lead.test.enough(ALPHA)
+    if single_test <= seeds:
+        return f"{limit}; with {count(rivals, 'comparison')} {with_holm} would do."
     if rivals == 1:
-        return f"{limit}; {single} would do."
-    return f"{limit}; {single} would do, and {needed} with {count(rivals, 'comparison')}."
+        return f"{limit}; {single_test} would do."
+    return f"{limit}; {single_test} would do, and {with_holm} with {count(rivals, 'comparison')}."
 
 
 def other_leaders(ranking: Ranking) -> list[str]:
-    """Describe the smaller budgets at which another method has the best median. With few seeds it may be chance."""
+    """Describe the smaller budgets at which another method has the best median, with few seeds perhaps by chance."""
     leaders = ranking.leaders
     if len(leaders) < 2:
         return [] if ranking.name == "memory" else ["It leads at every smaller budget too."]
@@ -112,6 +112,7 @@ def other_leaders(ranking: Ranking) -> list[str]:
 
 
 def _unreliable(ranking: Ranking) -> list[str]:
+    """Name the methods with an unreliable timing; empty if there are none."""
     if not ranking.doubtful:
         return []
     return [f"The timing of {listed(list(ranking.doubtful))} is not reliable: see the notes marked ~ below."]
@@ -126,6 +127,7 @@ def _row(ranking: Ranking, standing: Standing) -> dict[str, Any]:
 
 
 def _cells(ranking: Ranking, standing: Standing) -> list[str]:
+    """Return a method's cells for the columns after the first."""
     lead = ranking.leads.get(standing.method)
     best = ranking.best.get(standing.method)
     return [
@@ -143,7 +145,7 @@ def _table(ranking: Ranking) -> Table:
 
 
 def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
-    """Return the positions of interval, median and seeds on a strip from 0 to 100%; diverged runs are at 0."""
+    """Return positions in percent on a strip of accuracies: interval, median and seeds. Diverged runs are at 0."""
     low, middle, high = (max(x, 0.0) for x in (accuracy.low, accuracy.median, accuracy.high))
     positions = {"low": low, "width": high - low, "median": middle}
     return {name: f"{100 * x:.2f}" for name, x in positions.items()} | {
@@ -152,7 +154,7 @@ def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _leader_bar(ranking: Ranking) -> list[dict[str, Any]]:
-    """One segment per leader, as wide as its range of budgets on a logarithmic scale, in percent of the bar."""
+    """Return one segment per range of budgets with one leader; widths in percent of a logarithmic scale."""
     leaders = [(method, low, high) for method, low, high in ranking.leaders if high > low > 0]
     if not leaders:
         return []

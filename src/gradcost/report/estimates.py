@@ -1,4 +1,4 @@
-"""The quality of the estimates: cosine and error against the number of probes, and spikes of the slope."""
+"""Figures of the quality of estimates: cosine and error against the number of probes, and spikes of the slopes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradcost.results.wording import count, listed
 
 
 def cosine(results: Results) -> Figure | None:
-    """Draw the cosine of estimate and gradient against the number of probes."""
+    """Draw the cosine of the estimate and the exact gradient against the number of probes."""
     return _against_probes(
         results,
         "cosine",
@@ -35,6 +35,7 @@ def error(results: Results) -> Figure | None:
 
 
 def _against_probes(results: Results, what: str, title: str, axis: str, definition: str) -> Figure | None:
+    """Draw `what` ("cosine" or "error") against the number of probes, with the values that theory predicts."""
     rows, theory = series.estimates(results, what)
     if not rows:
         return None
@@ -47,9 +48,9 @@ def _against_probes(results: Results, what: str, title: str, axis: str, definiti
     ticks = ticks if len(ticks) > 1 else sorted({row["probes"] for row in rows})
     x = alt.X("probes:Q", title="probes", axis=alt.Axis(format="~s", values=ticks))
     x = x.scale(type="log", base=2, nice=False, domain=[low, high])
-    ends = [min(values) / 1.3, max(values) * 1.3]
-    y = {"title": axis, "scale": alt.Scale(type="log", nice=False, domain=ends)}
-    y["axis"] = alt.Axis(format="~g" if what == "cosine" else "~s", values=powers_of_ten(*ends))
+    limits = [min(values) / 1.3, max(values) * 1.3]
+    y = {"title": axis, "scale": alt.Scale(type="log", nice=False, domain=limits)}
+    y["axis"] = alt.Axis(format="~g" if what == "cosine" else "~s", values=powers_of_ten(*limits))
     base = theme.chart(rows).encode(x=x)
     whiskers = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.8))
     tip = ["method:N", theme.tip("probes", ","), *(theme.tip(name, ".3~g") for name in ("value", "low", "high"))]
@@ -59,16 +60,16 @@ def _against_probes(results: Results, what: str, title: str, axis: str, definiti
     line = line.encode(x=x, y=alt.Y("value:Q", **y), detail="curve:N", opacity=alt.value(0.8))
     draws = listed(sorted({count(row["draws"], "estimate") for row in rows}))
     sizes = listed(sorted({f"{row['dimension']:,}" for row in rows}))
-    caption = f"{definition}, over {draws} on one batch at the initial weights. Whiskers are two standard errors"
-    caption += ", cut at a quarter of the mean." if any(row["cut"] for row in rows) else "."
+    caption = f"{definition}, over {draws} on one batch at the initial weights. Whiskers extend two standard errors"
+    caption += ", downwards at most to a quarter of the mean." if any(row["cut"] for row in rows) else "."
     if theory:
-        caption += f" A dashed line is the expectation of theory for {sizes} weights."
+        caption += f" A dashed line is the value that theory predicts for {sizes} weights."
     caption += " Both scales are logarithmic."
     drawn = {row["method"] for row in rows}
     methods = {row.method for row in summarise(results)}
     absent = [quality.method for quality in results.qualities if quality.method in methods - drawn]
     if absent:
-        caption += f" Not drawn, because the mean is not above 0: {listed(absent)}."
+        caption += f" These methods are not drawn, because their mean is not above 0: {listed(absent)}."
     layers = [*([line] if theory else []), whiskers, marks.encode(opacity=theme.opacity(1), tooltip=tip)]
     return theme.figure(f"estimate-{what}", title, caption, layers)
 
@@ -84,13 +85,13 @@ def spikes(results: Results) -> Figure | None:
     end = max(results.study.steps, *(row["step"] for row in rows))
     x = alt.X("step:Q", title="steps", axis=alt.Axis(format="~s", tickCount=6)).scale(nice=False, domain=[0, end])
     sizes = [x for row in rows for x in (row["low"], row["high"]) if x > 0] + [row["slope"] for row in marked]
-    ends = [min(sizes, default=1.0) / 1.3, max(sizes, default=1.0) * 1.3]
-    number_format = "~g" if ends[1] < 1e5 else "~e"
+    limits = [min(sizes, default=1.0) / 1.3, max(sizes, default=1.0) * 1.3]
+    number_format = "~g" if limits[1] < 1e5 else "~e"
     y: dict[str, Any] = {
         "title": "largest |slope|",
-        "axis": alt.Axis(format=number_format, values=powers_of_ten(*ends)),
+        "axis": alt.Axis(format=number_format, values=powers_of_ten(*limits)),
     }
-    y["scale"] = alt.Scale(type="log", nice=False, domain=ends, clamp=True)
+    y["scale"] = alt.Scale(type="log", nice=False, domain=limits, clamp=True)
     base = theme.chart(rows).encode(x=x)
     band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.12, 0.03))
     tip = ["method:N", theme.tip("step", ","), *(theme.tip(name, ".3~g") for name in ("median", "low", "high"))]
@@ -100,15 +101,15 @@ def spikes(results: Results) -> Figure | None:
     high = high.encode(x=x, y=alt.Y("slope:Q", **y), shape=theme.shape, opacity=theme.opacity(1), tooltip=tip)
     spiking = [f"{method} {n} of {count(total, 'slope')}" for method, (n, total) in counted.items() if n]
     caption = (
-        "The largest |slope| of a probe since the previous point, before clipping. Lines are medians over seeds, "
-        "bands run from the lowest to the highest. A mark is a spike: more than 8 robust standard deviations above "
-        "the median of the 200 slopes before it. The first 20 spikes of a run are marked. The vertical scale is "
-        "logarithmic; a slope of 0 is drawn at its lower end. "
+        "Each point is the largest |slope| of any probe since the previous point, before clipping. Lines are medians "
+        "over seeds, bands run from the lowest to the highest seed. A mark is a spike: more than 8 robust standard "
+        "deviations above the median of the 200 slopes before it. The first 20 spikes of a run are marked. The "
+        "vertical scale is logarithmic; a slope of 0 is drawn at the lower end of the scale. "
     )
     if spiking:
         caption += f"Spikes: {listed(spiking)}."
     else:
-        caption += f"None of {count(sum(n for _, n in counted.values()), 'slope')} is a spike."
+        caption += f"There are no spikes among {count(sum(n for _, n in counted.values()), 'slope')}."
     return theme.figure(
         "slope-spikes", "Largest slopes and spikes", caption, [band, line, *([high] if marked else [])]
     )

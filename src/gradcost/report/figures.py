@@ -1,7 +1,7 @@
 """The figures of a report: Vega-Lite specifications by Altair, each a pure function of the results.
 
 The Vega parameter `focus` is the label of a method; figures fade the other methods. The page's legend sets it in all
-figures. A figure without data is None. Needs the extra gradcost[report].
+figures. A function returns None if the records lack the data of its figure. Needs the extra gradcost[report].
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def figures(results: Results) -> list[Figure]:
 
 
 def frontier(results: Results) -> Figure | None:
-    """Draw test accuracy against the peak memory of a step, beyond the weights."""
+    """Draw the test accuracy against the peak memory of a step beyond the weights."""
     rows, seeds, diverged = series.frontier(results)
     if not seeds:
         return None
@@ -80,13 +80,16 @@ def frontier(results: Results) -> Figure | None:
     layers = [_families(theme, rows, x, y), whiskers, dots, medians]
     caption = (
         f"{protocol(results)} Large marks are medians, whiskers {intervals(results)}, small dots single seeds. "
-        "Memory is the peak of one step, on a logarithmic scale. A line joins settings of one method."
+        "Memory is the peak of one step, on a logarithmic scale. A line joins methods that differ "
+        "only in a number, such as the number of probes."
     )
     if at_bottom:
         crosses = theme.chart(at_bottom).mark_point(size=40, strokeWidth=1.6, shape=CROSS, yOffset=-4)
         crosses = crosses.encode(x=x, y=alt.Y("accuracy:Q", **y), opacity=theme.opacity(1))
         layers.append(crosses.encode(tooltip=["method:N", "seed:O", alt.Tooltip("status:N")]))
-        caption += " A cross at the bottom is a diverged run. A method most of whose runs diverged has no large mark."
+        caption += (
+            " A cross at the bottom is a diverged run. A method has no large mark if most of its runs diverged."
+        )
     if memory is None:
         return theme.figure("accuracy-memory", "Accuracy against memory", caption, layers)
     rule = theme.plain([{"bytes": memory, "label": size(memory)}]).mark_rule(strokeDash=[4, 4], color=NEUTRAL)
@@ -96,7 +99,7 @@ def frontier(results: Results) -> Figure | None:
 
 
 def _families(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> Any:
-    """A thin line through methods that differ only in numbers, such as the number of probes."""
+    """Return a thin line through methods that differ only in a number, such as the number of probes."""
     line = theme.plain(rows).mark_line(strokeWidth=1.2, color=NEUTRAL).encode(x=x, y=theme.alt.Y("median:Q", **y))
     return line.encode(detail="family:N", order=theme.alt.Order("bytes:Q"), opacity=theme.alt.value(0.6))
 
@@ -110,13 +113,13 @@ def memory(results: Results) -> Figure | None:
     batch = "" if study.batch is None else f" of batch {study.batch}"
     caption = (
         "The bytes allocated at the peak of one step by purpose, weights and batch included. "
-        f"One step{batch} with {study.optimizer}; bytes are counted, so there is no interval."
+        f"Measured on one step{batch} with {study.optimizer}. Bytes are exact counts, so there is no interval."
     )
     return breakdown.bars(theme_of(results), rows, None, caption)
 
 
 def forwards(results: Results) -> Figure | None:
-    """Draw the FLOPs of one step, in forward passes."""
+    """Draw the FLOPs of one step, divided by those of a forward pass."""
     rows = series.bars(results, lambda row: {"value": row.forwards, "text": _work(row)})
     caption = (
         "The FLOPs of one step, counted during the step and divided by those of one forward pass without gradient. "
@@ -126,7 +129,7 @@ def forwards(results: Results) -> Figure | None:
 
 
 def _work(row: MethodSummary) -> str:
-    """Forwards and FLOPs, such as: 3.0  (1.8 MFLOP)."""
+    """Describe the work of a step in forwards and FLOPs, such as: 3.0  (1.8 MFLOP)."""
     text = wording.forwards(row.forwards)
     return text if row.flops is None else f"{text}  ({wording.flops(row.flops)})"
 
@@ -140,7 +143,7 @@ def milliseconds(results: Results) -> Figure | None:
             | {"text": ("~" if row.doubt else "") + number(row.ms)}
         ),
     )
-    caption = "The median over repeated steps. Whiskers run from the lower to the upper quartile."
+    caption = "The median time of repeated steps. Whiskers run from the lower to the upper quartile."
     if any(row.doubt for row in summarise(results)):
         caption += " A ~ marks a timing that is not reliable."
     cpu, threads = (results.environment.get(name) for name in ("cpu", "threads"))
@@ -150,7 +153,7 @@ def milliseconds(results: Results) -> Figure | None:
 
 
 def _bars(results: Results, rows: list[dict[str, Any]], what: str, caption: str) -> Figure | None:
-    """One bar per method. Its label is above it, so that bars use the full width of a phone."""
+    """Draw one bar per method. Labels are above the bars, so that bars have the full width of a phone screen."""
     if not rows:
         return None
     theme = theme_of(results)

@@ -79,7 +79,7 @@ def _facts(results: Results) -> list[str]:
 
 
 def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
-    """The decision table, with a strip under each accuracy and a bar under each peak."""
+    """Return the decision table, with a strip of seeds under each accuracy and a bar under each peak."""
     columns, lines = tables.table(results)
     most = max((row.peak_bytes or 0 for row in rows), default=0)
     table_rows = []
@@ -99,10 +99,10 @@ def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:
     target = f"to {number(100 * results.study.target)}%"
     notes = [
         f"Each number is the median over seeds; brackets are {intervals(results)}. A diverged run is the worst "
-        "result. “beyond weights” is the peak memory of a step, less the weights, the buffers and the batch. The "
-        f"strip under an accuracy runs from 0 to 100%, with a dot per seed. “{target}” is the first evaluation "
-        "whose validation accuracy reached it: the median over the seeds that did, and those steps times the "
-        "milliseconds of a step."
+        "result. “beyond weights” is the peak memory of a step, without weights, buffers and batch. The strip "
+        f"under an accuracy runs from 0 to 100%, with a dot per seed. “{target}” is the step of the first "
+        "evaluation with at least this validation accuracy: the median over the seeds that reach it. Its seconds "
+        "are these steps times the milliseconds of a step."
     ]
     if results.study.chance is not None:
         notes[0] += f" Guessing gives {percent(results.study.chance)}."
@@ -113,13 +113,13 @@ def _panel_notes(results: Results) -> list[str]:
     memory = "the largest peak of any method" if results.study.memory is None else "the study's budget"
     return [
         f"All rankings come from one set of final runs ({protocol(results)[:-1]}). An accuracy is the validation "
-        "accuracy where the budget is spent, linear between two evaluations. No method was tuned for a smaller "
-        f"budget. The budget is the largest that the runs of every method cover; for memory it is {memory}. "
+        "accuracy at the step that uses up the budget, linear between two evaluations. No method was tuned for a "
+        f"smaller budget. Each budget is the largest that the runs of every method cover; for memory it is {memory}. "
         f"Brackets are {intervals(results)}; a dot is a seed, and a diverged run is the worst result. P(best) is "
-        "the share of seeds on which a method is the best, ties shared. P(worse) is the probability that a run of "
-        "the winner is better than one of the method. p is that of the exact sign-flip test against the winner, "
-        "after Holm. The bar shows the method with the best median at each smaller budget, on a logarithmic scale; "
-        "more seeds may move its boundaries."
+        "the fraction of seeds on which a method is the best; tied methods split a seed. P(worse) is the "
+        "probability that a run of the winner is better than a run of the method. p is the p-value of the exact "
+        "sign-flip test against the winner, after Holm's correction. The bar shows the method with the best median "
+        "at each smaller budget, on a logarithmic scale; with more seeds its boundaries may move."
     ]
 
 
@@ -135,7 +135,7 @@ def _finding(finding: Finding) -> str:
 
 
 def _unfinished(results: Results) -> list[tuple[str, str, str]]:
-    """The diverged and failed runs, grouped by method, phase and status, with at most two reasons per group."""
+    """Return one line per method, phase and status of diverged or failed runs, with at most two reasons each."""
     groups: dict[tuple[str, str, str], list[TrialRecord]] = {}
     for trial in results.trials:
         if trial.status != "finished":
@@ -156,6 +156,6 @@ def _footer(results: Results) -> str:
     runs, costs = count(len(results.trials), "run"), count(len(results.costs), "cost measurement")
     text = f"Made from {runs} and {costs}."
     if results.torn:
-        were = "was" if results.torn == 1 else "were"
-        text += f" {count(results.torn, 'line')} of records.jsonl could not be read and {were} skipped."
+        verb = "was" if results.torn == 1 else "were"
+        text += f" {count(results.torn, 'line')} of records.jsonl could not be read and {verb} skipped."
     return text

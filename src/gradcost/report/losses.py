@@ -1,7 +1,7 @@
-"""The loss against steps, samples, FLOPs and seconds.
+"""Figures of the loss against steps, samples, FLOPs and seconds.
 
-Lines are medians over seeds. From its divergence on, a run counts as the greatest loss. So a line ends where most of
-its runs have diverged.
+Lines are medians over seeds. From its divergence on, the loss of a run counts as infinite. So the line of a method
+ends where most of its runs have diverged.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Axis(NamedTuple):
 
     Args:
         name: part of the figure's name.
-        title: its unit.
-        per_step: amount that a step costs, by method.
+        title: title of the axis; its unit.
+        per_step: amount of the unit that one step takes, by method.
         caption: a sentence on how the amount was measured.
-        form: d3 format of the numbers.
+        form: d3 format of the tick labels.
     """
 
     name: str
@@ -36,15 +36,21 @@ class Axis(NamedTuple):
 
 
 def axes(results: Results) -> list[Axis]:
-    """Return the axes samples, FLOPs and seconds, without those that were not measured."""
+    """Return the axes samples, FLOPs and seconds; an axis without measurements is omitted."""
     methods, batch = [row.method for row in summarise(results)], results.study.batch
     samples = dict.fromkeys(methods, float(batch)) if batch else {}
     counted = {c.method: float(cost) for c in results.costs if (cost := FLOPS.per_step(c)) is not None}
     timed = {c.method: float(cost) for c in results.costs if (cost := SECONDS.per_step(c)) is not None}
     candidates = [
         Axis("samples", "samples", samples, "Every step uses one batch."),
-        Axis("flops", "FLOPs", counted, "FLOPs are those counted for a step, times the steps."),
-        Axis("seconds", "seconds", timed, "Seconds are the calibrated median of a step, times the steps.", "~g"),
+        Axis("flops", "FLOPs", counted, "FLOPs are the counted FLOPs of a step, times the number of steps."),
+        Axis(
+            "seconds",
+            "seconds",
+            timed,
+            "Seconds are the calibrated median of a step, times the number of steps.",
+            "~g",
+        ),
     ]
     return [axis for axis in candidates if axis.per_step]
 
@@ -52,14 +58,14 @@ def axes(results: Results) -> list[Axis]:
 def training(results: Results) -> Figure | None:
     """Draw the training loss against steps."""
     width = series.window(results, series.training)
-    each = "at every recorded step" if width == 1 else f"each point the mean of {count(width, 'step')}"
-    what = f"the loss of the training batch, {each}"
+    points = "at every recorded step" if width == 1 else f"each point the mean of {count(width, 'step')}"
+    what = f"the loss of the training batch, {points}"
     rows = series.curves(results, series.training)
     return _against_steps(results, rows, "Training loss", what) if rows else None
 
 
 def validation(results: Results) -> list[Figure]:
-    """Draw the validation loss against steps, and against each other axis."""
+    """Draw the validation loss against steps, and once against each axis of `axes`."""
     rows = series.curves(results, series.validation)
     if not rows:
         return []
@@ -105,7 +111,7 @@ def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure
 
 
 def _cost_axis(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
-    """The horizontal axis, and whether it is logarithmic: if one method spends over four times as much as another."""
+    """Return the horizontal axis, and whether it is logarithmic: the costs of two methods differ over fourfold."""
     alt = theme.alt
     ends: dict[str, float] = {}
     for row in rows:
@@ -120,7 +126,7 @@ def _cost_axis(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[An
 
 
 def _loss_axis(theme: Theme, rows: list[dict[str, Any]], title: str) -> dict[str, Any]:
-    """The vertical axis, logarithmic if the losses differ by a factor of more than 20."""
+    """Return the vertical axis, logarithmic if the losses differ by a factor of more than 20."""
     alt = theme.alt
     least, most = min(row["low"] for row in rows), max(row["high"] for row in rows)
     if not (least > 0 and most > 20 * least):
@@ -130,19 +136,21 @@ def _loss_axis(theme: Theme, rows: list[dict[str, Any]], title: str) -> dict[str
 
 
 def _logarithmic(y: dict[str, Any]) -> str:
+    """Return the words of a caption for a logarithmic vertical axis; only such an axis has the key "axis"."""
     return ", on a logarithmic scale" if "axis" in y else ""
 
 
 def _diverged(results: Results) -> str:
+    """Return the sentence of a caption on diverged runs; "" if there are none."""
     diverged = sum(row.diverged for row in summarise(results))
     if not diverged:
         return ""
     verb = "counts" if diverged == 1 else "count"
-    return f" {count(diverged, 'diverged run')} {verb} as the greatest loss from the divergence on."
+    return f" {count(diverged, 'diverged run')} {verb} as an infinite loss from the divergence on."
 
 
 def _layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> list[Any]:
-    """Bands, lines, and about eight shapes on each line."""
+    """Return three layers: bands, lines, and about eight marks on each line."""
     alt = theme.alt
     base = theme.chart(rows).encode(x=x)
     band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=theme.opacity(0.16, 0.03))
@@ -155,7 +163,7 @@ def _layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any])
 
 
 def _ruler(theme: Theme, rows: list[dict[str, Any]], x: Any) -> Any:
-    """A vertical line at the pointer; its tooltip shows the median of every method at that step."""
+    """Return a vertical line at the pointer, whose tooltip has the median of every method at that step."""
     alt = theme.alt
     drawn = {row["method"] for row in rows}
     keys = {method: f"m{i}" for i, method in enumerate(theme.methods) if method in drawn}

@@ -1,8 +1,8 @@
 """Build an HTML file that needs no network, from a template and figures.
 
 - Vega is included once; every figure is a JSON specification.
-- A Content-Security-Policy allows only the two included scripts, which it lists by hash, and no loading. So a label
-  in the records cannot run as a script.
+- A Content-Security-Policy allows only the two included scripts, which it lists by hash, and blocks all
+  loading. So a label in the records cannot run as a script.
 
 Needs the extra gradcost[report].
 """
@@ -21,13 +21,13 @@ from gradcost.report.theme import Figure
 
 
 def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
-    """Return the HTML of a template, filled with figures and further values.
+    """Return the HTML of a template, filled with figures and other values.
 
     Args:
         template: name of the template.
         drawn: the figures.
         context: `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `methods`, `decision`, `notes`,
-            `lists`, and further values that the template uses.
+            `lists`, and other values that the template uses.
     Returns:
         HTML.
     Raises:
@@ -53,7 +53,7 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
 
 
 def cell(label: str, text: str) -> dict[str, Any]:
-    """Return a table cell: `text` up to its first " [", " (" or comma, and the rest as "more", in small print."""
+    """Return a table cell. `text` is split at its first " [", " (" or ", "; the rest is in "more", in small print."""
     end = min((i for sep in (" [", " (", ", ") if (i := text.find(sep)) >= 0), default=len(text))
     return {
         "label": label,
@@ -66,13 +66,15 @@ def cell(label: str, text: str) -> dict[str, Any]:
 
 
 def _packaged(name: str) -> str:
+    """Return the text of a file of this package."""
     return files("gradcost.report").joinpath(name).read_text("utf-8")
 
 
 def _csp_hash(script: str) -> str:
+    """Return the hash of a script as the Content-Security-Policy lists it."""
     return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def _script_safe(text: str) -> str:
-    """Escape JSON so that it cannot end its script element."""
+    """Escape <, > and & in JSON, so that no string in it can end the script element around it."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -31,9 +31,9 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
 def page(record: dict[str, Any]) -> str:
     """Return the HTML of the plan, which depends on `record` alone."""
     methods = [row["method"] for row in record["rows"]]
-    drawn = marks(list(dict.fromkeys(methods)))
+    method_marks = marks(list(dict.fromkeys(methods)))
     rows = [row for row in record["rows"] if row["refusal"] is None]
-    theme = Theme([row["method"] for row in rows], drawn)
+    theme = Theme([row["method"] for row in rows], method_marks)
     figures = [memory(theme, rows, record["budget"]), trade(theme, rows, record.get("curve") or [], record["budget"])]
     return rendered(
         "plan.html.j2",
@@ -42,7 +42,7 @@ def page(record: dict[str, Any]) -> str:
         facts=_facts(record),
         sentences=[record["sentence"]],
         picked=record["choice"],
-        marks=drawn,
+        marks=method_marks,
         methods=theme.methods,
         decision=_decision(rows),
         notes=record["lines"],
@@ -68,7 +68,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
 
 
 def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The table of the record's cells, without columns of dashes alone."""
+    """Return the table of forecasts, without columns that have only dashes."""
     most = max((row["peak"] for row in rows), default=0)
     texts = [_cells(row) for row in rows]
     columns = [name for name in (texts[0] if texts else ()) if any(text[name] != DASH for text in texts)]
@@ -82,7 +82,7 @@ def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """The formatted cells by column. Records of older versions lack them: format the values that all have."""
+    """Return the formatted cells by column. For a record of an older version, which has none, format three values."""
     if cells := row.get("cells"):
         return cells
     fits = "yes" if row["fits"] else f"no, {size(row['over'])} over"
@@ -90,10 +90,10 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def memory(theme: Theme, rows: Sequence[dict[str, Any]], budget: int) -> Figure | None:
-    """Draw the bytes at each method's peak by purpose, against the budget."""
+    """Draw the bytes at each method's peak by purpose, and the budget."""
     caption = (
-        "The bytes allocated at each method's peak by purpose, weights included. A bar shows one moment, so it sums "
-        f"to the peak. The dashed line is the budget, {size(budget)}. These are forecasts; nothing was run."
+        "The bytes allocated at each method's peak by purpose, weights included. The parts of a bar sum to the "
+        f"peak. The dashed line is the budget, {size(budget)}. These are forecasts; nothing was run."
     )
     return bars(theme, rows, budget, caption) if rows else None
 
@@ -132,13 +132,13 @@ def trade(
     shown = theme.chart(points).mark_point(filled=True, size=110)
     layers.append(shown.encode(x=x, y=y, shape=theme.shape, opacity=theme.opacity(0.95), tooltip=["method:N", *tip]))
     caption = (
-        f"Each mark is a method; further left and lower is better. Methods left of the dashed line, {size(budget)}, "
-        "fit. Both axes are logarithmic. A step with an estimated gradient makes less progress than one with "
-        "the exact gradient: see the column steps ×."
+        "Each mark is a method; further left and lower is better. Methods left of the dashed line, the budget of "
+        f"{size(budget)}, fit. Both axes are logarithmic. An estimated gradient makes less progress per step than "
+        "the exact one: see the column “steps × (theory)”."
     )
     if lines:
         caption += (
-            " The solid line is the optimal recomputation schedule, the dotted one Segments(1), Segments(2), ..."
+            " The solid line is the optimal recomputation schedule, the dotted line is Segments(1), Segments(2), ..."
         )
     return theme.figure("memory-cost", "Cost of a step against its memory", caption, layers, height=340)
 

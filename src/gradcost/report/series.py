@@ -1,4 +1,4 @@
-"""The data of the figures, computed from the records. Long curves are thinned to about 100 points."""
+"""Compute the data of the figures from the records. Long curves are thinned to about 100 points."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from gradcost.results.summary import MethodSummary, span, summarise, tuning
 from gradcost.results.tuning import finals
 from gradcost.results.wording import percent
 
-WINDOWS = 100  # most points of a thinned curve
+WINDOWS = 100  # largest number of points of a thinned curve
 _ENDED = ("finished", "diverged")  # failed runs are omitted
+# Returns the steps and the values of one curve of a run.
 Points = Callable[[Curve], tuple[tuple[int, ...], tuple[float | None, ...]]]
 
 
@@ -35,40 +36,41 @@ def slopes(curve: Curve) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
 
 
 def window(results: Results, points: Points) -> int:
-    """Return the number of steps per point of a thinned curve, a multiple of the recording stride; else 1."""
+    """Return the number of steps per point of a thinned curve, a multiple of the recording interval, or 1."""
     curves = [points(t.curve)[0] for t in results.trials if t.phase == "final"]
     longest = max(curves, key=len, default=())
     return 1 if len(longest) <= WINDOWS else _stride(longest) * ceil(len(longest) / WINDOWS)
 
 
 def _stride(steps: tuple[int, ...]) -> int:
+    """Return the number of steps between two recorded steps."""
     return steps[1] - steps[0] if len(steps) > 1 else 1
 
 
 def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = mean) -> list[dict[str, Any]]:
     """Return the median over seeds at each step, and the lowest and highest seed.
 
-    From its divergence on, a run counts as the greatest value. A step whose median has diverged has no row.
+    From its divergence on, the value of a run counts as infinite. A step whose median is infinite has no row.
 
     Args:
         results: from `read`.
         points: selects the curve: `training`, `validation` or `slopes`.
         gather: reduces the values of one window of steps to one value.
     Returns:
-        Dictionaries with "method", "place", "step", "median", "low" and "high".
+        One dictionary per method and step: "method", "place" (index of the step), "step", "median", "low" and "high".
     """
     width = window(results, points)
     rows = []
     for method in _methods(results):
-        at: dict[int, dict[int, float]] = {}  # by step, then by run
+        by_step: dict[int, dict[int, float]] = {}  # the value of each run, by the index of the run
         runs = [trial for trial in finals(results.trials, method) if trial.status in _ENDED]
-        for place, trial in enumerate(runs):
+        for i, trial in enumerate(runs):
             for step, value in _thinned(*points(trial.curve), width, gather):
-                at.setdefault(step, {})[place] = value
-        ends = {place: trial.steps for place, trial in enumerate(runs) if trial.status == "diverged"}
+                by_step.setdefault(step, {})[i] = value
+        divergences = {i: trial.steps for i, trial in enumerate(runs) if trial.status == "diverged"}
         spreads = {
-            step: _spread([*values.values()], sum(end <= step and i not in values for i, end in ends.items()))
-            for step, values in sorted(at.items())
+            step: _spread([*values.values()], sum(end <= step and i not in values for i, end in divergences.items()))
+            for step, values in sorted(by_step.items())
         }
         rows += [
             {"method": method, "place": i, "step": step, **spread}
@@ -79,7 +81,7 @@ def curves(results: Results, points: Points, gather: Callable[[list[float]], flo
 
 
 def _spread(values: list[float], diverged: int) -> dict[str, float]:
-    """Median, lowest and highest with five digits. `diverged` more runs count as infinite in the median."""
+    """Return median, lowest and highest, to five digits. The median includes `diverged` more values, all infinite."""
     ends = {"median": median([*values, *[inf] * diverged]), "low": min(values), "high": max(values)}
     return {name: float(f"{x:.5g}") for name, x in ends.items()}
 
@@ -90,7 +92,7 @@ def _thinned(
     width: int,
     gather: Callable[[list[float]], float],
 ) -> list[tuple[int, float]]:
-    """One value per window of `width` steps, placed at the middle of the window."""
+    """Return (step, value) for each window of `width` steps; the step is the middle of the window."""
     if not steps:
         return []
     windows: dict[int, list[float]] = {}
@@ -99,10 +101,10 @@ def _thinned(
         if value is not None:
             windows.setdefault((step - first) // width, []).append(value)
     middle = 0 if width == 1 else (width - stride) // 2
-    return [(first + i * width + middle, gather(inside)) for i, inside in windows.items()]
+    return [(first + i * width + middle, gather(members)) for i, members in windows.items()]
 
 
-Rows = list[dict[str, Any]]
+Rows = list[dict[str, Any]]  # the data of one layer of a figure
 
 
 def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
@@ -138,7 +140,7 @@ def breakdowns(results: Results) -> list[dict[str, Any]]:
 
 
 def grid(results: Results) -> list[dict[str, Any]]:
-    """Return one row per tuning run. A diverged run has the height of its cross, below 0 and equal per method."""
+    """Return one row per tuning run. A diverged run has the height of its cross as "accuracy", below 0."""
     rows, cross_row = [], 0
     methods = summarise(results)
     height = min(0.035, 0.25 / max(len(methods), 1))
@@ -156,7 +158,7 @@ def grid(results: Results) -> list[dict[str, Any]]:
 
 
 def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
-    """Return the "cosine" or "error" of each method with two standard errors, and the curves that theory predicts."""
+    """Return rows with the "cosine" or "error" of each method and two standard errors, and rows of the theory."""
     rows, curves = [], {}
     methods = set(_methods(results))
     for quality in results.qualities:
@@ -164,13 +166,13 @@ def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
         if quality.method not in methods or not quality.probes or value is None or value <= 0:
             continue
         ends = {"value": value, "low": max(value - 2 * spread, value / 4), "high": value + 2 * spread}
-        cut = {"cut": value - 2 * spread < value / 4}
+        cut = {"cut": value - 2 * spread < value / 4}  # the low end is cut for the logarithmic axis
         theory = quality.theory or {}
         curve = [(n, y) for n, y in zip(theory.get("probes", ()), theory.get(what, ()), strict=True) if n and y]
         expected = dict(curve).get(quality.probes)
-        named = {"theory": "unknown" if expected is None else f"{expected:.3g}"}
-        known = {"draws": quality.draws, "dimension": quality.dimension}
-        rows.append({"method": quality.method, "probes": quality.probes} | ends | named | known | cut)
+        predicted = {"theory": "unknown" if expected is None else f"{expected:.3g}"}
+        setting = {"draws": quality.draws, "dimension": quality.dimension}
+        rows.append({"method": quality.method, "probes": quality.probes} | ends | predicted | setting | cut)
         if curve:
             curves.setdefault(tuple(curve), len(curves))
     lines = [{"curve": i, "probes": n, "value": y} for curve, i in curves.items() for n, y in curve]
@@ -178,7 +180,7 @@ def estimates(results: Results, what: str) -> tuple[Rows, Rows]:
 
 
 def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
-    """Return the spikes of the final runs, and by method (number of spikes, number of slopes)."""
+    """Return one row per spike of the final runs, and {method: (number of spikes, number of slopes)}."""
     rows, counted = [], {}
     for method in _methods(results):
         runs = [run for run in finals(results.trials, method) if run.slopes]
@@ -186,13 +188,13 @@ def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
             slopes = [run.slopes or {} for run in runs]
             counted[method] = (sum(each["spikes"] for each in slopes), sum(each["number"] for each in slopes))
         for run in runs:
-            named = {"method": method, "seed": run.seed}
-            rows += [{**named, **spike} for spike in (run.slopes or {})["first"] if spike["slope"] is not None]
+            origin = {"method": method, "seed": run.seed}
+            rows += [{**origin, **spike} for spike in (run.slopes or {})["first"] if spike["slope"] is not None]
     return rows, counted
 
 
 def bars(results: Results, get: Callable[[MethodSummary], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per method, with the values from `get`; methods that lack one of them are omitted."""
+    """Return one row per method with the values of `get`; a method with a value None is omitted."""
     rows = [{"method": row.method, **get(row)} for row in summarise(results)]
     return [row for row in rows if None not in row.values()]
 
@@ -202,7 +204,7 @@ def _methods(results: Results) -> list[str]:
 
 
 def expected(results: Results) -> list[dict[str, Any]]:
-    """Return the expected best accuracy of 1, 2, ... tuning points per method; diverged points count as guessing."""
+    """Return each method's expected best accuracy of 1, 2, ... tuning points. Diverged points count as guessing."""
     rows = []
     for method in _methods(results):
         scores = []
@@ -220,10 +222,11 @@ def expected(results: Results) -> list[dict[str, Any]]:
 
 
 def reaching(results: Results) -> tuple[list[dict[str, Any]], bool, list[str]]:
-    """Return rows of the fraction of runs that reached the target by a time, whether the time is in seconds, and the
-    methods that never reached it.
+    """Return the fraction of runs of each method that reached the target accuracy, as a function of time.
 
-    Time is in steps if the seconds of a step are unknown for some method.
+    Returns:
+        (rows, timed, never). timed: True for times in seconds, False for steps because some method has no seconds per
+        step. never: methods that never reached the target; they have no rows.
     """
     ended = {m: [t for t in finals(results.trials, m) if t.status in _ENDED] for m in _methods(results)}
     runs = {method: trials for method, trials in ended.items() if trials}

@@ -50,7 +50,7 @@ def markdown(table: Table) -> str:
 
 
 def formatted_csv(table: Table) -> str:
-    """Write a table in CSV as it is displayed, with units and brackets. `to_csv` writes unrounded numbers."""
+    """Write a table in CSV with the displayed text, such as units and brackets. `to_csv` has unrounded numbers."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
     return out.getvalue()
@@ -65,6 +65,7 @@ def latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Escape a text for LaTeX."""
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
@@ -114,7 +115,7 @@ def loss(row: MethodSummary) -> str:
 
 
 def to_target(row: MethodSummary) -> str:
-    """Write the median over the seeds that reached the target: 120 steps, 0.38 s (2 of 3)."""
+    """Write the steps and seconds to the target, medians over the seeds that reach it: 120 steps, 0.38 s (2 of 3)."""
     if not row.seeds:
         return DASH
     if row.steps_to_target is None:
@@ -126,7 +127,7 @@ def to_target(row: MethodSummary) -> str:
 
 
 def audit(results: Results) -> Table:
-    """Return the tuning of each method, with notes on edges, replaced rates, extra points and diverged runs."""
+    """Return the tuning table: one row per method, with notes on edges, replaced rates, extra points and more."""
     columns = [
         "method",
         "grid",
@@ -141,6 +142,7 @@ def audit(results: Results) -> Table:
 
 
 def _tuning(results: Results, row: MethodSummary) -> list[str]:
+    """Return the cells of one method in the tuning table."""
     tried = tuning(results.trials, row.method)
     best = chosen((t for t in results.trials if t.phase != "final"), row.method)
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
@@ -160,39 +162,41 @@ def _tuning(results: Results, row: MethodSummary) -> list[str]:
 
 
 def _tuning_notes(results: Results, row: MethodSummary, tried: list[TrialRecord], best: float | None) -> list[str]:
-    """Notes on the tuning of one method."""
+    """Return the notes of one method in the tuning table."""
     added = [lr for lr in row.grid if lr not in _common_grid(results)]
     confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
-    remarks = []
+    notes = []
     if added:
-        remarks.append(f"{count(len(added), 'extra point')}: {listed([rate(lr) for lr in added])}")
+        notes.append(f"{count(len(added), 'extra point')}: {listed([rate(lr) for lr in added])}")
     if confirmed:
         rates = len({t.lr for t in confirmed})
-        remarks.append(f"{count(rates, 'rate')} confirmed on {count(len({t.seed for t in confirmed}), 'fresh seed')}")
+        notes.append(f"{count(rates, 'rate')} confirmed on {count(len({t.seed for t in confirmed}), 'fresh seed')}")
     if row.edge:
-        remarks.append(f"edge: {rate(row.lr)} is the {row.edge} of {len(row.grid)}")
+        notes.append(f"edge: {rate(row.lr)} is the {row.edge} of {len(row.grid)}")
     if best is not None and row.lr is not None and row.lr != best:
-        remarks.append(f"trained at {rate(row.lr)}, not at the rate that tuning chose")
-    for fate in ("diverged", "failed"):
-        n = sum(t.status == fate for t in tried)
+        notes.append(f"trained at {rate(row.lr)}, not at the rate that tuning chose")
+    for status in ("diverged", "failed"):
+        n = sum(t.status == status for t in tried)
         if n:
-            remarks.append(f"{n} {fate}")
+            notes.append(f"{n} {status}")
     if row.clip_rate:
-        remarks.append(f"slope clipped in {percent(row.clip_rate)} of final steps")
-    return remarks
+        notes.append(f"slope clipped in {percent(row.clip_rate)} of final steps")
+    return notes
 
 
 def _common_grid(results: Results) -> set[float]:
-    """The learning rates that all methods share: the grid before any extension."""
+    """Return the learning rates that every method tried: the grid without extra points."""
     grids = [set(row.grid) for row in summarise(results) if row.grid]
     return set.intersection(*grids) if grids else set()
 
 
 def _steps(trials: list[TrialRecord]) -> str:
+    """Return the lengths of runs, such as "400 steps" or "200 and 400 steps"."""
     lengths = sorted({t.steps for t in trials})
     return listed([f"{n:,}" for n in lengths]) + " steps" if lengths else DASH
 
 
+# The columns of results.csv.
 _RAW = {
     "method": lambda row: row.method,
     "estimator": lambda row: row.estimator,

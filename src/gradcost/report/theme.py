@@ -1,4 +1,4 @@
-"""Parts shared by all figures: colour and shape of each method, axis ticks, frame and phrases for captions."""
+"""What all figures have in common: colour and shape of each method, axis ticks, size, and phrases for captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcost.results.wording import count, listed
 
 HEIGHT = 250  # of a figure, in pixels
 NEUTRAL = "#888888"  # lines and numbers that belong to no method; visible on light and dark backgrounds
-FADED = 0.1  # opacity of methods out of focus
+FADED = 0.1  # opacity of the other methods while one is in focus
 # Vega expression for the labels of an axis of bytes: 1.5 KiB, 2 MiB.
 BYTES = " : ".join(
     [
@@ -39,9 +39,9 @@ SHAPES = (
     "M-.55,-.95H.55L1.1,0L.55,.95H-.55L-1.1,0Z",  # hexagon
     "M-.95,-.9H.95L-.95,.9H.95Z",  # hourglass
 )
-CROSS = "M-.8,-.8L.8,.8M-.8,.8L.8,-.8"  # a diverged run
+CROSS = "M-.8,-.8L.8,.8M-.8,.8L.8,-.8"  # marks a diverged run
 
-# Candidate ticks, coarse to fine. (s, multiples): every s-th power of the base, times each of the multiples.
+# Levels of ticks, coarse to fine. (s, factors): every s-th power of the base, times each factor.
 _TICKS_OF_TWO = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 1.5)), (1, (1, 1.25, 1.5, 1.75)))
 _TICKS_OF_TEN = ((4, (1,)), (2, (1,)), (1, (1,)), (1, (1, 3)), (1, (1, 2, 5)), (1, (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
 
@@ -55,7 +55,7 @@ class Mark:
 
 
 def marks(methods: Sequence[str]) -> dict[str, Mark]:
-    """Return the mark of each method, by its position. After eight methods a colour repeats with another shape."""
+    """Return a mark for each method. From the ninth method on, colours repeat with other shapes."""
     n, m = len(COLOURS), len(SHAPES)
     return {name: Mark(COLOURS[i % n], SHAPES[(i + i // n) % m]) for i, name in enumerate(methods)}
 
@@ -67,7 +67,7 @@ class Figure:
     Args:
         name: name of the image files and of the HTML element.
         title: the title.
-        caption: the content, the number of seeds, the kind of interval and the protocol.
+        caption: what is drawn, the number of seeds, the kind of interval and the protocol.
         spec: the Vega-Lite specification.
     """
 
@@ -114,7 +114,7 @@ class Theme:
         return self.alt.Tooltip(f"{name}:Q", title=title or name, format=form)
 
     def figure(self, name: str, title: str, caption: str, layers: list[Any], height: int = HEIGHT) -> Figure:
-        """Return a figure that overlays `layers` and is as wide as its HTML container."""
+        """Return a figure that overlays `layers`. It is as wide as its HTML container and `height` pixels high."""
         framed = self.alt.layer(*layers).properties(width="container", height=height)
         framed = framed.add_params(self.alt.param(name="focus", value=""))
         framed = framed.configure_view(stroke=None)
@@ -139,7 +139,7 @@ def powers_of_ten(low: float, high: float) -> list[float]:
 
 
 def _ticks(low: float, high: float, base: int, levels: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
-    """Return the ticks of the coarsest level with three or more in [low, high]; if there is none, of the finest."""
+    """Return the ticks in [low, high] of the coarsest level with three or more of them, else of the finest level."""
     ticks: list[float] = []
     for stride, factors in levels:
         first = floor(floor(log(low, base)) / stride) * stride
@@ -162,7 +162,7 @@ def protocol(results: Results) -> str:
 
 
 def intervals(results: Results) -> str:
-    """Describe the intervals, with their confidence."""
+    """Describe the intervals of the study and their confidence, for a caption."""
     kinds = sorted({(row.accuracy.n, row.accuracy.confidence) for row in summarise(results) if row.accuracy})
     levels = listed([f"{100 * confidence:.4g}% over {count(n, 'seed')}" for n, confidence in kinds if n > 1])
     return "the distribution-free interval of the median" + (f" (confidence {levels})" if levels else "")

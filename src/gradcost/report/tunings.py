@@ -1,4 +1,4 @@
-"""Tuning: accuracy against the learning rate, the value of more points, and the time to the target accuracy."""
+"""Figures of tuning: accuracy against the learning rate, value of more tuning points, time to the target accuracy."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ def landscape(results: Results) -> Figure | None:
     lengths = sorted({run.steps for run in results.trials if run.phase == "tune" and run.status == "finished"})
     confirmed = any(run.phase == "confirm" for run in results.trials)
     rule = (
-        "the best mean of its confirming runs" if confirmed else "the best validation accuracy, then the lowest loss"
+        "the best mean over its confirming runs"
+        if confirmed
+        else "the best validation accuracy, then the lowest loss"
     )
     caption = (
         f"At most {count(results.study.points, 'learning rate')} per method, on a logarithmic scale, in runs of "
-        f"{listed([f'{n:,}' for n in lengths]) or 'no'} steps, scored on the validation split. The ring is the rate "
-        f"of the final runs: {rule}. A cross below zero is a diverged run."
+        f"{listed([f'{n:,}' for n in lengths]) or 'no'} steps, scored on the validation split. A ring marks the "
+        f"rate of the final runs, which has {rule}. A cross below zero is a diverged run."
     )
     edges = [row.method for row in summarise(results) if row.edge]
     if edges:
-        caption += f" On an edge of the grid, so a better rate may lie beyond: {listed(edges)}."
+        caption += f" At an edge of the grid, so that a better rate may lie beyond, are {listed(edges)}."
     return theme.figure("tuning", "Accuracy against the learning rate", caption, [line, tried, best, diverged])
 
 
@@ -66,15 +68,15 @@ def expected(results: Results) -> Figure | None:
     dots = base.mark_point(filled=True, size=45).encode(shape=theme.shape, opacity=theme.opacity(1))
     dots = dots.encode(tooltip=["method:N", theme.tip("points", "d"), theme.tip("best", ".2%", "expected best")])
     caption = (
-        "The expected best validation accuracy of a number of tuning points, drawn without replacement from those "
-        f"that ran: at most {count(most, 'point')} per method, one seed each, so there is no interval. A diverged "
-        "run counts as guessing. Dodge et al. 2019, in the unbiased form."
+        "The expected best validation accuracy of n tuning points, drawn without replacement from the points of a "
+        f"method: at most {count(most, 'point')}. Each point ran with one seed, so there is no interval. A diverged "
+        "run counts as guessing. Source: Dodge et al. 2019, in the unbiased form."
     )
     return theme.figure("tuning-points", "Value of more tuning points", caption, [line, dots])
 
 
 def reaching(results: Results) -> Figure | None:
-    """Draw the fraction of runs that have reached the target accuracy against time."""
+    """Draw the fraction of runs that have reached the target accuracy, against time."""
     rows, timed, never = series.reaching(results)
     if not rows:
         return None
@@ -98,8 +100,8 @@ def reaching(results: Results) -> Figure | None:
     target = f"{number(100 * results.study.target)}%"
     caption = (
         f"{protocol(results)} The Kaplan-Meier estimate of the share of runs whose validation accuracy has reached "
-        f"{target}. A run that ended before is censored there; a diverged run never reaches it. Bands are 95% "
-        "log-log intervals."
+        f"{target}. A run that ended without reaching it is censored at its end; a diverged run never reaches it. "
+        "Bands are 95% log-log intervals."
     )
     if timed:
         caption += " Seconds are steps times the calibrated median of a step."

@@ -1,7 +1,7 @@
 """Read the records of a study, and derive statistics, rankings, lint findings and the verdict.
 
-Functions named like their module stay there: `results.lint.lint`, `results.rankings.rankings`,
-`results.status.status`. Nothing here imports torch.
+Three functions are not exported here, because their modules have the same names: `results.lint.lint`,
+`results.rankings.rankings` and `results.status.status`. This package does not import torch.
 """
 
 from gradcost.results.records import Results, StudyRecord, TrialRecord, read

@@ -10,8 +10,9 @@ from typing import Any
 from gradcost.core.errors import require
 from gradcost.results.records import Results, TrialRecord, read
 
-# Fields of TrialRecord that have no column of their own.
+# Fields of TrialRecord without a column of the same name.
 _NESTED = ("curve", "validation", "test", "slopes", "environment")
+# Pairs of fields of Curve: steps, and the values at these steps.
 _CURVES = (
     ("step", "loss"),
     ("step", "slope"),
@@ -36,9 +37,9 @@ def _row(run: TrialRecord) -> dict[str, Any]:
 def curves(results: Results) -> Iterator[dict[str, Any]]:
     """Yield one row per point of a curve: "trial", "step", "what" (the field of `Curve`) and "value"."""
     for run in results.trials:
-        for steps, name in _CURVES:
-            numbers = getattr(run.curve, name)
-            for step, number in zip(getattr(run.curve, steps)[: len(numbers)], numbers, strict=True):
+        for step_name, name in _CURVES:
+            numbers = getattr(run.curve, name)  # empty for slopes that were not measured
+            for step, number in zip(getattr(run.curve, step_name)[: len(numbers)], numbers, strict=True):
                 yield {"trial": run.trial, "step": step, "what": name, "value": number}
 
 

@@ -1,6 +1,6 @@
 """Facts that the fairness of a study depends on, from a results folder or from a publication.
 
-Each class of facts is checked by one or more rules of `gradcost.results.lint`. A rule without facts is not checked.
+One or more rules of `gradcost.results.lint` check each class of facts. A rule without facts is not checked.
 Facts from a results folder concern one hyperparameter, the learning rate, because the records name no other. Facts
 from a publication may concern any hyperparameter.
 """
@@ -21,7 +21,7 @@ EVERY = "every method"
 
 @value
 class TuningWinners:
-    """In how many tuning searches of a method the best value is an edge of the grid.
+    """For one method: the number of tuning searches whose best value is an edge of the grid.
 
     Args:
         method: the method that was tuned.
@@ -38,13 +38,13 @@ class TuningWinners:
 
 @value
 class TuningEffort:
-    """What tuning spent on a method.
+    """The cost of tuning a method.
 
     Args:
         method: the method that was tuned.
         points: number of hyperparameter settings tried.
-        steps: training steps over all points.
-        flops: FLOPs over all points.
+        steps: total training steps of all points.
+        flops: total FLOPs of all points.
     """
 
     method: str
@@ -55,7 +55,7 @@ class TuningEffort:
 
 @value
 class Setting:
-    """One setting of a method, in its tuning runs and in its final runs.
+    """One setting of a method, such as its optimizer, in the tuning runs and in the final runs.
 
     Args:
         method: the method that ran.
@@ -80,7 +80,7 @@ class TuningScores:
         diverged: number of points that diverged.
         spread: standard deviation of the accuracy between seeds.
         chance: accuracy of guessing.
-        targets: number of examples or tokens that each accuracy is a mean of.
+        targets: number of examples or tokens over which each accuracy is averaged.
     """
 
     method: str
@@ -93,12 +93,12 @@ class TuningScores:
 
 @value
 class ScoreCoverage:
-    """How much of its split a score covers.
+    """The part of a split over which a score is averaged.
 
     Args:
         method: the method that was scored.
         what: name of the score.
-        targets: number of examples or tokens that the score is a mean of.
+        targets: number of examples or tokens over which the score is averaged.
         of: number of examples or tokens in the split.
     """
 
@@ -110,7 +110,7 @@ class ScoreCoverage:
 
 @value
 class OverriddenWinners:
-    """In how many tuning searches of a method the final runs used another value than the winner.
+    """For one method: the number of tuning searches whose winner was not used in the final runs.
 
     Args:
         method: the method that was tuned.
@@ -132,9 +132,9 @@ class UseOfTestSet:
     Args:
         method: the method that was scored.
         final: number of test scores of final runs.
-        seeds: number of different seeds of these scores.
+        seeds: number of different seeds in these final runs.
         rates: number of learning rates of the final runs.
-        early: number of test scores of tuning and confirming runs.
+        early: number of test scores of tuning runs and confirming runs.
     """
 
     method: str
@@ -158,8 +158,8 @@ class Environment:
 
     Args:
         what: name of the property.
-        values: its different values; a single one if nothing changed.
-        method: the method that ran.
+        values: its different values; only one if all runs have the same.
+        method: the method whose runs used it.
     """
 
     what: str
@@ -169,7 +169,7 @@ class Environment:
 
 @value
 class Timing:
-    """Whether the timing of a method's step is reliable. doubt: why it is not; None if it is."""
+    """Whether the timing of a method's step is reliable. doubt: the reason if it is unreliable, else None."""
 
     method: str
     doubt: str | None = None
@@ -222,8 +222,10 @@ def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[
     if tuned and final:
         yield from _settings(method, tuned, final)
     if tests := [run for run in runs if run.test is not None]:
-        late = _in_phase(tests, "final")
-        yield UseOfTestSet(method, len(late), len({run.seed for run in late}), len(trained), len(tests) - len(late))
+        finals = _in_phase(tests, "final")
+        yield UseOfTestSet(
+            method, len(finals), len({run.seed for run in finals}), len(trained), len(tests) - len(finals)
+        )
     elif final:
         yield UseOfTestSet(method, 0, 0, len(trained))
     yield from _coverage(method, runs)
@@ -234,17 +236,17 @@ def _in_phase(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
 
 
 def _choices(runs: Sequence[TrialRecord]) -> list[float]:
-    """The learning rates that tuning may have chosen, the library's choice first.
+    """The learning rates that tuning may have chosen: first the library's choice, then other possible winners.
 
-    A user's study may rank by loss alone, so the best by accuracy and the best by loss both count. If there are
-    confirming runs, they decide.
+    A user's study may rank by loss alone, so the rate with the best accuracy and the rate with the best loss are both
+    possible winners. Confirming runs replace tuning runs, unless all of them diverged.
     """
     for phase in ("confirm", "tune"):
         tried = scores(_in_phase(runs, phase), runs[0].method)
         if winner := best(tried):
-            top = [max(score[i] for score in tried.values()) for i in (0, 1)]
-            equal = [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
-            return list(dict.fromkeys([*winner, *equal]))
+            top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
+            others = [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
+            return list(dict.fromkeys([*winner, *others]))
     return []
 
 
@@ -257,7 +259,7 @@ def _on_edge(grid: Sequence[float], lr: float) -> str | None:
 
 
 def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
-    """What tuning spent. A diverged run stopped early, but counts with the steps of a complete run."""
+    """The cost of tuning a method. A diverged run stopped early, but counts with the steps of a complete run."""
     method = tuned[0].method
     lengths = [run.steps for run in tuned if run.status == "finished"]
     others = [run.steps for run in _in_phase(results.trials, "tune") if run.status == "finished"]
@@ -296,7 +298,7 @@ def _spread(runs: Iterable[TrialRecord]) -> float | None:
 
 
 def _settings(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRecord]) -> Iterator[Setting]:
-    """Each setting; `tuned` equals `trained` if all values of the final runs occur in tuning runs."""
+    """The settings of a method. `tuned` is set to `trained` if tuning used every value of the final runs."""
     for what in ("estimator", "optimizer", "steps", "task"):
         before, after = _values(tuned, what), _values(final, what)
         if before and after:
@@ -305,7 +307,7 @@ def _settings(method: str, tuned: Sequence[TrialRecord], final: Sequence[TrialRe
 
 
 def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
-    """The different values of a setting, learning rates masked. Only finished runs show the planned steps."""
+    """The different values of a setting, without learning rates. Steps come from finished runs; others stop early."""
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
     texts = [getattr(run, what) for run in runs]
@@ -313,7 +315,7 @@ def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
 
 
 def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverage]:
-    """For each split, the score that covers the smallest part of the split."""
+    """For each split, the score that is averaged over the smallest part of the split."""
     for what in ("validation", "test"):
         scores = [score for run in runs if (score := getattr(run, what)) is not None]
         known = [(score.targets, score.of) for score in scores if score.targets is not None and score.of]
@@ -332,11 +334,11 @@ def _seeds(tested: Sequence[UseOfTestSet], ended: Sequence[TrialRecord]) -> list
 
 
 def _environments(results: Results, ended: Sequence[TrialRecord]) -> Iterator[Environment]:
-    """The properties of the folder and of each run. The folder's threads are for timings; trials use one."""
+    """The properties of the folder and of each run. The folder's `threads` are left out: they apply to timings."""
     recorded = [run.environment for run in ended if run.environment is not None]
     if not recorded:
         return
     folder = {what: content for what, content in results.environment.items() if what != "threads"}
     every = [folder, *recorded]
-    for what in dict.fromkeys(what for one in every for what in one):
-        yield Environment(what, tuple(dict.fromkeys(str(one[what]) for one in every if what in one)))
+    for what in dict.fromkeys(what for each in every for what in each):
+        yield Environment(what, tuple(dict.fromkeys(str(each[what]) for each in every if what in each)))

@@ -15,7 +15,7 @@ RECORDS = "records.jsonl"
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Add a record to `records.jsonl` and wait until it is on disk. Only one process may write.
+    """Add a record to `records.jsonl` and wait until it is on disk. Only one process may write at a time.
 
     If a crash left the last line incomplete, the record starts on a new line.
 
@@ -23,7 +23,7 @@ def append(folder: Path, record: dict[str, Any]) -> None:
         folder: the results folder.
         record: plain JSON; numbers must be finite.
     Raises:
-        OSError: the disk is full or the folder read-only. Earlier records are intact; the last may be incomplete.
+        OSError: the disk is full or the folder read-only. Earlier records are intact; the new one may be incomplete.
     """
     line = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
     with (folder / RECORDS).open("ab+") as file:
@@ -44,14 +44,14 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield the JSON object of each line, and None for an incomplete line, as a killed run leaves at the end."""
+    """Yield the JSON object of each line; None for an incomplete line, which a killed run can leave at the end."""
     for line in path.read_bytes().split(b"\n"):
         if line.strip():
             yield parse(line)
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in `text`, or None if there is none. In it, numbers that are not finite become None."""
+    """Return the JSON object in `text`; None if `text` is not one. Numbers in it that are not finite become None."""
     try:
         content = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except ValueError:  # not JSON, or not UTF-8

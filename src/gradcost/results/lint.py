@@ -1,9 +1,9 @@
-"""Rules that find what makes a comparison unfair, or weaker than it looks.
+"""Rules that detect unfair comparisons and weak conclusions.
 
 - E (error): the comparison is unfair or its numbers are wrong.
 - W (warning): its conclusions are weaker than they look.
 
-The rules come from faults in published comparisons that audits found.
+Each rule detects a fault that audits found in published comparisons.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from gradcost.results.facts import (
 from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
-ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer an exact paired test cannot give p < ALPHA
+ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer seeds an exact paired test cannot give p < ALPHA
 EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor
 
-Violations = Iterator[tuple[str, str]]  # pairs: the method, and a sentence with the numbers
+Violations = Iterator[tuple[str, str]]  # (method, sentence with the numbers)
 
 
 @value
@@ -46,7 +46,7 @@ class Finding:
         rule: name of the rule.
         method: the method that violates it.
         found: the violation in words, with numbers.
-        remedy: what to do.
+        remedy: how to correct it.
     """
 
     code: str
@@ -63,14 +63,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """A check of all facts of one kind.
+    """A rule, checked on all facts of one class.
 
     Args:
         code: E or W and a number.
         name: short name.
-        kind: the class of the facts that `check` takes.
-        check: function that yields the methods that violate the rule, each with a sentence.
-        remedy: what to do.
+        kind: the class of the facts.
+        check: takes the facts of this class; yields (method, sentence) for each violation.
+        remedy: how to correct a violation.
     """
 
     code: str
@@ -124,9 +124,9 @@ def winner_within_noise(facts: Sequence[TuningScores]) -> Violations:
     for fact in facts:
         if len(fact.scores) < 2:
             continue
-        (name, top), (second, score) = fact.scores[:2]
+        (winner, top), (second, second_score) = fact.scores[:2]
         if fact.spread is None:
-            lead = f"{name} leads {second} by {_points(top - score)}"
+            lead = f"{winner} leads {second} by {_points(top - second_score)}"
             yield fact.method, f"{lead} of accuracy on one seed, so the noise between seeds is unknown"
             continue
         near = [other for other in fact.scores if top - other[1] <= fact.spread]

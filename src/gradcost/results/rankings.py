@@ -1,11 +1,11 @@
 """Which method is best at an equal budget: equal memory, FLOPs, seconds or steps.
 
-All rankings come from one set of final runs. A method's accuracy at a budget is read from its validation curve at the
-step budget / (cost of a step).
+All rankings come from one set of final runs. A method's accuracy at a budget is the value of its validation
+curve at step = budget / (cost of one step).
 
 - The curve is linear between two evaluations. It starts at step 0 with the accuracy of guessing.
-- A diverged run counts as the worst result from the step of its divergence on.
-- No method was tuned for the smaller budgets. A run planned for such a budget could be more accurate.
+- From the step of its divergence on, a diverged run has the worst value, -inf.
+- Methods were tuned for complete runs only. A run tuned for a smaller budget could be more accurate.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SWEEP = 48  # number of budgets at which the leader is determined
 
 @dataclass(frozen=True)
 class Resource:
-    """What a budget limits.
+    """A resource that a budget limits.
 
     Args:
         name: short name.
         noun: name in a sentence.
-        per_step: returns the amount that a step costs; None if it was not measured.
+        per_step: returns the amount that one step uses; None if it was not measured.
         text: formats an amount with its unit.
-        timed: whether it is measured with a clock and so may be unreliable.
+        timed: whether the amount is measured with a clock, so that it may be unreliable.
     """
 
     name: str
@@ -62,8 +62,8 @@ class FinalCurves:
 
     Args:
         method: label of the method.
-        cost: its measured cost of a step.
-        runs: (steps, accuracies) by seed.
+        cost: the measured cost of one step of the method.
+        runs: (steps, accuracies) of each seed.
         steps: number of steps that every finished run covers.
         first: step of the earliest evaluation.
     """
@@ -98,7 +98,7 @@ def final_curves(results: Results) -> list[FinalCurves]:
 
 
 def _points(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
-    """The steps and accuracies of a run, from guessing at step 0 on; -inf from its divergence on."""
+    """The steps and accuracies of a run: the accuracy of guessing at step 0, -inf from a divergence on."""
     curve = run.curve
     points = {0: chance}
     points |= {
@@ -120,8 +120,8 @@ def _interpolated(steps: list[float], values: list[float], step: float) -> float
     left = values[right - 1]
     if isinf(values[right]) or isinf(left):
         return left
-    part = (step - steps[right - 1]) / (steps[right] - steps[right - 1])
-    return left + part * (values[right] - left)
+    fraction = (step - steps[right - 1]) / (steps[right] - steps[right - 1])
+    return left + fraction * (values[right] - left)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Standing:
     Args:
         method: label of the method.
         values: accuracy of each seed; -inf where it diverged.
-        accuracy: their median and its interval.
+        accuracy: the median of `values` with its confidence interval.
         steps: number of steps that the budget allows.
     """
 
@@ -147,8 +147,8 @@ class Lead:
 
     Args:
         better: P(A > B) + P(A = B) / 2 for the accuracy A of the winner and B of the other method.
-        test: the sign-flip test of their difference.
-        p: its p-value after Holm's correction.
+        test: the sign-flip test of the difference between the two methods.
+        p: p-value of the test after Holm's correction.
     """
 
     better: float
@@ -162,12 +162,13 @@ class Ranking:
 
     Args:
         name: short name of the resource.
-        noun: its name in a sentence.
+        noun: name of the resource in a sentence.
         budget: the budget in words.
         standings: result of each method.
         best: fraction of the seeds on which each method is the best; ties are split.
         leads: the winner compared with each other method.
-        leaders: (method, lowest budget, highest budget) of each range with one best method, up to `budget`.
+        leaders: (method, lowest budget, highest budget) of each range of budgets with one best method. The last range
+            ends at the budget of the ranking.
         text: formats an amount of the resource.
         out: (method, reason) of each method that is not ranked.
         doubtful: methods whose cost comes from an unreliable timing.
@@ -191,7 +192,7 @@ class Ranking:
 
     @property
     def margin(self) -> float | None:
-        """The winner's median minus the runner-up's; None without a runner-up, inf if the latter is a divergence."""
+        """The winner's median minus the runner-up's: inf if the runner-up's is -inf, None without a runner-up."""
         if len(self.standings) < 2:
             return None
         first, second = (standing.accuracy.median for standing in self.standings[:2])
@@ -209,7 +210,7 @@ def rankings(results: Results) -> list[Ranking]:
 
 
 def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Resource) -> Ranking | None:
-    """The ranking at the largest budget that the runs of every method cover."""
+    """The ranking at the largest budget for which every method has enough steps."""
     costs = {each.method: cost for each in curves if (cost := resource.per_step(each.cost))}
     measured = [each for each in curves if each.method in costs]
     if not measured:
@@ -234,7 +235,7 @@ def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Reso
 
 
 def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | None:
-    """The ranking after all steps of the methods whose peak is within the study's budget, if it has one."""
+    """The ranking at the end of training. Methods whose peak exceeds the study's budget (if any) are excluded."""
     peaks = {each.method: each.cost.peak_bytes for each in curves if each.cost.peak_bytes is not None}
     if not peaks:
         return None
@@ -270,7 +271,7 @@ def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | Non
 
 
 def _standings(curves: Sequence[FinalCurves], steps: dict[str, float]) -> list[Standing]:
-    """Standings by median, then by the sum over seeds; methods that tie stay in the study's order."""
+    """Standings, sorted by median, then by the sum over seeds; tied methods stay in the study's order."""
     standings = []
     for each in curves:
         values = each.at(steps[each.method])
@@ -290,7 +291,7 @@ def _ranking(
     text: Callable[[float], str],
     out: Sequence[tuple[str, str]],
 ) -> Ranking:
-    """The ranking, with comparisons over the seeds that all methods share."""
+    """The ranking. Methods are compared on the seeds that all of them have."""
     shared = sorted(set.intersection(*(set(standing.values) for standing in standings)))
     values = {standing.method: [standing.values[seed] for seed in shared] for standing in standings}
     first, *others = values

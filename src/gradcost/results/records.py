@@ -1,10 +1,10 @@
 """Read a results folder: `study.json`, `environment.json` and `records.jsonl`.
 
-Reading accepts what a crash can leave in the files, and is strict otherwise:
+Incomplete and repeated data are read as follows:
 
 - an incomplete line is skipped and counted (`Results.torn`);
 - if a trial ran more than once, its last record is used;
-- a missing field reads as None;
+- a missing optional field is None; a missing required field raises BadInput;
 - a folder without results raises BadInput.
 """
 
@@ -34,10 +34,10 @@ class StudyRecord:
         seeds: seeds of the final runs.
         points: number of learning rates tried per method.
         steps: number of training steps of a run.
-        target: validation accuracy to reach; `TrialRecord.reached` is the step that reaches it.
+        target: validation accuracy to reach; `TrialRecord.reached` is the first evaluated step that reaches it.
         optimizer: name of the optimizer.
-        batch: examples per batch. None where the task has no fixed batch size.
-        comparison: hash of what is compared and of the code.
+        batch: examples per batch. None if the task has no fixed batch size.
+        comparison: hash of the comparison and of its code.
         weights: number of trained weights.
         weights_bytes: bytes of the trained weights.
         memory: budget in bytes, beyond the weights. None without a budget.
@@ -65,18 +65,18 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation of a model. A value that is not finite, or that the task does not have, is None."""
+    """One evaluation of a model. A value that is not finite, or that the task does not compute, is None."""
 
     loss: float | None
     accuracy: float | None
-    targets: int | None = None  # number of examples or tokens that the scores are means of
+    targets: int | None = None  # number of examples or tokens over which the scores are averaged
     of: int | None = None  # number of examples or tokens in the split
     further: Mapping[str, float | None] = field(default_factory=dict, hash=False)  # the task's other scores
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The training loss of one run at each recorded step, and its evaluations."""
+    """The training loss of one run at each recorded step, and its evaluations on the validation split."""
 
     step: tuple[int, ...] = ()
     loss: tuple[float | None, ...] = ()
@@ -101,8 +101,8 @@ class TrialRecord:
         status: "finished", "diverged" or "failed".
         steps: number of steps taken.
         curve: training and validation curves.
-        validation: last evaluation of the validation split.
-        test: evaluation of the test split.
+        validation: last evaluation on the validation split.
+        test: evaluation on the test split.
         clip_rate: fraction of the slopes that were clipped.
         reached: first evaluated step at which the target accuracy was reached.
         slopes: the number of slopes, the largest slope, and the spikes.
@@ -137,11 +137,11 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Cost:
-    """The measured cost of one step of one method. What was not measured is None."""
+    """The measured cost of one step of one method. Values that were not measured are None."""
 
     method: str
     estimator: str
-    peak_bytes: int | None = None  # beyond the weights: less parameters, buffers and batch
+    peak_bytes: int | None = None  # beyond the weights: without parameters, buffers and batch
     flops: int | None = None
     forwards: float | None = None  # `flops` divided by the FLOPs of one forward pass without gradient
     matmuls: int | None = None
@@ -150,7 +150,7 @@ class Cost:
     ms_high: float | None = None
     doubt: str | None = None  # why the timing is not reliable
     fits: bool | None = None  # whether the peak is within the study's budget
-    breakdown: Mapping[str, int] | None = None  # bytes at the peak by purpose, weights and batch included
+    breakdown: Mapping[str, int] | None = None  # bytes at the peak for each purpose; includes weights and batch
     operator: str | None = None  # the operator that runs at the peak, in `module`
     module: str | None = None
     exact: bool | None = None  # as in TrialRecord
@@ -160,8 +160,9 @@ class Cost:
 class Quality:
     """How close the estimates of one method are to the gradient, at the initial weights and on one batch.
 
-    cosine: mean cosine with the gradient. error: mean of |g - grad|^2 / |grad|^2. *_se: their standard errors.
-    theory: three lists of equal length: "probes", and in theory the "cosine" and the "error" with that many probes.
+    cosine: mean cosine of the estimate g and the gradient grad. error: mean of |g - grad|^2 / |grad|^2.
+    cosine_se, error_se: standard errors of these means.
+    theory: three lists of equal length. "cosine" and "error" are the expected values for the numbers in "probes".
     """
 
     method: str
@@ -178,14 +179,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Refused:
-    """A method that cannot be used for this study, and the reason."""
+    """A method that does not run in this study, and the reason."""
 
     method: str
     estimator: str
     reason: str
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that summaries of it can be cached
+@dataclass(frozen=True, eq=False)  # compared by identity, so that `summarise` can cache its rows
 class Results:
     """The content of a results folder.
 
@@ -194,7 +195,7 @@ class Results:
         environment: versions and machine where the folder was created.
         trials: the last record of each trial.
         costs: the last measured cost of each method.
-        refused: methods that cannot be used, with the reasons.
+        refused: methods that do not run, with the reasons.
         torn: number of incomplete lines that were skipped.
         qualities: how close each method's estimates are to the gradient.
     """
@@ -227,7 +228,7 @@ def read(folder: str | Path) -> Results:
             f"{folder} is not a results folder: it holds no study.json. Give the folder that `gradcost compare -o` "
             "wrote."
         )
-    _check(study, folder / "study.json")
+    _check_schema(study, folder / "study.json")
     path = folder / ledger.RECORDS
     if not path.is_file():
         raise BadInput(f"{folder} holds no {ledger.RECORDS}: no trial has run there yet.")
@@ -235,7 +236,7 @@ def read(folder: str | Path) -> Results:
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path) -> Results:
-    """Read the records in `path`. If there are several of a trial, or of a method's cost, the last one is used."""
+    """Read the records in `path`. If a trial has several records, or a method several costs, the last one is used."""
     trials: dict[str, TrialRecord] = {}
     costs: dict[str, Cost] = {}
     refused: dict[str, Refused] = {}
@@ -245,7 +246,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path
         if record is None:
             torn += 1
             continue
-        _check(record, path)
+        _check_schema(record, path)
         match record.get("kind"):
             case "trial":
                 trial = trial_record(record)
@@ -273,7 +274,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path
 
 
 def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
-    """The study's record. If study.json lacks some fields, as in a user's own study, the trials supply them."""
+    """The study's record. Fields that study.json lacks, as in a user's own study, are derived from the trials."""
     tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
     points = Counter(method for method, _ in tuned)
     from_trials = {
@@ -287,7 +288,7 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
-    """Return the trial that a JSON record of kind "trial" describes."""
+    """Convert a JSON record of kind "trial" to a TrialRecord."""
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     return _make(
         TrialRecord,
@@ -312,18 +313,18 @@ def _make(cls: Any, record: Mapping[str, Any]) -> Any:
     known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
     try:
         return cls(**known)
-    except TypeError as missing:
-        raise BadInput(f"A {cls.__name__.removesuffix('Record').lower()} record is incomplete: {missing}.") from None
+    except TypeError as error:
+        raise BadInput(f"A {cls.__name__.removesuffix('Record').lower()} record is incomplete: {error}.") from None
 
 
-def _check(record: Mapping[str, Any], where: Path) -> None:
+def _check_schema(record: Mapping[str, Any], path: Path) -> None:
     schema = record.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise BadInput(f"{where} has schema {schema}, but this version of gradcost reads {SCHEMA}: upgrade gradcost.")
+        raise BadInput(f"{path} has schema {schema}, but this version of gradcost reads {SCHEMA}: upgrade gradcost.")
 
 
 def document(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None where there is no file.
+    """Return the JSON object in a file; None if there is no file.
 
     Raises:
         BadInput: the file holds no JSON object.

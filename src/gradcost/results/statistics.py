@@ -27,7 +27,7 @@ _EXACT_PAIRS = 20  # `sign_flip` enumerates all 2^n sign vectors up to this n
 class Interval:
     """The median of `n` values with its confidence interval [low, high].
 
-    confidence: the probability that such an interval contains the median of the distribution.
+    confidence: the probability that an interval computed in this way contains the median of the distribution.
     """
 
     median: float
@@ -40,8 +40,8 @@ class Interval:
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Return the median with a distribution-free interval between order statistics.
 
-    Law: for every continuous distribution, [x_(k), x_(n+1-k)] contains the median with a probability (coverage) of
-    exactly 1 - 2 P(B <= k - 1), where B ~ Binomial(n, 1/2).
+    Law: x_(k) is the k-th smallest of n values. For every continuous distribution, [x_(k), x_(n+1-k)] contains the
+    median with probability (coverage) 1 - 2 P(B <= k - 1), where B ~ Binomial(n, 1/2).
 
     - If no k has a coverage of exactly `level`, the intervals of two neighbouring k are interpolated. The coverage is
       then approximate: 91 to 93% in a simulation of 7 or 10 seeds that learn or fail (Beta(0.1, 0.1), level 95%).
@@ -52,7 +52,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         values: one per seed; -inf or inf for a run that diverged.
         level: the confidence to aim for.
     Returns:
-        Interval. Its `confidence` is below `level` where n is too small.
+        Interval. Its `confidence` is below `level` if n is too small.
     Raises:
         BadInput: there are no values.
     Source: Hettmansperger and Sheather 1986 (Statistics and Probability Letters 4), equation 2.2.
@@ -86,7 +86,7 @@ def _between(outer: float, inner: float, weight: float) -> float:
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Two-sided p of a paired test over `n` pairs."""
+    """Two-sided p-value of the sign-flip test over `n` pairs."""
 
     p: float
     n: int
@@ -97,22 +97,22 @@ class SignFlip:
         return min(1.0, 2.0 ** (1 - self.n))
 
     def enough(self, alpha: float = 0.05) -> int:
-        """Return how many pairs are needed for p < alpha to be possible: `n` if `n` pairs are enough."""
+        """Return the smallest number of pairs that can give p < alpha, or `n` if that is larger."""
         return math.floor(1 - math.log2(alpha)) + 1 if 2.0 ** (1 - self.n) >= alpha else self.n
 
 
 def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
-    """Test whether two methods differ: the exact test over all sign vectors of the paired differences.
+    """Test whether two methods differ, with the exact sign-flip test of the paired differences.
 
     Law: under the null hypothesis each difference is as likely as its negative, so all 2^n sign flips are equally
-    likely. p is the share of flips whose sum is at least as far from 0 as the observed sum. The false positive rate
-    is at most alpha, for every distribution.
+    likely. p is the fraction of flips whose sum is at least as far from 0 as the observed sum. If p <= alpha counts
+    as significant, the false positive rate is at most alpha, for every distribution.
 
     - If a run diverged, each absolute difference is replaced by its rank (Wilcoxon's signed-rank test).
     - Above 20 pairs the distribution of the sum is approximated by a normal distribution.
 
     Args:
-        one: values of one method, a value per seed.
+        one: values of one method, one per seed.
         other: values of the other method on the same seeds.
     Returns:
         SignFlip(p, n).
@@ -129,7 +129,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     if not np.isfinite(differences).all():
         differences = np.sign(differences) * _scipy().rankdata(np.abs(differences))
     observed = abs(differences.sum())
-    slack = 1e-12 * np.abs(differences).sum()  # the order of a sum changes its rounding
+    slack = 1e-12 * np.abs(differences).sum()  # tolerance for rounding, which depends on the order of a sum
     n = len(differences)
     if n <= _EXACT_PAIRS:
         sums = np.zeros(1)
@@ -149,10 +149,10 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
     Law: if every test with an adjusted p <= alpha is called significant, P(any false positive) <= alpha.
     """
-    adjusted, worst = {}, 0.0
-    for place, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, (len(p) - place) * value))
-        adjusted[name] = worst
+    adjusted, largest = {}, 0.0
+    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p) - rank) * value))
+        adjusted[name] = largest
     return {name: adjusted[name] for name in p}
 
 
@@ -165,7 +165,7 @@ def probability_better(one: Sequence[float], other: Sequence[float]) -> float:
     Returns:
         A probability.
     Raises:
-        BadInput: one of them is empty.
+        BadInput: `one` or `other` is empty.
     Source: Mann and Whitney 1947; Agarwal et al. 2021 (arXiv 2108.13264), section 4.3.
     """
     if not one or not other:
@@ -174,22 +174,22 @@ def probability_better(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def probability_best(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the share of seeds on which each method is best. Methods that tie on a seed share it equally.
+    """Return the fraction of seeds on which each method is best. A seed with k best methods counts 1/k for each.
 
-    Value i of every method must come from the same seed.
+    The values of all methods must be in the same order of seeds.
     """
-    share = dict.fromkeys(results, 0.0)
-    rounds = list(zip(*results.values(), strict=True))
-    for values in rounds:
+    fractions = dict.fromkeys(results, 0.0)
+    by_seed = list(zip(*results.values(), strict=True))
+    for values in by_seed:
         best = [name for name, value in zip(results, values, strict=True) if value == max(values)]
         for name in best:
-            share[name] += 1 / (len(best) * len(rounds))
-    return share
+            fractions[name] += 1 / (len(best) * len(by_seed))
+    return fractions
 
 
 @dataclass(frozen=True)
 class Reaching:
-    """Kaplan-Meier estimate: by `times[i]`, `share[i]` of the runs reached a target. `low` and `high` are bounds."""
+    """Kaplan-Meier estimate: the fraction `share[i]` of runs reaches a target by `times[i]`; bounds `low`, `high`."""
 
     times: tuple[float, ...]
     share: tuple[float, ...]
@@ -205,15 +205,15 @@ class Reaching:
 
 
 def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reaching:
-    """Estimate how long runs take to reach a target. Runs that never reach it count too, as censored.
+    """Estimate how long runs take to reach a target. Runs that do not reach it count as censored.
 
     Args:
         times: when each run reached the target; None where it did not.
         ends: when each run ended. A run that did not reach the target is censored at its end. For a diverged run
             give the latest end of all runs, because more time would not have helped.
     Returns:
-        Reaching. Its bounds are log-log intervals with Greenwood's variance. Where the share is 1, this variance
-        is 0 and the lower bound is that of Clopper and Pearson (1934).
+        Reaching. Its bounds are log-log intervals with Greenwood's variance. If the share is 1, this variance
+        is 0; the lower bound is then that of Clopper and Pearson (1934).
     Raises:
         BadInput: there are no runs.
         MissingExtra: scipy is not installed.
@@ -228,7 +228,7 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
     stats = _scipy()
     cdf = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).cdf
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # at a share of 0 or 1 the bounds are NaN: replaced below
+        warnings.simplefilter("ignore", RuntimeWarning)  # the bounds are NaN at a share of 0 or 1; replaced below
         bounds = cdf.confidence_interval(LEVEL, method="log-log")
     steps = [i for i, time in enumerate(cdf.quantiles) if time in reached]
 
@@ -236,9 +236,9 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
         return tuple(float(np.nan_to_num(values[i], nan=missing)) for i in steps)
 
     share, low = column(cdf.probabilities, 0.0), column(bounds.low.probabilities, 0.0)
-    # At a share of 1 use the exact lower bound of n successes in n runs, or an earlier bound if that is higher.
+    # Lower bound at a share of 1: the exact one for n successes in n runs, or an earlier bound if that is higher.
     at_one = max([*low, ((1 - LEVEL) / 2) ** (1 / len(reached))])
-    low = tuple(at_one if part >= 1 else bound for part, bound in zip(share, low, strict=True))
+    low = tuple(at_one if fraction >= 1 else bound for fraction, bound in zip(share, low, strict=True))
     times_reached = tuple(float(cdf.quantiles[i]) for i in steps)
     return Reaching(times_reached, share, low, column(bounds.high.probabilities, 1.0))
 
@@ -246,7 +246,8 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
 def expected_best(scores: Sequence[float], budget: int) -> float:
     """Return the expected maximum of `budget` validation scores, drawn without replacement from `scores`.
 
-    Law: sum_i x_(i) [C(i, b) - C(i-1, b)] / C(n, b), with b = budget and the n scores x_(1) <= ... <= x_(n).
+    Law: sum_i x_(i) [C(i, b) - C(i-1, b)] / C(n, b), with b = budget, the n scores sorted as
+    x_(1) <= ... <= x_(n), and the binomial coefficient C.
 
     Args:
         scores: one per hyperparameter setting that was tried.
@@ -261,17 +262,17 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
         raise BadInput(f"budget must be between 1 and {len(scores)}, the number of scores, not {budget}.")
     ways = math.comb(len(scores), budget)
     best = 0.0
-    for place, score in enumerate(sorted(scores), start=1):
-        share = (math.comb(place, budget) - math.comb(place - 1, budget)) / ways
-        best += share * score if share else 0.0
+    for rank, score in enumerate(sorted(scores), start=1):
+        probability = (math.comb(rank, budget) - math.comb(rank - 1, budget)) / ways
+        best += probability * score if probability else 0.0
     return best
 
 
 def guessing_limit(chance: float, targets: int | None = None) -> float:
-    """Return the accuracy up to which a result may be luck: `chance` plus the larger of two margins.
+    """Return the accuracy up to which a result may come from guessing: `chance` plus the larger of two margins.
 
     - 5% of the distance from `chance` to an accuracy of 1.
-    - Three standard deviations of the accuracy of guessing `targets` labels, if that number is known.
+    - If `targets` is known: three standard deviations of the accuracy of guessing that many labels.
     """
     spread = 3 * math.sqrt(chance * (1 - chance) / targets) if targets else 0.0
     return chance + max(0.05 * (1 - chance), spread)

@@ -1,6 +1,6 @@
-"""Progress of a results folder, the record of one trial, and why that trial ran, failed or was chosen.
+"""Return the progress of a results folder, the record of one trial, and the reasons why it ran, failed or was chosen.
 
-Only files are read: torch and the packages that trials need are not required.
+These functions only read files. They require neither torch nor the packages that trials need.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gradcost.results.tuning import Score, best, chosen, scores
 
 @dataclass(frozen=True)
 class UnfinishedTrial:
-    """A trial that has a training checkpoint and has not ended. It is running, or resumes there when run again.
+    """A trial that has a training checkpoint and has not ended. It is running, or resumes from there on the next run.
 
     Args:
         trial: id of the trial.
-        step: number of steps before the checkpoint; None if the file cannot be read.
+        step: number of steps taken before the checkpoint; None if its file cannot be read.
     """
 
     trial: str
@@ -38,10 +38,10 @@ class Status:
 
     Args:
         folder: the results folder.
-        done: number of trials that ended, by phase.
-        failed: ids of the trials that the next run tries again.
+        done: number of trials that finished or diverged, for each phase.
+        failed: ids of the failed trials; the next run repeats them.
         kept: unfinished trials with a training checkpoint.
-        pid: id of the process that runs the study; None if none does.
+        pid: id of the process that runs the study; 0 if unknown, None if there is no such process.
         torn: number of incomplete lines in the records.
     """
 
@@ -76,7 +76,7 @@ def status(folder: Path) -> Status:
 
 
 def _running_process(folder: Path) -> int | None:
-    """The id of the process that has locked the folder; None if none has."""
+    """The id of the process that has locked the folder; 0 if unknown, None if the folder is not locked."""
     try:
         with (folder / "lock").open() as file:
             try:
@@ -89,13 +89,13 @@ def _running_process(folder: Path) -> int | None:
 
 
 def _step(path: Path) -> int | None:
-    """The number of steps before a training checkpoint, from the header of its file; None if unreadable."""
+    """The number of steps taken before a training checkpoint, from the header of its file; None if unreadable."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, path.stat().st_size)))
         return _item(_item(json.loads(header["__metadata__"]["tree"]), "steps"), "taken")
-    except (OSError, ValueError, KeyError, TypeError):  # replaced or removed meanwhile, or another format
+    except (OSError, ValueError, KeyError, TypeError):  # the file was replaced or removed, or has another format
         return None
 
 
@@ -113,7 +113,7 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
     Returns:
         The record as JSON.
     Raises:
-        BadInput: no trial's id or more than one starts with `trial`, or the folder is not a results folder.
+        BadInput: not exactly one id starts with `trial`, or the folder is not a results folder.
     """
     read(folder)
     matches = {
@@ -138,7 +138,7 @@ def why(folder: Path, trial: str) -> tuple[str, ...]:
     Returns:
         Sentences.
     Raises:
-        BadInput: as `record`.
+        BadInput: not exactly one id starts with `trial`, or the folder is not a results folder.
     """
     return tuple(_reasons(record(folder, trial), read(folder)))
 
@@ -156,8 +156,8 @@ def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
         case _ if winner is None:
             yield f"It is a final run: no learning rate of {method} was tuned."
         case _ if winner == lr:
-            by = "the mean over the confirming seeds" if confirmed else "tuning"
-            yield f"It is a final run with {lr:.3g}, which {by} chose for {method}, on fresh seed {seed}."
+            selector = "the mean over the confirming seeds" if confirmed else "tuning"
+            yield f"It is a final run with {lr:.3g}, which {selector} chose for {method}, on fresh seed {seed}."
         case _:
             yield f"It is a final run with {lr:.3g}, as the study sets it. Tuning of {method} chose {winner:.3g}."
     match record["status"]:
@@ -186,7 +186,7 @@ def _choice(
 
 
 def _rank(tried: dict[float, Score], lr: float) -> str:
-    """The rank of a learning rate, such as `number 2`; diverged ones come last."""
+    """The rank of a learning rate, such as `number 2`; diverged learning rates come last."""
     order = sorted(tried, key=lambda rate: tried[rate], reverse=True)
     return f"number {order.index(lr) + 1}" if lr in tried else "not tried"
 

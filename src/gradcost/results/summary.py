@@ -2,8 +2,8 @@
 
 - Accuracies are medians over the seeds of the final runs, with distribution-free intervals.
 - A diverged run counts as the worst value.
-- Only final runs at one learning rate count, one per seed (`tuning.finals`). Others, such as those from before a
-  grid was widened, are ignored; they stay in the records.
+- Only final runs at one learning rate count, one per seed (`tuning.finals`). Other final runs are ignored, such as
+  runs from before a grid was widened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BACKPROP = ("Reverse(", "Accumulated(estimator=Reverse(")
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One row of the decision table. What was not measured is None."""
+    """One row of the decision table. Values that were not measured are None."""
 
     method: str
     estimator: str
@@ -57,7 +57,7 @@ class MethodSummary:
 
 
 def plain(row: MethodSummary) -> dict[str, Any]:
-    """Return a row as plain JSON. Values that are not finite, such as those of diverged runs, become None."""
+    """Return a row as JSON. Values that are not finite, such as accuracies of diverged runs, become None."""
     fields = asdict(row)
     for name in ("accuracy", "loss"):
         fields[name] = fields[name] and {key: _finite(x) for key, x in fields[name].items()}
@@ -100,14 +100,14 @@ def _row(results: Results, method: str) -> MethodSummary:
     lr = runs[0].lr if runs else chosen(trials, method)
     reached = [t.reached for t in finished if t.reached is not None]
     steps = median(reached) if reached else None
-    named: list[TrialRecord | Cost] = [*runs, *trials, *([cost] if cost else [])]
+    sources: list[TrialRecord | Cost] = [*runs, *trials, *([cost] if cost else [])]
     cost = cost or Cost(method, "")
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
     accuracies = tuple(_results(runs, "accuracy", -inf))
     losses = list(_results(runs, "loss", inf))
     return MethodSummary(
         method=method,
-        estimator=named[0].estimator if named else "",
+        estimator=sources[0].estimator if sources else "",
         optimizer=runs[0].optimizer if runs else None,
         lr=lr,
         edge=edge(grid, lr),
@@ -131,7 +131,7 @@ def _row(results: Results, method: str) -> MethodSummary:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
-        exact=_exact(named),
+        exact=_exact(sources),
         tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in trials),
     )
 
@@ -172,8 +172,9 @@ def _finished(row: MethodSummary) -> list[float]:
 def penalized_accuracy(row: MethodSummary, study: StudyRecord) -> float:
     """Return the accuracy by which methods are compared.
 
-    Law: (finished * median of finished seeds + diverged * accuracy of guessing) / seeds. So a method that
-    sometimes diverges is not recommended because of its good seeds.
+    Formula: (finished * median accuracy of finished runs + diverged * accuracy of guessing) / runs, with the numbers
+    of finished runs, diverged runs and all runs. So a method that sometimes
+    diverges is not recommended for its good runs alone.
     """
     finished = _finished(row)
     typical = median(finished) if finished else 0.0
@@ -184,14 +185,15 @@ def penalized_accuracy(row: MethodSummary, study: StudyRecord) -> float:
 def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation | None:
     """Return the method with the least memory, then the shortest step, among those as accurate as the best.
 
-    A method is as accurate as the best if its accuracy is not below the best one's interval.
+    Rule: let b be the best penalized accuracy, and [low, high] the interval of the median of that method's finished
+    runs. A method is as accurate as the best if its penalized accuracy is at least b - (median - low).
     """
     pool = candidates(rows)
     if not pool:
         return None
     best = max(pool, key=lambda row: penalized_accuracy(row, study))
-    around = interval(_finished(best))
-    limit = penalized_accuracy(best, study) - (around.median - around.low)
+    best_interval = interval(_finished(best))
+    limit = penalized_accuracy(best, study) - (best_interval.median - best_interval.low)
     near = [row for row in pool if penalized_accuracy(row, study) >= limit]
     pick = min(near, key=lambda row: (*_cost(row), -penalized_accuracy(row, study)))
     return Recommendation(pick, tuple(row for row in near if row is not pick))
@@ -242,17 +244,17 @@ def _use(choice: Recommendation) -> str:
     needs_least_memory = all(_cost(row)[0] < _cost(r)[0] for r in alike)
     if len(alike) == 1:
         (other,) = alike
-        price = " and needs more memory" if needs_least_memory else ""
-        return f"{first}; {other.method} is within its interval ({_brief(other)}){price}."
+        memory_note = " and needs more memory" if needs_least_memory else ""
+        return f"{first}; {other.method} is within its interval ({_brief(other)}){memory_note}."
     names = [f"{r.method} ({_brief(r)})" for r in alike[:3]]
     if len(alike) > 3:
         names.append(count(len(alike) - 3, "other"))
-    price = " and need more memory" if needs_least_memory else ""
-    return f"{first}; {listed(names)} are within its interval{price}."
+    memory_note = " and need more memory" if needs_least_memory else ""
+    return f"{first}; {listed(names)} are within its interval{memory_note}."
 
 
 def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyRecord) -> str | None:
-    """A sentence on the best method of the other kind, exact or estimated; None if the study has none."""
+    """A sentence on the best method of the other kind (exact or estimated); None if the study has no such method."""
     row = choice.row
     others = [r for r in rows if r.estimator and r.exact is not row.exact]
     kind = "with an estimated gradient" if row.exact else "with the exact gradient"
@@ -262,14 +264,14 @@ def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyR
     if not pool:
         return f"No method {kind} {_absence(others, study)}."
     other = max(pool, key=lambda r: penalized_accuracy(r, study))
-    price = f"{_result(other)}{_within(other)}"
+    result = f"{_result(other)}{_within(other)}"
     if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
-        price += f", {number(other.ms)} ms per step instead of {number(row.ms)}"
+        result += f", {number(other.ms)} ms per step instead of {number(row.ms)}"
     if other in choice.alike:
-        return f"The best method {kind} is {other.method}: {price}."
+        return f"The best method {kind} is {other.method}: {result}."
     ahead = row.accuracy.median - other.accuracy.median if row.accuracy and other.accuracy else 0.0
     gap = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
-    return f"The best method {kind}, {other.method}, is {gap}: {price}."
+    return f"The best method {kind}, {other.method}, is {gap}: {result}."
 
 
 def _within(row: MethodSummary) -> str:
@@ -296,16 +298,16 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
         least = min(over, key=lambda row: _cost(row)[0])
         return f"fits {size(study.memory)}; the smallest, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
-    within = "that fits " if over else ""
+    that_fits = "that fits " if over else ""
     if any(row.seeds and row.accuracy is None for row in rows):
-        return f"{within}has an accuracy, because the finished runs are scored by their loss alone"
+        return f"{that_fits}has an accuracy, because the finished runs are scored by their loss alone"
     if rows and all(row.tuned_away for row in rows):
-        return f"{within}can be trained, because every learning rate that was tried diverged"
+        return f"{that_fits}can be trained, because every learning rate that was tried diverged"
     if diverged + failed == 0:
-        return f"{within}has finished yet; run the same command again to resume"
-    fates = [f"{count(n, 'run')} {fate}" for n, fate in ((diverged, "diverged"), (failed, "failed")) if n]
+        return f"{that_fits}has finished yet; run the same command again to resume"
+    failures = [f"{count(n, 'run')} {fate}" for n, fate in ((diverged, "diverged"), (failed, "failed")) if n]
     most = " on most of its seeds" if any(row.seeds for row in rows) else ""
-    return f"{within}finished{most} ({listed(fates)})"
+    return f"{that_fits}finished{most} ({listed(failures)})"
 
 
 def _result(row: MethodSummary) -> str:

@@ -1,6 +1,6 @@
-"""Learning rates: how well each did, which one tuning chose, and which one to try next.
+"""Learning rates: the score of each, the one that tuning chooses, and the next one to try.
 
-Every method gets the same number of points.
+Every method gets the same number of learning rates.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
 
 
 def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
-    """Return the learning rate that tuning chose, from confirming runs if there are any; None if all diverged."""
+    """Return the best learning rate of the confirming runs, else of the tuning runs; None if all diverged."""
     runs = list(runs)
     for phase in ("confirm", "tune"):
         winner = best(scores((run for run in runs if run.phase == phase), method))
@@ -58,7 +58,7 @@ def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
 def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     """Return the final runs of `method` at one learning rate, one per seed.
 
-    It is the learning rate that tuning chose. If no final run has that rate, it is the rate of the last final run.
+    This is the learning rate that tuning chose. If no final run has it, it is the rate of the last final run.
     """
     trials = list(trials)
     runs = [t for t in trials if t.method == method and t.phase == "final"]
@@ -69,7 +69,7 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
 
 
 def edge(grid: Sequence[float], lr: float | None) -> str | None:
-    """Return "smallest" or "largest" if `lr` is that edge of an ascending grid: a better rate may lie beyond it.
+    """Return "smallest" or "largest" if `lr` is that edge of an ascending grid; a better rate may lie beyond it.
 
     None if `lr` lies inside the grid, or the grid has fewer than two points.
     """
@@ -83,32 +83,32 @@ def next_rate(tried: Mapping[float, Score], ratio: float) -> float | None:
 
     - If every rate diverged: one grid step below the smallest.
     - If the best rate is an edge of the grid: one grid step beyond it.
-    - Otherwise the geometric mean of the best rate and a neighbour. Take the better neighbour, or the other one if
-      its gap is more than 1.25 times as wide.
-    - If that rate, to two digits, was tried already: the mean with the other neighbour, then one grid step below the
-      smallest, then one above the largest.
+    - Otherwise: the geometric mean of the best rate and one of its neighbours. This is the better neighbour, or the
+      other one if its distance in log(lr) is more than 1.25 times as large.
+    - If that mean, to two digits, was tried already: the mean with the other neighbour, then one grid step below the
+      smallest rate, then one grid step above the largest.
 
-    So each method uses the same number of points, whether its grid grows or not. The gap up to a diverged neighbour
-    is searched like any other, because the best rate is often the largest one that does not diverge.
+    So each method uses the same number of points, whether its grid grows or not. A diverged neighbour is used
+    like any other, because the best rate is often the largest one that does not diverge.
 
     Args:
         tried: the score of each learning rate tried.
         ratio: the ratio of neighbours in the grid, above 1.
     Returns:
-        The rate, to two digits; None if all of these were tried.
+        The rate, to two digits; None if all candidates were tried.
     """
     rates = sorted(tried)
     winner = best(tried)
     if not winner:
         return _untried(rates[0] / ratio, rates)
-    at = rates.index(winner[0])
-    if at == 0:
+    index = rates.index(winner[0])
+    if index == 0:
         return _untried(rates[0] / ratio, rates)
-    if at == len(rates) - 1:
+    if index == len(rates) - 1:
         return _untried(rates[-1] * ratio, rates)
-    neighbours = sorted((rates[at - 1], rates[at + 1]), key=lambda lr: tried[lr], reverse=True)
+    neighbours = sorted((rates[index - 1], rates[index + 1]), key=lambda lr: tried[lr], reverse=True)
     gaps = [abs(log(neighbour / winner[0])) for neighbour in neighbours]
-    if gaps[1] > 1.25 * gaps[0]:  # an earlier point halved the gap to the better neighbour
+    if gaps[1] > 1.25 * gaps[0]:  # an earlier call has halved the gap to the better neighbour
         neighbours.reverse()
     between = [_untried(sqrt(winner[0] * neighbour), rates) for neighbour in neighbours]
     beyond = [_untried(rates[0] / ratio, rates), _untried(rates[-1] * ratio, rates)]
@@ -126,11 +126,11 @@ def log_grid(low: float, high: float, points: int) -> tuple[float, ...]:
     Args:
         low: the smallest rate.
         high: the largest rate.
-        points: number of rates; a single one is the geometric mean of the ends.
+        points: number of rates. If it is 1, the rate is the geometric mean of `low` and `high`.
     Returns:
         The rates in ascending order.
     Raises:
-        BadInput: the range is not 0 < low <= high < inf, or two digits cannot separate that many points.
+        BadInput: the range is not 0 < low <= high < inf, or the rates are not distinct to two digits.
     """
     if not 0 < low <= high < inf:
         raise BadInput(f"a range of learning rates is LOW:HIGH with 0 < LOW <= HIGH, not {low!r}:{high!r}.")

@@ -11,7 +11,7 @@ from gradcost.core.units import size as size
 
 
 def alike(x: float, *others: float, digits: int = 3) -> list[str]:
-    """Write numbers with as many decimals as give the first `digits` digits; from a million on as 1.2e+15."""
+    """Write numbers with equal decimals: the first nonzero one gets `digits` digits; from 1e6 on as 1.2e+15."""
     first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
     if first >= 1e6:
         return [f"{y:.{digits - 2}e}" if isfinite(y) else "diverged" for y in (x, *others)]

@@ -1,6 +1,7 @@
-"""Comparisons and studies: run each trial once in a process of its own, store its record, and resume.
+"""Run comparisons and studies: each trial runs once, in a separate process, and its record is stored.
 
-`compare` tunes and ranks methods. `run_study` runs a generator of trials that `study` decorates.
+`compare` tunes and ranks methods. `run_study` runs a `Study`, which the decorator `study` makes from a generator
+function of trials. Both resume if they are called again.
 """
 
 from gradcost.studies.compare import compare

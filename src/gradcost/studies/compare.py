@@ -1,4 +1,4 @@
-"""Compare methods: each tuned alike on validation, run on new seeds, and scored once on the test split."""
+"""Compare methods: tune each in the same way on validation, train on new seeds, score once on the test split."""
 
 from __future__ import annotations
 
@@ -43,35 +43,35 @@ def compare(
     every: float = 30.0,
     on_event: OnEvent = warn_of_failures,
 ) -> Results:
-    """Tune every method alike, train with each, and return what each reached and what it costs.
+    """Tune every method in the same way, train with each, and return all accuracies and costs.
 
     - Every method gets the same number of trials. Learning rates are chosen by validation accuracy.
-    - The final runs have new seeds, and are scored once on the test split.
+    - The final runs use new seeds. Each is scored once on the test split.
     - Nothing is printed. `gradcost.results.verdict(results)` states which method to use.
-    - The same call again resumes: a trial that ended is never run twice.
+    - A repeated call resumes. A trial that finished or diverged is never run again; a failed trial is.
 
     Args:
-        task: what is trained: a `gradcost.tasks.Task`, or the name of one of `gradcost.tasks.TASKS`.
+        task: a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
         methods: estimators, or a mapping from labels to estimators. None: backprop, checkpointed, forward_gradient,
-            spsa and mezo; if backprop exceeds the memory budget, also backprop that recomputes to stay within it.
-        steps: the training steps of each trial. None: the task's own number.
+            spsa and mezo. If backprop exceeds the memory budget, also backprop with recomputation that fits it.
+        steps: the number of training steps of each trial. None: `task.steps`, or 1000 if the task has none.
         seeds: the number of final runs of each method.
-        tuning_points: the number of learning rates in the grid that each method is tuned over.
-        extra_points: the number of learning rates after the grid: past its edge or beside the winner.
-        confirm_seeds: the number of new seeds on which the best three learning rates run again; 0: none.
-        lr_range: the smallest and the largest learning rate of the grid, which is even in the logarithm.
-        target: the validation accuracy whose first step is recorded.
-        memory_beyond_weights: the budget of one step in bytes, without parameters, buffers and batch. A method that
-            exceeds it is not run. None: no budget.
-        folder: the results folder. None: one in `gradcost-runs/`, named after what is compared.
-        executor: where trials run. None: processes of this machine.
-        workers: how many trials run at once on this machine. None: one a core.
-        every: seconds between two checkpoints of a trial.
+        tuning_points: the number of learning rates in the grid; every method has the same grid.
+        extra_points: the number of learning rates tried after the grid: beyond its edge, or next to the best rate.
+        confirm_seeds: the number of new seeds on which the best three learning rates run again. 0 skips this.
+        lr_range: the smallest and the largest learning rate of the grid. The grid is evenly spaced in log(lr).
+        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.
+            A method that exceeds it does not run. None: no budget.
+        folder: the results folder. None: `gradcost-runs/TASK-MODEL-HASH`, where HASH identifies the comparison.
+        executor: where trials run. None: in processes of this machine.
+        workers: the number of trials that run at the same time on this machine. None: one per CPU core.
+        every: seconds between two training checkpoints of a trial.
         on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
     Returns:
-        All records of the folder: trials, costs, methods that were not run and why, quality of the estimates.
+        All records of the folder: trials, costs, quality of the estimates, and the reasons why methods did not run.
     Raises:
-        BadInput: the task or an option is wrong, or the folder holds another comparison.
+        BadInput: the task or an option is invalid, or the folder contains another comparison.
         OSError: the folder cannot be written.
     """
     refuse_while_importing()
@@ -103,8 +103,8 @@ def run_comparison(
     """Run a comparison, or resume it, and return the records of its folder.
 
     Args:
-        task: the name of the task in reports; None: that of its class.
-        model: the name of the model in reports; None: the one that the task lists it under, or its repr.
+        task: the name of the task in reports. None: the name of its class in lower case.
+        model: the name of the model in reports. None: its key in `task.models`, or its repr.
     """
     task, model = task or task_name(comparison.task), model or model_name(comparison.task)
     started, forecasts, reasons = forecast_comparison(comparison, folder, on_event=on_event, task=task, model=model)
@@ -130,10 +130,10 @@ def forecast_comparison(
     task: str | None = None,
     model: str | None = None,
 ) -> tuple[ComparisonStarted, dict[str, Forecast], dict[str, str]]:
-    """Check a comparison without running it.
+    """Forecast each method of a comparison; run no trial.
 
     Returns:
-        The first event, the forecasts of the methods that can run, and the reasons of those that cannot.
+        The `ComparisonStarted` event, the forecast of each method that can run, and the reason of each that cannot.
     """
     task, model = task or task_name(comparison.task), model or model_name(comparison.task)
     started = ComparisonStarted(
@@ -158,12 +158,12 @@ def forecast_comparison(
 
 
 def default_folder(comparison: Comparison, task: str, model: str) -> Path:
-    """Return the results folder of a comparison that is given none."""
+    """Return the results folder that is used if the caller names none."""
     return RUNS / f"{task}-{model if model.isidentifier() else 'model'}-{comparison.name[:4]}"
 
 
 def _run(comparison: Comparison, executor: Executor, work: Work, labels: Collection[str], on_event: OnEvent) -> int:
-    """Run all phases; return how many trials failed."""
+    """Run all phases of the methods in `labels`; return the number of failed trials."""
     finished = [trial.method for trial in read(work.folder).trials if trial.status != "failed"]
     names = [name for name, _ in comparison.methods if name in labels]
     on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), {name: finished.count(name) for name in names}))

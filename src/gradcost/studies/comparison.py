@@ -1,4 +1,4 @@
-"""The protocol of a comparison, as a value."""
+"""The protocol of a comparison, as an immutable value."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ GivenMethods = Mapping[str, Estimator] | Iterable[Estimator | tuple[str, Estimat
 
 @value
 class Comparison:
-    """What is compared, and how: the whole protocol. Its text identifies a results folder.
+    """The complete protocol of a comparison. Its hash (`name`) identifies a results folder.
 
     Args:
-        task: what is trained.
+        task: the task to train on.
         methods: (label, estimator) pairs.
-        rates: the learning rates of the grid that every method is tuned over, on a seed that no other run uses.
-        steps: the training steps of each trial.
-        seeds: those of the final runs, which alone are scored on the test split.
-        target: the validation accuracy whose first step is recorded.
-        memory: the budget of a step beyond the weights, in bytes; None for no budget.
-        more: how many learning rates each method gets after the grid: past its edge or beside the winner.
-        confirm: on how many new seeds the best three learning rates run again; their mean decides. 0: none.
-        user_file: the user's file that defines the task or a method; None where gradcost does.
+        rates: the learning rates of the tuning grid. Tuning uses a seed that no other run uses.
+        steps: the number of training steps of each trial.
+        seeds: the seeds of the final runs. Only final runs are scored on the test split.
+        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        memory: budget in bytes for the peak memory of a step, beyond the weights. None: no budget.
+        more: the number of learning rates per method after the grid: beyond its edge, or next to the best rate.
+        confirm: the number of new seeds on which the best three learning rates run again. The best mean over these
+            seeds wins. 0 skips this.
+        user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
     Raises:
-        BadInput: a method occurs twice, or there is no method, step, seed or learning rate.
+        BadInput: a label occurs twice, or there is no method, step, seed or learning rate.
     """
 
     task: Any
@@ -67,7 +68,7 @@ class Comparison:
 
     @property
     def with_optimizers(self) -> Methods:
-        """Each method with an optimizer whose learning rate changes the weights little: for costs."""
+        """Each method with an optimizer for forecasts and timings: its learning rate hardly changes the weights."""
         return {label: (estimator, SGD(1e-9)) for label, estimator in self.methods}
 
     @property
@@ -76,17 +77,17 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """A hash of what is compared and by which code: folders of one name hold the same numbers."""
+        """A hash of the comparison and its code. Results folders with equal hashes have equal accuracies."""
         return digest((self, self.code))
 
     @property
     def trials(self) -> int:
-        """The most trials that each method may have."""
+        """The largest number of trials of each method."""
         points = len(self.rates) + self.more
         return points + min(3, points) * self.confirm + len(self.seeds)
 
     def study(self, labels: Collection[str]) -> Study:
-        """Return the study of some of the methods: tuned, confirmed and run finally."""
+        """Return the study that tunes, confirms and finally runs the methods in `labels`."""
         names = [label for label, _ in self.methods if label in labels]
         rates = dict.fromkeys(names, self.rates)
         return Study(
@@ -95,7 +96,7 @@ class Comparison:
         )
 
     def document(self, task: str, model: str) -> dict[str, Any]:
-        """Return what `study.json` holds, for these names of the task and the model."""
+        """Return the content of `study.json`, with these names of the task and the model."""
         return {
             "schema": 1,
             "comparison": self.name,
@@ -121,22 +122,22 @@ class Comparison:
 
 def make_comparison(
     task: Task | str,
-    methods: GivenMethods | None = None,
+    methods: GivenMethods | None,
     *,
-    steps: int | None = None,
-    seeds: int = 3,
-    tuning_points: int = 9,
-    extra_points: int = 2,
-    confirm_seeds: int = 2,
-    lr_range: tuple[float, float] = (1e-4, 10.0),
-    target: float = 0.9,
-    memory_beyond_weights: int | None = None,
+    steps: int | None,
+    seeds: int,
+    tuning_points: int,
+    extra_points: int,
+    confirm_seeds: int,
+    lr_range: tuple[float, float],
+    target: float,
+    memory_beyond_weights: int | None,
     file: str | None = None,
 ) -> Comparison:
     """Return the comparison that `compare` runs with these arguments.
 
     Args:
-        file: the user's file that defines the task; None: the file of its class.
+        file: the user's file that defines the task. None: the file that defines its class.
     """
     if isinstance(task, str):
         if task not in TASKS:

@@ -1,4 +1,4 @@
-"""The cost of one step of each method of a study: forecast before it runs, timed after it, on a quiet machine."""
+"""The cost of one step of each method: forecast before its first trial, timed after the last trial of the study."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
 
 def forecast_methods(task: Any, methods: Methods, memory: int | None) -> Iterator[tuple[str, Forecast | str]]:
-    """Yield each method with the forecast of its step, or with the reason why it is not run.
+    """Yield (label, forecast of one step) of each method; (label, reason) for a method that cannot run.
 
     Args:
-        task: what is trained.
-        methods: the methods, by label.
-        memory: the budget of a step beyond the weights, in bytes; None for no budget.
+        task: the task to train on.
+        methods: maps each label to its estimator and optimizer.
+        memory: budget in bytes for the peak memory of a step, beyond the weights. None: no budget.
     Raises:
-        BadInput: the loss is not finite before the first step, which no method can change.
+        BadInput: the loss is not finite at the initial weights, so no method can train.
     """
     objective, batch = first_step(task)
     with loss_errors(objective):
@@ -50,23 +50,24 @@ def _forecast_or_reason(
 ) -> Forecast | str:
     try:
         cost = forecast(estimator, objective, batch, optimizer)
-    except GradcostError as objection:
-        return str(objection)
+    except GradcostError as error:
+        return str(error)
     if memory is not None and cost.beyond > memory:
-        over = cost.beyond - memory
-        return f"a step needs {cost.beyond:,} bytes beyond the weights, {over:,} over the budget."
+        excess = cost.beyond - memory
+        return f"a step needs {cost.beyond:,} bytes beyond the weights, {excess:,} over the budget."
     return cost
 
 
 def exact_within(task: Any, memory: int) -> Estimator | None:
-    """Return backpropagation that recomputes as little as possible to stay within a budget.
+    """Return backpropagation that recomputes as little as possible to fit a memory budget.
 
     Args:
-        task: what is trained.
-        memory: bytes beyond the weights.
+        task: the task to train on.
+        memory: the budget in bytes, beyond the weights.
     Returns:
-        None if plain backpropagation stays within the budget.
+        The estimator; None if plain backpropagation fits the budget.
     """
+    # The budget of `Within` covers all memory, so the bytes of weights and batch are added to `memory`.
     plain = forecast(Reverse(), *first_step(task), SGD(1e-9))
     return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
 
@@ -74,13 +75,13 @@ def exact_within(task: Any, memory: int) -> Estimator | None:
 def time_methods(
     task: Any, methods: Methods, memory: int | None, folder: Path, forecasts: Mapping[str, Forecast]
 ) -> Iterator[str]:
-    """Time one step of each forecast method, record its cost, and yield its label.
+    """Time one step of each method in `forecasts`, add its cost to the records, and yield its label.
 
-    A method that has a timing without doubt on record is skipped. The machine should run nothing else.
+    A method is skipped if the records have a reliable timing of it (`doubt` is None). The machine must be idle.
     """
-    known = {cost.method for cost in read(folder).costs if cost.doubt is None}
+    timed = {cost.method for cost in read(folder).costs if cost.doubt is None}
     for label, (estimator, optimizer) in methods.items():
-        if label not in forecasts or label in known:
+        if label not in forecasts or label in timed:
             continue
         objective, batch = first_step(task)
         with warnings.catch_warnings():
@@ -101,7 +102,7 @@ def time_methods(
 
 
 def record_refusal(folder: Path, label: str, estimator: Estimator, reason: str) -> None:
-    """Record once why a method is not run."""
+    """Add the reason why a method does not run to the records, unless they have one."""
     if label not in {refusal.method for refusal in read(folder).refused}:
         record = {"schema": 1, "kind": "refused", "method": label, "estimator": repr(estimator), "reason": reason}
         ledger.append(folder, record)

@@ -1,4 +1,4 @@
-"""Where a study ran: versions, the machine, and a fingerprint of the code that its trials execute."""
+"""The environment of a study: package versions, the machine, and a fingerprint of the code that trials execute."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_SOURCE = Path(__file__).parents[2]  # the folder that holds the package
+_SOURCE = Path(__file__).parents[2]  # the folder that contains the package
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
-# Every trial runs the worker; which task, estimator or optimizer it names is known only when it runs.
+# Every trial runs the worker. Its task, estimator and optimizer are known only at run time, so all of them count.
 _ENTRY_POINTS = ("studies/worker.py", "estimators/*.py", "training/*.py", "tasks/*.py")
 
 
 @functools.cache
 def fingerprint(user_file: str | None = None) -> str:
-    """Hash the code that a trial executes; trials run again when it changes.
+    """Return a hash of the code that trials execute. If it changes, all trials run again.
 
     The hash covers the worker, the estimators, the optimizers, the tasks and every gradcost module that they import.
-    It is taken of the syntax tree without docstrings and comments, so rewording changes nothing.
+    It is computed from syntax trees without docstrings and comments, so rewording those does not change it.
 
     Args:
-        user_file: the user's Python file that defines the task or the study; hashed too. What it imports is not.
+        user_file: the user's Python file that defines the task or the study. It is hashed too, but not its imports.
     Returns:
         12 hexadecimal digits.
     """
@@ -80,11 +80,11 @@ def _code(file: Path) -> bytes:
 
 
 def describe(threads: int, code: str) -> dict[str, str | int]:
-    """Return the versions of the packages and the type of the machine, without its name.
+    """Return the versions of the packages and the type of the machine, without its host name.
 
     Args:
-        threads: the number of threads of the timings.
-        code: the fingerprint of the code.
+        threads: the number of torch threads.
+        code: the `fingerprint` of the code.
     """
     versions: dict[str, str | int] = {"python": platform.python_version()}
     for package in ("gradcost", "torch", "numpy", "numba"):

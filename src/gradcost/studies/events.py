@@ -1,4 +1,4 @@
-"""What a comparison or a study reports while it runs: one small value for each event."""
+"""Events that a comparison or a study passes to `on_event` while it runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gradcost.results.records import TrialRecord
 
 @dataclass(frozen=True)
 class ComparisonStarted:
-    """A comparison was checked; nothing is written yet.
+    """A comparison starts: its options are valid. No file is written yet.
 
     Args:
-        folder: where its records go.
+        folder: the results folder.
         task: the name of the task.
         model: the name of the model.
         weights: the number of trainable weights.
-        steps: the training steps of each trial.
-        points: the learning rates that each method is tuned over.
-        seeds: the final runs of each method.
+        steps: the number of training steps of each trial.
+        points: the number of learning rates tried per method.
+        seeds: the number of final runs per method.
     """
 
     folder: Path
@@ -37,11 +37,11 @@ class ComparisonStarted:
 
 @dataclass(frozen=True)
 class MethodForecast:
-    """The bytes and FLOPs of one step of a method, before anything runs.
+    """The cost of one step of a method was forecast. This call has run no trial of the method yet.
 
     Args:
-        method: its label.
-        forecast: what one step takes.
+        method: label of the method.
+        forecast: the bytes and FLOPs of one step.
     """
 
     method: str
@@ -50,11 +50,11 @@ class MethodForecast:
 
 @dataclass(frozen=True)
 class MethodRefused:
-    """A method is not run: it cannot be used here, or its step does not fit the memory.
+    """A method does not run: it cannot be used with the task, or its step exceeds the memory budget.
 
     Args:
-        method: its label.
-        reason: why, as a sentence.
+        method: label of the method.
+        reason: the reason, as a sentence.
     """
 
     method: str
@@ -66,8 +66,8 @@ class TrialsStarted:
     """The trials of a comparison start.
 
     Args:
-        totals: for each method, the most trials it may have.
-        finished: for each method, the trials that an earlier call finished.
+        totals: the largest number of trials of each method.
+        finished: the number of trials of each method that finished or diverged in earlier calls.
     """
 
     totals: Mapping[str, int]
@@ -76,10 +76,10 @@ class TrialsStarted:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """A trial ended: finished, diverged or failed.
+    """A trial ended. Its status is "finished", "diverged" or "failed".
 
     Args:
-        trial: its record.
+        trial: record of the trial.
     """
 
     trial: TrialRecord
@@ -87,13 +87,13 @@ class TrialFinished:
 
 @dataclass(frozen=True)
 class TrialsEnded:
-    """No trial runs any more.
+    """All trials of a call ended.
 
     Args:
-        folder: where the records are.
-        ran: how many trials this call ran.
-        failed: how many of them failed.
-        reason: why the first of these failed; None without failures.
+        folder: the results folder.
+        ran: the number of trials that this call ran.
+        failed: the number of these trials that failed.
+        reason: why the first failed trial failed; None if none failed.
     """
 
     folder: Path
@@ -104,10 +104,10 @@ class TrialsEnded:
 
 @dataclass(frozen=True)
 class StepTimed:
-    """One step of a method was timed and its cost is on record.
+    """One step of a method was timed, and its cost was added to the records.
 
     Args:
-        method: its label.
+        method: label of the method.
     """
 
     method: str
@@ -115,10 +115,10 @@ class StepTimed:
 
 @dataclass(frozen=True)
 class EstimatesAssessed:
-    """The estimates of a method were compared with the gradient and the result is on record.
+    """The estimates of a method were compared with the gradient, and the result was added to the records.
 
     Args:
-        method: its label.
+        method: label of the method.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Where trials run: in processes of this machine, one for each trial, or on a Ray cluster."""
+"""Executors: they run each trial in a process of its own, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import UserCode, classes, locate
 from gradcost.studies.worker import empty_record, perform, prepare
 
-# Imported once, in the process that workers are forked from; torch's optimizers import dynamo at their first step.
-# A module that is not installed is skipped.
+# The fork server imports these modules once, so that workers start fast. Modules that are not installed are skipped.
+# Why torch._dynamo: torch's optimizers import it at their first step.
 PRELOADED = (
     "gradcost.studies.preload",
     "sklearn.datasets",
@@ -32,20 +32,20 @@ PRELOADED = (
     "torch._dynamo",
 )
 
-STORE = 100 << 20  # bytes of Ray's object store, which carries records only
+STORE = 100 << 20  # bytes of Ray's object store; it holds nothing but records
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every trial of a study needs besides the trial itself.
+    """Settings that all trials of a study share.
 
     Args:
         code: the fingerprint of the code that trials run.
-        folder: the results folder, for the checkpoints of unfinished trials.
-        user_file: the user's Python file that defines the task or the study; None where gradcost does.
-        every: seconds between two checkpoints of a trial.
+        folder: the results folder. Unfinished trials write their training checkpoints to it.
+        user_file: the user's Python file that defines the task or the study. None: gradcost defines both.
+        every: seconds between two training checkpoints of a trial.
     """
 
     code: str
@@ -61,31 +61,31 @@ class Work:
 
 @dataclass(frozen=True)
 class _Job:
-    """A trial on its way to another process, and its record without results."""
+    """A pickled trial, and its record without results, which is used if the process dies."""
 
     trial: bytes
     record: Record
 
 
 class Executor(ABC):
-    """Runs trials, several at once, each with one thread. The bits of a trial do not depend on how many run."""
+    """Run trials in parallel, each with one thread. A trial has the same bits for any number of parallel trials."""
 
     @abstractmethod
     def ready(self) -> AbstractContextManager[Any]:
-        """Return a context in which trials can run. It may be entered again while it is active."""
+        """Return a context manager: trials run inside its context. Contexts of one executor may be nested."""
 
     @abstractmethod
     def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
-        """Yield the record of each trial when it has ended. Closing the generator stops the trials that run.
+        """Yield the record of each trial as soon as the trial ends. Closing the generator stops the running trials.
 
         Args:
             trials: the trials to run, each once.
-            work: the folder, the code and the checkpoint interval.
+            work: the settings that all trials share.
         """
 
 
 def local_or(executor: Executor | None, workers: int | None) -> Executor:
-    """Return `executor`; if there is none, `workers` processes of this machine (None: one a core)."""
+    """Return `executor`; if it is None, a `Local` executor with `workers` processes (None: one per CPU core)."""
     if executor is not None and workers is not None:
         raise BadInput("an executor has its own number of workers: give `executor` or `workers`, not both.")
     return executor or Local(workers or os.cpu_count() or 1)
@@ -93,7 +93,7 @@ def local_or(executor: Executor | None, workers: int | None) -> Executor:
 
 @dataclass(frozen=True)
 class Local(Executor):
-    """Processes of this machine, each forked from one that has loaded torch.
+    """Run each trial in a process of this machine, forked from a server process that has imported torch.
 
     Args:
         workers: how many trials run at once.
@@ -116,12 +116,12 @@ def _job(trial: Trial, work: Work) -> _Job:
     """Pickle a trial.
 
     Raises:
-        BadInput: a worker could not read it.
+        BadInput: a worker process could not unpickle the trial.
     """
-    script = [cls.__name__ for cls in classes(trial) if cls.__module__ == "__main__"]
-    if script and (work.user_code is None or not work.user_code.is_main):
+    in_main = [cls.__name__ for cls in classes(trial) if cls.__module__ == "__main__"]
+    if in_main and (work.user_code is None or not work.user_code.is_main):
         raise BadInput(
-            f"{script[0]} is defined in the script that was started, and the study is not. Worker processes import "
+            f"{in_main[0]} is defined in the script that was started, and the study is not. Worker processes import "
             "one of the two: move both into one file."
         )
     try:
@@ -141,12 +141,12 @@ def _in_processes(jobs: Sequence[_Job], work: Work, workers: int) -> Generator[R
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.popleft()
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(there, job.trial, work))
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(sender, job.trial, work))
                 with _main_hidden():
                     process.start()
-                there.close()  # the worker's death then closes the pipe
-                running[here] = (process, job)
+                sender.close()  # the worker has the only other copy, so the pipe closes if the worker dies
+                running[receiver] = (process, job)
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
                 process, job = running.pop(connection)
@@ -159,7 +159,7 @@ def _in_processes(jobs: Sequence[_Job], work: Work, workers: int) -> Generator[R
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """Hide the caller's script, or multiprocessing runs all of it in every worker; `UserCode.load` imports it."""
+    """Hide the caller's script: multiprocessing would run all of it in each worker. `UserCode.load` imports it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -168,14 +168,14 @@ def _main_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(there: Connection, pickled: bytes, work: Work) -> None:
-    there.send(_perform_pickled(pickled, work))
-    there.close()
+def _work(sender: Connection, pickled: bytes, work: Work) -> None:
+    sender.send(_perform_pickled(pickled, work))
+    sender.close()
 
 
 def _perform_pickled(pickled: bytes, work: Work) -> Record:
     try:
-        prepare(1, work.user_code)  # first: unpickling needs the classes of the user's file
+        prepare(1, work.user_code)  # before unpickling, which needs the classes of the user's file
         if work.user_code is not None and work.user_code.is_changed:
             raise RuntimeError(
                 f"{work.user_file} changed while the study ran: undo the change, or start a new folder"
@@ -201,23 +201,23 @@ def _unpickled(pickled: bytes, work: Work) -> Trial:
 def _receive(connection: Connection, process: Any, job: _Job) -> Record:
     try:
         record = connection.recv()
-    except (EOFError, OSError):  # killed before or while it sent the record
+    except (EOFError, OSError):  # the worker was killed before or while it sent the record
         record = None
     process.join()
     if record is not None:
         return record if "trial" in record else job.record | {"status": "failed"} | record
     code = process.exitcode
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    return job.record | {"status": "failed", "reason": f"its process {how}", "traceback": None}
+    ending = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    return job.record | {"status": "failed", "reason": f"its process {ending}", "traceback": None}
 
 
 @dataclass(frozen=True)
 class Ray(Executor):
-    """Tasks of a Ray cluster, one core each. Every node must see the results folder.
+    """Run each trial as a Ray task with one CPU core. Every node needs access to the results folder.
 
     Args:
         workers: how many trials run at once.
-        address: of the cluster. None: a local one, started for the study and stopped after it.
+        address: address of the cluster. None: start a local cluster, and stop it after the study.
     """
 
     workers: int
@@ -226,7 +226,7 @@ class Ray(Executor):
     @contextmanager
     def ready(self) -> Generator[None]:
         ray = require("ray", "The Ray executor", "ray")
-        if ray.is_initialized():  # by the caller, or by an outer `ready`
+        if ray.is_initialized():  # the caller or an outer `ready` called `ray.init`
             yield
             return
         if self.address is None:
@@ -243,7 +243,7 @@ class Ray(Executor):
     def perform(self, trials: Sequence[Trial], work: Work) -> Generator[Record]:
         ray = require("ray", "The Ray executor", "ray")
         task = ray.remote(num_cpus=1, max_retries=0)(_task)
-        work = replace(work, folder=work.folder.absolute())  # a task starts in Ray's own folder
+        work = replace(work, folder=work.folder.absolute())  # a Ray task has another working directory
         waiting, running = deque(_job(trial, work) for trial in trials), {}
         try:
             while waiting or running:
@@ -263,6 +263,6 @@ class Ray(Executor):
 
 
 def _task(job: _Job, work: Work) -> Record:
-    """Run a trial in a process of its own, as on one machine: Ray's process serves other tasks later."""
+    """Run a trial in a new process, because Ray reuses its own process for later tasks."""
     (record,) = _in_processes([job], work, 1)
     return record

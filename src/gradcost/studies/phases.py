@@ -1,4 +1,4 @@
-"""The phases of a fair comparison: tune on validation, confirm on new seeds, run finally on new seeds again."""
+"""The phases of a comparison: tune on validation, confirm the best rates on new seeds, train on new seeds."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from gradcost.results.tuning import best, next_rate, scores
 from gradcost.studies.study import Stages
 from gradcost.studies.trial import Trial
 
-MakeTrial = Callable[[str, float, str, int], Trial]  # of a method's name, a learning rate, a phase and a seed
+MakeTrial = Callable[[str, float, str, int], Trial]  # (method, learning rate, phase, seed) -> trial
 
 
 def phases(
     rates: Mapping[str, Sequence[float]], make: MakeTrial, *, more: int, confirm: int, seeds: Sequence[int]
 ) -> Stages:
-    """Yield the trials of each method, stage by stage. Every method gets the same number of tuning trials.
+    """Yield the trials of all methods, stage by stage, and receive the records of each stage.
+
+    Every method gets the same number of tuning trials.
 
     1. "tune": one trial for each learning rate in `rates`, with seed 0.
     2. "tune": `more` further learning rates, one at a time, each chosen from the results so far.
-    3. "confirm": the best three learning rates on `confirm` new seeds; their mean decides. Skipped if 0.
-    4. "final": the best learning rate on `seeds`. A method whose trials all diverged has none.
+    3. "confirm": the best three learning rates, on `confirm` new seeds each. The best mean score wins. Skipped if
+       `confirm` is 0.
+    4. "final": the best learning rate on `seeds`. A method whose trials all diverged has no final trial.
 
     Args:
         rates: for each method, the learning rates of its grid.
-        make: makes a trial of a method, a learning rate, a phase and a seed.
-        more: the number of learning rates after the grid.
-        confirm: the number of seeds that confirm.
+        make: returns the trial for a method, a learning rate, a phase and a seed.
+        more: the number of learning rates that follow the grid.
+        confirm: the number of seeds in the "confirm" phase; 0 skips it.
         seeds: the seeds of the final runs.
     """
     tried = yield [make(name, lr, "tune", 0) for name in rates for lr in rates[name]]
@@ -43,6 +46,6 @@ def phases(
 
 
 def grid_ratio(rates: Sequence[float]) -> float:
-    """Return the ratio of neighbours in a grid; sqrt(10) for a grid of one learning rate."""
-    ends = sorted(rates)
-    return (ends[-1] / ends[0]) ** (1 / (len(ends) - 1)) if len(ends) > 1 else math.sqrt(10)
+    """Return the ratio of neighbouring rates in an evenly log-spaced grid; sqrt(10) for a grid of one rate."""
+    ascending = sorted(rates)
+    return (ascending[-1] / ascending[0]) ** (1 / (len(ascending) - 1)) if len(ascending) > 1 else math.sqrt(10)

@@ -1,4 +1,4 @@
-"""Imported by the process that workers are forked from: loads once what every trial needs."""
+"""Load torch, the worker and compiled noise functions. The fork server imports this module once for all workers."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from gradcost.noise.philox import Normals, Signs
 from gradcost.studies import worker  # noqa: F401 (loaded for the workers)
 
 torch.set_num_threads(1)  # a thread pool does not survive a fork
-for _stream in (Signs(), Normals()):  # reads the cache of compiled code
+for _stream in (Signs(), Normals()):  # the first call loads compiled code from its cache
     add_noise(_stream, (0,), (1.0,), 0, torch.zeros(4))

@@ -1,4 +1,4 @@
-"""The quality of the estimates of each method of a study: angle and error against the gradient, beside the theory."""
+"""The quality of each method's estimates: cosine and error, measured against the gradient and expected by theory."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ DRAWS = 32
 
 
 def assess_methods(task: Any, methods: Methods, folder: Path, draws: int = DRAWS) -> Iterator[str]:
-    """Record the quality of the estimates of each method that measures slopes, and yield its label.
+    """For each method that measures slopes, record the quality of its estimates and yield its label.
 
     - All methods are assessed at the same initial weights and on the same batch.
-    - cosine: cos(g, grad). error: |g - grad|^2 / |grad|^2, the variance of an unbiased estimate.
-    - theory: the expected values for 1, 2, 4, ... probes, where they are known.
-    - Methods on record are skipped. Nothing is recorded where there is no gradient to compare with.
+    - cosine: cos(g, grad), for the estimate g and the gradient grad.
+    - error: |g - grad|^2 / |grad|^2. Its mean is the relative variance if the estimate is unbiased.
+    - theory: the expected cosine and error for 1, 2, 4, ... probes, if a formula is known.
+    - A method whose quality is on record is skipped. If the gradient cannot be computed, nothing is recorded.
 
     Args:
-        task: what is trained.
-        methods: the methods, by label.
+        task: the task to train on.
+        methods: maps each label to its estimator and optimizer.
         folder: the results folder.
-        draws: how many estimates of each method.
+        draws: the number of estimates per method.
     """
-    known = {quality.method for quality in read(folder).qualities}
-    objective, batch = first_step(task)  # shared: an estimate changes nothing
-    references: dict[int, Reference] = {}  # by the number of micro-batches
+    assessed = {quality.method for quality in read(folder).qualities}
+    objective, batch = first_step(task)  # shared by all methods, because estimates have no side effects
+    references: dict[int, Reference] = {}  # keys: numbers of micro-batches
     for label, (estimator, _) in methods.items():
-        if label in known or not find(estimator, Slope):
+        if label in assessed or not find(estimator, Slope):
             continue
         count = micro_batches(estimator)
         if count not in references:
@@ -56,31 +57,31 @@ def assess_methods(task: Any, methods: Methods, folder: Path, draws: int = DRAWS
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
-            sample = [draw(estimator, objective, reference, number) for number in range(draws)]
+            estimates = [draw(estimator, objective, reference, index) for index in range(draws)]
         ledger.append(
             folder,
             {"schema": 1, "kind": "quality", "method": label, "estimator": repr(estimator)}
-            | {"dimension": objective.dimension, "probes": sample[0].probes, "draws": draws}
-            | _mean("cosine", [one.cosine for one in sample])
-            | _mean("error", [_error(one) for one in sample])
+            | {"dimension": objective.dimension, "probes": estimates[0].probes, "draws": draws}
+            | _mean("cosine", [each.cosine for each in estimates])
+            | _mean("error", [_error(each) for each in estimates])
             | {"theory": _theory(estimator, objective.dimension)},
         )
         yield label
 
 
-def _mean(name: str, sample: list[float]) -> dict[str, float | None]:
-    """Return the mean and its standard error; None where a draw was not finite."""
-    mean, error = mean_and_error(sample)
+def _mean(name: str, numbers: list[float]) -> dict[str, float | None]:
+    """Return {name: mean, name_se: its standard error}; both are None if a number is not finite."""
+    mean, error = mean_and_error(numbers)
     return {name: json_number(mean), f"{name}_se": json_number(error)}
 
 
-def _error(one: Draw) -> float:
-    """Return |g - grad|^2 / |grad|^2."""
-    return one.ratio**2 - 2 * one.projection + 1
+def _error(drawn: Draw) -> float:
+    """Return |g - grad|^2 / |grad|^2 of one estimate g."""
+    return drawn.ratio**2 - 2 * drawn.projection + 1
 
 
 def _theory(estimator: Estimator, dimension: int) -> dict[str, list[float | None]] | None:
-    """Return the expected values for its probes and for 1, 2, 4, ... up to four times as many; None if unknown."""
+    """Return the expected cosine and error for 1, 2, 4, ... probes and for `estimator.probes`; None if unknown."""
     if not isinstance(estimator, Probing) or expected_cosine(estimator, dimension) is None:
         return None
     doublings = math.ceil(math.log2(estimator.probes)) + 3
@@ -90,7 +91,8 @@ def _theory(estimator: Estimator, dimension: int) -> dict[str, list[float | None
     return {
         "probes": [variant.probes for variant in variants],
         "cosine": [_number_or_none(expected_cosine(variant, dimension)) for variant in variants],
-        "error": [None if moment is None else json_number(moment - 1) for moment in moments],  # if unbiased
+        # For unbiased estimates, E|g - grad|^2 / |grad|^2 = second moment - 1.
+        "error": [None if moment is None else json_number(moment - 1) for moment in moments],
     }
 
 

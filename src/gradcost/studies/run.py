@@ -1,4 +1,4 @@
-"""Run a study: each trial once, in worker processes, with its record on disk before it is yielded."""
+"""Run a study: each trial runs once, in a worker process, and its record is on disk before it is yielded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gradcost.studies.task_info import chance, check_task, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing, source_file
 from gradcost.training.optimizers import Optimizer
 
-RUNS = Path("gradcost-runs")  # holds the results folders that are given no name
+RUNS = Path("gradcost-runs")  # parent of the results folders that the caller does not name
 
 
 def run_study(
@@ -49,27 +49,28 @@ def run_study(
     measure: bool = True,
     on_event: OnEvent = warn_of_failures,
 ) -> Iterator[TrialRecord]:
-    """Run a study, or resume it, and yield the record of each trial when the trial has ended.
+    """Run a study, or resume it, and yield the record of each trial as soon as the trial ends.
 
     - A trial that finished or diverged is never run again, and is not yielded again.
-    - A trial that failed is yielded with status "failed". The study stops after its stage. The next call runs the
-      trial again.
+    - A trial that failed is yielded with status "failed". The study stops after the stage of that trial. The next
+      call runs the trial again.
     - The folder receives `study.json`, `environment.json` and `records.jsonl`.
-    - After the last trial one step of each method is timed, and its estimates are compared with the gradient.
+    - After the last trial, each method is measured: one step is timed, and its estimates are compared with the
+      gradient.
 
     Args:
-        study: what to run. All its trials have one task.
-        folder: the results folder. None: `gradcost-runs/` and the name of the study's file.
-        executor: where trials run. None: processes of this machine.
-        workers: how many trials run at once on this machine. None: one a core.
-        every: seconds between two checkpoints of a trial.
-        measure: whether to time and assess the methods at the end.
+        study: the study to run. All its trials must have the same task.
+        folder: the results folder. None: `gradcost-runs/NAME`, where NAME.py is the study's file.
+        executor: where trials run. None: in processes of this machine.
+        workers: the number of trials that run at the same time on this machine. None: one per CPU core.
+        every: seconds between two training checkpoints of a trial.
+        measure: whether to measure the methods after the last trial.
         on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
     Yields:
         The record of each trial that this call ran.
     Raises:
-        BadInput: the folder holds another study or another process works in it, a method cannot be used with the
-            task, or the trials have several tasks.
+        BadInput: the folder contains another study, another process uses the folder, a method cannot be used with
+            the task, or the trials have different tasks.
         OSError: the folder cannot be written.
     """
     refuse_while_importing()
@@ -79,7 +80,7 @@ def run_study(
 
 
 def study_folder(study: Study, folder: str | Path | None) -> Path:
-    """Return the results folder of a study: the one given, else `gradcost-runs/` and the name of its file."""
+    """Return `folder`; if None, `gradcost-runs/NAME`, where NAME.py is the study's file (without a file: "study")."""
     file = study.file or source_file(study.trials)
     return Path(folder) if folder is not None else RUNS / (Path(file).stem if file else "study")
 
@@ -103,7 +104,7 @@ def _run_study(
 
 
 def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
-    """Return what `study.json` holds; `first` is the study's first trial."""
+    """Return the content of `study.json`; `first` is the study's first trial."""
     return {
         "schema": 1,
         "comparison": code,
@@ -121,7 +122,7 @@ def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
 
 @dataclass
 class _Forecasts:
-    """The methods of a study, each forecast before the first stage that uses it."""
+    """The forecasts of a study's methods. A method is forecast before the first stage that uses it."""
 
     on_event: OnEvent
     task: Any = None
@@ -150,12 +151,12 @@ class _Forecasts:
 
 @dataclass
 class Tally:
-    """Counts the trials of one call and reports them."""
+    """Count the trials of one call, and send their events to `on_event`."""
 
     on_event: OnEvent
     ran: int = 0
     failed: int = 0
-    reason: str | None = None  # of the first failure
+    reason: str | None = None  # why the first failed trial failed
 
     def add(self, trial: TrialRecord) -> None:
         self.ran += 1
@@ -171,7 +172,7 @@ class Tally:
 def measure_methods(
     task: Any, methods: Methods, memory: int | None, folder: Path, forecasts: dict[str, Forecast], on_event: OnEvent
 ) -> None:
-    """Time one step of each forecast method, and compare its estimates with the gradient; record both."""
+    """For each method in `forecasts`: time one step, compare the estimates with the gradient, record the results."""
     for label in time_methods(task, methods, memory, folder, forecasts):
         on_event(StepTimed(label))
     for label in assess_methods(task, {label: methods[label] for label in methods if label in forecasts}, folder):
@@ -181,46 +182,46 @@ def measure_methods(
 def run_trials(
     study: Study, executor: Executor, work: Work, before_stage: Callable[[Stage], None] = lambda stage: None
 ) -> Generator[TrialRecord]:
-    """Run the trials of a study that have no record yet; yield each record when it is on disk.
+    """Run the trials of a study that are not on record; yield each new record when it is on disk.
 
-    - A trial that finished or diverged is never run again. One that failed is run again by the next call.
-    - After a stage with a failed trial the study stops: what comes next may depend on it.
+    - A trial that finished or diverged is never run again. The next call runs a failed trial again.
+    - The study stops after a stage with a failed trial, because later stages may depend on its result.
 
     Args:
-        study: what to run.
+        study: the study to run.
         executor: where trials run.
-        work: the folder and the code.
+        work: the settings that all trials share.
         before_stage: called with each stage before it runs.
     """
     stages = study.trials()
-    ran: list[TrialRecord] | None = None
+    previous: list[TrialRecord] | None = None
     with executor.ready():
         while True:
             try:
-                stage = next(stages) if ran is None else stages.send(ran)
+                stage = next(stages) if previous is None else stages.send(previous)
             except StopIteration:
                 return
             before_stage(stage)
             records: dict[str, Record] = {}
-            with closing(_run_stage(stage, executor, work)) as ended:  # an error here stops the workers too
+            with closing(_run_stage(stage, executor, work)) as ended:  # an error here stops the workers
                 for record, is_new in ended:
                     records[record["trial"]] = record
                     if is_new:
                         yield trial_record(record)
             if not all(_is_done(record) for record in records.values()):
                 return
-            ran = [trial_record(records[trial.name(work.code)]) for trial in stage]
+            previous = [trial_record(records[trial.name(work.code)]) for trial in stage]
 
 
 def _run_stage(trials: Stage, executor: Executor, work: Work) -> Generator[tuple[Record, bool]]:
-    """Yield the record of each trial and whether it is new: known ones first, then each as it ends."""
+    """Yield (record, is_new) of each trial: first the trials on record, then each other trial as soon as it ends."""
     known = {r["trial"]: r for r in ledger.records(work.folder) if r.get("kind") == "trial" and _is_done(r)}
-    names = {trial.name(work.code): trial for trial in trials}
-    for name in names:
+    by_name = {trial.name(work.code): trial for trial in trials}
+    for name in by_name:
         if name in known:
-            shutil.rmtree(work.folder / "trials" / name, ignore_errors=True)  # left by a kill after the record
+            shutil.rmtree(work.folder / "trials" / name, ignore_errors=True)  # a killed run left it
             yield known[name], False
-    todo = [trial for name, trial in names.items() if name not in known]
+    todo = [trial for name, trial in by_name.items() if name not in known]
     with executor.ready(), closing(executor.perform(todo, work)) as performed:
         for record in performed:
             ledger.append(work.folder, record)
@@ -230,24 +231,24 @@ def _run_stage(trials: Stage, executor: Executor, work: Work) -> Generator[tuple
 
 
 def _is_done(record: Record) -> bool:
-    """Whether a trial needs no other run; one that raised or was killed does."""
+    """Whether a trial is complete. If it raised an exception or its process was killed, it must run again."""
     return record["status"] in ("finished", "diverged")
 
 
 def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
-    """Create a results folder with `document_` as its study.json, or resume the one that is there.
+    """Create the files of a results folder, or check that the existing ones belong to the same study.
 
     Args:
         folder: the results folder; it exists.
-        document_: what study.json holds. Its "comparison" and "question" identify the study.
+        document_: the content of study.json. Its fields "comparison" and "question" identify the study.
         code: the fingerprint of the code, for environment.json.
     Raises:
-        BadInput: the folder holds another study.
+        BadInput: the folder contains another study.
         OSError: the folder cannot be written.
     """
     path = folder / "study.json"
     if path.exists():
-        read(folder)  # raises for a folder that is incomplete or of another schema
+        read(folder)  # raises if the folder is incomplete or has another schema
         existing = document(path) or {}
         if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
             kind = "study" if "question" in document_ else "comparison"
@@ -259,15 +260,15 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
     (folder / "records.jsonl").touch()
-    ledger.write_document(path, document_)  # last: a folder without it cannot be resumed
+    ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a results folder: one process works in it at a time. The lock ends with its process.
+    """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.
 
     Raises:
-        BadInput: another process holds it; the message has its pid.
+        BadInput: another process has locked the folder; the message contains its process id.
         OSError: the folder cannot be written.
     """
     with (folder / "lock").open("a+") as file:

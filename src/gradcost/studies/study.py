@@ -19,9 +19,9 @@ class Study:
 
     Args:
         question: what the study answers, as a sentence. It identifies the study in its folder.
-        trials: a generator function. It yields a list of trials, which run side by side. When all have ended it
-            receives their records, in the same order. What it yields next may depend on these records and on
-            nothing else: a study that is resumed runs the generator from its beginning, with the known records.
+        trials: a generator function. It yields lists of trials, called stages. The trials of a stage run in
+            parallel. The `yield` returns their records, in the same order. A later stage may depend only on these
+            records: a resumed study restarts the generator and sends it the records from disk.
         file: the Python file whose code the trials need, besides gradcost. None: the file that defines `trials`.
     """
 
@@ -31,20 +31,18 @@ class Study:
 
 
 def study(question: str) -> Callable[[Callable[[], Stages]], Study]:
-    """Make a `Study` of a generator function of trials.
-
-    Used as a decorator: `@study("Which gradient is best on digits?")`.
+    """Make a `Study`, as a decorator: `@study("Which gradient is best on digits?")`.
 
     Args:
         question: what the study answers.
     Returns:
-        A decorator that turns a generator function into a Study.
+        A decorator that turns a generator function of trials into a `Study`.
     """
     return lambda trials: Study(question, trials)
 
 
 def first_stage(study: Study) -> Stage:
-    """Return the first trials of a study; stages without trials are skipped.
+    """Return the first stage of a study; stages without trials do not count.
 
     Raises:
         BadInput: the study yields no trial.

@@ -1,4 +1,4 @@
-"""What a study needs to know about a task: its methods, its names, and the facts that go on record."""
+"""Check a task, and return what a study records about it: names, number of weights, accuracy of guessing."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def check_task(task: Any, name: str | None = None) -> None:
 
 
 def task_name(task: Any) -> str:
-    """Return the name of a task in reports and folders: that of its class, in lower case."""
+    """Return the name of a task for reports and folders: the name of its class in lower case."""
     return type(task).__name__.lower()
 
 
 def model_name(task: Any) -> str:
-    """Return the name of a task's model: the one that the task lists it under, else its repr."""
+    """Return the name of a task's model for reports: its key in `task.models`, else its repr."""
     model = getattr(task, "model", None)
     names = getattr(type(task), "models", {})
-    return next((name for name, known in names.items() if known == model), repr(model) if model else "its own model")
+    return next((name for name, entry in names.items() if entry == model), repr(model) if model else "its own model")
 
 
 def weights(task: Any) -> dict[str, int]:
-    """Return the number and the bytes of the trainable weights, as they go on record."""
+    """Return the number and the bytes of the trainable weights, as fields of `study.json`."""
     objective = task.objective(Key(0))
     nbytes = sum(leaf.parameter.nbytes for leaf in objective.leaves)
     return {"weights": objective.dimension, "weights_bytes": nbytes}
 
 
 def chance(task: Any) -> float | None:
-    """Return the accuracy of guessing; None for a task without a number of classes."""
+    """Return the accuracy of guessing, 1 / classes; None if the task has no `classes`."""
     classes = getattr(task, "classes", None)
     return None if classes is None else 1 / classes
 
 
 def first_step(task: Any) -> tuple[Objective, Any]:
-    """Return the objective and the batch on which forecasts, timings and checks of all methods are made."""
+    """Return the objective and the batch that the forecast, timing and quality check of every method use."""
     return task.objective(Key(0).fold("survey")), task.batch_at(Key(0).fold("survey"), 0)

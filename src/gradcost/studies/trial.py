@@ -1,4 +1,4 @@
-"""One run of one method, as a value."""
+"""One training run of one method, as an immutable value."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from gradcost.training.optimizers import Optimizer
 class Trial:
     """One training run; all its randomness comes from `phase` and `seed`.
 
-    - Two phases never share a key, so a tuned learning rate meets new weights, batches and noise.
-    - Methods share the key of a phase and a seed, so their differences are paired.
+    - Two phases never share a key. So final runs use initial weights, batches and noise that tuning did not use.
+    - All methods use the same key for the same phase and seed. So their results can be compared pair by pair.
 
     Args:
-        task: what is trained, and its data.
-        method: the name under which the runs of one method are collected.
+        task: the model, the data and the loss.
+        method: label of the method; all runs of a method have the same label.
         estimator: how the gradient is estimated.
-        optimizer: what uses the gradient.
+        optimizer: how the gradient changes the weights.
         steps: the number of training steps.
         phase: "tune" and "confirm" runs are scored on the validation split. A "final" run is also scored on the
             test split, once, at its end.
-        seed: numbers the runs of a phase.
-        target: the validation accuracy whose first step is recorded.
+        seed: the seed of the run within its phase.
+        target: a validation accuracy. The record contains the first evaluated step that reaches it.
     Raises:
-        BadInput: a part prints its address in memory. The name of a trial is a hash of its text.
+        BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
+            hash of these reprs, so it would differ between processes.
     """
 
     task: Any
@@ -54,10 +55,10 @@ class Trial:
         return Key(self.seed).fold(self.phase)
 
     def name(self, code: str) -> str:
-        """Return the id of the trial: a hash of its text and of the fingerprint of the code that it runs.
+        """Return the id of the trial: a hash of its repr and of `code`.
 
         Args:
-            code: the fingerprint.
+            code: the fingerprint of the code that trials run (`environment.fingerprint`).
         Returns:
             Hexadecimal digits.
         """

@@ -1,4 +1,4 @@
-"""The record of a trial while it trains: its curves, its scores, how it ended."""
+"""Collect the record of a trial while it trains: curves, scores and status."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gradcost.tasks.task import Split
 from gradcost.training.loop import StepResult
 from gradcost.training.spikes import SlopeMonitor
 
-EVALUATIONS = 20  # of the validation split in a final run, whose curve is shown
-CHECKS = 4  # in a tuning or confirming run, of which only the end counts
-SPIKES = 20  # recorded at most; a run that diverges may have thousands
-POINTS = 200  # of the loss curve; each is the mean of the steps since the last
+EVALUATIONS = 20  # evaluations of the validation split in a final run, for its curve in reports
+CHECKS = 4  # evaluations in a tuning or confirming run, where only the last one counts
+SPIKES = 20  # largest number of recorded spikes; a run that diverges may have thousands
+POINTS = 200  # points of the loss curve; each is the mean loss since the previous point
 
 
 class TrialLog:
-    """Collects the record of one trial step by step. Its state is saved with the checkpoints of the trial.
+    """Collects the record of one trial step by step. Its state is saved with the training checkpoints.
 
     Args:
         trial: the trial that runs.
@@ -38,11 +38,11 @@ class TrialLog:
         self.clipped = [0.0, 0]  # the sum of the clip rates, and their number
         self.taken, self.seconds = 0, 0.0
         self.validation: dict[str, Any] | None = None
-        self.reason: str | None = None  # why it diverged
+        self.reason: str | None = None  # why the trial diverged; None if it did not
         self.model: nn.Module | None = None
 
     def add(self, step: StepResult) -> bool:
-        """Record a step. Return False if its loss is not finite, which ends the trial."""
+        """Record a step. Return False if its loss is not finite; the caller must then stop the trial."""
         self.model, self.taken, loss = step.objective.model, step.number + 1, float(step.loss)
         if step.clipped is not None:
             self.clipped = [self.clipped[0] + step.clipped, self.clipped[1] + 1]
@@ -68,17 +68,17 @@ class TrialLog:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs to continue."""
+        """Return the state that `restore` takes."""
         names = ("curve", "window", "steepest", "clipped", "taken", "seconds", "validation")
         return {name: getattr(self, name) for name in names} | {"slopes": self.slopes.plain()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Replace the log by a state that `state` returned."""
         for name, value in state.items():
             setattr(self, name, SlopeMonitor.of(value) if name == "slopes" else value)
 
     def record(self) -> dict[str, Any]:
-        """Return the results of the trial. Scores the test split, once, for a final run that did not diverge."""
+        """Return the results of the trial. If it is a final run that did not diverge, score the test split, once."""
         if self.reason is None and (self.validation is None or self.validation["loss"] is None):
             self.reason = "the validation loss was not finite at the end"
         accuracies = zip(self.curve["validation_step"], self.curve["validation_accuracy"], strict=True)
@@ -103,7 +103,7 @@ class TrialLog:
         return record
 
     def _spikes(self) -> dict[str, Any]:
-        """Return the number of slopes, the largest, and the spikes (`SlopeMonitor`)."""
+        """Return the number of slopes, the largest slope, the number of spikes, and the first `SPIKES` spikes."""
         spikes = self.slopes.spikes
         first = [
             {"step": s.step, "slope": json_number(s.slope), "threshold": json_number(s.threshold)}
@@ -118,7 +118,7 @@ class TrialLog:
 
 
 def score_record(score: Any, split: Split) -> dict[str, Any]:
-    """Return a score as recorded: every number that the task returned.
+    """Return a score as a JSON record with every number that the task returned.
 
     A score with `targets` also gets `of`, the number of targets in the split.
     """
@@ -129,5 +129,5 @@ def score_record(score: Any, split: Split) -> dict[str, Any]:
 
 
 def json_number(x: float) -> float | None:
-    """Round to seven digits, the precision of float32; None for a number that is not finite."""
+    """Round to seven significant digits, the precision of float32; None if the number is not finite."""
     return float(f"{x:.7g}") if math.isfinite(x) else None

@@ -1,7 +1,7 @@
-"""The user's own code: which file it comes from, and how a worker process imports it.
+"""Find the user's file that defines a task or a study, and import it in a worker process.
 
-A worker unpickles trials, so it needs the classes of the user's task. A script is imported only as far as its first
-call of `compare` or `run_study`, so it works without `if __name__ == "__main__":`.
+A worker unpickles trials, so it needs the classes of the user's task. The import of a script ends at its first call
+of `compare` or `run_study`, so a script works without `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 
-PREFIX = "gradcost_user_"  # of the name of a module that is imported by its path
+PREFIX = "gradcost_user_"  # prefix of the names of modules that are imported by path
 _SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
 _INSTALLED = (Path(__file__).parents[1], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
 _importing: ContextVar[bool] = ContextVar("importing", default=False)
 
 
 class _StudyCalled(BaseException):
-    """Ends the import of a script at its call of `compare` or `run_study`."""
+    """Ends the import of a script at its first call of `compare` or `run_study`."""
 
 
 def refuse_while_importing() -> None:
-    """End the import of the user's file, if one is in progress: a worker must not start a study."""
+    """End the import of the user's file, if this call is part of that import: a worker must not start a study."""
     if _importing.get():
         raise _StudyCalled
 
 
 @dataclass(frozen=True)
 class UserCode:
-    """A Python file of the user, as the calling process imported it.
+    """A Python file of the user, and how the calling process imported it.
 
     Args:
         file: its absolute path.
         stamp: a hash of its bytes.
-        module: the name to import it by; None: by its path.
-        is_main: whether it is the caller's script, whose classes are pickled under "__main__".
+        module: the name of its module. None: it is imported by its path.
+        is_main: whether it is the caller's script. pickle refers to classes of the script by "__main__".
     """
 
     file: str
@@ -55,7 +55,7 @@ class UserCode:
     is_main: bool
 
     def load(self) -> None:
-        """Import the file in this process, under the name by which trials refer to its classes."""
+        """Import the file in this process, under the module name that pickled trials contain."""
         if self.module is None:
             module = load_file(self.file)
         else:
@@ -72,7 +72,7 @@ class UserCode:
 
 
 def locate(file: str) -> UserCode:
-    """Describe a file of the user, as this process imported it."""
+    """Return the `UserCode` of a file, with the module name under which this process imported it."""
     file = os.path.abspath(file)
     main = sys.modules["__main__"]
     if module_file(main) == file:
@@ -94,9 +94,10 @@ def module_file(module: Any) -> str | None:
 
 
 def user_file(*parts: Any) -> str | None:
-    """Return the file that defines a class used in `parts`, itself neither in gradcost nor installed; else None.
+    """Return the user's file that defines a class used in `parts`; None if there is no such file.
 
-    Where there are several, the caller's script comes first, then the file of the first part.
+    Files of gradcost and of installed packages do not count. If there are several files, the caller's script is
+    returned, or without it the file of the first part.
 
     Raises:
         BadInput: a class was defined in an interactive session.
@@ -123,7 +124,7 @@ def source_file(thing: Any) -> str | None:
 
 
 def classes(part: Any) -> Iterator[type]:
-    """Yield the class of a value and of everything in its fields."""
+    """Yield the class of a value and, recursively, the classes of its fields or items."""
     yield type(part)
     if is_dataclass(part):
         items = [getattr(part, field.name) for field in fields(part)]
@@ -151,7 +152,7 @@ def _execute(spec: ModuleSpec) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     token = _importing.set(True)
     try:
-        with contextlib.suppress(_StudyCalled):  # what the file defines above its call is there
+        with contextlib.suppress(_StudyCalled):  # the module keeps all definitions above the call
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[spec.name]

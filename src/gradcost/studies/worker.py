@@ -28,18 +28,18 @@ from gradcost.training.loop import train
 
 
 def prepare(threads: int, user_code: UserCode | None) -> None:
-    """Make this process a worker: fix its threads, whose number changes bits, and import the user's file."""
+    """Prepare this process as a worker: set the number of threads, which changes bits, and import the user's file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", Note)
     if user_code is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # a script prints once, in its own process
+        with contextlib.redirect_stdout(io.StringIO()):  # the caller's process prints the script's output already
             user_code.load()
 
 
 def _exit_with_parent() -> None:
-    """Exit when the parent is gone: a killed parent cannot stop its workers."""
+    """Exit when the parent process ends: a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -65,14 +65,14 @@ def empty_record(trial: Trial, code: str) -> dict[str, Any]:
 
 
 def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> dict[str, Any]:
-    """Run a trial to its end and return its record. An exception gives the record of a failed trial.
+    """Run a trial to its end and return its record. If the trial raises, its status is "failed".
 
     Args:
-        trial: what to run.
+        trial: the trial to run.
         code: the fingerprint of the code.
-        folder: the results folder. Checkpoints of the trial go to `trials/NAME` in it. A trial that is run again
-            resumes from its checkpoint, with the same bits as one that was never stopped.
-        every: seconds between two checkpoints.
+        folder: the results folder. The training checkpoint is `trials/ID/checkpoint` in it. If the trial runs
+            again, it resumes from there, with the same bits as a trial without interruption.
+        every: seconds between two training checkpoints.
     """
     start = time.perf_counter()
     path = folder / "trials" / trial.name(code) / "checkpoint"
@@ -94,14 +94,14 @@ def _run(trial: Trial, path: Path, every: float, start: float) -> dict[str, Any]
         now = time.perf_counter()
         if now - written > every and log.taken < trial.steps:
             log.seconds, written = before + now - start, now
-            with contextlib.suppress(OSError, ImportError):  # without a checkpoint the trial only takes longer
+            with contextlib.suppress(OSError, ImportError):  # a trial without a checkpoint has the same result
                 path.parent.mkdir(parents=True, exist_ok=True)
                 checkpoint.write(path, step.train_state, log.state())
     return log.record() | {"seconds": round(before + time.perf_counter() - start, 3)}
 
 
 def _restored_log(trial: Trial, path: Path) -> TrialLog:
-    """Return the log up to the checkpoint. A checkpoint that cannot be read is deleted and the trial starts over."""
+    """Return the log in the training checkpoint; a new log if the checkpoint is missing or unreadable."""
     log = TrialLog(trial)
     if path.exists():
         try:

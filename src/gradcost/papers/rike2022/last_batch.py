@@ -1,4 +1,4 @@
-"""The paper's test loss: the mean over the last batch of a shuffled pass, and how much it varies over shuffles."""
+"""The paper's test loss, the mean over the last batch of a shuffled pass, and how much it varies over shuffles."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class LastBatchScore(NamedTuple):
         targets: number of targets in the split.
         error: the standard error of `loss`, from the spread of the losses over targets.
         last: the mean loss over the last batch of one fixed shuffle.
-        last_low: the 5% quantile of the last-batch mean over 1,000 shuffles of the split.
-        last_high: the 95% quantile over the same shuffles.
-        zero: fraction of the 1,000 shuffles whose last-batch mean prints as 0.000.
+        last_low: the 5% quantile, over 1,000 shuffles of the split, of the mean loss over the last batch.
+        last_high: the 95% quantile of the same means.
+        zero: fraction of the same means that print as 0.000.
     """
 
     loss: float
@@ -45,8 +45,9 @@ class LastBatch:
     """A task whose score also contains the mean loss over the last batch of a shuffled pass over the split.
 
     With N examples in batches of B, the last batch has N mod B examples, or B if that is 0: 16 for the 10,000 test
-    images of MNIST and B = 64. A mean over so few examples depends on the shuffle, so the score includes
-    its quantiles over shuffles. Every model is scored on the same shuffles, so differences between models are paired.
+    images of MNIST and B = 64. The mean over so few examples depends on the shuffle, so the score includes
+    quantiles of this mean over shuffles. Every model is scored on the same shuffles, so differences between models
+    are paired.
 
     Args:
         task: the task on which models are trained and scored.
@@ -86,13 +87,13 @@ class LastBatch:
         Raises:
             BadInput: the split is empty.
         """
-        losses, is_right = one_by_one(model, split)
+        losses, is_correct = one_by_one(model, split)
         losses = losses.double()
         last = last_batch_losses(losses, self.batch)
         low, high = torch.quantile(last, torch.tensor([0.05, 0.95], dtype=last.dtype)).tolist()
         return LastBatchScore(
             loss=losses.mean().item(),
-            accuracy=is_right.double().mean().item(),
+            accuracy=is_correct.double().mean().item(),
             targets=len(losses),
             error=losses.std(correction=0).item() / len(losses) ** 0.5,
             last=last[0].item(),
@@ -109,6 +110,6 @@ def last_batch_losses(losses: Tensor, batch: int) -> Tensor:
         losses: the loss of every example, shape (N,).
         batch: the batch size.
     """
-    count = len(losses) % batch or batch
+    size = len(losses) % batch or batch  # of the last batch
     shuffles = (permutation(Key(0).fold("last batch", shuffle), len(losses)) for shuffle in range(SHUFFLES))
-    return torch.stack([losses[order[-count:]].mean() for order in shuffles])
+    return torch.stack([losses[order[-size:]].mean() for order in shuffles])

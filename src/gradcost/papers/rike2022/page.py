@@ -1,4 +1,4 @@
-"""Write the Markdown page on the reproduction of Rike and Foerland's Table 1, from the records of its runs."""
+"""Write the Markdown page that compares recorded runs with the numbers of Rike and Foerland's Table 1."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ HEADERS = (
 
 
 def format_loss(x: float | None) -> str:
-    """Format a loss: `0.332`, `diverged`, or `-` for None."""
+    """Format a loss: `0.332`, or `diverged` for inf, or `-` for None."""
     if x is None:
         return "-"
     return "diverged" if isinf(x) else f"{x:.3f}"
 
 
 def format_metric(metric: Metric | None) -> str:
-    """Format a metric as median and interval, `0.332 [0.120, 0.611]`; `diverged` or `-` where it has none."""
+    """Format a metric: `0.332 [0.120, 0.611]`, or `diverged` if the median is inf, or `-` for None."""
     if metric is None:
         return "-"
     text = format_loss(metric.median)
@@ -60,7 +60,7 @@ def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]
     """Return the cells of the table whose columns are HEADERS.
 
     Args:
-        results: the rows with their runs. They include the counterpart of each row.
+        results: the rows with their runs. The counterpart of each row must be among them.
         published: whether the runs have the published setup. If False, every verdict is "none".
     """
     return [
@@ -73,10 +73,10 @@ def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]
 
 def _verdicts(result: RowResult, results: Sequence[RowResult], published: bool) -> tuple[Verdict, Verdict]:
     """Return two verdicts on a row: by the paper's metric, and by the mean over all test images."""
-    (other,) = (other for other in results if other.row == counterpart(result.row))
+    (rival,) = (candidate for candidate in results if candidate.row == counterpart(result.row))
     return (
-        verdict(result.row, result.last_batch_loss, other.last_batch_loss, published),
-        verdict(result.row, result.test_loss, other.test_loss, published),
+        verdict(result.row, result.last_batch_loss, rival.last_batch_loss, published),
+        verdict(result.row, result.test_loss, rival.test_loss, published),
     )
 
 
@@ -92,6 +92,7 @@ def page(results: Results, table: Sequence[TableRow], command: str) -> str:
 
 
 def _sections(records: Results, table: Sequence[TableRow], command: str) -> Iterator[str]:
+    """Yield the parts of the page, to be separated by blank lines."""
     results, published = row_results(records, table), is_published_setup(records, table)
     yield "# Rike and Førland 2022, Table 1: what reproduces"
     yield f"*{TITLE}* (EPFL). This page is the output of\n\n    {command}"
@@ -109,15 +110,16 @@ def _sections(records: Results, table: Sequence[TableRow], command: str) -> Iter
 
 
 RULES = (
-    "Direction: the loss of backprop is below that of the forward gradient with the same optimizer, on every seed "
-    "of both. The loss of a run that diverged is infinite.",
-    "Size: the published number lies within the interval, widened by half of its last printed digit.",
+    "Direction: the loss of backprop is below that of the forward gradient with the same optimizer, for every "
+    "seed that both have. The loss of a run that diverged is infinite.",
+    "Size: the published number is in the interval, after both ends move outwards by half of its last printed digit.",
     '"direction and size" needs both, "direction only" needs the first; anything else is "not reproduced".',
     '"none": a row or its counterpart was not run on MNIST for the published number of epochs.',
 )
 
 
 def _summary(results: Sequence[RowResult], published: bool) -> str:
+    """Return how many rows reproduce in direction and in size, by each of the two metrics."""
     if not published:
         return "**No verdicts: these runs use another task or another number of epochs than the paper.**"
     by_last_batch, by_test_set = zip(*(_verdicts(result, results, published) for result in results), strict=True)
@@ -137,11 +139,14 @@ def _summary(results: Sequence[RowResult], published: bool) -> str:
 def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
     yield (
         "The paper's metric is the mean loss over the last batch of a shuffled pass over the test images: 16 of "
-        "10,000. In brackets: its 5% and 95% quantiles over 1,000 shuffles of the losses of the same model."
+        "10,000. In brackets: the 5% and 95% quantiles of this mean over 1,000 shuffles, for the same model."
     )
-    yield "Training losses are means over 1/200 of a run each."
-    yield "The whole test set gives the mean loss over all images. In brackets: 1.96 standard errors to either side."
-    yield "With several seeds: the median, and an interval from the least low end to the greatest high end."
+    yield "Each training loss below is a mean over 1/200 of a run."
+    yield (
+        'The column "whole test set" is the mean loss over all test images. In brackets: this mean minus and plus '
+        "1.96 standard errors."
+    )
+    yield "With several seeds: the median over seeds, and an interval from the lowest to the highest end."
     seeds = max((len(result.runs) for result in results), default=0)
     yield (
         f"Here: {seeds} seed{'' if seeds == 1 else 's'} per row. The interval of one seed does not show how much the "
@@ -150,9 +155,10 @@ def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
 
 
 def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
+    """Yield a sentence on each claim of the paper and each row that tests it."""
     by_row = {result.row: result for result in results}
     if not published:
-        yield "These runs are shorter than the paper's, or differ otherwise. They answer none of its claims."
+        yield "These runs use another task or number of epochs than the paper, so they do not test its claims."
     for forward in (result for result in results if result.row.gradient == "forward"):
         backward = by_row[counterpart(forward.row)]
         names = f"{backward.row.name} against {forward.row.name}"
@@ -174,14 +180,15 @@ def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
     clipped = [(result.row.name, run.clip_rate) for result in results for run in result.runs]
     rates = "; ".join(f"{name} {format_share(rate)}" for name, rate in clipped if rate is not None)
     if rates:
-        yield f"Share of the directional derivatives that were clipped at 1: {rates}."
+        yield f"Fraction of the directional derivatives that were clipped to [-1, 1]: {rates}."
     yield '"Forward gradients explode without clipping", and the CNN and CIFAR-10 rows: not tested here.'
 
 
 def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
+    """Return how much earlier backprop reaches the final training loss of the forward gradient."""
     ratio = speedup(forward, backward)
     if ratio is None:
-        return "not known, because one of them did not get that far."
+        return "unknown, because a run is missing or did not reach the loss."
     factor, is_bound = ratio
     return (
         f"backprop reaches the final training loss of the forward gradient {'at least ' if is_bound else ''}"
@@ -190,14 +197,15 @@ def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
 
 
 def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
+    """Yield the section on the rows with equal tuning; nothing if there are no such runs."""
     results = row_results(records, table, TUNED_SUFFIX)
     if not any(result.runs for result in results):
         return
     yield "## The same rows with equal tuning"
     yield (
-        "Each row is tuned over the same number of learning rates around its published one, by validation accuracy. "
-        f"A tuning run is as long as the final run ({_length([run for result in results for run in result.runs])}) "
-        "and has the same clip. Decay, momentum and betas are as published."
+        "Each row tries the same number of learning rates, around its published one; validation accuracy decides. "
+        f"A tuning run is as long as its final run ({_length([run for result in results for run in result.runs])}) "
+        "and has the same clipping. Decay, momentum and betas are as published."
     )
     rows = []
     for result in results:
@@ -216,6 +224,7 @@ def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str
 
 
 def _setup(records: Results, runs: Sequence[TrialRecord]) -> str:
+    """Return the section on the length of the runs, the task and the machine."""
     environment = ", ".join(f"{name} {version}" for name, version in records.environment.items())
     return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{records.study.task}`. {environment}."
 

@@ -34,14 +34,14 @@ _HALF_A_DECADE = 10**0.5
 
 @value
 class Tuning:
-    """How to tune the learning rate of every row, with equal effort and by validation accuracy alone.
+    """How to tune the learning rate of every row: with equal effort, by validation accuracy alone.
 
-    A tuning run is as long as the tuned final run.
+    Tuning runs are as long as the final runs with the tuned learning rates.
 
     Args:
         points: number of learning rates in the grid, half a decade apart, around the published learning rate.
         more: number of further learning rates, each chosen from the results so far.
-        epochs: the length of each tuning run and each tuned final run. None: as long as the runs with published
+        epochs: number of epochs of each tuning run and each tuned final run. None: that of the runs with published
             settings.
     Raises:
         BadInput: points < 1, more < 0 or epochs <= 0.
@@ -58,7 +58,7 @@ class Tuning:
             raise BadInput(f"a Tuning has points >= 1 and more >= 0, not {self}.")
 
     def rates(self, lr: float) -> tuple[float, ...]:
-        """Return the grid of learning rates around a published one, rounded to two digits."""
+        """Return the grid of learning rates around the published one, `lr`, rounded to two digits."""
         return tuple(float(f"{lr * _HALF_A_DECADE ** (k - self.points // 2):.2g}") for k in range(self.points))
 
 
@@ -68,10 +68,10 @@ class Reproduction:
 
     Args:
         model: a key of MODELS, which selects the rows.
-        epochs: the length of each run with published settings. The paper has 50.
+        epochs: number of epochs of each run with published settings; 50 in the paper.
         seeds: number of runs per row, one per seed.
-        tuning: how the rows are tuned and run again, for a second table. None: only the published settings are run.
-        task: MNIST, or a smaller task to try the command.
+        tuning: how to tune the rows for a second set of runs. None: only the published settings run.
+        task: the training task: MNIST, or a smaller one to try the command.
     Raises:
         BadInput: epochs <= 0 or seeds < 1.
     """
@@ -96,7 +96,7 @@ class Reproduction:
 
     @property
     def study(self) -> Study:
-        # The question identifies a results folder. It omits seeds and tuning, so that a folder can get more of both.
+        # A results folder accepts one question only. Seeds and tuning are not in it, so a folder can get both later.
         return Study(
             f"Rike and Foerland 2022, Table 1: {self.model}, {self.epochs:g} epochs of {self.task}",
             self._stages,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 TITLE = "Rike and Førland (2022), A comparison of backpropagation and forward gradients for deep learning"
 BATCH = 64
-STEPS_PER_EPOCH = 50_000 // BATCH  # of MNIST, with the validation split of ASSUMPTIONS
-DECIMALS = 3  # of the losses printed in the table
-TUNED_SUFFIX = ", tuned"  # added to the name of a row in the method name of its tuned runs
+STEPS_PER_EPOCH = 50_000 // BATCH  # of MNIST: 50,000 of its images train, see ASSUMPTIONS
+DECIMALS = 3  # number of decimals of the losses in the table
+TUNED_SUFFIX = ", tuned"  # the method name of a tuned run is the name of the row plus this
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TableRow:
         momentum: the momentum of Nesterov; 0 for other optimizers.
         beta1: beta1 of Adam; 0 for other optimizers.
         beta2: beta2 of Adam; 0 for other optimizers.
-        epochs: the length of the training run.
+        epochs: the number of training epochs.
         loss: the published test loss, in nats.
     """
 
@@ -47,7 +47,7 @@ class TableRow:
 
     @property
     def name(self) -> str:
-        """The name of the row, such as `forward NN SGD`. Its runs have it as their method name."""
+        """The name of the row, such as `forward NN SGD`; also the method name of its runs with published settings."""
         optimizer = {"sgd": "SGD", "nesterov": "Nesterov", "adam": "Adam"}[self.optimizer]
         return f"{self.gradient} {self.model.upper()} {optimizer}"
 
@@ -78,7 +78,9 @@ def rows(model: str, dataset: str = "mnist") -> tuple[TableRow, ...]:
 def counterpart(row: TableRow) -> TableRow:
     """Return the row with the other gradient and the same model, dataset and optimizer."""
     (other,) = (
-        other for other in rows(row.model, row.dataset) if other.optimizer == row.optimizer and other is not row
+        candidate
+        for candidate in rows(row.model, row.dataset)
+        if candidate.optimizer == row.optimizer and candidate is not row
     )
     return other
 
@@ -94,7 +96,7 @@ PUBLISHED_FACTS = (
 
 @dataclass(frozen=True)
 class Assumption:
-    """A detail that is not published or not clear, and the assumption that this study makes."""
+    """A detail that the paper leaves open or unclear, and what this study assumes for it."""
 
     detail: str
     assumed: str
@@ -104,12 +106,12 @@ ASSUMPTIONS = (
     Assumption("size of the validation set", "the first 50,000 images train, the other 10,000 validate"),
     Assumption("scale of the pixels", "0 to 1, not centred"),
     Assumption("initial weights", "PyTorch's default for a dense layer"),
-    Assumption("the 16 images that an epoch of whole batches leaves over", "not used in that epoch"),
+    Assumption("the 16 training images that remain after the last full batch of an epoch", "not used in that epoch"),
     Assumption("unit of the decay", "lr exp(-decay step), one step per batch"),
-    Assumption("a threshold of gradient clipping besides the clip of the directional derivative", "none"),
+    Assumption("clipping of the gradient, in addition to that of the directional derivative", "none"),
     Assumption("whether the gradients of backprop were clipped", "not clipped"),
     Assumption("eps of Adam", "1e-8, PyTorch's default"),
-    Assumption("epoch of the printed loss", "the last"),
+    Assumption("epoch at which the printed loss was measured", "the last"),
     Assumption(
         "which 16 images form the last batch", "those of one fixed shuffle; the spread is over 1,000 shuffles"
     ),

@@ -6,8 +6,9 @@ each metric:
 
 - Direction: backprop's loss is below that of the forward gradient with the same optimizer, for every seed that both
   have. The loss of a run that diverged is infinite.
-- Size: the published number is in the interval, after both ends move outwards by half of the last printed digit.
-- Interval of the paper's metric: from the 5% to the 95% quantile over shuffles.
+- Size: the published number is in the interval of the metric, after both ends move outwards by half of the last
+  printed digit.
+- Interval of the paper's metric: from the 5% to the 95% quantile over 1,000 shuffles.
 - Interval of the whole test set: the mean loss, minus and plus 1.96 standard errors.
 - Interval over several seeds: from the smallest low end to the largest high end.
 
@@ -28,7 +29,7 @@ from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import finals
 
 HALF_A_DIGIT = 0.5 * 10**-DECIMALS
-STANDARD_ERRORS = 1.96  # a normal variable is within this many of its mean with probability 95%
+STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
 
 
 class Verdict(Enum):
@@ -47,8 +48,8 @@ class Metric:
     Args:
         values: one value per seed; inf for a run that diverged.
         low: the low end of the interval over all seeds.
-        high: the high end of the interval.
-        seeds: the seeds of the values. Empty: 1, 2, ...
+        high: the high end of the same interval.
+        seeds: the seed of each value. Empty means 1, 2, ...
     """
 
     values: tuple[float, ...]
@@ -58,6 +59,7 @@ class Metric:
 
     @property
     def by_seed(self) -> dict[int, float]:
+        """The value of each seed."""
         return dict(zip(self.seeds or range(1, len(self.values) + 1), self.values, strict=True))
 
     @property
@@ -65,7 +67,7 @@ class Metric:
         return median(self.values)
 
     def covers(self, published: float) -> bool:
-        """Return whether the published number is in the interval, to the precision of its printed digits."""
+        """Return whether the published number is in the interval, widened by half of the last printed digit."""
         return self.low - HALF_A_DIGIT <= published <= self.high + HALF_A_DIGIT
 
 
@@ -90,8 +92,8 @@ class RowResult:
         """The mean loss over the whole test set; None without runs."""
         if not self.runs:
             return None
-        values = [_test_figure(run, "loss") for run in self.runs]
-        margins = [_test_figure(run, "error") * STANDARD_ERRORS for run in self.runs]
+        values = [_test_score(run, "loss") for run in self.runs]
+        margins = [_test_score(run, "error") * STANDARD_ERRORS for run in self.runs]
         pairs = list(zip(values, margins, strict=True))
         low = min(inf if value == inf else value - margin for value, margin in pairs)
         high = max(value + margin for value, margin in pairs)
@@ -102,8 +104,8 @@ class RowResult:
         """The paper's metric: the mean loss over the last batch of a shuffled pass; None without runs."""
         if not self.runs:
             return None
-        lows, highs = ([_test_figure(run, end) for run in self.runs] for end in ("last_low", "last_high"))
-        return Metric(tuple(_test_figure(run, "last") for run in self.runs), min(lows), max(highs), self.seeds)
+        lows, highs = ([_test_score(run, end) for run in self.runs] for end in ("last_low", "last_high"))
+        return Metric(tuple(_test_score(run, "last") for run in self.runs), min(lows), max(highs), self.seeds)
 
     @property
     def accuracy(self) -> float | None:
@@ -118,12 +120,12 @@ class RowResult:
         return sum(shares) / len(shares) if shares else None
 
 
-def _test_figure(run: TrialRecord, name: str) -> float:
+def _test_score(run: TrialRecord, name: str) -> float:
     """Return a number of the run's test score; inf if it is missing, as for a run that diverged."""
     if run.test is None:
         return inf
-    figure = run.test.loss if name == "loss" else run.test.further.get(name)
-    return inf if figure is None else figure
+    number = run.test.loss if name == "loss" else run.test.further.get(name)
+    return inf if number is None else number
 
 
 def row_results(results: Results, table: Sequence[TableRow], suffix: str = "") -> tuple[RowResult, ...]:
@@ -138,11 +140,12 @@ def row_results(results: Results, table: Sequence[TableRow], suffix: str = "") -
 
 
 def _complete_finals(results: Results, name: str) -> tuple[TrialRecord, ...]:
+    """Return the final runs of a method that finished or diverged; failed runs are omitted."""
     return tuple(run for run in finals(results.trials, name) if run.status in ("finished", "diverged"))
 
 
 def is_published_setup(results: Results, table: Sequence[TableRow]) -> bool:
-    """Return whether the runs train on MNIST for the published number of steps; diverged runs may be shorter."""
+    """Return whether all runs train on MNIST, and all finished runs for the published number of steps."""
     lengths = {run.steps for result in row_results(results, table) for run in result.runs if run.status == "finished"}
     return "Mnist(" in results.study.task and lengths <= {row.epochs * STEPS_PER_EPOCH for row in table}
 
@@ -166,12 +169,13 @@ def verdict(row: TableRow, metric: Metric | None, other: Metric | None, publishe
 
 
 def speedup(forward: RowResult, backward: RowResult) -> tuple[float, bool] | None:
-    """Return steps of the forward gradient / steps of backprop to the final training loss of the forward gradient.
+    """Return how many times earlier, in steps, backprop reaches the final training loss of the forward gradient.
 
     Returns:
-        (factor, is_bound). factor: the median over the seeds. is_bound: True if backprop reaches that loss at the
-        first point of its curve, so that the factor is a lower bound. None if no seed has both runs, a
-        forward-gradient run did not finish, or a backprop run does not reach that loss.
+        (factor, is_bound). factor: steps of the forward gradient / steps of backprop; with several seeds their upper
+        median. is_bound: True if backprop reaches the loss at the first point of its curve, so that the factor is a
+        lower bound. None if no seed has both runs, a forward-gradient run did not finish, or a backprop run does not
+        reach the loss.
     """
     factors, backprop_runs = [], {run.seed: run for run in backward.runs}
     for run in (run for run in forward.runs if run.seed in backprop_runs):
