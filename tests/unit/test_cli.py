@@ -175,7 +175,10 @@ LONGER = [
 ]
 
 
-@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("blow", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -signal.SIGKILL)],
+)
 def test_what_finished_is_kept_and_the_same_command_goes_on(
     tmp_path: Path, undisturbed: dict[str, dict], blow: signal.Signals, code: int
 ):

@@ -77,7 +77,9 @@ def test_groups_are_leaves_modules_or_blocks():
     assert EachBlock().groups(few) == {"0.bias": 0, "4.weight": 1}, "no group is empty"
 
 
-@pytest.mark.parametrize("probes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "probes", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_it_scatters_as_it_states(probes: int):
     """(G / n) sum_g (d_g + 2) |grad_g|^2 for Gaussian directions, n <= G = 3: groups of 12, 3 and 5 weights."""
     linear, batch = OBJECTIVES["linear"].make(torch.float64)

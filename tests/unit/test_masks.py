@@ -79,7 +79,7 @@ def test_an_estimate_is_unbiased_when_mask_and_directions_are():
     assert not Masked(Random(0.5), biased).unbiased
 
 
-@pytest.mark.parametrize(("probes", "share"), [(1, 0.5), (1, 0.25), (5, 0.25)])
+@pytest.mark.parametrize(("probes", "share"), [(1, 0.5), pytest.param(1, 0.25, marks=pytest.mark.slow), (5, 0.25)])
 def test_a_random_mask_scatters_as_it_states(probes: int, share: float):
     linear, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, estimator = true_gradient(linear, batch, KEY), Probing(Jvp(probes), Masked(Random(share)), probes)

@@ -281,7 +281,7 @@ def test_what_does_not_grow_has_no_largest():
     assert largest(lambda size: 10, 5, 4) == 0
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(
         [

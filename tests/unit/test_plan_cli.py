@@ -84,7 +84,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, Any]:
-    ran = gradcost("plan", *arguments, "--json", folder=folder)
+    ran = inside("plan", *arguments, "--json", folder=folder)
     assert ran.returncode in (0, 4), ran.stderr
     return json.loads(ran.stdout) | {"code": ran.returncode}
 

@@ -219,6 +219,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_real_disk_that_is_full_or_read_only_is_a_sentence_and_the_study_goes_on(tmp_path: Path, small_disk: Path):
     write_study(tmp_path, (0.01, 0.1), (1,), 20)
     folder = small_disk / "run"
