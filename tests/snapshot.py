@@ -28,6 +28,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     for path, module in model.named_modules():
         at = path or "(model)"
         seen[f"{at}: attributes"] = list(vars(module))  # a replaced `forward` would stay here
+        for name, attribute in vars(module).items():
+            if name not in _REGISTRIES:
+                seen[f"{at}.{name}: value"] = _value(attribute)
         seen[f"{at}: training"] = module.training
         for kind in ("_parameters", "_buffers"):
             # The dictionary itself, its order, and the identity of what it holds.
@@ -45,6 +48,22 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         seen[f"{name}: hooks"] = _hooks(parameter)
         seen[f"{name}: attributes"] = dict(vars(parameter))
     return seen
+
+
+_REGISTRIES = {"_parameters", "_buffers", "_modules"}
+
+
+def _value(held: Any) -> Any:
+    """What a plain attribute holds: bits of tensors, entries of containers, the identity of other objects."""
+    if isinstance(held, Tensor):
+        return id(held), bits(held)
+    if isinstance(held, dict):
+        return id(held), [(key, _value(entry)) for key, entry in held.items()]
+    if isinstance(held, set):
+        return id(held), frozenset(held)
+    if isinstance(held, list | tuple):
+        return id(held), [_value(entry) for entry in held]
+    return held if isinstance(held, int | float | str | None) else id(held)
 
 
 def _hooks(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -74,6 +93,7 @@ def _surroundings() -> dict[str, Any]:
         "fast path": torch.backends.mha.get_fastpath_enabled(),
         "dual level": forward_ad._current_level,
         "forward mode on": torch._C._is_fwd_grad_enabled(),
+        "torch functions": torch._C._is_torch_function_enabled(),  # type: ignore[attr-defined]
         "function modes": len(_get_current_function_mode_stack()),
         "dispatch modes": len(_get_current_dispatch_mode_stack()),
         "functorch level": torch._C._functorch.maybe_current_level(),  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
@@ -176,8 +178,58 @@ def frozen_base() -> Made:
     return Objective(model, cross_entropy), batch
 
 
+def drawing_between() -> Made:
+    """Draws between the blocks, which a layer may be left out by."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)) for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = nn.functional.dropout(x, 0.2)
+                x = x if torch.rand([]) < 0.3 else block(x)
+            return x
+
+    return Objective(Dropping(), cross_entropy), (torch.randn(7, 6), torch.randint(6, (7,)))
+
+
+def spectral() -> Made:
+    """Buffers that a forward writes and reads."""
+    norm = nn.utils.parametrizations.spectral_norm
+    return chain(*(nn.Sequential(norm(nn.Linear(6, 6)), nn.Tanh()) for _ in range(4)), nn.Linear(6, 3))
+
+
+def recurrent() -> Made:
+    """Fused layers that overwrite their products."""
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.GRU(6, 6, batch_first=True) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)[0]
+            return x
+
+    return Objective(Stack(), cross_entropy), (torch.randn(5, 4, 6), torch.randint(6, (5, 4)))
+
+
 SHAPES: dict[str, Callable[[], Made]] = {
-    f.__name__: f for f in (shared_activation, dropped_and_normalised, encoder, mapped, shared_block, frozen_base)
+    make.__name__: make
+    for make in (
+        shared_activation,
+        dropped_and_normalised,
+        encoder,
+        mapped,
+        shared_block,
+        frozen_base,
+        drawing_between,
+        spectral,
+        recurrent,
+    )
 }
 
 
@@ -292,8 +344,31 @@ def test_more_segments_than_blocks_are_refused_with_the_most_there_can_be():
     assert "use at most Segments(3)" in objection
 
 
-def test_a_block_that_is_not_the_same_twice_is_an_error_and_not_another_gradient():
+class Observer:
+    def on_tag(self, kind: str, tensor: Tensor) -> None:
+        pass
+
+
+def test_a_block_that_is_not_the_same_twice_is_kept_or_an_error_and_not_another_gradient():
+    turns = itertools.cycle([False, True])
+
     class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(torch.tanh(self.linear(x))) if next(turns) else self.linear(x)
+
+    objective = Objective(nn.Sequential(Moody(), Moody()), lambda model, batch: model(batch).square().mean())
+    batch = torch.randn(4, 6)
+    # Nothing is checked while memory is observed.
+    with memory_events.observe(Observer()), pytest.raises(RuntimeError, match=r"between calls. Use Everything\(\)"):
+        Reverse(Blocks()).estimate(objective, batch, KEY)
+
+
+def test_a_block_that_counts_its_calls_is_the_same_when_it_runs_again():
+    class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear, self.calls = nn.Linear(6, 6), 0
@@ -302,6 +377,16 @@ def test_a_block_that_is_not_the_same_twice_is_an_error_and_not_another_gradient
             self.calls += 1
             return torch.tanh(torch.tanh(self.linear(x))) if self.calls == 1 else self.linear(x)
 
-    objective = Objective(nn.Sequential(Moody(), Moody()), lambda model, batch: model(batch).square().mean())
-    with pytest.raises(RuntimeError, match=r"differs between calls. Use Everything\(\)"):
-        Reverse(Blocks()).estimate(objective, torch.randn(4, 6), KEY)
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Counting(), Counting()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in (*self.blocks, *self.blocks):
+                x = block(x)
+            return x
+
+    objective = Objective(Twice(), lambda model, batch: model(batch).square().mean())
+    for saving in (Blocks(), Segments(1), Segments(2), Selective()):
+        assert_same_bits(objective, torch.randn(4, 6), saving)

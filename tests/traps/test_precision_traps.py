@@ -52,12 +52,13 @@ def test_a_perturbation_that_rounds_away_is_noted_once_with_its_figures(wrap: An
     """At eps = 1e-3 a LayerNorm weight of 1 keeps 3% of the moves in bfloat16, at a cosine of 0.37: other code
     trains on what is left, without a warning."""
     objective, x = normed(torch.bfloat16)
-    (said,) = notes(wrap(mezo(1e-3)), objective, x, times=3)
+    (said,) = [note for note in notes(wrap(mezo(1e-3)), objective, x, times=3) if "cosine" in note]
     for figure in ("eps = 0.001", "`1.weight`", "bfloat16", "about 1)", "cosine of 0.37", ": 97.", "eps = 0.0078"):
         assert figure in said
     assert notes(wrap(mezo(1e-3)), objective, x) == []
-    assert notes(wrap(mezo(7.8e-3)), objective, x) == []  # what it says would do, does
-    assert len(notes(wrap(mezo(5e-4)), objective, x)) == 1  # another configuration is told its own figures
+    assert not any("cosine" in note for note in notes(wrap(mezo(7.8e-3)), objective, x))  # what it advises works
+    more = notes(wrap(mezo(5e-4)), objective, x)
+    assert ["cosine" in note for note in more].count(True) == 1  # another configuration is told its own figures
 
 
 def test_in_float16_and_float32_the_same_perturbation_stays():

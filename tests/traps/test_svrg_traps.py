@@ -144,9 +144,9 @@ def test_the_weights_are_put_back_when_the_evaluation_at_the_snapshot_is_interru
     estimator = VarianceReduced(mezo())
     state = snapshot_in(estimator.estimate(objective, batch, KEY).state)
     walked(objective, 0.5)
-    before = snapshot(objective.model)
     for at in (1, 2, 3, 4):
         fails.calls, fails.at, fails.error = 0, at, error
+        before = snapshot(objective.model)
         with pytest.raises(error, match="half-way"):
             estimator.estimate(objective, batch, KEY, state)
         assert differences(before, snapshot(objective.model)) == []

@@ -84,6 +84,7 @@ def test_a_study_of_a_script_and_of_the_command_line_is_one(tmp_path: Path):
     assert (answer["folder"], answer["ran"], answer["known"]) == ("gradcost-runs/script", 0, 4)
 
 
+@pytest.mark.slow
 def test_an_interactive_session_uses_a_model_from_a_module_and_refuses_one_of_its_own(tmp_path: Path):
     (tmp_path / "mine.py").write_text(NET)
     ran = python(tmp_path, "-c", "from mine import *" + COMPARE)

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from gradcost.core.isolation import restored_generators, seeded_generators
 from gradcost.core.key import Key
-from gradcost.core.objective import Objective, split
+from gradcost.core.micro_batches import split
+from gradcost.core.next_state import moving
+from gradcost.core.objective import Objective
 from tables import OBJECTIVES, cross_entropy
 
 KEY = Key(30)
@@ -86,16 +88,17 @@ def test_an_advance_moves_running_statistics_by_one_forward_and_an_evaluation_by
     objective, batch = OBJECTIVES["cnn"].make()
     other, _ = OBJECTIVES["cnn"].make()
     norm: Any = objective.model[1]  # type: ignore[index]
-    assert objective.has_running_statistics()
     objective.evaluate(batch, KEY)
     assert norm.num_batches_tracked == 0
     objective.advance(batch, KEY)
     other.model(batch[0])
     assert norm.num_batches_tracked == 1
     assert torch.equal(norm.running_mean, other.model[1].running_mean)  # type: ignore[index, union-attr]
+    assert norm in moving(objective, batch, KEY).modules
+    assert norm.num_batches_tracked == 1
     objective.model.eval()
-    assert not objective.has_running_statistics()
-    assert not OBJECTIVES["transformer"].make()[0].has_running_statistics()
+    assert not moving(objective, batch, KEY)
+    assert not moving(*OBJECTIVES["transformer"].make(), KEY)
 
 
 def test_randomness_is_a_function_of_the_key_and_put_back_also_after_a_raise():

@@ -139,6 +139,7 @@ def test_where_only_an_estimate_fits_the_sentence_says_so():
     assert "times the steps" in found.sentence
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_least_is_named():
     found = plan(chain(), examples(64), 30_000, optimizer=ADAM)
     assert found.choice is None

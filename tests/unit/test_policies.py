@@ -32,6 +32,7 @@ from gradcost.cli import spec
 from gradcost.core import memory_events
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
+from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.estimators.reverse import Reverse
 from tables import OBJECTIVES, Block
@@ -341,7 +342,7 @@ def test_a_backward_that_is_never_run_leaves_nothing_behind(saving: Saving):
 # ---- what a block may do
 
 
-def test_an_input_that_is_changed_in_place_is_an_error_and_not_another_gradient():
+def test_an_input_that_is_changed_in_place_is_kept_or_an_error_and_not_another_gradient():
     class Changing(Chain):
         def forward(self, x: Tensor) -> Tensor:
             x = torch.sin(x @ torch.eye(WIDTH))
@@ -349,19 +350,25 @@ def test_an_input_that_is_changed_in_place_is_an_error_and_not_another_gradient(
             x.mul_(2.0)
             return self.blocks[1](out)
 
-    objective = Objective(Changing([TanhBlock(), TanhBlock()]), squared)
-    with pytest.raises(RuntimeError, match=r"changed in place before the backward.*Use Everything\(\)"):
-        Reverse(Blocks()).estimate(objective, torch.randn(BATCH, WIDTH), KEY)
+    objective, batch = Objective(Changing([TanhBlock(), TanhBlock()]), squared), torch.randn(BATCH, WIDTH)
+    # Nothing is checked while memory is observed.
+    with (
+        memory_events.observe(Watching()),
+        pytest.raises(RuntimeError, match=r"changed in place before the backward.*Use Everything\(\)"),
+    ):
+        Reverse(Blocks()).estimate(objective, batch, KEY)
+    with pytest.warns(Note, match=r"blocks\.0 \(TanhBlock\) is not recomputed .* changed in place"):
+        found = gradients(objective, batch, Blocks())
+    assert same(found, gradients(objective, batch, Everything()))
 
 
-def test_a_kept_output_that_is_overwritten_is_an_error_and_not_another_gradient():
+def test_a_kept_output_that_is_overwritten_is_computed_again():
     def block() -> nn.Module:
         return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True))
 
     objective, batch = made(block, 2)
-    with pytest.raises(RuntimeError):
-        Reverse(Selective()).estimate(objective, batch, KEY)
-    assert same(gradients(objective, batch, Blocks()), gradients(objective, batch, Everything()))
+    for saving in (Selective(), Blocks()):
+        assert same(gradients(objective, batch, saving), gradients(objective, batch, Everything()))
 
 
 def test_a_block_sees_that_two_of_its_arguments_are_one():

@@ -32,8 +32,9 @@ from gradcost.directions import Coordinates, Gaussian, Rademacher
 from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
 from gradcost.slopes import forward_mode
-from gradcost.slopes.rounding_check import rounded_leaves
+from gradcost.slopes.rounding_check import loss_noise, rounded_leaves
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope, shifted
+from gradcost.slopes.substitution import RULES
 from gradcost.tasks.architectures import Gpt
 from gradcost.theory.differences import central_error, forward_error, survives
 from tables import OBJECTIVES, cross_entropy
@@ -295,7 +296,10 @@ def test_a_loss_of_half_precision_scores_is_computed_in_float32(loss: Any, slope
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Note)
-        Probing(slope, Rademacher(), 2).estimate(Objective(model, of), scores, KEY)
+        objective = Objective(model, of)
+        Probing(slope, Rademacher(), 2).estimate(objective, scores, KEY)  # the first use examines the loss
+        seen.clear()
+        Probing(slope, Rademacher(), 2).estimate(objective, scores, KEY)
     assert set(seen) == {torch.float32}
 
 
@@ -304,7 +308,9 @@ def test_no_bit_changes_where_the_loss_is_in_float32(slope: Slope):
     objective, batch = OBJECTIVES["transformer"].make()
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = Probing(slope).estimate(objective, batch, KEY).slopes
-        patch.setattr("gradcost.slopes.slope.LOSSES_IN_FLOAT32", {})
+        patch.setattr(
+            "gradcost.slopes.slope.RULES", {f: rule for f, rule in RULES.items() if f not in LOSSES_IN_FLOAT32}
+        )
         rules = {
             function: rule for function, rule in forward_mode._RULES.items() if function not in LOSSES_IN_FLOAT32
         }
@@ -351,3 +357,31 @@ def test_other_estimators_say_nothing_of_halves():
     for estimator in (backprop(), forward_gradient()):
         objective, batch = OBJECTIVES["mlp"].make(torch.bfloat16)
         assert notes(lambda: estimator.estimate(objective, batch, KEY)) == []  # noqa: B023
+
+
+# ---- the rounding of operations
+
+
+def test_the_noise_of_a_smooth_line_is_that_which_was_added():
+    points = torch.linspace(0, 1, 2000, dtype=torch.float64)
+    with seeded_generators(KEY):
+        noise = 1e-4 * torch.randn(2000, dtype=torch.float64)
+    assert loss_noise((points.square() + points + noise).tolist()) == pytest.approx(1e-4, rel=0.1)
+    assert loss_noise((points.square() + points).tolist()) < 1e-12
+
+
+def test_rounding_in_autocast_is_noted_with_both_figures_where_it_matters():
+    objective, batch = OBJECTIVES["transformer"].make()
+    slope = Probing(CentralDifference(1e-5), Rademacher())
+    figures = r"operations in bfloat16 round the loss by about .* rounding is \d+% of the slope"
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(Note, match=figures):
+        slope.estimate(objective, batch, KEY)
+
+
+def test_adapters_get_a_larger_eps_than_the_whole_model():
+    objective, _ = OBJECTIVES["transformer"].make()
+    alone = objective.only([objective.leaves[0].name])
+    share = alone.dimension / objective.dimension
+    assert CentralDifference().step(alone) == pytest.approx(
+        best_eps(torch.float32, scale_of(alone)) * share ** (-1 / 6)
+    )

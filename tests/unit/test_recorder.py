@@ -15,6 +15,7 @@ from torch import nn
 
 import gradcost
 from gradcost.checks.recorder import Recorder, Recording
+from gradcost.core.divergence import RISE, DivergenceMonitor
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.accumulated import Accumulated
@@ -71,12 +72,13 @@ def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first
     slopes[50] = 300.0  # too long before the end to have to do with it
     slopes[460], slopes[470], slopes[495] = 200.0, 300.0, 300.0
     losses = [3.0] * 490 + [end] * 10
-    found = series(slopes, losses, window=100)
+    found = series(slopes, losses, window=100, loss=DivergenceMonitor(rise=3.0, patience=9))
     assert found.diverged == 490
     assert found.first_warning is not None
     assert found.first_warning.step == 460
-    assert series(slopes, losses, window=10).first_warning is None
-    assert series(slopes, [3.0] * 490 + [8.9] * 10).diverged is None
+    brief = DivergenceMonitor(rise=3.0, patience=9)
+    assert series(slopes, losses, window=10, loss=brief).first_warning is None
+    assert series(slopes, [3.0] * 490 + [8.9] * 10, loss=DivergenceMonitor(3.0, 0)).diverged is None
 
 
 @pytest.mark.parametrize(
@@ -91,10 +93,19 @@ def test_divergence_is_a_loss_that_is_no_number_or_rose_and_its_herald_the_first
     ],
 )
 def test_a_divergence_is_told_of_losses_of_any_sign(losses: list[float], diverged: int | None):
-    found = SlopeMonitor()
+    found = SlopeMonitor(loss=DivergenceMonitor(rise=3.0, patience=0))
     for step, loss in enumerate(losses):
         found.add(step, loss, [])
     assert found.diverged == diverged
+
+
+def test_a_loss_far_above_the_first_is_a_divergence_only_where_it_stays_there():
+    far = 2.0 * RISE + 1
+    assert series([1.0] * 200, [2.0] * 100 + [far] * 50 + [2.0] * 50).diverged is None
+    found = series([1.0] * 200, [2.0] * 100 + [far] * 51 + [2.0] * 49)
+    assert found.diverged == 100
+    assert found.loss.reason == "the loss stayed above 200, 100 times the first loss, from step 100 to step 150"
+    assert series([1.0] * 200, [2.0] * 100 + [2.0 * RISE] * 100).diverged is None
 
 
 def test_slopes_that_are_mostly_zero_have_no_spikes():
@@ -191,7 +202,8 @@ def test_the_training_is_the_same_bit_for_bit_with_a_recorder(name: str):
 
 
 def test_a_forward_gradient_at_too_high_a_rate_diverges_after_a_spike_and_the_summary_says_so():
-    recording = Recorder(every=100).following(train(Digits(), forward_gradient(), SGD(0.02), steps=400))
+    recorder = Recorder(every=100, rise=3.0)
+    recording = recorder.following(train(Digits(), forward_gradient(), SGD(0.02), steps=400))
     steps = list(recording)
     losses = [float(step.loss) for step in steps]
     diverged = recording.series.diverged

@@ -205,7 +205,9 @@ def _unrecorded(stages: Sequence[Stage]) -> Iterator[tuple[int, int]]:
 # ---- all schedules
 
 
-def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None = None) -> list[Point]:
+def frontier(
+    stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None = None, breaks: Sequence[int] = ()
+) -> list[Point]:
     """Return the Pareto frontier of schedules in peak memory and recomputed FLOPs.
 
     Law: for every schedule S there is a point with no greater peak and no more FLOPs than S. A point has
@@ -220,6 +222,7 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
         epilogue: the head and the loss.
         resolution: bytes. Of all schedules of the same blocks whose peaks round up to the same multiple of
             `resolution`, only the cheapest is used. The schedule with the least peak is always used. None: exact.
+        breaks: indices of stages whose input is not the output of the stage before: regions end there.
     Returns:
         The points in ascending order of peak and strictly descending order of FLOPs.
     Raises:
@@ -229,8 +232,7 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
     if resolution is not None and resolution < 1:
         raise BadInput(f"the resolution of peaks is 1 byte or more, not {resolution}: None is exact.")
     stages, step, count = tuple(stages), resolution or 1, len(stages)
-    identifiers = {stage: number for number, stage in enumerate(stages)}
-    sequence = [identifiers[stage] for stage in stages]  # equal stages have equal numbers
+    sequence = [stages.index(stage) for stage in stages]  # equal stages have equal numbers
     solved: dict[tuple[int, ...], _Table] = {}
 
     def rerun(start: int, end: int) -> _Table:
@@ -246,7 +248,8 @@ def frontier(stages: Sequence[Stage], epilogue: Epilogue, resolution: int | None
     # tables[0] is the frontier of the chain from block `start` on. Its costs include the first forward pass.
     tables = [_Table([(_epilogue_peak(epilogue), 0, 0, 0, 0)], (), [], [])]
     for start in reversed(range(count)):
-        reruns = [rerun(start, cut) for cut in range(start + 1, count + 1)]
+        end = min([place for place in breaks if place > start], default=count)
+        reruns = [rerun(start, cut) for cut in range(start + 1, end + 1)]
         tables.insert(0, _table(stages[start:], 0, tables[:], reruns, step))
     first_forward = sum(stage.flops for stage in stages)
     table = tables[0]

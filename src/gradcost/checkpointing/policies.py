@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from gradcost.checkpointing.optimal import schedule_length
-from gradcost.checkpointing.recompute import recomputing, routed_forwards
+from gradcost.checkpointing.recompute import recomputing
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, Unsupported
@@ -72,7 +70,7 @@ class Blocks(Saving):
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         blocks = find_blocks(objective.model)
-        return recomputing(blocks, ((1,),) * len(blocks))
+        return recomputing(objective, batch, blocks, ((1,),) * len(blocks))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return _objection_without_blocks(objective.model, self)
@@ -102,7 +100,7 @@ class Segments(Saving):
         blocks = find_blocks(objective.model)
         shortest, remainder = divmod(len(blocks), self.count)
         lengths = [shortest + (i < remainder) for i in range(self.count)]
-        return recomputing(blocks, tuple((length,) for length in lengths if length))
+        return recomputing(objective, batch, blocks, tuple((length,) for length in lengths if length))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks = len(find_blocks(objective.model))
@@ -146,7 +144,7 @@ class Schedule(Saving):
         objection = self.objection(objective, batch)
         if objection is not None:
             raise Unsupported(objection)
-        return recomputing(find_blocks(objective.model), self.items)
+        return recomputing(objective, batch, find_blocks(objective.model), self.items)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks, scheduled = len(find_blocks(objective.model)), schedule_length(self.items)
@@ -197,13 +195,13 @@ class Attention(Operators):
 class Selective(Saving):
     """Recompute every repeated block in the backward pass, but save the outputs of some operators.
 
-    In each block, torch's selective checkpointing is applied to every module that has parameters.
+    In each block, every module that has parameters is recomputed alone. An output that a later operator overwrites
+    (an in-place activation, the gates of a recurrent layer) is recomputed too.
 
     Args:
         keep: groups of operators whose outputs are saved.
     Raises:
         BadInput: keep is empty, or contains something other than groups of operators.
-        RuntimeError: in the backward pass, if a later operator (an in-place activation) overwrote a saved output.
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5; torch.utils.checkpoint.
     """
 
@@ -220,21 +218,10 @@ class Selective(Saving):
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         names = frozenset[str]().union(*(group.names() for group in self.keep))
 
-        def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-            if operator.namespace != "aten" or getattr(operator, "_opname", None) not in names:
-                return CheckpointPolicy.PREFER_RECOMPUTE
-            for output in pytree.tree_leaves(context.op_output):
-                if isinstance(output, Tensor):
-                    memory_events.tag("saved", output)
-            return CheckpointPolicy.MUST_SAVE
-
-        def route(forward: Any, args: Any, kwargs: Any) -> Any:
-            contexts = partial(create_selective_checkpoint_contexts, policy)
-            return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
         modules = [module for block in find_blocks(objective.model) for module in block]
         # Not modules without parameters: they may overwrite their input, and recomputing them frees little memory.
-        return routed_forwards((module, route) for module in modules if any(True for _ in module.parameters()))
+        chosen = [(module,) for module in modules if any(True for _ in module.parameters())]
+        return recomputing(objective, batch, chosen, ((1,),) * len(chosen), names)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return _objection_without_blocks(objective.model, self)
@@ -265,13 +252,17 @@ class Offloaded(Saving):
 class _OffloadedStorage:
     """The CPU copy of a saved tensor's storage."""
 
-    def __init__(self, storage: Tensor) -> None:
-        self.copy = memory_events.tag("elsewhere", storage.to("cpu", copy=True))
-        self.device = storage.device
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.copy: Tensor | None = None
         self.device_copy: weakref.ref[Tensor] | None = None
+
+    def save(self, storage: Tensor) -> None:
+        self.copy = memory_events.tag("elsewhere", storage.to("cpu", copy=True))
 
     def fetch(self) -> Tensor:
         """Return the storage on its device; copy it only if no earlier copy is in use."""
+        assert self.copy is not None
         tensor = None if self.device_copy is None else self.device_copy()
         if tensor is None:
             tensor = memory_events.tag("saved", self.copy.to(self.device, copy=True))
@@ -282,22 +273,38 @@ class _OffloadedStorage:
 @contextmanager
 def _saved_on_cpu(weight_storages: Sequence[int]) -> Iterator[None]:
     """Save tensors in CPU memory inside the context. weight_storages: storages that stay on their device."""
-    offloaded: weakref.WeakValueDictionary[tuple[int, int, torch.dtype], _OffloadedStorage]
-    offloaded = weakref.WeakValueDictionary()
+    offloaded: weakref.WeakValueDictionary[Any, _OffloadedStorage] = weakref.WeakValueDictionary()
+    latest: deque[tuple[_OffloadedStorage, Tensor] | None] = deque()  # what the last two packs have still to copy
+
+    def finish(remaining: int = 0) -> None:
+        while len(latest) > remaining:
+            entry = latest.popleft()
+            if entry is not None:
+                entry[0].save(entry[1])
 
     def pack(tensor: Tensor) -> Any:
+        finish(remaining=1)
+        latest.append(None)
         storage, detached = tensor.untyped_storage(), tensor.detach()
         if storage._cdata in weight_storages:
             return detached
-        key = storage._cdata, tensor._version, tensor.dtype
+        key: Any = storage._cdata, tensor._version, tensor.dtype
+        if not tensor._is_view() and tensor.nbytes < storage.nbytes():
+            # A part whose version counter is its own (the gates of a recurrent layer): other parts may change later.
+            key = *key, tensor.shape, tensor.storage_offset()
         if key not in offloaded:
             # Copy the full storage, not the tensor: other strides may select other kernels, with other last bits.
-            entry = _OffloadedStorage(detached.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0))
-            offloaded[key] = entry
+            entry = offloaded[key] = _OffloadedStorage(detached.device)
+            full = detached.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
+            if tensor.grad_fn is not None or tensor._version or not tensor.is_floating_point():
+                entry.save(full)
+            else:  # may be noise that its operator draws after it saved this and another tensor
+                latest[-1] = entry, full
             weakref.finalize(storage, offloaded.pop, key, None)
         return offloaded[key], tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
+        finish()
         if isinstance(packed, Tensor):
             return packed
         entry, *geometry = packed

@@ -2,96 +2,160 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from gradcost.checkpointing.caches import CacheRule
+from gradcost.checkpointing.call_state import BlockModules, Generators
+from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.checkpointing.region import Forward, Region
+from gradcost.checkpointing.replay import DrawWatch, RegionCall, Replay, checked_replay
 from gradcost.core.blocks import Block
+from gradcost.core.compiled import is_compiled
 from gradcost.core.errors import Unsupported
-from gradcost.core.objective import devices_of
+from gradcost.core.interrupts import undoing
+from gradcost.core.notes import Note
+from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 
 Route = Callable[[Forward, Any, Any], Any]  # (forward, args, kwargs) -> the output of forward
 
 
-def recomputing(blocks: Sequence[Block], items: Items) -> AbstractContextManager[None]:
+def recomputing(
+    objective: Objective, batch: Any, blocks: Sequence[Block], items: Items, keep: frozenset[str] = frozenset()
+) -> AbstractContextManager[None]:
     """Return a context manager inside which a forward pass with gradients saves only what the schedule keeps.
 
     Law: the gradient equals that without recomputation, bit for bit. A region is split where a block's input is not
     the previous block's output. Each part is then recomputed at once, without the schedule inside the region.
 
+    At the first use of a model and a loss, `checked_replay` finds the blocks that cannot be recomputed: a forward
+    pass in which each block runs twice. They save their activations.
+
     Args:
+        objective: the model and the loss.
+        batch: any pytree; the batch of the forward pass.
         blocks: the chain of blocks.
         items: a schedule of all blocks.
+        keep: operators in `torch.ops.aten` whose outputs are saved.
     Returns:
         A context manager for the forward pass.
     Raises:
-        RuntimeError: in the backward pass, if a block saves another number of tensors when it runs again, or if a
-            tensor that the backward pass needs was changed in place.
+        Unsupported: a module that contains the blocks is compiled.
+        RecomputationError: in the backward pass, if a block saves another number of tensors when it runs again, or if
+            a tensor that the backward pass needs was changed in place.
     """
-    routes: list[tuple[nn.Module, Route]] = []
-    start = 0
-    for item in items:
-        stop = start + schedule_length(item)
-        if not isinstance(item, int):
-            routes += _RegionRoutes(blocks[start:stop], item).routes()
-        start = stop
-    assert start == len(blocks)
-    return routed_forwards(routes)
+
+    def routed(
+        replay: Replay, call: RegionCall = Region.forward, caches: CacheRule | None = None
+    ) -> AbstractContextManager[None]:
+        own = replay.generators_of(blocks)
+        generators = Generators(objective.devices, replay.draws_python, replay.draws_numpy, own)
+        settings = _Settings(generators, replay, DrawWatch(replay), keep, call)
+        routes: list[tuple[nn.Module, Route]] = []
+        start = 0
+        for item in items:
+            stop = start + schedule_length(item)
+            if not isinstance(item, int):
+                routes += _RegionRoutes(blocks[start:stop], item, settings).routes()
+            start = stop
+        assert start == len(blocks)
+        return routed_forwards(routes, caches or CacheRule(replay.keeps_caches))
+
+    if all(isinstance(item, int) for item in items):
+        return nullcontext()  # nothing is recomputed
+    _refuse_compiled(objective, {module for block in blocks for module in block})
+    return routed(checked_replay(objective, batch, routed, keep))
+
+
+def _refuse_compiled(objective: Objective, blocks: set[nn.Module]) -> None:
+    for module in objective.modules:
+        has_other_forward = "forward" in module.__dict__ or "_compiled_call_impl" in module.__dict__
+        if has_other_forward and is_compiled(module) and not blocks.isdisjoint(list(module.modules())[1:]):
+            raise Unsupported(
+                f"a {type(module).__name__} is compiled, and compiled code does not run the blocks inside it under "
+                "another schedule. Compile the blocks instead, or use backprop()."
+            )
 
 
 def recompute_in_backward(forward: Forward, *args: Any) -> Any:
     """Return `forward(*args)`. With gradients on, save only `args` and call `forward` again in the backward pass."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or functorch.maybe_current_level() is not None:
         return forward(*args)
     devices = {tensor.device for tensor in tensors(args) if tensor.is_cuda}
-    return Region(tuple(devices)).forward(forward, args, {})
+    return Region(Generators(tuple(devices), python=False, numpy=False)).forward(forward, args, {}, _NO_MODULES)
+
+
+_NO_MODULES = BlockModules(None, {})
 
 
 @contextmanager
-def routed_forwards(routes: Iterable[tuple[nn.Module, Route]]) -> Iterator[None]:
+def routed_forwards(routes: Iterable[tuple[nn.Module, Route]], caches: CacheRule) -> Iterator[None]:
     """Inside the context, while gradients are on, call `route(forward, args, kwargs)` instead of a module's forward.
-
-    Key-value caches are removed from the module's arguments: a forward that runs twice would fill them twice.
 
     Args:
         routes: pairs of a module and its route.
+        caches: which key-value caches a module is given.
     Raises:
         Unsupported: the forward of a module instance is already replaced.
     """
     replaced: list[nn.Module] = []
-    try:
+
+    def restore() -> None:
+        for module in replaced:
+            vars(module).pop("forward", None)
+
+    with undoing(restore):
         for module, route in routes:
             if "forward" in vars(module):
                 raise Unsupported(
                     f"a {type(module).__name__} has its own `forward` attribute: delete it, or use Everything()."
                 )
-            module.forward = _routed(module.forward, route)  # type: ignore[method-assign]
+            forward = module.forward
             replaced.append(module)
+            module.forward = _routed(module, forward, route, caches)  # type: ignore[method-assign]
         yield
-    finally:
-        for module in replaced:
-            del module.forward
 
 
-def _routed(forward: Forward, route: Route) -> Forward:
+def _routed(module: nn.Module, forward: Forward, route: Route, caches: CacheRule) -> Forward:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        args = tuple(None if hasattr(argument, "get_seq_length") else argument for argument in args)
-        kwargs = {k: None if k.startswith(("past_key_value", "layer_past")) else v for k, v in kwargs.items()}
-        if "use_cache" in kwargs:
-            kwargs["use_cache"] = False
-        return route(forward, args, kwargs)
+        if functorch.maybe_current_level() is not None:
+            _note_transforms()
+            return forward(*args, **kwargs)
+        return route(forward, *caches.arguments(module, args, kwargs))
 
     return run
+
+
+@functools.cache
+def _note_transforms() -> None:
+    warnings.warn(
+        "blocks that run inside a torch.func transform of the loss are not recomputed: they save their activations.",
+        Note,
+        stacklevel=2,
+    )
+
+
+class _Settings(NamedTuple):
+    """What all regions of a forward pass share."""
+
+    generators: Generators
+    replay: Replay
+    watch: DrawWatch
+    keep: frozenset[str]
+    call: RegionCall
 
 
 class _RegionRoutes:
@@ -100,19 +164,25 @@ class _RegionRoutes:
     Each forward pass creates one Region, or several if a block's input is not the previous block's output.
     """
 
-    def __init__(self, blocks: Sequence[Block], items: Items) -> None:
+    def __init__(self, blocks: Sequence[Block], items: Items, settings: _Settings) -> None:
         self.modules = [module for block in blocks for module in block]
+        self.inside = {module: settings.replay.modules_of(module) for module in self.modules}
         self.items = _call_counts(items, iter([len(block) for block in blocks]))
-        self.devices = tuple({d for module in self.modules for d in devices_of(module)})
+        self.settings = settings
         self.region: Region | None = None
         self.visited: list[nn.Module] = []
 
     def routes(self) -> list[tuple[nn.Module, Route]]:
-        return [(module, partial(self.run, module)) for module in self.modules]
+        reasons = self.settings.replay.reasons
+        return [(module, partial(self.run, module)) for module in self.modules if module not in reasons]
 
     def run(self, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        settings = self.settings
         if self.region is None or not self.region.continues(args, kwargs):
-            self.region, self.visited = Region(self.devices), []
+            settings.watch.start()
+            # Where outputs of operators are kept, these alone count as saved.
+            self.region = Region(settings.generators, settings.watch.check, is_tagged=not settings.keep)
+            self.visited = []
         region = self.region
         self.visited.append(module)
         if module is self.modules[-1]:
@@ -120,7 +190,8 @@ class _RegionRoutes:
             # The schedule counts calls, so it applies only if each module ran once and in order.
             if len(self.visited) == len(self.modules) and all(map(operator.is_, self.visited, self.modules)):
                 region.items = self.items
-        return region.forward(forward, args, kwargs)
+        kept = KeptOutputs(settings.keep) if settings.keep else None
+        return settings.call(region, forward, args, kwargs, self.inside[module], kept)
 
 
 def _call_counts(items: Items, lengths: Iterator[int]) -> Items:

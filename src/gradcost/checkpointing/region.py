@@ -13,14 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
+from gradcost.checkpointing.call_state import BlockModules, CallState, Generators, version_of
+from gradcost.checkpointing.containers import packed, tensors_in, unpacked
+from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.core import memory_events
-from gradcost.core.isolation import restored_generators
-from gradcost.core.pytree import tensors
+from gradcost.core.errors import Unsupported
 
 Forward = Callable[..., Any]
+
+
+class RecomputationError(Unsupported, RuntimeError):
+    """A block cannot be recomputed in the backward pass."""
 
 
 class _VersionedTensor:
@@ -30,11 +35,11 @@ class _VersionedTensor:
         # Detach: the tensor's graph may refer to this object, which would be a reference cycle.
         self.requires_grad = tensor.requires_grad
         self.tensor = tensor.detach() if self.requires_grad else tensor
-        self.version = 0 if tensor.is_inference() else tensor._version
+        self.version = version_of(tensor)
 
     def read(self) -> Tensor:
-        if not self.tensor.is_inference() and self.tensor._version != self.version:
-            raise RuntimeError(
+        if version_of(self.tensor) != self.version:
+            raise RecomputationError(
                 f"a tensor of shape {tuple(self.tensor.shape)}, an input of a block or saved by it, was changed in "
                 "place before the backward pass, so the block cannot be recomputed. Use Everything()."
             )
@@ -53,17 +58,17 @@ class _PreviousOutput:
 
 
 @dataclass
-class _Call:
+class Call:
     """One call of a module inside a region."""
 
     forward: Forward
     arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
+    used: set[int]  # indices of the tensors of the previous call's output among the arguments
+    state: CallState  # before the call
+    to_end: bool  # whether a rerun goes on after the last saved tensor
     first: int  # index of the first value that this call saves
+    kept: KeptOutputs | None  # outputs of operators that a rerun reuses
     saved: list[int | None] = field(default_factory=list)  # index of each saved tensor; None: it is in memory anyway
-
-    def used_outputs(self) -> set[int]:
-        """Return the indices of the tensors of the previous call's output that this call uses."""
-        return {leaf.index for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, _PreviousOutput)}
 
 
 @dataclass
@@ -74,7 +79,6 @@ class _RecomputeUnit:
     stop: int
     items: Items  # the schedule of the next run
     inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None if call `start` does not use one
-    generator_states: list[Tensor]  # before call `start`
 
 
 class Region:
@@ -88,61 +92,84 @@ class Region:
       backward pass needs one of its values.
     """
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
-        self.devices = devices
+    def __init__(
+        self, generators: Generators, before_rerun: Callable[[], None] = lambda: None, is_tagged: bool = True
+    ) -> None:
+        self.generators = generators
+        self.tag = memory_events.tag if is_tagged else _untagged
+        self.before_rerun = before_rerun
+        self.on_value: Callable[[Tensor], None] | None = None  # called with each value that a call saves
         self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
-        self.calls: list[_Call] = []
-        self.outputs: list[weakref.ref[Tensor]] = []
+        self.calls: list[Call] = []
+        self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call, with their versions
         self.resident: set[int] = set()  # storages that are in memory anyway: parameters, tensors from outside
         self.value_count = 0
         self.values: dict[int, Tensor] = {}
         self.pending: list[_RecomputeUnit] = []
-        with restored_generators(devices) as generators:
-            self.generator_states = [generator.get_state() for generator in generators]
-        self.autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
 
     def continues(self, args: Any, kwargs: Any) -> bool:
         """Return True if the arguments contain an output of the region's latest call."""
-        outputs = {id(output()) for output in self.outputs if output() is not None}
-        return any(id(tensor) in outputs for tensor in tensors((args, kwargs)))
+        positions = self._positions()
+        return any(id(tensor) in positions for tensor in tensors_in((args, kwargs)))
 
-    def forward(self, forward: Forward, args: Any, kwargs: Any) -> Any:
-        call = _Call(forward, self._packed_arguments(args, kwargs), self.value_count)
+    def _positions(self) -> dict[int, int]:
+        """Map the id of each output tensor of the latest call to its index, unless it was changed in place since."""
+        outputs = [(i, output(), version) for i, (output, version) in enumerate(self.outputs)]
+        return {id(o): i for i, o, version in outputs if o is not None and version_of(o) == version}
+
+    def forward(
+        self, forward: Forward, args: Any, kwargs: Any, block: BlockModules, kept: KeptOutputs | None = None
+    ) -> Any:
+        """Return `forward(*args, **kwargs)`, recorded as the region's next call.
+
+        Args:
+            forward: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            block: the modules whose state it reads.
+            kept: stores outputs of operators for the rerun.
+        """
+        arguments, used = self._packed_arguments(args, kwargs)
+        state = CallState(self.generators, block)
+        call = Call(forward, arguments, used, state, block.to_end, self.value_count, kept)
         self.calls.append(call)
-        owner = getattr(forward, "__self__", None)
-        if isinstance(owner, nn.Module):
-            self.resident.update(_storage(parameter) for parameter in owner.parameters())
+        for module in block.modules:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self.resident.add(_storage(parameter))
 
         def pack(tensor: Tensor) -> _VersionedTensor | int:
             if _storage(tensor) in self.resident:
                 call.saved.append(None)
                 return _VersionedTensor(tensor)
+            if self.on_value is not None:
+                self.on_value(tensor)
             call.saved.append(self.value_count)
             self.value_count += 1
             return self.value_count - 1
 
-        with saved_tensors_hooks(pack, self.unpack):
+        with saved_tensors_hooks(pack, self.unpack), _NOTHING if kept is None else kept.recorded():
             out = forward(*args, **kwargs)
-        self.outputs = [weakref.ref(tensor) for tensor in tensors(out)]
+        self.outputs = [(weakref.ref(tensor), version_of(tensor)) for tensor in tensors_in(out)]
         return out
 
-    def _packed_arguments(self, args: Any, kwargs: Any) -> Any:
-        positions = {id(output()): i for i, output in enumerate(self.outputs) if output() is not None}
-        packed: dict[int, _VersionedTensor] = {}  # by id: a module may test whether two arguments are the same object
+    def _packed_arguments(self, args: Any, kwargs: Any) -> tuple[Any, set[int]]:
+        positions = self._positions()
+        versioned: dict[int, _VersionedTensor] = {}  # by id: a module may test whether two arguments are one object
+        used: set[int] = set()
 
-        def pack(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            if id(leaf) in positions:
-                return _PreviousOutput(positions[id(leaf)])
-            self.resident.add(_storage(leaf))
-            if isinstance(leaf, nn.Parameter):
-                return leaf
-            if id(leaf) not in packed:
-                packed[id(leaf)] = _VersionedTensor(memory_events.tag("saved", leaf))
-            return packed[id(leaf)]
+        def pack(tensor: Tensor) -> Any:
+            if id(tensor) in positions:
+                used.add(positions[id(tensor)])
+                return _PreviousOutput(positions[id(tensor)])
+            self.resident.add(_storage(tensor))
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+            if id(tensor) not in versioned:
+                versioned[id(tensor)] = _VersionedTensor(self.tag("saved", tensor))
+            return versioned[id(tensor)]
 
-        return pytree.tree_map(pack, (args, kwargs))
+        return packed((args, kwargs), pack), used
 
     def unpack(self, packed: _VersionedTensor | int) -> Tensor:
         if isinstance(packed, _VersionedTensor):
@@ -153,24 +180,27 @@ class Region:
 
     def _unit_of(self, index: int) -> _RecomputeUnit:
         """Return the smallest pending unit with this value, removed from `pending`; if none, the region as a unit."""
-        call = bisect_right(self.calls, index, key=lambda call: call.first) - 1
+        call = self._call_number(index)
         for number in reversed(range(len(self.pending))):
             if self.pending[number].start <= call < self.pending[number].stop:
                 return self.pending.pop(number)
         # Not stored in `pending`: the region as a unit can run again any number of times.
-        return _RecomputeUnit(0, len(self.calls), self.items or (len(self.calls),), [], self.generator_states)
+        return _RecomputeUnit(0, len(self.calls), self.items or (len(self.calls),), [])
+
+    def _call_number(self, index: int) -> int:
+        """Return the number of the call that saves value `index`."""
+        return bisect_right(self.calls, index, key=lambda call: call.first) - 1
 
     def _run_again(self, unit: _RecomputeUnit) -> None:
         value_end = self._first_value(unit.stop)
 
         def store(index: int, tensor: Tensor) -> None:
-            self.values[index] = memory_events.tag("saved", tensor.detach())
-            if index == value_end - 1:
+            self.values[index] = self.tag("saved", tensor.detach())
+            if index == value_end - 1 and not self.calls[self._call_number(index)].to_end:
                 raise _Complete
 
-        with restored_generators(self.devices) as generators, torch.enable_grad(), self._cast(0), self._cast(1):
-            for generator, state in zip(generators, unit.generator_states, strict=True):
-                generator.set_state(state)
+        self.before_rerun()
+        with self.generators.restored(), torch.enable_grad():
             start, previous = unit.start, unit.inputs
             try:
                 for item in _with_last_region_expanded(unit.items):
@@ -179,8 +209,7 @@ class Region:
                         self._run(start, stop, previous, store)
                     else:
                         if self._first_value(start) < self._first_value(stop):
-                            states = [generator.get_state() for generator in generators]
-                            self.pending.append(_RecomputeUnit(start, stop, item, list(previous), states))
+                            self.pending.append(_RecomputeUnit(start, stop, item, list(previous)))
                         self._run(start, stop, previous, _discard)
                     start = stop
             except _Complete:
@@ -201,22 +230,11 @@ class Region:
         leaves = [None if tensor is None else tensor.leaf() for tensor in previous]
         previous.clear()  # so that each tensor can be freed after its last use
         for number in range(start, stop):
-            call = self.calls[number]
-            args, kwargs = _unpacked_arguments(call, leaves)
-            expected = iter(call.saved)
-            with saved_tensors_hooks(partial(_pack_in_rerun, expected, store), _refuse_backward):
-                out = call.forward(*args, **kwargs)
-            if next(expected, _END) is not _END:
-                raise RuntimeError(_FORWARD_DIFFERS)
-            used = self.calls[number + 1].used_outputs() if number + 1 < len(self.calls) else set()
-            leaves = [tensor if i in used else None for i, tensor in enumerate(tensors(out))]
-            del args, kwargs, out
-        previous += [None if leaf is None else _VersionedTensor(memory_events.tag("saved", leaf)) for leaf in leaves]
-
-    def _cast(self, index: int) -> AbstractContextManager[Any]:
-        device, enabled, dtype = self.autocast[index]
-        # No cache: it would keep the converted copies of all weights until the last call returns.
-        return torch.autocast(device, dtype=dtype, cache_enabled=False) if enabled else nullcontext()
+            out = run_call(self.calls[number], leaves, store)
+            used = self.calls[number + 1].used if number + 1 < len(self.calls) else set()
+            leaves = [tensor if i in used else None for i, tensor in enumerate(tensors_in(out))]
+            del out
+        previous += [None if leaf is None else _VersionedTensor(self.tag("saved", leaf)) for leaf in leaves]
 
 
 class _Complete(Exception):
@@ -224,6 +242,7 @@ class _Complete(Exception):
 
 
 _END = object()
+_NOTHING: AbstractContextManager[None] = nullcontext()
 _FORWARD_DIFFERS = (
     "a block saved another number of tensors in its recomputation than in its first forward pass, so its forward "
     "differs between calls. Use Everything()."
@@ -237,29 +256,56 @@ def _with_last_region_expanded(items: Items) -> Items:
     return items
 
 
-def _unpacked_arguments(call: _Call, leaves: Sequence[Tensor | None]) -> Any:
+def run_call(call: Call, leaves: Sequence[Tensor | None], store: Callable[[int, Tensor], None]) -> Any:
+    """Run a call again and return its output.
+
+    Args:
+        call: the call.
+        leaves: the tensors of the previous call's output.
+        store: called with (index, tensor) for each value that the call saves.
+    Raises:
+        RecomputationError: the call saves another number of tensors than in the forward pass.
+    """
+    args, kwargs = _unpacked_arguments(call, leaves)
+    expected = iter(call.saved)
+    with (
+        call.state.restored(),
+        saved_tensors_hooks(partial(_pack_in_rerun, expected, store), _refuse_backward),
+        _NOTHING if call.kept is None else call.kept.replayed(),
+    ):
+        out = call.forward(*args, **kwargs)
+    if next(expected, _END) is not _END:
+        raise RecomputationError(_FORWARD_DIFFERS)
+    return out
+
+
+def _unpacked_arguments(call: Call, leaves: Sequence[Tensor | None]) -> Any:
     """Return (args, kwargs) for the rerun of a call. leaves: the tensors of the previous call's output."""
-    unpacked: dict[int, Tensor] = {}
+    versioned: dict[int, Tensor] = {}
 
     def unpack(leaf: Any) -> Any:
         if isinstance(leaf, _PreviousOutput):
             return leaves[leaf.index]
         if isinstance(leaf, _VersionedTensor):
-            if id(leaf) not in unpacked:
-                unpacked[id(leaf)] = leaf.leaf()
-            return unpacked[id(leaf)]
+            if id(leaf) not in versioned:
+                versioned[id(leaf)] = leaf.leaf()
+            return versioned[id(leaf)]
         return leaf
 
-    return pytree.tree_map(unpack, call.arguments)
+    return unpacked(call.arguments, unpack)
 
 
 def _pack_in_rerun(expected: Iterator[int | None], store: Callable[[int, Tensor], None], tensor: Tensor) -> None:
-    """Call `store(index, tensor)` for a tensor saved in a rerun. expected: the rest of `_Call.saved`."""
+    """Call `store(index, tensor)` for a tensor saved in a rerun. expected: the rest of `Call.saved`."""
     index = next(expected, _END)
     if index is _END:
-        raise RuntimeError(_FORWARD_DIFFERS)
+        raise RecomputationError(_FORWARD_DIFFERS)
     if isinstance(index, int):
         store(index, tensor)
+
+
+def _untagged(kind: memory_events.Kind, tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _discard(index: int, tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradcost.checks.reference import CLOSE, Reference
+from gradcost.checks.reference import CLOSE, Reference, dot
 from gradcost.checks.report import CheckLine, Verdict, format_number
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
@@ -61,10 +61,7 @@ def gradient_line(estimator: Estimator, objective: Objective, reference: Referen
 def _product(gradient: Gradient, seed: int) -> float:
     """<g, z> in float64, where z is the Rademacher direction of `seed`."""
     leaves = {leaf.name: leaf for leaf in gradient.objective.leaves}
-    return sum(
-        float((g.double() * combination(Rademacher(), leaves[name], [seed], [1.0]).double()).sum())
-        for name, g in gradient.leaves()
-    )
+    return sum(float(dot(g, combination(Rademacher(), leaves[name], [seed], [1.0]))) for name, g in gradient.leaves())
 
 
 def _agreement(error: float, verdict: Verdict, why: str = "") -> CheckLine:
@@ -95,7 +92,8 @@ def _difference_line(slope: Slope, reference: Reference) -> CheckLine:
         return _agreement(error, "ok" if error <= CLOSE else "failed")
     wider = replace(slope, eps=2 * eps)  # type: ignore[type-var]
     curvature = abs(float(_measure(wider, reference, Rademacher(), [0])[1]) - measured) / reference.norm
-    rounding = (_FEW_ULPS * reference.resolution + reference.noise) / (2 * eps) / reference.norm
+    rounding = _FEW_ULPS * reference.resolution + reference.noise + reference.rounding
+    rounding = rounding / (2 * eps) / reference.norm
     if error > 4 * max(curvature, rounding):
         return _agreement(error, "failed")
     if curvature > rounding:

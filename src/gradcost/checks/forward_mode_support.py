@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Rademacher
@@ -77,15 +78,18 @@ def _with_tangent(leaf: Any) -> Any:
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace the module's forward inside the block."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
+    attributes = vars(module)
+    before = attributes.get("forward")
+
+    def restore() -> None:
         if before is None:
-            del module.forward
+            attributes.pop("forward", None)
         else:
-            module.forward = before
+            attributes["forward"] = before
+
+    with undoing(restore):
+        module.forward = forward
+        yield
 
 
 def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> list[Any]:
@@ -95,11 +99,10 @@ def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> l
     def save(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output))
 
-    handle = module.register_forward_hook(save)
-    try:
+    hooks = Hooks()
+    with undoing(hooks.remove):
+        hooks.after(module, save)
         objective.evaluate(batch, key)
-    finally:
-        handle.remove()
     return outputs
 
 

@@ -8,9 +8,12 @@ from hashlib import blake2b
 from random import getstate  # read here, never set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradcost.core import pytree
+from gradcost.core.generator_states import numpy_state
 from gradcost.core.isolation import restored_generators
 from gradcost.core.objective import Objective
 
@@ -21,18 +24,21 @@ class _ForwardStopped(Exception):
     """The exception that `disturbed_by_raising` raises inside the model."""
 
 
-def capture(objective: Objective) -> ModelState:
-    """Return the state of a model and of torch and Python around it, by name.
+def capture(objective: Objective, batch: Any = None) -> ModelState:
+    """Return the state of a model, of a batch, and of torch, NumPy and Python around them, by name.
 
-    - Parameters, buffers and `.grad`: identity and a hash of the bits, so the model is not copied.
+    - Parameters, buffers, `.grad` and tensors of the batch: identity and a hash of the bits, so nothing is copied.
     - Modules: flags, hooks, attributes.
-    - Global state: generators (torch's on the CPU and on the model's devices, and Python's), and switches such as
-      autocast.
+    - Global state: generators (torch's on the CPU and on the model's devices, NumPy's and Python's), and switches
+      such as autocast.
     """
     state = _global_state(objective)
+    for number, leaf in enumerate(pytree.leaves(batch)):
+        state[f"batch, entry {number}"] = id(leaf), _content(leaf)
     for path, module in objective.model.named_modules():
         name = path or "(model)"
-        state[f"{name}: attributes"] = list(vars(module))  # detects a replaced `forward` that was not restored
+        # The names detect a replaced `forward` that was not restored.
+        state[f"{name}: attributes"] = [(attribute, _content(value)) for attribute, value in vars(module).items()]
         state[f"{name}: training"] = module.training
         for kind in ("_parameters", "_buffers"):
             tensors = getattr(module, kind)
@@ -54,33 +60,44 @@ def diff(before: ModelState, after: ModelState) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
-def disturbed_by(objective: Objective, work: Callable[[], object]) -> list[str]:
+def disturbed_by(objective: Objective, work: Callable[[], object], batch: Any = None) -> list[str]:
     """Return the names of the state that `work` changes and does not restore."""
-    before = capture(objective)
+    before = capture(objective, batch)
     work()
-    return diff(before, capture(objective))
+    return diff(before, capture(objective, batch))
 
 
-def disturbed_by_raising(objective: Objective, work: Callable[[], object]) -> list[str]:
+def disturbed_by_raising(objective: Objective, work: Callable[[], object], batch: Any = None) -> list[str]:
     """As `disturbed_by`, but the model raises at the end of its forward pass, as an out-of-memory error would."""
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         raise _ForwardStopped
 
-    before = capture(objective)
+    before = capture(objective, batch)
     handle = objective.model.register_forward_hook(stop)
     try:
         with suppress(_ForwardStopped):
             work()
     finally:
         handle.remove()
-    return diff(before, capture(objective))
+    return diff(before, capture(objective, batch))
+
+
+def _content(value: Any) -> Any:
+    """Return what identifies the content of a tensor, an array or a simple value; None for other objects."""
+    if isinstance(value, Tensor):
+        return _bits(value)
+    if isinstance(value, np.ndarray):
+        return value.tobytes() if value.dtype != object else value.tolist()
+    return value if isinstance(value, int | float | str | bytes) else None
 
 
 def _bits(tensor: Tensor | None) -> bytes | None:
     if tensor is None:
         return None
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+    if tensor.is_sparse:
+        return b"".join(filter(None, map(_bits, (tensor._indices(), tensor._values()))))
+    flat = tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).cpu()
     return blake2b(flat.numpy().tobytes(), digest_size=16).digest()
 
 
@@ -90,6 +107,7 @@ def _global_state(objective: Objective) -> ModelState:
     return {
         "torch's generators": states,
         "Python's generator": getstate(),
+        "NumPy's generator": numpy_state(),
         "gradients on": torch.is_grad_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "default type": torch.get_default_dtype(),

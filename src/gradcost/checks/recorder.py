@@ -12,7 +12,9 @@ from torch import Tensor
 from gradcost.checks.quality import draw
 from gradcost.checks.reference import Reference
 from gradcost.checks.report import format_number
+from gradcost.core.divergence import RISE, DivergenceMonitor
 from gradcost.core.errors import BadInput
+from gradcost.core.finite import NotFinite
 from gradcost.core.value import value
 from gradcost.estimators.structure import micro_batches
 from gradcost.training.loop import StepResult
@@ -39,8 +41,8 @@ class Recorder:
         draws: estimates per comparison.
         window: the number of previous slopes that set the threshold of a spike.
         deviations: threshold of a spike, in robust standard deviations above the median of the window.
-        rise: the training has diverged if its loss is not finite or above `rise` times the first loss. See
-            `SlopeMonitor` for the rules of spikes and divergence.
+        rise: multiple of the first loss in the rule of divergence (`DivergenceMonitor`). See `SlopeMonitor` for the
+            rule of spikes.
     Raises:
         BadInput: every, draws or window < 1, or deviations or rise <= 0.
     """
@@ -49,7 +51,7 @@ class Recorder:
     draws: int = 1
     window: int = 200
     deviations: float = 8.0
-    rise: float = 3.0
+    rise: float = RISE
 
     def __post_init__(self) -> None:
         for name in ("every", "draws", "window"):
@@ -100,7 +102,7 @@ class Recording:
 
     def __init__(self, recorder: Recorder, steps: Iterable[StepResult]) -> None:
         self.recorder, self._steps = recorder, steps
-        self.series = SlopeMonitor(recorder.window, recorder.deviations, recorder.rise)
+        self.series = SlopeMonitor(recorder.window, recorder.deviations, DivergenceMonitor(recorder.rise))
         self.alignments: list[Alignment] = []
         self.steps = 0
         self.clipped: list[float] = []
@@ -133,7 +135,11 @@ class Recording:
         reference = Reference(objective, step.batch, step.key.fold("recorder"))
         if reference.refusal is not None:
             return
-        sample = [draw(estimator, step.objective, reference, number, state) for number in range(self.recorder.draws)]
+        draws = range(self.recorder.draws)
+        try:
+            sample = [draw(estimator, step.objective, reference, number, state) for number in draws]
+        except NotFinite:
+            return
         cosine, ratio = fmean(one.cosine for one in sample), fmean(one.ratio for one in sample)
         self.alignments.append(Alignment(step.number, cosine, ratio))
 

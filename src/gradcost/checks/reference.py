@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradcost.checks.forward_mode_support import blocked_modules, uses_fused_attention
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.core.precision import spacing
+from gradcost.core.precision import LOSSES_IN_FLOAT32, coarsest, loss_roundoff, spacing
 from gradcost.directions import Rademacher
 from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Dense, Gradient
 from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.forward_mode import Blocked
-from gradcost.slopes.slope import CentralDifference
+from gradcost.slopes.substitution import with_rules
 
 CLOSE = 0.05  # largest accepted error of a finite difference, in units of |grad|
+
+
+class Mismatch(NamedTuple):
+    """How much backpropagation and a finite difference of the loss disagree, in units of |grad|.
+
+    Args:
+        error: the error of <grad, z> against the difference.
+        spread: by how much differences at two eps differ. It is large if the loss is coarse or discontinuous.
+    """
+
+    error: float
+    spread: float
 
 
 class Reference:
@@ -63,17 +77,23 @@ class Reference:
 
     @functools.cached_property
     def tolerance(self) -> float:
-        """The accepted relative rounding error of an exact method: sqrt of the largest machine epsilon."""
-        dtypes = {leaf.parameter.dtype for leaf in self.objective.leaves}
-        return max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+        """The accepted relative rounding error of an exact method: sqrt of the epsilon of the coarsest dtype."""
+        return torch.finfo(coarsest(self.objective)).eps ** 0.5
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """The estimated rounding error of a loss, which is the larger the coarser the weights or autocast are."""
+        return loss_roundoff(coarsest(self.objective)) * abs(self.loss)
 
     @functools.cached_property
     def refusal(self) -> str | None:
         """Why there is no gradient to compare with; None if there is one."""
         try:
             norm = self.norm
-        except (GradcostError, RuntimeError) as error:
+        except GradcostError as error:
             return str(error).split("\n")[0]
+        except Exception as error:
+            return described(error)
         if norm == 0 or not math.isfinite(norm):
             return f"the norm of the gradient is {norm:g}."
         return None
@@ -100,36 +120,44 @@ class Reference:
         """Return <grad, z> in float64, where z is the Rademacher direction of `seed`."""
         gradient = self.gradient(self.key)
         return sum(
-            float(_dot(gradient[leaf.name], combination(Rademacher(), leaf, [seed], [1.0])))
+            float(dot(gradient[leaf.name], combination(Rademacher(), leaf, [seed], [1.0])))
             for leaf in self.objective.leaves
         )
 
     @functools.cached_property
-    def mismatch(self) -> float:
-        """The error of <grad, z> against a finite difference of the loss, in units of |grad|.
+    def mismatch(self) -> Mismatch:
+        """The error of <grad, z> against a finite difference of the loss.
 
         It is large where .data, .detach() or a straight-through estimator cut the path: backpropagation then
         differentiates a different function. The error is the smallest over three eps, then the largest over three
-        directions.
+        directions. The weights really move: no weight is substituted, so the difference is right for every model.
+        Memory: one copy of the weights.
         """
         balanced_eps = self.tolerance ** (2 / 3)  # (machine epsilon)^(1/3) balances rounding and curvature
-        worst = 0.0
+        worst = Mismatch(0.0, 0.0)
         for seed in range(3):
-            slopes = [
-                CentralDifference(balanced_eps * factor).measure(
-                    self.objective, self.batch, self.key, Rademacher(), [seed]
-                )
-                for factor in (10.0, 1.0, 0.1)
-            ]
-            exact = self.slope(seed)
-            worst = max(worst, min(abs(float(slope) - exact) for _, slope in slopes) / self.norm)
+            slopes = [self._difference(seed, balanced_eps * factor) / self.norm for factor in (10.0, 1.0, 0.1)]
+            exact = self.slope(seed) / self.norm
+            error = min(abs(slope - exact) for slope in slopes)
+            spread = min(abs(slope - other) for slope, other in itertools.pairwise(slopes))
+            worst = max(worst, Mismatch(error, spread))
         return worst
+
+    def _difference(self, seed: int, eps: float) -> float:
+        """Return the central difference along the Rademacher direction of `seed`, with weights that really move."""
+        ends = []
+        for step in (eps, -eps):
+            leaves = self.objective.leaves
+            moved = {leaf.name: Rademacher().add(leaf.parameter.detach(), leaf, [seed], [step]) for leaf in leaves}
+            with self.objective.at_weights(moved), with_rules(LOSSES_IN_FLOAT32):
+                ends.append(float(self.objective.evaluate(self.batch, self.key)))
+        return (ends[0] - ends[1]) / (2 * eps)
 
     @functools.cached_property
     def zero_gradients(self) -> tuple[str, ...]:
         """The names of the parameters whose gradient is exactly 0."""
         gradient = self.gradient(self.key)
-        return tuple(leaf.name for leaf in self.objective.leaves if not bool(gradient[leaf.name].any()))
+        return tuple(leaf.name for leaf in self.objective.leaves if not bool(_flat(gradient[leaf.name]).any()))
 
     @functools.cached_property
     def blocked(self) -> tuple[Blocked, ...]:
@@ -147,9 +175,21 @@ def products(gradient: Gradient, other: Mapping[str, Tensor]) -> tuple[float, fl
     sums = [0.0, 0.0, 0.0]
     for name, leaf in gradient.leaves():
         pairs = ((leaf, other[name]), (leaf, leaf), (other[name], other[name]))
-        sums = [total + float(_dot(*pair)) for total, pair in zip(sums, pairs, strict=True)]
+        sums = [total + float(dot(*pair)) for total, pair in zip(sums, pairs, strict=True)]
     return sums[0], sums[1], sums[2]
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    return one.detach().double().flatten() @ other.detach().double().flatten()
+def described(error: BaseException) -> str:
+    """Return the type and the first line of an exception."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the inner product of two tensors as real vectors, in float64."""
+    return _flat(one) @ _flat(other)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return the real numbers of a tensor as a float64 vector."""
+    tensor = tensor.detach()
+    return as_real(tensor.to_dense() if tensor.is_sparse else tensor).double().flatten()

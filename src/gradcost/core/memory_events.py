@@ -42,3 +42,8 @@ def tag(kind: Kind, tensor: Tensor) -> Tensor:
     for observer in _observers:
         observer.on_tag(kind, tensor)
     return tensor
+
+
+def is_observed() -> bool:
+    """Return whether an observer is active."""
+    return bool(_observers)

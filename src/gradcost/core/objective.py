@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError
-from gradcost.core.isolation import isolated_modules, seeded_generators, weights_replaced
+from gradcost.core.fake import is_fake
+from gradcost.core.first_use import can_check, findings
+from gradcost.core.given_batch import copied, name_in, put_back, watch
+from gradcost.core.gradient_mode import evaluated, in_either_mode
+from gradcost.core.isolation import grads_set_aside, seeded_generators, weights_replaced
 from gradcost.core.key import Key
-from gradcost.core.pytree import batch_size, plain
+from gradcost.core.loss_weights import WeightedLoss, Weights, settled, weighted_sum
+from gradcost.core.micro_batches import split
+from gradcost.core.next_state import moving, next_state
+from gradcost.core.purity import Isolation, Purity, examine
+from gradcost.core.structure import Structure
 
 
 class Leaf(NamedTuple):
@@ -25,7 +33,7 @@ class Leaf(NamedTuple):
     Args:
         name: the parameter's name in `model.named_parameters()`; the first name if it is tied.
         parameter: the parameter.
-        start: index of the parameter's first element in the vector.
+        start: index of the parameter's first element in the vector. A complex element counts as two.
         dimension: length of the vector, the same for every leaf of an objective.
     """
 
@@ -40,25 +48,33 @@ class Objective:
     """A loss as a function of a model's trainable parameters: `loss(model, batch) -> scalar tensor`.
 
     The trainable parameters form one vector of `dimension` elements, in the order of `model.named_parameters()`. Each
-    is one `Leaf`; a tied parameter is one leaf. Leaves and modules are fixed at construction, so build the complete
-    model first. `dataclasses.replace`, `in_micro_batches` and `with_loss` keep the leaves.
+    is one `Leaf`; a tied parameter is one leaf. Leaves and modules are fixed at construction. After a change to the
+    model, make a new objective; the next evaluation of the old one raises. `dataclasses.replace`, `in_micro_batches`
+    and `with_loss` keep the leaves.
 
-    Law: an evaluation changes nothing. Parameters, buffers, generator states, train/eval flags, requires_grad, hooks
-    and `.grad` are bitwise as before, even if the loss raises. BatchNorm's running statistics are buffers and do not
-    change either; `advance` updates them. The key alone seeds the random layers, so equal keys, weights and batches
-    give equal losses.
+    Law: an evaluation changes nothing, even if the loss raises. Bitwise as before are:
+
+    - parameters, buffers, train/eval flags, other attributes, requires_grad, hooks and `.grad`;
+    - random generators: the default ones of torch, NumPy and `random`, and those that modules or the loss hold;
+    - the batch, and modules that only the loss reaches.
+
+    The key alone seeds the generators, so equal keys, weights and batches give equal losses. At first use two
+    evaluations test it (`prepare`). `advance` changes buffers and attributes as a training step in torch does.
 
     Args:
         model: the module.
         loss: returns the loss of the model on a batch, a scalar of a floating type.
-        parts: number of micro-batches per batch; tensors are split along the first dimension. The loss is the mean
-            over micro-batches, weighted by their size. The activations of one micro-batch are in memory at a time.
+        parts: number of micro-batches per batch (`micro_batches.split`). Their losses are weighted by what the loss
+            averages over, such as examples or targets. The activations of one micro-batch are in memory at a time.
         data: returns an iterable of the batches of one epoch, for estimators that need the full gradient.
         leaves: the leaves of another objective of the same model. Empty selects all parameters that require a
             gradient at construction.
+        structure: the structure of another objective of the same model, or None.
     Raises:
         BadInput: an argument is invalid, the model has no trainable parameter, or an embedding has max_norm. An
-            evaluation raises it if the loss is not a scalar of a floating type.
+            evaluation raises it if the loss is not a scalar of a floating type, if it writes into a parameter, or if
+            the model has changed since construction.
+        Unsupported: an evaluation raises it if two evaluations under one key give two losses.
     """
 
     model: nn.Module
@@ -66,32 +82,40 @@ class Objective:
     parts: int = 1
     data: Callable[[], Iterable[Any]] | None = None
     leaves: tuple[Leaf, ...] = field(default=(), kw_only=True)
-    modules: tuple[nn.Module, ...] = field(init=False)
-    devices: tuple[torch.device, ...] = field(init=False)  # CUDA devices whose generators an evaluation seeds
+    structure: Structure | None = field(default=None, kw_only=True)  # derived objectives pass it on
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise BadInput(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
         if self.parts < 1:
             raise BadInput(f"a batch is cut into 1 micro-batch or more, not {self.parts}.")
-        modules = tuple(self.model.modules())
-        if any(getattr(module, "max_norm", None) is not None for module in modules):
-            raise BadInput(
-                "an embedding with max_norm rewrites its table in the forward pass, so an evaluation would change "
-                "the weights. Make it with max_norm=None, and renormalise after a step if necessary."
-            )
-        if not {id(leaf.parameter) for leaf in self.leaves} <= {id(p) for p in self.model.parameters()}:
+        structure = self.structure
+        if structure is None or structure.model is not self.model:
+            structure = Structure(self.model)
+            object.__setattr__(self, "structure", structure)
+        if not structure.ids.issuperset(id(leaf.parameter) for leaf in self.leaves):
             raise BadInput(f"the leaves are not parameters of this {type(self.model).__name__}: leave them out.")
-        leaves = self.leaves or _trainable(self.model)
-        for name, value in (("leaves", leaves), ("modules", modules), ("devices", devices_of(self.model))):
-            object.__setattr__(self, name, value)
+        if not self.leaves:
+            object.__setattr__(self, "leaves", _trainable(self.model))
 
     def __repr__(self) -> str:
         return f"Objective({type(self.model).__name__}, {self.dimension:,} weights in {len(self.leaves)} leaves)"
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules of the model."""
+        assert self.structure is not None
+        return self.structure.modules
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The CUDA devices whose generators an evaluation seeds."""
+        assert self.structure is not None
+        return self.structure.devices
+
+    @property
     def dimension(self) -> int:
-        """d, the total number of elements of the leaves."""
+        """d, the total number of elements of the leaves. A complex element counts as two real ones."""
         return self.leaves[0].dimension
 
     def in_micro_batches(self, count: int) -> Objective:
@@ -131,10 +155,64 @@ class Objective:
         Returns:
             A scalar tensor without an autograd graph.
         """
-        with torch.no_grad():
-            return functools.reduce(torch.add, (weight * loss for weight, loss in self.losses(batch, key)))
+        if self.parts > 1:
+            return settled(self, batch, key, lambda: self._evaluate(batch, key))
+        return self._evaluate(batch, key)
 
-    def losses(self, batch: Any, key: Key) -> Generator[tuple[float, Tensor], None, None]:
+    def _evaluate(self, batch: Any, key: Key) -> Tensor:
+        return evaluated(self, batch, key, lambda: weighted_sum(self.losses(batch, key)))
+
+    def prepare(self, batch: Any, key: Key) -> None:
+        """Examine at first use what an evaluation of the loss changes, so that later evaluations isolate it.
+
+        Cost: two forward passes without gradient, once per model, loss and train/eval mode; then nothing. It does
+        nothing on fake tensors, and while FLOPs or memory are counted.
+
+        Args:
+            batch: any pytree. The first micro-batch is evaluated.
+            key: seeds the random layers.
+        Raises:
+            BadInput: an evaluation writes into a parameter.
+            Unsupported: two evaluations under one key give two losses. The message names the module.
+        """
+        assert self.structure is not None
+        self.structure.check_unfrozen(self.leaves)  # here, because `Reverse` freezes them before it evaluates
+        training = self.model.training
+        if (id(self.loss), training) in self.structure.isolations or not can_check(self.model):
+            return
+        found = findings(self.model, self.loss)
+        if ("purity", training) not in found:
+            part = split(batch, self.parts)[0][1] if self.parts > 1 else batch
+
+            def evaluate(isolation: Isolation, batch: Any, at_end: Callable[[], None]) -> Tensor:
+                part_key = key.fold("part", 0)
+
+                def once() -> Tensor:
+                    with isolation.entered(part_key), seeded_generators(part_key, self.devices):
+                        loss = self._checked(self.loss(self.model, batch))
+                        at_end()
+                        return loss
+
+                return in_either_mode(once)
+
+            with grads_set_aside(self.model):  # a loss may call backward()
+                found["purity", training] = examine(self.model, self.modules, self.loss, part, evaluate)
+        if len(self.structure.isolations) > 100:  # losses that are made anew at each step
+            self.structure.isolations.clear()
+        isolation = Isolation(self.model, self.modules, self.loss, found["purity", training])
+        self.structure.isolations[id(self.loss), training] = isolation
+
+    @property
+    def isolation(self) -> Isolation:
+        """The contexts of an evaluation: after `prepare` with all that it found."""
+        assert self.structure is not None
+        prepared = self.structure.isolations.get((id(self.loss), self.model.training))
+        return prepared or Isolation(self.model, self.structure.modules, self.loss, self._unexamined())
+
+    def _unexamined(self) -> Purity:
+        return findings(self.model, self.loss).setdefault(("not examined", self.model.training), Purity())
+
+    def losses(self, batch: Any, key: Key) -> Generator[WeightedLoss, None, None]:
         """Yield the weight and the loss of each micro-batch, in order.
 
         A loss has an autograd graph if gradients are enabled. The model stays isolated until the next loss is
@@ -144,33 +222,68 @@ class Objective:
             batch: any pytree.
             key: seeds the random layers.
         Yields:
-            (weight, loss). weight: fraction of the batch's examples that are in the micro-batch. loss: a scalar.
+            (weight, loss, rescale). The loss of the batch is the sum of the weighted losses, in which all earlier
+            ones are multiplied by `rescale`.
+        Raises:
+            Unsupported: the loss of the batch is not determined by the losses of its micro-batches.
         """
-        for number, (weight, micro_batch) in enumerate(split(batch, self.parts)):
+        if torch._C._len_torch_function_stack() == 0:
+            self.prepare(batch, key)
+        assert self.structure is not None
+        self.structure.check(self.leaves)
+        isolation = self.isolation
+        weights = Weights(self.model, self.loss, self.parts) if self.parts > 1 else None
+        for number, (fraction, micro_batch) in enumerate(split(batch, self.parts)):
             # Inside one autocast region, the cache would otherwise return casts of weights from before an update.
             torch.clear_autocast_cache()
             # Do not rename "part": the random bits of every run depend on this name.
-            with isolated_modules(self.modules), seeded_generators(key.fold("part", number), self.devices):
-                yield weight, self._scalar(self.loss(self.model, micro_batch))
+            part_key = key.fold("part", number)
+            with isolation.entered(part_key), seeded_generators(part_key, self.devices):
+                if weights is None:
+                    yield WeightedLoss(1.0, self.scalar_loss(micro_batch), 1.0)
+                else:
+                    yield weights.of(fraction, weights.observed(functools.partial(self.scalar_loss, micro_batch)))
 
     def advance(self, batch: Any, key: Key) -> None:
-        """Run one forward pass that updates buffers, such as BatchNorm's running statistics, as training would.
+        """Run one forward pass that changes the state of the model, as a training step in torch does.
+
+        The state is buffers and attributes: BatchNorm's running statistics, the vectors of spectral normalisation,
+        moving averages, codebooks, hidden states. Call it after the estimate and before the optimizer's step, so that
+        both see the weights and the state that a step in torch would see. `train` does so. If a forward pass changes
+        nothing, as in eval mode, there is none after the first call.
 
         Args:
             batch: any pytree; passed to the loss without a split into micro-batches.
             key: seeds the random layers.
         """
-        with torch.no_grad(), seeded_generators(key, self.devices):
-            self.loss(self.model, batch)
+        known = moving(self, batch, key)
+        if known:
+            next_state(self, batch, key, known).install()
 
-    def has_running_statistics(self) -> bool:
-        """Return whether a forward pass would change running statistics in the current train/eval modes."""
-        return any(
-            module.training and getattr(module, "track_running_stats", False) and any(True for _ in module.buffers())
-            for module in self.modules
-        )
+    def scalar_loss(self, batch: Any) -> Tensor:
+        """Return the loss of a batch as it is: without isolation, seeds and micro-batches. The batch stays unchanged.
 
-    def _scalar(self, loss: Any) -> Tensor:
+        Raises:
+            BadInput: the loss is not a scalar of a floating type, or it writes into the batch for the first time.
+        """
+        purity = self.isolation.purity
+        if purity.writes_batch:
+            return self._checked(self.loss(self.model, copied(batch)))
+        records = watch(batch)
+        try:
+            loss = self.loss(self.model, batch)
+        finally:
+            written = put_back(records)
+        if written:
+            purity.writes_batch = True  # from now on each evaluation gets a copy
+            if not is_fake(written[0]):
+                raise BadInput(
+                    f"the loss wrote into `{name_in(batch, written[0])}` in place, but not at its first use, so this "
+                    "batch is changed. Repeat the step with the batch as it was: the loss now gets copies."
+                )
+        return self._checked(loss)
+
+    def _checked(self, loss: Any) -> Tensor:
         if not isinstance(loss, Tensor):
             raise BadInput(f"the loss must be a scalar tensor; it returned {type(loss).__name__}.")
         if loss.ndim != 0 or not loss.is_floating_point():
@@ -214,42 +327,6 @@ def _trainable(model: nn.Module) -> tuple[Leaf, ...]:
 
 def _concatenated(parameters: Sequence[tuple[str, nn.Parameter]]) -> tuple[Leaf, ...]:
     """Make one leaf per parameter, with their positions in the concatenation of these parameters."""
-    sizes = [parameter.numel() for _, parameter in parameters]
+    sizes = [real_count(parameter) for _, parameter in parameters]
     *starts, dimension = itertools.accumulate(sizes, initial=0)
     return tuple(Leaf(*named, start, dimension) for named, start in zip(parameters, starts, strict=True))
-
-
-def split(batch: Any, count: int) -> list[tuple[float, Any]]:
-    """Split a batch into micro-batches along the first dimension of its tensors.
-
-    Each micro-batch contains all scalar tensors and all entries that are not tensors.
-
-    Args:
-        batch: any pytree.
-        count: number of micro-batches. For 1 the batch is returned unchanged.
-    Returns:
-        One (weight, micro-batch) per micro-batch, in order. weight: fraction of the batch's examples in it.
-    Raises:
-        BadInput: the tensors differ in their first dimension, or their first dimension is smaller than `count`.
-    """
-    if count == 1:
-        return [(1.0, batch)]
-    entries, structure = pytree.tree_flatten(plain(batch))
-    size = batch_size(batch)
-    if size < count:
-        raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
-    split_entries = [
-        entry.tensor_split(count) if isinstance(entry, Tensor) and entry.ndim else [entry] * count
-        for entry in entries
-    ]
-    lengths = [len(piece) for piece in torch.arange(size).tensor_split(count)]
-    return [
-        (length / size, pytree.tree_unflatten([pieces[i] for pieces in split_entries], structure))
-        for i, length in enumerate(lengths)
-    ]
-
-
-def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
-    """Return the CUDA devices that hold a parameter of the model."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    return tuple(sorted(devices, key=str))

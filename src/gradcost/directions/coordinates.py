@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf
@@ -25,7 +26,7 @@ class Coordinates(Directions):
     Source: Kiefer and Wolfowitz 1952 (all coordinates); Nesterov 2012 (random coordinates).
     """
 
-    unbiased = True
+    unbiased, symmetric = True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return sample_without_replacement(key, probes, dimension)
@@ -34,7 +35,7 @@ class Coordinates(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
-        flat, root = out.view(-1), math.sqrt(leaf.dimension)
+        flat, root = as_real(out).view(-1), math.sqrt(leaf.dimension)
         for seed, scale in zip(seeds, scales, strict=True):
             if leaf.start <= seed < leaf.start + flat.numel():
                 flat[seed - leaf.start] += scale * root

@@ -20,6 +20,9 @@ class Directions(ABC):
     """A distribution of random directions z in the space of an objective's leaves."""
 
     unbiased: bool  # whether E[z z'] = I for a random seed
+    # Whether the projection on the span of n <= d directions has the mean (n / d) I, as `Projection` needs. True if
+    # their distribution is invariant to the sign of each entry and to permutations of the entries.
+    symmetric: bool = False
 
     @abstractmethod
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
@@ -76,6 +79,7 @@ class StatefulDirections(ABC):
     """
 
     unbiased: bool  # whether E[z z'] = I for a random key
+    symmetric: bool = False  # as in `Directions`
 
     @abstractmethod
     def init(self, objective: Objective) -> Any:

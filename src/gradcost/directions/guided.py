@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
 from gradcost.core.key import Key
@@ -85,7 +86,7 @@ class Guided(StatefulDirections):
 
 
 def _norm(objective: Objective, guide: Guide) -> float:
-    squares = [guide[leaf.name].detach().double().square().sum() for leaf in objective.leaves]
+    squares = [as_real(guide[leaf.name].detach()).double().square().sum() for leaf in objective.leaves]
     return math.sqrt(sum(numbers(torch.stack([square.cpu() for square in squares]))))
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real, real_count
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
@@ -42,8 +43,8 @@ class Factors(NamedTuple):
 class Factored(Directions):
     """Directions of low rank on each matrix leaf, so that forward mode needs no tangent of the leaf's size.
 
-    A leaf of two or more dimensions is a matrix, flattened after its first dimension. On other leaves, z has
-    independent standard normal entries.
+    A leaf of two or more dimensions is a matrix, flattened after its first dimension. A complex one is a real matrix
+    with two columns per element. On other leaves, z has independent standard normal entries.
     """
 
     @abstractmethod
@@ -197,14 +198,14 @@ def _draw_factors(leaf: Leaf, rank: int, left: Key, right: Key) -> Factors:
     rows, columns = _shape(leaf)
     factors = []
     for key, size in ((left.fold("left", leaf.start), rows), (right.fold("right", leaf.start), columns)):
-        zero = leaf.parameter.detach().new_zeros(rank, size)
+        zero = as_real(leaf.parameter.detach()).new_zeros(rank, size)
         factors.append(add_noise(philox.Normals(), [key.seed], [1.0], 0, zero, in_place=True))
     return Factors(*factors)
 
 
 def _shape(leaf: Leaf) -> tuple[int, int]:
     rows = leaf.parameter.shape[0]
-    return rows, leaf.parameter.numel() // max(rows, 1)
+    return rows, real_count(leaf.parameter) // max(rows, 1)
 
 
 def _add(
@@ -220,8 +221,8 @@ def _add(
         return add_noise(philox.Normals(), seeds, scales, leaf.start, base, in_place)
     assert base.numel() == leaf.parameter.numel(), "add needs a complete leaf"
     out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
-    matrix = out.view(_shape(leaf))
-    half = base.dtype not in (torch.float32, torch.float64)
+    matrix = as_real(out).view(_shape(leaf))
+    half = matrix.dtype not in (torch.float32, torch.float64)
     rows = max(1, _PIECE // max(matrix.shape[1], 1) if half else len(matrix))
     for at in range(0, len(matrix), rows):
         piece = matrix[at : at + rows]

@@ -320,6 +320,8 @@ class Masked(StatefulDirections):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unbiased", self.mask.unbiased and self.directions.unbiased)
+        # A mask drawn anew for each probe is symmetric, and unbiased; the others are neither.
+        object.__setattr__(self, "symmetric", self.mask.unbiased and self.directions.symmetric)
 
     def init(self, objective: Objective) -> None:
         return None

@@ -28,7 +28,7 @@ class Sphere(Directions):
     Source: Flaxman, Kalai, McMahan 2005, lemma 1; their factor d is here part of z.
     """
 
-    unbiased = True
+    unbiased, symmetric = True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)
@@ -47,7 +47,7 @@ def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
     """Return |z| of a Gaussian direction. Blocks of fixed length, each summed by one thread, give the same bits."""
     total = 0.0
     for start in range(0, dimension, chunk):
-        zero = torch.zeros(min(chunk, dimension - start))
+        zero = torch.zeros(min(chunk, dimension - start), dtype=torch.float32, device="cpu")
         z = add_noise(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
         total += float(np.square(z).sum())
     return math.sqrt(total)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
+from gradcost.core.loss_weights import settled
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
@@ -18,11 +19,17 @@ class Accumulated(Estimator):
     Law: for every estimator, the estimate equals that without micro-batches, along the same directions, up to
     rounding. Exceptions are layers that mix the examples of a batch (BatchNorm) or draw one mask for the batch.
 
+    The weight of a micro-batch is its share of what the loss averages over: examples, targets that are not ignored,
+    class weights. For a sum it is 1. The first estimate finds out which, by a few small evaluations in eval mode.
+    Further ones follow where a later batch shows a difference between averages that were equal before.
+
     Args:
         estimator: the estimator to apply to the batch.
         parts: the number of micro-batches per batch.
     Raises:
         BadInput: parts < 1, or a batch has fewer examples than parts.
+        Unsupported: the losses of the micro-batches do not determine that of the batch (a contrastive loss), or an
+            object in the batch cannot be split.
     """
 
     estimator: Estimator
@@ -48,4 +55,13 @@ class Accumulated(Estimator):
         return self.estimator.stream(objective.in_micro_batches(self.parts), batch, key, use, state)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.estimator.objection(objective.in_micro_batches(self.parts), batch)
+        whole = objective.in_micro_batches(self.parts)
+        try:
+            settled(whole, batch, Key(0), _nothing)
+        except Unsupported as reason:
+            return str(reason)
+        return self.estimator.objection(whole, batch)
+
+
+def _nothing() -> None:
+    pass

@@ -12,9 +12,13 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradcost.core.autograd_use import ORDINARY, known_use
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import numbers
+from gradcost.core.finite import require_finite
+from gradcost.core.gradient_mode import with_known_use
 from gradcost.core.key import Key
+from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
@@ -25,7 +29,8 @@ from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsum
 from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Streamed
 from gradcost.estimators.outputs import Layers, Output, layers_of, visited
 from gradcost.estimators.probing import replayed
-from gradcost.slopes.forward_mode import with_tangent
+from gradcost.slopes.forward_mode import differentiate, with_tangent
+from gradcost.slopes.read_check import check_reads
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope, shifted
 from gradcost.slopes.substitution import substituted
 
@@ -114,16 +119,25 @@ class ActivityPerturbation(Estimator):
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
-            unused = _LayerGradients(layers_of(objective), Counter(), _no_noise, _ignore)
-            self._gradient_pass(objective, batch, Key(0), unused)
-        except _ReadElsewhere as reason:
+            self._try(objective, batch, Key(0))
+        except Unsupported as reason:
             return str(reason)
         return self.slope.objection(objective, batch)
 
+    @with_known_use
+    def _try(self, objective: Objective, batch: Any, key: Key) -> None:
+        _refuse_inner_derivatives(objective)
+        unused = _LayerGradients(layers_of(objective), Counter(), _no_noise, _ignore)
+        self._gradient_pass(objective, batch, key, unused)
+
+    @with_known_use
+    @with_settled_weights
     def _estimate(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer
     ) -> tuple[Tensor, Tensor, Seeded | None]:
         """Return loss, slopes and the gradient of parameters outside layers. Pass the layers' gradients to `use`."""
+        _refuse_inner_derivatives(objective)
+        check_reads(objective, batch, key)
         layers = layers_of(objective)
         inside = {leaf.name for leaves in layers.values() for leaf in leaves}
         outside = [leaf for leaf in objective.leaves if leaf.name not in inside]
@@ -131,6 +145,7 @@ class ActivityPerturbation(Estimator):
         seeds = self.directions.seeds(key, self.probes, objective.dimension)
         measured = [self._slope(objective, batch, key, layers, outside_directions, seed) for seed in seeds]
         slopes, (_, calls) = torch.cat([slope for slope, _ in measured]), measured[-1]
+        require_finite(slopes[0], slopes)
         weights = [slope / self.probes for slope in numbers(slopes)]
 
         def noise(output: Output) -> Tensor:
@@ -163,7 +178,8 @@ class ActivityPerturbation(Estimator):
                 calls = visits.calls
             return ((ends[0] - ends[1]) / (2 * eps)).reshape(1), calls
         with visited(objective, layers, perturbed) as visits:
-            return self.slope.measure(visits.objective, batch, key, outside_directions, [seed])[1], visits.calls
+            slopes = differentiate(visits.objective, batch, key, outside_directions, [seed])[1]
+            return slopes.double(), visits.calls
 
     def _gradient_pass(self, objective: Objective, batch: Any, key: Key, layer_gradients: _LayerGradients) -> Tensor:
         """Return the float64 loss without noise. `layer_gradients` computes the gradients in this forward pass."""
@@ -179,8 +195,20 @@ class ActivityPerturbation(Estimator):
         return loss
 
 
-class _ReadElsewhere(Unsupported):
-    """A layer's weight is read without calling the layer."""
+def _refuse_inner_derivatives(objective: Objective) -> None:
+    use = known_use(objective) or ORDINARY
+    reasons = {
+        "differentiates the model (torch.autograd.grad)": use.differentiates,
+        "applies a torch.func transform": use.transforms,
+        "reads weights or activations under torch.no_grad()": use.has_constants,
+        "has another value where gradients are off": use.depends_on_mode,
+    }
+    if any(reasons.values()):
+        raise Unsupported(
+            "activity_perturbation computes each layer's gradient right after the layer runs, and the loss "
+            f"{next(reason for reason, holds in reasons.items() if holds)}. Use forward_gradient() or mezo(), which "
+            "perturb weights, or backprop()."
+        )
 
 
 class _LayerGradients:
@@ -204,7 +232,7 @@ class _LayerGradients:
         if leaf.name not in self.owner:
             return weight
         if self.owner[leaf.name] is not self.running:
-            raise _ReadElsewhere(
+            raise Unsupported(
                 f"`{leaf.name}` is read without calling its layer, so perturbing the layer's output misses this "
                 "use. Call the layer, or use forward_gradient() or mezo(), which perturb weights."
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
+from gradcost.core.finite import require_finite
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
@@ -142,6 +143,7 @@ class Adaptive(Estimator):
         seeds = directions.seeds(key.fold("group", number), probes * n, group.dimension)
         in_group = confined(directions, group.leaves)
         loss, slopes = self.estimator.slope.measure(objective, batch, key, in_group, seeds)
+        require_finite(loss, slopes)
         values = numbers(slopes)
         selected = [start + self.choice.of(values[start : start + n]) for start in range(0, probes * n, n)]
         coefficients = tuple(values[k] / probes for k in selected)

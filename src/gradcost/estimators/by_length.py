@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.fake import known
+from gradcost.core.fake import is_fake, known
+from gradcost.core.first_use import can_check, findings
 from gradcost.core.key import Key
+from gradcost.core.loss_weights import loss_in_eval_mode
+from gradcost.core.micro_batches import selected
+from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
-from gradcost.core.pytree import plain
+from gradcost.core.pytree import tree_map
 from gradcost.core.value import value
 from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
@@ -45,7 +49,9 @@ class ByLength(Estimator):
 
     Memory: the estimators get the two groups without columns at either end that are padding in the whole group. Every
     tensor that starts with the mask's two dimensions loses these columns. So backprop of the short examples does not
-    save activations for the padding that only long examples need.
+    save activations for the padding that only long examples need. The first use compares the losses with and without
+    these columns, in eval mode. If they differ (padding on the left and absolute positions, or a mean over all
+    columns), the columns stay, and a Note says so.
 
     Law: if both estimators are unbiased, E g is the gradient of
     weight * (mean loss of the long examples) + (1 - weight) * (mean loss of the short examples).
@@ -61,7 +67,7 @@ class ByLength(Estimator):
         weight: the weight of the long examples' gradient, in [0, 1].
     Raises:
         BadInput: longest < 1, or weight is not in [0, 1].
-        Unsupported: a batch has no attention mask.
+        Unsupported: a batch has no attention mask, or a forecast does not know whether padding on the left can go.
     Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches from two parts of the data.
         `ByLength` divides each batch instead.
     """
@@ -87,7 +93,7 @@ class ByLength(Estimator):
         return _lengths(self.short.init(objective), self.long.init(objective))
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        before, groups = state or Lengths(None, None), self._divided(batch)
+        before, groups = state or Lengths(None, None), self._divided(objective, batch, key)
         if groups.short is None or groups.long is None:
             return self._of_single_group(objective, groups, key, before, None)
         long = self.long.estimate(objective, groups.long, key, before.long)
@@ -99,7 +105,7 @@ class ByLength(Estimator):
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        before, groups = state or Lengths(None, None), self._divided(batch)
+        before, groups = state or Lengths(None, None), self._divided(objective, batch, key)
         if groups.short is None or groups.long is None:
             return self._of_single_group(objective, groups, key, before, use)
         long = self.long.estimate(objective, groups.long, key, before.long)
@@ -109,6 +115,7 @@ class ByLength(Estimator):
 
         def use_sum(name: str, short_gradient: Tensor) -> None:
             long_gradient = combination(seeded.directions, leaves[name], seeded.seeds, seeded.coefficients)
+            short_gradient = short_gradient.to_dense() if short_gradient.is_sparse else short_gradient
             use(name, short_gradient.mul_(1 - self.weight).add_(long_gradient.mul_(self.weight)))
 
         short = self.short.stream(objective, groups.short, key, use_sum, before.short)
@@ -121,11 +128,13 @@ class ByLength(Estimator):
         mask = _mask(batch)
         if isinstance(mask, str):
             return mask
-        groups = self._divided(batch)
-        whole = plain(batch)
+        try:
+            groups = self._divided(objective, batch, Key(0))
+        except Unsupported as reason:
+            return str(reason)
         return self.short.objection(
-            objective, whole if groups.short is None else groups.short
-        ) or self.long.objection(objective, whole if groups.long is None else groups.long)
+            objective, batch if groups.short is None else groups.short
+        ) or self.long.objection(objective, batch if groups.long is None else groups.long)
 
     def _of_single_group(
         self, objective: Objective, groups: _Groups, key: Key, before: Lengths, use: LeafConsumer | None
@@ -143,29 +152,73 @@ class ByLength(Estimator):
         after = before._replace(long=found.state) if groups.short is None else before._replace(short=found.state)
         return Estimate(found.loss, found.gradient, found.slopes, _lengths(*after), found.clipped)
 
-    def _divided(self, batch: Any) -> _Groups:
+    def _divided(self, objective: Objective, batch: Any, key: Key) -> _Groups:
         mask = _mask(batch)
         if isinstance(mask, str):
             raise Unsupported(mask)
         is_long = mask.sum(1) > self.longest
-        short, long = (_part(plain(batch), mask, np.flatnonzero(rows).tolist()) for rows in (~is_long, is_long))
+        short, long = (
+            _group(objective, key, batch, mask, np.flatnonzero(rows).tolist()) for rows in (~is_long, is_long)
+        )
         return _Groups(short, long, float(is_long.mean()))
 
 
-def _part(batch: Mapping[str, Any], mask: np.ndarray, rows: list[int]) -> dict[str, Any] | None:
+def _group(objective: Objective, key: Key, batch: Any, mask: np.ndarray, rows: list[int]) -> Any:
     """Return these examples (None for no rows), without columns at either end that are padding in all of them."""
     if not rows:
         return None
     used = np.flatnonzero(mask[rows].any(0)).tolist() or [0]
-    columns = slice(used[0], used[-1] + 1)
+    first, end, columns = used[0], used[-1] + 1, mask.shape[1]
 
-    def of(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor) or tensor.shape[:1] != mask.shape[:1]:
-            return tensor
-        cut = tensor[:, columns] if tensor.shape[:2] == mask.shape else tensor
-        return cut.index_select(0, torch.tensor(rows, device=tensor.device))
+    def of(first: int, end: int) -> Any:
+        def cut(leaf: Any) -> Any:
+            return leaf[:, first:end] if isinstance(leaf, Tensor) and leaf.shape[:2] == mask.shape else leaf
 
-    return {name: of(tensor) for name, tensor in batch.items()}
+        return selected(tree_map(cut, batch), rows)
+
+    if end < columns and not _has_same_loss(objective, key, "right", lambda: (of(0, end), of(0, columns))):
+        end = columns
+    if first > 0 and not _has_same_loss(objective, key, "left", lambda: (of(first, end), of(0, end))):
+        first = 0
+    return of(first, end)
+
+
+def _has_same_loss(objective: Objective, key: Key, side: str, batches: Callable[[], tuple[Any, Any]]) -> bool:
+    """Return whether the loss is the same without the padding on this side: compared once per model and loss."""
+    model, known_results = objective.model, findings(objective.model, objective.loss)
+    finding = ("padding on the " + side, False)
+    if finding not in known_results:
+        if not can_check(model):
+            if side == "left" and is_fake(objective.leaves[0].parameter):
+                raise Unsupported(
+                    "a forecast of ByLength does not know whether the loss changes without padding on the left, as "
+                    "with absolute positions. Pad on the right, or make one estimate before the forecast."
+                )
+            return side == "right"
+        known_results[finding] = _is_same(objective, key, *batches())
+        if not known_results[finding]:
+            warn_once(
+                model,
+                f"padding on the {side}",
+                f"ByLength keeps the padding on the {side}, because the loss of {type(model).__name__} changes "
+                "without it. So short examples need as much memory as the longest.",
+            )
+    return known_results[finding]
+
+
+def _is_same(objective: Objective, key: Key, without: Any, padded: Any) -> bool:
+    objective.prepare(padded, key)
+    evaluate = loss_in_eval_mode(objective, key)
+    expected = evaluate(padded, 0).loss
+    try:
+        found = evaluate(without, 0).loss
+    except Exception:
+        return False  # other inputs of the model have the padded length
+    types = {expected.dtype, *(leaf.parameter.dtype for leaf in objective.leaves)}
+    precision = max(torch.finfo(dtype).eps for dtype in types)
+    # In half precision, 32 roundings would hide a change of positions.
+    tolerance = 32 * precision if precision < 1e-6 else precision / 16
+    return bool((found - expected).abs() <= tolerance * expected.abs())
 
 
 def _mask(batch: Any) -> np.ndarray | str:

@@ -73,7 +73,8 @@ class Clipped(Estimator):
             return None
         if self.estimator.exact:
             return f"{self.estimator} measures no slopes to clip: clip the norm of its gradient instead."
+        cure = "use combine=Mean()" if self.estimator.inner is None else "put Clipped around the estimator inside it"
         return (
             f"the gradient of {self.estimator} is not a sum of slopes times directions, so its slopes cannot be "
-            "clipped: put Clipped around the estimator inside it."
+            f"clipped: {cure}."
         )

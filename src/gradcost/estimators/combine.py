@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.fake import is_fake
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
@@ -26,6 +27,7 @@ class Combine(ABC):
     unbiased: bool  # whether unbiased directions give an unbiased gradient
     seeded: bool  # whether the gradient is a `Seeded` with the same seeds
     scales_with_slopes: bool  # whether coefficient k is slope k times a constant
+    needs_symmetry: bool = False  # whether the directions have to be `symmetric`
 
     @abstractmethod
     def gradient(
@@ -67,7 +69,9 @@ class Projection(Combine):
 
     Law: E|g|^2 = (d/n) |grad|^2 for n <= d independent directions, and n = d gives the gradient.
     Unbiased if the distribution of the directions is invariant to the sign of each entry and to permutations of the
-    entries: Gaussian, Rademacher, Sphere.
+    entries, or if they are orthogonal: Gaussian, Rademacher, Sphere, Orthogonal, Coordinates, Masked(Random(share)).
+    `Probing` refuses other directions (low-rank, layerwise, guided, or on a fixed part of the weights): the mean of
+    their projection is another multiple of the gradient for each parameter.
 
     Memory: n tensors of one parameter's size, for the matrix Z'Z.
 
@@ -75,6 +79,7 @@ class Projection(Combine):
     """
 
     unbiased, seeded, scales_with_slopes = True, True, False
+    needs_symmetry = True
 
     def gradient(
         self, objective: Objective, directions: Directions, seeds: Sequence[int], slopes: Sequence[float]
@@ -101,7 +106,7 @@ def _gram(objective: Objective, directions: Directions, seeds: Sequence[int]) ->
 
 def _products(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> Iterator[Tensor]:
     """Yield one parameter's terms of Z'Z, piece by piece; in float64: rounding in float32 would raise the rank."""
-    rows = torch.stack([combination(directions, leaf, [seed], [1.0]).flatten() for seed in seeds])
+    rows = torch.stack([as_real(combination(directions, leaf, [seed], [1.0])).flatten() for seed in seeds])
     for columns in rows.split(_PIECE, dim=1):
         piece = columns.double()
         yield piece @ piece.T
@@ -132,9 +137,12 @@ class Normalized(Combine):
     The length of g does not depend on the scale of the loss. Biased: E g is parallel to the gradient, but does not
     have its length. If several slopes are all equal, sigma is 1. With one probe, sigma is the slope's absolute value.
 
-    With one-sided differences this is FZOO. FZOO's sigma is the standard deviation of the losses
-    loss(theta + eps z_k), which is eps times the sigma here. The learning rate here is therefore FZOO's divided by
-    eps.
+    With one-sided differences this is FZOO, up to the unit of the learning rate:
+
+    - Equations 3 and 4 of the paper: sigma is the standard deviation of the losses loss(theta + eps z_k), which is
+      eps times the sigma here. The learning rate here is theirs divided by eps.
+    - The authors' public code does not divide the loss differences by eps. The learning rate here is the code's times
+      sqrt(n / (n - 1)), because its standard deviation divides by n. 5e-5 with 8 probes is 5.3e-5 here.
 
     Source: FZOO, arXiv 2506.09034 (2025), equations 3 and 4.
     """

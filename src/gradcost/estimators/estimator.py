@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gradcost.core.interrupts import interruptible
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.gradient import Gradient
@@ -64,8 +65,12 @@ class Estimator(ABC):
     """A method that returns a batch's loss and an estimate of its gradient. Immutable; usable with every objective.
 
     Laws: the same key gives the same estimate, bit for bit. An estimate changes no parameter, buffer, `.grad`, hook,
-    mode or random generator.
+    mode or random generator, also after an exception or a KeyboardInterrupt at any moment.
     """
+
+    def __init_subclass__(cls) -> None:
+        for name in {"estimate", "stream", "objection"} & vars(cls).keys():
+            setattr(cls, name, interruptible(vars(cls)[name]))
 
     @property
     @abstractmethod
@@ -117,7 +122,7 @@ class Estimator(ABC):
         Returns:
             The loss, the gradient, the slopes and the next state.
         Raises:
-            BadInput: the loss is not a differentiable scalar.
+            BadInput: the loss is not a differentiable scalar. NotFinite: the loss or a slope is not finite.
             Unsupported: the estimator cannot be used here; see `objection`.
         """
 
@@ -137,7 +142,7 @@ class Estimator(ABC):
         Returns:
             The estimate, with a gradient of type `Streamed`.
         Raises:
-            BadInput: the loss is not a differentiable scalar.
+            BadInput: the loss is not a differentiable scalar. NotFinite: the loss or a slope is not finite.
             Unsupported: the estimator cannot be used here; see `objection`.
         """
 

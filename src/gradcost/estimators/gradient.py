@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
 from gradcost.core.objective import Objective
 from gradcost.directions import Directions
@@ -24,7 +25,7 @@ class Gradient(ABC):
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the gradient of each parameter, in the objective's order.
 
-        Each tensor has the parameter's shape and dtype. The caller owns it and may change it in place.
+        Each tensor is strided and has the parameter's shape and dtype. The caller owns it and may change it in place.
         """
 
     @property
@@ -45,7 +46,7 @@ class Gradient(ABC):
 
     def norm(self) -> float:
         """Return the Euclidean norm over all parameters, computed in float64."""
-        return float(sum(g.double().square().sum() for _, g in self.leaves())) ** 0.5
+        return float(sum(as_real(g).double().square().sum() for _, g in self.leaves())) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +66,22 @@ class Dense(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
-            yield leaf.name, self.tensors[leaf.name].clone()
+            tensor = self.tensors[leaf.name]
+            yield leaf.name, tensor.to_dense() if tensor.is_sparse else tensor.clone()
 
     def write(self) -> None:
+        """Fill `.grad` of every trainable parameter with copies. That of a sparse embedding stays sparse."""
         for leaf in self.objective.leaves:
-            leaf.parameter.grad = self.tensors[leaf.name]
+            leaf.parameter.grad = self.tensors[leaf.name].clone()
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(_nbytes(tensor) for tensor in self.tensors.values())
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes of the elements; for a sparse tensor, those of indices and values."""
+    return tensor._indices().nbytes + tensor._values().nbytes if tensor.is_sparse else tensor.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +159,8 @@ class Signed(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for name, gradient in self.of.leaves():
-            yield name, gradient.sign_()
+            as_real(gradient).sign_()  # of real and imaginary parts separately
+            yield name, gradient
 
     @property
     def nbytes(self) -> int:

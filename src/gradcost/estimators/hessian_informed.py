@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
+from gradcost.core.finite import require_finite
+from gradcost.core.gradient_mode import with_known_use
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
@@ -75,11 +78,12 @@ class HessianInformed(Estimator):
     def init(self, objective: Objective) -> dict[str, Tensor]:
         return {
             leaf.name: torch.ones_like(
-                leaf.parameter, dtype=torch.float32, requires_grad=False, memory_format=torch.contiguous_format
+                as_real(leaf.parameter.detach()), dtype=torch.float32, memory_format=torch.contiguous_format
             )
             for leaf in objective.leaves
         }
 
+    @with_known_use
     def estimate(self, objective: Objective, batch: Any, key: Key, state: Curvature | None = None) -> Estimate:
         state = self.init(objective) if state is None else state
         directions, slope = _Preconditioned(state), CentralDifference(self.eps)
@@ -88,6 +92,7 @@ class HessianInformed(Estimator):
             loss = objective.evaluate(batch, key).double()
         differences = [slope.measure(objective, batch, key, directions, [seed]) for seed in seeds]
         slopes = torch.cat([measured for _, measured in differences])
+        require_finite(loss, slopes)
         # The loss that a central difference returns is the mean (l+ + l-) / 2.
         curvatures = torch.stack([mean - loss for mean, _ in differences]) / self.eps**2
         gradient = Seeded(objective, directions, seeds, tuple(s / self.probes for s in numbers(slopes)))
@@ -130,8 +135,12 @@ class _Preconditioned(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         # Compute in float32 for half-precision parameters, and round once at the end.
-        precise = base.dtype if base.dtype == torch.float64 else torch.float32
-        zero = torch.zeros_like(base, dtype=precise, memory_format=torch.contiguous_format)
+        weights = as_real(base.detach())
+        precise = weights.dtype if weights.dtype == torch.float64 else torch.float32
+        zero = torch.zeros_like(weights, dtype=precise, memory_format=torch.contiguous_format)
         shift = Gaussian().add(zero, leaf, seeds, scales, in_place=True).div_(self.inverse_sigma[leaf.name].sqrt())
-        total = shift.add_(base)
-        return base.copy_(total) if in_place else total.to(base.dtype)
+        total = shift.add_(weights)
+        if in_place:
+            weights.copy_(total)
+            return base
+        return torch.view_as_complex(total.to(weights.dtype)) if base.is_complex() else total.to(weights.dtype)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
@@ -99,6 +100,8 @@ def visited(
         calls.clear()
         return objective.loss(model, batch)
 
+    loss.observed_loss = objective.loss  # type: ignore[attr-defined]
+
     def before(module: nn.Module, args: Any) -> None:
         if enter is not None:
             enter(module)
@@ -112,13 +115,9 @@ def visited(
         with torch._C.DisableTorchFunction():
             return leave(Output(module, layers[module][0].name, call, start, output))
 
-    handles: list[Any] = []
-    try:
+    hooks = Hooks()
+    with undoing(hooks.remove):
         for module in layers:
-            # Prepend: perturb the raw output, before user hooks change it.
-            handles.append(module.register_forward_pre_hook(before, prepend=True))
-            handles.append(module.register_forward_hook(after, prepend=True))
+            hooks.before(module, before)
+            hooks.after(module, after, first=True)  # perturb the raw output, before user hooks change it
         yield LayerVisits(objective.with_loss(loss), total)
-    finally:
-        for handle in handles:
-            handle.remove()

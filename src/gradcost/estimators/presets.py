@@ -175,7 +175,8 @@ def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
     Cost: 1 + n forwards for n probes.
     Memory: the activations and the perturbed weights of one layer; 16 bytes per probe.
     Use when: mezo() with several probes is too slow: a probe costs half, and the step adapts to the loss's scale. The
-        learning rate is that of the paper divided by eps.
+        learning rate is that of the authors' code times sqrt(n / (n - 1)), or that of the paper's equations divided
+        by eps.
     Avoid when: only one probe is used: one slope has no standard deviation.
 
     Args:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import numbers
+from gradcost.core.finite import require_finite
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Objective
@@ -36,6 +37,7 @@ class Probing(Estimator):
         combine: the rule that combines slopes and directions into one gradient.
     Raises:
         BadInput: probes < 1.
+        Unsupported: `combine` is Projection(), and the directions are not `symmetric`.
     """
 
     slope: Slope
@@ -50,7 +52,7 @@ class Probing(Estimator):
     @property
     def facts(self) -> Facts:
         return Facts(
-            unbiased=self.directions.unbiased and self.combine.unbiased,
+            unbiased=self.directions.unbiased and self.combine.unbiased and self._refusal() is None,
             replayable=isinstance(self.directions, Directions) and self.combine.seeded,
             scales_with_slopes=self.combine.scales_with_slopes,
         )
@@ -59,6 +61,8 @@ class Probing(Estimator):
         return self.directions.init(objective) if isinstance(self.directions, StatefulDirections) else None
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        if (reason := self._refusal()) is not None:
+            raise Unsupported(reason)
         if isinstance(self.directions, StatefulDirections):
             state = self.init(objective) if state is None else state
             directions, state = self.directions.resolve(objective, key, state)
@@ -69,6 +73,7 @@ class Probing(Estimator):
     def _along(self, directions: Directions, objective: Objective, batch: Any, key: Key) -> Estimate:
         seeds = directions.seeds(key, self.probes, objective.dimension)
         loss, slopes = self.slope.measure(objective, batch, key, directions, seeds)
+        require_finite(loss, slopes)
         return Estimate(loss, self.combine.gradient(objective, directions, seeds, numbers(slopes)), slopes)
 
     def stream(
@@ -77,7 +82,16 @@ class Probing(Estimator):
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.slope.objection(objective, batch)
+        return self._refusal() or self.slope.objection(objective, batch)
+
+    def _refusal(self) -> str | None:
+        if not self.combine.needs_symmetry or self.directions.symmetric:
+            return None
+        return (
+            f"{self.combine} is biased along {self.directions}: the mean of their projection is another multiple of "
+            "the gradient for each parameter. Use Mean(), or Gaussian(), Rademacher(), Sphere(), Orthogonal() or "
+            "Coordinates()."
+        )
 
 
 def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_
 
 from gradcost.core import memory_events
 from gradcost.core.pytree import tensors
+from gradcost.instruments.memory import strided_parts
 from gradcost.instruments.module_tracker import ModuleTracker
 
 _ATEN = torch.ops.aten
@@ -28,6 +29,11 @@ _GATHER = {_ATEN.embedding, _ATEN.index_select, _ATEN.gather, _ATEN.index}
 def _rnn(x: Any, w0: Any, w1: Any, *_: Any, **__: Any) -> int:
     """Return the FLOPs of a recurrent layer on inputs (T, B, ...): two products with gate weights per time step."""
     return 2 * (x.shape[0] * x.shape[1]) * (w0.shape[0] * w0.shape[1] + w1.shape[0] * w1.shape[1])
+
+
+def _grouped_mm(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of a grouped product: each row, or each term of the sum, belongs to one group."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[-1] * (a.shape[2] if a.ndim == 3 else 1)
 
 
 def _encoder_layer(x: Any, *arguments: Any, **_: Any) -> int:
@@ -54,6 +60,7 @@ _EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
         g.shape, q.shape, k.shape, v.shape
     ),
+    _ATEN._grouped_mm: _grouped_mm,
     _ATEN.mkldnn_rnn_layer: _rnn,
     _ATEN.mkldnn_rnn_layer_backward: lambda *a, **k: 2 * _rnn(*a, **k),
     _ATEN._transformer_encoder_layer_fwd: _encoder_layer,
@@ -61,15 +68,15 @@ _EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
 }
 # Names of operators that count as element-wise although torch does not tag them so (normalisation, losses, ...).
 _ELEMENTWISE = re.compile(
-    "norm|softmax|nll_loss|mse_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
-    "prod|logsumexp|glu"
+    "norm|softmax|_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
+    "prod|logsumexp|glu|floor_divide|histc|bincount"
 )
 # Names of operators that move or create numbers without arithmetic.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
     "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
     "flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
-    "is_same_size|_has_same_storage_numel|_unsafe_view|equal|_reshape_alias"
+    "sparse_coo|coalesce|_indices|_values|_nnz|is_same_size|_has_same_storage_numel|_unsafe_view|unsafe_split|equal|_reshape_alias"
 )
 
 
@@ -184,4 +191,5 @@ def _numel(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+    parts = (part for tensor in tensors(tree) for part in strided_parts(tensor))
+    return sum(part.numel() * part.element_size() for part in parts)

@@ -234,6 +234,7 @@ def _memory_lines(memory: Memory) -> list[str]:
         f"{memory.peak:,} bytes at the peak, {memory.beyond:,} beyond parameters, buffers and batch",
         *(f"{size:>20,} {purpose}" for purpose, size in memory.breakdown.items() if size),
         f"at {memory.operator or 'no operator'} in {memory.module or 'no module'}",
+        *([f"up to {memory.within_kernels:,} bytes more inside {memory.kernel}"] if memory.within_kernels else []),
     ]
 
 

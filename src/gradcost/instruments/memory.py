@@ -18,6 +18,7 @@ from gradcost.core import memory_events
 from gradcost.core.errors import BadInput
 from gradcost.core.pytree import tensors
 from gradcost.instruments.module_tracker import ModuleTracker
+from gradcost.instruments.workspaces import workspace_bound
 
 Purpose = Literal[
     "parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations", "tangents and noise",
@@ -56,6 +57,8 @@ class Memory:
         operator: the torch operator that reached the peak; "" if none did.
         module: the module whose forward or backward pass ran the operator; "" if none.
         timeline: bytes allocated after each allocation, resize or free of a storage.
+        within_kernels: bound of the bytes by which workspaces inside CPU kernels raise the peak; 0 on other devices.
+        kernel: the operator that reaches this bound; "" if it is 0.
     """
 
     peak: int
@@ -63,6 +66,8 @@ class Memory:
     operator: str
     module: str
     timeline: tuple[int, ...]
+    within_kernels: int = 0
+    kernel: str = ""
 
     @property
     def beyond(self) -> int:
@@ -80,6 +85,19 @@ def round_up(size: int, block: int) -> int:
         Bytes.
     """
     return -(-size // block) * block
+
+
+def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the strided tensors that hold a tensor's data: itself, or the indices and values of a sparse one."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()  # an opaque layout of a library
 
 
 class _Storage:
@@ -109,7 +127,7 @@ class MemoryTracker(TorchDispatchMode):
     - storages on another type of device;
     - autograd's zero tensors (`torch._efficientzerotensor`), which have no memory;
     - storages allocated before `followed()` and not registered;
-    - workspaces inside kernels (`allocator` counts them).
+    - workspaces inside kernels: `Memory.within_kernels` bounds them, and `allocator` counts them.
 
     Args:
         model: its parameters and buffers are registered; `Memory.module` names one of its modules.
@@ -125,6 +143,7 @@ class MemoryTracker(TorchDispatchMode):
         self._storages: dict[int, _Storage | None] = {}  # by address; None: from before tracking, not counted
         self._events: list[tuple[_Storage, int]] = []
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
+        self._workspaces: list[tuple[int, int, str]] = []  # number of events, bound in bytes, operator
         self.register("parameters", model.parameters())
         self.register("buffers", model.buffers())
 
@@ -136,8 +155,8 @@ class MemoryTracker(TorchDispatchMode):
             tensors: the tensors.
         """
         for tensor in tensors:
-            if self._counts(tensor):
-                self._follow(tensor.untyped_storage(), "").assign(purpose)
+            for part in self._counted(tensor):
+                self._follow(part.untyped_storage(), "").assign(purpose)
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -166,7 +185,11 @@ class MemoryTracker(TorchDispatchMode):
         breakdown: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
         for storage, size in events[: at + 1]:
             breakdown[storage.purpose] += size
-        return Memory(peak, breakdown, *self._origins.get(at, ("", "")), timeline)
+        inside = [(timeline[max(count - 1, 0)] + bound - peak, name) for count, bound, name in self._workspaces]
+        most, kernel = max(inside, default=(0, ""))
+        return Memory(
+            peak, breakdown, *self._origins.get(at, ("", "")), timeline, *((most, kernel) if most > 0 else (0, ""))
+        )
 
     @property
     def moment(self) -> int:
@@ -179,38 +202,42 @@ class MemoryTracker(TorchDispatchMode):
         return sum(size for _, size in self._events)
 
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
-        storage = self._storage_of(tensor)
-        if storage is None:
-            return
-        if kind == "elsewhere":
-            storage.elsewhere = True
-        else:
-            storage.assign(_PURPOSE_OF_TAG[kind])
-            storage.tangent |= kind == "tangents"
+        for storage in self._storages_of(tensor):
+            if kind == "elsewhere":
+                storage.elsewhere = True
+            else:
+                storage.assign(_PURPOSE_OF_TAG[kind])
+                storage.tangent |= kind == "tangents"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = tensors((args, kwargs))
         for tensor in inputs:
-            if self._counts(tensor):
-                self._add(tensor.untyped_storage(), None)  # if new, it existed before tracking
+            for part in self._counted(tensor):
+                self._add(part.untyped_storage(), None)  # if new, it existed before tracking
         if func is _ADD and not kwargs and _is_accumulation(*args):
             out = args[0].add_(args[1])
         else:
             out = func(*args, **kwargs)
-        tangent = any(storage is not None and storage.tangent for storage in map(self._storage_of, inputs))
+        if self.device == "cpu" and (bound := workspace_bound(func, args, out)):
+            self._workspaces.append((len(self._events), bound, str(func)))
+        tangent = any(storage.tangent for tensor in inputs for storage in self._storages_of(tensor))
         for tensor in tensors(out):
-            if self._counts(tensor):
-                self._follow(tensor.untyped_storage(), str(func))
-                if tangent:
-                    self.on_tag("tangents", tensor)
+            for part in self._counted(tensor):
+                self._follow(part.untyped_storage(), str(func))
+            if tangent:
+                self.on_tag("tangents", tensor)
         return out
 
-    def _counts(self, tensor: Tensor) -> bool:
-        return tensor.device.type == self.device and not tensor._is_zerotensor()
+    def _counted(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the strided tensors whose storages count."""
+        if tensor.device.type != self.device or tensor._is_zerotensor():
+            return ()
+        return strided_parts(tensor)
 
-    def _storage_of(self, tensor: Tensor) -> _Storage | None:
-        return self._storages.get(tensor.untyped_storage()._cdata) if self._counts(tensor) else None
+    def _storages_of(self, tensor: Tensor) -> list[_Storage]:
+        found = [self._storages.get(part.untyped_storage()._cdata) for part in self._counted(tensor)]
+        return [storage for storage in found if storage is not None]
 
     def _add(self, untyped: torch.UntypedStorage, storage: _Storage | None) -> None:
         if untyped._cdata not in self._storages:
@@ -281,6 +308,8 @@ def _is_accumulation(old: Any, new: Any) -> bool:
     if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
         return False
     if not (isinstance(old, Tensor) and isinstance(new, Tensor)) or (old.shape, old.dtype) != (new.shape, new.dtype):
+        return False
+    if torch.strided != old.layout or torch.strided != new.layout:
         return False
     unshared = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # the tensor and this call
     return unshared and old._use_count() <= 4 and old.is_contiguous()  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.memory_events import tag
 from gradcost.noise.philox import Stream, fake_noise, generate
@@ -35,18 +36,21 @@ def add_noise(
 
     Law: calls on consecutive pieces of a tensor give the same bits as one call on the tensor. The terms are added in
     the order of the seeds. float32 and float64 are computed in their own precision. bfloat16 and float16 are computed
-    in float32 and rounded once at the end.
+    in float32 and rounded once at the end. A complex element is two elements: its real and its imaginary part.
 
     Args:
         stream: the distribution of the noise.
         seeds: one 64-bit seed per direction.
         scales: one factor per seed.
         start: stream index of the first element of `base`.
-        base: a tensor of any shape and floating type; its elements are numbered in row-major order.
+        base: a tensor of any shape and floating or complex type; its elements are numbered in row-major order.
         in_place: True changes `base`, which must be contiguous, instead of allocating a tensor.
     Returns:
         A tensor of the shape, dtype and device of `base`, or `base` itself.
     """
+    if base.is_complex():
+        moved = add_noise(stream, seeds, scales, start, as_real(base.detach()), in_place)
+        return base if in_place else torch.view_as_complex(moved)
     source = base.detach().reshape(-1)
     assert base.is_contiguous() or not in_place
     out = source if in_place else torch.empty_like(source, memory_format=torch.contiguous_format)

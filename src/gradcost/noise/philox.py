@@ -159,7 +159,7 @@ def generate(stream: Stream, seed: int, start: int, count: int, device: torch.de
     """Return elements start to start + count - 1 of a stream by torch operations: float32, shape (count,)."""
     device = torch.device(device)
     if count <= 0:
-        return torch.empty(0, device=device)
+        return torch.empty(0, device=device, dtype=torch.float32)
     first = start // stream.per_block
     last = (start + count - 1) // stream.per_block
     numbers = stream.reference(seed, first, last - first + 1, device)
@@ -173,4 +173,4 @@ def fake_noise(stream: Stream, start: int, count: int, device: torch.device) -> 
     blocks = last - first + 1
     torch.empty(blocks * stream.workspace, dtype=torch.uint8, device=device)
     offset = start - first * stream.per_block
-    return torch.empty(blocks * stream.per_block, device=device)[offset : offset + count]
+    return torch.empty(blocks * stream.per_block, device=device, dtype=torch.float32)[offset : offset + count]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from gradcost.core.errors import BadInput
-from gradcost.core.pytree import batch_size, plain
+from gradcost.core.micro_batches import map_examples
 
 _MAX_REPEATED = 1 << 20  # elements; smaller integer tensors have values, because models read masks and positions
 
@@ -17,24 +19,26 @@ _MAX_REPEATED = 1 << 20  # elements; smaller integer tensors have values, becaus
 def resized(batch: Any, size: int) -> Any:
     """Return a batch of `size` examples with the shapes and types of `batch`.
 
-    - Integer tensors on the CPU (tokens, masks): the examples of `batch` are repeated, up to 2^20 elements.
+    - Integer tensors on the CPU (tokens, masks), up to 2^20 elements, NumPy arrays and lists with one entry per
+      example: the examples of `batch` are repeated.
     - Other tensors: empty, on the `meta` device.
-    - Scalars, and values other than tensors: unchanged.
+    - Scalars, and other values: unchanged.
 
     Raises:
-        BadInput: size < 1, or the first dimensions of the tensors differ.
+        BadInput: size < 1, or the number of examples of `batch` is not defined.
     """
     if size < 1:
         raise BadInput(f"a batch has 1 example or more, not {size}.")
-    batch_size(batch)
 
-    def resize(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.ndim:
-            return leaf
-        shape = (size, *leaf.shape[1:])
-        has_values = not (leaf.is_floating_point() or leaf.is_meta) and leaf.device.type == "cpu" and len(leaf)
-        if has_values and size * leaf[0].numel() <= _MAX_REPEATED:
-            return leaf[torch.arange(size) % len(leaf)]
+    def resize(leaf: Any, axis: int) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return leaf.take(np.arange(size) % leaf.shape[axis], axis)
+        if not isinstance(leaf, Tensor):
+            return type(leaf)(list(itertools.islice(itertools.cycle(leaf), size)))
+        shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+        has_values = not (leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta) and leaf.device.type == "cpu"
+        if has_values and leaf.numel() and math.prod(shape) <= _MAX_REPEATED:
+            return leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
         return torch.empty(shape, dtype=leaf.dtype, device="meta")
 
-    return pytree.tree_map(resize, plain(batch))
+    return map_examples(batch, resize)

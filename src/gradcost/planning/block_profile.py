@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
+from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.optimal import Epilogue, Stage
 from gradcost.checkpointing.policies import Schedule
 from gradcost.core.blocks import Block, find_blocks
 from gradcost.core.errors import Unsupported
+from gradcost.core.fake import known
+from gradcost.core.isolation import isolated_modules
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
@@ -28,12 +32,19 @@ from gradcost.instruments.memory import MemoryTracker, round_up
 class Profile:
     """The bytes and FLOPs of a chain of blocks, and of the head and the loss after it.
 
-    base: bytes allocated throughout, in addition to what the chain saves: parameters, buffers, batch, chain input.
+    Args:
+        stages: the blocks. At a break, `output` is what the blocks before it leave for those after it.
+        epilogue: the head and the loss.
+        base: bytes allocated throughout besides what the chain saves: parameters, buffers, batch, chain input.
+        breaks: numbers of the blocks whose input is not the previous block's output.
+        shared: numbers of the blocks that are also given tensors of earlier blocks, such as skip connections.
     """
 
     stages: tuple[Stage, ...]
     epilogue: Epilogue
     base: int
+    breaks: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
 
 
 def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
@@ -46,23 +57,30 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
         batch: a batch of fake tensors.
         rounding: the block size of the allocator, in bytes.
     Returns:
-        Profile(stages, epilogue, base), with one stage per block.
+        Profile(stages, epilogue, base, breaks, shared), with one stage per block.
     Raises:
-        Unsupported: the blocks do not run exactly once each, in their order.
+        Unsupported: the blocks do not run exactly once each, in their order, or give no tensors.
     """
     blocks = find_blocks(objective.model)
-    calls, epilogue, base = _simulate_chain(objective, batch, blocks, rounding)
-    known: dict[Any, Stage] = {}
-    kinds = [(repr(block), call.shapes(), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
+    chain = _Chain(objective, blocks, rounding)
+    chain.simulate(batch)
+    calls, breaks = chain.calls, chain.breaks()
+    stages: dict[Any, Stage] = {}
+    kinds = [(repr(block), tuple(call.shapes), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
     for kind, block, call in zip(kinds, blocks, calls, strict=True):
-        if kind not in known:
-            known[kind] = _stage(block, call, rounding)
-    return Profile(tuple(known[kind] for kind in kinds), epilogue, base)
+        if kind not in stages:
+            with isolated_modules(objective.modules):  # as in an evaluation, without the model's own checkpointing
+                stages[kind] = _stage(block, call, rounding)
+    in_order = [stages[kind] for kind in kinds]
+    for number, left in zip(breaks, chain.left_at(breaks), strict=True):
+        in_order[number - 1] = replace(in_order[number - 1], output=left)
+    return Profile(tuple(in_order), *chain.epilogue_and_base(breaks), breaks, chain.shared())
 
 
 class _Shape(NamedTuple):
     """The shape of a tensor. Storing the tensor itself would keep it allocated and distort the count."""
 
+    number: int  # of the argument
     size: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -75,19 +93,33 @@ class _Shape(NamedTuple):
 class _Call:
     """The arguments of one call of a block, tensors as shapes, and the autocast dtypes of that call."""
 
-    def __init__(self, args: Any, kwargs: Any) -> None:
-        self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
-        self.leaves = [_shape_of(leaf) for leaf in self.leaves]
+    def __init__(self, args: Any, kwargs: Any, previous: set[int]) -> None:
+        self.shapes: list[_Shape] = []
+        self.continues = False  # whether an argument is an output of the previous block
+        self.others = False  # whether another argument requires a gradient
+        numbers: dict[int, _Shape] = {}
+
+        def shape_of(tensor: Tensor) -> Any:
+            if isinstance(tensor, nn.Parameter) or known(tensor) is not None:
+                return tensor  # whole numbers keep their values: a block may read them
+            if id(tensor) not in numbers:
+                shape = _Shape(len(numbers), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
+                numbers[id(tensor)] = shape
+                self.shapes.append(shape)
+                self.continues |= id(tensor) in previous
+                self.others |= id(tensor) not in previous and tensor.requires_grad
+            return numbers[id(tensor)]
+
+        self._arguments = packed(_without_caches(args, kwargs), shape_of)
         self.autocasts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
-    def shapes(self) -> Any:
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, _Shape))
+    def inputs(self) -> list[Tensor]:
+        return [shape.empty() for shape in self.shapes]
 
-    def inputs(self) -> list[Any]:
-        return [leaf.empty() if isinstance(leaf, _Shape) else leaf for leaf in self.leaves]
-
-    def run(self, block: Block, leaves: list[Any]) -> Any:
-        args, kwargs = pytree.tree_unflatten(leaves, self.structure)
+    def run(self, block: Block, inputs: list[Tensor]) -> Any:
+        args, kwargs = unpacked(
+            self._arguments, lambda leaf: inputs[leaf.number] if isinstance(leaf, _Shape) else leaf
+        )
         with ExitStack() as stack:
             for device, dtype in self.autocasts:
                 stack.enter_context(torch.autocast(device, dtype))
@@ -97,67 +129,107 @@ class _Call:
             return out
 
 
-def _shape_of(leaf: Any) -> Any:
-    if hasattr(leaf, "get_seq_length"):
-        return None  # a key-value cache: recomputation also runs without it
-    if isinstance(leaf, Tensor):
-        return _Shape(leaf.shape, leaf.stride(), leaf.dtype, leaf.requires_grad)
-    return leaf
+def _without_caches(args: Any, kwargs: Any) -> Any:
+    """Leave out empty key-value caches: recomputation runs without them."""
+
+    def is_empty(value: Any) -> bool:
+        return hasattr(value, "get_seq_length") and not value.get_seq_length()
+
+    without = {name: None if is_empty(value) else value for name, value in kwargs.items()}
+    return tuple(None if is_empty(value) else value for value in args), without
 
 
 def _shapes(block: Block) -> Any:
     return tuple((p.shape, p.dtype, p.requires_grad) for module in block for p in module.parameters())
 
 
-def _simulate_chain(
-    objective: Objective, batch: Any, blocks: Sequence[Block], rounding: int
-) -> tuple[list[_Call], Epilogue, int]:
-    """Simulate a backpropagation that saves only the chain's input; return the calls, the epilogue and `base`."""
-    tracker = MemoryTracker(objective.model, block=rounding)
-    tracker.register("inputs", tensors(batch))
-    numbers = {id(block[0]): number for number, block in enumerate(blocks)}
-    order: list[int] = []
-    calls: list[_Call] = []
-    marks: dict[str, int] = {}  # "output": bytes; the others: indices into the timeline
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        number = numbers[id(module)]
-        order.append(number)
-        if number == 0:
-            calls.clear()
-            marks["start"] = tracker.moment
-        calls.append(_Call(args, kwargs))
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        last = tensors(output)[0]
-        marks["output"], marks["end"] = _rounded(last, rounding), tracker.moment
-        if last.requires_grad:
-            last.register_hook(lambda gradient: marks.update(back=tracker.moment))
-
-    with ExitStack() as stack:
-        for block in blocks:
-            handle = block[0].register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.callback(blocks[-1][-1].register_forward_hook(leave).remove)
-        stack.enter_context(tracker.followed())
-        Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
-    if order != list(range(len(blocks))) * objective.parts or "back" not in marks:
+def _outputs(block: nn.Module, output: Any) -> list[Tensor]:
+    """Return the tensors that a block gives, its main output first: the first that requires a gradient."""
+    found = tensors_in(output)
+    if not found:
         raise Unsupported(
-            f"the blocks of {type(objective.model).__name__} do not run once each, one after the other, so they have "
-            "no schedule: use Blocks()."
+            f"a block of class {type(block).__name__} returns {type(output).__name__}, in which no tensor is found, "
+            "so its memory is unknown: use Blocks()."
         )
-    timeline = tracker.memory().timeline
-    start, output = timeline[marks["start"] - 1], marks["output"]
-    # The head's backward may leave tensors, such as the gradient of a tied embedding, until the end of the step.
-    base = start + max(timeline[marks["back"] - 1] - start - output, 0)
-    head_peak = max(timeline[marks["end"] - 1 : marks["back"]])
-    return calls, Epilogue(max(head_peak - base - output, 0), 0, 0), base
+    return sorted(found, key=lambda tensor: not tensor.requires_grad)
+
+
+class _Chain:
+    """A simulated backpropagation that saves only the chain's input."""
+
+    def __init__(self, objective: Objective, blocks: Sequence[Block], rounding: int) -> None:
+        self.objective, self.blocks, self.rounding = objective, blocks, rounding
+        self.tracker = MemoryTracker(objective.model, block=rounding)
+        self.order: list[int] = []
+        self.calls: list[_Call] = []
+        self.starts: list[int] = []  # for each call, and for the head: index into the timeline
+        self.output = 0  # bytes of the last block's output
+        self.back: int | None = None  # index into the timeline: the gradient of that output is complete
+        self._previous: list[weakref.ref[Tensor]] = []
+        self._numbers = {id(block[0]): number for number, block in enumerate(blocks)}
+
+    def simulate(self, batch: Any) -> None:
+        objective, blocks = self.objective, self.blocks
+        self.tracker.register("inputs", tensors(batch))
+        with ExitStack() as stack:
+            for block in blocks:
+                stack.callback(block[0].register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(block[-1].register_forward_hook(self._leave).remove)
+            stack.enter_context(self.tracker.followed())
+            Reverse(Schedule(((len(blocks),),))).stream(objective, batch, Key(0), lambda name, gradient: None)
+        if self.order != list(range(len(blocks))) * objective.parts or self.back is None:
+            raise Unsupported(
+                f"the blocks of {type(objective.model).__name__} do not run once each, one after the other, so they "
+                "have no schedule: use Blocks()."
+            )
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        number = self._numbers[id(module)]
+        self.order.append(number)
+        if number == 0:
+            self.calls, self.starts, self._previous = [], [], []
+        previous = {id(reference()) for reference in self._previous if reference() is not None}
+        self.calls.append(_Call(args, kwargs, previous))
+        self.starts.append(self.tracker.moment)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        found = _outputs(module, output)
+        self._previous = [weakref.ref(tensor) for tensor in found]
+        if module is self.blocks[-1][-1]:
+            self.output = _rounded(found[0], self.rounding)
+            self.starts.append(self.tracker.moment)
+            if found[0].requires_grad:
+                found[0].register_hook(self._set_back)
+
+    def _set_back(self, gradient: Tensor) -> None:
+        self.back = self.tracker.moment
+
+    def breaks(self) -> tuple[int, ...]:
+        return tuple(number for number, call in enumerate(self.calls) if number and not call.continues)
+
+    def shared(self) -> tuple[int, ...]:
+        return tuple(number for number, call in enumerate(self.calls) if number and call.continues and call.others)
+
+    def left_at(self, breaks: tuple[int, ...]) -> list[int]:
+        """Return the bytes that each part of the chain leaves to the next, at each break."""
+        timeline = self.tracker.memory().timeline
+        allocated = [timeline[self.starts[number] - 1] for number in (0, *breaks)]
+        return [max(after - before, 0) for before, after in pairwise(allocated)]
+
+    def epilogue_and_base(self, breaks: tuple[int, ...]) -> tuple[Epilogue, int]:
+        timeline = self.tracker.memory().timeline
+        assert self.back is not None
+        start, end = timeline[self.starts[0] - 1], self.starts[-1]
+        left = sum(self.left_at(breaks))
+        # The head's backward may leave tensors, such as the gradient of a tied embedding, until the end of the step.
+        base = start + max(timeline[self.back - 1] - start - self.output - left, 0)
+        head_peak = max(timeline[end - 1 : self.back])
+        return Epilogue(max(head_peak - base - self.output - left, 0), 0, 0), base
 
 
 def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     """Measure one block: a recorded forward, a forward that saves nothing, and a backward."""
-    modules, leaves = nn.ModuleList(block), call.inputs()
-    inputs = [tensor for tensor in tensors(leaves) if tensor.requires_grad]
+    modules, inputs = nn.ModuleList(block), call.inputs()
     counter, stopped = OpCounter(modules), 0
 
     def record_flops(tensor: Tensor) -> Tensor:
@@ -167,24 +239,23 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
 
     with torch.enable_grad():
         with counter.followed(), saved_tensors_hooks(record_flops, lambda tensor: tensor):
-            call.run(block, leaves)
+            call.run(block, inputs)
         unsaved_tracker = MemoryTracker(modules, block=rounding)
         with unsaved_tracker.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
-            call.run(block, leaves)
+            call.run(block, inputs)
         tracker = MemoryTracker(modules, block=rounding)
         standing = tracker.standing
         with tracker.followed(), ExitStack() as stack:
-            parameters = [p for p in modules.parameters() if p.requires_grad]
-            for parameter in parameters:
+            for parameter in (p for p in modules.parameters() if p.requires_grad):
                 handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
                 stack.callback(handle.remove)
-            out = tensors(call.run(block, leaves))
+            out = _outputs(block[-1], call.run(block, inputs))
             output, forward = _rounded(out[0], rounding), tracker.moment
             edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
             gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]
             del out
             if edges:
-                torch.autograd.backward(edges, gradients, inputs=[*parameters, *inputs])
+                torch.autograd.backward(edges, gradients)
     timeline = [allocated - standing for allocated in tracker.memory().timeline]
     saved = max(timeline[forward - 1] - output, 0)
     backward = max(max(timeline[forward:], default=saved) - saved, 0)

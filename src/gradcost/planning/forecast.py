@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-)
 
+from gradcost.core.autograd_use import examine, known_use
 from gradcost.core.errors import Unsupported
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.key import Key
+from gradcost.core.next_state import moving
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
@@ -24,6 +21,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 from gradcost.planning.fake_model import on_fakes
+from gradcost.planning.refusals import simulation_errors
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.train_state import TrainState
 
@@ -63,6 +61,13 @@ class Forecast:
         return self.memory.beyond
 
     @property
+    def within_kernels(self) -> int:
+        """Bound of the bytes by which workspaces inside the kernels of a CPU raise the peak: convolutions, LSTM
+        layers, products in bfloat16 and float16. 0 if there are none, and on CUDA, where they are unknown.
+        """
+        return self.memory.within_kernels if self.device == "cpu" else 0
+
+    @property
     def breakdown(self) -> Mapping[Purpose, int]:
         """Bytes at the peak by purpose; they sum to the peak."""
         return self.memory.breakdown
@@ -93,6 +98,8 @@ class Forecast:
         ]
         lines += [f"    {purpose:<20}{size:>20,}" for purpose, size in self.breakdown.items() if size]
         lines.append(f"    at {self.memory.operator} in {self.memory.module or 'no module'}")
+        if self.within_kernels:
+            lines.append(f"    and up to {self.within_kernels:,} bytes more inside {self.memory.kernel}")
         lines.append(
             f"{self.flops:,} FLOPs ({self.forwards:.2f} forwards), {self.matmuls} matmuls, {self.moved:,} bytes moved"
         )
@@ -109,8 +116,9 @@ def forecast(
     """Predict the cost of a training step without computing its numbers or moving data.
 
     Law: on a CPU, the peak bytes and the FLOPs equal those that MemoryTracker and OpCounter measure in the real step.
-    For a CUDA device the peak is approximate: sizes are rounded up to 512 bytes and the library's GPU code runs, but
-    workspaces inside kernels are not included.
+    The allocator also sees workspaces inside kernels: on a CPU, `Forecast.within_kernels` bounds them. For a CUDA
+    device the peak is approximate: sizes are rounded up to 512 bytes and the library's GPU code runs, but workspaces
+    inside kernels are not included.
 
     The forecast is for a step after the first; for an estimator with state, for the second. In that step
     VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot.
@@ -124,27 +132,31 @@ def forecast(
     Returns:
         The peak memory with its breakdown, FLOPs and matrix products.
     Raises:
-        Unsupported: the estimator cannot be used with this model and batch, or the model reads values of tensors.
-            The message names the operation and an alternative.
+        BadInput: the loss cannot be evaluated on this batch.
+        Unsupported: the estimator cannot be used with this model and batch, or the model cannot be simulated, for
+            example because it reads values of tensors. The message names the module and an alternative.
     """
     where = device_type(objective, device)
-    with on_fakes(objective, batch, where) as (fake, fake_batch), warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        simulation_errors(objective, batch),
+        on_fakes(objective, batch, where) as (fake, fake_batch),
+    ):
         warnings.simplefilter("ignore", Note)
         tracker = MemoryTracker(fake.model, block=rounding(where))
         tracker.register("inputs", tensors(fake_batch))
         counter, forward_counter = OpCounter(fake.model), OpCounter(fake.model)
-        try:
-            with forward_counter.followed():
-                fake.evaluate(fake_batch, Key(0))
-            objection = estimator.objection(fake, fake_batch)
-            if objection is not None:
-                raise Unsupported(objection)
-            train_state = _after_first_step(TrainState(fake, estimator, optimizer), fake_batch)
-            tracker.register("optimizer state", train_state.held_tensors())
-            with counter.followed(), tracker.followed():
-                estimate = train_state.step(fake_batch, Key(0))
-        except NEEDS_VALUES as error:
-            raise Unsupported(needs_values(objective, error)) from error
+        if known_use(fake) is None:
+            examine(fake, fake_batch, Key(0))  # before anything is counted
+        with forward_counter.followed():
+            fake.evaluate(fake_batch, Key(0))
+        objection = estimator.objection(fake, fake_batch)
+        if objection is not None:
+            raise Unsupported(objection)
+        train_state = _after_first_step(TrainState(fake, estimator, optimizer), fake_batch)
+        tracker.register("optimizer state", train_state.held_tensors())
+        with counter.followed(), tracker.followed():
+            estimate = train_state.step(fake_batch, Key(0))
         kept = sum(tensor.nbytes for tensor in train_state.held_tensors())
     return Forecast(
         estimator,
@@ -155,9 +167,6 @@ def forecast(
         kept,
         estimate.gradient.message_nbytes,
     )
-
-
-NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 
 
 def device_type(objective: Objective, device: str | torch.device | None) -> str:
@@ -176,6 +185,7 @@ def rounding(device: str) -> int:
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
     """Give a training the states of optimizer and estimator that it has after its first step."""
+    moving(train_state.objective, batch, Key(0))  # the first step finds out what a forward pass changes
     if train_state.state is not None:
         # The size of the state does not depend on the amount of data: one batch is enough.
         first = replace(train_state.objective, data=lambda: [batch])
@@ -187,11 +197,3 @@ def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
             train_state.leafwise.use(leaf.name, torch.zeros_like(leaf.parameter))
         train_state.leafwise.advance()
     return train_state
-
-
-def needs_values(objective: Objective, error: Exception) -> str:
-    """Explain why a forecast of this model is impossible."""
-    return (
-        f"{type(objective.model).__name__} reads values of a tensor, which a forecast does not have: "
-        f"{str(error).splitlines()[0]}. Run a small batch with `gradcost.instruments.measure` instead."
-    )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -51,8 +49,7 @@ class Forecasts:
         """Return the forecast for `size` examples (None: the size of `batch`), or the reason why it fails."""
         if (estimator, size) not in self._known:
             try:
-                with quietly():
-                    self._known[estimator, size] = self._forecast(estimator, size)
+                self._known[estimator, size] = self._forecast(estimator, size)
             except GradcostError as error:
                 self._known[estimator, size] = str(error)
             except (ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
@@ -75,7 +72,7 @@ class Forecasts:
         if (parts, size) not in self._least:
             try:
                 tradeoff, more = self.tradeoff(parts, size)
-                self._least[parts, size] = more + min(tradeoff.peak(i) for i in range(min(3, len(tradeoff.points))))
+                self._least[parts, size] = more + tradeoff.least().peak
             except (GradcostError, RuntimeError):
                 self._least[parts, size] = None
         return self._least[parts, size]
@@ -88,11 +85,10 @@ class Forecasts:
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
         """Return `Within(budget, beside)` in `parts` micro-batches, and its forecast or why there is none."""
         try:
-            with quietly():
-                tradeoff, more = self.tradeoff(parts)
-                schedule = Reverse(Schedule(tradeoff.cheapest(budget - more).items))
-                objective, batch, _ = self.fewer(parts)
-                without_optimizer = more + forecast(schedule, objective, batch, None, self.device).peak
+            tradeoff, more = self.tradeoff(parts)
+            schedule = Reverse(Schedule(tradeoff.cheapest(budget - more).items))
+            objective, batch, _ = self.fewer(parts)
+            without_optimizer = more + forecast(schedule, objective, batch, None, self.device).peak
         except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
         estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
@@ -158,17 +154,6 @@ class Forecasts:
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Stop torch from logging a traceback when an operator fails on fake tensors. The error is still raised."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:

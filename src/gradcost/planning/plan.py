@@ -11,7 +11,7 @@ import torch
 
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
-from gradcost.core.objective import Objective, loss_errors
+from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator
@@ -19,9 +19,10 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.planning import roofline
 from gradcost.planning.candidates import described, label, options, terse
 from gradcost.planning.fake_model import on_fakes
-from gradcost.planning.forecast import NEEDS_VALUES, Forecast, device_type, needs_values
-from gradcost.planning.forecasts import Forecasts, offloads, quietly, stream
+from gradcost.planning.forecast import Forecast, device_type
+from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
+from gradcost.planning.refusals import simulation_errors
 from gradcost.planning.row import COLUMNS, Row
 from gradcost.planning.within import Within
 from gradcost.theory.moments import second_moment
@@ -151,6 +152,7 @@ def plan(
         The rows and the choice.
     Raises:
         BadInput: the budget is not above 0, or the loss cannot be evaluated on the batch.
+        Unsupported: the loss can be evaluated, but not simulated on tensors without data.
     """
     if budget <= 0:
         raise BadInput(f"budget is a number of bytes above 0, not {budget}.")
@@ -220,12 +222,10 @@ def _evaluated(objective: Objective, batch: Any, device: str) -> None:
 
     Raises:
         BadInput: the loss raises on this batch, or is not a scalar.
+        Unsupported: the loss cannot be simulated.
     """
-    with quietly(), loss_errors(objective), on_fakes(objective, batch, device) as (fake, fake_batch):
-        try:
-            fake.evaluate(fake_batch, Key(0))
-        except NEEDS_VALUES as error:
-            raise Unsupported(needs_values(objective, error)) from error
+    with simulation_errors(objective, batch), on_fakes(objective, batch, device) as (fake, fake_batch):
+        fake.evaluate(fake_batch, Key(0))
 
 
 def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
@@ -249,4 +249,7 @@ def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast]
 def _breakdown(method: str, forecast: Forecast) -> str:
     parts = "  ".join(f"{purpose} {size(nbytes)}" for purpose, nbytes in forecast.breakdown.items() if nbytes)
     where = f"in {forecast.memory.module}" if forecast.memory.module else "outside any module"
-    return f"peak of {method}:  {parts}   at {forecast.memory.operator} {where}"
+    more = f", and up to {size(forecast.within_kernels)} more inside {forecast.memory.kernel}"
+    return (
+        f"peak of {method}:  {parts}   at {forecast.memory.operator} {where}{more if forecast.within_kernels else ''}"
+    )

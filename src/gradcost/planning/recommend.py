@@ -42,12 +42,11 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Lea
     for parts in dict.fromkeys((1, examples)):
         if forecasts.least(parts) is None:
             continue
-        for point in forecasts.tradeoff(parts)[0].points[:3]:
-            estimator: Estimator = Reverse(Schedule(point.items))
-            estimator = estimator if parts == 1 else Accumulated(estimator, parts)
-            result = forecasts.of(estimator)
-            if isinstance(result, Forecast):
-                candidates.append(Least(estimator, result))
+        estimator: Estimator = Reverse(Schedule(forecasts.tradeoff(parts)[0].least().items))
+        estimator = estimator if parts == 1 else Accumulated(estimator, parts)
+        result = forecasts.of(estimator)
+        if isinstance(result, Forecast):
+            candidates.append(Least(estimator, result))
     return min(candidates, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
 
 

@@ -82,6 +82,7 @@ class Row:
             "over": self.over,
             "peak": forecast.peak,
             "beyond": forecast.beyond,
+            "within_kernels": forecast.within_kernels,
             "breakdown": dict(forecast.breakdown),
             "operator": forecast.memory.operator,
             "module": forecast.memory.module,

@@ -5,22 +5,28 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradcost.checkpointing.optimal import Items, Point, frontier
+from gradcost.checkpointing.optimal import Items, Point, frontier, peak, recomputed, schedule_length
 from gradcost.checkpointing.policies import Saving, Schedule
+from gradcost.checkpointing.replay import not_recomputed
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported
-from gradcost.core.objective import Objective
+from gradcost.core.fake import is_fake
+from gradcost.core.notes import warn_once
+from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
 from gradcost.core.value import value
 from gradcost.estimators.reverse import Reverse
-from gradcost.planning.block_profile import profile
+from gradcost.planning.block_profile import Profile, profile
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.forecast import device_type, forecast, rounding
+from gradcost.planning.refusals import simulation_errors
+from gradcost.planning.schedule_search import fewer_flops, lower_peak, uniform
 from gradcost.training.optimizers import Optimizer
 
 
@@ -30,8 +36,10 @@ class Within(Saving):
 
     The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter's at
     a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested.
-    Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules. The peak of a whole step
-    is simulated before a schedule is chosen. All figures come from fake tensors.
+    Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules of a chain. If a block gets
+    other tensors than the previous block's output (an encoder's output, a skip connection), schedules near the best
+    ones are simulated too, and a Note says so. The peak of a whole step is simulated before a schedule is chosen. All
+    figures come from fake tensors.
 
     Law: the measured peak is at most `bytes - beside`, and the gradient equals that of backpropagation bit for bit.
 
@@ -54,11 +62,38 @@ class Within(Saving):
             )
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
-        return Schedule(self.schedule(objective, batch)).applied(objective, batch)
+        schedule = Schedule(self.schedule(objective, batch))
+        if not is_fake(objective.leaves[0].parameter):
+            self._note_if_searched(objective, batch)
+        return self._checked(schedule, objective, batch)
+
+    def _checked(self, schedule: Schedule, objective: Objective, batch: Any) -> AbstractContextManager[None]:
+        """Return the schedule's context manager, which checks at its first use which blocks can be recomputed."""
+        context = schedule.applied(objective, batch)
+        for name, reason in not_recomputed(objective).items():
+            raise Unsupported(
+                f"{name} cannot be recomputed ({reason}), so {self} cannot bound the memory: use Blocks()."
+            )
+        return context
+
+    def _note_if_searched(self, objective: Objective, batch: Any) -> None:
+        with _disable_current_modes():
+            figures = MemoryTradeoff(objective, batch).figures
+        places = (*figures.breaks, *figures.shared)
+        if places:
+            warn_once(
+                objective.model,
+                "within",
+                f"block {min(places)} of {type(objective.model).__name__} does not get the output of block "
+                f"{min(places) - 1} alone, so {self} uses the best schedule of those that it simulated; another one "
+                "may need fewer FLOPs.",
+            )
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         try:
-            self.schedule(objective, batch)
+            schedule = Schedule(self.schedule(objective, batch))
+            with loss_errors(objective):
+                self._checked(schedule, objective, batch)
         except GradcostError as error:
             return str(error)
         return None
@@ -90,11 +125,11 @@ def within(
 class MemoryTradeoff:
     """The best checkpointing schedules of a chain of blocks, in the order of increasing peak.
 
-    points: each schedule with its peak bytes and recomputed FLOPs, computed from the figures of single blocks.
-    `peak` and `cheapest` instead simulate a whole step.
+    points: each schedule with its peak bytes and recomputed FLOPs, computed from `figures`, those of single blocks.
+    `peak`, `least` and `cheapest` instead simulate whole steps.
 
     Raises:
-        Unsupported: the model has no chain of blocks, or its blocks do not run once each.
+        Unsupported: the model has no chain of blocks, its blocks do not run once each, or it cannot be simulated.
     """
 
     def __init__(
@@ -106,24 +141,38 @@ class MemoryTradeoff:
         cache = _cache.setdefault(objective.model, {})
         cache_key = (*_shapes(objective, batch), optimizer, device_type(objective, device))
         if cache_key not in cache:
-            cache[cache_key] = self._best_schedules(), {}
-        self.points, self._simulated_peaks = cache[cache_key]
+            cache[cache_key] = _Known(*self._best_schedules())
+        self._known = cache[cache_key]
+        self.points, self.figures = self._known.points, self._known.figures
 
-    def _best_schedules(self) -> list[Point]:
+    def _best_schedules(self) -> tuple[Profile, list[Point]]:
         objective, batch, _, device = self._step
         where = device_type(objective, device)
-        with on_fakes(objective, batch, where) as (fake, fake_batch):
+        with simulation_errors(objective, batch), on_fakes(objective, batch, where) as (fake, fake_batch):
             figures = profile(fake, fake_batch, rounding(where))
-        points = frontier(figures.stages, figures.epilogue)
-        return [Point(figures.base + point.peak, point.flops, point.items) for point in points]
+        points = frontier(figures.stages, figures.epilogue, breaks=figures.breaks)
+        return figures, [Point(figures.base + point.peak, point.flops, point.items) for point in points]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each block gets the previous block's output and no other tensor of an earlier block.
+
+        Then a schedule with the fewest FLOPs is known. Otherwise it is the best of the simulated schedules.
+        """
+        return not (self.figures.breaks or self.figures.shared)
 
     def peak(self, index: int) -> int:
         """Return the peak of a whole step under schedule `index`, simulated on fake tensors."""
-        if index not in self._simulated_peaks:
-            objective, batch, optimizer, device = self._step
-            estimator = Reverse(Schedule(self.points[index].items))
-            self._simulated_peaks[index] = forecast(estimator, objective, batch, optimizer, device).peak
-        return self._simulated_peaks[index]
+        return self._simulated(self.points[index].items).peak
+
+    def least(self) -> Point:
+        """Return the schedule with the smallest simulated peak: of the first ones, one region a block, and others."""
+        if self._known.least is None:
+            blocks = schedule_length(self.points[0].items)
+            candidates = dict.fromkeys([*(point.items for point in self.points[:3]), ((1,),) * blocks])
+            best = min(map(self._simulated, candidates), key=lambda point: (point.peak, point.flops))
+            self._known.least = best if self.is_chain else lower_peak(best, self._simulated, self._estimated)
+        return self._known.least
 
     def cheapest(self, budget: int) -> Point:
         """Return the schedule with the fewest FLOPs that fits, with its simulated peak.
@@ -142,17 +191,59 @@ class MemoryTradeoff:
             stride *= 2
             if fits >= 0 and over < len(self.points):
                 at = (fits + over) // 2
-        if fits < 0:
-            least = min(self.peak(index) for index in range(min(3, len(self.points))))
-            raise DoesNotFit(
-                f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here. The least is "
-                f"{least:,} bytes, by nested checkpointing; Accumulated(..., parts) needs less."
-            )
-        return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
+        if fits >= 0 and self.is_chain:
+            return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
+        if fits < 0 and self.least().peak > budget:
+            raise DoesNotFit(self._too_small(budget))
+        found = [self.least()] if fits < 0 else [self._simulated(self.points[fits].items)]
+        if not self.is_chain:
+            found += [point for point in map(self._simulated, self._uniform()) if point.peak <= budget]
+        best = min(found, key=lambda point: (point.flops, point.peak))
+        return best if self.is_chain else fewer_flops(best, budget, self._simulated, self._estimated)
+
+    def _too_small(self, budget: int) -> str:
+        return (
+            f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here, with the schedules "
+            f"that were tried. The least is {self.least().peak:,} bytes, by nested checkpointing; "
+            "Accumulated(..., parts) needs less."
+        )
+
+    def _uniform(self) -> list[Items]:
+        """Return Everything(), and Segments(n) for 1, 2, 4, ... and for all blocks."""
+        blocks = schedule_length(self.points[0].items)
+        counts = dict.fromkeys([*(1 << power for power in range(blocks.bit_length())), blocks])
+        return [(blocks,), *(uniform(blocks, count) for count in counts if count <= blocks)]
+
+    def _simulated(self, items: Items) -> Point:
+        simulated = self._known.simulated
+        if items not in simulated:
+            objective, batch, optimizer, device = self._step
+            result = forecast(Reverse(Schedule(items)), objective, batch, optimizer, device)
+            simulated[items] = result.peak, result.flops
+        everything = (schedule_length(items),)
+        if items != everything and not self.is_chain:
+            self._simulated(everything)
+        peak, flops = simulated[items]
+        return Point(peak, flops - simulated.get(everything, (0, 0))[1], items)
+
+    def _estimated(self, items: Items) -> Point:
+        figures = self.figures
+        peak_bytes = figures.base + peak(items, figures.stages, figures.epilogue)
+        return Point(peak_bytes, recomputed(items, figures.stages), items)
 
 
-# By model, then by loss, shapes, modes, optimizer and device: the points and the simulated peaks.
-_cache: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Point], dict[int, int]]]]
+@dataclass
+class _Known:
+    """What is known of the schedules of a model, a loss and shapes."""
+
+    figures: Profile
+    points: list[Point]
+    simulated: dict[Items, tuple[int, int]] = field(default_factory=dict)  # schedule -> peak and FLOPs of a step
+    least: Point | None = None
+
+
+# By model, then by loss, shapes, modes, optimizer and device.
+_cache: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]
 _cache = weakref.WeakKeyDictionary()
 
 

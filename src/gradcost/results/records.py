@@ -18,6 +18,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.results import ledger
+from gradcost.results.outcome import judged
 
 SCHEMA = 1
 
@@ -98,7 +99,7 @@ class TrialRecord:
         phase: "tune", "confirm" or "final".
         lr: learning rate.
         seed: seed of the run.
-        status: "finished", "diverged" or "failed".
+        status: "finished", "diverged" (`core.divergence`) or "failed".
         steps: number of steps taken.
         curve: training and validation curves.
         validation: last evaluation on the validation split.
@@ -288,7 +289,8 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
-    """Convert a JSON record of kind "trial" to a TrialRecord."""
+    """Convert a JSON record of kind "trial" to a TrialRecord, with the status that `outcome.judged` gives it."""
+    record = judged(record)
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     return _make(
         TrialRecord,

@@ -15,6 +15,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.results import ledger
+from gradcost.results.outcome import judged
 from gradcost.results.records import Results, read
 from gradcost.results.tuning import Score, best, chosen, scores
 
@@ -126,7 +127,7 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
             f"no trial of {folder} begins with {trial!r}. {folder}/{ledger.RECORDS} lists the "
             "recorded trials, and `gradcost status` the running ones."
         )
-    return next(iter(matches.values()))
+    return dict(judged(next(iter(matches.values()))))
 
 
 def why(folder: Path, trial: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +16,21 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradcost.core.autograd_use import ORDINARY, known_use
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.gradient_mode import in_constant_part
+from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.directions import Directions, SparseDirections
 from gradcost.directions.direction import combination
 from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
-from gradcost.slopes.substitution import substituted
+from gradcost.slopes.substitution import RULES, substituted
 
 
 def differentiate(
@@ -49,25 +51,38 @@ def differentiate(
     Raises:
         Unsupported: the loss has no tangent, or the tangent of a parameter would be lost.
     """
+    if torch.is_inference_mode_enabled():
+        raise Unsupported(
+            "torch.inference_mode() is on around the estimate, and forward mode is off there. Use torch.no_grad() "
+            "around the training loop instead, or mezo(), which needs no derivative."
+        )
+    use = known_use(objective) or ORDINARY
+    if len(seeds) > 1 and (use.differentiates or use.forward_mode):  # autograd.grad does not work under vmap
+        found = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
+        return found[-1][0], torch.cat([slope for _, slope in found])
     if len(seeds) == 1:
-        with forward_ad.dual_level():
-            loss, slope = forward_ad.unpack_dual(_evaluate(objective, batch, key, directions, seeds, None))
+        if use.forward_mode:  # a dual level cannot contain another one, but a transform can
+            loss, slope = _in_transform(lambda: _evaluate(objective, batch, key, directions, seeds, None))
+        else:
+            with forward_ad.dual_level():
+                loss, slope = forward_ad.unpack_dual(_evaluate(objective, batch, key, directions, seeds, None))
         assert slope is not None
         return loss, slope.reshape(1)
 
     # vmap maps over the index of the direction: the primal is computed once, and the tangents are batched.
     # Inside vmap, dual tensors need a functorch level. torch.func.jvp creates one; its argument has no other use.
     def slope_of(index: Tensor) -> tuple[Tensor, Tensor]:
-        def loss_of(_: Tensor) -> Tensor:
-            return _evaluate(objective, batch, key, directions, seeds, index)
-
-        unused = torch.zeros(())
-        loss, slope = torch.func.jvp(loss_of, (unused,), (unused,))  # pyright: ignore[reportAssignmentType]
-        return loss, slope
+        return _in_transform(lambda: _evaluate(objective, batch, key, directions, seeds, index))
 
     indices = torch.arange(len(seeds), device=objective.leaves[0].parameter.device)
     losses, slopes = torch.func.vmap(slope_of, randomness="same")(indices)
     return losses[0], slopes
+
+
+def _in_transform(evaluate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the loss and its tangent. `evaluate` runs inside `torch.func.jvp`, of whose argument it makes no use."""
+    unused = torch.zeros(())
+    return torch.func.jvp(lambda _: evaluate(), (unused,), (unused,))  # pyright: ignore[reportReturnType]
 
 
 def _evaluate(
@@ -80,18 +95,23 @@ def _evaluate(
 ) -> Tensor:
     """Return the loss as a dual tensor. `index` is the position of the seed under vmap, None outside."""
 
+    in_transform = functorch.maybe_current_level() is not None
+
     def tangent(draw: Callable[[int], Tensor]) -> Tensor:
-        if index is None:
+        if not in_transform:
             return tag("tangents", draw(seeds[0]))
-        with temporarily_clear_interpreter_stack():  # a functorch level wraps new tensors; `draw` cannot fill those
-            stack = torch.stack([tag("tangents", draw(seed)) for seed in seeds])
-        return stack.index_select(0, index.reshape(1)).squeeze(0)
+        with torch._C._DisableFuncTorch():  # a functorch level wraps new tensors; `draw` cannot fill those
+            drawn = [tag("tangents", draw(seed)) for seed in seeds]
+            stack = drawn[0] if index is None else torch.stack(drawn)
+        return stack if index is None else stack.index_select(0, index.reshape(1)).squeeze(0)
 
     all_leaves = False  # whether leaves on which all directions are zero get a tangent too
     has_skipped = False  # whether some leaf got no tangent
 
     def make(leaf: Leaf) -> Tensor:
         nonlocal has_skipped
+        if in_constant_part():
+            return leaf.parameter.detach()
         if not all_leaves and isinstance(directions, SparseDirections) and not directions.touches(leaf, seeds):
             has_skipped = True
             return leaf.parameter.detach()
@@ -100,8 +120,10 @@ def _evaluate(
 
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        rules = _RULES if index is None else _RULES | _RULES_UNDER_VMAP
-        if isinstance(directions, Factored):
+        use = known_use(objective) or ORDINARY
+        rules = _RULES | _RULES_IN_TRANSFORM if in_transform else _RULES
+        rules = rules | {rule: rule for rule in _OF_DUALS} if use.transforms else rules
+        if isinstance(directions, Factored) and not (use.differentiates or use.transforms):
             stack.enter_context(substituted(objective, make, rules, only_linear_reads))
 
             def factors(leaf: Leaf) -> Factors:
@@ -147,7 +169,12 @@ def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute F.linear on dual tensors, without a matmul for a missing tangent. PyTorch's rule multiplies zeros."""
+    """Compute F.linear on dual tensors, without a matmul for a missing tangent. PyTorch's rule multiplies zeros.
+
+    A loss that differentiates inside needs PyTorch's rule, which saves the weight with its tangent for the backward.
+    """
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        return F.linear(input, weight, bias)
     x, dx = forward_ad.unpack_dual(input)
     w, dw = forward_ad.unpack_dual(weight)
     b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
@@ -211,7 +238,7 @@ def _batch_norm(input: Tensor, running_mean: Any, running_var: Any, *args: Any, 
 def _dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = True
 ) -> Tensor:
-    """Apply dropout with the same mask as outside vmap. functorch would draw the mask in another memory order."""
+    """Apply dropout with the mask of plain evaluations. functorch would draw it in another memory order."""
     if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
     unwrapped = input
@@ -222,8 +249,9 @@ def _dropout(
 
 
 _RULES = {F.layer_norm: _normalizing(F.layer_norm), F.group_norm: _normalizing(F.group_norm)}
-_RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | LOSSES_IN_FLOAT32
-_RULES_UNDER_VMAP = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
+_RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | RULES
+_OF_DUALS = (F.linear, F.layer_norm, F.group_norm)  # their rules unpack duals, which transforms of the loss wrap
+_RULES_IN_TRANSFORM = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
 # Code that a user cannot change. `first_blocked` reports the innermost line outside these folders.
@@ -246,18 +274,22 @@ class Blocked(NamedTuple):
 
 def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | None:
     """Call `attempt`, an evaluation with tangents. Return where it fails, or None if it succeeds."""
-    failed: list[str] = []
+    failed: list[tuple[str, BaseException | None]] = []
     with _failing_module(model, failed):
         try:
             attempt()
         except BadInput:
             raise  # not forward mode's fault
-        except (NotImplementedError, RuntimeError, ValueError) as error:
+        except (NotImplementedError, RuntimeError, ValueError) as raised:
+            causes = list(_causes(raised))
+            # `Jvp.measure` converts this error to a refusal.
+            error = next((cause for cause in causes if isinstance(cause, NotImplementedError)), raised)
             frames = [
                 f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARY_FOLDERS)
             ]
             line = (frames[-1].line or "") if frames else ""
-            return Blocked(failed[0] if failed else None, line, str(error).split("\n")[0].rstrip("."))
+            name = next((name for name, failure in failed if failure in causes), None)
+            return Blocked(name, line, str(error).split("\n")[0].rstrip("."))
     return None
 
 
@@ -266,6 +298,8 @@ def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | No
     blocked = first_blocked(model, attempt)
     if blocked is None:
         return None
+    if blocked.module is None and not blocked.line:
+        return f"{blocked.reason}."  # a refusal of gradcost
     where = "the loss" if blocked.module is None else f"`{blocked.module or type(model).__name__}`"
     return (
         f"{where} cannot be differentiated forward, at `{blocked.line}`: {blocked.reason}. For attention use "
@@ -274,20 +308,30 @@ def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | No
 
 
 @contextmanager
-def _failing_module(model: nn.Module, failed: list[str]) -> Iterator[None]:
-    """If a forward raises inside the context, append the name of the innermost such module to `failed`."""
+def _failing_module(model: nn.Module, failed: list[tuple[str, BaseException | None]]) -> Iterator[None]:
+    """If a forward raises inside the context, append the name of the module and the exception, innermost first.
 
-    def hook(name: str, module: nn.Module) -> Any:
+    A module may also return None, which an always_call hook gets after an error too.
+    """
+    outside = sys.exc_info()[1]
+    hooks = Hooks()
+
+    def hook(name: str, module: nn.Module) -> None:
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            # After an error, an always_call hook gets output=None. The innermost module's hook is called first.
-            if output is None and not failed:
-                failed.append(name)
+            error = sys.exc_info()[1]
+            if output is None and error is not outside:
+                failed.append((name, error))
 
-        return module.register_forward_hook(leave, always_call=True)
+        hooks.after(module, leave, always=True)
 
-    handles = [hook(name, module) for name, module in model.named_modules()]
-    try:
+    with undoing(hooks.remove):
+        for name, module in model.named_modules():
+            hook(name, module)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and the exceptions during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

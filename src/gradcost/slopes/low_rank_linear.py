@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions.low_rank import Factors
 
@@ -25,6 +26,10 @@ def only_linear_reads(module: nn.Module, name: str) -> bool:
     This is certain only for the weight of `nn.Linear` itself, without subclass or replaced `forward`.
     """
     return type(module) is nn.Linear and name == "weight" and "forward" not in vars(module)
+
+
+def _is_real_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and not parameter.is_complex()
 
 
 class LowRankLinearMode(TorchFunctionMode):
@@ -43,7 +48,7 @@ class LowRankLinearMode(TorchFunctionMode):
         with_tangent: Callable[[str, Tensor, Tensor], Tensor],
     ) -> None:
         super().__init__()
-        self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if leaf.parameter.ndim == 2}
+        self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if _is_real_matrix(leaf.parameter)}
         self.factors, self.with_tangent = factors, with_tangent
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,7 +56,7 @@ class LowRankLinearMode(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         leaf = self.leaves.get(id(weight))
-        if leaf is None:
+        if leaf is None or in_constant_part():
             return F.linear(input, weight, bias)
         with torch._C.DisableTorchFunction():  # the enclosing substitution mode would replace the leaf
             constant_weight, (left, right) = leaf.parameter.detach(), self.factors(leaf)

@@ -1,10 +1,11 @@
 """Warn if rounding makes a finite difference wrong.
 
-Two causes are checked: half-precision weights lose the perturbation, or the losses differ by only a few units in the
-last place. The schedule counts the estimates of one slope on one model:
+Three causes are checked: half-precision weights lose the perturbation, the losses differ by only a few units in the
+last place, or operations in half precision (weights or autocast) round the losses. The schedule counts the estimates
+of one slope on one model:
 
-- first estimate: check the perturbation of half-precision weights, and the losses;
-- estimates 2, 4, 8, 16, ...: check the losses.
+- first estimate: check all causes. The rounding of operations costs six forward passes, in half precision only;
+- estimates 2, 4, 8, 16, ...: check the distance of the losses.
 
 Other estimates copy no number from the device to the CPU. Each cause is reported once per model.
 """
@@ -12,7 +13,8 @@ Other estimates copy no number from the device to the CPU. Each cause is reporte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,14 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.fake import is_fake, numbers
+from gradcost.core.first_use import can_check
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.precision import HALVES, spacing
+from gradcost.core.precision import HALVES, coarsest, spacing
 from gradcost.directions import Directions
 from gradcost.directions.direction import combination
 
 # Lowest accepted cosine between the rounded and the exact perturbation, over all leaves and over one leaf.
 MIN_COSINE, MIN_LEAF_COSINE = 0.9, 0.5
+MAX_NOISE = 0.1  # highest accepted ratio of rounding error to slope
 MIN_UNITS = 4  # a loss difference below this many units in the last place of the loss is mostly rounding
 _CHUNK = 1 << 20  # elements converted to float32 at once
 
@@ -52,7 +56,13 @@ class RoundedLeaf(NamedTuple):
 
 
 def warn_if_rounded(
-    objective: Objective, slope: object, eps: float, directions: Directions, seed: int, losses: Sequence[Tensor]
+    objective: Objective,
+    slope: object,
+    eps: float,
+    directions: Directions,
+    seed: int,
+    losses: Sequence[Tensor],
+    loss_at: Callable[[float], Tensor],
 ) -> None:
     """Emit a Note if rounding makes these finite differences wrong, when the schedule (see the module) has a check.
 
@@ -63,6 +73,7 @@ def warn_if_rounded(
         directions: the distribution of the directions.
         seed: the seed of the direction whose rounding is checked.
         losses: a flat list a, b, c, d, ... in the loss's own dtype. The finite differences are a - b, c - d, ...
+        loss_at: returns the loss at theta + t z for a number t, with z the direction of `seed`.
     """
     if any(map(is_fake, losses)):
         return
@@ -70,6 +81,8 @@ def warn_if_rounded(
     number = counts[repr(slope)] = counts.get(repr(slope), 0) + 1
     if number == 1:
         _warn_if_weights_round(objective, slope, eps, directions, seed)
+        if coarsest(objective) in HALVES and can_check(objective.model):
+            _warn_if_operations_round(objective, slope, eps, losses, loss_at)
     if number & (number - 1) == 0:
         _warn_if_loss_is_coarse(objective.model, slope, eps, losses)
 
@@ -138,6 +151,41 @@ def _warn_if_weights_round(
         f"cosine of {worst.cosine:.2f} with the exact one ({cosine:.2f} over all half-precision weights). "
         f"eps = {spacing(worst.scale, dtype):.2g} gives this parameter a cosine of 0.9. eps=None chooses an eps for "
         "most weights. Float32 weights avoid the rounding.",
+    )
+
+
+def loss_noise(losses: Sequence[float]) -> float:
+    """Return the standard deviation of the rounding errors of losses at equally spaced points of a line.
+
+    Law: third differences remove the smooth part of the loss up to its quadratic term. Those of independent errors
+    of standard deviation s have a mean square of 20 s^2.
+
+    Args:
+        losses: four losses or more.
+    Source: Moré and Wild 2011, Estimating computational noise.
+    """
+    differences = list(losses)
+    for _ in range(3):
+        differences = [after - before for before, after in pairwise(differences)]
+    return math.sqrt(sum(difference**2 for difference in differences) / len(differences) / 20)
+
+
+def _warn_if_operations_round(
+    objective: Objective, slope: object, eps: float, losses: Sequence[Tensor], loss_at: Callable[[float], Tensor]
+) -> None:
+    noise = loss_noise([float(losses[0]), *(float(loss_at(eps * (1 + step / 16))) for step in range(1, 7))])
+    apart = [float(one) - float(other) for one, other in zip(losses[::2], losses[1::2], strict=True)]
+    distance, error = math.sqrt(sum(d * d for d in apart) / len(apart)), math.sqrt(2) * noise
+    if not error > MAX_NOISE * distance:
+        return
+    name = str(coarsest(objective)).removeprefix("torch.")
+    warn_once(
+        objective.model,
+        f"noisy operations at {slope!r}",
+        f"operations in {name} round the loss by about {noise:.2g} (standard deviation). At eps = {eps:.2g} the two "
+        f"losses of a difference are {distance:.2g} apart: rounding is {100 * error / distance:.0f}% of the slope. "
+        "Compute the last layer and the loss in float32 (rounded logits are most of a language model's error), use "
+        "float32 throughout, or use forward_gradient(), which does not divide by eps.",
     )
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gradcost.core.errors import BadInput
+from gradcost.core.autograd_use import known_use
+from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.gradient_mode import in_constant_part, with_known_use
 from gradcost.core.key import Key
+from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.precision import LOSSES_IN_FLOAT32, best_eps, best_forward_eps, coarsest, scale_of
+from gradcost.core.precision import best_forward_eps, central_eps, coarsest, scale_of
 from gradcost.core.value import value
 from gradcost.directions import Directions, Rademacher
 from gradcost.slopes import forward_mode, rounding_check
-from gradcost.slopes.substitution import substituted, with_rules
+from gradcost.slopes.held_constants import HeldConstants, held_constants
+from gradcost.slopes.read_check import check_reads, reads_message
+from gradcost.slopes.substitution import RULES, compiled_message, substituted, with_rules
 
 
 class Slope(ABC):
@@ -65,14 +71,18 @@ class CentralDifference(Slope):
     - The reported loss is the mean of all evaluated losses, so it needs no further forward pass. Per probe it differs
       from loss(theta) by about eps^2/2 z'Hz, with H the Hessian.
     - If the loss has a kink between the two points, s is the mean derivative between them.
+    - What the loss computes under `torch.no_grad()` is a constant, as for backprop. If activations enter it, an
+      estimate needs one more forward pass. A loss that is under `torch.no_grad()` as a whole is followed. So is the
+      result of `.detach()`, which a Note reports.
     - Losses of torch.nn.functional convert half-precision inputs to float32.
-    - A Note warns if half-precision weights lose the perturbation by rounding, or if the losses are too close.
+    - A Note warns if half-precision weights lose the perturbation by rounding, if the losses are too close, or if the
+      rounding of half-precision operations exceeds a tenth of the slopes.
 
-    Law of eps=None: each estimate uses eps = w (3 u)^(1/3) (`best_eps`). w is the typical size of a weight
-    (`scale_of`). u is the relative round-off of the loss (`loss_roundoff`) for the weights' dtype, or for autocast's
-    if that is less precise. eps / w is 0.0056 in float32, 0.025 in float16 and 0.036 in bfloat16. For most weights,
-    this eps exceeds the distance to the next number of the dtype. Keep weights far larger than w, such as LayerNorm's
-    ones, in float32.
+    Law of eps=None: each estimate uses eps = w (3 u)^(1/3) (`best_eps`), times (D/d)^(1/6) if only d of D weights
+    train (`central_eps`). w is the typical size of a weight (`scale_of`). u is the relative round-off of the loss
+    (`loss_roundoff`) for the weights' dtype, or for autocast's if that is less precise. With all weights trained,
+    eps / w is 0.0056 in float32, 0.025 in float16 and 0.036 in bfloat16. For most weights, this eps exceeds the
+    distance to the next number of the dtype. Keep weights far larger than w, such as LayerNorm's ones, in float32.
 
     Args:
         eps: finite-difference step, in units of the parameters. None chooses it.
@@ -89,27 +99,34 @@ class CentralDifference(Slope):
 
     def step(self, objective: Objective) -> float:
         """Return `eps`, or the eps chosen for the current weights if `eps` is None."""
-        return best_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
+        return central_eps(objective) if self.eps is None else self.eps
 
+    @with_known_use
+    @with_settled_weights
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
+        check_reads(objective, batch, key)
         eps = self.step(objective)
-        ends = [shifted(objective, batch, key, directions, seed, step) for seed in seeds for step in (eps, -eps)]
-        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends)
+        held = held_constants(objective, batch, key)
+        ends = [
+            shifted(objective, batch, key, directions, seed, step, held) for seed in seeds for step in (eps, -eps)
+        ]
+        end = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
+        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends, end)
         losses = torch.stack([end.double() for end in ends])
         return losses.mean(), (losses[::2] - losses[1::2]) / (2 * eps)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _compiled_module(objective)
+        return reads_message(objective, batch)
 
 
 @value
 class ForwardDifference(Slope):
     """One-sided finite difference: s = (loss(theta + eps z) - loss(theta)) / eps.
 
-    Cost: one forward pass per probe, and one at theta for all probes. Bias: O(eps). Losses in float32 and Notes are
-    as in `CentralDifference`.
+    Cost: one forward pass per probe, and one at theta for all probes. Bias: O(eps). Constants, losses in float32 and
+    Notes are as in `CentralDifference`.
 
     Law of eps=None: each estimate uses eps = 8 w u^(1/2) (`best_forward_eps`). w and u are as in `CentralDifference`.
     eps / w is 0.0020 in float32, 0.019 in float16 and 0.031 in bfloat16.
@@ -131,21 +148,24 @@ class ForwardDifference(Slope):
         """Return `eps`, or the eps chosen for the current weights if `eps` is None."""
         return best_forward_eps(coarsest(objective), scale_of(objective)) if self.eps is None else self.eps
 
+    @with_known_use
+    @with_settled_weights
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
+        check_reads(objective, batch, key)
         eps = self.step(objective)
-        with with_rules(LOSSES_IN_FLOAT32):
-            center = objective.evaluate(batch, key)
-        ends = [shifted(objective, batch, key, directions, seed, eps) for seed in seeds]
-        rounding_check.warn_if_rounded(
-            objective, self, eps, directions, seeds[0], [loss for end in ends for loss in (end, center)]
-        )
+        center = _center(objective, batch, key)
+        held = held_constants(objective, batch, key)
+        ends = [shifted(objective, batch, key, directions, seed, eps, held) for seed in seeds]
+        pairs = [loss for end in ends for loss in (end, center)]
+        end = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
+        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], pairs, end)
         center = center.double()
         return center, (torch.stack([end.double() for end in ends]) - center) / eps
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        return _compiled_module(objective)
+        return reads_message(objective, batch)
 
 
 def _check_eps(eps: float | None) -> None:
@@ -153,13 +173,38 @@ def _check_eps(eps: float | None) -> None:
         raise BadInput(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
 
 
-def shifted(objective: Objective, batch: Any, key: Key, directions: Directions, seed: int, step: float) -> Tensor:
-    """Return loss(theta + step z), in the loss's own dtype."""
+def shifted(
+    objective: Objective,
+    batch: Any,
+    key: Key,
+    directions: Directions,
+    seed: int,
+    step: float,
+    held: HeldConstants | None = None,
+) -> Tensor:
+    """Return loss(theta + step z), in the loss's own dtype. held: the values of what is constant for backprop."""
+    use = known_use(objective)
+    has_constants = use is not None and use.has_constants
 
     def make(leaf: Leaf) -> Tensor:
+        if has_constants and in_constant_part():
+            return leaf.parameter.detach()
         return directions.add(leaf.parameter.detach(), leaf, [seed], [step])
 
-    with substituted(objective, make, LOSSES_IN_FLOAT32):
+    with substituted(objective, make, RULES):
+        if held is None:
+            return objective.evaluate(batch, key)
+        with held.applied():
+            return objective.evaluate(batch, key)
+
+
+def _center(objective: Objective, batch: Any, key: Key) -> Tensor:
+    """Return loss(theta), computed as `shifted` does."""
+    use = known_use(objective)
+    if use is not None and use.needs_gradients:  # weights that require no gradient may run on other kernels
+        with substituted(objective, lambda leaf: leaf.parameter.detach(), RULES):
+            return objective.evaluate(batch, key)
+    with with_rules(RULES):
         return objective.evaluate(batch, key)
 
 
@@ -172,6 +217,9 @@ class Jvp(Slope):
     (`LowRank`) a linear layer needs two thin matmuls instead of the matmul with its weight's tangent.
 
     Attention runs on the math kernel, because the fused kernels have no forward-mode rule. A Note reports it once.
+
+    What the loss computes under `torch.no_grad()` is a constant, as for backprop. A loss that differentiates inside,
+    by `torch.autograd.grad` or a forward-mode transform, takes one direction per forward pass whatever `together` is.
 
     Args:
         together: number of directions that share a forward pass. Their tangents are in memory at once.
@@ -191,6 +239,17 @@ class Jvp(Slope):
     def measure(
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
+        try:
+            return self._measure(objective, batch, key, directions, seeds)
+        except NotImplementedError as error:  # an operator without a forward-mode rule
+            raise Unsupported(self.objection(objective, batch) or str(error)) from error
+
+    @with_known_use
+    @with_settled_weights
+    def _measure(
+        self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        check_reads(objective, batch, key)
         loss, slopes = None, []
         for start in range(0, len(seeds), self.together):
             group = seeds[start : start + self.together]
@@ -201,18 +260,6 @@ class Jvp(Slope):
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         def attempt() -> object:
-            return self.measure(objective, batch, Key(0), Rademacher(), range(min(self.together, 2)))
+            return self._measure(objective, batch, Key(0), Rademacher(), range(min(self.together, 2)))
 
-        return _compiled_module(objective) or forward_mode.failure_message(objective.model, attempt)
-
-
-def _compiled_module(objective: Objective) -> str | None:
-    """Return why a compiled module is unsupported (its code does not read substituted weights), or None."""
-    for name, module in objective.model.named_modules():
-        compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-        if compiled or isinstance(module, torch.jit.ScriptModule):
-            return (
-                f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
-                "weights. Pass the module that was compiled (module._orig_mod), or use backprop()."
-            )
-    return None
+        return compiled_message(objective) or forward_mode.failure_message(objective.model, attempt)

@@ -1,13 +1,19 @@
 """Evaluate a model at other weights: replace each parameter while it is read, and free the replacement afterwards.
 
-Two mechanisms cover every read of a trainable parameter.
+Two mechanisms cover every read of a trainable parameter by eager code.
 
 1. Module swap. While a module's forward runs, its own parameters are replaced by the results of `make`. All code in
    the forward reads the replacements, including custom autograd functions and compiled kernels. The parameters are
-   restored when the forward returns or raises.
+   restored when the forward returns or raises. A module that holds other tensors, as under
+   `torch.func.functional_call`, keeps them.
 2. Torch-function mode. It replaces a parameter among the arguments of a single torch function. It covers parameters
    that are read while their module does not run: `nn.MultiheadAttention` reads `out_proj.weight` without calling
-   `out_proj`, a tied head reads the embedding's weight, and `nn.ParameterList` is never called.
+   `out_proj`, a tied head reads the embedding's weight, and `nn.ParameterList` is never called. Inside `torch.func`
+   transforms it also replaces the wrappers that `grad`, `jvp` and `vmap` make of a parameter.
+
+`.detach()` and `.data` of a parameter give its own value, because backprop takes them as constants.
+
+Compiled modules are refused. `read_check` finds other code that reads the original weights.
 """
 
 from __future__ import annotations
@@ -17,13 +23,46 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
+from gradcost.core.autograd_use import CUTS, gives_constants, known_use
+from gradcost.core.compiled import is_compiled, is_compiled_function
+from gradcost.core.errors import Unsupported
+from gradcost.core.gradient_mode import set_grad_enabled
+from gradcost.core.interrupts import undoing
 from gradcost.core.objective import Leaf, Objective
+from gradcost.core.precision import LOSSES_IN_FLOAT32
 
 Make = Callable[[Leaf], Tensor]
-Rule = Callable[..., Tensor]
+Rule = Callable[..., Any]
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if scale_grad_by_freq:
+        raise Unsupported(
+            "an embedding with scale_grad_by_freq=True has another gradient in backprop than its forward pass has. "
+            "Set it to False, or use backprop()."
+        )
+    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+# Rules of every slope: losses in float32, and `torch.no_grad()` inside the loss, whose parts are constants.
+RULES: dict[Any, Rule] = LOSSES_IN_FLOAT32 | {
+    torch._C._set_grad_enabled: set_grad_enabled,
+    F.embedding: _embedding,
+}
 
 
 @contextmanager
@@ -31,7 +70,8 @@ def substituted(
     objective: Objective,
     make: Make,
     rules: dict[Any, Rule] | None = None,
-    skip_swap: Callable[[nn.Module, str], bool] = lambda module, name: False,
+    skip_swap: Callable[[nn.Module, str], bool] | None = None,
+    constant: Make = lambda leaf: leaf.parameter.detach(),
 ) -> Iterator[None]:
     """Replace each leaf of the objective by `make(leaf)` inside the context.
 
@@ -44,26 +84,35 @@ def substituted(
         rules: maps torch functions to the functions that run instead.
         skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The module swap then
             skips the parameter, and the torch-function mode replaces it.
+        constant: returns what `.detach()` and `.data` of a leaf give: its value, constant as for backprop.
+    Raises:
+        Unsupported: a module with trainable parameters is compiled.
     """
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
-    handles: list[Any] = []
+    use = known_use(objective)
+    if use is not None and use.of_parameters:
+        make = _connected(make)
     swaps: list[_Swap] = []
-    try:
-        for module in objective.modules:
-            trainable = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
-            swapped = [(name, leaf) for name, leaf in trainable if not skip_swap(module, name)]
-            if swapped:
-                swap = _Swap(module, swapped, make)
-                swaps.append(swap)
-                handles.append(module.register_forward_pre_hook(swap.enter, prepend=True))
-                handles.append(module.register_forward_hook(swap.leave, always_call=True))
-        with _SubstitutionMode(leaves, make, rules or {}):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    swapped: dict[int, Leaf] = {}
+
+    def restore() -> None:
         for swap in swaps:
-            swap.restore()
+            swap.detach()
+
+    with undoing(restore):
+        for module in objective.modules:
+            attributes = module.__dict__
+            if "forward" in attributes or "_compiled_call_impl" in attributes:
+                _refuse_if_compiled(objective, module, leaves)
+            own = [(name, leaves[id(p)]) for name, p in module._parameters.items() if id(p) in leaves]
+            if skip_swap is not None:
+                own = [(name, leaf) for name, leaf in own if not skip_swap(module, name)]
+            if own:
+                swap = _Swap(module, own, swapped, make)
+                swaps.append(swap)
+                swap.attach()
+        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}):
+            yield
 
 
 @contextmanager
@@ -73,50 +122,175 @@ def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
     Args:
         rules: maps torch functions to the functions that run instead.
     """
-    with _SubstitutionMode({}, lambda leaf: leaf.parameter, rules):
+    with _SubstitutionMode({}, {}, _same, _same, rules):
         yield
 
 
-class _Swap:
-    """Hooks that replace the parameters of one module while its forward runs."""
+def compiled_message(objective: Objective) -> str | None:
+    """Return why compiled code with trainable parameters is unsupported and what to use instead, or None."""
+    leaves = {id(leaf.parameter) for leaf in objective.leaves}
+    if is_compiled_function(objective.loss):
+        return (
+            "the loss function is compiled, and compiled code does not see substituted weights. Pass the function "
+            "that was compiled, or use backprop()."
+        )
+    for name, module in objective.model.named_modules():
+        if is_compiled(module) and any(id(p) in leaves for p in module.parameters()):
+            return (
+                f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
+                "weights. Pass the module before it is compiled (module._orig_mod for torch.compile(module)), or use "
+                "backprop()."
+            )
+    return None
 
-    def __init__(self, module: nn.Module, parameters: list[tuple[str, Leaf]], make: Make) -> None:
-        self.module, self.parameters, self.make = module, parameters, make
+
+def _refuse_if_compiled(objective: Objective, module: nn.Module, leaves: dict[int, Leaf]) -> None:
+    if is_compiled(module) and any(id(p) in leaves for p in module.parameters()):
+        raise Unsupported(compiled_message(objective))
+
+
+def _connected(make: Make) -> Make:
+    """Return `make` with results whose derivative with respect to the parameter is the identity.
+
+    A loss that differentiates by `torch.autograd.grad` with respect to its parameters then finds them in its graph.
+    """
+
+    def made(leaf: Leaf) -> Tensor:
+        value = make(leaf)
+        return leaf.parameter - leaf.parameter.detach() + value if torch.is_grad_enabled() else value
+
+    return made
+
+
+def _outside_transforms(make: Make, level: int | None) -> Make:
+    """Return `make`, called outside of the `torch.func` transforms that the loss applies.
+
+    Inside a transform new tensors are wrapped, so random numbers could not fill them. level: that of the transforms
+    around the evaluation.
+    """
+
+    def made(leaf: Leaf) -> Tensor:
+        left = []
+        try:
+            while _current_level() != level:
+                left.append(functorch.pop_dynamic_layer_stack())
+            return make(leaf)
+        finally:
+            while left:
+                functorch.push_dynamic_layer_stack(left.pop())
+
+    return made
+
+
+def _same(leaf: Leaf) -> Tensor:
+    return leaf.parameter
+
+
+class _Swap:
+    """Hooks that replace the parameters of one module while its forward runs.
+
+    leaves: by the names of parameters. swapped: by the ids of the replacements in use, of all modules.
+    """
+
+    def __init__(
+        self, module: nn.Module, leaves: list[tuple[str, Leaf]], swapped: dict[int, Leaf], make: Make
+    ) -> None:
+        self.module, self.leaves, self.swapped, self.make = module, leaves, swapped, make
+        self.level = _current_level()
+        self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         self.running = 0  # depth of nested calls: a module may call itself
+        self.substitutes: list[tuple[str, Leaf, Tensor]] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.running += 1
         if self.running == 1:
+            current, make = module._parameters, self.make
+            if _current_level() != self.level:
+                make = _outside_transforms(make, self.level)
             with torch._C.DisableTorchFunction():
-                substitutes = {name: self.make(leaf) for name, leaf in self.parameters}
-            module._parameters.update(substitutes)  # type: ignore[arg-type]
+                # A parameter that is not there, as inside functional_call, was replaced by the caller.
+                self.substitutes = [
+                    (name, leaf, make(leaf)) for name, leaf in self.leaves if current.get(name) is leaf.parameter
+                ]
+            for name, leaf, substitute in self.substitutes:
+                current[name] = substitute  # type: ignore[assignment]
+                self.swapped[id(substitute)] = leaf
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         self.running -= 1
         if self.running == 0:
-            self.restore()
+            held = {name for name, _, _ in self.substitutes}
+            current = module._parameters
+            for name, leaf, substitute in self.substitutes:
+                if current.get(name) is substitute:
+                    current[name] = leaf.parameter
+                del self.swapped[id(substitute)]
+            self.substitutes = []
+            if self.padding is not None and "weight" in held and output is not None:
+                # Backprop gives this row no gradient.
+                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
+                return torch.where((args[0] == self.padding).unsqueeze(-1), row, output)
+        return None
 
-    def restore(self) -> None:
-        self.running = 0
-        for name, leaf in self.parameters:
-            self.module._parameters[name] = leaf.parameter
+    def attach(self) -> None:
+        """Register `enter` as the first forward pre-hook, and `leave` as a forward hook that errors call too."""
+        # As register_forward_pre_hook and register_forward_hook do, without their handles: 1 us each per evaluation.
+        hooks: Any = self.module._forward_pre_hooks
+        hooks[self] = self.enter
+        hooks.move_to_end(self, last=False)
+        self.module._forward_hooks[self] = self.leave  # type: ignore[index]
+        self.module._forward_hooks_always_called[self] = True  # type: ignore[index]
+
+    def detach(self) -> None:
+        """Remove the hooks, and restore the parameters: after a KeyboardInterrupt torch calls no hook."""
+        module: Any = self.module
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+            hooks.pop(self, None)
+        for name, leaf in self.leaves:
+            module._parameters[name] = leaf.parameter
+
+    def __deepcopy__(self, memo: Any) -> _Swap:
+        """Return hooks without effect: a loss has copied the module, with copies of the weights as constants."""
+        return _Swap(self.module, [], {}, self.make)
 
 
 class _SubstitutionMode(TorchFunctionMode):
     """Replaces parameters among the arguments of a torch function, and torch functions by their rules."""
 
-    def __init__(self, leaves: dict[int, Leaf], make: Make, rules: dict[Any, Rule]) -> None:
+    def __init__(
+        self,
+        leaves: dict[int, Leaf],
+        swapped: dict[int, Leaf],
+        make: Make,
+        constant: Make,
+        rules: dict[Any, Rule],
+    ) -> None:
         super().__init__()
-        self.leaves, self.make, self.rules = leaves, make, rules
+        self.leaves, self.swapped, self.make, self.constant, self.rules = leaves, swapped, make, constant, rules
+        self.level = _current_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _METADATA:
-            args = self._replace(args)
+        if func in UNREAD:
+            if func is Tensor.requires_grad_ and (id(args[0]) in self.leaves or self._is_transformed()):
+                return args[0]  # the objective decides which parameters train
+            if gives_constants(func, *args, **kwargs):
+                return pytree.tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))  # without tangents
+            if func in CUTS:
+                leaf = self.leaves.get(id(args[0])) or self.swapped.get(id(args[0]))
+                if leaf is not None:
+                    return self.constant(leaf)
+        else:
+            replace = self._replace if _current_level() == self.level else self._replace_in_transform
+            args = replace(args)
             if kwargs:
-                kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
+                kwargs = {name: replace(argument) for name, argument in kwargs.items()}
             func = self.rules.get(func, func)
         return func(*args, **kwargs)
+
+    def _is_transformed(self) -> bool:
+        """Return whether the evaluation runs in a transform of a slope, and in none of the loss."""
+        return self.level is not None and _current_level() == self.level and not _marks_inputs()
 
     def _replace(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -126,23 +300,50 @@ class _SubstitutionMode(TorchFunctionMode):
             return type(argument)([self._replace(item) for item in argument])
         return argument
 
+    def _replace_in_transform(self, argument: Any) -> Any:
+        """Replace a leaf, or the wrapper that `torch.func` made of it, and keep the derivatives in the wrapper."""
+        if type(argument) in (tuple, list):
+            return type(argument)([self._replace_in_transform(item) for item in argument])
+        if not isinstance(argument, Tensor):
+            return argument
+        batched, differentiated, leaf = [], False, argument
+        while functorch.is_functorch_wrapped_tensor(leaf):
+            if functorch.is_batchedtensor(leaf):
+                batched.append((functorch.maybe_get_bdim(leaf), functorch.maybe_get_level(leaf)))
+            else:
+                differentiated = True
+            leaf = functorch.get_unwrapped(leaf)
+        if id(leaf) not in self.leaves:
+            return argument
+        value = _outside_transforms(self.make, self.level)(self.leaves[id(leaf)])
+        for dim, level in reversed(batched):
+            value = functorch._add_batch_dim(value, dim, level)
+        # The difference is 0, and its derivative with respect to the wrapper is the identity.
+        return argument - argument.detach() + value if differentiated else value
 
+
+_current_level = functorch.maybe_current_level  # of torch.func transforms; None outside
+_marks_inputs = functorch.get_inplace_requires_grad_allowed  # torch.func.grad calls requires_grad_ on its arguments
 # Functions that read no element of a tensor: their arguments need no replacement.
-_METADATA = {
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn")
-    + ("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "itemsize", "nbytes")
-} | {
-    getattr(Tensor, name)
-    for name in (
-        "size",
-        "dim",
-        "numel",
-        "nelement",
-        "stride",
-        "element_size",
-        "is_floating_point",
-        "is_complex",
-    )
-    + ("is_contiguous", "storage_offset", "get_device", "ndimension", "__len__", "__hash__", "type")
-}
+UNREAD = (
+    {torch.autograd.grad, Tensor.requires_grad_, *CUTS}
+    | {
+        getattr(Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn")
+        + ("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "itemsize", "nbytes")
+    }
+    | {
+        getattr(Tensor, name)
+        for name in (
+            "size",
+            "dim",
+            "numel",
+            "nelement",
+            "stride",
+            "element_size",
+            "is_floating_point",
+            "is_complex",
+        )
+        + ("is_contiguous", "storage_offset", "get_device", "ndimension", "__len__", "__hash__", "type")
+    }
+)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradcost.checks.quality import Draw, draw, mean_and_error
 from gradcost.checks.reference import Reference
+from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.estimators.estimator import Estimator
@@ -57,13 +58,17 @@ def assess_methods(task: Any, methods: Methods, folder: Path, draws: int = DRAWS
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
-            estimates = [draw(estimator, objective, reference, index) for index in range(draws)]
+            try:
+                estimates = [draw(estimator, objective, reference, index) for index in range(draws)]
+            except NotFinite:  # recorded as estimates without a cosine and an error
+                estimates = []
+        probes = estimates[0].probes if estimates else getattr(estimator, "probes", 1)
         ledger.append(
             folder,
             {"schema": 1, "kind": "quality", "method": label, "estimator": repr(estimator)}
-            | {"dimension": objective.dimension, "probes": estimates[0].probes, "draws": draws}
-            | _mean("cosine", [each.cosine for each in estimates])
-            | _mean("error", [_error(each) for each in estimates])
+            | {"dimension": objective.dimension, "probes": probes, "draws": draws}
+            | _mean("cosine", [each.cosine for each in estimates] or [math.nan])
+            | _mean("error", [_error(each) for each in estimates] or [math.nan])
             | {"theory": _theory(estimator, objective.dimension)},
         )
         yield label

@@ -42,15 +42,15 @@ class TrialLog:
         self.model: nn.Module | None = None
 
     def add(self, step: StepResult) -> bool:
-        """Record a step. Return False if its loss is not finite; the caller must then stop the trial."""
+        """Record a step. Return False if the trial has diverged (`DivergenceMonitor`); the caller then stops it."""
         self.model, self.taken, loss = step.objective.model, step.number + 1, float(step.loss)
         if step.clipped is not None:
             self.clipped = [self.clipped[0] + step.clipped, self.clipped[1] + 1]
         slopes = [] if step.slopes is None else step.slopes.tolist()
         self.slopes.add(self.taken, loss, slopes)
         self.steepest = max([self.steepest, *(abs(slope) for slope in slopes)])
-        if not math.isfinite(loss):
-            self.reason = f"the loss was {loss} at step {self.taken}"
+        self.reason = self.slopes.loss.reason
+        if self.reason is not None:
             return False
         self.window.append(loss)
         if self.taken % self.record_every == 0 or self.taken == self.trial.steps:

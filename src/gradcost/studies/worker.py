@@ -94,7 +94,8 @@ def _run(trial: Trial, path: Path, every: float, start: float) -> dict[str, Any]
         now = time.perf_counter()
         if now - written > every and log.taken < trial.steps:
             log.seconds, written = before + now - start, now
-            with contextlib.suppress(OSError, ImportError):  # a trial without a checkpoint has the same result
+            # A trial without a checkpoint has the same result.
+            with contextlib.suppress(OSError, ImportError, GradcostError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 checkpoint.write(path, step.train_state, log.state())
     return log.record() | {"seconds": round(before + time.perf_counter() - start, 3)}

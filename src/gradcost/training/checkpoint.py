@@ -17,11 +17,15 @@ from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, require
 from gradcost.core.files import write_whole
+from gradcost.core.next_state import carried, restore
 from gradcost.training.train_state import TrainState
 
 
 def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """Write a training checkpoint: weights, buffers, optimizer state and estimator state. The write is atomic.
+
+    Attributes that training steps change, such as hidden states, and buffers of modules that only the loss reaches
+    are stored too.
 
     Args:
         path: the file. An existing file is replaced.
@@ -29,11 +33,14 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
         notes: the caller's own data, saved in the same file: a tree of None, bool, int, float, str, tensors, dict,
             list and tuple (named tuples too).
     Raises:
-        BadInput: the estimator's state or `notes` contains an object of another type.
+        BadInput: the estimator's state, an attribute or `notes` contains an object of another type.
         OSError: the file cannot be written; the old file is unchanged.
     """
     tensors: dict[str, Tensor] = {}
-    document = {"model": _tensors(train_state.objective.model), "steps": train_state.state_dict(), "notes": notes}
+    objective = train_state.objective
+    document = {"model": _tensors(objective.model), "steps": train_state.state_dict(), "notes": notes}
+    if further := carried(objective):
+        document["further"] = further
     tree = _encode(document, tensors)
     write_whole(path, _safetensors().save(tensors, {"tree": json.dumps(tree)}))
 
@@ -57,6 +64,7 @@ def read(path: Path, train_state: TrainState) -> None:
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(saved[name])
+    restore(train_state.objective, document.get("further", ()))
     train_state.load_state_dict(document["steps"])
 
 
@@ -82,7 +90,7 @@ def _document(path: Path) -> dict[str, Any]:
         # File: length of the header (8 bytes), JSON header, tensors. `safetensors.load` does not return the metadata.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         document = _decode(json.loads(header["__metadata__"]["tree"]), tensors)
-        assert document.keys() == {"model", "steps", "notes"}
+        assert document.keys() - {"further"} == {"model", "steps", "notes"}
     except Exception as error:
         raise BadInput(f"{path} is not a training checkpoint, or is incomplete ({error}): delete it.") from error
     return document

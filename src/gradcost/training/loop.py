@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
+from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.training import checkpoint
@@ -52,9 +53,10 @@ class StepResult:
     Args:
         number: the number of the step, from 0.
         objective: the model in training and its loss. Its weights are those after this step.
-        loss: the loss at the weights before the step, a scalar tensor on the model's device. Reading its value waits
-            for the device.
-        slopes: the slope along each direction, float64, shape (probes,); None for backprop.
+        loss: the loss at the weights before the step, a scalar tensor on the model's device. If it is not finite, the
+            step has moved no weight.
+        slopes: the slope along each direction, float64, shape (probes,); None for backprop, and if `loss` is not
+            finite.
         clipped: the fraction of slopes that `Clipped` cut, in [0, 1]; None if the estimator is not `Clipped`.
         train_state: the state after the step, which `training.checkpoint.write` can save.
         batch: the batch of this step.
@@ -85,8 +87,11 @@ def train(
       the randomness of step t. Two estimators trained with one key get equal initial weights, batches and step keys.
     - Each parameter moves and its gradient is freed before the next parameter's gradient is computed. The whole
       gradient never exists.
-    - Estimators leave running statistics (BatchNorm in training mode) unchanged. One extra forward pass before each
-      step updates them.
+    - Estimators change no buffer. If a forward pass of the model changes buffers or attributes (BatchNorm's running
+      statistics, spectral normalisation, moving averages), one extra forward pass per step computes them, as a
+      training step in torch would.
+    - A step whose loss or slope is not finite moves no weight, buffer or optimizer state. It is yielded with that
+      loss, and a `Note` is issued once. Training continues; stop the loop to end it.
 
     Args:
         task: the model, loss and batches, such as `tasks.Digits()`. Any object with the methods of `Trainable`.
@@ -105,14 +110,21 @@ def train(
             that the interrupted backward pass had already reached have moved.
     """
     objective = task.objective(key.fold("init"))
-    objection = estimator.objection(objective, task.batch_at(key.fold("data"), 0))
+    first = task.batch_at(key.fold("data"), 0)
+    objection = estimator.objection(objective, first)
     if objection is not None:
         raise Unsupported(objection)
     train_state = TrainState(objective, estimator, optimizer)
     if resume is not None and resume.exists():
+        objective.prepare(first, key)  # finds modules outside of the model, whose buffers the file may hold
         checkpoint.read(resume, train_state)
     for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
         batch = task.batch_at(key.fold("data"), number)
         step_key = key.fold("step", number)
         result = train_state.step(batch, step_key)
         yield StepResult(number, objective, result.loss, result.slopes, result.clipped, train_state, batch, step_key)
+    spoiled = train_state.not_finite()
+    if spoiled is not None:
+        warn_once(
+            objective.model, "not finite at the end", f"`{spoiled}` is not finite: the gradient of a step was not."
+        )

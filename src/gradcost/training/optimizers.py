@@ -198,6 +198,8 @@ class Leafwise:
         """
         group, parameter = self.groups[name], self.parameters[name]
         waiting, part = self.waiting[group], self.parts[group]
+        if gradient.is_sparse and not _accepts_sparse(self.optimizer):
+            gradient = gradient.to_dense()
         waiting[name], parameter.grad = parameter.grad, gradient
         if len(waiting) < len(group):
             return
@@ -221,6 +223,11 @@ class Leafwise:
         self.step = state["step"]
         for part, part_state in zip(self.parts.values(), state["parts"], strict=True):
             part.load_state_dict(part_state)
+
+
+def _accepts_sparse(optimizer: Optimizer) -> bool:
+    """Whether torch's optimizer accepts the sparse gradient of an embedding."""
+    return isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
 
 
 def _groups(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:

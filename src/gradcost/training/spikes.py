@@ -1,12 +1,13 @@
-"""Find spikes in the slopes of a training run, and the step at which its loss diverges."""
+"""Find spikes in the slopes of a training run, and follow its loss for a divergence."""
 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
+
+from gradcost.core.divergence import DivergenceMonitor
 
 _MIN_SLOPES = 20  # with fewer slopes there is no threshold, so no spike
 _STD_PER_MAD = 1.4826  # standard deviation / median absolute deviation of a normal variable
@@ -29,7 +30,7 @@ class Spike:
 
 @dataclass
 class SlopeMonitor:
-    """Find spikes of the slopes and divergence of the loss. `add` receives the measurements of each step.
+    """Find spikes of the slopes. `add` receives the measurements of each step. `loss` applies the rule of divergence.
 
     Spike: |slope| > median + deviations * 1.4826 MAD, or a slope that is not finite. The median and the median
     absolute deviation (MAD) are those of |slope| over the last `window` finite slopes.
@@ -39,28 +40,22 @@ class SlopeMonitor:
     - There is no threshold while fewer than 20 slopes are known, or if MAD = 0 (at least half of the slopes are
       equal, as on a flat loss).
 
-    Divergence: the first loss that is not a number or is above `rise` times the loss of the first step.
-
     Args:
         window: number of preceding slopes that set the threshold of a slope.
         deviations: distance of the threshold above the median, in robust standard deviations (1.4826 MAD).
-        rise: the loss diverges above this multiple of the first loss.
+        loss: the losses so far, by the rule of divergence.
         spikes: the spikes so far.
-        diverged: the step at which the loss diverged; None if it has not.
         slopes: number of slopes so far.
         largest: the largest finite |slope|.
-        first_loss: the loss of the first step; None before it.
         before: the last `window` finite values of |slope|.
     """
 
     window: int = 200
     deviations: float = 8.0
-    rise: float = 3.0
+    loss: DivergenceMonitor = field(default_factory=DivergenceMonitor)
     spikes: list[Spike] = field(default_factory=list)
-    diverged: int | None = None
     slopes: int = 0
     largest: float = 0.0
-    first_loss: float | None = None
     before: list[float] = field(default_factory=list)
 
     @classmethod
@@ -68,6 +63,7 @@ class SlopeMonitor:
         """Return the monitor whose fields `plain()` returned."""
         monitor = cls(**plain)
         monitor.spikes = [Spike(**spike) for spike in plain["spikes"]]
+        monitor.loss = DivergenceMonitor(**plain["loss"])
         return monitor
 
     def plain(self) -> dict[str, Any]:
@@ -84,20 +80,7 @@ class SlopeMonitor:
         """
         for slope in slopes:
             self._add_slope(step, abs(slope))
-        if self.first_loss is None:
-            self.first_loss = loss
-        if self.diverged is None and not loss <= self._largest_loss(self.first_loss):
-            self.diverged = step
-
-    def _largest_loss(self, first: float) -> float:
-        """Return the largest loss that is not a divergence.
-
-        - Finite `first`: first + (rise - 1) |first|, which is rise * first if first > 0. No limit if first = 0.
-        - `first` not finite: -inf, so that the first step counts as diverged.
-        """
-        if first == 0:
-            return sys.float_info.max
-        return first + (self.rise - 1) * abs(first) if math.isfinite(first) else -math.inf
+        self.loss.add(step, loss)
 
     def _add_slope(self, step: int, size: float) -> None:
         threshold = self._threshold()
@@ -116,6 +99,11 @@ class SlopeMonitor:
         middle = median(self.before)
         spread = median(abs(size - middle) for size in self.before)
         return middle + self.deviations * _STD_PER_MAD * spread if spread > 0 else math.inf
+
+    @property
+    def diverged(self) -> int | None:
+        """The step from which on the loss has diverged; None if it has not."""
+        return self.loss.diverged
 
     @property
     def first_warning(self) -> Spike | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
+from gradcost.core.next_state import NextState, moving, next_state
+from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
+from gradcost.estimators.gradient import Streamed
 from gradcost.training.optimizers import Leafwise, Optimizer
 
 
@@ -33,8 +38,11 @@ class TrainState:
     def step(self, batch: Any, key: Key) -> Estimate:
         """Take one step: estimate the gradient and move each parameter.
 
-        Each parameter moves and its gradient is freed before the next parameter's gradient is computed. Estimators
-        leave running statistics (BatchNorm in training mode) unchanged, so one extra forward pass updates them first.
+        - Each parameter moves and its gradient is freed before the next parameter's gradient is computed.
+        - An estimate changes no buffer. If a forward pass of the model changes buffers or attributes, one extra
+          forward pass at the weights before the step computes them. The first step finds out; it costs one or two
+          forward passes more.
+        - If the loss or a slope is not finite, nothing changes but the number of steps, and a `Note` is issued.
 
         Args:
             batch: any pytree; passed to the loss as it is.
@@ -42,15 +50,38 @@ class TrainState:
         Returns:
             The estimate. Its gradient is a `Streamed`, without values, because the parameters have already moved.
         """
-        if self.objective.has_running_statistics():
-            self.objective.advance(batch, key)
+        after = self._next_state(batch, key)
         use = _discard if self.leafwise is None else self.leafwise.use
-        estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
-        self.state = estimate.state
+        try:
+            estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
+        except NotFinite as error:
+            estimate = self._skipped(error)
+        else:
+            self.state = estimate.state
+            if after is not None:
+                after.install()
         if self.leafwise is not None:
             self.leafwise.advance()
         self.taken += 1
         return estimate
+
+    def _next_state(self, batch: Any, key: Key) -> NextState | None:
+        """Return the buffers and attributes after this step; None if a forward pass changes none."""
+        known = moving(self.objective, batch, key)
+        return next_state(self.objective, batch, key, known) if known else None
+
+    def _skipped(self, error: NotFinite) -> Estimate:
+        """Return the estimate of a step without a gradient."""
+        spoiled = self.not_finite()
+        cause = "" if spoiled is None else f" `{spoiled}` is not finite: the gradient of an earlier step was not."
+        warn_once(self.objective.model, "not finite", f"a step was skipped: {error}{cause}")
+        device = self.objective.leaves[0].parameter.device
+        return Estimate(torch.tensor(error.number, device=device), Streamed(self.objective, 0), state=self.state)
+
+    def not_finite(self) -> str | None:
+        """Return the name of a parameter with a value that is not finite; None if there is none."""
+        leaves = self.objective.leaves
+        return next((leaf.name for leaf in leaves if not bool(leaf.parameter.isfinite().all())), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step count and the states of optimizer and estimator, as a tree of tensors and numbers."""

@@ -1,0 +1,227 @@
+"""The state that a module call reads besides its arguments, as it was before the call, for the call's rerun."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from gradcost.checkpointing.containers import packed, unpacked
+from gradcost.core.interrupts import undoing
+from gradcost.core.isolation import generator_state, set_generator_state
+
+# Settings of the process or thread that a context manager around a call may change: (read, write).
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    *(
+        (partial(read, device), partial(write, device))
+        for device in ("cpu", "cuda")
+        for read, write in (
+            (torch.get_autocast_dtype, torch.set_autocast_dtype),
+            (torch.is_autocast_enabled, torch.set_autocast_enabled),
+        )
+    ),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
+    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
+    (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
+    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn),
+]
+
+
+_STATISTICS = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
+
+
+class Generators:
+    """The random generators whose states a call records.
+
+    Args:
+        devices: the CUDA devices whose generators count, besides that of the CPU.
+        python: whether the one of Python's `random` counts. Reading its state takes 7 us, so only if a forward pass
+            draws from it.
+        numpy: the same for NumPy's global generator, whose state takes 35 us.
+        own: generator objects that the blocks hold.
+    """
+
+    def __init__(
+        self, devices: Sequence[torch.device], python: bool = True, numpy: bool = True, own: Sequence[Any] = ()
+    ) -> None:
+        self._torch = [torch.default_generator]
+        self._torch += [torch.cuda.default_generators[device.index or 0] for device in devices]
+        self._others = [(random.getstate, random.setstate)] if python else []
+        self._others += [(np.random.get_state, np.random.set_state)] if numpy else []
+        self._others += [(partial(generator_state, g), partial(set_generator_state, g)) for g in own]
+
+    def states(self) -> list[Any]:
+        return [generator.get_state() for generator in self._torch] + [read() for read, _ in self._others]
+
+    def set(self, states: list[Any]) -> None:
+        for generator, state in zip(self._torch, states, strict=False):
+            generator.set_state(state)
+        for (_, write), state in zip(self._others, states[len(self._torch) :], strict=True):
+            write(state)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore the states at the end of the context."""
+        states = self.states()
+        with undoing(lambda: self.set(states)):
+            yield
+
+
+class BlockModules:
+    """The modules inside a block, and which of their state has to be copied before a call.
+
+    A block may be called many times per evaluation, so what does not depend on the call is found once.
+
+    Args:
+        block: the block.
+        changing: per module, the names of attributes and buffers that a forward changes in place unnoticed by version
+            counters: lists, dictionaries, objects, `.data` of tensors.
+        to_end: whether a rerun of the block always runs to its end.
+    """
+
+    def __init__(
+        self, block: nn.Module | None, changing: Mapping[nn.Module, Collection[str]], to_end: bool = False
+    ) -> None:
+        self.owner = block
+        modules = () if block is None else block.modules()
+        self.modules = [module for module in modules if isinstance(module.__dict__.get("_parameters"), dict)]
+        self.changing = [(module, names) for module in self.modules if (names := changing.get(module))]
+        # Before an evaluation replaces them by copies.
+        self.buffers = {id(module): dict(module._buffers) for module in self.modules if _reads_buffers(module)}
+        self.to_end = to_end or any(isinstance(module, nn.RReLU) for module in self.modules)
+
+
+def _reads_buffers(module: nn.Module) -> bool:
+    """Return whether a forward may read buffers that it wrote. Torch's layers with running statistics do not."""
+    return bool(module._buffers) and type(module).__module__ not in _STATISTICS
+
+
+class CallState:
+    """What a call of a block reads besides its arguments: generators, settings, and the state of its modules.
+
+    Args:
+        generators: the generators to record.
+        block: the modules of the block.
+    """
+
+    __slots__ = ("_cached", "_changing", "_device", "_generators", "_modules", "_settings", "_states")
+
+    def __init__(self, generators: Generators, block: BlockModules) -> None:
+        self._generators, self._states = generators, generators.states()
+        self._settings = [read() for read, _ in _SETTINGS]
+        self._device = _default_device() if torch._C._len_torch_function_stack() else None
+        self._cached = dict(parametrize._cache) if parametrize._cache_enabled else None
+        self._modules: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+        for module in block.modules:
+            attributes = module.__dict__
+            buffers = attributes["_buffers"]
+            if buffers:
+                originals = block.buffers.get(id(module))
+                buffers = dict(buffers) if originals is None else _recorded_buffers(buffers, originals)
+            self._modules.append((module, attributes.copy(), dict(attributes["_parameters"]), buffers))
+        self._changing = [
+            (module, name, packed(_held(module, name), _clone))
+            for module, names in block.changing
+            for name in names
+            if name in module.__dict__ or name in module._buffers
+        ]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Give a rerun this state inside the context; restore the present one afterwards, except for generators."""
+        present = [read() for read, _ in _SETTINGS]
+        cache_enabled = torch.is_autocast_cache_enabled()
+        parametrize_state = parametrize._cache_enabled, parametrize._cache
+        attributes = [module.__dict__ for module, *_ in self._modules]
+
+        def restore() -> None:
+            for (module, *_), held in zip(self._modules, attributes, strict=True):
+                object.__setattr__(module, "__dict__", held)
+            parametrize._cache_enabled, parametrize._cache = parametrize_state
+            torch.set_autocast_cache_enabled(cache_enabled)
+            _write_settings([read() for read, _ in _SETTINGS], present)
+
+        with undoing(restore):
+            self._generators.set(self._states)
+            _write_settings(present, self._settings)
+            # No cache: it would keep the converted copies of all weights until the last call returns.
+            torch.set_autocast_cache_enabled(False)
+            parametrize._cache_enabled = 0 if self._cached is None else 1
+            parametrize._cache = {} if self._cached is None else dict(self._cached)
+            self._write_modules()
+            with nullcontext() if self._device is None else self._device:
+                yield
+
+    def _write_modules(self) -> None:
+        for module, attributes, parameters, buffers in self._modules:
+            attributes = attributes.copy()
+            attributes["_parameters"] = dict(parameters)
+            attributes["_buffers"] = {
+                name: buffer.read() if type(buffer) is _Buffer else buffer for name, buffer in buffers.items()
+            }
+            object.__setattr__(module, "__dict__", attributes)
+        memo: dict[int, Any] = {}
+        for module, name, copy in self._changing:
+            value = unpacked(copy, lambda leaf: _clone(leaf) if isinstance(leaf, Tensor) else leaf, memo)
+            (module._buffers if name in module._buffers else module.__dict__)[name] = value
+
+
+class _Buffer:
+    """A buffer as it was before a call. It is copied where its value could not be found later."""
+
+    __slots__ = ("copy", "original", "tensor", "version")
+
+    def __init__(self, tensor: Tensor, original: Tensor | None) -> None:
+        self.tensor, self.original, self.version = tensor, original, version_of(tensor)
+        # An evaluation works on new copies of the buffers, with version 0 until the first write.
+        is_original = original is not None and original is not tensor and self.version == 0
+        self.copy = None if is_original else _clone(tensor)
+
+    def read(self) -> Tensor:
+        """Return the value before the call, in a tensor that a rerun may write if the call did."""
+        if version_of(self.tensor) == self.version:
+            return self.tensor
+        value = self.original if self.copy is None else self.copy
+        assert value is not None
+        return _clone(value)
+
+
+def _recorded_buffers(buffers: dict[str, Any], originals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: buffer if buffer is None else _Buffer(buffer, originals.get(name)) for name, buffer in buffers.items()
+    }
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    return module._buffers[name] if name in module._buffers else module.__dict__[name]
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return the version counter of a tensor, which in-place operations increment; 0 for an inference tensor."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _write_settings(present: list[Any], wanted: list[Any]) -> None:
+    for (_, write), now, then in zip(_SETTINGS, present, wanted, strict=True):
+        if now != then:
+            write(then)
+
+
+def _default_device() -> DeviceContext | None:
+    """Return the innermost `with torch.device(...)` around this call, or None."""
+    devices = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)]
+    return DeviceContext(devices[-1].device) if devices else None

@@ -1,0 +1,342 @@
+"""Which blocks compute the same when they run again: a check at the first use of recomputation, and its findings."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradcost.checkpointing.caches import CacheRule
+from gradcost.checkpointing.call_state import BlockModules, version_of
+from gradcost.checkpointing.containers import is_same_copy, packed, tensors_in
+from gradcost.checkpointing.kept_outputs import KeptOutputs
+from gradcost.checkpointing.region import Call, Forward, RecomputationError, Region, run_call
+from gradcost.core import memory_events
+from gradcost.core.blocks import Block
+from gradcost.core.first_use import can_check, findings, passed
+from gradcost.core.key import Key
+from gradcost.core.notes import warn_once
+from gradcost.core.objective import Objective
+from gradcost.core.precision import coarsest
+
+RegionCall = Callable[[Region, Forward, Any, Any, BlockModules, KeptOutputs | None], Any]
+Routed = Callable[["Replay", RegionCall, CacheRule], AbstractContextManager[None]]
+
+_MAX_PASSES = 6  # of the check. A pass restores the state that earlier ones found, and runs blocks that they skipped
+_WRITES_AFTER_SAVING = {F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_, torch.ops.aten.rrelu_with_noise}
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"forward"}
+
+
+class Replay:
+    """What is known about the reruns of a model's blocks.
+
+    Until the check has run, all generators are recorded, and every block is recomputed.
+    """
+
+    def __init__(self) -> None:
+        self.draws_python = self.draws_numpy = True  # whether a forward pass draws from these generators
+        self._generators: list[Any] | None = None
+        self.keeps_caches = False  # whether blocks are given empty key-value caches
+        self.reasons: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules that are not recomputed
+        self.changing: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+        self.to_end: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self.ran: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether the check saw a call of a block
+
+    def generators_of(self, blocks: Sequence[Block]) -> list[Any]:
+        """Return the generator objects that the modules of the blocks hold as attributes. They are found once."""
+        if self._generators is None:
+            modules = [inner for block in blocks for module in block for inner in module.modules()]
+            held = {id(v): v for module in modules for v in vars(module).values() if isinstance(v, _GENERATORS)}
+            self._generators = list(held.values())
+        return self._generators
+
+    def modules_of(self, block: nn.Module) -> BlockModules:
+        self.ran.setdefault(block, False)
+        return BlockModules(block, self.changing, block in self.to_end)
+
+
+def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: frozenset[str]) -> Replay:
+    """Return what is known about the reruns of the blocks. At the first use, find it out.
+
+    A forward pass records the bits of what each call of a block returns and saves. Then each block runs again, and
+    the bits are compared. A block that does not reproduce them is not recomputed; a `Note` names it. Nothing is
+    checked on fake tensors or while a FLOP counter or a memory tracker is active.
+
+    Args:
+        objective: the model and the loss.
+        batch: any pytree.
+        routed: (replay, call of a region) -> a context manager inside which blocks are recomputed.
+        keep: the operators whose outputs are saved.
+    """
+    model, purpose = objective.model, " ".join(["recomputation", *sorted(keep)])
+    known = findings(model, objective.loss).get((purpose, model.training))
+    if known is not None:
+        return known
+    replay = Replay()
+    if not can_check(model) or memory_events.is_observed():
+        return replay
+    draws = [False, False]
+    for number in range(_MAX_PASSES):
+        key = Key(number).fold("recomputation")
+        check = _Check(replay, is_last=number == _MAX_PASSES - 1)
+        routes = routed(replay, check.call, check.caches)
+        with torch.enable_grad(), routes, closing(objective.losses(batch, key)) as losses:
+            loss = next(losses)[1].detach()
+            found = check.finish()
+        draws = [before or now for before, now in zip(draws, check.draws, strict=True)]
+        if not found and check.caches.left_out and not _is_near(objective, loss, _plain_loss(objective, batch, key)):
+            replay.keeps_caches = found = True
+        if not found and all(replay.ran.values()):
+            break
+    replay.draws_python, replay.draws_numpy = draws
+    _warn(model, replay)
+    passed(model, objective.loss, purpose, replay)
+    return replay
+
+
+def _plain_loss(objective: Objective, batch: Any, key: Key) -> Tensor | None:
+    """Return the loss without recomputation, or None if it cannot be evaluated without gradients."""
+    try:
+        with torch.no_grad(), closing(objective.losses(batch, key)) as losses:
+            return next(losses)[1].detach()
+    except Exception:
+        return None
+
+
+def _is_near(objective: Objective, loss: Tensor, plain: Tensor | None) -> bool:
+    """Return whether two losses differ by no more than the rounding of another order of a sum."""
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(coarsest(objective), 2e-2)
+    return plain is None or bool(torch.isclose(loss, plain, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def not_recomputed(objective: Objective) -> dict[str, str]:
+    """Return the names of the blocks that the check found not to compute the same again, each with the reason."""
+    names = {module: name for name, module in objective.model.named_modules()}
+    known = findings(objective.model, objective.loss).items()
+    replays = [replay for replay in dict(known).values() if isinstance(replay, Replay)]
+    return {names.get(m, type(m).__name__): reason for replay in replays for m, reason in replay.reasons.items()}
+
+
+def _warn(model: nn.Module, replay: Replay) -> None:
+    names = {module: name for name, module in model.named_modules()}
+    for module, reason in replay.reasons.items():
+        name = names.get(module, "a block")
+        warn_once(
+            model,
+            f"recomputation of {name}",
+            f"{name} ({type(module).__name__}) is not recomputed in the backward pass: {reason}. It saves its "
+            "activations, as under Everything().",
+        )
+
+
+class DrawWatch:
+    """Notices draws from a generator whose states are not recorded, because the check saw none.
+
+    Args:
+        replay: the findings of the check.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self._python: Any = None
+        self._numpy: Any = None
+        self._is_started = False
+        self._seed = 0
+
+    def start(self) -> None:
+        """Remember the states at the first call of a forward pass."""
+        seed = torch.default_generator.initial_seed()  # another one: the last forward pass had no backward pass
+        if not self._is_started or seed != self._seed:
+            self._is_started, self._seed = True, seed
+            self._python = None if self.replay.draws_python else random.getstate()
+            self._numpy = None if self.replay.draws_numpy else _numpy_words()
+
+    def check(self) -> None:
+        """Compare the states at the first rerun of a backward pass.
+
+        Raises:
+            RecomputationError: the forward pass drew numbers. From then on, the states are recorded.
+        """
+        if not self._is_started:
+            return
+        self._is_started = False
+        drawn = []
+        if self._python is not None and random.getstate() != self._python:
+            self.replay.draws_python = True
+            drawn.append("Python's `random`")
+        if self._numpy is not None and _numpy_words() != self._numpy:
+            self.replay.draws_numpy = True
+            drawn.append("NumPy's global generator")
+        if drawn:
+            raise RecomputationError(
+                f"the forward pass drew from {' and '.join(drawn)}, and the earlier ones did not, so the states that "
+                "the recomputation of its blocks needs are not recorded. They are from now on: repeat this step."
+            )
+
+
+def _numpy_words() -> Any:
+    """Return the state of NumPy's global generator, without a kept normal number. NumPy's own way takes 35 us."""
+    generator: Any = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]
+    if type(generator) is np.random.MT19937:
+        return ctypes.string_at(generator.ctypes.state_address, 2500)  # 624 words and a position
+    return repr(generator.state)
+
+
+class _Watch(TorchFunctionMode):
+    """Notices functions that fill a saved tensor after they saved it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes_after_saving = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.writes_after_saving |= func in _WRITES_AFTER_SAVING
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorded:
+    """A call of a block in the check: the bits of what it returned and saved, and the state of its modules before."""
+
+    def __init__(
+        self, module: Any, call: Call, bits: list[Any], before: list[tuple[nn.Module, str, Any, Any]]
+    ) -> None:
+        self.module, self.call, self.bits, self.before = module, call, bits, before
+
+
+class _Check:
+    """One pass of the check.
+
+    Args:
+        replay: the findings, which the pass extends.
+        is_last: whether no pass follows, so that a block with new findings is not recomputed.
+    """
+
+    def __init__(self, replay: Replay, is_last: bool) -> None:
+        self.replay, self.is_last = replay, is_last
+        self.regions: dict[Region, list[_Recorded]] = {}
+        self.caches = CacheRule(replay.keeps_caches)
+        self.draws = [False, False]
+        self._states: tuple[Any, Any] | None = None
+
+    def call(
+        self, region: Region, forward: Forward, args: Any, kwargs: Any, block: BlockModules, kept: KeptOutputs | None
+    ) -> Any:
+        """Run and record a call of a block."""
+        if self._states is None:
+            self._states = _states()
+        before = [
+            (module, name, value, packed(value, _mark))
+            for module in block.modules
+            for name, value in (*vars(module).items(), *module._buffers.items())
+            if name not in _MODULE_INTERNALS
+        ]
+        saved: list[Tensor] = []
+        region.on_value = lambda tensor: saved.append(tensor.detach())
+        with _Watch() as watch:
+            out = region.forward(forward, args, kwargs, block, kept)
+        region.on_value = None
+        if watch.writes_after_saving and block.owner is not None:
+            self.replay.to_end[block.owner] = True
+        if block.owner is not None:
+            self.replay.ran[block.owner] = True
+        bits = [_bits(tensor) for tensor in (*tensors_in(out), *saved)]
+        self.regions.setdefault(region, []).append(_Recorded(block.owner, region.calls[-1], bits, before))
+        return out
+
+    def finish(self) -> bool:
+        """Run all blocks again, after the forward pass. Return whether there are new findings."""
+        if self._states is not None:
+            self.draws = [not _equal(one, other) for one, other in zip(self._states, _states(), strict=True)]
+        changed = self._changed_modules()
+        found = bool(changed)
+        if self.caches.is_read_again:
+            self.replay.keeps_caches = found = True
+        for region, calls in reversed(self.regions.items()):  # in the order of a backward pass
+            with region.generators.restored(), torch.enable_grad():
+                failure = _first_failure(calls)
+            if failure is not None:
+                module, reason = failure
+                found = True
+                if self.is_last or not any(inner in changed for inner in module.modules()):
+                    self.replay.reasons[module] = reason
+        return found
+
+    def _changed_modules(self) -> set[nn.Module]:
+        """Return the modules with attributes that changed in place since a call, and remember these attributes."""
+        changed: set[nn.Module] = set()
+        for recorded in (recorded for calls in self.regions.values() for recorded in calls):
+            for module, name, value, copy in recorded.before:
+                buffer = module._buffers.get(name)
+                current = vars(module).get(name, buffer)
+                known = self.replay.changing.setdefault(module, set())
+                if current is value and name not in known and not is_same_copy(copy, packed(value, _mark)):
+                    if buffer is value and version_of(value) != copy.version:
+                        continue  # a region notices it
+                    known.add(name)
+                    changed.add(module)
+        return changed
+
+
+def _first_failure(calls: list[_Recorded]) -> tuple[nn.Module, str] | None:
+    """Run the calls of a region again. Return the module of the first that does not reproduce its bits, and why."""
+    leaves: list[Tensor | None] = []
+    for recorded in calls:
+        saved: list[Tensor] = []
+        try:
+            out = run_call(recorded.call, leaves, lambda index, tensor, saved=saved: saved.append(tensor.detach()))
+        except Exception as error:
+            sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return recorded.module, sentence.removesuffix("Use Everything().").rstrip(" .")
+        outputs = tensors_in(out)
+        if [_bits(tensor) for tensor in (*outputs, *saved)] != recorded.bits:
+            return recorded.module, "run again from the same inputs, it computes something else"
+        leaves = [*outputs]
+    return None
+
+
+class _Mark:
+    """The identity, version and bits of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.version, self._values = version_of(tensor), (id(tensor), _bits(tensor))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Mark) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _mark(tensor: Tensor) -> Any:
+    return _Mark(tensor)
+
+
+def _bits(tensor: Tensor) -> Any:
+    """Return a number that changes if the bits of a tensor do (a checksum), with its shape and dtype."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor.shape, tensor.dtype, tensor.layout
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    tensor = tensor.resolve_neg().contiguous()
+    if tensor.itemsize > 1 and tensor.is_floating_point():
+        tensor = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+    flat = tensor.reshape(-1).to(torch.int64)
+    weights = torch.arange(flat.numel(), device=flat.device) * 2 + 1
+    return tuple(tensor.shape), tensor.dtype, int((flat * weights).sum())
+
+
+def _states() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,42 @@
+"""Refuse a gradient whose loss or slopes are not finite, before it reaches a weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from gradcost.core.errors import BadInput
+from gradcost.core.fake import is_fake
+
+
+class NotFinite(BadInput):
+    """The loss or a slope of a batch is not finite, so there is no gradient to apply. `number` is its value."""
+
+    def __init__(self, what: str, number: float) -> None:
+        super().__init__(
+            f"the {what} of this batch is {number}, so its gradient cannot be applied, and no weight has moved. "
+            "Check the batch (a mean over no targets is nan) and the weights. Skip the batch, or lower the learning "
+            "rate."
+        )
+        self.number = number
+
+
+def require_finite(loss: Tensor, slopes: Tensor | None = None) -> None:
+    """Raise unless the loss and the slopes are finite. On an accelerator this waits until they are computed.
+
+    Args:
+        loss: a scalar.
+        slopes: a vector; None if there are no slopes. Fake tensors pass.
+    Raises:
+        NotFinite: one of the numbers is not finite.
+    """
+    if is_fake(loss):
+        return
+    number: Any = loss.tolist()  # faster than float(loss), and not seen by a dispatch mode
+    if not math.isfinite(number):
+        raise NotFinite("loss", number)
+    for number in () if slopes is None else slopes.tolist():
+        if not math.isfinite(number):
+            raise NotFinite("slope", number)

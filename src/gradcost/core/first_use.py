@@ -1,0 +1,118 @@
+"""Checks that run once per model and loss, and their findings.
+
+    if first_use(model, loss, "purpose"):
+        ...                                   # the check; it raises where it must refuse
+        passed(model, loss, "purpose")        # only after success, so that a refusal is repeated at the next use
+
+`first_use` is False on fake tensors and under a dispatch mode (FLOP counter, memory tracker): no check runs there.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from gradcost.core.fake import is_fake
+
+Findings = dict[tuple[str, bool], Any]  # by purpose and train/eval flag
+_findings: WeakKeyDictionary[nn.Module, dict[Any, Findings]] = WeakKeyDictionary()
+_structures: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # a hash of each model's modules
+_MAX_LOSSES = 1000  # per model; a loop that makes a new callable object at each step would collect them
+
+
+def findings(model: nn.Module, loss: Callable[..., Any]) -> Findings:
+    """Return what the checks of this model and loss found so far. Entries are added in place."""
+    losses = _findings.setdefault(model, {})
+    if len(losses) > _MAX_LOSSES:
+        losses.clear()
+    return losses.setdefault(_identity(loss), {})
+
+
+def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Drop the findings of a model if it has other modules or hooks than at the last call.
+
+    Args:
+        model: the model.
+        modules: its modules.
+    """
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+    structure = hash((tuple(map(id, modules)), tuple(map(type, modules)), tuple(hooks)))
+    if _structures.setdefault(model, structure) != structure:
+        _structures[model] = structure
+        _findings.pop(model, None)
+
+
+def first_use(model: nn.Module, loss: Callable[..., Any], purpose: str) -> bool:
+    """Return whether the check of this purpose has not passed yet and can run here.
+
+    Args:
+        model: the model. Checks are remembered as long as it exists, for its training and its eval mode apart.
+        loss: the loss. A lambda that is made anew at each step is the same loss.
+        purpose: names the check.
+    Returns:
+        True until `passed` is called. False on fake tensors and under a dispatch mode.
+    """
+    return (purpose, model.training) not in findings(model, loss) and can_check(model)
+
+
+def passed(model: nn.Module, loss: Callable[..., Any], purpose: str, finding: Any = True) -> None:
+    """Remember that a check succeeded.
+
+    Args:
+        model: as in `first_use`.
+        loss: as in `first_use`.
+        purpose: as in `first_use`.
+        finding: what the check found; kept in `findings(model, loss)[purpose, model.training]`.
+    """
+    findings(model, loss)[purpose, model.training] = finding
+
+
+def can_check(model: nn.Module) -> bool:
+    """Return whether a check may evaluate the model: its tensors are real, and no dispatch mode would count it."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None and (is_fake(parameter) or parameter.is_meta):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
+def _identity(loss: Any, depth: int = 4) -> Any:
+    """Return what two losses have in common that run the same code: equal for a function that is defined anew."""
+    if isinstance(loss, str | bool | None):
+        return type(loss), loss  # such as reduction="sum"
+    if isinstance(loss, bool | str | None):
+        return loss
+    if not callable(loss) or depth == 0:
+        return type(loss)  # numbers and tensors may differ at each step
+    if isinstance(loss, types.MethodType):
+        return _identity(loss.__func__, depth - 1), _reference(loss.__self__)
+    if isinstance(loss, functools.partial):
+        values = (loss.func, *loss.args, *loss.keywords.values())
+        return tuple(_identity(value, depth - 1) for value in values)
+    if isinstance(loss, types.FunctionType):
+        cells = [_content(cell) for cell in loss.__closure__ or ()] + list(loss.__defaults__ or ())
+        return loss.__code__, tuple(_identity(value, depth - 1) for value in cells)
+    return _reference(loss)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty cell
+        return None
+
+
+def _reference(value: Any) -> Any:
+    """Return a weak reference to an object, or its type where it has none."""
+    try:
+        reference = weakref.ref(value)
+        hash(reference)
+    except TypeError:
+        return type(value)
+    return reference

@@ -1,0 +1,109 @@
+"""The batch that a loss is given: notice that the loss writes into it, and put containers back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.mutable_state import Named, Traversal
+
+Record = tuple[Any, Any]  # a tensor and what identifies its content; or a container and a shallow copy
+_SCALARS = {int, float, bool, str, bytes, type(None)}
+
+
+def watch(batch: Any) -> list[Record]:
+    """Record the tensors and containers of a batch, for `put_back`. Costs less than 1 us for a pair of tensors."""
+    records: list[Record] = []
+    _watch(batch, records)
+    return records
+
+
+def put_back(records: list[Record]) -> list[Tensor]:
+    """Give the containers of a batch their entries back. Return the tensors that were written in place.
+
+    `requires_grad` and `.grad` of the tensors are put back too.
+    """
+    written = []
+    for value, saved in records:
+        if isinstance(value, Tensor):
+            version, requires_grad, grad = saved
+            if value.is_leaf:
+                if value.requires_grad is not requires_grad:
+                    value.requires_grad_(requires_grad)
+                if value.grad is not grad:
+                    value.grad = grad
+            if version is not None and value._version != version:
+                written.append(value)
+        elif isinstance(value, list):
+            if len(value) != len(saved) or any(one is not other for one, other in zip(value, saved, strict=True)):
+                list.__setitem__(value, slice(None), saved)
+        elif value.keys() != saved.keys() or any(value[key] is not saved[key] for key in saved):
+            value.clear()
+            value.update(saved)
+    return written
+
+
+def copied(batch: Any) -> Any:
+    """Return a deep copy of a batch. Its tensors are detached clones with the same `requires_grad`.
+
+    Parameters and modules in it are not copied.
+
+    Raises:
+        BadInput: the batch is or holds an iterator.
+        Unsupported: the batch holds another object that cannot be copied.
+    """
+    traversal = Traversal()
+    traversal.visit("batch", batch)
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone().requires_grad_(value.requires_grad)
+        for _, value in traversal.objects
+        if isinstance(value, Tensor)
+    }
+    if any(isinstance(value, Iterator) for value in traversal.seen.values()):
+        raise BadInput("the batch is or holds an iterator, which an evaluation consumes. Pass a list of its items.")
+    memo |= {key: value for key, value in traversal.seen.items() if isinstance(value, nn.Parameter | nn.Module)}
+    try:
+        return copy.deepcopy(batch, memo)
+    except (TypeError, NotImplementedError, RuntimeError, copy.Error) as error:
+        raise Unsupported(
+            f"the loss writes into its batch, and the batch cannot be copied ({error}). Let the loss copy what it "
+            "writes into."
+        ) from error
+
+
+def contents(batch: Any) -> list[Named]:
+    """Return the tensors and mutable containers of a batch, with names such as "batch[0]"."""
+    traversal = Traversal()
+    traversal.visit("batch", batch)
+    return traversal.objects
+
+
+def name_in(batch: Any, tensor: Tensor) -> str:
+    """Return the name of a tensor in a batch, such as "batch['labels']"."""
+    return next((name for name, value in contents(batch) if value is tensor), "batch")
+
+
+def _watch(value: Any, records: list[Record]) -> None:
+    kind = type(value)
+    if kind is Tensor or isinstance(value, Tensor):
+        version = None if value.is_inference() else value._version
+        records.append((value, (version, value.requires_grad, value.grad if value.is_leaf else None)))
+    elif kind in _SCALARS:
+        pass
+    elif isinstance(value, tuple):
+        for item in value:
+            _watch(item, records)
+    elif isinstance(value, list):
+        records.append((value, value.copy()))
+        for item in value:
+            _watch(item, records)
+    else:
+        entries = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+        if isinstance(entries, dict) and not isinstance(value, type):
+            records.append((entries, entries.copy()))
+            for item in entries.values():
+                _watch(item, records)

@@ -1,0 +1,247 @@
+"""Evaluate a loss in the gradient mode that it needs, without an autograd graph of its own.
+
+An ordinary loss is evaluated under `torch.no_grad()`. Gradients are on for two kinds of losses (`AutogradUse`):
+
+- A loss that differentiates, as physics-informed networks and energy-force models do by `torch.autograd.grad`.
+- A loss with constant parts, such as the target of a teacher under `torch.no_grad()`. An outer `torch.no_grad()`
+  would hide where they begin and end.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+
+from gradcost.core.autograd_use import SET_GRAD_ENABLED, AutogradUse, ConstantParts, examine, known_use
+from gradcost.core.errors import Unsupported
+from gradcost.core.first_use import can_check
+from gradcost.core.interrupts import undoing
+
+T = TypeVar("T")
+
+
+class _Evaluation:
+    """An evaluation with gradients on.
+
+    Args:
+        use: what the loss does with autograd.
+    """
+
+    def __init__(self, use: AutogradUse) -> None:
+        self.use, self.parts = use, ConstantParts()
+        self.level = functorch.maybe_current_level()
+        self.forward_mode = torch._C._is_fwd_grad_enabled()
+
+
+class _State(threading.local):
+    """What runs in this thread.
+
+    evaluation: the evaluation with gradients on, or None. is_attempt: a loss that was not examined is evaluated.
+    examines: it has to be examined if it sets the gradient mode. is_unknown: the same, while the loss runs.
+    """
+
+    evaluation: _Evaluation | None = None
+    is_attempt = False
+    examines = False
+    is_unknown = False
+
+
+_state = _State()
+
+
+class _Unknown(BaseException):
+    """A loss sets the gradient mode. It was not examined, or it did not do so then."""
+
+
+def with_known_use(method: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a method (self, objective, batch, key, ...) that evaluates substituted weights.
+
+    The first call examines the loss before. On fake tensors and under a dispatch mode, which counts every operation,
+    the loss is examined only where the method fails or the loss sets the gradient mode.
+
+    A loss may change with the training (a consistency term after a warm-up). It is examined again where the method
+    fails, or where it sets the gradient mode and did not before.
+    """
+
+    @functools.wraps(method)
+    def informed(self: Any, objective: Any, batch: Any, key: Any, *rest: Any) -> T:
+        use = known_use(objective)
+        if use is None and not _state.is_attempt:
+            if can_check(objective.model):
+                use = examine(objective, batch, key)
+            else:
+                try:
+                    with _attempt(examines=True):
+                        return method(self, objective, batch, key, *rest)
+                except (_Unknown, RuntimeError, NotImplementedError) as error:
+                    use = examine(objective, batch, key)
+                    if not isinstance(error, _Unknown) and (use is None or not any(use)):
+                        raise
+        if _state.is_attempt:
+            return method(self, objective, batch, key, *rest)
+        if use is not None:
+            try:
+                return method(self, objective, batch, key, *rest)
+            except (_Unknown, RuntimeError, NotImplementedError):
+                if _state.evaluation is not None or examine(objective, batch, key) in (None, use):
+                    raise
+            return method(self, objective, batch, key, *rest)
+        with _attempt(examines=False):
+            return method(self, objective, batch, key, *rest)
+
+    return informed
+
+
+@contextmanager
+def _attempt(examines: bool) -> Iterator[None]:
+    def restore() -> None:
+        _state.is_attempt = _state.examines = _state.is_unknown = False
+
+    with undoing(restore):
+        _state.is_attempt, _state.examines = True, examines
+        yield
+
+
+def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tensor]) -> Tensor:
+    """Return `evaluate()` in the gradient mode that the objective's loss needs.
+
+    Args:
+        objective: the Objective.
+        batch: any pytree.
+        key: seeds the random layers.
+        evaluate: returns the loss of the batch. It is repeated if the first try shows that the loss differentiates.
+    Returns:
+        The loss, without an autograd graph.
+    """
+    use = known_use(objective)
+    if use is None or not use.needs_gradients:
+        try:
+            with _GradientsOff(watches=use is not None and not use.sets_mode):
+                return evaluate()
+        except RuntimeError:
+            if use is not None or _state.is_attempt or not _is_plain():
+                raise
+            use = examine(objective, batch, key)
+            if use is None or not use.needs_gradients:
+                raise
+    with gradients_on(use):
+        return without_graph(evaluate())
+
+
+class _GradientsOff:
+    """torch.no_grad() that function modes do not see, so that only what the loss sets counts."""
+
+    def __init__(self, watches: bool) -> None:
+        self.watches = watches
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled(), _state.is_unknown
+        with torch._C.DisableTorchFunction():
+            SET_GRAD_ENABLED(False)
+        _state.is_unknown = self.watches or _state.examines
+
+    def __exit__(self, *exception: object) -> None:
+        enabled, _state.is_unknown = self.before
+        with torch._C.DisableTorchFunction():
+            SET_GRAD_ENABLED(enabled)
+
+
+def _is_plain() -> bool:
+    """Return whether no part of gradcost replaces weights or functions, and no transform is active."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return (
+        functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and all(type(mode).__module__.startswith("torch.") for mode in modes)
+    )
+
+
+def in_either_mode(evaluate: Callable[[], Tensor]) -> Tensor:
+    """Return `evaluate()` with gradients off; where that fails, as for a loss that differentiates, with them on."""
+    try:
+        with torch.no_grad():
+            return evaluate()
+    except RuntimeError:
+        with torch.enable_grad():
+            return evaluate().detach()
+
+
+@contextmanager
+def gradients_on(use: AutogradUse) -> Iterator[None]:
+    """Evaluate a loss with gradients on, and follow its constant parts.
+
+    Unless the loss differentiates, the graph that it may build keeps no tensor.
+
+    Args:
+        use: what the loss does with autograd.
+    """
+    before, evaluation = _state.evaluation, _Evaluation(use)
+    keeps_graph = use.differentiates or use.transforms  # transforms do not allow hooks
+
+    def restore() -> None:
+        _state.evaluation = before
+        torch._C._set_fwd_grad_enabled(evaluation.forward_mode)
+
+    with undoing(restore):
+        _state.evaluation = evaluation
+        with torch.enable_grad(), nullcontext() if keeps_graph else saved_tensors_hooks(_drop, _refuse):
+            yield
+
+
+def in_constant_part() -> bool:
+    """Return whether the loss is inside its own `torch.no_grad()` or `torch.inference_mode()`."""
+    evaluation = _state.evaluation
+    return evaluation is not None and (evaluation.parts.is_inside or torch.is_inference_mode_enabled())
+
+
+def set_grad_enabled(enabled: bool) -> None:
+    """Replace `torch._C._set_grad_enabled` while substituted weights are evaluated.
+
+    Forward-mode differentiation ignores `torch.no_grad()`. Here it stops there, as backprop does.
+
+    Raises:
+        Unsupported: the loss calls `torch.no_grad()` inside a forward-mode transform, on activations.
+    """
+    if _state.is_unknown:
+        raise _Unknown
+    was_enabled, evaluation = torch.is_grad_enabled(), _state.evaluation
+    SET_GRAD_ENABLED(enabled)
+    if evaluation is None or not evaluation.parts.follow(was_enabled, enabled):
+        return
+    if not (evaluation.use.forward_mode and functorch.maybe_current_level() != evaluation.level):
+        torch._C._set_fwd_grad_enabled(enabled and evaluation.forward_mode)
+    elif evaluation.use.reads_moved:  # the transform's own tangents have to stay
+        raise Unsupported(
+            "the loss computes with activations under torch.no_grad() inside a forward-mode transform, such as "
+            "torch.func.jvp. Use .detach() there, or use backprop()."
+        )
+
+
+def without_graph(loss: Tensor) -> Tensor:
+    """Return a loss without autograd graph. A tangent of forward mode is kept."""
+    if not loss.requires_grad:
+        return loss
+    if forward_ad._current_level < 0:
+        return loss.detach()
+    primal, tangent = forward_ad.unpack_dual(loss)
+    return primal.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())
+
+
+def _drop(tensor: Tensor) -> None:
+    pass
+
+
+def _refuse(dropped: None) -> Tensor:
+    raise Unsupported(
+        "the loss differentiates (torch.autograd.grad or backward), and it did not when it was first evaluated. Use "
+        "another loss function for each of the two computations."
+    )

@@ -1,0 +1,264 @@
+"""The state that a training forward pass leaves in a model: the buffers and attributes that it changes.
+
+An estimate evaluates the loss several times and changes nothing. A training step in torch makes one forward pass. It
+moves running statistics of BatchNorm, vectors of spectral normalisation, moving averages and hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput
+from gradcost.core.fake import is_fake
+from gradcost.core.gradient_mode import evaluated
+from gradcost.core.isolation import seeded_generators
+from gradcost.core.key import Key
+from gradcost.core.mutable_state import Named, Saved, is_generator, same_bits
+
+T = TypeVar("T")
+Place = tuple[nn.Module, str]  # a module, and the name of one of its buffers or attributes
+_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+_MISSING = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """What every forward pass of a model changes.
+
+    Args:
+        modules: the modules with a buffer that changes.
+        attributes: the attributes that are set to other values. An attribute that a second forward pass on the same
+            batch leaves as it is, such as a cached table, is not one of them.
+        has_containers: containers, or tensors that are no buffers, change in place.
+    """
+
+    modules: frozenset[nn.Module] = frozenset()
+    attributes: frozenset[Place] = frozenset()
+    has_containers: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.attributes or self.has_containers)
+
+
+@dataclass(frozen=True, eq=False)
+class NextState:
+    """Buffers, attributes and containers after a forward pass.
+
+    Args:
+        buffers: (place, value, whether the buffer was changed in place).
+        attributes: (place, value).
+        containers: the content of containers; None if they do not change.
+    """
+
+    buffers: Sequence[tuple[Place, Tensor | None, bool]]
+    attributes: Sequence[tuple[Place, Any]]
+    containers: Saved | None
+
+    def install(self) -> None:
+        """Give the model this state. A buffer that was changed in place remains the same tensor."""
+        with torch.no_grad():
+            for (module, name), value, in_place in self.buffers:
+                buffer = module._buffers.get(name)
+                if in_place and buffer is not None and value is not None and buffer.shape == value.shape:
+                    buffer.copy_(value)
+                else:
+                    module._buffers[name] = value
+        for (module, name), value in self.attributes:
+            if value is _MISSING:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value.detach() if isinstance(value, Tensor) else value
+        if self.containers is not None:
+            self.containers.restore()
+
+
+def moving(objective: Any, batch: Any, key: Key) -> Moving:
+    """Find out what a forward pass of the objective changes; nothing is changed afterwards.
+
+    Cost: one forward pass; a second one if it changes attributes or containers. The first call for a model, loss and
+    train/eval flags finds out, and later ones return its result. On fake tensors only writes that torch's version
+    counters record are noticed, and attributes that are no tensors.
+
+    Args:
+        objective: the Objective.
+        batch: any pytree; passed to the loss without a split into micro-batches.
+        key: seeds the random layers.
+    """
+    objective.prepare(batch, key)
+    found = objective.structure.moving
+    name = id(objective.loss), tuple([module.training for module in objective.modules])
+    if name not in found:
+        found[name] = _isolated(objective, batch, key, _find_moving)
+    return found[name]
+
+
+def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward: Callable[[], object]) -> Moving:
+    first, before = _Record(modules, with_bits=True), Saved(containers)
+    forward()
+    changed = frozenset(module for module, _ in first.changed_buffers())
+    if not first.changed_attributes() and not before.changed():
+        return Moving(changed)
+    second, before = _Record(modules), Saved(containers)
+    forward()
+    return Moving(changed, frozenset(second.changed_attributes(by_value=True)), bool(before.changed()))
+
+
+def next_state(objective: Any, batch: Any, key: Key, known: Moving) -> NextState:
+    """Make a forward pass and return the state that it leaves; nothing is changed until `install`.
+
+    Args:
+        objective: the Objective.
+        batch: as in `moving`.
+        key: seeds the random layers.
+        known: what `moving` returned.
+    """
+
+    def after(modules: Sequence[nn.Module], containers: list[Named], forward: Callable[[], object]) -> NextState:
+        record = _Record(modules, with_attributes=False)
+        forward()
+        places = dict.fromkeys(record.changed_buffers())
+        places |= dict.fromkeys((module, name) for module in known.modules for name in module._buffers)
+        return NextState(
+            [(place, place[0]._buffers[place[1]], record.is_in_place(place)) for place in places],
+            [((module, name), module.__dict__.get(name, _MISSING)) for module, name in known.attributes],
+            Saved(containers) if known.has_containers else None,
+        )
+
+    return _isolated(objective, batch, key, after)
+
+
+def carried(objective: Any) -> list[tuple[int, str, str, Any]]:
+    """Return the state besides the model's parameters and buffers that the next training step depends on.
+
+    Returns:
+        (number of the module, "_buffers" or "", name, value) of each buffer outside of the model, and of each
+        attribute that training steps have changed.
+    Raises:
+        BadInput: the loss depends on state in closures, classes or globals that it changes.
+    """
+    isolation = objective.isolation
+    modules, inside = isolation.modules, len(objective.modules)
+    found: dict[tuple[int, str, str], Any] = {}
+    numbers = {module: number for number, module in enumerate(modules)}
+    for known in objective.structure.moving.values():
+        purity = isolation.purity
+        if known.has_containers and (purity.has_class_state or purity.has_loss_state):
+            raise BadInput(
+                "the loss depends on state in a class, closure or global that it changes, and a training checkpoint "
+                "cannot store it: keep it in an attribute or a buffer of a module."
+            )
+        for module in known.modules:
+            if numbers[module] >= inside:
+                found |= {(numbers[module], "_buffers", name): b for name, b in module._buffers.items()}
+        attributes = [(module, name) for module, name in known.attributes]
+        if known.has_containers:
+            attributes += isolation.containers()
+        for module, name in attributes:
+            if name in module.__dict__ and not is_generator(module.__dict__[name]):
+                found[numbers[module], "", name] = module.__dict__[name]
+    return [(*place, value) for place, value in found.items()]
+
+
+def restore(objective: Any, state: Sequence[tuple[int, str, str, Any]]) -> None:
+    """Give the modules the state that `carried` returned for the same objective.
+
+    Raises:
+        BadInput: the state belongs to modules outside of the model, and the loss has not been examined.
+    """
+    modules = objective.isolation.modules
+    for number, registry, name, value in state:
+        if number >= len(modules):
+            raise BadInput(
+                "this training checkpoint holds buffers of modules that only the loss reaches: call "
+                "`objective.prepare(batch, key)` before it is read, as `train` does."
+            )
+        holder = modules[number]._buffers if registry else modules[number].__dict__
+        holder[name] = value
+
+
+def _isolated(
+    objective: Any,
+    batch: Any,
+    key: Key,
+    observe: Callable[[Sequence[nn.Module], list[Named], Callable[[], object]], T],
+) -> T:
+    """Return what `observe` returns in isolation. It gets modules, containers, and a function for a forward pass."""
+    results: list[T] = []
+
+    def evaluate() -> Tensor:
+        losses: list[Tensor] = []
+        torch.clear_autocast_cache()
+        # Do not fold the key: running statistics behind dropout depend on it.
+        with objective.isolation.entered(key) as containers, seeded_generators(key, objective.devices):
+            modules = objective.isolation.modules
+            results.append(observe(modules, containers or [], lambda: losses.append(objective.scalar_loss(batch))))
+        return losses[-1]
+
+    evaluated(objective, batch, key, evaluate)
+    return results[-1]
+
+
+class _Record:
+    """The buffers and attributes of modules at construction."""
+
+    def __init__(self, modules: Iterable[nn.Module], with_bits: bool = False, with_attributes: bool = True) -> None:
+        self.modules = list(modules)
+        self._buffers = {
+            (module, name): (buffer, -1 if buffer is None else buffer._version)
+            for module in self.modules
+            for name, buffer in module._buffers.items()
+        }
+        self._bits = {place: _copy(buffer) for place, (buffer, _) in self._buffers.items()} if with_bits else {}
+        self._attributes = [module.__dict__.copy() for module in self.modules] if with_attributes else []
+
+    def is_in_place(self, place: Place) -> bool:
+        return place in self._buffers and self._buffers[place][0] is place[0]._buffers[place[1]]
+
+    def changed_buffers(self) -> list[Place]:
+        """Return the buffers that were replaced or written."""
+        now = {(module, name): buffer for module in self.modules for name, buffer in module._buffers.items()}
+        return [place for place, buffer in now.items() if self._has_changed(place, buffer)]
+
+    def _has_changed(self, place: Place, buffer: Tensor | None) -> bool:
+        if not self.is_in_place(place):
+            return True
+        if buffer is None:
+            return False
+        bits = self._bits.get(place)  # BatchNorm's kernel writes without an entry in the version counter
+        return buffer._version != self._buffers[place][1] or (bits is not None and not same_bits(buffer, bits))
+
+    def changed_attributes(self, by_value: bool = False) -> list[Place]:
+        """Return the attributes that were set to another object; with `by_value`, to another value."""
+        return [place for place, before, now in self._differing() if not (by_value and _is_same(before, now))]
+
+    def _differing(self) -> Iterator[tuple[Place, Any, Any]]:
+        for module, before in zip(self.modules, self._attributes, strict=True):
+            now = module.__dict__
+            for name in before.keys() | now.keys():
+                old, new = before.get(name, _MISSING), now.get(name, _MISSING)
+                if old is not new and not (isinstance(new, _SCALARS) and type(old) is type(new) and old == new):
+                    yield (module, name), old, new
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None or is_fake(buffer) else buffer.detach().clone()
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two attributes have the same value. Fakes and objects of one class count as the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return is_fake(one) or is_fake(other) or same_bits(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, _SCALARS):
+        return bool(one == other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return True

@@ -1,0 +1,200 @@
+"""The backward passes of one estimate: each parameter's gradient is passed on when it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as torch_checkpoint
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from gradcost.core.errors import Unsupported
+from gradcost.core.objective import Objective
+
+_AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
+_check_inputs = torch_checkpoint.check_backward_validity
+
+
+class BackwardPasses:
+    """Run the backward passes of the micro-batches of one batch. Use it inside `undoing(passes.restore)`.
+
+    - The previous `.grad` of all parameters and of all other tensors is restored at the end.
+    - Trainable parameters of the model that are not in the objective are frozen. Otherwise the forward pass of a
+      restricted objective (`Objective.only`) would save activations for all parameters.
+
+    Args:
+        objective: the model and its leaves.
+        use: called as `use(name, gradient)` for each leaf during or after the last backward pass.
+    """
+
+    def __init__(self, objective: Objective, use: Callable[[str, Tensor], None]) -> None:
+        self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
+        self.use = use
+        self.trained = {id(parameter) for parameter in self.parameters.values()}
+        parameters = objective.model.parameters()
+        self.others = [p for p in parameters if p.requires_grad and id(p) not in self.trained]
+        self.grads = [parameter.grad for parameter in self.parameters.values()]
+        self.foreign: list[tuple[Tensor, Tensor | None]] = []
+        self.missing: set[str] = set()
+        self.hooks: list[Callable[[Tensor], None]] = []
+        self.task: int | None = None  # autograd's number of the backward pass; None: no other pass runs inside it
+
+    def prepare(self) -> None:
+        """Set every `.grad` to None and freeze the other parameters. To be called before the forward pass.
+
+        Raises:
+            Unsupported: a parameter has a hook that may step an optimizer or change the gradient.
+        """
+        message = hooks_message(self.parameters)
+        if message is not None:
+            raise Unsupported(message)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        for parameter in self.others:
+            parameter.requires_grad_(False)
+        if self.others:
+            torch_checkpoint.check_backward_validity = _refuse_frozen_inputs
+
+    def restore(self) -> None:
+        """Restore every `.grad`, requires_grad and hook. Calling it again does nothing."""
+        for parameter, grad in zip(self.parameters.values(), self.grads, strict=True):
+            parameter.grad = grad
+        if self.hooks:
+            self._remove_hooks()
+        if self.others:
+            torch_checkpoint.check_backward_validity = _check_inputs
+        for parameter in self.others:
+            parameter.requires_grad_(True)
+        self._restore_foreign()
+
+    def run(self, loss: Tensor | None, is_last: bool) -> None:
+        """Add the gradient of a loss to those of the earlier ones. Pass them on in the last pass.
+
+        Args:
+            loss: a scalar with a graph; None for a micro-batch with weight 0.
+            is_last: whether this is the last micro-batch.
+        """
+        foreign, functions = ([], set[str]()) if loss is None else _graph(loss, self.trained)
+        if is_last:
+            self.missing = set(self.parameters)
+            if not any("Checkpoint" in name for name in functions):
+                self._pass_gradients_on(loss if functions else None)
+        if loss is None:
+            pass
+        elif foreign and not functions:
+            loss.backward(inputs=list(self.parameters.values()))
+        else:
+            # A custom function may run a backward pass of its own: reentrant checkpointing forbids `inputs`.
+            self.foreign = [(tensor, tensor.grad) for tensor in foreign]
+            for tensor in foreign:
+                tensor.grad = None
+            loss.backward()
+            self._restore_foreign()
+        if is_last:
+            self._finish()
+
+    def _pass_gradients_on(self, loss: Tensor | None) -> None:
+        """Pass each gradient to `use` once autograd has completed it. loss: given if it has custom functions."""
+        if loss is not None:
+
+            def begun(gradient: Tensor) -> None:
+                self.task = torch._C._current_graph_task_id()  # pyright: ignore[reportAttributeAccessIssue]
+
+            loss.register_hook(begun)
+        for name, parameter in self.parameters.items():
+
+            def finished(parameter: Tensor, name: str = name) -> None:
+                current = self.task
+                if current is None or current == torch._C._current_graph_task_id():  # pyright: ignore
+                    self._pass_on(name, parameter)
+                elif name not in self.missing:
+                    raise Unsupported(_second_part(name))
+                # Otherwise an inner pass has added a part. The outer pass, or `_finish`, passes the sum on.
+
+            self.hooks.append(finished)
+            parameter.register_post_accumulate_grad_hook(finished)
+
+    def _pass_on(self, name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if name not in self.missing:
+            raise Unsupported(_second_part(name))
+        if gradient is None:
+            raise Unsupported(
+                f"the gradient of `{name}` was gone when the backward pass had computed it: a hook of the model "
+                "steps an optimizer or clears .grad. Remove the hook (gradcost.train moves each parameter in the "
+                "backward pass), or use mezo(), which runs no backward pass."
+            )
+        self.missing.remove(name)
+        self.use(name, gradient)
+
+    def _finish(self) -> None:
+        """Pass on what the last backward pass did not, such as zeros for unused parameters."""
+        self._remove_hooks()
+        for name, parameter in self.parameters.items():
+            if name in self.missing:
+                # An earlier micro-batch may have used a parameter that the last one did not.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                with torch.no_grad():  # as in the hooks, where backward without create_graph disables gradients
+                    self._pass_on(name, parameter)
+
+    def _remove_hooks(self) -> None:
+        for parameter in self.parameters.values():
+            registered = parameter._post_accumulate_grad_hooks
+            for key in [key for key, hook in (registered or {}).items() if hook in self.hooks]:
+                del registered[key]
+
+    def _restore_foreign(self) -> None:
+        for tensor, grad in self.foreign:
+            tensor.grad = grad
+
+
+def hooks_message(parameters: dict[str, Any]) -> str | None:
+    """Return why hooks on these parameters prevent backpropagation here and what to do, or None.
+
+    A hook after accumulation may step an optimizer, clear `.grad` or change it.
+    """
+    for name, parameter in parameters.items():
+        hooks = parameter._post_accumulate_grad_hooks
+        of_others = hooks and any(not str(hook.__module__).startswith("gradcost.") for hook in hooks.values())
+        if of_others or "_in_backward_optimizers" in parameter.__dict__:
+            return (
+                f"`{name}` has a post-accumulate-grad hook, which may step an optimizer or change the gradient in "
+                "the backward pass of an estimate. Remove the hook (gradcost.train moves each parameter in the "
+                "backward pass), or use mezo(), which runs no backward pass."
+            )
+    return None
+
+
+def _graph(loss: Tensor, trained: set[int]) -> tuple[list[Tensor], set[str]]:
+    """Return the tensors in a loss's graph that get a `.grad` and are not trained, and the names of its functions.
+
+    Functions: the subclasses of autograd.Function in the graph.
+    """
+    todo: list[Any] = [loss.grad_fn]
+    seen = set(todo)
+    for node in todo:
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    foreign = [node.variable for node in todo if type(node) is _AccumulateGrad and id(node.variable) not in trained]
+    return foreign, {type(node).__name__ for node in todo if isinstance(node, BackwardCFunction)}
+
+
+def _refuse_frozen_inputs(inputs: Sequence[Any]) -> None:
+    """Replaces torch's warning: a reentrant checkpoint whose inputs need no gradient gives none to its parameters."""
+    if not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs):
+        raise Unsupported(
+            "the model checkpoints with use_reentrant=True, which gives no gradient if the parameters before the "
+            "block are frozen, as they are for a part of the parameters. Use use_reentrant=False, or estimate all "
+            "parameters together."
+        )
+
+
+def _second_part(name: str) -> str:
+    return (
+        f"`{name}` gets another part of its gradient after the rest was passed on: an autograd.Function of the model "
+        "runs a backward pass of its own. Give the function its own parameter, or use mezo()."
+    )

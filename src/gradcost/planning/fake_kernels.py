@@ -1,0 +1,162 @@
+"""Make the results of fake operators as large as those of the real ones, and compute masks and positions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradcost.core.fake import known
+
+MAX_CONSTANT = 1 << 20  # elements; results of whole numbers and constants up to this size carry their values
+
+
+@contextmanager
+def kernels_simulated(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside the context, fake results have the storage of the real kernels; whole numbers and constants have values.
+
+    Models branch on masks and positions: without padding, for example, attention needs no mask. Some make a mask of
+    ones as floating-point numbers. By default torch computes values for small constants only. transformers branches
+    differently for fake tensors, so its `is_fake_tensor` returns False here for fakes that carry values.
+    """
+    utils = sys.modules.get("transformers.utils.import_utils")
+    is_fake_tensor = getattr(utils, "is_fake_tensor", None)
+    limit = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = MAX_CONSTANT
+    if is_fake_tensor is not None:
+        utils.is_fake_tensor = lambda tensor: is_fake_tensor(tensor) and getattr(tensor, "constant", None) is None  # type: ignore[union-attr]
+    try:
+        with _Kernels(mode):
+            yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
+        if is_fake_tensor is not None:
+            utils.is_fake_tensor = is_fake_tensor  # type: ignore[union-attr]
+
+
+class _Kernels(TorchDispatchMode):
+    """Corrects the results of torch's fake kernels where the real kernels give others."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, packet = kwargs or {}, func.overloadpacket
+        if packet is _ATEN._grouped_mm and args[0].dtype in _GROUPED_TYPES:
+            return _grouped_mm(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if packet in _FACTORIES:
+            return self._with_values(func, args, kwargs, out)
+        if packet in _UNREDUCED and out.ndim == 0:
+            # The real kernel writes all errors into a storage, reduces them, and returns a scalar of that storage.
+            errors = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
+            return torch.empty(errors, dtype=out.dtype, device=out.device).as_strided((), ())
+        if packet in _BAGS and out[1].numel():
+            bags = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)  # the real kernel's
+            return out[0], bags[:-1], *out[2:]
+        if packet is _ATEN.mkldnn_rnn_layer:
+            return (*out[:3], torch.empty(_recurrent_workspace(*args), dtype=torch.uint8))
+        if packet is _ATEN.mkldnn_rnn_layer_backward:
+            return (*out[:4], torch.empty_like(out[3]), *out[5:])  # two gradients of biases, not one
+        if isinstance(out, Tensor) and out.layout == torch.sparse_coo:
+            return _with_entries(func, args, out)
+        return out
+
+    def _with_values(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+        if out.is_complex() or not 0 < out.numel() <= MAX_CONSTANT:
+            return out
+        with no_dispatch():
+            real = func(*args, **kwargs)
+        return self.mode.fake_tensor_converter.from_real_tensor(self.mode, real, make_constant=True)
+
+
+_ATEN = torch.ops.aten
+_FACTORIES = {_ATEN.arange, _ATEN.full, _ATEN.ones, _ATEN.zeros, _ATEN.eye, _ATEN.scalar_tensor}
+_UNREDUCED = {_ATEN.mse_loss, _ATEN.smooth_l1_loss, _ATEN.binary_cross_entropy, _ATEN.soft_margin_loss}
+_SUMS = {_ATEN.add, _ATEN.sub}
+_BAGS = {_ATEN._embedding_bag, _ATEN._embedding_bag_forward_only}
+_GROUPED_TYPES = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """Return the result of a grouped product, with rows padded to 16 bytes. torch's fake takes only bfloat16."""
+    rows = (a.shape[0], a.shape[-2]) if a.ndim == 3 and b.ndim == 3 else (a.shape[-2],)
+    rows = (offs.shape[0], *rows) if a.ndim == b.ndim == 2 else rows
+    dtype = out_dtype or a.dtype
+    columns = b.shape[-1]
+    padded = -(-columns * dtype.itemsize // 16) * 16 // dtype.itemsize
+    strides = (padded, 1) if len(rows) == 1 else (rows[1] * padded, padded, 1)
+    return torch.empty_strided((*rows, columns), strides, dtype=dtype, device=a.device)
+
+
+def _with_entries(func: Any, args: Any, out: Tensor) -> Tensor:
+    """Return a sparse result with as many entries as the real one. Those of torch's fakes have none."""
+    packet = func.overloadpacket
+    sparse = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.layout == torch.sparse_coo]
+    if packet is _ATEN._embedding_bag_backward:
+        indices = args[1].view(1, -1)
+    elif not sparse or packet is _ATEN.detach or func._schema.is_mutable:
+        return out
+    else:
+        count = sum(tensor._nnz() for tensor in sparse) if packet in _SUMS else sparse[0]._nnz()
+        if packet in (_ATEN.coalesce, _ATEN._coalesce):
+            count = _distinct(func, sparse[0]._indices())
+        indices = torch.empty((out.sparse_dim(), count), dtype=torch.int64)
+    values = torch.empty((indices.shape[1], *out.shape[out.sparse_dim() :]), dtype=out.dtype)
+    return torch.sparse_coo_tensor(indices, values, out.shape, check_invariants=False)
+
+
+def _distinct(func: Any, indices: Tensor) -> int:
+    """Return the number of distinct columns."""
+    real = known(indices)
+    if real is None:
+        raise DynamicOutputShapeException(func)
+    with no_dispatch():
+        return real.unique(dim=1).shape[1]
+
+
+_FEW = 128  # steps
+_CHEAP = 1 << 33  # multiplications, about half a second
+
+
+def _recurrent_workspace(
+    x: Tensor, w0: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, h: Tensor, c: Tensor, *rest: Any
+) -> int:
+    """Return the bytes that oneDNN's recurrent layer saves for the backward pass. torch's fake saves none.
+
+    They grow linearly with the steps, up to rounding to pages. Only a layer that would take long to run is
+    extrapolated, with an error of at most 32 KiB.
+    """
+    *_, batch_first, _ = rest  # the last arguments are batch_first and train
+    time = 1 if batch_first else 0
+    shapes = tuple(tuple(tensor.shape) for tensor in (x, w0, w1, w2, w3, h, c))
+    rest = tuple(tuple(value) if isinstance(value, list) else value for value in rest)
+    steps = x.shape[time]
+    layer = shapes, time, x.dtype, torch.is_grad_enabled(), rest
+    if steps <= 2 * _FEW or x.shape[0] * x.shape[1] * (w0.numel() + w1.numel()) <= _CHEAP:
+        return _real_workspace(steps, *layer)
+    few, more = (_real_workspace(count, *layer) for count in (_FEW, 2 * _FEW))
+    return few + (steps - _FEW) * (more - few) // _FEW
+
+
+@cache
+def _real_workspace(
+    steps: int, shapes: Any, time: int, dtype: torch.dtype, with_gradients: bool, rest: tuple[Any, ...]
+) -> int:
+    """Run the real kernel on zeros, once per shape and number of steps, and return the bytes of its workspace."""
+    first, *others = shapes
+    first = (*first[:time], steps, *first[time + 1 :])
+    with no_dispatch(), torch.set_grad_enabled(with_gradients):  # without gradients nothing is saved
+        arguments = [torch.zeros(shape, dtype=dtype, device="cpu") for shape in (first, *others)]
+        workspace = _ATEN.mkldnn_rnn_layer(*arguments, *rest)[3]
+        return 0 if workspace is None else workspace.untyped_storage().nbytes()

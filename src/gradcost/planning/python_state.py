@@ -1,0 +1,95 @@
+"""Restore the Python objects that a simulated forward pass changes: no fake tensor outlives the simulation."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradcost.core.fake import is_fake
+from gradcost.core.mutable_state import Saved, Traversal
+from gradcost.core.objective import Objective
+
+_DEPTH = 4  # containers inside containers in which fake tensors are searched
+
+
+@contextmanager
+def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] | list[Any]]]:
+    """Restore at the end what a forward pass can change besides tensors.
+
+    - Attributes of modules and of objects that they hold, containers, closures, globals that the code names: all
+      changes are undone.
+    - Other globals and classes of the modules' files, `functools.cache` and `lru_cache`: fake tensors are removed.
+
+    Yields:
+        The dictionaries and lists in which the model's modules hold tensors besides parameters and buffers.
+    """
+    held, reached = Traversal(), Traversal(follow_functions=True)
+    held.visit("", objective.model)
+    reached.visit("", objective.model)
+    reached.visit("loss", objective.loss)
+    attributes = [(vars(module), dict(vars(module))) for _, module in reached.modules]
+    saved = Saved((name, value) for name, value in reached.objects if not isinstance(value, Tensor))
+    caches = [(cache, cache.cache_info().misses) for cache in _cached_functions(reached.seen.values())]
+    namespaces = [(owner, dict(vars(owner))) for owner in _namespaces(module for _, module in reached.modules)]
+    containers = [vars(module) for _, module in held.modules]
+    try:
+        yield [*containers, *(value for _, value in held.objects if isinstance(value, dict | list))]
+    finally:
+        for current, before in attributes:
+            current.clear()
+            current.update(before)
+        saved.restore()
+        for owner, before in namespaces:
+            _remove_fakes(owner, before)
+        for cache, misses in caches:
+            if cache.cache_info().misses != misses and _holds_fake(gc.get_referents(cache)):
+                cache.cache_clear()
+
+
+def _namespaces(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return the classes of the modules and the Python modules that define them, without torch's."""
+    classes = {kind for module in modules for kind in type(module).__mro__}
+    classes = {kind for kind in classes if kind.__module__.partition(".")[0] not in ("torch", "builtins")}
+    files = {kind.__module__ for kind in classes} & sys.modules.keys()
+    return [*classes, *(sys.modules[name] for name in files)]
+
+
+def _remove_fakes(owner: Any, before: dict[str, Any]) -> None:
+    """Restore the attributes of a class or Python module that are fake tensors or contain some."""
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, dict) and value is before.get(name):
+            for key in [key for key, item in value.items() if _holds_fake(item)]:
+                dict.__delitem__(value, key)
+        elif isinstance(value, list) and value is before.get(name):
+            value[:] = [item for item in value if not _holds_fake(item)]
+        elif value is not before.get(name) and _holds_fake(value):
+            setattr(owner, name, before[name]) if name in before else delattr(owner, name)
+
+
+def _holds_fake(value: Any, depth: int = _DEPTH) -> bool:
+    if isinstance(value, Tensor):
+        return is_fake(value)
+    if depth and isinstance(value, dict | list | tuple | set):
+        return any(_holds_fake(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
+    return False
+
+
+_known_caches: weakref.WeakSet[Any] = weakref.WeakSet()
+_scanned = 0  # the number of imported modules at the last scan
+
+
+def _cached_functions(reached: Iterable[Any]) -> list[Any]:
+    """Return the functions with `functools.cache` or `lru_cache`: of the imported modules, and among `reached`."""
+    global _scanned
+    if len(sys.modules) != _scanned:
+        _scanned = len(sys.modules)
+        _known_caches.update(value for value in gc.get_objects() if type(value) is functools._lru_cache_wrapper)
+    _known_caches.update(value for value in reached if type(value) is functools._lru_cache_wrapper)
+    return list(_known_caches)

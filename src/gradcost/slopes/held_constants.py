@@ -1,0 +1,152 @@
+"""Hold the constant parts of a loss at their values while a finite difference moves the weights.
+
+For backprop, what a loss computes under `torch.no_grad()` is a constant, and so is a derivative without create_graph.
+At moved weights it would be another one, because activations, or weights of a module that runs, enter it. So an
+evaluation at the weights records it, and the evaluations of a difference read the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from gradcost.core.autograd_use import SET_GRAD_ENABLED, gives_constants, known_use
+from gradcost.core.errors import Unsupported
+from gradcost.core.gradient_mode import in_constant_part
+from gradcost.core.key import Key
+from gradcost.core.notes import warn_once
+from gradcost.core.objective import Objective
+from gradcost.slopes.substitution import RULES, UNREAD, with_rules
+
+
+class HeldConstants:
+    """What enters the constant parts of one evaluation, in the order of the calls of torch functions.
+
+    Args:
+        values: one entry per tensor argument, None for one that does not depend on the weights; and the results of
+            torch.autograd.grad.
+    """
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Evaluate a loss, inside `substituted`, with these values."""
+        mode = _Held(self.values)
+        with mode:
+            yield
+        if mode.position != len(self.values):
+            raise Unsupported(_OTHER_CALLS)
+
+
+def held_constants(objective: Objective, batch: Any, key: Key) -> HeldConstants | None:
+    """Record what enters the constant parts of the loss. Cost: one forward pass; none if nothing has to be held.
+
+    Args:
+        objective: the model and the loss.
+        batch: any pytree; passed to the loss as it is.
+        key: seeds the random layers.
+    Returns:
+        The record, or None.
+    Raises:
+        Unsupported: the constant parts are inside torch.func transforms.
+    """
+    use = known_use(objective)
+    if use is not None and use.detaches:
+        warn_once(objective.model, "detach", _DETACHES)
+    if use is None or not (use.reads_moved or use.uses_slopes):
+        return None
+    if use.transforms:
+        raise Unsupported(
+            "the loss computes with activations under torch.no_grad(), or calls torch.autograd.grad without "
+            "create_graph, and it applies torch.func transforms. A finite difference cannot hold these constants. "
+            "Use forward_gradient() or backprop()."
+        )
+    recorder = _Recorder()
+    with with_rules(RULES), recorder:
+        objective.evaluate(batch, key)
+    return HeldConstants(recorder.values)
+
+
+class _ConstantPartMode(TorchFunctionMode):
+    """Replaces each tensor argument of torch functions in constant parts by `take(argument)`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if gives_constants(func, *args, **kwargs):
+            return self.slopes(lambda: func(*args, **kwargs))
+        if func is not SET_GRAD_ENABLED and func not in UNREAD and in_constant_part():
+            args, kwargs = pytree.tree_map(self._taken, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _taken(self, argument: Any) -> Any:
+        is_number = isinstance(argument, Tensor) and (argument.is_floating_point() or argument.is_complex())
+        return self.take(argument) if is_number else argument
+
+    def take(self, argument: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def slopes(self, differentiate: Callable[[], Any]) -> Any:
+        raise NotImplementedError
+
+
+class _Recorder(_ConstantPartMode):
+    """Records the arguments that depend on the weights: not being substituted, these require a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Any] = []
+
+    def take(self, argument: Tensor) -> Tensor:
+        value = argument.detach() if argument.requires_grad else None
+        # A later operation may change an activation in place.
+        self.values.append(value if value is None or isinstance(argument, nn.Parameter) else value.clone())
+        return argument
+
+    def slopes(self, differentiate: Callable[[], Any]) -> Any:
+        found = differentiate()
+        self.values.append(pytree.tree_map_only(Tensor, torch.clone, found))
+        return found
+
+
+class _Held(_ConstantPartMode):
+    """Replaces the arguments by the recorded values."""
+
+    def __init__(self, values: list[Any]) -> None:
+        super().__init__()
+        self.values, self.position = values, 0
+
+    def take(self, argument: Tensor) -> Tensor:
+        value = self._next()
+        if value is None:
+            return argument
+        if not isinstance(value, Tensor) or value.shape != argument.shape or value.dtype != argument.dtype:
+            raise Unsupported(_OTHER_CALLS)
+        return value
+
+    def slopes(self, differentiate: Callable[[], Any]) -> Any:
+        return pytree.tree_map_only(Tensor, torch.clone, self._next())
+
+    def _next(self) -> Any:
+        if self.position == len(self.values):
+            raise Unsupported(_OTHER_CALLS)
+        self.position += 1
+        return self.values[self.position - 1]
+
+
+_DETACHES = (
+    "the loss uses `.detach()` or `.data` of an activation. For backprop the result is a constant; a finite "
+    "difference follows the loss, where it moves with the weights. Compute it under torch.no_grad() to hold it "
+    "constant, or use forward_gradient() or backprop()."
+)
+_OTHER_CALLS = (
+    "the loss computes other things under torch.no_grad() at moved weights, so a finite difference cannot hold them "
+    "constant. Use forward_gradient() or backprop()."
+)

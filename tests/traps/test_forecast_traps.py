@@ -1,0 +1,263 @@
+"""A forecast leaves nothing behind, and says why it cannot be made."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gradcost
+from gradcost import SGD, Key, Objective, Reverse, backprop, forecast, mezo
+from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.fake import is_fake
+from gradcost.planning import Within
+
+MEAN = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
+CLASSES = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+
+
+def pair(width: int = 8) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(6, width, generator=generator), torch.randn(6, width, generator=generator)
+
+
+def classes(words: int = 10) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(words, (5, 4), generator=generator), torch.randint(3, (5,), generator=generator)
+
+
+# ---- nothing fake survives, and nothing real has moved
+
+
+def holds_fake(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return is_fake(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+    return any(map(holds_fake, items))
+
+
+class Cached(nn.Module):
+    """Two blocks; `table` returns what the second one multiplies by, and may keep it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x)) * self.table(x)
+        return x
+
+    def table(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class InAttribute(Cached):
+    kept: Any = None
+
+    def table(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.arange(8, dtype=x.dtype).cos()
+        return self.kept
+
+
+class InDictionary(Cached):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, list[Tensor]] = {"tables": []}
+
+    def table(self, x: Tensor) -> Tensor:
+        if not self.kept["tables"]:
+            self.kept["tables"].append(torch.arange(8, dtype=x.dtype).cos())
+        return self.kept["tables"][0]
+
+
+class Keeper:
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+class InObject(Cached):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keeper = Keeper()
+
+    def table(self, x: Tensor) -> Tensor:
+        if self.keeper.value is None:
+            self.keeper.value = torch.arange(8, dtype=x.dtype).cos()
+        return self.keeper.value
+
+
+class InClass(Cached):
+    kept: Any = None
+
+    def table(self, x: Tensor) -> Tensor:
+        if InClass.kept is None:
+            InClass.kept = torch.arange(8, dtype=x.dtype).cos()
+        return InClass.kept
+
+
+_kept: dict[int, Tensor] = {}
+
+
+class InGlobal(Cached):
+    def table(self, x: Tensor) -> Tensor:
+        if 8 not in _kept:
+            _kept[8] = torch.arange(8, dtype=x.dtype).cos()
+        return _kept[8]
+
+
+@functools.lru_cache
+def cosines(width: int) -> Tensor:
+    return torch.arange(width).float().cos()
+
+
+@functools.cache
+def cosines_of(width: int) -> tuple[Tensor, int]:
+    return torch.arange(width).float().cos(), width
+
+
+class InLru(Cached):
+    def table(self, x: Tensor) -> Tensor:
+        return cosines(8)
+
+
+class InCache(Cached):
+    def table(self, x: Tensor) -> Tensor:
+        return cosines_of(8)[0]
+
+
+class InCachedMethod(Cached):
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def cosines(self, width: int) -> Tensor:
+        return torch.arange(width).float().cos()
+
+    def table(self, x: Tensor) -> Tensor:
+        return self.cosines(8)
+
+
+class InProperty(Cached):
+    @functools.cached_property
+    def cosines(self) -> Tensor:
+        return torch.arange(8).float().cos()
+
+    def table(self, x: Tensor) -> Tensor:
+        return self.cosines
+
+
+class InBuffer(Cached):
+    def table(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "angles"):
+            self.register_buffer("angles", torch.arange(8, dtype=x.dtype).cos(), persistent=False)
+        return self.get_buffer("angles")
+
+
+KEEPERS = [
+    InAttribute, InDictionary, InObject, InClass, InGlobal, InLru, InCache, InCachedMethod, InProperty, InBuffer,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+@pytest.mark.parametrize("work", ["forecast", "plan", "within"])
+def test_a_table_that_the_first_forward_keeps_is_not_fake_afterwards(kind: type[Cached], work: str):
+    model, batch = kind(), pair()
+    for cache in (cosines, cosines_of, InCachedMethod.cosines):
+        cache.cache_clear()
+    _kept.clear()
+    InClass.kept = None
+    objective = Objective(model, MEAN)
+    before = set(vars(model))
+    if work == "forecast":
+        forecast(backprop(), objective, batch)
+    elif work == "plan":
+        gradcost.plan(objective, batch, 1 << 20, [backprop()])
+    else:
+        Reverse(Within(1 << 20)).objection(objective, batch)
+    assert set(vars(model)) == before
+    assert not any(map(holds_fake, (vars(model), _kept, InClass.kept)))
+    assert not is_fake(model(batch[0]))
+    assert torch.isfinite(backprop().estimate(objective, batch, Key(1)).loss)
+
+
+def test_a_table_in_a_closure_of_the_loss_is_not_fake_afterwards():
+    tables: list[Tensor] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if not tables:
+            tables.append(torch.arange(8.0).cos())
+        return (model(batch[0]) * tables[0] - batch[1]).square().mean()
+
+    forecast(mezo(), Objective(nn.Linear(8, 8), loss), pair())
+    assert tables == []
+
+
+def test_a_forecast_moves_no_count_of_batches_and_writes_no_ids():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.out = nn.Embedding(10, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            ids[0, 0] = 0
+            return self.out(self.norm(self.words(ids).mean(1)))
+
+    model, batch = Counting(), classes()
+    before = batch[0].clone()
+    objective = Objective(model, CLASSES)
+    forecast(backprop(), objective, batch, SGD(0.1))
+    gradcost.plan(objective, batch, 1 << 20, [backprop(), mezo()])
+    assert int(model.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
+    assert torch.equal(batch[0], before)
+
+
+# ---- the true reason
+
+
+class ReadsMemory(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x * float(x.detach().numpy().std() > 0)
+
+
+def test_a_loss_that_runs_but_not_on_fakes_is_not_said_to_be_wrong():
+    objective = Objective(ReadsMemory(), MEAN)
+    for attempt in (
+        lambda: forecast(backprop(), objective, pair()),
+        lambda: gradcost.plan(objective, pair(), 1 << 20, [backprop()]),
+        lambda: Within(1 << 20).schedule(objective, pair()),
+    ):
+        with pytest.raises(Unsupported, match="TrainingStep") as refusal:
+            attempt()
+        assert "ReadsMemory" in str(refusal.value)
+    assert Reverse(Within(1 << 20)).objection(objective, pair()) is not None
+
+
+def test_a_loss_that_does_not_run_is_said_to_be_wrong():
+    objective = Objective(ReadsMemory(), lambda model, batch: F.mse_loss(model(batch[0][:, :3]), batch[1]))
+    for attempt in (
+        lambda: forecast(backprop(), objective, pair()),
+        lambda: gradcost.plan(objective, pair(), 1 << 20, [backprop()]),
+        lambda: Within(1 << 20).schedule(objective, pair()),
+    ):
+        with pytest.raises(BadInput, match="cannot be evaluated on this batch: RuntimeError"):
+            attempt()
+
+
+def test_anomaly_detection_is_off_in_a_simulation():
+    objective = Objective(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), MEAN)
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("ignore")
+        assert Reverse(Within(1 << 20)).objection(objective, pair()) is None
+        assert torch.is_anomaly_enabled()
