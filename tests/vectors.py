@@ -31,6 +31,17 @@ def true_gradient(objective: Objective, batch: Any, key: Key) -> Tensor:
     return estimated(backprop(), objective, batch, key)
 
 
+def assert_same_estimate(
+    one: Estimator, other: Estimator, objective: Objective, batch: Any, key: Key
+) -> list[Tensor]:
+    """Loss and gradient of two estimators have the same bits. Returns the leaves of the gradient."""
+    first, second = (estimator.estimate(objective, batch, key) for estimator in (one, other))
+    assert torch.equal(first.loss, second.loss)
+    leaves = list(zip(first.gradient.leaves(), second.gradient.leaves(), strict=True))
+    assert [name for (name, a), (_, b) in leaves if not torch.equal(a, b)] == []
+    return [leaf for (_, leaf), _ in leaves]
+
+
 def direction(objective: Objective, directions: Directions, seed: int) -> Tensor:
     return flat(Seeded(objective, directions, (seed,), (1.0,)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_measured_traps import CLASSES, MEAN, classes, pair
 from torch import Tensor, nn
 
 import gradcost
@@ -16,20 +17,6 @@ from gradcost import SGD, Key, Objective, Reverse, backprop, forecast, mezo
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake
 from gradcost.planning import Within
-
-MEAN = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
-CLASSES = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-
-
-def pair(width: int = 8) -> Any:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(6, width, generator=generator), torch.randn(6, width, generator=generator)
-
-
-def classes(words: int = 10) -> Any:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(words, (5, 4), generator=generator), torch.randint(3, (5,), generator=generator)
-
 
 # ---- nothing fake survives, and nothing real has moved
 

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
-    Everything,
     Matmuls,
     Offloaded,
     Saving,
@@ -36,6 +35,7 @@ from gradcost.core.objective import Objective
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning.forecast import forecast
 from gradcost.planning.within import Within
+from vectors import assert_same_estimate
 
 KEY, WIDTH = Key(12), 6
 SAVINGS = [
@@ -96,15 +96,8 @@ def sequences() -> Any:
     return torch.randn(3, 4, WIDTH), torch.randn(3, 4, WIDTH)
 
 
-def estimates(objective: Objective, batch: Any, saving: Saving, key: Key = KEY) -> list[Any]:
-    return [Reverse(choice).estimate(objective, batch, key) for choice in (Everything(), saving)]
-
-
 def assert_same_bits(objective: Objective, batch: Any, saving: Saving, key: Key = KEY) -> None:
-    plain, found = estimates(objective, batch, saving, key)
-    assert torch.equal(plain.loss, found.loss)
-    for (name, one), (_, other) in zip(plain.gradient.leaves(), found.gradient.leaves(), strict=True):
-        assert torch.equal(one, other), name
+    assert_same_estimate(Reverse(), Reverse(saving), objective, batch, key)
 
 
 def made(make: Callable[[], Made], loss: Callable[..., Tensor] = squares) -> tuple[Objective, Any]:
@@ -624,15 +617,20 @@ def test_blocks_that_share_an_iterator_are_not_recomputed_and_named():
         assert_same_bits(objective, batch, saving)
 
 
-def test_blocks_that_count_in_a_closure_are_not_recomputed_and_named():
-    calls = [0]
+def counting(calls: list[int]) -> type[nn.Module]:
+    """A block that computes something else in each call. calls: the number of calls so far."""
 
     class Counting(Layer):
         def forward(self, x: Tensor) -> Tensor:
             calls[0] += 1
             return x + torch.tanh(self.linear(x)).square() * (calls[0] % 5)
 
-    objective, batch = made(lambda: (Chain(Counting), rows()))
+    return Counting
+
+
+def test_blocks_that_count_in_a_closure_are_not_recomputed_and_named():
+    calls = [0]
+    objective, batch = made(lambda: (Chain(counting(calls)), rows()))
     with pytest.warns(Note, match=r"blocks\.3 \(Counting\) is not recomputed"):
         Reverse(Blocks()).estimate(objective, batch, KEY)
     for saving in (Blocks(), Segments(2), Selective()):
@@ -645,14 +643,7 @@ def test_blocks_that_count_in_a_closure_are_not_recomputed_and_named():
 
 
 def test_a_budget_is_refused_where_a_block_cannot_be_recomputed():
-    calls = [0]
-
-    class Counting(Layer):
-        def forward(self, x: Tensor) -> Tensor:
-            calls[0] += 1
-            return x + torch.tanh(self.linear(x)).square() * (calls[0] % 5)
-
-    objective, batch = made(lambda: (Chain(Counting), (torch.randn(256, WIDTH), torch.randn(256, WIDTH))))
+    objective, batch = made(lambda: (Chain(counting([0])), (torch.randn(256, WIDTH), torch.randn(256, WIDTH))))
     saving = Within(int(0.8 * forecast(Reverse(), objective, batch).peak))
     with pytest.warns(Note, match="is not recomputed"):
         assert "cannot bound the memory: use Blocks()" in str(Reverse(saving).objection(objective, batch))

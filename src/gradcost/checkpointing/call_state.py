@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -16,8 +14,10 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from gradcost.checkpointing.containers import packed, unpacked
+from gradcost.core.generator_states import numpy_state, python_state, set_numpy_state, set_python_state
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import generator_state, set_generator_state
+from gradcost.core.mutable_state import version_of
 
 # Settings of the process or thread that a context manager around a call may change: (read, write).
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
@@ -45,9 +45,9 @@ class Generators:
 
     Args:
         devices: the CUDA devices whose generators count, besides that of the CPU.
-        python: whether the one of Python's `random` counts. Reading its state takes 7 us, so only if a forward pass
-            draws from it.
-        numpy: the same for NumPy's global generator, whose state takes 35 us.
+        python: whether the one of Python's `random` counts. Its states take time and memory, so only if a forward
+            pass draws from it.
+        numpy: the same for NumPy's global generator.
         own: generator objects that the blocks hold.
     """
 
@@ -56,8 +56,8 @@ class Generators:
     ) -> None:
         self._torch = [torch.default_generator]
         self._torch += [torch.cuda.default_generators[device.index or 0] for device in devices]
-        self._others = [(random.getstate, random.setstate)] if python else []
-        self._others += [(np.random.get_state, np.random.set_state)] if numpy else []
+        self._others = [(python_state, set_python_state)] if python else []
+        self._others += [(numpy_state, set_numpy_state)] if numpy else []
         self._others += [(partial(generator_state, g), partial(set_generator_state, g)) for g in own]
 
     def states(self) -> list[Any]:
@@ -208,11 +208,6 @@ def _held(module: nn.Module, name: str) -> Any:
 
 def _clone(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return the version counter of a tensor, which in-place operations increment; 0 for an inference tensor."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _write_settings(present: list[Any], wanted: list[Any]) -> None:

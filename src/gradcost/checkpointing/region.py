@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradcost.checkpointing.call_state import BlockModules, CallState, Generators, version_of
+from gradcost.checkpointing.call_state import BlockModules, CallState, Generators
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.core import memory_events
 from gradcost.core.errors import Unsupported
+from gradcost.core.mutable_state import version_of
 
 Forward = Callable[..., Any]
 

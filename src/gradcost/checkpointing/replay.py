@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
-import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradcost.checkpointing.caches import CacheRule
-from gradcost.checkpointing.call_state import BlockModules, version_of
+from gradcost.checkpointing.call_state import BlockModules
 from gradcost.checkpointing.containers import is_same_copy, packed, tensors_in
 from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.region import Call, Forward, RecomputationError, Region, run_call
 from gradcost.core import memory_events
 from gradcost.core.blocks import Block
-from gradcost.core.first_use import can_check, findings, passed
+from gradcost.core.first_use import can_check, findings
+from gradcost.core.generator_states import numpy_words, python_state
 from gradcost.core.key import Key
+from gradcost.core.mutable_state import is_generator, version_of
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.precision import coarsest
@@ -33,7 +32,6 @@ Routed = Callable[["Replay", RegionCall, CacheRule], AbstractContextManager[None
 
 _MAX_PASSES = 6  # of the check. A pass restores the state that earlier ones found, and runs blocks that they skipped
 _WRITES_AFTER_SAVING = {F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_, torch.ops.aten.rrelu_with_noise}
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"forward"}
 
 
@@ -56,7 +54,7 @@ class Replay:
         """Return the generator objects that the modules of the blocks hold as attributes. They are found once."""
         if self._generators is None:
             modules = [inner for block in blocks for module in block for inner in module.modules()]
-            held = {id(v): v for module in modules for v in vars(module).values() if isinstance(v, _GENERATORS)}
+            held = {id(v): v for module in modules for v in vars(module).values() if is_generator(v)}
             self._generators = list(held.values())
         return self._generators
 
@@ -78,10 +76,10 @@ def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: froze
         routed: (replay, call of a region) -> a context manager inside which blocks are recomputed.
         keep: the operators whose outputs are saved.
     """
-    model, purpose = objective.model, " ".join(["recomputation", *sorted(keep)])
-    known = findings(model, objective.loss).get((purpose, model.training))
-    if known is not None:
-        return known
+    model = objective.model
+    known, purpose = findings(model, objective.loss), " ".join(["recomputation", *sorted(keep)])
+    if (purpose, model.training) in known:
+        return known[purpose, model.training]
     replay = Replay()
     if not can_check(model) or memory_events.is_observed():
         return replay
@@ -100,7 +98,7 @@ def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: froze
             break
     replay.draws_python, replay.draws_numpy = draws
     _warn(model, replay)
-    passed(model, objective.loss, purpose, replay)
+    known[purpose, model.training] = replay
     return replay
 
 
@@ -158,8 +156,8 @@ class DrawWatch:
         seed = torch.default_generator.initial_seed()  # another one: the last forward pass had no backward pass
         if not self._is_started or seed != self._seed:
             self._is_started, self._seed = True, seed
-            self._python = None if self.replay.draws_python else random.getstate()
-            self._numpy = None if self.replay.draws_numpy else _numpy_words()
+            self._python = None if self.replay.draws_python else python_state()
+            self._numpy = None if self.replay.draws_numpy else numpy_words()
 
     def check(self) -> None:
         """Compare the states at the first rerun of a backward pass.
@@ -171,10 +169,10 @@ class DrawWatch:
             return
         self._is_started = False
         drawn = []
-        if self._python is not None and random.getstate() != self._python:
+        if self._python is not None and python_state() != self._python:
             self.replay.draws_python = True
             drawn.append("Python's `random`")
-        if self._numpy is not None and _numpy_words() != self._numpy:
+        if self._numpy is not None and numpy_words() != self._numpy:
             self.replay.draws_numpy = True
             drawn.append("NumPy's global generator")
         if drawn:
@@ -182,14 +180,6 @@ class DrawWatch:
                 f"the forward pass drew from {' and '.join(drawn)}, and the earlier ones did not, so the states that "
                 "the recomputation of its blocks needs are not recorded. They are from now on: repeat this step."
             )
-
-
-def _numpy_words() -> Any:
-    """Return the state of NumPy's global generator, without a kept normal number. NumPy's own way takes 35 us."""
-    generator: Any = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]
-    if type(generator) is np.random.MT19937:
-        return ctypes.string_at(generator.ctypes.state_address, 2500)  # 624 words and a position
-    return repr(generator.state)
 
 
 class _Watch(TorchFunctionMode):
@@ -256,7 +246,7 @@ class _Check:
     def finish(self) -> bool:
         """Run all blocks again, after the forward pass. Return whether there are new findings."""
         if self._states is not None:
-            self.draws = [not _equal(one, other) for one, other in zip(self._states, _states(), strict=True)]
+            self.draws = [before != now for before, now in zip(self._states, _states(), strict=True)]
         changed = self._changed_modules()
         found = bool(changed)
         if self.caches.is_read_again:
@@ -335,8 +325,4 @@ def _bits(tensor: Tensor) -> Any:
 
 
 def _states() -> tuple[Any, Any]:
-    return random.getstate(), np.random.get_state()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True))
+    return python_state(), numpy_words()

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from torch import nn
 
 from gradcost.checks.reference import dot
 from gradcost.checks.report import CheckLine, format_number
-from gradcost.core.interrupts import undoing
+from gradcost.core.isolation import eval_mode
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.reverse import Reverse
@@ -34,7 +30,7 @@ def accumulation_lines(objective: Objective, parts: int, batch: Any, key: Key, t
     """
     if parts == 1:
         return []
-    with _eval_mode(objective.model):
+    with eval_mode(objective.model):
         whole, again, split = (
             dict(Reverse().estimate(each, batch, key.fold("accumulation", number)).gradient.leaves())
             for number, each in enumerate((objective, objective, objective.in_micro_batches(parts)))
@@ -54,16 +50,3 @@ def _distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     gap = sum(float(dot(one[name] - other[name], one[name] - other[name])) for name in other)
     scale = sum(float(dot(gradient, gradient)) for gradient in other.values())
     return math.sqrt(gap / scale) if scale else math.sqrt(gap)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-
-    def restore() -> None:
-        for module, training in flags:
-            module.training = training
-
-    with undoing(restore):
-        model.eval()
-        yield

@@ -155,7 +155,7 @@ def examine(objective: Any, batch: Any, key: Any) -> AutogradUse | None:
 def _with_gradients(objective: Any, batch: Any, key: Any) -> tuple[AutogradUse, Tensor] | None:
     """Return what the loss does with gradients on, and the loss; None if it raises."""
     for keeps_graph in (False, True):  # most losses need no graph, and it may not fit into memory
-        hooks = nullcontext() if keeps_graph else saved_tensors_hooks(_drop, _stop)
+        hooks = nullcontext() if keeps_graph else saved_tensors_hooks(drop, _stop)
         try:
             with torch.enable_grad(), hooks, _watched(objective, keeps_graph) as watch:
                 loss = _first_loss(objective, batch, key)
@@ -194,8 +194,8 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return not abs(a - b) <= _TOLERANCE * torch.finfo(one.dtype).eps * max(abs(a), abs(b))
 
 
-def _drop(tensor: Tensor) -> None:
-    pass
+def drop(tensor: Tensor) -> None:
+    """Save nothing: a hook for `saved_tensors_hooks`."""
 
 
 def _stop(dropped: None) -> Tensor:

@@ -1,10 +1,7 @@
-"""Checks that run once per model and loss, and their findings.
+"""What checks found at the first use of a model and loss.
 
-    if first_use(model, loss, "purpose"):
-        ...                                   # the check; it raises where it must refuse
-        passed(model, loss, "purpose")        # only after success, so that a refusal is repeated at the next use
-
-`first_use` is False on fake tensors and under a dispatch mode (FLOP counter, memory tracker): no check runs there.
+A check reads and writes `findings(model, loss)`, and writes only after success, so that a refusal is repeated at the
+next use. It runs only where `can_check(model)`.
 """
 
 from __future__ import annotations
@@ -49,31 +46,6 @@ def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
         _findings.pop(model, None)
 
 
-def first_use(model: nn.Module, loss: Callable[..., Any], purpose: str) -> bool:
-    """Return whether the check of this purpose has not passed yet and can run here.
-
-    Args:
-        model: the model. Checks are remembered as long as it exists, for its training and its eval mode apart.
-        loss: the loss. A lambda that is made anew at each step is the same loss.
-        purpose: names the check.
-    Returns:
-        True until `passed` is called. False on fake tensors and under a dispatch mode.
-    """
-    return (purpose, model.training) not in findings(model, loss) and can_check(model)
-
-
-def passed(model: nn.Module, loss: Callable[..., Any], purpose: str, finding: Any = True) -> None:
-    """Remember that a check succeeded.
-
-    Args:
-        model: as in `first_use`.
-        loss: as in `first_use`.
-        purpose: as in `first_use`.
-        finding: what the check found; kept in `findings(model, loss)[purpose, model.training]`.
-    """
-    findings(model, loss)[purpose, model.training] = finding
-
-
 def can_check(model: nn.Module) -> bool:
     """Return whether a check may evaluate the model: its tensors are real, and no dispatch mode would count it."""
     parameter = next(model.parameters(), None)
@@ -86,8 +58,6 @@ def _identity(loss: Any, depth: int = 4) -> Any:
     """Return what two losses have in common that run the same code: equal for a function that is defined anew."""
     if isinstance(loss, str | bool | None):
         return type(loss), loss  # such as reduction="sum"
-    if isinstance(loss, bool | str | None):
-        return loss
     if not callable(loss) or depth == 0:
         return type(loss)  # numbers and tensors may differ at each step
     if isinstance(loss, types.MethodType):

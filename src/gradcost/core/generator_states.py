@@ -76,6 +76,12 @@ def numpy_state() -> NumpyState:
     return generator, memory
 
 
+def numpy_words() -> Any:
+    """Return the state of NumPy's global generator without a kept normal number, to compare it with another one."""
+    generator: Any = _random.get_bit_generator()
+    return _memory_of(generator).raw if type(generator) is np.random.MT19937 else repr(generator.state)
+
+
 def set_numpy_state(state: NumpyState) -> None:
     """Give NumPy's global generator a state that `numpy_state` returned."""
     if isinstance(state, dict):

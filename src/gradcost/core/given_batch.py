@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.mutable_state import Named, Traversal
+from gradcost.core.mutable_state import Named, Traversal, version_of
 
 Record = tuple[Any, Any]  # a tensor and what identifies its content; or a container and a shallow copy
 _SCALARS = {int, float, bool, str, bytes, type(None)}
@@ -36,7 +36,7 @@ def put_back(records: list[Record]) -> list[Tensor]:
                     value.requires_grad_(requires_grad)
                 if value.grad is not grad:
                     value.grad = grad
-            if version is not None and value._version != version:
+            if version_of(value) != version:
                 written.append(value)
         elif isinstance(value, list):
             if len(value) != len(saved) or any(one is not other for one, other in zip(value, saved, strict=True)):
@@ -90,8 +90,7 @@ def name_in(batch: Any, tensor: Tensor) -> str:
 def _watch(value: Any, records: list[Record]) -> None:
     kind = type(value)
     if kind is Tensor or isinstance(value, Tensor):
-        version = None if value.is_inference() else value._version
-        records.append((value, (version, value.requires_grad, value.grad if value.is_leaf else None)))
+        records.append((value, (version_of(value), value.requires_grad, value.grad if value.is_leaf else None)))
     elif kind in _SCALARS:
         pass
     elif isinstance(value, tuple):

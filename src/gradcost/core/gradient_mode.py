@@ -21,7 +21,7 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradcost.core.autograd_use import SET_GRAD_ENABLED, AutogradUse, ConstantParts, examine, known_use
+from gradcost.core.autograd_use import SET_GRAD_ENABLED, AutogradUse, ConstantParts, drop, examine, known_use
 from gradcost.core.errors import Unsupported
 from gradcost.core.first_use import can_check
 from gradcost.core.interrupts import undoing
@@ -128,7 +128,7 @@ def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tenso
             with _GradientsOff(watches=use is not None and not use.sets_mode):
                 return evaluate()
         except RuntimeError:
-            if use is not None or _state.is_attempt or not _is_plain():
+            if use is not None or _state.is_attempt or not is_plain():
                 raise
             use = examine(objective, batch, key)
             if use is None or not use.needs_gradients:
@@ -155,7 +155,7 @@ class _GradientsOff:
             SET_GRAD_ENABLED(enabled)
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
     """Return whether no part of gradcost replaces weights or functions, and no transform is active."""
     modes = torch.overrides._get_current_function_mode_stack()
     return (
@@ -193,7 +193,7 @@ def gradients_on(use: AutogradUse) -> Iterator[None]:
 
     with undoing(restore):
         _state.evaluation = evaluation
-        with torch.enable_grad(), nullcontext() if keeps_graph else saved_tensors_hooks(_drop, _refuse):
+        with torch.enable_grad(), nullcontext() if keeps_graph else saved_tensors_hooks(drop, _refuse):
             yield
 
 
@@ -234,10 +234,6 @@ def without_graph(loss: Tensor) -> Tensor:
         return loss.detach()
     primal, tangent = forward_ad.unpack_dual(loss)
     return primal.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())
-
-
-def _drop(tensor: Tensor) -> None:
-    pass
 
 
 def _refuse(dropped: None) -> Tensor:

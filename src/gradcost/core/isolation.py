@@ -57,6 +57,20 @@ def grads_set_aside(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode inside the context; restore the mode of each module afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        for module, training in flags:
+            module.training = training
+
+    with undoing(restore):
+        model.eval()
+        yield
+
+
+@contextmanager
 def seeded_generators(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Seed the default generators from the key inside the context; restore them bit for bit afterwards.
 

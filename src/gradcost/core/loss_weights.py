@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
-from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from gradcost.core.autograd_use import examine, known_use
 from gradcost.core.candidate_weights import (
@@ -35,6 +33,7 @@ from gradcost.core.denominators import Denominator, Observed, observed
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake
 from gradcost.core.first_use import can_check, findings
+from gradcost.core.gradient_mode import is_plain
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.micro_batches import selected
 from gradcost.core.pytree import batch_size, leaves
@@ -190,7 +189,7 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
         key: seeds the random layers.
         work: has no effect before the last micro-batch's loss is known, so that it can be repeated.
     """
-    if hasattr(objective.loss, "observed_loss") or not _is_plain_evaluation(objective.model):
+    if hasattr(objective.loss, "observed_loss") or not (can_check(objective.model) and is_plain()):
         return work()
     rule, evaluate = rule_of(objective.model, objective.loss), loss_in_eval_mode(objective, key)
     if rule.candidates is None:
@@ -221,17 +220,6 @@ def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
         return settled(objective, batch, key, lambda: method(self, objective, batch, key, *rest))
 
     return settling
-
-
-def _is_plain_evaluation(model: nn.Module) -> bool:
-    """Whether the loss is evaluated at the model's own weights, outside of transforms, and on real tensors."""
-    modes = torch.overrides._get_current_function_mode_stack()
-    return (
-        can_check(model)
-        and functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
-        and all(type(mode).__module__.startswith("torch.") for mode in modes)
-    )
 
 
 def _needs_gradients(objective: Any) -> bool:

@@ -198,6 +198,11 @@ def is_generator(value: Any) -> bool:
     return _package(type(value)) == "numpy" and hasattr(value, "standard_normal")
 
 
+def version_of(tensor: Tensor) -> int:
+    """Return the version counter of a tensor, which in-place operations increment; 0 for an inference tensor."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same shape, type and bits."""
     if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
@@ -212,8 +217,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _content(value: Any) -> Any:
     if isinstance(value, Tensor):
-        version = None if value.is_inference() else value._version
-        return value.detach().clone(), value.requires_grad, value.grad_fn is not None, version
+        return value.detach().clone(), value.requires_grad, value.grad_fn is not None, version_of(value)
     if isinstance(value, NamedValues):
         return value.read()
     if isinstance(value, types.CellType):

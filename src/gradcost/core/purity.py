@@ -21,7 +21,7 @@ from gradcost.core.given_batch import contents, copied
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import isolated_modules, seeded_objects, shared_storages
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits
+from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits, version_of
 from gradcost.core.notes import warn_once
 
 Root = tuple[str, str]  # the name of a module, and of an attribute
@@ -255,7 +255,7 @@ def _checksums(isolation: Isolation) -> list[tuple[str, nn.Parameter, tuple[Any,
 
 
 def _checksum(parameter: nn.Parameter) -> tuple[Any, ...]:
-    version = None if parameter.is_inference() else parameter._version
+    version = version_of(parameter)
     values = parameter.detach()
     if values.layout != torch.strided or values.dtype not in _WORDS or values.is_meta:
         return version, parameter.data_ptr() if values.layout == torch.strided else None

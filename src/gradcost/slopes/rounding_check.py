@@ -154,6 +154,12 @@ def _warn_if_weights_round(
     )
 
 
+def _distance(losses: Sequence[float]) -> float:
+    """Return the RMS of a - b, c - d, ... for losses a, b, c, d, ..."""
+    pairs = list(zip(losses[::2], losses[1::2], strict=True))
+    return math.sqrt(sum((one - other) ** 2 for one, other in pairs) / len(pairs))
+
+
 def loss_noise(losses: Sequence[float]) -> float:
     """Return the standard deviation of the rounding errors of losses at equally spaced points of a line.
 
@@ -174,8 +180,7 @@ def _warn_if_operations_round(
     objective: Objective, slope: object, eps: float, losses: Sequence[Tensor], loss_at: Callable[[float], Tensor]
 ) -> None:
     noise = loss_noise([float(losses[0]), *(float(loss_at(eps * (1 + step / 16))) for step in range(1, 7))])
-    apart = [float(one) - float(other) for one, other in zip(losses[::2], losses[1::2], strict=True)]
-    distance, error = math.sqrt(sum(d * d for d in apart) / len(apart)), math.sqrt(2) * noise
+    distance, error = _distance([float(loss) for loss in losses]), math.sqrt(2) * noise
     if not error > MAX_NOISE * distance:
         return
     name = str(coarsest(objective)).removeprefix("torch.")
@@ -195,8 +200,7 @@ def _warn_if_loss_is_coarse(model: nn.Module, slope: object, eps: float, losses:
     size = max(map(abs, values))
     if not math.isfinite(size):
         return
-    pairs = list(zip(values[::2], values[1::2], strict=True))
-    apart = math.sqrt(sum((one - other) ** 2 for one, other in pairs) / len(pairs))
+    apart = _distance(values)
     unit, name = spacing(size, dtype), str(dtype).removeprefix("torch.")
     figures = (
         f"at eps = {eps:.2g} the two losses of a difference are {apart:.2g} apart, and one unit in the last place of "

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
-from gradcost.core.isolation import seeded_generators
+from gradcost.core.isolation import eval_mode, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
@@ -213,14 +213,8 @@ def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     """
     if not len(split.x):
         raise BadInput("an empty split has no score: pass at least one example.")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _one_by_one(model, split)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(model), torch.no_grad():
+        return _one_by_one(model, split)
 
 
 def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
