@@ -242,14 +242,16 @@ def test_a_forecast_is_exact_for_the_other_estimators_and_without_an_optimizer(m
     [torch.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.float16, torch.float32))],
     ids=str,
 )
-@pytest.mark.parametrize("method", ["backprop", "mezo", "chosen eps"])
+@pytest.mark.parametrize("method", ["backprop", "mezo", pytest.param("chosen eps", marks=pytest.mark.slow)])
 def test_a_forecast_is_exact_for_updates_that_are_not_lost_to_rounding(method: str, dtype: torch.dtype, wrapper: Any):
     objective, batch = made("gpt", dtype)
     for optimizer in (SGD(1e-3), AdamW(1e-3)):
         assert_forecast_is_exact((PRESETS | OTHERS)[method], objective, batch, wrapper(optimizer))
 
 
-@pytest.mark.parametrize("model", ["mlp", "gpt", "llama", "bert"])
+@pytest.mark.parametrize(
+    "model", ["mlp", "bert", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gpt", "llama"))]
+)
 @pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_so_it_is_for_schedules_within_a_budget(model: str, parts: int):
     objective, batch = made(model, torch.float32)

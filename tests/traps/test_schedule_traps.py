@@ -54,6 +54,7 @@ def small_llama(reentrant: bool | None) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_a_models_own_checkpointing_does_not_change_the_schedule():
     objective = Objective(small_llama(None), model_loss)
     budget = int(0.85 * forecast(backprop(), objective, words()).peak)

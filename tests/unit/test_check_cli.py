@@ -59,6 +59,7 @@ def test_a_method_on_the_digits_is_checked_line_by_line(here: Path):
     assert lines[-1] == "nothing failed"
 
 
+@pytest.mark.slow
 def test_the_same_check_finds_the_same_numbers(here: Path):
     first, second = (gradcost("check", "mezo()", *FACTORY, "--json", folder=here) for _ in range(2))
     assert first.returncode == 0, first.stderr

@@ -72,6 +72,7 @@ def test_a_script_without_a_guard_compares_methods_on_its_own_model(tmp_path: Pa
     assert json.loads((folder / "study.json").read_text())["task"] == "Digits(model=Net(), batch=64)"
 
 
+@pytest.mark.slow
 def test_a_study_of_a_script_and_of_the_command_line_is_one(tmp_path: Path):
     (tmp_path / "script.py").write_text(NET + STUDY)
     ran = python(tmp_path, "script.py")
@@ -96,6 +97,7 @@ def test_an_interactive_session_uses_a_model_from_a_module_and_refuses_one_of_it
     assert "put it in a .py file" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_class_that_a_worker_cannot_import_is_a_sentence(tmp_path: Path):
     guarded = "\n".join("    " + line for line in (NET + COMPARE).splitlines())
     (tmp_path / "script.py").write_text(f'if __name__ == "__main__":\n{guarded}\n')

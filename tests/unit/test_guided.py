@@ -73,7 +73,9 @@ def cosines(share: float, draws: int, generator: torch.Generator) -> Tensor:
     return u[:, 0].abs() / u.norm(dim=1)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.05, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_a_perfect_guide_raises_the_cosine_as_the_formula_says(share: float):
     """E[cos^2] is about share + (1 - share) / d: 1 / 20 without a guide."""
     grad = true_gradient(LINEAR, BATCH, KEY)

@@ -62,7 +62,9 @@ def test_no_factor_has_a_number_of_another_nor_of_a_vector():
     assert len(set(numbers)) > 0.999 * len(numbers)  # of 1,400 float32 numbers a pair may be equal by chance
 
 
-@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_the_second_moment_is_the_one_of_the_docstring(rank: int):
     """E[|z|^2 (g . z)^2] = (d + 2)|g|^2 + (2 / rank) sum over matrices of (m + n + 1)|g_matrix|^2."""
     objective, batch = OBJECTIVES["linear"].make(torch.float64)  # a 3 x 4 matrix and two vectors, of 3 and of 5

@@ -115,6 +115,7 @@ def test_every_way_of_writing_a_row_is_read_back(planned: Plan):
         assert spec.method(repr(row.estimator)) == row.estimator
 
 
+@pytest.mark.slow
 def test_where_no_usual_exact_gradient_fits_micro_batches_of_the_best_schedule_are_tried():
     found = plan(chain(), examples(512), 160_000, optimizer=ADAM)
     assert isinstance(found.choice, Accumulated)
@@ -282,7 +283,7 @@ def test_what_does_not_grow_has_no_largest():
     assert largest(lambda size: 10, 5, 4) == 0
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(
         [

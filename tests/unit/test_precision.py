@@ -281,12 +281,13 @@ LOSSES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("slope", [CentralDifference(0.1), ForwardDifference(0.1), Jvp(), Jvp(2)], ids=repr)
+@pytest.mark.parametrize("slope", [CentralDifference(0.5), ForwardDifference(0.5), Jvp(), Jvp(2)], ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda function: function.__name__)
 def test_a_loss_of_half_precision_scores_is_computed_in_float32(loss: Any, slope: Slope):
     assert LOSSES.keys() == LOSSES_IN_FLOAT32.keys()
     scores, target = outputs(torch.bfloat16)
-    model = nn.Linear(5, 5).to(torch.bfloat16)
+    with seeded_generators(KEY):  # at these weights and eps, rounding is far below the slope: no Note of it
+        model = nn.Linear(5, 5).to(torch.bfloat16)
     seen: list[torch.dtype] = []
 
     def of(model: nn.Module, x: Tensor) -> Tensor:

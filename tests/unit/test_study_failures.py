@@ -57,7 +57,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_checkpoint(tmp_path: Path):
     """The task comes from the user's own file, too: a worker knows it before it is handed the trial."""
-    (tmp_path / "small.py").write_text(OWN.format(steps=2000, trials=1))
+    (tmp_path / "small.py").write_text(OWN.format(steps=1200, trials=1))
     assert call_inside(tmp_path, "-j", "1", "-o", "quiet").returncode == 0
     running = subprocess.Popen(
         command(tmp_path, "-j", "1", "-o", "killed", "--every", "0.1"),

@@ -120,7 +120,7 @@ def test_a_budget_that_is_too_small_names_the_least_that_would_do():
 
 
 def test_a_budget_for_the_whole_step_leaves_room_for_the_optimizer():
-    objective, batch = gpt(4)
+    objective, batch = gpt(3)
     for optimizer in (SGD(1e-3, momentum=0.9), AdamW(1e-3)):
         least = MemoryTradeoff(objective, batch, optimizer).peak(0)
         for budget in (least, least * 5 // 4):
