@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
@@ -143,10 +145,10 @@ def _in_processes(jobs: Sequence[_Job], work: Work, workers: int) -> Generator[R
                 job = waiting.popleft()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(sender, job.trial, work))
-                with _main_hidden():
+                with _main_hidden(), _interrupt_deferred():
                     process.start()
+                    running[receiver] = (process, job)
                 sender.close()  # the worker has the only other copy, so the pipe closes if the worker dies
-                running[receiver] = (process, job)
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
                 process, job = running.pop(connection)
@@ -166,6 +168,22 @@ def _main_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Raise a KeyboardInterrupt at the end of the context only: a worker whose start it cut off would run on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _work(sender: Connection, pickled: bytes, work: Work) -> None:
