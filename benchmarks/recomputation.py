@@ -82,8 +82,8 @@ def main() -> None:
 
     print("# What a budget costs in recomputation\n")
     print(
-        "Each row is one step of backprop with [`Within(budget)`](methods.md), the checkpointing with the fewest "
-        f"FLOPs in that memory. The model is a GPT of {LAYERS} blocks, width {WIDTH}, "
+        "Each row is one step of backprop with [`Within(budget)`](methods.md), the checkpointing schedule with the "
+        f"fewest FLOPs within that budget. The model is a GPT of {LAYERS} blocks, width {WIDTH}, "
         f"{objective.dimension:,} weights; the batch is {BATCH} x {LENGTH} tokens "
         f"({torch.get_num_threads()} thread(s), torch {torch.__version__}). "
         "Written by `python benchmarks/recomputation.py`.\n\n"

@@ -207,7 +207,7 @@ def test_a_gradient_that_a_hook_of_the_forward_pass_drops_is_refused_by_name():
             model.bias.register_post_accumulate_grad_hook(drop)  # type: ignore[union-attr, operator]
         return squared(model, batch)
 
-    with pytest.raises(Unsupported, match="the gradient of `bias` was gone"):
+    with pytest.raises(Unsupported, match="the gradient of `bias` was removed before"):
         backprop().estimate(Objective(model, loss), X, KEY)
 
 

@@ -168,6 +168,6 @@ def test_a_guide_that_lacks_a_leaf_is_refused():
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, math.nan])
 def test_a_share_that_is_none_is_refused(share: float):
     with pytest.raises(
-        ValueError, match="the share of a direction's square that is along the guide is between 0 and 1"
+        ValueError, match="the fraction of a direction's squared norm along the guide, must be above 0 and below 1"
     ):
         Guided(share=share)

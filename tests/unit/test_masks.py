@@ -195,7 +195,7 @@ def test_nothing_as_large_as_a_leaf_is_kept(mask: Mask):
 @pytest.mark.parametrize("mask", [Smallest, Largest, Fixed, Random])
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, math.nan])
 def test_a_share_that_is_none_is_refused(mask: Any, share: float):
-    with pytest.raises(ValueError, match="the share of the weights that a mask keeps is above 0 and at most 1, not"):
+    with pytest.raises(ValueError, match=r"the fraction of weights that a mask chooses, must be in \(0, 1\], not"):
         mask(share)
 
 

@@ -1,4 +1,4 @@
-"""Key-value caches among the arguments of a transformer's blocks."""
+"""Remove empty key-value caches from the arguments of a transformer's blocks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _NAMES = ("past_key_value", "layer_past")
 
 
 class CacheRule:
-    """Leaves empty key-value caches out of what a block is given.
+    """Removes empty key-value caches from the arguments of recomputed blocks.
 
-    They would keep the keys and values of all blocks in memory, and training seldom reads them. A cache with content,
-    such as a trained prefix, is an input like any other.
+    An empty cache would store the keys and values of all blocks, and training seldom reads them. A cache with
+    content, such as a trained prefix, stays among the arguments.
 
     Args:
-        keeps_all: whether blocks are given empty caches too, because the loss reads them later.
+        keeps_all: whether empty caches stay too, because the loss reads them later.
     """
 
     def __init__(self, keeps_all: bool) -> None:
         self.keeps_all = keeps_all
-        self.left_out: set[tuple[int, int]] = set()  # ids of a module and of a cache that it was not given
-        self.is_read_again = False  # whether a module would have got the same cache twice
-        self._caches: list[Any] = []  # keeps them, so that no id is used again
+        self.left_out: set[tuple[int, int]] = set()  # (id of a module, id of a cache removed from its arguments)
+        self.is_read_again = False  # whether two calls of one module had the same cache
+        self._caches: list[Any] = []  # references: Python may reuse the id of a freed object
 
     def arguments(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments of a module without empty caches."""
+        """Return (args, kwargs) without caches; unchanged if `keeps_all` or if a cache has content."""
         caches = [argument for argument in args if hasattr(argument, "get_seq_length")]
         caches += [value for name, value in kwargs.items() if name.startswith(_NAMES) and value is not None]
         if not caches and not kwargs.get("use_cache"):

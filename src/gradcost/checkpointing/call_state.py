@@ -1,4 +1,4 @@
-"""The state that a module call reads besides its arguments, as it was before the call, for the call's rerun."""
+"""Record the state that a module call reads besides its arguments; restore it when the call runs again (a rerun)."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 
 
+# Python modules of the layers with running statistics.
 _STATISTICS = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
 
 
 class Generators:
-    """The random generators whose states a call records.
+    """The random generators whose states are recorded before each call.
 
     Args:
-        devices: the CUDA devices whose generators count, besides that of the CPU.
-        python: whether the one of Python's `random` counts. Its states take time and memory, so only if a forward
-            pass draws from it.
-        numpy: the same for NumPy's global generator.
-        own: generator objects that the blocks hold.
+        devices: CUDA devices whose generators are recorded. The CPU's generator is always recorded.
+        python: whether the generator of Python's `random` is recorded. This takes time and memory: pass True only if
+            a forward pass draws from it.
+        numpy: whether NumPy's global generator is recorded. Pass True only if a forward pass draws from it.
+        own: generator objects that are attributes of the blocks' modules.
     """
 
     def __init__(
@@ -78,15 +79,15 @@ class Generators:
 
 
 class BlockModules:
-    """The modules inside a block, and which of their state has to be copied before a call.
+    """The modules of a block, and the names of the state to copy before each call.
 
-    A block may be called many times per evaluation, so what does not depend on the call is found once.
+    A block may be called many times per evaluation. These facts are equal for all calls and computed once.
 
     Args:
-        block: the block.
-        changing: per module, the names of attributes and buffers that a forward changes in place unnoticed by version
-            counters: lists, dictionaries, objects, `.data` of tensors.
-        to_end: whether a rerun of the block always runs to its end.
+        block: the block; None for a function without modules.
+        changing: module -> names of the attributes and buffers that its forward changes in place without a new
+            version number: lists, dictionaries, objects, `.data` of tensors.
+        to_end: whether a rerun of the block goes on after its last saved tensor.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class BlockModules:
         modules = () if block is None else block.modules()
         self.modules = [module for module in modules if isinstance(module.__dict__.get("_parameters"), dict)]
         self.changing = [(module, names) for module in self.modules if (names := changing.get(module))]
-        # Before an evaluation replaces them by copies.
+        # The original buffers. An evaluation replaces them by copies later.
         self.buffers = {id(module): dict(module._buffers) for module in self.modules if _reads_buffers(module)}
         self.to_end = to_end or any(isinstance(module, nn.RReLU) for module in self.modules)
 
@@ -130,7 +131,7 @@ class CallState:
                 buffers = dict(buffers) if originals is None else _recorded_buffers(buffers, originals)
             self._modules.append((module, attributes.copy(), dict(attributes["_parameters"]), buffers))
         self._changing = [
-            (module, name, packed(_held(module, name), _clone))
+            (module, name, packed(_attribute_or_buffer(module, name), _clone))
             for module, names in block.changing
             for name in names
             if name in module.__dict__ or name in module._buffers
@@ -138,15 +139,15 @@ class CallState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Give a rerun this state inside the context; restore the present one afterwards, except for generators."""
+        """Set this state inside the context, for a rerun. Afterwards restore the present state, except generators."""
         present = [read() for read, _ in _SETTINGS]
         cache_enabled = torch.is_autocast_cache_enabled()
         parametrize_state = parametrize._cache_enabled, parametrize._cache
         attributes = [module.__dict__ for module, *_ in self._modules]
 
         def restore() -> None:
-            for (module, *_), held in zip(self._modules, attributes, strict=True):
-                object.__setattr__(module, "__dict__", held)
+            for (module, *_), present_attributes in zip(self._modules, attributes, strict=True):
+                object.__setattr__(module, "__dict__", present_attributes)
             parametrize._cache_enabled, parametrize._cache = parametrize_state
             torch.set_autocast_cache_enabled(cache_enabled)
             _write_settings([read() for read, _ in _SETTINGS], present)
@@ -154,7 +155,7 @@ class CallState:
         with undoing(restore):
             self._generators.set(self._states)
             _write_settings(present, self._settings)
-            # No cache: it would keep the converted copies of all weights until the last call returns.
+            # No autocast cache: it would store the converted copies of all weights until the last call returns.
             torch.set_autocast_cache_enabled(False)
             parametrize._cache_enabled = 0 if self._cached is None else 1
             parametrize._cache = {} if self._cached is None else dict(self._cached)
@@ -177,18 +178,18 @@ class CallState:
 
 
 class _Buffer:
-    """A buffer as it was before a call. It is copied where its value could not be found later."""
+    """The value of a buffer before a call. It is copied unless the original buffer has the same value."""
 
     __slots__ = ("copy", "original", "tensor", "version")
 
     def __init__(self, tensor: Tensor, original: Tensor | None) -> None:
         self.tensor, self.original, self.version = tensor, original, version_of(tensor)
-        # An evaluation works on new copies of the buffers, with version 0 until the first write.
+        # An evaluation works on copies of the buffers. At version 0 a copy still has the value of its original.
         is_original = original is not None and original is not tensor and self.version == 0
         self.copy = None if is_original else _clone(tensor)
 
     def read(self) -> Tensor:
-        """Return the value before the call, in a tensor that a rerun may write if the call did."""
+        """Return the value before the call: the tensor itself if nothing has changed it since, otherwise a copy."""
         if version_of(self.tensor) == self.version:
             return self.tensor
         value = self.original if self.copy is None else self.copy
@@ -202,7 +203,7 @@ def _recorded_buffers(buffers: dict[str, Any], originals: dict[str, Any]) -> dic
     }
 
 
-def _held(module: nn.Module, name: str) -> Any:
+def _attribute_or_buffer(module: nn.Module, name: str) -> Any:
     return module._buffers[name] if name in module._buffers else module.__dict__[name]
 
 

@@ -24,7 +24,7 @@ def chunked_cross_entropy(
     are in memory at a time. They are not saved for the backward pass, which recomputes them from the chunk's rows.
     Half-precision logits are converted to float32 before the softmax.
 
-    Cost: one more forward matmul with `weight`.
+    Cost: one forward matmul with `weight` more than `F.cross_entropy` on all logits.
 
     Law: loss and gradients equal those of `F.cross_entropy` on all logits, up to rounding. Forward-mode
     differentiation, vmap and perturbed weights (`slopes.substitution`) work.
@@ -35,7 +35,7 @@ def chunked_cross_entropy(
         target: word indices, shape (...).
         chunks: number of chunks of rows.
         bias: bias of the head, shape (words,), or None.
-        ignore_index: targets equal to this index are left out of the mean. If all targets are, the result is nan, as
+        ignore_index: targets equal to this index do not count in the mean. If no target counts, the result is nan, as
             with `F.cross_entropy`.
     Returns:
         The mean loss, a scalar.

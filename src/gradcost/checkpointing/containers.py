@@ -1,10 +1,11 @@
 """The tensors in nested containers and objects, and copies of such values with placeholders for the tensors.
 
-A copy (`packed`) stays as it is when a block changes the original in place. `unpacked` makes a new value from it.
+`packed` makes a copy, which does not change when a block changes the original in place. `unpacked` makes a new value
+from a copy.
 Containers are:
 
 - lists, tuples, named tuples, dictionaries and sets, and their subclasses; the nodes of torch's pytree registry.
-- objects of Python classes with `__dict__` or `__slots__`, but no modules, functions or classes.
+- objects of Python classes with `__dict__` or `__slots__`, except modules, functions and classes.
 - random generators and NumPy arrays, which have no tensors but change in place.
 
 Other values are opaque: the copy refers to the original.
@@ -32,7 +33,7 @@ _ATOMS = frozenset(
 
 
 class _Kind(NamedTuple):
-    """How a type is copied. start, fill: for mutable types, which may contain themselves; None for others."""
+    """How values of a type are copied. start, fill: for types whose values may contain themselves; otherwise None."""
 
     open: Callable[[Any], tuple[list[Any], Any]]  # value -> (children, context)
     make: Callable[[list[Any], Any], Any]  # (children, context) -> value
@@ -71,7 +72,7 @@ def packed(value: Any, leaf: Callable[[Tensor], Any], memo: dict[int, _Node] | N
     Args:
         value: any value.
         leaf: returns the placeholder of a tensor.
-        memo: the copies of containers so far, by id, so that each container is copied once.
+        memo: id of a container -> its copy, so that each container is copied once. None: no copies yet.
     """
     if isinstance(value, Tensor):
         return leaf(value)
@@ -86,12 +87,12 @@ def packed(value: Any, leaf: Callable[[Tensor], Any], memo: dict[int, _Node] | N
 
 
 def unpacked(copy: Any, leaf: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Any:
-    """Return a new value from a copy.
+    """Return a new value with the content of a copy.
 
     Args:
-        copy: what `packed` returned.
-        leaf: returns the tensor of a placeholder. It must return values that are no placeholder as they are.
-        memo: the values of copied containers so far, by id of the copy.
+        copy: a result of `packed`.
+        leaf: returns the tensor for a placeholder, and any other value unchanged.
+        memo: id of the copy of a container -> its new value. None: no values yet.
     """
     if type(copy) is not _Node:
         return leaf(copy)

@@ -1,4 +1,4 @@
-"""Keep the outputs of some operators in a forward pass, and reuse them where the forward runs again."""
+"""Keep the outputs of some operators in a forward pass, and reuse them when it runs again (a rerun)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradcost.checkpointing.containers import tensors_in
 from gradcost.core import memory_events
 
-# Autograd calls these another number of times in a rerun.
+# In a rerun, autograd calls these operators a different number of times, so calls with equal numbers do not match.
 _IGNORED = frozenset({torch.ops.aten.detach.default, torch.ops.prim.device.default})
 
 
 class KeptOutputs:
     """The kept outputs of one call of a block.
 
-    An output is not kept, but computed again, if a later operator overwrites it: an in-place activation, the gates of
-    a recurrent layer, an operator after the call.
+    If a later operator overwrites an output, the rerun computes it again. Examples of such operators: an in-place
+    activation, the gates of a recurrent layer, an operator after the call.
 
     Args:
         names: the names of the operators in `torch.ops.aten` whose outputs are kept.
@@ -30,14 +30,14 @@ class KeptOutputs:
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
-        self._outputs: dict[tuple[Any, int], Any] = {}  # by operator and number of its call
+        self._outputs: dict[tuple[Any, int], Any] = {}  # (operator, number of its call) -> output or None
 
     def recorded(self) -> AbstractContextManager[Any]:
         """Return a context manager for the forward pass. It keeps the outputs."""
         return _Recording(self._names, self._outputs)
 
     def replayed(self) -> AbstractContextManager[Any]:
-        """Return a context manager for the rerun. It returns the kept outputs, and keeps them no longer."""
+        """Return a context manager for the rerun. Inside, operators return the kept outputs, each output once."""
         return _Replaying(self._outputs)
 
 
@@ -84,7 +84,7 @@ class _Replaying(TorchDispatchMode):
         key = func, self.calls[func]
         if key in self.outputs:
             self.calls[func] += 1
-            kept, self.outputs[key] = self.outputs[key], None  # a second backward pass computes it again
+            kept, self.outputs[key] = self.outputs[key], None  # frees it: a second backward pass computes it again
             leaves = [leaf for leaf in pytree.tree_leaves(kept) if isinstance(leaf, _Kept)]
             if leaves and all(leaf.is_current() for leaf in leaves):
                 return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, _Kept) else leaf, kept)
@@ -95,9 +95,9 @@ class _Kept:
     """A kept tensor and its version counter."""
 
     def __init__(self, tensor: Tensor) -> None:
-        # The alias shares the version counter only if this key is not excluded, as it is below autograd.
+        # Below autograd this dispatch key is excluded. `detach` then makes a new version counter: include the key.
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
-            self.tensor = tensor.detach()  # autograd adds its graph to the output itself, which would be a cycle
+            self.tensor = tensor.detach()  # autograd adds a graph to `tensor`, which would make a cycle
         self.version = self.tensor._version
 
     @classmethod

@@ -11,7 +11,7 @@ A *recorded* block saves all tensors that its backward pass needs. A chain is a 
 
 Law of memory. M(S, g) is the peak in bytes of the forward and the backward pass of schedule S, without the input of
 S. g is the bytes of a gradient that is in memory during that forward pass: in a rerun the gradient of the region's
-output; in the first forward pass g = 0. With R the items after the first item of S, M depends on that first item:
+output; in the first forward pass g = 0. R is S without its first item; x_k is field x of `Stage` k. By first item:
 
     recorded block s            max(g + recorded_s, saved_s + output_s + M(R, g), saved_s + backward_s)
     region s..e, schedule I     max(g + dropped_k + output_{k-1} for k in s..e [output_{s-1} counts as 0],
@@ -19,7 +19,7 @@ output; in the first forward pass g = 0. With R the items after the first item o
     epilogue                    max(recorded, saved + backward)
 
 The last item of a rerun has other terms. A recorded block has max(g + recorded, saved + backward): its forward pass
-stops at its last saved tensor. A region has M(I, g): its items replace it, or it would run twice in a row.
+stops at its last saved tensor. A region has M(I, g): its items replace it, as it would otherwise run twice in a row.
 
 Law of work. The first forward pass is not counted. A rerun costs the FLOPs of its blocks plus the reruns of its inner
 regions, with two exceptions at its end: a recorded last block costs `stopped`; a last region costs its rerun alone.
@@ -263,7 +263,7 @@ def cheapest(points: Sequence[Point], budget: int) -> Point | None:
 
 
 _INFINITE = 1 << 100  # bytes; a sentinel at the end of every list of memories
-# (memory, cost, length of the first region or 0 for a recorded block, index into its rest, index into its rerun)
+# (memory, cost, length of a first region or 0 for a recorded block, index in the rest's table, in the rerun's table)
 _Choice: TypeAlias = tuple[int, int, int, int, int]
 
 
@@ -325,7 +325,7 @@ def _table(stages: Sequence[Stage], g: int, rests: list[_Table], reruns: list[_T
     for choice in choices:
         if choice[1] < cost:
             cost = choice[1]
-            # Of equal rounded peaks, only the last remains: it is the cheapest. The first of all has the least peak.
+            # Of equal rounded peaks, keep the last, which is the cheapest. Always keep the first, the least peak.
             if len(envelope) > 1 and -(-envelope[-1][0] // step) == -(-choice[0] // step):
                 envelope.pop()
             envelope.append(choice)
@@ -338,7 +338,7 @@ def _combinations(rest: _Table, rerun: _Table, floor: int, shift: int, flops: in
     memory = max(floor, shift + rests[0], reruns[0])
     i, k = bisect_right(rests, memory - shift) - 1, bisect_right(reruns, memory) - 1
     joined: list[_Choice] = []
-    # Step through the memories from which `rest` or `rerun` has a cheaper schedule.
+    # The next memory is the least one that fits a cheaper schedule of `rest` or `rerun`.
     while memory < _INFINITE:
         joined.append((memory, flops + rest_costs[i] + rerun_costs[k], length, i, k))
         memory, rerun_memory = shift + rests[i + 1], reruns[k + 1]

@@ -219,7 +219,7 @@ class Selective(Saving):
         names = frozenset[str]().union(*(group.names() for group in self.keep))
 
         modules = [module for block in find_blocks(objective.model) for module in block]
-        # Not modules without parameters: they may overwrite their input, and recomputing them frees little memory.
+        # Skip modules without parameters: they may overwrite their input, and recomputing them frees little memory.
         chosen = [(module,) for module in modules if any(True for _ in module.parameters())]
         return recomputing(objective, batch, chosen, ((1,),) * len(chosen), names)
 
@@ -274,7 +274,7 @@ class _OffloadedStorage:
 def _saved_on_cpu(weight_storages: Sequence[int]) -> Iterator[None]:
     """Save tensors in CPU memory inside the context. weight_storages: storages that stay on their device."""
     offloaded: weakref.WeakValueDictionary[Any, _OffloadedStorage] = weakref.WeakValueDictionary()
-    latest: deque[tuple[_OffloadedStorage, Tensor] | None] = deque()  # what the last two packs have still to copy
+    latest: deque[tuple[_OffloadedStorage, Tensor] | None] = deque()  # one per call of `pack`; None: no copy due
 
     def finish(remaining: int = 0) -> None:
         while len(latest) > remaining:
@@ -290,7 +290,7 @@ def _saved_on_cpu(weight_storages: Sequence[int]) -> Iterator[None]:
             return detached
         key: Any = storage._cdata, tensor._version, tensor.dtype
         if not tensor._is_view() and tensor.nbytes < storage.nbytes():
-            # A part whose version counter is its own (the gates of a recurrent layer): other parts may change later.
+            # A part of a storage with its own version counter (gates of a recurrent layer): other parts may change.
             key = *key, tensor.shape, tensor.storage_offset()
         if key not in offloaded:
             # Copy the full storage, not the tensor: other strides may select other kernels, with other last bits.
@@ -298,7 +298,7 @@ def _saved_on_cpu(weight_storages: Sequence[int]) -> Iterator[None]:
             full = detached.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
             if tensor.grad_fn is not None or tensor._version or not tensor.is_floating_point():
                 entry.save(full)
-            else:  # may be noise that its operator draws after it saved this and another tensor
+            else:  # its operator may fill it with noise after saving it and one more tensor: copy it later
                 latest[-1] = entry, full
             weakref.finalize(storage, offloaded.pop, key, None)
         return offloaded[key], tensor.shape, tensor.stride(), tensor.storage_offset()

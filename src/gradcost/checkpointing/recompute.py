@@ -37,22 +37,22 @@ def recomputing(
     """Return a context manager inside which a forward pass with gradients saves only what the schedule keeps.
 
     Law: the gradient equals that without recomputation, bit for bit. A region is split where a block's input is not
-    the previous block's output. Each part is then recomputed at once, without the schedule inside the region.
+    the previous block's output. Each part then runs again as one, and the schedule inside the region does not apply.
 
-    At the first use of a model and a loss, `checked_replay` finds the blocks that cannot be recomputed: a forward
-    pass in which each block runs twice. They save their activations.
+    The first use of a model and a loss runs a check (`checked_replay`), a forward pass that runs each block twice.
+    If the second run of a block differs, the block is not recomputed: it saves its activations.
 
     Args:
         objective: the model and the loss.
         batch: any pytree; the batch of the forward pass.
         blocks: the chain of blocks.
         items: a schedule of all blocks.
-        keep: operators in `torch.ops.aten` whose outputs are saved.
+        keep: names of the operators in `torch.ops.aten` whose outputs are saved.
     Returns:
         A context manager for the forward pass.
     Raises:
         Unsupported: a module that contains the blocks is compiled.
-        RecomputationError: in the backward pass, if a block saves another number of tensors when it runs again, or if
+        RecomputationError: in the backward pass, if a block saves a different number of tensors in its rerun, or if
             a tensor that the backward pass needs was changed in place.
     """
 
@@ -105,9 +105,9 @@ def routed_forwards(routes: Iterable[tuple[nn.Module, Route]], caches: CacheRule
 
     Args:
         routes: pairs of a module and its route.
-        caches: which key-value caches a module is given.
+        caches: removes empty key-value caches from the arguments of the modules.
     Raises:
-        Unsupported: the forward of a module instance is already replaced.
+        Unsupported: a module instance has its own `forward` attribute.
     """
     replaced: list[nn.Module] = []
 
@@ -149,7 +149,7 @@ def _note_transforms() -> None:
 
 
 class _Settings(NamedTuple):
-    """What all regions of a forward pass share."""
+    """The settings of all regions of a forward pass."""
 
     generators: Generators
     replay: Replay
@@ -180,7 +180,7 @@ class _RegionRoutes:
         settings = self.settings
         if self.region is None or not self.region.continues(args, kwargs):
             settings.watch.start()
-            # Where outputs of operators are kept, these alone count as saved.
+            # With `keep`, memory trackers count only the kept outputs as saved.
             self.region = Region(settings.generators, settings.watch.check, is_tagged=not settings.keep)
             self.visited = []
         region = self.region

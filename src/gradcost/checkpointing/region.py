@@ -64,12 +64,12 @@ class Call:
 
     forward: Forward
     arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
-    used: set[int]  # indices of the tensors of the previous call's output among the arguments
+    used: set[int]  # indices of the previous call's output tensors that are arguments of this call
     state: CallState  # before the call
     to_end: bool  # whether a rerun goes on after the last saved tensor
     first: int  # index of the first value that this call saves
     kept: KeptOutputs | None  # outputs of operators that a rerun reuses
-    saved: list[int | None] = field(default_factory=list)  # index of each saved tensor; None: it is in memory anyway
+    saved: list[int | None] = field(default_factory=list)  # per saved tensor: index of its value; None: not dropped
 
 
 @dataclass
@@ -79,14 +79,15 @@ class _RecomputeUnit:
     start: int
     stop: int
     items: Items  # the schedule of the next run
-    inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None if call `start` does not use one
+    inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
 
 
 class Region:
     """Consecutive module calls. Their saved tensors are dropped and recomputed in the backward pass.
 
-    A dropped saved tensor is a *value*. Autograd saves its index instead. When the backward pass needs a value, its
-    unit runs again under the unit's schedule:
+    A dropped saved tensor is a *value*. Autograd saves the value's index instead. A *unit* is a range of calls that
+    run again together; at first the region is one unit. When the backward pass needs a value, the unit with this
+    value runs again under the unit's schedule:
 
     - A recorded call stores its values in `values` until the backward pass takes them.
     - An inner region becomes a smaller unit in `pending`, which saves only the region's input. It runs again when the
@@ -102,8 +103,8 @@ class Region:
         self.on_value: Callable[[Tensor], None] | None = None  # called with each value that a call saves
         self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
         self.calls: list[Call] = []
-        self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call, with their versions
-        self.resident: set[int] = set()  # storages that are in memory anyway: parameters, tensors from outside
+        self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call: (tensor, its version)
+        self.resident: set[int] = set()  # storages never dropped: parameters, tensors from outside
         self.value_count = 0
         self.values: dict[int, Tensor] = {}
         self.pending: list[_RecomputeUnit] = []
@@ -114,7 +115,7 @@ class Region:
         return any(id(tensor) in positions for tensor in tensors_in((args, kwargs)))
 
     def _positions(self) -> dict[int, int]:
-        """Map the id of each output tensor of the latest call to its index, unless it was changed in place since."""
+        """Map the id of each output tensor of the latest call to its index; omit tensors changed in place since."""
         outputs = [(i, output(), version) for i, (output, version) in enumerate(self.outputs)]
         return {id(o): i for i, o, version in outputs if o is not None and version_of(o) == version}
 
@@ -127,8 +128,8 @@ class Region:
             forward: the function.
             args: its positional arguments.
             kwargs: its keyword arguments.
-            block: the modules whose state it reads.
-            kept: stores outputs of operators for the rerun.
+            block: the modules whose state `forward` reads.
+            kept: stores the outputs of some operators for the rerun. None: no outputs are stored.
         """
         arguments, used = self._packed_arguments(args, kwargs)
         state = CallState(self.generators, block)
@@ -156,7 +157,7 @@ class Region:
 
     def _packed_arguments(self, args: Any, kwargs: Any) -> tuple[Any, set[int]]:
         positions = self._positions()
-        versioned: dict[int, _VersionedTensor] = {}  # by id: a module may test whether two arguments are one object
+        versioned: dict[int, _VersionedTensor] = {}  # by id: one object stays one object in the rerun
         used: set[int] = set()
 
         def pack(tensor: Tensor) -> Any:
@@ -180,7 +181,7 @@ class Region:
         return self.values.pop(packed)
 
     def _unit_of(self, index: int) -> _RecomputeUnit:
-        """Return the smallest pending unit with this value, removed from `pending`; if none, the region as a unit."""
+        """Remove and return the smallest pending unit with this value. If there is none, return the region as one."""
         call = self._call_number(index)
         for number in reversed(range(len(self.pending))):
             if self.pending[number].start <= call < self.pending[number].stop:
@@ -251,7 +252,7 @@ _FORWARD_DIFFERS = (
 
 
 def _with_last_region_expanded(items: Items) -> Items:
-    """Replace a region at the end by its items. The backward pass starts there, so the region would run twice."""
+    """Replace a last region by its items. The backward pass needs it first, so it would run twice in a row."""
     while not isinstance(items[-1], int):
         items = items[:-1] + items[-1]  # pyright: ignore[reportOperatorIssue]
     return items

@@ -1,4 +1,4 @@
-"""Which blocks compute the same when they run again: a check at the first use of recomputation, and its findings."""
+"""Check, at the first use of recomputation, which blocks compute the same when they run again (a rerun)."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from gradcost.core.precision import coarsest
 RegionCall = Callable[[Region, Forward, Any, Any, BlockModules, KeptOutputs | None], Any]
 Routed = Callable[["Replay", RegionCall, CacheRule], AbstractContextManager[None]]
 
-_MAX_PASSES = 6  # of the check. A pass restores the state that earlier ones found, and runs blocks that they skipped
+_MAX_PASSES = 6  # of the check. Each restores the state that earlier passes found, and runs blocks that they skipped
 _WRITES_AFTER_SAVING = {F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_, torch.ops.aten.rrelu_with_noise}
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"forward"}
 
 
 class Replay:
-    """What is known about the reruns of a model's blocks.
+    """The results of the check: the state that reruns of a model's blocks need, and the blocks not to recompute.
 
-    Until the check has run, all generators are recorded, and every block is recomputed.
+    Before the check has run, the states of all generators are recorded, and every block is recomputed.
     """
 
     def __init__(self) -> None:
         self.draws_python = self.draws_numpy = True  # whether a forward pass draws from these generators
         self._generators: list[Any] | None = None
-        self.keeps_caches = False  # whether blocks are given empty key-value caches
+        self.keeps_caches = False  # whether blocks get empty key-value caches
         self.reasons: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules that are not recomputed
-        self.changing: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-        self.to_end: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self.changing: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # see `BlockModules`
+        self.to_end: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # see `BlockModules`
         self.ran: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether the check saw a call of a block
 
     def generators_of(self, blocks: Sequence[Block]) -> list[Any]:
-        """Return the generator objects that the modules of the blocks hold as attributes. They are found once."""
+        """Return the generator objects among the attributes of the blocks' modules. The search runs once."""
         if self._generators is None:
             modules = [inner for block in blocks for module in block for inner in module.modules()]
-            held = {id(v): v for module in modules for v in vars(module).values() if is_generator(v)}
-            self._generators = list(held.values())
+            by_id = {id(v): v for module in modules for v in vars(module).values() if is_generator(v)}
+            self._generators = list(by_id.values())
         return self._generators
 
     def modules_of(self, block: nn.Module) -> BlockModules:
@@ -64,17 +64,17 @@ class Replay:
 
 
 def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: frozenset[str]) -> Replay:
-    """Return what is known about the reruns of the blocks. At the first use, find it out.
+    """Return the results of the check of the blocks' reruns. The first use of a model and a loss runs the check.
 
-    A forward pass records the bits of what each call of a block returns and saves. Then each block runs again, and
-    the bits are compared. A block that does not reproduce them is not recomputed; a `Note` names it. Nothing is
-    checked on fake tensors or while a FLOP counter or a memory tracker is active.
+    A forward pass records checksums of the tensors that each call of a block returns or saves. Then each call runs
+    again, and the checksums are compared. A block with other checksums is not recomputed; a `Note` names it. Nothing
+    is checked on fake tensors or while a FLOP counter or a memory tracker is active.
 
     Args:
         objective: the model and the loss.
         batch: any pytree.
-        routed: (replay, call of a region) -> a context manager inside which blocks are recomputed.
-        keep: the operators whose outputs are saved.
+        routed: (replay, function that runs a call, caches) -> a context manager inside which blocks are recomputed.
+        keep: the names of the operators whose outputs are saved.
     """
     model = objective.model
     known, purpose = findings(model, objective.loss), " ".join(["recomputation", *sorted(keep)])
@@ -112,13 +112,13 @@ def _plain_loss(objective: Objective, batch: Any, key: Key) -> Tensor | None:
 
 
 def _is_near(objective: Objective, loss: Tensor, plain: Tensor | None) -> bool:
-    """Return whether two losses differ by no more than the rounding of another order of a sum."""
+    """Return whether two losses differ by no more than a sum in another order; True if `plain` is None."""
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(coarsest(objective), 2e-2)
     return plain is None or bool(torch.isclose(loss, plain, rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
 def not_recomputed(objective: Objective) -> dict[str, str]:
-    """Return the names of the blocks that the check found not to compute the same again, each with the reason."""
+    """Return the blocks that are not recomputed because they failed the check: name -> reason."""
     names = {module: name for name, module in objective.model.named_modules()}
     known = findings(objective.model, objective.loss).items()
     replays = [replay for replay in dict(known).values() if isinstance(replay, Replay)]
@@ -138,7 +138,7 @@ def _warn(model: nn.Module, replay: Replay) -> None:
 
 
 class DrawWatch:
-    """Notices draws from a generator whose states are not recorded, because the check saw none.
+    """Detects draws from a generator whose states are not recorded because the check saw no draws from it.
 
     Args:
         replay: the findings of the check.
@@ -152,15 +152,15 @@ class DrawWatch:
         self._seed = 0
 
     def start(self) -> None:
-        """Remember the states at the first call of a forward pass."""
-        seed = torch.default_generator.initial_seed()  # another one: the last forward pass had no backward pass
+        """Store the generator states at the first call of a forward pass."""
+        seed = torch.default_generator.initial_seed()  # a new seed: a new forward pass, even without a backward pass
         if not self._is_started or seed != self._seed:
             self._is_started, self._seed = True, seed
             self._python = None if self.replay.draws_python else python_state()
             self._numpy = None if self.replay.draws_numpy else numpy_words()
 
     def check(self) -> None:
-        """Compare the states at the first rerun of a backward pass.
+        """Compare the generator states at the first rerun of a backward pass with the stored ones.
 
         Raises:
             RecomputationError: the forward pass drew numbers. From then on, the states are recorded.
@@ -183,7 +183,7 @@ class DrawWatch:
 
 
 class _Watch(TorchFunctionMode):
-    """Notices functions that fill a saved tensor after they saved it."""
+    """Detects calls of functions that fill a tensor after they saved it for the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class _Watch(TorchFunctionMode):
 
 
 class _Recorded:
-    """A call of a block in the check: the bits of what it returned and saved, and the state of its modules before."""
+    """A call of a block in the check: checksums of what it returned and saved, and its modules' state before."""
 
     def __init__(
         self, module: Any, call: Call, bits: list[Any], before: list[tuple[nn.Module, str, Any, Any]]
@@ -207,8 +207,9 @@ class _Check:
     """One pass of the check.
 
     Args:
-        replay: the findings, which the pass extends.
-        is_last: whether no pass follows, so that a block with new findings is not recomputed.
+        replay: the results, to which the pass adds.
+        is_last: whether this is the last pass. Only before it, a block that fails and has newly found state gets
+            another pass.
     """
 
     def __init__(self, replay: Replay, is_last: bool) -> None:
@@ -262,7 +263,7 @@ class _Check:
         return found
 
     def _changed_modules(self) -> set[nn.Module]:
-        """Return the modules with attributes that changed in place since a call, and remember these attributes."""
+        """Return the modules with attributes that changed in place since a call; add them to `replay.changing`."""
         changed: set[nn.Module] = set()
         for recorded in (recorded for calls in self.regions.values() for recorded in calls):
             for module, name, value, copy in recorded.before:
@@ -271,14 +272,14 @@ class _Check:
                 known = self.replay.changing.setdefault(module, set())
                 if current is value and name not in known and not is_same_copy(copy, packed(value, _mark)):
                     if buffer is value and version_of(value) != copy.version:
-                        continue  # a region notices it
+                        continue  # the version shows the change: `CallState` restores the buffer
                     known.add(name)
                     changed.add(module)
         return changed
 
 
 def _first_failure(calls: list[_Recorded]) -> tuple[nn.Module, str] | None:
-    """Run the calls of a region again. Return the module of the first that does not reproduce its bits, and why."""
+    """Run the calls of a region again. Return the module of the first call that differs, and why."""
     leaves: list[Tensor | None] = []
     for recorded in calls:
         saved: list[Tensor] = []
@@ -311,7 +312,7 @@ def _mark(tensor: Tensor) -> Any:
 
 
 def _bits(tensor: Tensor) -> Any:
-    """Return a number that changes if the bits of a tensor do (a checksum), with its shape and dtype."""
+    """Return (shape, dtype, checksum of the bits) of a tensor; for sparse or quantized tensors no checksum."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_quantized:
         return tensor.shape, tensor.dtype, tensor.layout

@@ -1,6 +1,6 @@
 """Check an estimator on the user's own model: is it correct, and how good are its estimates?
 
-`check` compares it with backpropagation at one point, a `Recorder` repeatedly during a training.
+`check` compares it with backpropagation once. A `Recorder` compares them repeatedly during a training.
 """
 
 from gradcost.checks.check import check

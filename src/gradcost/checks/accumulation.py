@@ -16,13 +16,13 @@ WHAT = "micro-batches give the gradient of the whole batch"
 
 
 def accumulation_lines(objective: Objective, parts: int, batch: Any, key: Key, tolerance: float) -> list[CheckLine]:
-    """Return a line on whether the micro-batches together give the gradient of the batch; none without micro-batches.
+    """Return a line that compares the gradient of the micro-batches with that of the batch; [] if `parts` is 1.
 
-    Both gradients are by backpropagation in eval mode: in train mode, dropout and batch norm make them differ.
-    Cost: two backpropagations. Memory: two whole gradients.
+    All gradients are by backpropagation in eval mode: in train mode, dropout and batch norm make them differ.
+    Cost: three backpropagations (the batch under two keys, and the micro-batches). Memory: three gradients.
 
     Args:
-        objective: the model and the loss, without micro-batches of the estimator.
+        objective: the model and the loss, evaluated on the batch at once.
         parts: the number of micro-batches.
         batch: any pytree.
         key: seeds the random layers.
@@ -36,11 +36,11 @@ def accumulation_lines(objective: Objective, parts: int, batch: Any, key: Key, t
             for number, each in enumerate((objective, objective, objective.in_micro_batches(parts)))
         )
     error = _distance(split, whole)
-    draws = _distance(again, whole)
+    key_distance = _distance(again, whole)  # not 0 if the loss draws random numbers in eval mode
     numbers = {"error": error}
     if error <= tolerance:
         return [CheckLine(WHAT, f"{format_number(error)} relative, in eval mode", "ok", numbers)]
-    if error <= 10 * draws:
+    if error <= 10 * key_distance:
         return [CheckLine(WHAT, f"{format_number(error)} relative: the loss draws random numbers", "note", numbers)]
     why = "the loss is not a mean over examples or over targets, or some of the batch is not split"
     return [CheckLine(WHAT, f"{format_number(error)} relative in eval mode: {why}", "failed", numbers)]

@@ -47,19 +47,19 @@ def slope_lines(slope: Slope, reference: Reference) -> list[CheckLine]:
 
 
 def _eps(slope: Slope, reference: Reference) -> float | None:
-    """The eps of a finite difference; None for any other slope."""
+    """Return the eps of a finite difference; None for any other slope."""
     return slope.step(reference.objective) if isinstance(slope, CentralDifference | ForwardDifference) else None
 
 
 def gradient_line(estimator: Estimator, objective: Objective, reference: Reference) -> CheckLine:
-    """Return the agreement with backprop of an estimator without slopes: compare <g, z> along one direction z."""
+    """Return a line that compares <g, z> with <grad, z> along one direction z, for an estimator without slopes."""
     gradient = estimator.estimate(objective, reference.batch, reference.key).gradient
     error = abs(_product(gradient, 0) - reference.slope(0)) / reference.norm
     return _agreement(error, "ok" if error <= reference.tolerance else "failed")
 
 
 def _product(gradient: Gradient, seed: int) -> float:
-    """<g, z> in float64, where z is the Rademacher direction of `seed`."""
+    """Return <g, z> in float64, where z is the Rademacher direction of `seed`."""
     leaves = {leaf.name: leaf for leaf in gradient.objective.leaves}
     return sum(float(dot(g, combination(Rademacher(), leaves[name], [seed], [1.0]))) for name, g in gradient.leaves())
 
@@ -84,7 +84,7 @@ def _exact_line(slope: Slope, reference: Reference) -> CheckLine:
 
 
 def _difference_line(slope: Slope, reference: Reference) -> CheckLine:
-    """Check a finite difference; an error from curvature (grows with eps) or rounding (falls with eps) is a note."""
+    """Compare a finite difference with backprop. Curvature (eps too large) and rounding (too small) give a note."""
     measured = float(_measure(slope, reference, Rademacher(), [0])[1])
     error = abs(measured - reference.slope(0)) / reference.norm
     eps = _eps(slope, reference)
@@ -123,7 +123,7 @@ def _same_function_line(slope: Slope, reference: Reference) -> CheckLine:
 
 
 def _precision_lines(slope: Slope, eps: float, reference: Reference) -> list[CheckLine]:
-    """Two lines: the error of a slope from the noise of the loss, and from the resolution of the loss."""
+    """Return two lines: the slope errors that the noise and the resolution of the loss cause."""
     loss_difference = abs(float(_measure(slope, reference, Rademacher(), [0])[1])) * 2 * eps
 
     def line(what: str, gap: float, text: str) -> CheckLine:

@@ -30,7 +30,7 @@ UNDISTURBED = "nothing disturbed after an estimate"
 SAME_KEY = "the same key gives the same estimate"
 PATH = "backprop agrees with a difference of losses"
 FORWARD = "forward-mode differentiation"
-_SETTLED = 4.0  # a difference of losses is a verdict on backprop if its error exceeds this many times its spread
+_SETTLED = 4.0  # backprop fails only if its error exceeds this many times the spread of the differences
 
 
 def _no_progress(what: str) -> None:
@@ -49,9 +49,9 @@ def check(
 ) -> CheckReport:
     """Check an estimator against backpropagation on one model and batch: one line per question.
 
-    - Laws have the verdict "ok" or "failed": agreement with backprop, all state restored, one function for all
+    - Lines on laws are "ok" or "failed": agreement with backprop, all state restored, one function for all
       evaluations, same estimate under the same key. An error with a known harmless cause is a "note".
-    - Means have a verdict where theory gives their value. Other lines are figures ("note").
+    - Lines on means over estimates are "ok" or "failed" if theory gives mean and spread. Other lines are a "note".
 
     Every estimate starts from the state of `init`. The check itself restores all state. A question that raises an
     exception is a failed line with the exception.
@@ -110,7 +110,7 @@ def _lines(
 
 
 def _answered(what: str, answer: Callable[[], Sequence[CheckLine]]) -> list[CheckLine]:
-    """Return the lines of `answer`. If it raises, return a failed line about this question instead."""
+    """Return the lines of `answer`. If it raises, return a failed line on the question `what`."""
     try:
         return list(answer())
     except GradcostError as error:
@@ -124,7 +124,7 @@ def _estimator_lines(
 ) -> list[CheckLine]:
     batch, key = reference.batch, reference.key
     on_progress("side effects")
-    # This runs first: only the first in-place update along a direction may change weights by rounding.
+    # Run this first: an in-place update may change weights by rounding, but the same update again may not.
     side_effects = _answered(UNDISTURBED, lambda: _undisturbed_lines(estimator, objective, reference))
     on_progress("agreement along one direction")
     slopes = find(estimator, Slope)

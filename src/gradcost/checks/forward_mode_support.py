@@ -77,7 +77,7 @@ def _with_tangent(leaf: Any) -> Any:
 
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward inside the block."""
+    """Replace the module's forward inside the context."""
     attributes = vars(module)
     before = attributes.get("forward")
 

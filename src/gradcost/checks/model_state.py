@@ -25,7 +25,7 @@ class _ForwardStopped(Exception):
 
 
 def capture(objective: Objective, batch: Any = None) -> ModelState:
-    """Return the state of a model, of a batch, and of torch, NumPy and Python around them, by name.
+    """Return the state of a model and a batch, and the global state of torch, NumPy and Python, by name.
 
     - Parameters, buffers, `.grad` and tensors of the batch: identity and a hash of the bits, so nothing is copied.
     - Modules: flags, hooks, attributes.

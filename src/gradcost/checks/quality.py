@@ -33,7 +33,7 @@ class Draw:
         ratio: |g| / |grad|.
         projection: <g, grad> / |grad|^2.
         probes: the number of slopes; 0 without slopes.
-        clipped: whether a clip cut a slope.
+        clipped: whether `Clipped` cut a slope.
     """
 
     cosine: float
@@ -83,9 +83,9 @@ def quality_lines(estimator: Estimator, dimension: int, sample: Sequence[Draw]) 
 
 
 def _spread(estimator: Estimator, moment: float | None, probes: int) -> float | None:
-    """The standard deviation of <g, grad> / |grad|^2 in theory; None if no formula is known.
+    """Return the standard deviation of <g, grad> / |grad|^2 in theory; None if no formula is known.
 
-    For n independent directions with E z_i^4 <= 3 it is at most sqrt(2/n): <grad, z>^2 is close to chi-square.
+    For n independent directions z with E z_i^4 <= 3 it is at most sqrt(2/n), as var(<grad, z>^2) <= 2 |grad|^4.
     """
     if moment == 1.0:
         return 0.0
@@ -95,7 +95,7 @@ def _spread(estimator: Estimator, moment: float | None, probes: int) -> float | 
 
 
 def _mean_line(what: str, sample: Sequence[float], expected: float | None, spread: float | None) -> CheckLine:
-    """A line on a mean, with a verdict if expected value and spread are known and there are enough draws."""
+    """Return a line on a mean, with a verdict if expected value and spread are known and there are enough draws."""
     mean, error = mean_and_error(sample)
     numbers = {"mean": mean, "standard error": error}
     text = f"{format_number(mean)} +- {format_number(error)}" if error == error else format_number(mean)
@@ -122,7 +122,7 @@ def _cosine_line(estimator: Estimator, dimension: int, sample: Sequence[Draw]) -
 
 
 def _probes_lines(estimator: Estimator, dimension: int) -> list[CheckLine]:
-    """A line on how many probes reach cosine 0.5 in theory; empty if no formula is known."""
+    """Return a line on how many probes reach cosine 0.5 in theory; empty if no formula is known."""
     probing = find(estimator, Probing)
     if len(probing) != 1 or not isinstance(probing[0].directions, Directions):
         return []

@@ -41,8 +41,8 @@ class Recorder:
         draws: estimates per comparison.
         window: the number of previous slopes that set the threshold of a spike.
         deviations: threshold of a spike, in robust standard deviations above the median of the window.
-        rise: multiple of the first loss in the rule of divergence (`DivergenceMonitor`). See `SlopeMonitor` for the
-            rule of spikes.
+        rise: a loss above `rise` times the first loss, for several steps, is a divergence (`DivergenceMonitor`).
+            `SlopeMonitor` defines spikes.
     Raises:
         BadInput: every, draws or window < 1, or deviations or rise <= 0.
     """

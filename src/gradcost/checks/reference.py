@@ -31,8 +31,8 @@ class Mismatch(NamedTuple):
     """How much backpropagation and a finite difference of the loss disagree, in units of |grad|.
 
     Args:
-        error: the error of <grad, z> against the difference.
-        spread: by how much differences at two eps differ. It is large if the loss is coarse or discontinuous.
+        error: |<grad, z> - finite difference|.
+        spread: the difference between finite differences at two eps: large if the loss is coarse or discontinuous.
     """
 
     error: float
@@ -82,7 +82,7 @@ class Reference:
 
     @functools.cached_property
     def rounding(self) -> float:
-        """The estimated rounding error of a loss, which is the larger the coarser the weights or autocast are."""
+        """The estimated rounding error of the loss in the least precise dtype of weights and autocast."""
         return loss_roundoff(coarsest(self.objective)) * abs(self.loss)
 
     @functools.cached_property
@@ -130,7 +130,7 @@ class Reference:
 
         It is large where .data, .detach() or a straight-through estimator cut the path: backpropagation then
         differentiates a different function. The error is the smallest over three eps, then the largest over three
-        directions. The weights really move: no weight is substituted, so the difference is right for every model.
+        directions. The parameters themselves move, without substitution, so the difference is right for every model.
         Memory: one copy of the weights.
         """
         balanced_eps = self.tolerance ** (2 / 3)  # (machine epsilon)^(1/3) balances rounding and curvature

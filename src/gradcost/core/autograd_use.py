@@ -1,6 +1,6 @@
 """Find out how a loss uses autograd inside: whether it differentiates, and what it computes under `torch.no_grad()`.
 
-`examine` runs a loss once, as training would. The result is remembered per model, loss and train/eval mode.
+`examine` runs a loss on the first micro-batch. The result is stored per model, loss and train/eval mode.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from gradcost.core.interrupts import Hooks, undoing
 class AutogradUse(NamedTuple):
     """What a loss does with autograd.
 
-    A *constant part* is a part under `torch.no_grad()` or `torch.inference_mode()`: backprop takes it as constant.
+    A *constant part* runs under `torch.no_grad()` or `torch.inference_mode()`. Its results are constant for backprop.
 
     Args:
         differentiates: the loss calls `torch.autograd.grad`.
-        of_parameters: it does so with respect to trainable parameters.
-        uses_slopes: it does so without `create_graph`, so that the result is a constant for backprop.
-        has_constants: the loss has a derivative, and it depends on a constant part that depends on the weights.
-        reads_moved: activations, or weights of a module that runs, enter these parts. If False, only modules that are
-            called there read weights.
+        of_parameters: it differentiates with respect to trainable parameters.
+        uses_slopes: it differentiates without `create_graph`, so the result is a constant for backprop.
+        has_constants: the loss has a derivative, and depends on a constant part that depends on the weights.
+        reads_moved: constant parts read activations, or weights of a module that was called outside of such parts. If
+            False, they read weights only in modules that they call.
         detaches: the loss depends on the result of `.detach()` or `.data` of an activation.
-        depends_on_mode: the loss has another value where gradients are off.
+        depends_on_mode: the loss has another value with gradients off.
         transforms: it applies `torch.func` transforms.
         forward_mode: it differentiates in forward mode, for example by `torch.func.jvp`.
         sets_mode: it sets the gradient mode, as `torch.no_grad()` does.
@@ -68,16 +68,16 @@ ORDINARY = AutogradUse()
 SET_GRAD_ENABLED: Any = torch._C._set_grad_enabled
 _MAKE_DUAL: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 CUTS = {Tensor.detach, Tensor.detach_, Tensor.data.__get__, torch.detach}  # type: ignore[attr-defined]
-_CONSTANT, _DETACHED = 1, 2
+_CONSTANT, _DETACHED = 1, 2  # bit flags of `_Watch.origins`
 _BACKWARD = {Tensor.backward, torch.autograd.backward}
 _DERIVATIVES = {torch.autograd.grad, *_BACKWARD}
 _PURPOSE = "use of autograd"
-_PROVISIONAL = "use of autograd on fake tensors"  # without the comparison of losses
-_TOLERANCE = 1e3  # machine epsilons between the losses with gradients on and off: other kernels round differently
+_PROVISIONAL = "use of autograd on fake tensors"  # without `depends_on_mode`
+_TOLERANCE = 1e3  # machine epsilons between losses with gradients on and off: kernels round differently
 
 
 def known_use(objective: Any) -> AutogradUse | None:
-    """Return what `examine` found about this objective's loss; None if it has not seen it."""
+    """Return what `examine` found about this objective's loss; None if it has not examined this loss."""
     attributes, training = objective.__dict__, objective.model.training
     known = attributes.get("_autograd_use")
     if known is not None and known[0] is training:
@@ -96,16 +96,16 @@ def _findings_of(objective: Any) -> dict[Any, Any]:
 
 
 class ConstantParts:
-    """Follows the gradient mode that a loss sets, from gradients on.
+    """Tracks which part of a loss runs, by the gradient mode that the loss sets. Gradients are on at the start.
 
-    is_inside: whether the loss is inside its own `torch.no_grad()`. level: the functorch level where that began.
+    is_inside: whether a constant part runs. level: the functorch level at which it began.
     """
 
     def __init__(self) -> None:
         self.is_inside, self.level = False, None
 
     def follow(self, was_enabled: bool, enabled: bool) -> bool:
-        """Note that the loss sets the gradient mode. Return whether a constant part begins or ends.
+        """Update `is_inside` when the loss sets the gradient mode. Return whether a constant part begins or ends.
 
         Args:
             was_enabled: the mode before.
@@ -113,7 +113,7 @@ class ConstantParts:
         """
         level = functorch.maybe_current_level()
         if was_enabled is self.is_inside or enabled is not self.is_inside:
-            return False  # in the forward of an autograd.Function, which is off for all of torch; or nothing changes
+            return False  # no change; or the forward of an autograd.Function, where torch switches gradients off
         if enabled and level != self.level:
             return False  # a transform inside no_grad (torch.func.grad) switches gradients on for its own level only
         self.is_inside, self.level = not enabled, None if enabled else level
@@ -121,10 +121,10 @@ class ConstantParts:
 
 
 def examine(objective: Any, batch: Any, key: Any) -> AutogradUse | None:
-    """Find out how a loss uses autograd, and remember it. Cost: two forward passes, three if it differentiates.
+    """Find out how a loss uses autograd, and store the result. Cost: two forward passes, three if it differentiates.
 
     Args:
-        objective: the Objective. It is evaluated at its weights, on its first micro-batch.
+        objective: the Objective. Its loss is evaluated at the current weights, on the first micro-batch.
         batch: any pytree.
         key: seeds the random layers.
     Returns:
@@ -134,9 +134,9 @@ def examine(objective: Any, batch: Any, key: Any) -> AutogradUse | None:
         Unsupported: two evaluations under one key give two losses.
     """
     if torch.is_inference_mode_enabled():
-        return ORDINARY  # gradients cannot be on; not remembered
+        return ORDINARY  # gradients cannot be on here, so the result is not stored
     if is_compiled_function(objective.loss):
-        return ORDINARY  # its functions cannot be watched
+        return ORDINARY  # a function mode does not see the calls inside it
     objective.prepare(batch, key)
     on, off = _with_gradients(objective, batch, key), None
     if on is None or (not on[0].needs_gradients and can_check(objective.model)):
@@ -147,13 +147,13 @@ def examine(objective: Any, batch: Any, key: Any) -> AutogradUse | None:
     if on is not None and off is not None and _differ(on[1], off):
         use = use._replace(depends_on_mode=True)
     purpose = _PURPOSE if can_check(objective.model) else _PROVISIONAL
-    objective.__dict__.pop("_autograd_use", None)  # of an earlier examination
+    objective.__dict__.pop("_autograd_use", None)  # result of an earlier examination
     _findings_of(objective)[purpose, objective.model.training] = use
     return use
 
 
 def _with_gradients(objective: Any, batch: Any, key: Any) -> tuple[AutogradUse, Tensor] | None:
-    """Return what the loss does with gradients on, and the loss; None if it raises."""
+    """Evaluate with gradients on. Return the use of autograd and the loss; None if the loss raises."""
     for keeps_graph in (False, True):  # most losses need no graph, and it may not fit into memory
         hooks = nullcontext() if keeps_graph else saved_tensors_hooks(drop, _stop)
         try:
@@ -162,7 +162,7 @@ def _with_gradients(objective: Any, batch: Any, key: Any) -> tuple[AutogradUse, 
         except _Differentiates:
             continue
         except GradcostError:
-            raise  # such as a first write into the batch
+            raise  # such as BadInput at the first write into the batch
         except Exception as error:
             if not keeps_graph and "saved tensor hooks" in str(error):  # torch.func.grad does not allow them
                 continue
@@ -203,19 +203,19 @@ def _stop(dropped: None) -> Tensor:
 
 
 def gives_constants(func: Any, *args: Any, **kwargs: Any) -> bool:
-    """Return whether this call is torch.autograd.grad without a graph of the result, a constant for backprop."""
+    """Return whether this call is torch.autograd.grad without `create_graph`: constant for backprop."""
     if func is not torch.autograd.grad or functorch.maybe_current_level() is not None:
         return False
     return not (kwargs.get("create_graph") or (len(args) > 4 and args[4]))
 
 
 class _Differentiates(BaseException):
-    """The loss differentiates, so its graph has to keep its tensors."""
+    """The loss differentiates, but its graph saves no tensors."""
 
 
 @contextmanager
 def _watched(objective: Any, keeps_graph: bool) -> Iterator[_Watch]:
-    """Watch the loss of the objective, which is evaluated inside the context."""
+    """Yield a `_Watch` that observes the loss while it is evaluated inside the context."""
     leaves = {id(leaf.parameter) for leaf in objective.leaves}
     watch, hooks = _Watch(leaves, keeps_graph), Hooks()
     with undoing(hooks.remove):
@@ -239,12 +239,12 @@ class _Watch(TorchFunctionMode):
         self.differentiates = self.of_parameters = self.uses_slopes = False
         self.transforms = self.forward_mode = self.sets_mode = self.hooks = False
         self.has_constants = self.reads_moved = False
-        self.origins: Any = WeakIdKeyDictionary()  # tensors that depend on a constant part or on a detached tensor
-        self.running: list[int] = []  # the parameters of modules that were called outside of constant parts
+        self.origins: Any = WeakIdKeyDictionary()  # tensor -> bit flags: _CONSTANT, _DETACHED
+        self.running: list[int] = []  # ids of parameters of the modules that run, if called outside of constant parts
 
     def use(self, loss: Tensor) -> AutogradUse:
         """Return what was observed. loss: the loss that was evaluated."""
-        # A transform passes other tensor objects on.
+        # A transform returns new tensor objects, which `origins` does not contain.
         origin = self.origins.get(loss, 0) | (_CONSTANT if self.transforms and self.has_constants else 0)
         has_constants = bool(origin & _CONSTANT) and loss.requires_grad
         return AutogradUse(
@@ -297,19 +297,19 @@ class _Watch(TorchFunctionMode):
         return self.parts.is_inside or torch.is_inference_mode_enabled()
 
     def _follow(self, func: Any, arguments: Any, result: Any) -> None:
-        """Note which results depend on constant parts, or on detached tensors, that depend on the weights."""
+        """Record in `origins` which results depend on constant parts or on detached tensors."""
         inputs = _tensors(arguments)
         outputs = _tensors(result) or (inputs[:1] if func is Tensor.__setitem__ else [])
         if not outputs:
-            return  # a shape, a dtype, or a number for the user's log
+            return  # the result is a shape, a dtype or a number
         origin = functools.reduce(operator.or_, (self.origins.get(tensor, 0) for tensor in inputs), 0)
-        moved = [tensor for tensor in inputs if tensor.requires_grad]
-        if moved and self._is_constant():
+        with_grad = [tensor for tensor in inputs if tensor.requires_grad]
+        if with_grad and self._is_constant():
             origin |= _CONSTANT
             self.has_constants = True
-            called = all(id(tensor) in self.leaves and id(tensor) not in self.running for tensor in moved)
-            self.reads_moved = self.reads_moved or not called
-        elif moved and func in CUTS and id(moved[0]) not in self.leaves:
+            in_called = all(id(tensor) in self.leaves and id(tensor) not in self.running for tensor in with_grad)
+            self.reads_moved = self.reads_moved or not in_called
+        elif with_grad and func in CUTS and id(with_grad[0]) not in self.leaves:
             origin |= _DETACHED
         for tensor in outputs if origin else ():
             self.origins[tensor] = origin | self.origins.get(tensor, 0)

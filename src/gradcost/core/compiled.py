@@ -1,4 +1,4 @@
-"""Recognise compiled code: it does not see weights or functions that are replaced during an evaluation."""
+"""Recognise compiled code: it ignores the weights and functions that gradcost replaces during an evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Return whether torch.compile made this function, or one that it wraps."""
+    """Return whether torch.compile made this function or a function that it wraps."""
     while function is not None:
         if getattr(function, "_torchdynamo_orig_callable", None) is not None:
             return True

@@ -46,7 +46,7 @@ class Observed(NamedTuple):
 
 
 def observed(function: Callable[[], Any]) -> Observed:
-    """Call a function that returns a loss, and observe its divisions. It computes nothing else and the same numbers.
+    """Call a function that returns a loss, and observe its divisions. Its numbers do not change.
 
     A division is one of: the mean of `F.cross_entropy` and of the other losses of `torch.nn.functional`, the mean of
     all elements of a tensor, and a division by a scalar.
@@ -185,7 +185,7 @@ def _reduction(kwargs: dict[str, Any]) -> str:
 
 
 def _depends_on_values(index: Any) -> bool:
-    """Return whether an index selects a number of elements that its shape does not tell, or may come from one."""
+    """Return whether an index contains a mask (bool, uint8), whose values determine the number of elements."""
     entries = index if isinstance(index, tuple) else (index,)
     return any(isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8) for entry in entries)
 
@@ -200,7 +200,7 @@ def number(tensor: Tensor) -> float | None:
 
 
 def _plain(tensor: Tensor) -> Tensor | None:
-    """Return the tensor inside functorch's wrappers, with its values; None if it has none."""
+    """Return the tensor inside functorch's wrappers; None if it has no values (fake or meta)."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     real = known(tensor)
@@ -209,11 +209,11 @@ def _plain(tensor: Tensor) -> Tensor | None:
 
 @contextmanager
 def _outside_of_modes() -> Iterator[None]:
-    """Compute on plain tensors without being counted, tracked, or wrapped."""
+    """Inside the context, torch modes and transforms do not count, track or wrap operations."""
     if not torch._C._len_torch_dispatch_stack() and functorch.maybe_current_level() is None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             yield
         return
-    # No ExitStack: an exception would keep these objects, and they would restore an old state when it is collected.
+    # No ExitStack: an exception would refer to its guards, which would restore an old state when it is collected.
     with torch._C.DisableTorchFunction(), no_dispatch(), torch._C._DisableFuncTorch(), torch.no_grad():
         yield

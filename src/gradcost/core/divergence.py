@@ -17,18 +17,18 @@ class DivergenceMonitor:
     A training has diverged if one of these holds:
 
     - the loss of a step is not finite;
-    - the loss stays above `rise` times the first loss for `patience` steps.
+    - the loss stays above the limit for `patience` steps.
 
-    For a first loss of any sign, the limit is first + (rise - 1) |first|. If the first loss is 0, there is no limit.
-    A run that ends with a validation loss that is not finite has diverged too. A diverged run ranks last.
+    Law: limit = first + (rise - 1) |first|, which is `rise` times the first loss if that is positive. A first loss of
+    0 gives no limit. A run whose final validation loss is not finite has diverged too. A diverged run ranks last.
 
     Args:
         rise: multiple of the first loss.
         patience: number of steps.
-        first: the first loss; None before it.
-        above: the first step of the present stretch of losses above the limit; None if the last loss was not above.
-        diverged: the step from which on the training has diverged; None if it has not.
-        reason: why it has diverged, in words; None if it has not.
+        first: the first loss; None before the first `add`.
+        above: the step since which all losses are above the limit; None if the last loss is not.
+        diverged: the first step of the divergence; None if the training has not diverged.
+        reason: why the training has diverged, in words; None if it has not.
     """
 
     rise: float = RISE
@@ -65,7 +65,7 @@ class DivergenceMonitor:
 
     @property
     def limit(self) -> float:
-        """The largest loss that is not above the limit."""
+        """The largest loss that does not count as diverging; the largest float if there is no limit."""
         if not self.first:
             return sys.float_info.max
         return self.first + (self.rise - 1) * abs(self.first)

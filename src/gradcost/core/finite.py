@@ -12,7 +12,7 @@ from gradcost.core.fake import is_fake
 
 
 class NotFinite(BadInput):
-    """The loss or a slope of a batch is not finite, so there is no gradient to apply. `number` is its value."""
+    """The loss or a slope of a batch is not finite, so no gradient is applied. `number` is that loss or slope."""
 
     def __init__(self, what: str, number: float) -> None:
         super().__init__(
@@ -24,7 +24,7 @@ class NotFinite(BadInput):
 
 
 def require_finite(loss: Tensor, slopes: Tensor | None = None) -> None:
-    """Raise unless the loss and the slopes are finite. On an accelerator this waits until they are computed.
+    """Raise unless the loss and the slopes are finite. On an accelerator, this waits for their values.
 
     Args:
         loss: a scalar.

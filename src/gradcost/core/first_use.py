@@ -1,7 +1,8 @@
-"""What checks found at the first use of a model and loss.
+"""Results of the checks that run at the first use of a model and loss.
 
-A check reads and writes `findings(model, loss)`, and writes only after success, so that a refusal is repeated at the
-next use. It runs only where `can_check(model)`.
+A check reads and writes `findings(model, loss)`. It writes only after success, so a check that raises runs again at
+the next use. It runs only where `can_check(model)`. A loss may change during training, so a check is repeated at
+the uses for which `is_due`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import nn
 
 from gradcost.core.fake import is_fake
 
-Findings = dict[tuple[str, bool], Any]  # by purpose and train/eval flag
+Findings = dict[tuple[str, bool], Any]  # (purpose, train/eval flag) -> result of a check
 _findings: WeakKeyDictionary[nn.Module, dict[Any, Findings]] = WeakKeyDictionary()
 _structures: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # a hash of each model's modules
-_MAX_LOSSES = 1000  # per model; a loop that makes a new callable object at each step would collect them
+_MAX_LOSSES = 1000  # per model; bounds the memory if each step makes a new callable object
 
 
 def findings(model: nn.Module, loss: Callable[..., Any]) -> Findings:
-    """Return what the checks of this model and loss found so far. Entries are added in place."""
+    """Return the results of the checks of this model and loss so far. Checks add their results to this dictionary."""
     losses = _findings.setdefault(model, {})
     if len(losses) > _MAX_LOSSES:
         losses.clear()
@@ -46,6 +47,15 @@ def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
         _findings.pop(model, None)
 
 
+def is_due(uses: int) -> bool:
+    """Return whether a check is repeated at this use: the 8th, 32nd, 128th, 512th, and so on.
+
+    Args:
+        uses: the number of uses, this one included.
+    """
+    return uses & (uses - 1) == 0 and uses >= 8 and uses.bit_length() % 2 == 0
+
+
 def can_check(model: nn.Module) -> bool:
     """Return whether a check may evaluate the model: its tensors are real, and no dispatch mode would count it."""
     parameter = next(model.parameters(), None)
@@ -55,11 +65,11 @@ def can_check(model: nn.Module) -> bool:
 
 
 def _identity(loss: Any, depth: int = 4) -> Any:
-    """Return what two losses have in common that run the same code: equal for a function that is defined anew."""
+    """Return a key that is equal for losses with the same code, such as one function that is defined twice."""
     if isinstance(loss, str | bool | None):
         return type(loss), loss  # such as reduction="sum"
     if not callable(loss) or depth == 0:
-        return type(loss)  # numbers and tensors may differ at each step
+        return type(loss)  # not the value: numbers and tensors may differ at each step
     if isinstance(loss, types.MethodType):
         return _identity(loss.__func__, depth - 1), _reference(loss.__self__)
     if isinstance(loss, functools.partial):
@@ -79,7 +89,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _reference(value: Any) -> Any:
-    """Return a weak reference to an object, or its type where it has none."""
+    """Return a weak reference to an object, or its type if it supports none."""
     try:
         reference = weakref.ref(value)
         hash(reference)

@@ -1,10 +1,11 @@
 """The states of the global random generators of Python and NumPy, read and written quickly.
 
-Python needs 10 us to read and write its state, NumPy 70 us. Copying the memory of a state needs less than 1 us.
+Reading and writing a state takes 10 us with Python's functions and 70 us with NumPy's. Copying the memory of a state
+takes less than 1 us.
 
-- The memory of NumPy's state omits the normal number that the generator keeps for its next call. There is none while
-  the memory is a state that is known to come without one: the generator keeps a number only after draws.
-- For Python's `random`, the import verifies where the memory is; `random.getstate` is used if it is elsewhere.
+- NumPy draws normal numbers in pairs, and stores the second number of a pair outside of this memory. Draws change the
+  memory. So no number is stored while the memory equals a state that is known to have none.
+- For Python's `random`, the import checks the address of the memory. If the check fails, `random.getstate` is used.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _random: Any = np.random  # the type checker does not know `get_bit_generator`
 NumpyState = tuple[Any, bytes] | dict[str, Any]  # (bit generator, its memory), or NumPy's own dictionary
 
 _STATE_BYTES = 2500  # of the Mersenne Twister: 624 words of 32 bits and a position
-_Memory = ctypes.c_char * _STATE_BYTES  # its `raw` copies the state without releasing the interpreter lock
-# The last states that are known to come without a kept normal number: as found, and as seeded.
-_found: deque[bytes] = deque(maxlen=2)
-_seeded: deque[bytes] = deque(maxlen=2)
+_Memory = ctypes.c_char * _STATE_BYTES  # `raw` copies the bytes without releasing the interpreter lock
+# The last states known to have no stored normal number: states that were read or restored, and seeded states.
+_read_states: deque[bytes] = deque(maxlen=2)
+_seeded_states: deque[bytes] = deque(maxlen=2)
 
 
 def _memory_of_random() -> Any:
-    """Return the memory of Python's `random`: a position, 624 words. None if it is not behind the header."""
+    """Return the memory of Python's `random`, a position and 624 words; None if it does not follow the header."""
     owner: Any = getattr(random, "_inst", None)
     address, base = id(owner) + object.__basicsize__, type(owner).__base__
     if base is None or base.__basicsize__ < object.__basicsize__ + _STATE_BYTES:
@@ -68,16 +69,16 @@ def numpy_state() -> NumpyState:
     if type(generator) is not np.random.MT19937:
         return np.random.get_state(legacy=False)  # type: ignore[return-value]
     memory = _memory_of(generator).raw
-    if memory not in _found and memory not in _seeded:
+    if memory not in _read_states and memory not in _seeded_states:
         state: Any = np.random.get_state(legacy=False)
         if state["has_gauss"]:
             return state
-        _found.append(memory)
+        _read_states.append(memory)
     return generator, memory
 
 
 def numpy_words() -> Any:
-    """Return the state of NumPy's global generator without a kept normal number, to compare it with another one."""
+    """Return the state of NumPy's global generator without a stored normal number, to compare two states."""
     generator: Any = _random.get_bit_generator()
     return _memory_of(generator).raw if type(generator) is np.random.MT19937 else repr(generator.state)
 
@@ -89,11 +90,11 @@ def set_numpy_state(state: NumpyState) -> None:
         return
     generator, saved = state
     memory = _memory_of(generator)
-    if memory.raw not in _seeded and memory.raw not in _found:
-        np.random.seed(0)  # drops the normal number that draws may have left
+    if memory.raw not in _seeded_states and memory.raw not in _read_states:
+        np.random.seed(0)  # drops a stored normal number
     memory.raw = saved
-    if saved not in _found:
-        _found.append(saved)
+    if saved not in _read_states:
+        _read_states.append(saved)
 
 
 def seed_numpy(seed: int) -> None:
@@ -105,7 +106,7 @@ def seed_numpy(seed: int) -> None:
     generator: Any = _random.get_bit_generator()
     if type(generator) is np.random.MT19937:
         np.random.seed(seed & 0xFFFFFFFF)
-        _seeded.append(_memory_of(generator).raw)
+        _seeded_states.append(_memory_of(generator).raw)
     else:
         state: Any = np.random.get_state(legacy=False)
         np.random.set_state(state | type(generator)(seed).state | {"has_gauss": 0, "gauss": 0.0})

@@ -1,4 +1,4 @@
-"""The batch that a loss is given: notice that the loss writes into it, and put containers back."""
+"""Detect that a loss writes into its batch, restore the containers of the batch, and copy batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.mutable_state import Named, Traversal, version_of
 
-Record = tuple[Any, Any]  # a tensor and what identifies its content; or a container and a shallow copy
+Record = tuple[Any, Any]  # (tensor, (version, requires_grad, grad)), or (container, shallow copy)
 _SCALARS = {int, float, bool, str, bytes, type(None)}
 
 
@@ -23,9 +23,9 @@ def watch(batch: Any) -> list[Record]:
 
 
 def put_back(records: list[Record]) -> list[Tensor]:
-    """Give the containers of a batch their entries back. Return the tensors that were written in place.
+    """Restore the entries of a batch's containers. Return the tensors that were written in place.
 
-    `requires_grad` and `.grad` of the tensors are put back too.
+    Also restore `requires_grad` and `.grad` of leaf tensors. The values of written tensors are not restored.
     """
     written = []
     for value, saved in records:
@@ -50,7 +50,7 @@ def put_back(records: list[Record]) -> list[Tensor]:
 def copied(batch: Any) -> Any:
     """Return a deep copy of a batch. Its tensors are detached clones with the same `requires_grad`.
 
-    Parameters and modules in it are not copied.
+    The copy shares parameters and modules with the batch.
 
     Raises:
         BadInput: the batch is or holds an iterator.
@@ -70,8 +70,8 @@ def copied(batch: Any) -> Any:
         return copy.deepcopy(batch, memo)
     except (TypeError, NotImplementedError, RuntimeError, copy.Error) as error:
         raise Unsupported(
-            f"the loss writes into its batch, and the batch cannot be copied ({error}). Let the loss copy what it "
-            "writes into."
+            f"the loss writes into its batch, and the batch cannot be copied ({error}). Let the loss copy the "
+            "tensors or containers that it changes."
         ) from error
 
 

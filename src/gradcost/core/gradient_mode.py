@@ -1,10 +1,11 @@
-"""Evaluate a loss in the gradient mode that it needs, without an autograd graph of its own.
+"""Evaluate a loss in the gradient mode that it needs, and return it without an autograd graph.
 
-An ordinary loss is evaluated under `torch.no_grad()`. Gradients are on for two kinds of losses (`AutogradUse`):
+An ordinary loss is evaluated under `torch.no_grad()`. Gradients are on for three kinds of losses (`AutogradUse`):
 
 - A loss that differentiates, as physics-informed networks and energy-force models do by `torch.autograd.grad`.
 - A loss with constant parts, such as the target of a teacher under `torch.no_grad()`. An outer `torch.no_grad()`
-  would hide where they begin and end.
+  would hide where such a part begins and ends.
+- A loss that has another value with gradients off.
 """
 
 from __future__ import annotations
@@ -43,33 +44,35 @@ class _Evaluation:
 
 
 class _State(threading.local):
-    """What runs in this thread.
+    """The evaluation that runs in this thread.
 
-    evaluation: the evaluation with gradients on, or None. is_attempt: a loss that was not examined is evaluated.
-    examines: it has to be examined if it sets the gradient mode. is_unknown: the same, while the loss runs.
+    evaluation: the evaluation with gradients on, or None.
+    is_attempt: whether the loss runs without the result of an examination.
+    examines: whether this attempt ends in `_Unknown` if the loss sets the gradient mode.
+    raises_unknown: whether setting the gradient mode raises `_Unknown` now, while the loss runs.
     """
 
     evaluation: _Evaluation | None = None
     is_attempt = False
     examines = False
-    is_unknown = False
+    raises_unknown = False
 
 
 _state = _State()
 
 
 class _Unknown(BaseException):
-    """A loss sets the gradient mode. It was not examined, or it did not do so then."""
+    """A loss sets the gradient mode, and no examination has seen that it does."""
 
 
 def with_known_use(method: Callable[..., T]) -> Callable[..., T]:
     """Decorate a method (self, objective, batch, key, ...) that evaluates substituted weights.
 
-    The first call examines the loss before. On fake tensors and under a dispatch mode, which counts every operation,
-    the loss is examined only where the method fails or the loss sets the gradient mode.
+    The first call examines the loss, then runs the method. On fake tensors, and under a dispatch mode (which counts
+    every operation), the loss is examined only if the method fails or the loss sets the gradient mode.
 
-    A loss may change with the training (a consistency term after a warm-up). It is examined again where the method
-    fails, or where it sets the gradient mode and did not before.
+    A loss may change during training (a consistency term after a warm-up). It is examined again if the method fails,
+    or if the loss sets the gradient mode for the first time.
     """
 
     @functools.wraps(method)
@@ -104,7 +107,7 @@ def with_known_use(method: Callable[..., T]) -> Callable[..., T]:
 @contextmanager
 def _attempt(examines: bool) -> Iterator[None]:
     def restore() -> None:
-        _state.is_attempt = _state.examines = _state.is_unknown = False
+        _state.is_attempt = _state.examines = _state.raises_unknown = False
 
     with undoing(restore):
         _state.is_attempt, _state.examines = True, examines
@@ -118,14 +121,15 @@ def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tenso
         objective: the Objective.
         batch: any pytree.
         key: seeds the random layers.
-        evaluate: returns the loss of the batch. It is repeated if the first try shows that the loss differentiates.
+        evaluate: returns the loss of the batch. It is called again if the first call fails because the
+            loss differentiates.
     Returns:
         The loss, without an autograd graph.
     """
     use = known_use(objective)
     if use is None or not use.needs_gradients:
         try:
-            with _GradientsOff(watches=use is not None and not use.sets_mode):
+            with _GradientsOff(raises_unknown=use is not None and not use.sets_mode):
                 return evaluate()
         except RuntimeError:
             if use is not None or _state.is_attempt or not is_plain():
@@ -138,19 +142,19 @@ def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tenso
 
 
 class _GradientsOff:
-    """torch.no_grad() that function modes do not see, so that only what the loss sets counts."""
+    """`torch.no_grad()` that torch function modes do not see: they see only the gradient modes that the loss sets."""
 
-    def __init__(self, watches: bool) -> None:
-        self.watches = watches
+    def __init__(self, raises_unknown: bool) -> None:
+        self.raises_unknown = raises_unknown
 
     def __enter__(self) -> None:
-        self.before = torch.is_grad_enabled(), _state.is_unknown
+        self.before = torch.is_grad_enabled(), _state.raises_unknown
         with torch._C.DisableTorchFunction():
             SET_GRAD_ENABLED(False)
-        _state.is_unknown = self.watches or _state.examines
+        _state.raises_unknown = self.raises_unknown or _state.examines
 
     def __exit__(self, *exception: object) -> None:
-        enabled, _state.is_unknown = self.before
+        enabled, _state.raises_unknown = self.before
         with torch._C.DisableTorchFunction():
             SET_GRAD_ENABLED(enabled)
 
@@ -166,7 +170,7 @@ def is_plain() -> bool:
 
 
 def in_either_mode(evaluate: Callable[[], Tensor]) -> Tensor:
-    """Return `evaluate()` with gradients off; where that fails, as for a loss that differentiates, with them on."""
+    """Return `evaluate()` with gradients off; if that fails, as for a loss that differentiates, with gradients on."""
     try:
         with torch.no_grad():
             return evaluate()
@@ -177,15 +181,15 @@ def in_either_mode(evaluate: Callable[[], Tensor]) -> Tensor:
 
 @contextmanager
 def gradients_on(use: AutogradUse) -> Iterator[None]:
-    """Evaluate a loss with gradients on, and follow its constant parts.
+    """Switch gradients on inside the context, and track the constant parts of the loss.
 
-    Unless the loss differentiates, the graph that it may build keeps no tensor.
+    The autograd graph saves no tensor, unless the loss differentiates or applies `torch.func` transforms.
 
     Args:
         use: what the loss does with autograd.
     """
     before, evaluation = _state.evaluation, _Evaluation(use)
-    keeps_graph = use.differentiates or use.transforms  # transforms do not allow hooks
+    keeps_graph = use.differentiates or use.transforms  # transforms do not allow hooks on saved tensors
 
     def restore() -> None:
         _state.evaluation = before
@@ -206,12 +210,12 @@ def in_constant_part() -> bool:
 def set_grad_enabled(enabled: bool) -> None:
     """Replace `torch._C._set_grad_enabled` while substituted weights are evaluated.
 
-    Forward-mode differentiation ignores `torch.no_grad()`. Here it stops there, as backprop does.
+    Forward-mode differentiation ignores `torch.no_grad()`. This function makes it stop there, as backprop does.
 
     Raises:
-        Unsupported: the loss calls `torch.no_grad()` inside a forward-mode transform, on activations.
+        Unsupported: the loss computes with activations under `torch.no_grad()` inside a forward-mode transform.
     """
-    if _state.is_unknown:
+    if _state.raises_unknown:
         raise _Unknown
     was_enabled, evaluation = torch.is_grad_enabled(), _state.evaluation
     SET_GRAD_ENABLED(enabled)
@@ -219,7 +223,7 @@ def set_grad_enabled(enabled: bool) -> None:
         return
     if not (evaluation.use.forward_mode and functorch.maybe_current_level() != evaluation.level):
         torch._C._set_fwd_grad_enabled(enabled and evaluation.forward_mode)
-    elif evaluation.use.reads_moved:  # the transform's own tangents have to stay
+    elif evaluation.use.reads_moved:  # forward mode cannot be off: it would stop the transform's own tangents
         raise Unsupported(
             "the loss computes with activations under torch.no_grad() inside a forward-mode transform, such as "
             "torch.func.jvp. Use .detach() there, or use backprop()."
@@ -227,7 +231,7 @@ def set_grad_enabled(enabled: bool) -> None:
 
 
 def without_graph(loss: Tensor) -> Tensor:
-    """Return a loss without autograd graph. A tangent of forward mode is kept."""
+    """Return a loss without its autograd graph. A forward-mode tangent stays attached."""
     if not loss.requires_grad:
         return loss
     if forward_ad._current_level < 0:
@@ -239,5 +243,5 @@ def without_graph(loss: Tensor) -> Tensor:
 def _refuse(dropped: None) -> Tensor:
     raise Unsupported(
         "the loss differentiates (torch.autograd.grad or backward), and it did not when it was first evaluated. Use "
-        "another loss function for each of the two computations."
+        "two loss functions: one that always differentiates, and one that never does."
     )

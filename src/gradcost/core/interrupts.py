@@ -1,7 +1,7 @@
 """Restore all state after an exception at any moment, also after a KeyboardInterrupt inside restoring code.
 
-Python raises KeyboardInterrupt between any two calls. A `with` statement or a `finally` then misses state at three
-places:
+Python raises KeyboardInterrupt between any two calls. A `with` statement or a `finally` then leaves
+changed state in three cases:
 
 - `__enter__` has changed something, and its `with` block has not begun;
 - `__exit__` or `finally` has begun, and has not restored everything;
@@ -9,8 +9,8 @@ places:
 
 `undoing` registers a function that restores some state, before the state changes. `interruptible` wraps the functions
 that a user calls. After an exception, it closes the suspended context managers, calls every registered function that
-has not finished, and sets torch's modes of this thread to what they were at the call. A call that returns does none
-of this.
+has not finished, and restores the modes that torch had in this thread at the call. A call that returns
+normally does none of this.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class undoing:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         contexts = _registered.contexts
         if kind is not None and self in contexts:
-            while contexts[-1] is not self:  # an interrupt prevented the end of a context inside this one
+            while contexts[-1] is not self:  # an inner context, whose end an interrupt prevented
                 contexts[-1].finish()
                 contexts.pop()
         self.finish()
@@ -91,26 +91,26 @@ class undoing:
 def interruptible(function: Function) -> Function:
     """Wrap a function so that an exception at any moment leaves no state changed.
 
-    Restored are the state registered by `undoing` and torch's modes: gradients, forward mode, function and dispatch
-    modes, functorch levels, hooks of saved tensors, attention kernels, autocast. Cost of a call: about 1 us.
+    The result restores the state registered by `undoing`, and torch's modes: gradients, forward mode, function
+    and dispatch modes, functorch levels, hooks of saved tensors, attention kernels, autocast. Cost: about 1 us.
 
     Args:
         function: the function to wrap.
     Returns:
-        The wrapped function. A KeyboardInterrupt that the restoring code turned into another exception is raised
-        as KeyboardInterrupt.
+        The wrapped function. If another exception replaced a KeyboardInterrupt while state was restored, it raises
+        the KeyboardInterrupt.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        before, first = modes(), len(_registered.contexts)
+        before, depth = modes(), len(_registered.contexts)
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             try:
-                _restore(error, Modes(*before), first)
+                _restore(error, Modes(*before), depth)
             except BaseException:  # another interrupt
-                _restore(error, Modes(*before), first)
+                _restore(error, Modes(*before), depth)
                 raise
             interrupt = _interrupt(error)
             if interrupt is error:
@@ -120,16 +120,16 @@ def interruptible(function: Function) -> Function:
     return run  # pyright: ignore[reportReturnType]
 
 
-def _restore(error: BaseException, before: Modes, first: int) -> None:
-    """Restore everything that changed since the call. first: number of contexts registered before it."""
-    with torch._C._DisableFuncTorch():  # with a level missing, functorch would end the process at the next operation
+def _restore(error: BaseException, before: Modes, depth: int) -> None:
+    """Restore everything that changed since the call. depth: number of contexts registered before the call."""
+    with torch._C._DisableFuncTorch():  # if a functorch level is missing, the next operation ends the process
         for frame in _frames(error):
             for suspended in _suspended(frame):
                 if suspended is not None:
-                    with contextlib.suppress(Exception):  # such as popping a mode that is gone already
+                    with contextlib.suppress(Exception):  # such as an attempt to pop a mode twice
                         suspended.close()
         contexts = _registered.contexts
-        while len(contexts) > first:
+        while len(contexts) > depth:
             contexts[-1].finish()
             contexts.pop()
     before.restore()
@@ -146,7 +146,7 @@ def _interrupt(error: BaseException) -> BaseException:
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
-    """Yield the frames that an exception and those before it have passed, innermost first."""
+    """Yield the frames in the tracebacks of an exception and of its `__context__` chain, innermost first."""
     frames: list[FrameType] = []
     seen: BaseException | None = error
     for _ in range(100):
@@ -161,7 +161,7 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def _suspended(frame: FrameType) -> Iterator[Any]:
-    """Yield what a frame of contextlib, torch or gradcost has left open: generators and exit stacks."""
+    """Yield the generators and exit stacks that a frame of contextlib, torch or gradcost has not closed."""
     file = frame.f_code.co_filename
     if file != contextlib.__file__ and not file.startswith(_LIBRARIES):
         return
@@ -206,7 +206,8 @@ class Hooks:
 
     def _add(self, hooks: Any, hook: Any, first: bool = False) -> None:
         self._dictionaries.append(hooks)
-        hooks[self] = hook  # a key of our own: an identifier from torch would be lost in an interrupt
+        # The key is self: an interrupt could lose torch's removal handle.
+        hooks[self] = hook if hook is True else _Hook(hook)
         if first:
             hooks.move_to_end(self, last=False)
 
@@ -214,3 +215,20 @@ class Hooks:
         """Remove all hooks. Calling it again does nothing."""
         for hooks in self._dictionaries:
             hooks.pop(self, None)
+
+    def __deepcopy__(self, memo: Any) -> Hooks:
+        return Hooks()
+
+
+class _Hook(functools.partial[Any]):
+    """A hook whose copies remove themselves: a loss may copy the module, as a teacher."""
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _remove_copies
+
+
+def _remove_copies(module: Any, *arguments: Any) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook is _remove_copies]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)

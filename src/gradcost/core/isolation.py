@@ -74,8 +74,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def seeded_generators(key: Key, devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Seed the default generators from the key inside the context; restore them bit for bit afterwards.
 
-    The generators are torch's default ones on the CPU and on `devices`, the one of Python's `random`, and NumPy's
-    global one. Dropout and other random layers draw from these generators. No other function of gradcost seeds them.
+    They are torch's default generators on the CPU and on `devices`, that of Python's `random`, and NumPy's global
+    generator. Dropout and other random layers draw from them. No other function of gradcost seeds them.
 
     Args:
         key: all generators get `key.seed`.
@@ -111,16 +111,16 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
     """Give the modules copies of their attributes and buffers inside the context; restore the originals afterwards.
 
     - Each module gets a copy of its attribute dictionary. Attributes that are set inside the context (hidden states,
-      caches, `training`, weights that hooks make) are as before afterwards.
-    - Buffers are cloned. A tensor that several modules share is cloned once. If `has_views`, other buffers and
-      attributes that share memory with a buffer share memory with its clone.
-    - The cache of `torch.nn.utils.parametrize.cached` is empty at the start, and restored.
+      caches, `training`, weights that hooks make) get their old values back afterwards.
+    - Buffers are cloned. A tensor that several modules share is cloned once. If `has_views`, buffers and attributes
+      that share memory also share memory inside the context.
+    - The cache of `torch.nn.utils.parametrize.cached` is empty at the start of the context, and restored afterwards.
     - The `gradient_checkpointing` flag of transformers models is False inside the context, because the estimator
       decides which activations are saved.
     """
     originals: list[tuple[nn.Module, dict[str, Any]]] = []
     clones: dict[int, Tensor] = {}
-    storages = dict.fromkeys(shared_storages(modules)) if has_views else {}
+    storage_clones = dict.fromkeys(shared_storages(modules)) if has_views else {}  # by address; made at first use
     cached = dict(parametrize._cache) if parametrize._cache_enabled else None
 
     def restore() -> None:
@@ -141,12 +141,12 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
             if attributes.get("_buffers"):
                 copies = {name: _clone(b, clones) for name, b in attributes["_buffers"].items()}
                 if has_views:
-                    in_clones = {name: _in_clone(b, storages) for name, b in attributes["_buffers"].items()}
+                    in_clones = {name: _in_clone(b, storage_clones) for name, b in attributes["_buffers"].items()}
                     copies |= {name: b for name, b in in_clones.items() if b is not attributes["_buffers"][name]}
                 attributes["_buffers"] = copies
             for name, value in original.items() if has_views else ():
                 if isinstance(value, Tensor):
-                    attributes[name] = _in_clone(value, storages)
+                    attributes[name] = _in_clone(value, storage_clones)
             originals.append((module, original))
             object.__setattr__(module, "__dict__", attributes)
         yield
@@ -157,7 +157,7 @@ def _clone(buffer: Tensor | None, clones: dict[int, Tensor]) -> Tensor | None:
         return None
     clone = clones.get(id(buffer))
     if clone is None:
-        # A buffer with a graph was computed from a parameter.
+        # Keep the graph: a buffer with a graph was computed from a parameter.
         clone = clones[id(buffer)] = (buffer if buffer.grad_fn is not None else buffer.detach()).clone()
     return clone
 
@@ -176,15 +176,15 @@ def _has_storage(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not is_fake(value)
 
 
-def _in_clone(value: Any, storages: dict[int, Any]) -> Any:
-    """Return a tensor like `value` in the clone of its storage, which is made at its first use; or `value` itself."""
+def _in_clone(value: Any, storage_clones: dict[int, Any]) -> Any:
+    """Return a tensor like `value` in the clone of its storage; `value` itself if its storage is not shared."""
     address = value.untyped_storage().data_ptr() if _has_storage(value) else None
-    if address not in storages:
+    if address not in storage_clones:
         return value
-    if storages[address] is None:
-        storages[address] = value.untyped_storage().clone()
+    if storage_clones[address] is None:
+        storage_clones[address] = value.untyped_storage().clone()
     twin = torch.empty(0, dtype=value.dtype, device=value.device)
-    return twin.set_(storages[address], value.storage_offset(), value.shape, value.stride())
+    return twin.set_(storage_clones[address], value.storage_offset(), value.shape, value.stride())
 
 
 @contextmanager
@@ -235,7 +235,7 @@ def set_generator_state(generator: Any, state: Any) -> None:
 
 
 def _one_thread() -> None:
-    """Use one thread in a forked process: it has no other thread of its parent, and torch would wait for them."""
+    """Use one thread in a forked process: torch would wait for the threads that a fork does not copy."""
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 

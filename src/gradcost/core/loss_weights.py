@@ -1,9 +1,10 @@
-"""The weights of micro-batches: those for which the sum of the weighted losses is the loss of the batch.
+"""The weights of micro-batches: the sum of their weighted losses is the loss of the batch.
 
-They depend on what the loss averages over: examples, targets that are not ignored (padding), a sum of class weights,
-or nothing (a sum). The code does not know the loss, so it observes each division (`denominators`) and tests which of
-the candidates gives the loss of a small batch from the losses of its parts. It tests again where two candidates that
-passed disagree. A loss for which none passes, such as a contrastive loss, is refused.
+The weights depend on what the loss averages over: examples, targets that are not ignored (padding), a sum of class
+weights, or nothing (a sum). The loss is any function. So its divisions are observed (`denominators`), and each is a
+candidate. A test selects the candidates that give the loss of a small batch from the losses of its parts. The test is
+repeated at some later uses (`is_due`), and on a batch for which two selected candidates give different weights. If no
+candidate passes, as for a contrastive loss, `Unsupported` is raised.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gradcost.core.candidate_weights import (
     Evaluate,
     count_of,
     divisions,
+    kink_of_average,
     passing,
     refuse,
     shares,
@@ -32,7 +34,7 @@ from gradcost.core.candidate_weights import (
 from gradcost.core.denominators import Denominator, Observed, observed
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake
-from gradcost.core.first_use import can_check, findings
+from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.gradient_mode import is_plain
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.micro_batches import selected
@@ -47,7 +49,7 @@ class WeightedLoss(NamedTuple):
     Args:
         weight: the factor of the loss. 0 for a micro-batch without targets, whose loss may be nan.
         loss: a scalar tensor.
-        rescale: a factor of all earlier weighted losses, known from here on. 1 but for the last micro-batch.
+        rescale: multiply all earlier weighted losses by this factor. Always 1 before the last micro-batch.
     """
 
     weight: float
@@ -56,21 +58,23 @@ class WeightedLoss(NamedTuple):
 
 
 class Rule:
-    """What the weights of the micro-batches of a loss are proportional to.
+    """The candidates for the quantity to which the weights of a loss's micro-batches are proportional.
 
     candidates: those that no test has excluded, the preferred one first. None before the first test.
-    is_static: whether the weights depend on numbers of examples only, so that nothing has to be observed.
+    is_static: whether the weights depend on numbers of examples only, so that divisions need not be observed.
+    uses: number of calls of `settled`; `is_due` of it repeats the test.
     """
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] | None = None
         self.is_static = False
+        self.uses = 0
 
 
 def rule_of(model: nn.Module, loss: Callable[..., Tensor]) -> Rule:
-    """Return what the tests of this model and loss found. Equal losses share it."""
-    kept = findings(model, getattr(loss, "observed_loss", loss))
-    return kept.setdefault(("micro-batches", model.training), Rule())
+    """Return the Rule that the tests of this model and loss have set. Equal losses have the same Rule."""
+    stored = findings(model, getattr(loss, "observed_loss", loss))
+    return stored.setdefault(("micro-batches", model.training), Rule())
 
 
 class Undecided(Unsupported):
@@ -87,29 +91,29 @@ class Undecided(Unsupported):
 
 
 class Weights:
-    """The weights of the micro-batches of one batch, found while their losses are computed.
+    """The weights of the micro-batches of one batch, computed along with their losses.
 
-    The total of a denominator is known at the last micro-batch only. Earlier weights are correct up to a common
+    The sum of the denominators is known only at the last micro-batch. Earlier weights are correct up to a common
     factor, `rescale`, which is 1 where all micro-batches have equally many targets per example.
 
     Args:
         model: the model.
-        loss: the loss. If it wraps another one and has effects, its attribute `observed_loss` is the other one.
+        loss: the loss. If it wraps another loss and has side effects, its attribute `observed_loss` is that loss.
         parts: the number of micro-batches.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], parts: int) -> None:
         self.rule, self.parts = rule_of(model, loss), parts
-        self.fractions: list[float] = []  # of the batch's examples
+        self.fractions: list[float] = []  # per micro-batch, of the batch's examples
         self.counts: dict[Candidate, list[float]] = {}
         self.is_fake = False
 
     def observed(self, evaluate: Callable[[], Tensor]) -> Observed:
-        """Evaluate a loss and observe what the weights depend on."""
+        """Evaluate a loss, and observe its divisions if the weights depend on them."""
         return Observed(evaluate(), (), True) if self.rule.is_static else observed(evaluate)
 
     def of(self, fraction: float, evaluated: Observed) -> WeightedLoss:
-        """Return the weight of the next micro-batch. fraction: its share of the batch's examples."""
+        """Return the weight of the next micro-batch. fraction: that of the batch's examples in it."""
         if not self.counts:
             candidates = self.rule.candidates or [*divisions(evaluated), EXAMPLES]
             self.counts = {candidate: [] for candidate in candidates}
@@ -130,7 +134,7 @@ class Weights:
         return WeightedLoss(counts[-1] / sum(counts), evaluated.loss, rescale)
 
     def _known(self, candidate: Candidate) -> list[float]:
-        """The counts of a candidate; numbers of examples where one is not known, as on fake tensors."""
+        """Return the counts of a candidate; fractions of examples if a count is not known, as on fake tensors."""
         counts = self.counts[candidate]
         if not any(math.isnan(count) for count in counts):
             return counts
@@ -142,11 +146,11 @@ class Weights:
         return self.fractions
 
     def _per_example(self, counts: list[float]) -> float:
-        """The count per share of the examples, of the first micro-batch that has any."""
+        """Return count / fraction of examples of the first micro-batch with a count above 0; 1 without one."""
         return next((c / f for c, f in zip(counts, self.fractions, strict=False) if c), 1.0)
 
     def _relative(self, counts: list[float]) -> float:
-        """The weight of the latest micro-batch if all others had as many targets per example as the first."""
+        """Return the latest micro-batch's weight, before `rescale`. Its unit is count / fraction of the first one."""
         weight, fraction = counts[-1] / self._per_example(counts), self.fractions[-1]
         if not any(counts):
             return fraction if len(counts) == self.parts else 0.0
@@ -171,7 +175,7 @@ def weighted_sum(losses: Iterable[WeightedLoss]) -> Tensor:
     for weight, loss, rescale in losses:
         if rescale != 1.0 and total is not None:
             total = total * rescale
-        if weight:  # without targets the loss may be nan
+        if weight:  # 0: a micro-batch without targets, whose loss may be nan
             total = weight * loss if total is None else total + weight * loss
     assert total is not None
     return total
@@ -187,12 +191,13 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
         objective: the Objective.
         batch: any pytree.
         key: seeds the random layers.
-        work: has no effect before the last micro-batch's loss is known, so that it can be repeated.
+        work: may run several times, so it must have no effect before the last micro-batch's loss is known.
     """
     if hasattr(objective.loss, "observed_loss") or not (can_check(objective.model) and is_plain()):
         return work()
     rule, evaluate = rule_of(objective.model, objective.loss), loss_in_eval_mode(objective, key)
-    if rule.candidates is None:
+    rule.uses += 1
+    if rule.candidates is None or is_due(rule.uses):
         objective.prepare(batch, key)
         if known_use(objective) is None:
             examine(objective, batch, key)
@@ -202,12 +207,12 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
             return work()
         except Undecided as error:
             rows = _rows_of_parts(batch, objective.parts)
-            kept = passing(
+            remaining = passing(
                 rule.candidates or [], evaluate, batch, [rows[part] for part in error.pair], objective.model
             )
-            if error.preferred in kept:
-                kept = [candidate for candidate in kept if candidate != error.other]
-            rule.candidates = kept
+            if error.preferred in remaining:
+                remaining = [candidate for candidate in remaining if candidate != error.other]
+            rule.candidates = remaining
 
 
 def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
@@ -234,7 +239,7 @@ def loss_in_eval_mode(objective: Any, key: Any) -> Evaluate:
         objective: the Objective. Its number of micro-batches does not matter.
         key: seeds the random layers.
     Returns:
-        A function of (batch, number, gradients=False). number: equal numbers give equal draws. gradients: whether
+        A function of (batch, number, gradients=False). number: part of the random key. gradients: whether
         autograd records the evaluation.
     """
     in_eval_mode = True
@@ -261,7 +266,7 @@ def loss_in_eval_mode(objective: Any, key: Any) -> Evaluate:
 
 
 def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> None:
-    """Find the candidates. The evaluations are at most about as large as a micro-batch, or two."""
+    """Set the candidates by a test. Its evaluations have at most the examples of two micro-batches."""
     rows = _rows_of_parts(batch, objective.parts)
     first, last = rows[0], rows[-1]
     small = [first[:1], last[: (len(last) + 1) // 2]]
@@ -269,20 +274,25 @@ def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> N
         evaluate(selected(batch, small[0]), 0)
     except Exception:
         small = [first, last]  # a layer that needs several examples, such as batch norm
-    whole = evaluate(selected(batch, [*itertools.chain(*small)]), 0)
-    candidates = [*divisions(whole), EXAMPLES, SUM]
-    kept = passing(candidates, evaluate, batch, small, objective.model)
+    combined = evaluate(selected(batch, [*itertools.chain(*small)]), 0)
+    candidates = [*divisions(combined), EXAMPLES, SUM]
+    remaining = passing(candidates, evaluate, batch, small, objective.model)
     has_lists = len([*leaves(batch)]) != len([*leaves(selected(batch, first[:1]))])
-    if not any(denominator.is_loss for denominator in whole.denominators):
-        for other in rows[1:]:  # an unknown computation may average over anything
-            kept = passing(kept, evaluate, batch, [first, other], objective.model)
-    if not whole.is_static:
-        # A denominator that depends on the weights gives the loss, but not the gradient.
-        example = evaluate(selected(batch, small[0]), 0, gradients=True).denominators
-        kept = [one for one in kept if isinstance(one, str) or not _depends_on_weights(example, one)]
-        kept = kept or refuse(float(whole.loss))
-    rule.is_static = whole.is_static and not has_lists and not {EXAMPLES, SUM}.isdisjoint(kept)
-    rule.candidates = [one for one in kept if one in (EXAMPLES, SUM)] if rule.is_static else kept
+    if not any(denominator.is_loss for denominator in combined.denominators):
+        for other in rows[1:]:  # no observed division gives the loss: it may average over anything
+            remaining = passing(remaining, evaluate, batch, [first, other], objective.model)
+    groups = small[0], [*itertools.chain(*small)]
+    with_graphs = [evaluate(selected(batch, rows), 0, gradients=True) for rows in groups]
+    kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
+    if kink is not None:
+        refuse(float(combined.loss), f"it applies `{kink}` to an average over examples")
+    if not combined.is_static:
+        # If a denominator depends on the parameters, the weighted sum has the right loss, but a wrong gradient.
+        example = with_graphs[0].denominators
+        remaining = [one for one in remaining if isinstance(one, str) or not _depends_on_weights(example, one)]
+        remaining = remaining or refuse(float(combined.loss))
+    rule.is_static = combined.is_static and not has_lists and not {EXAMPLES, SUM}.isdisjoint(remaining)
+    rule.candidates = [one for one in remaining if one in (EXAMPLES, SUM)] if rule.is_static else remaining
 
 
 def _depends_on_weights(denominators: Sequence[Denominator], index: int) -> bool:
@@ -290,7 +300,7 @@ def _depends_on_weights(denominators: Sequence[Denominator], index: int) -> bool
 
 
 def _rows_of_parts(batch: Any, parts: int) -> list[list[int]]:
-    """The examples of each micro-batch, as `split` cuts them."""
+    """Return the indices of the examples of each micro-batch, in the division of `split`."""
     size = batch_size(batch)
     if size < parts:
         raise BadInput(f"a batch of {size} cannot be cut into {parts} micro-batches: use at most {size}.")

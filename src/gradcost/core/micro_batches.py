@@ -23,7 +23,7 @@ def split(batch: Any, count: int) -> list[tuple[float, Any]]:
     """Split a batch into micro-batches along the dimension of its examples (`batch_size`).
 
     Tensors, NumPy arrays and lists with one entry per example are split, in any nesting of containers, which keep
-    their types. Every other value is in each micro-batch.
+    their types. Each micro-batch contains every other value, unchanged.
 
     Args:
         batch: any pytree.
@@ -49,7 +49,7 @@ def split(batch: Any, count: int) -> list[tuple[float, Any]]:
 
 
 def selected(batch: Any, rows: Sequence[int]) -> Any:
-    """Return a copy of some examples of a batch, as `split` would.
+    """Return a batch with copies of some examples only. Other values are as in `split`.
 
     Args:
         batch: any pytree.
@@ -86,7 +86,7 @@ def _rows(start: int, length: int) -> Cut:
 
 
 def _cut(tree: Any, size: int, cut: Cut, path: str) -> Any:
-    """Return some examples of each part of a batch of `size` examples. path: names the part in messages."""
+    """Apply `cut` to each value that holds the `size` examples. path: name of the value in messages."""
     if is_array(tree):
         axis = _axis(tree, size, path)
         return tree if axis is None else cut(tree, axis)
@@ -128,8 +128,8 @@ def _axis(array: Any, size: int, path: str) -> int | None:
 def _shared(value: Any, size: int, path: str) -> Any:
     """Return a value that all micro-batches share; refuse one that may hold examples."""
     sized = not callable(value) and hasattr(value, "__len__") and len(value) == size
-    held = [*getattr(value, "__dict__", {}).values()] if not callable(value) else []
-    if sized or isinstance(value, Iterator | PackedSequence) or any(is_array(leaf) for leaf in leaves(held)):
+    attributes = [*getattr(value, "__dict__", {}).values()] if not callable(value) else []
+    if sized or isinstance(value, Iterator | PackedSequence) or any(is_array(leaf) for leaf in leaves(attributes)):
         raise Unsupported(
             f"{path} is of type {type(value).__name__}, which micro-batches cannot split. Put tensors, NumPy arrays "
             "or lists into a dictionary, a tuple or a dataclass."

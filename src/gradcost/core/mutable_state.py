@@ -1,8 +1,9 @@
-"""Find the mutable objects that values reach, and restore their content.
+"""Find the mutable objects that can be reached from a value, and restore their content.
 
 Modules keep state outside parameters and buffers: hidden states, caches, counters, lists of statistics.
-A traversal enters attributes, containers, objects and classes; and functions (closures, defaults, globals by name) if
-asked. It does not enter parameters, Python modules, or classes and globals of installed packages.
+A traversal enters attributes, containers, objects and classes. With `follow_functions` it also enters functions:
+their closures, defaults and the globals that they name. It does not enter parameters, Python modules, or classes and
+globals of installed packages.
 """
 
 from __future__ import annotations
@@ -20,35 +21,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MAX_OBJECTS = 50_000  # a traversal ends there: a data set in a closure is no state of the loss
+_MAX_OBJECTS = 50_000  # per traversal; a data set in a closure may have more, and is no state of the loss
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LIBRARIES += (str(Path(__file__).parent.parent), "<frozen")
+# Packages whose objects and classes are not entered.
 _OPAQUE = {"abc", "builtins", "collections", "concurrent", "enum", "functools", "importlib", "itertools", "logging"}
 _OPAQUE |= {"multiprocessing", "numpy", "threading", "torch", "types", "typing", "weakref", "_thread"}
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, types.CellType)
 
-Named = tuple[str, Any]  # an object and its name for messages
+Named = tuple[str, Any]  # (name for messages, object)
 
 
 class Traversal:
-    """A depth-first traversal. `objects`, `modules` and `generators` collect what it finds, each with a name.
+    """A depth-first traversal. It collects (name, object) in `objects` (mutable ones), `modules` and `generators`.
 
     Args:
-        follow_functions: whether to enter functions. If False they are collected in `functions`.
+        follow_functions: whether to enter functions. If False, `functions` collects them.
         skipped: objects that are not entered, such as buffers.
     """
 
     def __init__(self, follow_functions: bool = False, skipped: Iterable[Any] = ()) -> None:
         self.follow_functions = follow_functions
-        self.seen = {id(value): value for value in skipped}  # keeps the objects, so that no id is used again
+        self.seen = {id(value): value for value in skipped}  # keeps the objects, so that no id is reused
         self.objects: list[Named] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self.generators: list[Named] = []
         self.functions: list[Named] = []
 
     def visit(self, name: str, value: Any) -> None:
-        """Enter a value. What an earlier visit has found is not entered again."""
+        """Enter a value and everything inside it. Objects that were entered before are skipped."""
         stack = [(name, value)]
         while stack:
             name, value = stack.pop()
@@ -58,7 +60,7 @@ class Traversal:
             stack += reversed(list(self._enter(name, value)))
 
     def _enter(self, name: str, value: Any) -> Iterator[Named]:
-        """Record a value and yield what it holds."""
+        """Record a value and yield (name, value) of what it contains."""
         if isinstance(value, nn.Module):
             self.modules.append((name, value))
             yield from self._attributes(name, value)
@@ -89,11 +91,11 @@ class Traversal:
 
     def _attributes(self, name: str, value: Any) -> Iterator[Named]:
         prefix, attributes = f"{name}." if name else "", getattr(value, "__dict__", None)
-        if isinstance(value, nn.Module):  # an evaluation replaces its dictionary; only what that holds is of interest
+        if isinstance(value, nn.Module):  # its `__dict__` is not recorded, because an evaluation replaces it
             self.objects.append((f"{prefix}_modules", value._modules))
             yield from [(f"{prefix}{key}", child) for key, child in value._modules.items()]
-            held = [key for key in vars(value) if key not in ("_parameters", "_buffers", "_modules")]
-            yield from [(f"{prefix}{key}", vars(value)[key]) for key in held]
+            keys = [key for key in vars(value) if key not in ("_parameters", "_buffers", "_modules")]
+            yield from [(f"{prefix}{key}", vars(value)[key]) for key in keys]
         elif attributes:
             self.objects.append((name, attributes))
             yield from [(f"{prefix}{key}", item) for key, item in attributes.items()]
@@ -128,13 +130,19 @@ class Traversal:
                 yield from self._globals(value.__globals__, set(_names(value.__code__)))
 
     def _globals(self, namespace: dict[str, Any], names: set[str]) -> Iterator[Named]:
-        """Yield the globals with these names, and the attributes with these names of modules among them."""
-        values = NamedValues(namespace, sorted(names & namespace.keys()))
-        self.objects.append((f"globals of {namespace.get('__name__')}", values))
-        for key, item in values.read().items():
-            yield key, item
-            if isinstance(item, types.ModuleType) and not _is_library(getattr(item, "__file__", "<frozen")):
-                yield from self._globals(vars(item), names)
+        """Yield the globals with these names. If a global is a Python module, do the same with its attributes."""
+        namespaces, entered = [namespace], set()
+        while namespaces:
+            namespace = namespaces.pop()
+            if id(namespace) in entered:  # modules that import each other
+                continue
+            entered.add(id(namespace))
+            values = NamedValues(namespace, sorted(names & namespace.keys()))
+            self.objects.append((f"globals of {namespace.get('__name__')}", values))
+            for key, item in values.read().items():
+                yield key, item
+                if isinstance(item, types.ModuleType) and not _is_library(getattr(item, "__file__", "<frozen")):
+                    namespaces.append(vars(item))
 
 
 class NamedValues:
@@ -151,9 +159,9 @@ class NamedValues:
     def read(self) -> dict[str, Any]:
         if isinstance(self.owner, dict):
             return {name: self.owner[name] for name in self.names if name in self.owner}
-        held = vars(self.owner) if isinstance(self.owner, type) else None
-        if held is not None:
-            return {name: held[name] for name in self.names if name in held}
+        attributes = vars(self.owner) if isinstance(self.owner, type) else None
+        if attributes is not None:
+            return {name: attributes[name] for name in self.names if name in attributes}
         return {name: getattr(self.owner, name) for name in self.names if hasattr(self.owner, name)}
 
     def write(self, values: dict[str, Any]) -> None:
@@ -171,19 +179,27 @@ class Saved:
     """The content of mutable objects at construction.
 
     Args:
-        objects: as in `Traversal`.
+        objects: (name, object) pairs, as in `Traversal.objects`.
     """
 
     def __init__(self, objects: Iterable[Named]) -> None:
         self._saved = [(name, value, _content(value)) for name, value in objects]
 
     def changed(self) -> list[Named]:
-        """Return the objects whose content differs from the saved one."""
+        """Return the objects whose content differs from the saved content."""
         return [(name, value) for name, value, saved in self._saved if not _is_same(_content(value), saved)]
 
     def counters(self) -> list[str]:
-        """Return the names of the objects in which a number differs from the saved one."""
+        """Return the names of the objects in which a number differs from the saved number."""
         return [name for name, value, saved in self._saved if _differing_numbers(_content(value), saved)]
+
+    def filled(self) -> list[Named]:
+        """Return the bounded queues that have more entries than before. A list that grows may be a log."""
+        return [
+            (name, value)
+            for name, value, saved in self._saved
+            if isinstance(value, deque) and value.maxlen is not None and len(value) > len(saved)
+        ]
 
     def restore(self) -> None:
         """Give each object its saved content."""
@@ -274,7 +290,7 @@ def _restore(value: Any, saved: Any) -> None:
 
 def _restore_tensor(value: Tensor, content: Tensor, requires_grad: bool, has_graph: bool) -> None:
     if not has_graph and not value._is_view():
-        value.detach_()  # an evaluation with gradients gives a graph, or a tangent, to what it writes in place
+        value.detach_()  # drops the graph or tangent that an in-place write has added
         value.requires_grad_(requires_grad)
     if value.shape == content.shape:
         value.data.copy_(content)
@@ -310,7 +326,7 @@ def _is_opaque(kind: type) -> bool:
 
 
 def _package(kind: type) -> str:
-    module: Any = kind.__module__  # some types of extensions have a descriptor here
+    module: Any = kind.__module__  # for some types of C extensions, this is not a string
     return module.partition(".")[0] if isinstance(module, str) else "builtins"
 
 

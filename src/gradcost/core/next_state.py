@@ -1,7 +1,7 @@
 """The state that a training forward pass leaves in a model: the buffers and attributes that it changes.
 
-An estimate evaluates the loss several times and changes nothing. A training step in torch makes one forward pass. It
-moves running statistics of BatchNorm, vectors of spectral normalisation, moving averages and hidden states.
+An estimate evaluates the loss several times and changes nothing. A training step in torch makes one forward pass,
+which changes running statistics of BatchNorm, vectors of spectral normalisation, moving averages and hidden states.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gradcost.core.key import Key
 from gradcost.core.mutable_state import Named, Saved, is_generator, same_bits
 
 T = TypeVar("T")
-Place = tuple[nn.Module, str]  # a module, and the name of one of its buffers or attributes
+Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _MISSING = object()
 
@@ -32,9 +32,9 @@ class Moving:
 
     Args:
         modules: the modules with a buffer that changes.
-        attributes: the attributes that are set to other values. An attribute that a second forward pass on the same
-            batch leaves as it is, such as a cached table, is not one of them.
-        has_containers: containers, or tensors that are no buffers, change in place.
+        attributes: the attributes that are set to another value even in a second forward pass on the same batch. A
+            cached table is not one of them.
+        has_containers: containers, or tensors that are not buffers, change in place.
     """
 
     modules: frozenset[nn.Module] = frozenset()
@@ -50,9 +50,9 @@ class NextState:
     """Buffers, attributes and containers after a forward pass.
 
     Args:
-        buffers: (place, value, whether the buffer was changed in place).
-        attributes: (place, value).
-        containers: the content of containers; None if they do not change.
+        buffers: (module and name, value, whether the buffer was changed in place).
+        attributes: (module and name, value).
+        containers: the content of all containers; None if no container changes.
     """
 
     buffers: Sequence[tuple[Place, Tensor | None, bool]]
@@ -78,11 +78,11 @@ class NextState:
 
 
 def moving(objective: Any, batch: Any, key: Key) -> Moving:
-    """Find out what a forward pass of the objective changes; nothing is changed afterwards.
+    """Return what a forward pass of the objective changes. All changes are undone.
 
-    Cost: one forward pass; a second one if it changes attributes or containers. The first call for a model, loss and
-    train/eval flags finds out, and later ones return its result. On fake tensors only writes that torch's version
-    counters record are noticed, and attributes that are no tensors.
+    Cost: one forward pass; a second one if it changes attributes or containers. Later calls for the same model,
+    loss and train/eval flags return the first result. On fake tensors, two kinds of changes are detected: writes that
+    torch's version counters record, and changed attributes that are not tensors.
 
     Args:
         objective: the Objective.
@@ -90,11 +90,11 @@ def moving(objective: Any, batch: Any, key: Key) -> Moving:
         key: seeds the random layers.
     """
     objective.prepare(batch, key)
-    found = objective.structure.moving
-    name = id(objective.loss), tuple([module.training for module in objective.modules])
-    if name not in found:
-        found[name] = _isolated(objective, batch, key, _find_moving)
-    return found[name]
+    results = objective.structure.moving
+    identity = id(objective.loss), tuple([module.training for module in objective.modules])
+    if identity not in results:
+        results[identity] = _isolated(objective, batch, key, _find_moving)
+    return results[identity]
 
 
 def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward: Callable[[], object]) -> Moving:
@@ -109,7 +109,7 @@ def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward:
 
 
 def next_state(objective: Any, batch: Any, key: Key, known: Moving) -> NextState:
-    """Make a forward pass and return the state that it leaves; nothing is changed until `install`.
+    """Make a forward pass and return the state after it. The model does not change before `install`.
 
     Args:
         objective: the Objective.
@@ -133,35 +133,35 @@ def next_state(objective: Any, batch: Any, key: Key, known: Moving) -> NextState
 
 
 def carried(objective: Any) -> list[tuple[int, str, str, Any]]:
-    """Return the state besides the model's parameters and buffers that the next training step depends on.
+    """Return the state, other than the model's parameters and buffers, on which the next training step depends.
 
     Returns:
-        (number of the module, "_buffers" or "", name, value) of each buffer outside of the model, and of each
-        attribute that training steps have changed.
+        (index of the module in `isolation.modules`, "_buffers" or "", name, value) of each buffer outside of the
+        model, and of each attribute that training steps have changed.
     Raises:
-        BadInput: the loss depends on state in closures, classes or globals that it changes.
+        BadInput: the loss changes state in closures, classes or globals, and its value depends on that state.
     """
     isolation = objective.isolation
-    modules, inside = isolation.modules, len(objective.modules)
-    found: dict[tuple[int, str, str], Any] = {}
+    modules, model_size = isolation.modules, len(objective.modules)
+    state: dict[tuple[int, str, str], Any] = {}
     numbers = {module: number for number, module in enumerate(modules)}
     for known in objective.structure.moving.values():
         purity = isolation.purity
         if known.has_containers and (purity.has_class_state or purity.has_loss_state):
             raise BadInput(
-                "the loss depends on state in a class, closure or global that it changes, and a training checkpoint "
-                "cannot store it: keep it in an attribute or a buffer of a module."
+                "the loss depends on state that it changes in a class, closure or global. A training checkpoint "
+                "cannot store this state: put it into an attribute or a buffer of a module."
             )
         for module in known.modules:
-            if numbers[module] >= inside:
-                found |= {(numbers[module], "_buffers", name): b for name, b in module._buffers.items()}
+            if numbers[module] >= model_size:  # outside of the model
+                state |= {(numbers[module], "_buffers", name): b for name, b in module._buffers.items()}
         attributes = [(module, name) for module, name in known.attributes]
         if known.has_containers:
             attributes += isolation.containers()
         for module, name in attributes:
             if name in module.__dict__ and not is_generator(module.__dict__[name]):
-                found[numbers[module], "", name] = module.__dict__[name]
-    return [(*place, value) for place, value in found.items()]
+                state[numbers[module], "", name] = module.__dict__[name]
+    return [(*place, value) for place, value in state.items()]
 
 
 def restore(objective: Any, state: Sequence[tuple[int, str, str, Any]]) -> None:
@@ -175,7 +175,7 @@ def restore(objective: Any, state: Sequence[tuple[int, str, str, Any]]) -> None:
         if number >= len(modules):
             raise BadInput(
                 "this training checkpoint holds buffers of modules that only the loss reaches: call "
-                "`objective.prepare(batch, key)` before it is read, as `train` does."
+                "`objective.prepare(batch, key)` before loading it, as `train` does."
             )
         holder = modules[number]._buffers if registry else modules[number].__dict__
         holder[name] = value
@@ -187,13 +187,13 @@ def _isolated(
     key: Key,
     observe: Callable[[Sequence[nn.Module], list[Named], Callable[[], object]], T],
 ) -> T:
-    """Return what `observe` returns in isolation. It gets modules, containers, and a function for a forward pass."""
+    """Return `observe(modules, containers, forward)`, called in isolation. `forward()` makes one forward pass."""
     results: list[T] = []
 
     def evaluate() -> Tensor:
         losses: list[Tensor] = []
         torch.clear_autocast_cache()
-        # Do not fold the key: running statistics behind dropout depend on it.
+        # Do not fold the key: it seeds dropout, so folding changes the running statistics of layers after dropout.
         with objective.isolation.entered(key) as containers, seeded_generators(key, objective.devices):
             modules = objective.isolation.modules
             results.append(observe(modules, containers or [], lambda: losses.append(objective.scalar_loss(batch))))
@@ -204,7 +204,7 @@ def _isolated(
 
 
 class _Record:
-    """The buffers and attributes of modules at construction."""
+    """A snapshot of the buffers and attributes of modules, to find later changes."""
 
     def __init__(self, modules: Iterable[nn.Module], with_bits: bool = False, with_attributes: bool = True) -> None:
         self.modules = list(modules)
@@ -229,7 +229,7 @@ class _Record:
             return True
         if buffer is None:
             return False
-        bits = self._bits.get(place)  # BatchNorm's kernel writes without an entry in the version counter
+        bits = self._bits.get(place)  # BatchNorm's kernel does not increment the version counter
         return buffer._version != self._buffers[place][1] or (bits is not None and not same_bits(buffer, bits))
 
     def changed_attributes(self, by_value: bool = False) -> list[Place]:
@@ -250,7 +250,7 @@ def _copy(buffer: Tensor | None) -> Tensor | None:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two attributes have the same value. Fakes and objects of one class count as the same."""
+    """Return whether two attributes have the same value. Fake tensors and objects of one class count as the same."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return is_fake(one) or is_fake(other) or same_bits(one, other)
     if type(one) is not type(other):

@@ -25,6 +25,7 @@ from gradcost.core.micro_batches import split
 from gradcost.core.next_state import moving, next_state
 from gradcost.core.purity import Isolation, Purity, examine
 from gradcost.core.structure import Structure
+from gradcost.core.weight_writes import without_writes
 
 
 class Leaf(NamedTuple):
@@ -49,17 +50,17 @@ class Objective:
 
     The trainable parameters form one vector of `dimension` elements, in the order of `model.named_parameters()`. Each
     is one `Leaf`; a tied parameter is one leaf. Leaves and modules are fixed at construction. After a change to the
-    model, make a new objective; the next evaluation of the old one raises. `dataclasses.replace`, `in_micro_batches`
-    and `with_loss` keep the leaves.
+    model, make a new objective: the old objective raises at its next evaluation. `dataclasses.replace`,
+    `in_micro_batches` and `with_loss` keep the leaves.
 
-    Law: an evaluation changes nothing, even if the loss raises. Bitwise as before are:
+    Law: an evaluation changes nothing, even if the loss raises. The following stay bitwise the same:
 
     - parameters, buffers, train/eval flags, other attributes, requires_grad, hooks and `.grad`;
-    - random generators: the default ones of torch, NumPy and `random`, and those that modules or the loss hold;
+    - random generators: the default ones of torch, NumPy and `random`, and those that modules or the loss reach;
     - the batch, and modules that only the loss reaches.
 
-    The key alone seeds the generators, so equal keys, weights and batches give equal losses. At first use two
-    evaluations test it (`prepare`). `advance` changes buffers and attributes as a training step in torch does.
+    The key alone seeds the generators, so equal keys, weights and batches give equal losses. `prepare` tests
+    this with two evaluations. `advance` changes buffers and attributes as a training step in torch does.
 
     Args:
         model: the module.
@@ -67,9 +68,9 @@ class Objective:
         parts: number of micro-batches per batch (`micro_batches.split`). Their losses are weighted by what the loss
             averages over, such as examples or targets. The activations of one micro-batch are in memory at a time.
         data: returns an iterable of the batches of one epoch, for estimators that need the full gradient.
-        leaves: the leaves of another objective of the same model. Empty selects all parameters that require a
-            gradient at construction.
-        structure: the structure of another objective of the same model, or None.
+        leaves: the leaves of another objective of the same model. Empty selects all trainable parameters at
+            construction.
+        structure: the structure of another objective of the same model. None makes a new one.
     Raises:
         BadInput: an argument is invalid, the model has no trainable parameter, or an embedding has max_norm. An
             evaluation raises it if the loss is not a scalar of a floating type, if it writes into a parameter, or if
@@ -82,7 +83,7 @@ class Objective:
     parts: int = 1
     data: Callable[[], Iterable[Any]] | None = None
     leaves: tuple[Leaf, ...] = field(default=(), kw_only=True)
-    structure: Structure | None = field(default=None, kw_only=True)  # derived objectives pass it on
+    structure: Structure | None = field(default=None, kw_only=True)  # `replace` passes it on to derived objectives
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -165,8 +166,9 @@ class Objective:
     def prepare(self, batch: Any, key: Key) -> None:
         """Examine at first use what an evaluation of the loss changes, so that later evaluations isolate it.
 
-        Cost: two forward passes without gradient, once per model, loss and train/eval mode; then nothing. It does
-        nothing on fake tensors, and while FLOPs or memory are counted.
+        Every estimate calls it. Cost: two forward passes without gradient at the first call for a model, loss and
+        train/eval mode, and at the 8th, 32nd, 128th and so on (`first_use.is_due`). It does nothing on fake tensors,
+        and while FLOPs or memory are counted.
 
         Args:
             batch: any pytree. The first micro-batch is evaluated.
@@ -176,11 +178,14 @@ class Objective:
             Unsupported: two evaluations under one key give two losses. The message names the module.
         """
         assert self.structure is not None
-        self.structure.check_unfrozen(self.leaves)  # here, because `Reverse` freezes them before it evaluates
-        training = self.model.training
-        if (id(self.loss), training) in self.structure.isolations or not can_check(self.model):
+        self.structure.check_unfrozen(self.leaves)  # now, because `Reverse` freezes parameters before `losses`
+        training, isolations = self.model.training, self.structure.isolations
+        known = isolations.get((id(self.loss), training))
+        if (known is not None and not known.purity.is_due()) or not can_check(self.model):
             return
         found = findings(self.model, self.loss)
+        earlier = found.pop(("purity", training), None) if known is not None else None
+        isolations.pop((id(self.loss), training), None)
         if ("purity", training) not in found:
             part = split(batch, self.parts)[0][1] if self.parts > 1 else batch
 
@@ -196,15 +201,19 @@ class Objective:
                 return in_either_mode(once)
 
             with grads_set_aside(self.model):  # a loss may call backward()
-                found["purity", training] = examine(self.model, self.modules, self.loss, part, evaluate)
-        if len(self.structure.isolations) > 100:  # losses that are made anew at each step
-            self.structure.isolations.clear()
-        isolation = Isolation(self.model, self.modules, self.loss, found["purity", training])
-        self.structure.isolations[id(self.loss), training] = isolation
+                examined = examine(self.model, self.modules, self.loss, part, evaluate)
+            found["purity", training] = examined if earlier is None else earlier.extended(examined)
+            if earlier is not None and found["purity", training] != earlier:
+                self.structure.moving.clear()
+        if len(isolations) > 100:  # bounds the memory if each step makes a new loss
+            isolations.clear()
+        isolations[id(self.loss), training] = Isolation(
+            self.model, self.modules, self.loss, found["purity", training]
+        )
 
     @property
     def isolation(self) -> Isolation:
-        """The contexts of an evaluation: after `prepare` with all that it found."""
+        """The contexts that isolate an evaluation, from the results of `prepare` if it has run."""
         assert self.structure is not None
         prepared = self.structure.isolations.get((id(self.loss), self.model.training))
         return prepared or Isolation(self.model, self.structure.modules, self.loss, self._unexamined())
@@ -222,14 +231,15 @@ class Objective:
             batch: any pytree.
             key: seeds the random layers.
         Yields:
-            (weight, loss, rescale). The loss of the batch is the sum of the weighted losses, in which all earlier
-            ones are multiplied by `rescale`.
+            (weight, loss, rescale). Law: total = rescale * total + weight * loss, with total = 0 before the first
+            micro-batch; the loss of the batch is the last total.
         Raises:
             Unsupported: the loss of the batch is not determined by the losses of its micro-batches.
         """
-        if torch._C._len_torch_function_stack() == 0:
-            self.prepare(batch, key)
         assert self.structure is not None
+        is_known = (id(self.loss), self.model.training) in self.structure.isolations
+        if not is_known and torch._C._len_torch_function_stack() == 0:
+            self.prepare(batch, key)
         self.structure.check(self.leaves)
         isolation = self.isolation
         weights = Weights(self.model, self.loss, self.parts) if self.parts > 1 else None
@@ -248,9 +258,9 @@ class Objective:
         """Run one forward pass that changes the state of the model, as a training step in torch does.
 
         The state is buffers and attributes: BatchNorm's running statistics, the vectors of spectral normalisation,
-        moving averages, codebooks, hidden states. Call it after the estimate and before the optimizer's step, so that
-        both see the weights and the state that a step in torch would see. `train` does so. If a forward pass changes
-        nothing, as in eval mode, there is none after the first call.
+        moving averages, codebooks, hidden states. Call `advance` after the estimate and before the optimizer's step,
+        as `train` does: then both see the weights and the state of a step in torch. If the first call finds that a
+        forward pass changes nothing, as in eval mode, later calls make none.
 
         Args:
             batch: any pytree; passed to the loss without a split into micro-batches.
@@ -261,12 +271,18 @@ class Objective:
             next_state(self, batch, key, known).install()
 
     def scalar_loss(self, batch: Any) -> Tensor:
-        """Return the loss of a batch as it is: without isolation, seeds and micro-batches. The batch stays unchanged.
+        """Return the loss of a batch, without isolation, seeding or micro-batches. The batch stays unchanged.
 
         Raises:
-            BadInput: the loss is not a scalar of a floating type, or it writes into the batch for the first time.
+            BadInput: the loss is not a scalar of a floating type, it writes into the batch for the first time, or it
+                writes into a parameter through its `.data`.
         """
-        purity = self.isolation.purity
+        isolation = self.isolation
+        if isolation.purity.exposes_weights and can_check(self.model):
+            return without_writes(isolation.named, lambda: self._scalar_loss(batch, isolation.purity))
+        return self._scalar_loss(batch, isolation.purity)
+
+    def _scalar_loss(self, batch: Any, purity: Purity) -> Tensor:
         if purity.writes_batch:
             return self._checked(self.loss(self.model, copied(batch)))
         records = watch(batch)
@@ -275,7 +291,7 @@ class Objective:
         finally:
             written = put_back(records)
         if written:
-            purity.writes_batch = True  # from now on each evaluation gets a copy
+            purity.writes_batch = True  # later evaluations get a copy
             if not is_fake(written[0]):
                 raise BadInput(
                     f"the loss wrote into `{name_in(batch, written[0])}` in place, but not at its first use, so this "
@@ -301,7 +317,7 @@ def loss_errors(objective: Objective) -> Iterator[None]:
 
     Raises:
         BadInput: the model or the loss raised; the message has the type and the first line of the exception. A
-            GradcostError passes unchanged.
+            GradcostError is not converted.
     """
     try:
         yield

@@ -16,7 +16,7 @@ from gradcost.core.fake import numbers
 from gradcost.core.objective import Objective
 
 HALVES = (torch.float16, torch.bfloat16)
-LEAST_SCALE = 1e-2  # least result of `scale_of`: eps from smaller weights (zero-initialised layers) is too small
+LEAST_SCALE = 1e-2  # least result of `scale_of`: smaller weights (zero-initialised layers) give too small an eps
 _CHUNK = 1 << 20  # elements of a half-precision leaf converted to float32 at once, to bound the temporary memory
 
 
@@ -96,7 +96,7 @@ def _above_zero(*sizes: float) -> None:
 def scale_of(objective: Objective) -> float:
     """Return the typical absolute value of a weight, at least 0.01.
 
-    It is the mean of the leaves' RMS, in which each leaf counts as often as it has elements.
+    Law: the mean of the root mean squares of the leaves, weighted by their numbers of elements.
 
     A few leaves with large weights (LayerNorm's ones) or zeros (zero-initialised layers) hardly change the result.
     Cost: one pass over the weights, without a copy.
@@ -110,9 +110,10 @@ def scale_of(objective: Objective) -> float:
 def central_eps(objective: Objective) -> float:
     """Return the eps of a central difference at the current weights, by `best_eps`.
 
-    If most weights are frozen (LoRA adapters), moving the others by their size changes the loss by less than its own
-    size. f''' is then assumed to be the square root of the trainable share of the weights, times |f|. Measured: fresh
-    adapters of a small Llama (2% of its weights) prefer f''' = 0.02 |f|, trained ones up to 1 |f|.
+    If most weights are frozen (LoRA adapters), moving the trainable weights by their size changes the loss f by less
+    than |f|. Law: f''' = sqrt(trainable weights / all weights) |f|, with weights in units of `scale_of`.
+    Measured on adapters of a small Llama (2% of its weights): f''' = 0.02 |f| is best for fresh adapters, up to 1 |f|
+    for trained ones.
     """
     total = sum(p.numel() for p in objective.model.parameters() if p.is_floating_point() or p.is_complex())
     return best_eps(coarsest(objective), scale_of(objective), third=math.sqrt(objective.dimension / total))
@@ -127,7 +128,7 @@ def _norm(leaf: Tensor) -> Tensor:
 
 
 def coarsest(objective: Objective) -> torch.dtype:
-    """Return the least precise dtype that an evaluation uses: of the leaves, or of autocast if it is enabled."""
+    """Return the least precise dtype of an evaluation, among those of the leaves and of autocast (if enabled)."""
     types = {leaf.parameter.dtype for leaf in objective.leaves}
     device = objective.leaves[0].parameter.device.type
     if torch.is_autocast_enabled(device):

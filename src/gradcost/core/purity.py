@@ -2,44 +2,49 @@
 
 A finite difference compares two evaluations, so a loss must be a function of weights, batch and key alone. An
 examination evaluates the loss twice under one key. It finds modules and random generators outside of the model, state
-that changes in place, and writes into the batch. What cannot be isolated is refused with a name.
+that changes in place, and writes into the batch. If the two losses differ, it raises; the message names the module.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.compiled import is_compiled
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.first_use import is_due
 from gradcost.core.given_batch import contents, copied
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import isolated_modules, seeded_objects, shared_storages
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits, version_of
+from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits
 from gradcost.core.notes import warn_once
+from gradcost.core.weight_writes import DataReads, checksums, refuse_writes
 
-Root = tuple[str, str]  # the name of a module, and of an attribute
+Root = tuple[str, str]  # (name of a module, name of one of its attributes)
 
 
 @dataclass
 class Purity:
-    """What an examination found. It holds names, not objects, so it keeps no model in memory.
+    """What an examination found. It stores names instead of objects, so that the model can be freed.
 
     Args:
         writes_batch: the loss writes into its batch, so each evaluation gets a copy.
-        attributes: attributes of modules that hold a random generator, or that change in place.
-        has_class_state: attributes of a class of the modules change.
+        attributes: module attributes that contain a random generator or change in place.
+        has_class_state: attributes of the modules' classes change.
         reaches_modules: the loss reaches modules outside of the model.
-        reaches_generators: the loss reaches random generators of its own.
-        has_loss_state: the loss depends on state in closures, defaults or globals that it changes.
+        reaches_generators: the loss, hooks or methods reach random generators that no module attribute contains.
+        has_loss_state: the loss changes state in closures, defaults or globals that its value may depend on.
         has_views: buffers share memory with one another, or with attributes.
-        moved: buffers that an evaluation changes, by name.
+        moved: names of the buffers that an evaluation changes.
+        exposes_weights: the loss reads `.data` of parameters, so each evaluation checks that it writes none.
+        uses: number of estimates so far.
     """
 
     writes_batch: bool = False
@@ -50,10 +55,22 @@ class Purity:
     has_loss_state: bool = False
     has_views: bool = False
     moved: tuple[str, ...] = ()
+    exposes_weights: bool = False
+    uses: int = field(default=0, compare=False)
+
+    def is_due(self) -> bool:
+        """Count a use. Return whether the examination is repeated at this one."""
+        self.uses += 1
+        return is_due(self.uses)
+
+    def extended(self, later: Purity) -> Purity:
+        """Return what this examination and a later one found."""
+        merged = {f.name: getattr(self, f.name) | getattr(later, f.name) for f in fields(self) if f.name != "moved"}
+        return Purity(**merged | {"moved": later.moved, "uses": self.uses})
 
 
 class Isolation:
-    """The contexts in which one loss of one model is evaluated.
+    """Contexts that isolate the evaluations of one loss on one model.
 
     Args:
         model: the model.
@@ -72,39 +89,43 @@ class Isolation:
         self.generators = _outside(self, loss).generators if purity.reaches_generators else []
 
     def containers(self) -> list[tuple[nn.Module, str]]:
-        """Return the attributes of modules that change in place, or that hold a random generator."""
+        """Return (module, attribute name) of each attribute that changes in place or contains a random generator."""
         named = dict(self.named)
         return [(named[name], attribute) for name, attribute in sorted(self.purity.attributes)]
 
     def entered(self, key: Key) -> AbstractContextManager[list[Named] | None]:
-        """Isolate the model: attributes, buffers, and the state and generators that the examination found."""
-        found = self.purity
-        if found.attributes or found.has_class_state or found.reaches_generators or found.has_loss_state:
+        """Return a context that isolates attributes, buffers, and state and generators that the examination found."""
+        purity = self.purity
+        if purity.attributes or purity.has_class_state or purity.reaches_generators or purity.has_loss_state:
             return self._entered(key)
-        return isolated_modules(self.modules, found.has_views)
+        return isolated_modules(self.modules, purity.has_views)
 
     @contextmanager
     def _entered(self, key: Key) -> Iterator[list[Named]]:
-        traversal = Traversal(skipped=_tensors_of(self.modules))
-        found = self.purity
+        traversal = Traversal(skipped=_modules_and_buffers(self.modules))
+        purity = self.purity
         for name, module in self.named:
-            for attribute in [attribute for owner, attribute in found.attributes if owner == name]:
+            for attribute in [attribute for owner, attribute in purity.attributes if owner == name]:
                 traversal.visit(attribute, vars(module).get(attribute))
-            if found.has_class_state:
+            if purity.has_class_state:
                 _visit_classes(traversal, module)
-        traversal.objects += _outside(self, self.loss).objects if found.has_loss_state else []
+        traversal.objects += _outside(self, self.loss).objects if purity.has_loss_state else []
         saved = Saved(traversal.objects)
         generators = [value for _, value in (*traversal.generators, *self.generators)]
-        with undoing(saved.restore), isolated_modules(self.modules, found.has_views), seeded_objects(key, generators):
+        with (
+            undoing(saved.restore),
+            isolated_modules(self.modules, purity.has_views),
+            seeded_objects(key, generators),
+        ):
             yield traversal.objects
 
 
-# Evaluates the loss once: (isolation, batch, what to call at the end, before anything is put back) -> the loss.
+# Evaluates the loss once: (isolation, batch, callback) -> loss. It calls the callback before it restores any state.
 Evaluate = Callable[[Isolation, Any, Callable[[], None]], Tensor]
 
 
 def examine(model: nn.Module, modules: tuple[nn.Module, ...], loss: Any, batch: Any, evaluate: Evaluate) -> Purity:
-    """Evaluate the loss twice and return what has to be isolated. Everything is as before afterwards.
+    """Evaluate the loss twice and return what has to be isolated. All changed state is restored.
 
     Args:
         model: the model.
@@ -113,14 +134,14 @@ def examine(model: nn.Module, modules: tuple[nn.Module, ...], loss: Any, batch: 
         batch: any pytree.
         evaluate: evaluates the loss once, always with the same key.
     Raises:
-        BadInput: an evaluation writes into a parameter. The message names it.
+        BadInput: an evaluation writes into a parameter or adds one. The message names the parameter.
         Unsupported: two evaluations give two losses. The message names the first module whose output differs.
     """
     reached, purity = _reached(model, loss), Purity()
     purity.reaches_modules = len(reached.modules) > len(modules)
     isolation = Isolation(model, modules, loss, purity)
     purity.has_views = bool(shared_storages(isolation.modules))
-    inside, owners = Traversal(skipped=_tensors_of(isolation.modules)), []
+    inside, owners = Traversal(skipped=_modules_and_buffers(isolation.modules)), []
     for name, module in isolation.named:
         for attribute, value in list(vars(module).items()):
             if attribute not in ("_parameters", "_buffers", "_modules"):
@@ -151,10 +172,10 @@ def _examine(
 ) -> None:
     purity, (inside, outside) = isolation.purity, states
     try:
-        given = copied(batch)
+        first_batch = copied(batch)
     except Unsupported:
-        given = batch  # right unless the loss writes into it
-    as_given, weights = Saved(contents(given)), _checksums(isolation)
+        first_batch = batch  # no copy is needed unless the loss writes into the batch; then `again` raises
+    before, weights = Saved(contents(first_batch)), checksums(isolation.named)
     originals = {id(module): dict(module._buffers) for module in isolation.modules}
     moved: list[str] = []
 
@@ -166,21 +187,24 @@ def _examine(
                     moved.extend([f"{name}.{key}" if name else key] if now is not buffer else [])
 
     registries = [dict(module._parameters) for module in isolation.modules]
-    first = evaluate(isolation, given, compare_buffers)
+    reads = DataReads()
+    with nullcontext() if any(map(is_compiled, isolation.modules)) else reads:
+        first = evaluate(isolation, first_batch, compare_buffers)
+    purity.exposes_weights = any(parameter is tensor for _, parameter, _ in weights for tensor in reads.tensors)
     _refuse_new_parameters(isolation, registries)
-    _refuse_written_weights(isolation, weights)
-    purity.moved, purity.writes_batch = tuple(moved), bool(as_given.changed())
+    refuse_writes(weights)
+    purity.moved, purity.writes_batch = tuple(moved), bool(before.changed())
     roots = [owners[_identity(changed)] for changed in inside.changed()]
     purity.attributes |= {root for root in roots if root is not None}
     purity.has_class_state = None in roots
     inside.restore()
-    if given is batch:
-        as_given.restore()
+    if first_batch is batch:
+        before.restore()
     changed = outside.changed()
 
     def again() -> Tensor:
         return evaluate(
-            isolation, copied(batch) if given is not batch or purity.writes_batch else batch, lambda: None
+            isolation, copied(batch) if first_batch is not batch or purity.writes_batch else batch, lambda: None
         )
 
     if not _is_same_loss(first, again(), isolation.model):
@@ -188,18 +212,20 @@ def _examine(
         purity.has_loss_state = bool(changed)
         if not changed or not _is_same_loss(first, again(), isolation.model):
             raise Unsupported(_difference(isolation, again))
+    elif outside.filled():
+        purity.has_loss_state = True  # the loss may read a queue once it is full
     elif counters := outside.counters():
         names = ", ".join(f"`{name}`" for name in counters[:3])
         warn_once(
             isolation.model,
             "state outside of the model",
-            f"an evaluation of the loss changes {names}, and gradcost does not restore it, because the loss is the "
-            "same afterwards. The loss must not depend on it later either.",
+            f"an evaluation of the loss changes {names}. gradcost does not restore this state, because the next "
+            "evaluation gave the same loss. The loss must not depend on this state in later evaluations either.",
         )
 
 
 def _reached(model: nn.Module, loss: Any) -> Traversal:
-    """Return everything that the model and the loss reach, functions included."""
+    """Traverse everything that the model and the loss reach, functions included, and return the traversal."""
     traversal = Traversal(follow_functions=True)
     traversal.visit("", model)
     traversal.visit("loss", loss)
@@ -207,8 +233,8 @@ def _reached(model: nn.Module, loss: Any) -> Traversal:
 
 
 def _outside(isolation: Isolation, loss: Any) -> Traversal:
-    """Return what functions reach: the loss, hooks, and methods of the modules' classes. Modules are not entered."""
-    inside = Traversal(skipped=_tensors_of(isolation.modules))
+    """Traverse what functions (the loss, hooks, methods of the modules) reach beyond the modules' attributes."""
+    inside = Traversal(skipped=_modules_and_buffers(isolation.modules))
     for name, module in isolation.named:
         inside.visit(name, {key: value for key, value in vars(module).items() if key != "_modules"})
         _visit_classes(inside, module)
@@ -225,14 +251,14 @@ def _visit_classes(traversal: Traversal, module: nn.Module) -> None:
         traversal.visit(kind.__qualname__, kind)
 
 
-def _tensors_of(modules: tuple[nn.Module, ...]) -> list[Any]:
-    """Return the modules, their buffers, and the dictionaries of both: a traversal does not enter them."""
-    tensors = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    return [*modules, *tensors]
+def _modules_and_buffers(modules: tuple[nn.Module, ...]) -> list[Any]:
+    """Return the modules and their buffers, for traversals that do not enter them."""
+    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    return [*modules, *buffers]
 
 
 def _named(model: nn.Module, modules: tuple[nn.Module, ...]) -> list[tuple[str, nn.Module]]:
-    """Return the modules with their names in the model; those outside of it by type and number."""
+    """Return (name, module) pairs. Modules outside of the model get a name from their type and number."""
     names = {id(module): name for name, module in model.named_modules()}
     return [
         (names.get(id(module), f"{type(module).__name__} number {number}, outside of the model"), module)
@@ -244,59 +270,25 @@ def _identity(named: Named) -> int:
     return id(named[1])
 
 
-def _checksums(isolation: Isolation) -> list[tuple[str, nn.Parameter, tuple[Any, ...]]]:
-    """Return each parameter with its version and a sum of its bits, so that no copy is needed."""
-    return [
-        (f"{name}.{key}" if name else key, parameter, _checksum(parameter))
-        for name, module in isolation.named
-        for key, parameter in module._parameters.items()
-        if parameter is not None
-    ]
-
-
-def _checksum(parameter: nn.Parameter) -> tuple[Any, ...]:
-    version = version_of(parameter)
-    values = parameter.detach()
-    if values.layout != torch.strided or values.dtype not in _WORDS or values.is_meta:
-        return version, parameter.data_ptr() if values.layout == torch.strided else None
-    return version, int(values.view(_WORDS[values.dtype]).sum(dtype=torch.int64))
-
-
-_WORDS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
-
-
 def _refuse_new_parameters(isolation: Isolation, before: list[dict[str, Any]]) -> None:
     for (name, module), parameters in zip(isolation.named, before, strict=True):
-        held = module._parameters.keys()  # a module of TorchScript has no other iterator
-        for key in [key for key in held if key not in parameters]:
+        keys = module._parameters.keys()  # TorchScript's registry can be iterated only by its keys()
+        for key in [key for key in keys if key not in parameters]:
             del module._parameters[key]
             path = f"{name}.{key}" if name else key
             raise BadInput(
-                f"the first evaluation of the loss makes the parameter `{path}`, which is no leaf of the "
+                f"the first evaluation of the loss makes the parameter `{path}`, which is not a leaf of the "
                 "objective. Make the Objective after one forward pass of the model."
             )
 
 
-def _refuse_written_weights(isolation: Isolation, before: list[tuple[str, nn.Parameter, tuple[Any, ...]]]) -> None:
-    for name, parameter, checksum in before:
-        if _checksum(parameter) != checksum:
-            raise BadInput(
-                f"an evaluation of the loss writes into the parameter `{name}`, so the next one has other weights. "
-                "Write it after the step instead, or make it a buffer."
-            )
-
-
 def _is_same_loss(one: Tensor, other: Tensor, model: nn.Module) -> bool:
-    """Return whether two losses agree to their last bits; on a GPU, whose sums are not repeatable, roughly."""
+    """Return whether two losses differ by at most 16 machine epsilons (on a GPU: of the coarsest dtype)."""
     a, b = float(one), float(other)
     if a == b or (math.isnan(a) and math.isnan(b)):
         return True
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} | {one.dtype}
+    # The sums of a GPU are not repeatable.
     coarsest = one.dtype if one.device.type == "cpu" else max(kinds, key=lambda dtype: torch.finfo(dtype).eps)
     return abs(a - b) <= 16 * torch.finfo(coarsest).eps * max(abs(a), abs(b))
 
@@ -310,8 +302,8 @@ def _difference(isolation: Isolation, again: Callable[[], Tensor]) -> str:
             for name, module in isolation.named:
 
                 def hook(module: nn.Module, args: Any, output: Any, name: str = name, to: Any = outputs) -> None:
-                    found = [value.detach().clone() for _, value in contents(output) if isinstance(value, Tensor)]
-                    to.append((name, found))
+                    tensors = [value.detach().clone() for _, value in contents(output) if isinstance(value, Tensor)]
+                    to.append((name, tensors))
 
                 stack.callback(module.register_forward_hook(hook).remove)
             again()

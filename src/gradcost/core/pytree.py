@@ -1,7 +1,8 @@
 """Functions on pytrees: tensors and other values nested in tuples, lists, mappings and dataclasses.
 
-They open what torch's pytrees open, and also mappings other than `dict` (transformers' BatchEncoding), subclasses of
-`dict` and `list`, dataclasses and `SimpleNamespace`. Each keeps its type.
+They enter the containers that torch's pytrees enter. They also enter mappings other than `dict` (transformers'
+BatchEncoding), subclasses of `dict` and `list`, dataclasses and `SimpleNamespace`. A container keeps its type, except
+that an immutable mapping becomes a `dict`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def tensors(tree: Any) -> list[Tensor]:
 def leaves(tree: Any) -> Iterator[Any]:
     """Yield the values of a pytree that are not containers, in order."""
     for leaf in pytree.tree_leaves(tree):
-        node = None if isinstance(leaf, Tensor) else _opened(leaf)
+        node = None if isinstance(leaf, Tensor) else _extra_node(leaf)
         if node is None:
             yield leaf
         else:
@@ -36,22 +37,22 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Return a copy of a pytree, with `function(leaf)` in place of each leaf. Containers keep their types."""
+    """Return a copy of a pytree, with `function(leaf)` in place of each leaf."""
 
-    def of(leaf: Any) -> Any:
-        node = None if isinstance(leaf, Tensor) else _opened(leaf)
+    def map_leaf(leaf: Any) -> Any:
+        node = None if isinstance(leaf, Tensor) else _extra_node(leaf)
         return function(leaf) if node is None else node.rebuilt([tree_map(function, value) for value in node.values])
 
-    return pytree.tree_map(of, tree)
+    return pytree.tree_map(map_leaf, tree)
 
 
 class Node(NamedTuple):
-    """A container, opened.
+    """The direct content of a container.
 
     Args:
-        names: how each value is reached, such as "['labels']" or ".labels".
+        names: the index or attribute of each value, such as "['labels']" or ".labels".
         values: the values.
-        rebuilt: returns a container of the same type with other values.
+        rebuilt: returns a container like this one with other values.
     """
 
     names: list[str]
@@ -61,13 +62,13 @@ class Node(NamedTuple):
 
 def children(tree: Any) -> Node | None:
     """Return the direct content of a container; None if the value is not a container."""
-    opened = _opened(tree)
-    is_known = type(tree) in pytree.SUPPORTED_NODES or _is_named(tree)
-    if opened is not None or isinstance(tree, Tensor) or not is_known:
-        return opened
+    node = _extra_node(tree)
+    is_known_to_torch = type(tree) in pytree.SUPPORTED_NODES or _is_named(tree)
+    if node is not None or isinstance(tree, Tensor) or not is_known_to_torch:
+        return node
     if type(tree) in (list, tuple):
         return Node([f"[{i}]" for i in range(len(tree))], list(tree), type(tree))
-    values, structure = pytree.tree_flatten(tree, is_leaf=lambda node: node is not tree)
+    values, structure = pytree.tree_flatten(tree, is_leaf=lambda value: value is not tree)
     names = [f"[{name!r}]" for name in tree] if isinstance(tree, Mapping) else [f"[{i}]" for i in range(len(values))]
     return Node(names, values, lambda new: pytree.tree_unflatten(new, structure))
 
@@ -76,8 +77,8 @@ def _is_named(tree: Any) -> bool:
     return isinstance(tree, tuple) and hasattr(tree, "_fields")
 
 
-def _opened(leaf: Any) -> Node | None:
-    """Open a container that torch's pytrees take for a leaf."""
+def _extra_node(leaf: Any) -> Node | None:
+    """Return the content of a container that torch's pytrees treat as a leaf; None for all other values."""
     if type(leaf) in pytree.SUPPORTED_NODES or _is_named(leaf):
         return None
     if isinstance(leaf, Mapping):
@@ -114,7 +115,7 @@ def _list(original: list[Any], values: list[Any]) -> list[Any]:
 def _with_attributes(original: Any, names: Iterable[str], values: Iterable[Any]) -> Any:
     new = copy.copy(original)
     for name, value in zip(names, values, strict=True):
-        object.__setattr__(new, name, value)  # also where the dataclass is frozen
+        object.__setattr__(new, name, value)  # works for frozen dataclasses too
     return new
 
 
@@ -129,12 +130,15 @@ def is_array(leaf: Any) -> bool:
 def batch_size(batch: Any) -> int:
     """Return the number of examples in a batch.
 
-    It is the first dimension that all tensors and NumPy arrays share. Scalars, and arrays of one row beside others,
-    hold no examples. If the first dimensions differ, it is the one size that occurs in all shapes; otherwise the
-    common length of the outermost lists.
+    Law: the first of these sizes that exists and is unique. Scalars are ignored; so are arrays with one row, if other
+    arrays have more.
+
+      - The first dimension of all tensors and NumPy arrays.
+      - The size above 1 that occurs in all shapes.
+      - The length of all outermost lists, and of the first dimension of the arrays outside of lists.
 
     Raises:
-        BadInput: there is no such size, or there are several.
+        BadInput: none of these sizes exists and is unique.
     """
     arrays = [leaf for leaf in leaves(batch) if is_array(leaf)]
     first = {leaf.shape[0] for leaf in arrays}

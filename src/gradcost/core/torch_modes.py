@@ -1,4 +1,4 @@
-"""Torch's modes of this thread: read in about 1 us, restored after an exception that left some of them active."""
+"""Read torch's modes of this thread in about 1 us, and restore them after an exception left some of them active."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _EXCLUDABLE += [_c.DispatchKey.FuncTorchDynamicLayerFrontMode, _c.DispatchKey.Fu
 
 
 class Modes(NamedTuple):
-    """Torch's modes of this thread, as `_READERS` reads them; then those that are seldom active."""
+    """Torch's modes of this thread. The first 11 fields are the results of `_READERS`, in this order.
+
+    overridable, is_disabled: whether `__torch_function__` is enabled; whether it is disabled for function modes too.
+    is_excluded: whether the dispatch key Python is excluded. saved: the hooks of saved tensors.
+    flash, mem_efficient, math, cudnn, overrideable: whether each kernel of attention is enabled.
+    """
 
     grad: bool
     overridable: bool
@@ -43,7 +48,7 @@ class Modes(NamedTuple):
     autocast: tuple[Any, ...] | None
 
     def restore(self) -> None:
-        """Give this thread these modes again."""
+        """Set the modes of this thread to these values."""
         if functorch.maybe_current_level() is not None and functorch.get_dynamic_layer_stack_depth() > self.level:
             functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.level)
         transforms.JVP_NESTING = self.nesting
@@ -74,8 +79,8 @@ class Modes(NamedTuple):
         for key in () if self.is_excluded else _EXCLUDABLE:
             _c._dispatch_tls_set_dispatch_key_excluded(key, False)
         states = _c._TorchFunctionState
-        partly = states.ALL_DISABLED if self.is_disabled else states.SUBCLASSES_DISABLED
-        _c._set_torch_function_state(states.ENABLED if self.overridable else partly)
+        disabled = states.ALL_DISABLED if self.is_disabled else states.SUBCLASSES_DISABLED
+        _c._set_torch_function_state(states.ENABLED if self.overridable else disabled)
         _c._set_grad_enabled(self.grad)
 
 
@@ -92,13 +97,14 @@ _READERS: list[Callable[[], Any]] = [
     _c._get_cudnn_sdp_enabled,
     _c._get_overrideable_sdp_enabled,
 ]
-_seldom: Any = (_c._len_torch_function_stack, _c._len_torch_dispatch_stack, functorch.maybe_current_level)
-_seldom += (_c._is_any_autocast_enabled,)
+# Fast tests of whether modes that are rarely used are active.
+_activity_tests: Any = (_c._len_torch_function_stack, _c._len_torch_dispatch_stack, functorch.maybe_current_level)
+_activity_tests += (_c._is_any_autocast_enabled,)
 
 
 def modes() -> tuple[Any, ...]:
-    """Return the fields of `Modes`. Every estimate calls it, so it makes no object but a tuple."""
-    functions, dispatch, level, autocast = _seldom
+    """Return the fields of `Modes` as a plain tuple, which costs less. Every estimate calls this function."""
+    functions, dispatch, level, autocast = _activity_tests
     return (
         *[read() for read in _READERS],
         forward_ad._current_level,
@@ -118,7 +124,7 @@ def _restore_stack(modes: list[Any], length: Any, pop: Any, push: Any) -> None:
 
 
 def _clear_dispatch_flags() -> None:
-    """Reset what torch notes while a dispatch mode is active."""
+    """Clear the flags that torch sets while a dispatch mode is active."""
     flags: Any = python_dispatch
     flags._is_in_torch_dispatch_mode = flags._is_in_non_infra_torch_dispatch_mode = False
     flags._is_in_any_mode_without_ignore_compile_internals = False

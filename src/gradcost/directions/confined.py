@@ -17,7 +17,7 @@ class _Confined(SparseDirections):
     """`directions` on the leaves whose names are in `leaves`, zero on all others."""
 
     directions: Directions
-    leaves: Mapping[str, Leaf] = field(repr=False)  # `start` may refer to the shorter vector of `Objective.only`
+    leaves: Mapping[str, Leaf] = field(repr=False)  # their `start` may count only the leaves of `Objective.only`
     unbiased = False
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ class Guided(StatefulDirections):
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise BadInput(
-                f"the share of a direction's square that is along the guide is between 0 and 1, not {self.share!r}. "
+                f"share, the fraction of a direction's squared norm along the guide, must be above 0 and "
+                f"below 1, not {self.share!r}. "
                 "For 0 use the directions alone; with 1 every direction would be the guide."
             )
 

@@ -25,12 +25,12 @@ class Layerwise(StatefulDirections):
 
     Law: E[z z'] = I if E[u u'] = I. For Gaussian u and n <= G probes, the estimate g of the gradient grad has
     E|g|^2 = (G / n) sum_j (d_j + 2) |grad_j|^2. Group j has d_j weights, and grad_j is the gradient in them. If all
-    groups have the same size, this is (d + 2 G) / n |grad|^2, close to that of n probes of u. It is less if small
-    groups have large gradients.
+    groups have the same size, this is (d + 2 G) / n |grad|^2, close to E|g|^2 for n probes of u. It is
+    smaller if small groups have large gradients.
 
-    Cost: lower than that of u. A finite difference does not copy leaves outside the group, and forward mode computes
-    no tangent for them. With L linear layers, a forward-mode probe of layer l (1 .. L) costs L + 1 + L - l matmuls
-    instead of 3L - 1. So the cost of an estimate depends on the sampled groups, unless n is a multiple of G.
+    Cost: lower than with u itself. A finite difference does not copy leaves outside the group, and forward mode
+    computes no tangent for them. With L linear layers, a forward-mode probe of layer l (1 .. L) costs L + 1 + L - l
+    matmuls instead of 3L - 1. So the cost of an estimate depends on the sampled groups, unless n is a multiple of G.
 
     Args:
         directions: the distribution of u.

@@ -152,8 +152,8 @@ class LazyLowRank(StatefulDirections):
         _check_rank(self.rank)
         if self.every < 1:
             raise BadInput(
-                f"every is for how many estimates a factor is held: 1 or more, not {self.every!r}. "
-                "LowRank(rank) draws a factor for each probe."
+                f"every, the number of estimates that use one factor B, must be 1 or more, not {self.every!r}. "
+                "LowRank(rank) draws a new B for each probe."
             )
 
     def init(self, objective: Objective) -> Held:

@@ -47,8 +47,8 @@ class Smallest(Mask):
     """The weights with the smallest |w| in each leaf: round(share * size) of its `size` weights, at least one.
 
     The mask is |w| <= threshold, with one threshold per leaf. All weights that equal the threshold are chosen, so the
-    number can be larger: in a leaf of equal weights, all. No mask is stored. The threshold is computed at every
-    estimate; the source computes it once, before training.
+    number can be larger: in a leaf of equal weights, all are chosen. No mask is stored. The threshold is computed at
+    every estimate; the source computes it once, before training.
 
     Args:
         share: fraction of each leaf's weights that are chosen, above 0 and at most 1.
@@ -165,7 +165,7 @@ class Named(Mask):
 
 def _check_share(share: float) -> None:
     if not 0 < share <= 1:
-        raise BadInput(f"the share of the weights that a mask keeps is above 0 and at most 1, not {share!r}.")
+        raise BadInput(f"share, the fraction of weights that a mask chooses, must be in (0, 1], not {share!r}.")
 
 
 def _chosen_count(share: float, size: int) -> int:
@@ -220,7 +220,7 @@ def _checked_threshold(thresholds: Mapping[str, _Threshold], leaf: Leaf) -> Tens
 
 
 def _random_mask(key: Key, share: float, leaf: Leaf) -> Tensor:
-    """Choose each weight with probability `share`: where a normal number is below the normal quantile of `share`."""
+    """Choose each weight with probability `share`: its normal number is below the normal quantile of `share`."""
     zero = torch.zeros_like(
         leaf.parameter, dtype=torch.float32, requires_grad=False, memory_format=torch.contiguous_format
     )
@@ -320,7 +320,7 @@ class Masked(StatefulDirections):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unbiased", self.mask.unbiased and self.directions.unbiased)
-        # A mask drawn anew for each probe is symmetric, and unbiased; the others are neither.
+        # Only a mask that is drawn for each probe (`Random`) is unbiased, and symmetric in the entries of z.
         object.__setattr__(self, "symmetric", self.mask.unbiased and self.directions.symmetric)
 
     def init(self, objective: Objective) -> None:

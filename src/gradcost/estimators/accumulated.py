@@ -1,4 +1,4 @@
-"""Gradient accumulation: the same gradient with the activations of a smaller batch."""
+"""Gradient accumulation: the same gradient with the activation memory of a smaller batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Accumulated(Estimator):
     Law: for every estimator, the estimate equals that without micro-batches, along the same directions, up to
     rounding. Exceptions are layers that mix the examples of a batch (BatchNorm) or draw one mask for the batch.
 
-    The weight of a micro-batch is its share of what the loss averages over: examples, targets that are not ignored,
-    class weights. For a sum it is 1. The first estimate finds out which, by a few small evaluations in eval mode.
-    Further ones follow where a later batch shows a difference between averages that were equal before.
+    The weight of a micro-batch is the fraction of the batch's denominator that it contributes. The denominator counts
+    examples, targets that are not ignored, or class weights. For a loss that is a sum, the weight is 1. The
+    first estimate (and the 8th, 32nd, 128th, ...) tests which of these applies, by a few small evaluations in eval
+    mode. A batch is tested too if two possible denominators give different weights for it but gave equal ones before.
 
     Args:
         estimator: the estimator to apply to the batch.
@@ -55,12 +56,12 @@ class Accumulated(Estimator):
         return self.estimator.stream(objective.in_micro_batches(self.parts), batch, key, use, state)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        whole = objective.in_micro_batches(self.parts)
+        in_parts = objective.in_micro_batches(self.parts)
         try:
-            settled(whole, batch, Key(0), _nothing)
+            settled(in_parts, batch, Key(0), _nothing)
         except Unsupported as reason:
             return str(reason)
-        return self.estimator.objection(whole, batch)
+        return self.estimator.objection(in_parts, batch)
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""The backward passes of one estimate: each parameter's gradient is passed on when it is complete."""
+"""Run the backward passes of one estimate; pass each parameter's gradient to a function when it is complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _check_inputs = torch_checkpoint.check_backward_validity
 class BackwardPasses:
     """Run the backward passes of the micro-batches of one batch. Use it inside `undoing(passes.restore)`.
 
-    - The previous `.grad` of all parameters and of all other tensors is restored at the end.
+    - The previous `.grad` of all parameters, and of other tensors in the graph, is restored at the end.
     - Trainable parameters of the model that are not in the objective are frozen. Otherwise the forward pass of a
       restricted objective (`Objective.only`) would save activations for all parameters.
 
@@ -36,10 +36,10 @@ class BackwardPasses:
         parameters = objective.model.parameters()
         self.others = [p for p in parameters if p.requires_grad and id(p) not in self.trained]
         self.grads = [parameter.grad for parameter in self.parameters.values()]
-        self.foreign: list[tuple[Tensor, Tensor | None]] = []
-        self.missing: set[str] = set()
+        self.foreign: list[tuple[Tensor, Tensor | None]] = []  # other tensors of the graph, with their .grad
+        self.missing: set[str] = set()  # leaves whose gradient is not passed on yet
         self.hooks: list[Callable[[Tensor], None]] = []
-        self.task: int | None = None  # autograd's number of the backward pass; None: no other pass runs inside it
+        self.task: int | None = None  # id of the outer backward pass; None: no other pass runs inside it
 
     def prepare(self) -> None:
         """Set every `.grad` to None and freeze the other parameters. To be called before the forward pass.
@@ -70,7 +70,7 @@ class BackwardPasses:
         self._restore_foreign()
 
     def run(self, loss: Tensor | None, is_last: bool) -> None:
-        """Add the gradient of a loss to those of the earlier ones. Pass them on in the last pass.
+        """Add the gradient of a loss to the sum over micro-batches. In the last pass, pass the sums to `use`.
 
         Args:
             loss: a scalar with a graph; None for a micro-batch with weight 0.
@@ -96,7 +96,7 @@ class BackwardPasses:
             self._finish()
 
     def _pass_gradients_on(self, loss: Tensor | None) -> None:
-        """Pass each gradient to `use` once autograd has completed it. loss: given if it has custom functions."""
+        """Pass each gradient to `use` once autograd has completed it. loss: None without custom functions."""
         if loss is not None:
 
             def begun(gradient: Tensor) -> None:
@@ -122,7 +122,7 @@ class BackwardPasses:
             raise Unsupported(_second_part(name))
         if gradient is None:
             raise Unsupported(
-                f"the gradient of `{name}` was gone when the backward pass had computed it: a hook of the model "
+                f"the gradient of `{name}` was removed before it could be used: a hook of the model "
                 "steps an optimizer or clears .grad. Remove the hook (gradcost.train moves each parameter in the "
                 "backward pass), or use mezo(), which runs no backward pass."
             )
@@ -130,13 +130,13 @@ class BackwardPasses:
         self.use(name, gradient)
 
     def _finish(self) -> None:
-        """Pass on what the last backward pass did not, such as zeros for unused parameters."""
+        """Pass on the gradients that no hook has passed on, such as zeros for unused parameters."""
         self._remove_hooks()
         for name, parameter in self.parameters.items():
             if name in self.missing:
                 # An earlier micro-batch may have used a parameter that the last one did not.
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                with torch.no_grad():  # as in the hooks, where backward without create_graph disables gradients
+                with torch.no_grad():  # as in hooks of a backward without create_graph
                     self._pass_on(name, parameter)
 
     def _remove_hooks(self) -> None:
@@ -157,8 +157,8 @@ def hooks_message(parameters: dict[str, Any]) -> str | None:
     """
     for name, parameter in parameters.items():
         hooks = parameter._post_accumulate_grad_hooks
-        of_others = hooks and any(not str(hook.__module__).startswith("gradcost.") for hook in hooks.values())
-        if of_others or "_in_backward_optimizers" in parameter.__dict__:
+        has_foreign_hook = hooks and any(not str(hook.__module__).startswith("gradcost.") for hook in hooks.values())
+        if has_foreign_hook or "_in_backward_optimizers" in parameter.__dict__:
             return (
                 f"`{name}` has a post-accumulate-grad hook, which may step an optimizer or change the gradient in "
                 "the backward pass of an estimate. Remove the hook (gradcost.train moves each parameter in the "
@@ -168,9 +168,9 @@ def hooks_message(parameters: dict[str, Any]) -> str | None:
 
 
 def _graph(loss: Tensor, trained: set[int]) -> tuple[list[Tensor], set[str]]:
-    """Return the tensors in a loss's graph that get a `.grad` and are not trained, and the names of its functions.
+    """Return the tensors outside `trained` that a backward pass of the loss would give a `.grad`, and function names.
 
-    Functions: the subclasses of autograd.Function in the graph.
+    Function names: those of the custom autograd.Function subclasses in the loss's graph.
     """
     todo: list[Any] = [loss.grad_fn]
     seen = set(todo)
@@ -184,7 +184,7 @@ def _graph(loss: Tensor, trained: set[int]) -> tuple[list[Tensor], set[str]]:
 
 
 def _refuse_frozen_inputs(inputs: Sequence[Any]) -> None:
-    """Replaces torch's warning: a reentrant checkpoint whose inputs need no gradient gives none to its parameters."""
+    """Raise where torch only warns: a reentrant checkpoint whose inputs need no gradient gives parameters none."""
     if not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs):
         raise Unsupported(
             "the model checkpoints with use_reentrant=True, which gives no gradient if the parameters before the "

@@ -33,32 +33,33 @@ class Lengths(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The short and the long examples of a batch (None if there are none), and the share of long examples."""
+    """The short and the long examples of a batch (None if there are none), and the fraction of long examples."""
 
     short: Any
     long: Any
-    share: float
+    long_fraction: float
 
 
 @value
 class ByLength(Estimator):
     """g = weight * g_long + (1 - weight) * g_short: one estimator for long examples, another for short ones.
 
-    An example is long if it has more than `longest` tokens: its row sum in batch["attention_mask"], a tensor of zeros
-    and ones of shape (examples, tokens). If all examples of a batch are long, or all short, g is their gradient.
+    An example is long if it has more than `longest` tokens. Its number of tokens is its row sum in
+    batch["attention_mask"], a tensor of zeros and ones of shape (examples, tokens). If all examples of a batch are
+    long, or all short, g is their gradient.
 
-    Memory: the estimators get the two groups without columns at either end that are padding in the whole group. Every
-    tensor that starts with the mask's two dimensions loses these columns. So backprop of the short examples does not
-    save activations for the padding that only long examples need. The first use compares the losses with and without
-    these columns, in eval mode. If they differ (padding on the left and absolute positions, or a mean over all
-    columns), the columns stay, and a Note says so.
+    Memory: each estimator gets its group without the columns at either end that are padding in all its examples. They
+    are removed from every tensor whose first two dimensions are those of the mask. So backprop of the short examples
+    does not save activations for the padding that only long examples need. The first use compares the losses with and
+    without these columns, in eval mode. If they differ (padding on the left and absolute positions, or a mean over
+    all columns), the columns stay, and a Note reports it.
 
     Law: if both estimators are unbiased, E g is the gradient of
     weight * (mean loss of the long examples) + (1 - weight) * (mean loss of the short examples).
-    That is the gradient of the batch's mean loss only if `weight` is the share of long examples.
+    That is the gradient of the batch's mean loss only if `weight` is the fraction of long examples.
 
     `Estimate.loss` is the mean loss of the batch; `Estimate.slopes` are those of `long`. If the gradient of the long
-    examples is `Seeded` (seeds of directions, and coefficients), `stream` never holds a whole gradient.
+    examples is `Seeded` (seeds of directions, and coefficients), `stream` never stores all gradients at once.
 
     Args:
         short: the estimator for examples of at most `longest` tokens.
@@ -67,7 +68,7 @@ class ByLength(Estimator):
         weight: the weight of the long examples' gradient, in [0, 1].
     Raises:
         BadInput: longest < 1, or weight is not in [0, 1].
-        Unsupported: a batch has no attention mask, or a forecast does not know whether padding on the left can go.
+        Unsupported: a batch has no attention mask, or a forecast cannot test the removal of padding on the left.
     Source: Addax (Li et al., arXiv 2410.06441, algorithm 1), which draws its two batches from two parts of the data.
         `ByLength` divides each batch instead.
     """
@@ -100,7 +101,7 @@ class ByLength(Estimator):
         short = self.short.estimate(objective, groups.short, key, before.short)
         gradient = Sum(objective, (long.gradient, short.gradient), (self.weight, 1 - self.weight))
         state = _lengths(short.state, long.state)
-        return Estimate(_mean_loss(long, short, groups.share), gradient, long.slopes, state, long.clipped)
+        return Estimate(_mean_loss(long, short, groups.long_fraction), gradient, long.slopes, state, long.clipped)
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
@@ -109,7 +110,7 @@ class ByLength(Estimator):
         if groups.short is None or groups.long is None:
             return self._of_single_group(objective, groups, key, before, use)
         long = self.long.estimate(objective, groups.long, key, before.long)
-        if not isinstance(long.gradient, Seeded):  # compute the whole gradient, then pass it on by parameter
+        if not isinstance(long.gradient, Seeded):  # compute all gradients, then pass them on one by one
             return replayed(self.estimate(objective, batch, key, state), use)
         seeded, leaves = long.gradient, {leaf.name: leaf for leaf in objective.leaves}
 
@@ -122,7 +123,7 @@ class ByLength(Estimator):
         message = seeded.nbytes + short.gradient.message_nbytes
         state = _lengths(short.state, long.state)
         streamed = Streamed(objective, message)
-        return Estimate(_mean_loss(long, short, groups.share), streamed, long.slopes, state, long.clipped)
+        return Estimate(_mean_loss(long, short, groups.long_fraction), streamed, long.slopes, state, long.clipped)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         mask = _mask(batch)
@@ -170,17 +171,17 @@ def _group(objective: Objective, key: Key, batch: Any, mask: np.ndarray, rows: l
     used = np.flatnonzero(mask[rows].any(0)).tolist() or [0]
     first, end, columns = used[0], used[-1] + 1, mask.shape[1]
 
-    def of(first: int, end: int) -> Any:
+    def cropped(first: int, end: int) -> Any:
         def cut(leaf: Any) -> Any:
             return leaf[:, first:end] if isinstance(leaf, Tensor) and leaf.shape[:2] == mask.shape else leaf
 
         return selected(tree_map(cut, batch), rows)
 
-    if end < columns and not _has_same_loss(objective, key, "right", lambda: (of(0, end), of(0, columns))):
+    if end < columns and not _has_same_loss(objective, key, "right", lambda: (cropped(0, end), cropped(0, columns))):
         end = columns
-    if first > 0 and not _has_same_loss(objective, key, "left", lambda: (of(first, end), of(0, end))):
+    if first > 0 and not _has_same_loss(objective, key, "left", lambda: (cropped(first, end), cropped(0, end))):
         first = 0
-    return of(first, end)
+    return cropped(first, end)
 
 
 def _has_same_loss(objective: Objective, key: Key, side: str, batches: Callable[[], tuple[Any, Any]]) -> bool:
@@ -213,7 +214,7 @@ def _is_same(objective: Objective, key: Key, without: Any, padded: Any) -> bool:
     try:
         found = evaluate(without, 0).loss
     except Exception:
-        return False  # other inputs of the model have the padded length
+        return False  # such as a model with another input of the padded length
     types = {expected.dtype, *(leaf.parameter.dtype for leaf in objective.leaves)}
     precision = max(torch.finfo(dtype).eps for dtype in types)
     # In half precision, 32 roundings would hide a change of positions.
@@ -238,8 +239,8 @@ def _mask(batch: Any) -> np.ndarray | str:
     return np.asarray(mask.tolist()) != 0
 
 
-def _mean_loss(long: Estimate, short: Estimate, share: float) -> Tensor:
-    return share * long.loss + (1 - share) * short.loss
+def _mean_loss(long: Estimate, short: Estimate, long_fraction: float) -> Tensor:
+    return long_fraction * long.loss + (1 - long_fraction) * short.loss
 
 
 def _lengths(short: State | None, long: State | None) -> Lengths | None:

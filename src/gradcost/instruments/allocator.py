@@ -116,7 +116,7 @@ def _workspaces(events: Sequence[Any]) -> dict[str, int]:
         i = bisect_right(starts, event.start_ns()) - 1
         call = calls[i] if i >= 0 and event.start_ns() <= starts[i] + calls[i].duration_ns() else None
         if call is not previous or call is None:
-            peak_between = max(peak_between, current)  # another call, or none, since the last event
+            peak_between = max(peak_between, current)  # the operator call has changed, or there is none
         current, previous = current + event.nbytes(), call
         if call is not None:
             name = call.name().removeprefix(_MARK)

@@ -93,7 +93,7 @@ class Counts:
         drawn: number of random numbers added to weights.
         flops_by_module: flops, by module name.
         matmuls_by_module: matmuls, by module name.
-        uncounted: number of calls of each operator that is in no other count of operations.
+        uncounted: number of calls of each computing operator that neither `flops` nor `elementwise` counts.
         work: number of operator calls for each pair (flops, bytes moved), for a roofline model.
     """
 

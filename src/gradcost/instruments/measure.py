@@ -74,7 +74,7 @@ class Measurement:
 
     @property
     def seen(self) -> float | None:
-        """Return the tracker's peak / the allocator's peak, without the bytes from before the run, or None."""
+        """Return the tracker's peak / the allocator's, without bytes from before the run; None if one is missing."""
         if self.memory is None or self.allocated is None or not self.allocated.peak:
             return None
         return (self.memory.peak - self.standing) / self.allocated.peak
@@ -115,7 +115,7 @@ class Bytes(Instrument):
 
     Args:
         model: its parameters and buffers count, and the reading names its modules. None: the model of the
-            `TrainingStep`; none for another function.
+            `TrainingStep`; no model for another function.
         inputs: the batch, any pytree; its tensors count. The batch of a `TrainingStep` is added.
         device: the type of device whose memory is tracked. None: the device of the `TrainingStep`; "cpu" for
             another function.
@@ -144,7 +144,7 @@ class Operations(Instrument):
     """Reads FLOPs, matrix products and bytes moved of one run (`OpCounter`).
 
     Args:
-        model: the reading names its modules. None: the model of the `TrainingStep`; none for another function.
+        model: the reading names its modules. None: the model of the `TrainingStep`; no model for another function.
     """
 
     model: nn.Module | None = None
@@ -194,7 +194,7 @@ def measure(work: Work, *instruments: Instrument, warmup: int = 1) -> Measuremen
 
     Args:
         work: the function to measure.
-        instruments: what to read. None given: Bytes(), Operations(), Seconds(), Allocator().
+        instruments: what to read. Default: Bytes(), Operations(), Seconds(), Allocator().
         warmup: number of runs before the first instrument.
     Returns:
         Measurement(memory, standing, counts, timing, allocated); str() of it is a table.
@@ -255,8 +255,8 @@ def _timing_lines(timing: Timing) -> list[str]:
 
 
 def _allocator_lines(allocated: Allocated, seen: float | None) -> list[str]:
-    share = "" if seen is None else f"; the tracker counts {100 * seen:.2f}% of these"
-    lines = [f"{allocated.peak:,} bytes at the peak, beyond the bytes before the run{share}"]
+    tracked = "" if seen is None else f"; the tracker counts {100 * seen:.2f}% of these"
+    lines = [f"{allocated.peak:,} bytes at the peak, beyond the bytes before the run{tracked}"]
     if allocated.reserved is not None:
         lines.append(
             f"{allocated.allocated:,} after rounding to blocks; {allocated.reserved:,} reserved on the device"

@@ -88,7 +88,7 @@ def round_up(size: int, block: int) -> int:
 
 
 def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return the strided tensors that hold a tensor's data: itself, or the indices and values of a sparse one."""
+    """Return the strided tensors that contain a tensor's data: itself, or the indices and values of a sparse one."""
     if tensor.layout == torch.strided:
         return (tensor,)
     if tensor.layout == torch.sparse_coo:
@@ -236,8 +236,8 @@ class MemoryTracker(TorchDispatchMode):
         return strided_parts(tensor)
 
     def _storages_of(self, tensor: Tensor) -> list[_Storage]:
-        found = [self._storages.get(part.untyped_storage()._cdata) for part in self._counted(tensor)]
-        return [storage for storage in found if storage is not None]
+        storages = [self._storages.get(part.untyped_storage()._cdata) for part in self._counted(tensor)]
+        return [storage for storage in storages if storage is not None]
 
     def _add(self, untyped: torch.UntypedStorage, storage: _Storage | None) -> None:
         if untyped._cdata not in self._storages:
@@ -302,8 +302,8 @@ def _is_accumulation(old: Any, new: Any) -> bool:
     """Return True if autograd adds a gradient to `old`, which nothing else references.
 
     Autograd would add in place here (torch's `can_accumulate_inplace`), but it does not under a dispatch mode. The
-    tracker then does, to count the true memory. `old` has at most four references: autograd's buffer, the call's
-    arguments, this function's arguments and the Python wrapper.
+    tracker adds in place instead, to count the memory of a step without tracker. `old` has at most four references:
+    autograd's buffer, the call's arguments, this function's arguments and the Python wrapper.
     """
     if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
         return False

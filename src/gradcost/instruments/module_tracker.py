@@ -32,7 +32,7 @@ class ModuleTracker:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Update `here` inside the context, by hooks that keep no tensor."""
+        """Update `here` inside the context, by hooks that reference no tensor."""
         enter = register_module_forward_pre_hook(lambda module, args: self._enter(module))
         leave = register_module_forward_hook(self._leave, always_call=True)
         try:

@@ -1,4 +1,4 @@
-"""Bound the memory that a CPU kernel allocates and frees inside itself, which no tensor shows."""
+"""Bound the memory that a CPU kernel allocates and frees during one call (its workspace). No tensor refers to it."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def _convolution(x: Tensor, weight: Tensor, y: Tensor) -> int:
 
 
 def _padded(tensor: Tensor, *axes: int) -> int:
-    """Return the number of elements with these dimensions padded to whole blocks of channels."""
+    """Return the number of elements after padding the dimensions `axes` to multiples of 16."""
     return math.prod(-(-n // _CHANNELS) * _CHANNELS if axis in axes else n for axis, n in enumerate(tensor.shape))

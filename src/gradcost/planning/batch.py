@@ -13,14 +13,14 @@ from torch import Tensor
 from gradcost.core.errors import BadInput
 from gradcost.core.micro_batches import map_examples
 
-_MAX_REPEATED = 1 << 20  # elements; smaller integer tensors have values, because models read masks and positions
+_MAX_REPEATED = 1 << 20  # elements; integer tensors up to this size get values: models branch on masks and positions
 
 
 def resized(batch: Any, size: int) -> Any:
     """Return a batch of `size` examples with the shapes and types of `batch`.
 
     - Integer tensors on the CPU (tokens, masks), up to 2^20 elements, NumPy arrays and lists with one entry per
-      example: the examples of `batch` are repeated.
+      example: the examples of `batch`, repeated.
     - Other tensors: empty, on the `meta` device.
     - Scalars, and other values: unchanged.
 

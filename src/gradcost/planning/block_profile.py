@@ -33,11 +33,13 @@ class Profile:
     """The bytes and FLOPs of a chain of blocks, and of the head and the loss after it.
 
     Args:
-        stages: the blocks. At a break, `output` is what the blocks before it leave for those after it.
+        stages: one per block. For the last block before a break, `output` is the bytes that the blocks since the
+            previous break leave allocated.
         epilogue: the head and the loss.
-        base: bytes allocated throughout besides what the chain saves: parameters, buffers, batch, chain input.
-        breaks: numbers of the blocks whose input is not the previous block's output.
-        shared: numbers of the blocks that are also given tensors of earlier blocks, such as skip connections.
+        base: bytes allocated during the complete step, without the chain's activations: parameters, buffers, batch,
+            chain input.
+        breaks: indices of the blocks whose input is not the previous block's output.
+        shared: indices of the blocks with a further input that requires a gradient, such as a skip connection.
     """
 
     stages: tuple[Stage, ...]
@@ -48,7 +50,7 @@ class Profile:
 
 
 def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
-    """Simulate one backpropagation on fake tensors, and then each block alone.
+    """Return the bytes and FLOPs of each block: simulate a backpropagation on fake tensors, then each block alone.
 
     Blocks with equal modules and equal input shapes are simulated once.
 
@@ -59,7 +61,7 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
     Returns:
         Profile(stages, epilogue, base, breaks, shared), with one stage per block.
     Raises:
-        Unsupported: the blocks do not run exactly once each, in their order, or give no tensors.
+        Unsupported: the blocks do not run exactly once each in their order, or a block returns no tensor.
     """
     blocks = find_blocks(objective.model)
     chain = _Chain(objective, blocks, rounding)
@@ -69,7 +71,7 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
     kinds = [(repr(block), tuple(call.shapes), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
     for kind, block, call in zip(kinds, blocks, calls, strict=True):
         if kind not in stages:
-            with isolated_modules(objective.modules):  # as in an evaluation, without the model's own checkpointing
+            with isolated_modules(objective.modules):  # disables the model's own checkpointing
                 stages[kind] = _stage(block, call, rounding)
     in_order = [stages[kind] for kind in kinds]
     for number, left in zip(breaks, chain.left_at(breaks), strict=True):
@@ -78,9 +80,9 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
 
 
 class _Shape(NamedTuple):
-    """The shape of a tensor. Storing the tensor itself would keep it allocated and distort the count."""
+    """The shape of a tensor. Storing the tensor itself would prevent its memory from being freed."""
 
-    number: int  # of the argument
+    number: int  # index of the tensor argument
     size: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -91,7 +93,7 @@ class _Shape(NamedTuple):
 
 
 class _Call:
-    """The arguments of one call of a block, tensors as shapes, and the autocast dtypes of that call."""
+    """The arguments of one block call, with shapes in place of tensors, and the autocast dtypes of the call."""
 
     def __init__(self, args: Any, kwargs: Any, previous: set[int]) -> None:
         self.shapes: list[_Shape] = []
@@ -101,7 +103,7 @@ class _Call:
 
         def shape_of(tensor: Tensor) -> Any:
             if isinstance(tensor, nn.Parameter) or known(tensor) is not None:
-                return tensor  # whole numbers keep their values: a block may read them
+                return tensor  # a block may read the values of known integers
             if id(tensor) not in numbers:
                 shape = _Shape(len(numbers), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
                 numbers[id(tensor)] = shape
@@ -130,7 +132,7 @@ class _Call:
 
 
 def _without_caches(args: Any, kwargs: Any) -> Any:
-    """Leave out empty key-value caches: recomputation runs without them."""
+    """Replace empty key-value caches by None, because recomputation runs without them."""
 
     def is_empty(value: Any) -> bool:
         return hasattr(value, "get_seq_length") and not value.get_seq_length()
@@ -144,14 +146,14 @@ def _shapes(block: Block) -> Any:
 
 
 def _outputs(block: nn.Module, output: Any) -> list[Tensor]:
-    """Return the tensors that a block gives, its main output first: the first that requires a gradient."""
-    found = tensors_in(output)
-    if not found:
+    """Return the tensors in a block's output. Those that require a gradient come first."""
+    outputs = tensors_in(output)
+    if not outputs:
         raise Unsupported(
-            f"a block of class {type(block).__name__} returns {type(output).__name__}, in which no tensor is found, "
+            f"a block of class {type(block).__name__} returns {type(output).__name__}, in which no tensor was found, "
             "so its memory is unknown: use Blocks()."
         )
-    return sorted(found, key=lambda tensor: not tensor.requires_grad)
+    return sorted(outputs, key=lambda tensor: not tensor.requires_grad)
 
 
 class _Chain:
@@ -162,9 +164,9 @@ class _Chain:
         self.tracker = MemoryTracker(objective.model, block=rounding)
         self.order: list[int] = []
         self.calls: list[_Call] = []
-        self.starts: list[int] = []  # for each call, and for the head: index into the timeline
+        self.starts: list[int] = []  # index into the timeline at the start of each call, then of the head
         self.output = 0  # bytes of the last block's output
-        self.back: int | None = None  # index into the timeline: the gradient of that output is complete
+        self.back: int | None = None  # index into the timeline when that output's gradient is complete
         self._previous: list[weakref.ref[Tensor]] = []
         self._numbers = {id(block[0]): number for number, block in enumerate(blocks)}
 
@@ -193,13 +195,13 @@ class _Chain:
         self.starts.append(self.tracker.moment)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        found = _outputs(module, output)
-        self._previous = [weakref.ref(tensor) for tensor in found]
+        outputs = _outputs(module, output)
+        self._previous = [weakref.ref(tensor) for tensor in outputs]
         if module is self.blocks[-1][-1]:
-            self.output = _rounded(found[0], self.rounding)
+            self.output = _rounded(outputs[0], self.rounding)
             self.starts.append(self.tracker.moment)
-            if found[0].requires_grad:
-                found[0].register_hook(self._set_back)
+            if outputs[0].requires_grad:
+                outputs[0].register_hook(self._set_back)
 
     def _set_back(self, gradient: Tensor) -> None:
         self.back = self.tracker.moment
@@ -211,7 +213,7 @@ class _Chain:
         return tuple(number for number, call in enumerate(self.calls) if number and call.continues and call.others)
 
     def left_at(self, breaks: tuple[int, ...]) -> list[int]:
-        """Return the bytes that each part of the chain leaves to the next, at each break."""
+        """Return, for each break, the bytes that the blocks since the previous break leave allocated."""
         timeline = self.tracker.memory().timeline
         allocated = [timeline[self.starts[number] - 1] for number in (0, *breaks)]
         return [max(after - before, 0) for before, after in pairwise(allocated)]
@@ -230,11 +232,11 @@ class _Chain:
 def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     """Measure one block: a recorded forward, a forward that saves nothing, and a backward."""
     modules, inputs = nn.ModuleList(block), call.inputs()
-    counter, stopped = OpCounter(modules), 0
+    counter, flops_at_last_save = OpCounter(modules), 0
 
     def record_flops(tensor: Tensor) -> Tensor:
-        nonlocal stopped
-        stopped = counter.counts.flops
+        nonlocal flops_at_last_save
+        flops_at_last_save = counter.counts.flops
         return tensor
 
     with torch.enable_grad():
@@ -260,7 +262,7 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     saved = max(timeline[forward - 1] - output, 0)
     backward = max(max(timeline[forward:], default=saved) - saved, 0)
     dropped, recorded = unsaved_tracker.memory().beyond, max(timeline[:forward])
-    return Stage(output, saved, dropped, recorded, backward, counter.counts.flops, stopped)
+    return Stage(output, saved, dropped, recorded, backward, counter.counts.flops, flops_at_last_save)
 
 
 def _rounded(tensor: Tensor, rounding: int) -> int:

@@ -26,8 +26,8 @@ PARTS = (2, 4, 8)
 def options(objective: Objective, examples: int, budget: int, device: str) -> Iterator[Estimator]:
     """Yield the estimators of a default plan: exact gradients, roughly by falling memory, then the others.
 
-    `Within(budget)` has beside=0; the caller replaces it. For a model of n blocks, Segments(n) equals checkpointed()
-    and is skipped.
+    `Within(budget)` has beside=0, which `plan` replaces by the computed value. For a model of n blocks, Segments(n)
+    equals checkpointed() and is skipped.
     """
     blocks = len(find_blocks(objective.model))
     yield backprop()

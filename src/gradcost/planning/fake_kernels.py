@@ -1,4 +1,4 @@
-"""Make the results of fake operators as large as those of the real ones, and compute masks and positions."""
+"""Make fake operators allocate as many bytes as the real ones, and compute the values of masks and positions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core.fake import known
 
-MAX_CONSTANT = 1 << 20  # elements; results of whole numbers and constants up to this size carry their values
+MAX_CONSTANT = 1 << 20  # elements; integer tensors and constants up to this size have values
 
 
 @contextmanager
 def kernels_simulated(mode: FakeTensorMode) -> Iterator[None]:
-    """Inside the context, fake results have the storage of the real kernels; whole numbers and constants have values.
+    """Inside the context, fake results are as large as real ones, and integer tensors and constants have values.
 
-    Models branch on masks and positions: without padding, for example, attention needs no mask. Some make a mask of
-    ones as floating-point numbers. By default torch computes values for small constants only. transformers branches
-    differently for fake tensors, so its `is_fake_tensor` returns False here for fakes that carry values.
+    Models branch on masks and positions: without padding, for example, attention needs no mask. Some
+    models create a mask of ones in floating point. By default torch computes values for small constants only.
+    transformers branches differently for fake tensors, so its `is_fake_tensor` returns False here for fakes with
+    values.
     """
     utils = sys.modules.get("transformers.utils.import_utils")
     is_fake_tensor = getattr(utils, "is_fake_tensor", None)
@@ -44,7 +45,7 @@ def kernels_simulated(mode: FakeTensorMode) -> Iterator[None]:
 
 
 class _Kernels(TorchDispatchMode):
-    """Corrects the results of torch's fake kernels where the real kernels give others."""
+    """Corrects fake results whose size differs from that of the real kernel, and gives constants their values."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
@@ -62,12 +63,12 @@ class _Kernels(TorchDispatchMode):
             errors = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
             return torch.empty(errors, dtype=out.dtype, device=out.device).as_strided((), ())
         if packet in _BAGS and out[1].numel():
-            bags = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)  # the real kernel's
+            bags = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)  # as in the real kernel
             return out[0], bags[:-1], *out[2:]
         if packet is _ATEN.mkldnn_rnn_layer:
             return (*out[:3], torch.empty(_recurrent_workspace(*args), dtype=torch.uint8))
         if packet is _ATEN.mkldnn_rnn_layer_backward:
-            return (*out[:4], torch.empty_like(out[3]), *out[5:])  # two gradients of biases, not one
+            return (*out[:4], torch.empty_like(out[3]), *out[5:])  # torch's fake kernel returns one tensor twice
         if isinstance(out, Tensor) and out.layout == torch.sparse_coo:
             return _with_entries(func, args, out)
         return out
@@ -100,7 +101,7 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dt
 
 
 def _with_entries(func: Any, args: Any, out: Tensor) -> Tensor:
-    """Return a sparse result with as many entries as the real one. Those of torch's fakes have none."""
+    """Return a sparse result with as many entries as the real one. The result of a fake kernel has none."""
     packet = func.overloadpacket
     sparse = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.layout == torch.sparse_coo]
     if packet is _ATEN._embedding_bag_backward:
@@ -125,8 +126,8 @@ def _distinct(func: Any, indices: Tensor) -> int:
         return real.unique(dim=1).shape[1]
 
 
-_FEW = 128  # steps
-_CHEAP = 1 << 33  # multiplications, about half a second
+_FEW_STEPS = 128  # time steps; longer layers are extrapolated from runs of 128 and 256 time steps
+_CHEAP = 1 << 33  # multiplications, about half a second; cheaper layers are not extrapolated
 
 
 def _recurrent_workspace(
@@ -134,8 +135,8 @@ def _recurrent_workspace(
 ) -> int:
     """Return the bytes that oneDNN's recurrent layer saves for the backward pass. torch's fake saves none.
 
-    They grow linearly with the steps, up to rounding to pages. Only a layer that would take long to run is
-    extrapolated, with an error of at most 32 KiB.
+    These bytes grow linearly with the time steps, except for rounding to pages. Only a layer that would take long
+    to run is extrapolated, with an error of at most 32 KiB.
     """
     *_, batch_first, _ = rest  # the last arguments are batch_first and train
     time = 1 if batch_first else 0
@@ -143,10 +144,10 @@ def _recurrent_workspace(
     rest = tuple(tuple(value) if isinstance(value, list) else value for value in rest)
     steps = x.shape[time]
     layer = shapes, time, x.dtype, torch.is_grad_enabled(), rest
-    if steps <= 2 * _FEW or x.shape[0] * x.shape[1] * (w0.numel() + w1.numel()) <= _CHEAP:
+    if steps <= 2 * _FEW_STEPS or x.shape[0] * x.shape[1] * (w0.numel() + w1.numel()) <= _CHEAP:
         return _real_workspace(steps, *layer)
-    few, more = (_real_workspace(count, *layer) for count in (_FEW, 2 * _FEW))
-    return few + (steps - _FEW) * (more - few) // _FEW
+    few, more = (_real_workspace(count, *layer) for count in (_FEW_STEPS, 2 * _FEW_STEPS))
+    return few + (steps - _FEW_STEPS) * (more - few) // _FEW_STEPS
 
 
 @cache

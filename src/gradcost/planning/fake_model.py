@@ -18,7 +18,7 @@ from gradcost.core.pytree import tree_map
 from gradcost.planning.fake_kernels import kernels_simulated
 from gradcost.planning.python_state import python_state_restored
 
-_MAX_COPIED = 1 << 26  # elements; fakes of larger tensors of whole numbers have no values
+_MAX_COPIED = 1 << 26  # elements; fakes of larger integer tensors have no values
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
     saved = [(registry, dict(registry)) for registry in registries]
     with (
         python_state_restored(objective) as containers,
-        torch.autograd.set_detect_anomaly(False),  # its check for NaN reads values
+        torch.autograd.set_detect_anomaly(False),  # anomaly detection reads values to find NaN
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
         standing_for(device),
         kernels_simulated(mode),
@@ -76,18 +76,18 @@ def _fake_data(data: Callable[[], Iterable[Any]], fakes: _Fakes, trained: set[in
             batch = next(batches, end)
         if batch is end:
             return
-        batch_fakes = fakes.copy()  # one per batch: Python reuses the ids of a freed batch
+        batch_fakes = fakes.copy()  # a new copy per batch, because Python reuses the ids of a freed batch
         yield tree_map(lambda leaf, known=batch_fakes: known.of(leaf, trained), batch)
 
 
 class _Fakes:
-    """Creates one fake per tensor. Fakes share a storage where their tensors share one."""
+    """Creates one fake per tensor. Two fakes have one storage if their tensors have one storage."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._known: dict[int, Tensor] = {}
         self._storages: dict[tuple[int, torch.dtype], Tensor] = {}
-        self._copies: dict[tuple[int, torch.dtype], Tensor] = {}  # of whole numbers
+        self._copies: dict[tuple[int, torch.dtype], Tensor] = {}  # copied storages of integer tensors
 
     def of(self, tensor: Any, trained: set[int]) -> Any:
         """Return the fake of a tensor, and other values unchanged. trained: ids of the trainable parameters."""
@@ -110,8 +110,8 @@ class _Fakes:
         if tensor.layout != torch.strided:
             return self._mode.from_tensor(tensor)
         real = getattr(tensor, "constant", None) if is_fake(tensor) else tensor
-        is_whole = not (tensor.is_floating_point() or tensor.is_complex())
-        if is_whole and real is not None and real.device.type == "cpu" and real.numel() <= _MAX_COPIED:
+        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+        if is_integer and real is not None and real.device.type == "cpu" and real.numel() <= _MAX_COPIED:
             with no_dispatch():
                 copy = self._copy(real)
             return self._mode.fake_tensor_converter.from_real_tensor(self._mode, copy, make_constant=True)
@@ -122,10 +122,10 @@ class _Fakes:
         return self._storages[name].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def _copy(self, real: Tensor) -> Tensor:
-        """Return a copy in a copied storage: a simulation writes into it, for example into a count of batches."""
+        """Return a copy, because a simulation may write into it, for example into BatchNorm's number of batches."""
         storage = real.untyped_storage()
         count = storage.nbytes() // real.itemsize
-        if count > _MAX_COPIED:  # a view of a large data set
+        if count > _MAX_COPIED:  # `real` is a view of a large data set: do not copy all of it
             return real.clone()
         name = storage._cdata, real.dtype
         if name not in self._copies:

@@ -1,4 +1,4 @@
-"""Predict the cost of a training step: run the method's own code on fake tensors, which hold no numbers."""
+"""Predict the cost of a training step: run the method's own code on fake tensors (shapes without numbers)."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ class Forecast:
 
     @property
     def within_kernels(self) -> int:
-        """Bound of the bytes by which workspaces inside the kernels of a CPU raise the peak: convolutions, LSTM
-        layers, products in bfloat16 and float16. 0 if there are none, and on CUDA, where they are unknown.
+        """Upper bound of the bytes by which workspaces inside CPU kernels raise the peak.
+
+        Convolutions, LSTM layers and products in bfloat16 and float16 have workspaces. 0 without workspaces, and on
+        CUDA, where they are unknown.
         """
         return self.memory.within_kernels if self.device == "cpu" else 0
 
@@ -117,10 +119,10 @@ def forecast(
 
     Law: on a CPU, the peak bytes and the FLOPs equal those that MemoryTracker and OpCounter measure in the real step.
     The allocator also sees workspaces inside kernels: on a CPU, `Forecast.within_kernels` bounds them. For a CUDA
-    device the peak is approximate: sizes are rounded up to 512 bytes and the library's GPU code runs, but workspaces
+    device the peak is approximate: sizes are rounded up to 512 bytes and gradcost's GPU code runs, but workspaces
     inside kernels are not included.
 
-    The forecast is for a step after the first; for an estimator with state, for the second. In that step
+    The forecast is for a step after the first; for an estimator with state, for the second step. In the second step
     VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot.
 
     Args:
@@ -147,7 +149,7 @@ def forecast(
         tracker.register("inputs", tensors(fake_batch))
         counter, forward_counter = OpCounter(fake.model), OpCounter(fake.model)
         if known_use(fake) is None:
-            examine(fake, fake_batch, Key(0))  # before anything is counted
+            examine(fake, fake_batch, Key(0))  # before the counters start
         with forward_counter.followed():
             fake.evaluate(fake_batch, Key(0))
         objection = estimator.objection(fake, fake_batch)
@@ -179,13 +181,13 @@ def device_type(objective: Objective, device: str | torch.device | None) -> str:
 
 
 def rounding(device: str) -> int:
-    """Return the number of bytes to whose multiples the allocator of a device rounds sizes up."""
+    """Return the block size of a device's allocator, in bytes: it rounds sizes up to multiples of this."""
     return CUDA_BLOCK if device == "cuda" else 1
 
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
-    """Give a training the states of optimizer and estimator that it has after its first step."""
-    moving(train_state.objective, batch, Key(0))  # the first step finds out what a forward pass changes
+    """Return `train_state` with the optimizer and estimator states of a training that took one step."""
+    moving(train_state.objective, batch, Key(0))  # the first step also detects what a forward pass changes
     if train_state.state is not None:
         # The size of the state does not depend on the amount of data: one batch is enough.
         first = replace(train_state.objective, data=lambda: [batch])

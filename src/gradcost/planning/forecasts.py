@@ -31,11 +31,11 @@ MOST = 1 << 24  # examples: the largest batch that is tried
 
 
 class Forecasts:
-    """Computes and caches forecasts of one objective by estimator and batch size; a failed one as its reason.
+    """Computes the forecasts of one objective and caches them; a failed forecast is cached as its reason.
 
     Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
-    adds the FLOPs of the second and at most the bytes of its slope. Each micro-batch after the third costs as much as
-    the third.
+    adds the FLOPs of the second probe and at most the bytes of one slope. Each micro-batch after the third costs as
+    much as the third.
 
     objective, batch, optimizer, device: as in `forecast`.
     """
@@ -71,24 +71,24 @@ class Forecasts:
         """Return the smallest peak of any schedule with `parts` micro-batches; None if there is no schedule."""
         if (parts, size) not in self._least:
             try:
-                tradeoff, more = self.tradeoff(parts, size)
-                self._least[parts, size] = more + tradeoff.least().peak
+                tradeoff, omitted_bytes = self.tradeoff(parts, size)
+                self._least[parts, size] = omitted_bytes + tradeoff.least().peak
             except (GradcostError, RuntimeError):
                 self._least[parts, size] = None
         return self._least[parts, size]
 
     def tradeoff(self, parts: int = 1, size: int | None = None) -> tuple[MemoryTradeoff, int]:
-        """Return the schedules for `parts` micro-batches, and the bytes of batch to add to their peaks (`fewer`)."""
-        objective, batch, more = self.fewer(parts, size)
-        return MemoryTradeoff(objective, batch, self.optimizer, self.device), more
+        """Return the schedules for `parts` micro-batches, and the bytes to add to their peaks for omitted inputs."""
+        objective, batch, omitted_bytes = self.fewer(parts, size)
+        return MemoryTradeoff(objective, batch, self.optimizer, self.device), omitted_bytes
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
-        """Return `Within(budget, beside)` in `parts` micro-batches, and its forecast or why there is none."""
+        """Return `Within(budget, beside)` with `parts` micro-batches, and its forecast or why the forecast fails."""
         try:
-            tradeoff, more = self.tradeoff(parts)
-            schedule = Reverse(Schedule(tradeoff.cheapest(budget - more).items))
+            tradeoff, omitted_bytes = self.tradeoff(parts)
+            schedule = Reverse(Schedule(tradeoff.cheapest(budget - omitted_bytes).items))
             objective, batch, _ = self.fewer(parts)
-            without_optimizer = more + forecast(schedule, objective, batch, None, self.device).peak
+            without_optimizer = omitted_bytes + forecast(schedule, objective, batch, None, self.device).peak
         except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
         estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
@@ -96,7 +96,7 @@ class Forecasts:
         return estimator, result if isinstance(result, str) else replace(result, estimator=estimator)
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
-        """Return an objective with at most three of the micro-batches, its batch, and the bytes of the other ones."""
+        """Return the objective with at most 3 of `parts` micro-batches, their batch, and the omitted batch bytes."""
         full_batch = self._batch(size)
         if parts <= 3 or batch_size(full_batch) % parts:
             return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), full_batch, 0
@@ -104,10 +104,10 @@ class Forecasts:
         return self.objective.in_micro_batches(3), short, self._bytes(full_batch) - self._bytes(short)
 
     def largest(self, estimator: Estimator, budget: int) -> int:
-        """Return the largest batch whose step fits; 0 if one example does not fit, MOST if every size fits.
+        """Return the largest batch whose step fits; 0 if no size fits, MOST if every size fits.
 
         Raises:
-            BadInput: the tensors of the batch do not share their first dimension.
+            BadInput: the first dimensions of the batch's tensors differ.
         """
         size, parts = batch_size(self.batch), micro_batches(estimator)
 
@@ -157,10 +157,11 @@ class Forecasts:
 
 
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
-    """Return the largest size from `floor` on whose peak is at most `budget`; 0 if none is, MOST if all are.
+    """Return the largest size, from `floor` to MOST, whose peak is at most `budget`; 0 if there is none.
 
-    Peaks are piecewise affine in the size, so a line through `start` and 2 * `start` predicts the answer. A search
-    checks and corrects the prediction. peak: returns the peak bytes of a size; None if the size is impossible.
+    Peaks are piecewise affine in the size, so a line through the peaks at `start` and 2 * `start` predicts the
+    answer. A search checks and corrects the prediction. `peak` returns the peak bytes of a size; None if the size is
+    impossible.
     """
     start = max(start, floor)
     first, second = peak(start), peak(2 * start)
@@ -217,12 +218,12 @@ def _with_rounds(estimator: Estimator, rounds: int) -> Estimator | None:
 
 
 def _depends_on_bytes(estimator: Estimator) -> bool:
-    """Whether the estimator chooses its schedule by the bytes of the whole batch."""
+    """Whether the estimator chooses its schedule by the bytes of a step, which depend on the batch size."""
     return bool(find(estimator, Within))
 
 
 def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
-    """Extrapolate to `rounds` rounds (0: all) from `last`, with `have` rounds, and `before`, with one fewer."""
+    """Extrapolate to `rounds` rounds (0: all) from `last` (`have` rounds) and `before` (`have` - 1 rounds)."""
     inner = unwrapped(estimator)
     rounds = rounds or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
     more = rounds - have

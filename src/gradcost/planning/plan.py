@@ -31,7 +31,7 @@ from gradcost.training.optimizers import Optimizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The forecast of each estimator, and the one to use. `str(plan)` is a table, with the reasons of refusals.
+    """The forecast of each estimator, and the estimator to use. `str(plan)` is a table, with the reasons of refusals.
 
     Args:
         rows: one row per estimator, refused ones included.
@@ -43,7 +43,7 @@ class Plan:
         optimizer: the optimizer; None leaves the update out of the step.
         choice: the estimator to use; None if none fits.
         sentence: the reason for the choice; without a choice, the least memory that is needed.
-        least: the exact gradient with the least peak; None if an exact row fits.
+        least: the exact gradient with the least peak; None if an exact row fits, or if no exact gradient is possible.
     """
 
     rows: tuple[Row, ...]
@@ -130,14 +130,14 @@ def plan(
     largest: bool = False,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
-    """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. Nothing is run.
+    """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. No step runs.
 
     The model may be on the `meta` device. The default candidates include `Within(budget)`; if none of them fits with
     an exact gradient, `Within` with micro-batches is added.
 
     Law: `choice` is the exact gradient that fits with the fewest estimated seconds per step, or the fewest FLOPs if
-    the device's rates are unknown. Offloaded is chosen only if no other exact gradient fits. If none fits, `choice`
-    is the estimator that fits with the smallest product of the cost of a step and `Row.steps`.
+    the device's rates are unknown. Offloaded is chosen only if no other exact gradient fits. If no exact gradient
+    fits, `choice` is the estimator that fits with the smallest product of the cost of a step and `Row.steps`.
 
     Args:
         objective: the model and the loss.

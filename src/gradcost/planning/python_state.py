@@ -1,4 +1,4 @@
-"""Restore the Python objects that a simulated forward pass changes: no fake tensor outlives the simulation."""
+"""Restore the Python objects that a simulated forward pass changes, so that no fake tensor outlives it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from gradcost.core.fake import is_fake
 from gradcost.core.mutable_state import Saved, Traversal
 from gradcost.core.objective import Objective
 
-_DEPTH = 4  # containers inside containers in which fake tensors are searched
+_DEPTH = 4  # levels of nested containers that are searched for fake tensors
 
 
 @contextmanager
 def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] | list[Any]]]:
     """Restore at the end what a forward pass can change besides tensors.
 
-    - Attributes of modules and of objects that they hold, containers, closures, globals that the code names: all
-      changes are undone.
-    - Other globals and classes of the modules' files, `functools.cache` and `lru_cache`: fake tensors are removed.
+    - All changes are undone in the attributes of modules and of the objects that they reference, in containers, in
+      closures, and in globals that the code names.
+    - Only fake tensors are removed from other globals of the modules' files and from the modules' classes. A
+      `functools.cache` or `lru_cache` that contains a fake tensor is cleared.
 
     Yields:
-        The dictionaries and lists in which the model's modules hold tensors besides parameters and buffers.
+        The dictionaries and lists of the model's modules that may contain tensors besides parameters and buffers.
     """
-    held, reached = Traversal(), Traversal(follow_functions=True)
-    held.visit("", objective.model)
+    in_model, reached = Traversal(), Traversal(follow_functions=True)
+    in_model.visit("", objective.model)
     reached.visit("", objective.model)
     reached.visit("loss", objective.loss)
     attributes = [(vars(module), dict(vars(module))) for _, module in reached.modules]
     saved = Saved((name, value) for name, value in reached.objects if not isinstance(value, Tensor))
     caches = [(cache, cache.cache_info().misses) for cache in _cached_functions(reached.seen.values())]
     namespaces = [(owner, dict(vars(owner))) for owner in _namespaces(module for _, module in reached.modules)]
-    containers = [vars(module) for _, module in held.modules]
+    containers = [vars(module) for _, module in in_model.modules]
     try:
-        yield [*containers, *(value for _, value in held.objects if isinstance(value, dict | list))]
+        yield [*containers, *(value for _, value in in_model.objects if isinstance(value, dict | list))]
     finally:
         for current, before in attributes:
             current.clear()
@@ -86,7 +87,7 @@ _scanned = 0  # the number of imported modules at the last scan
 
 
 def _cached_functions(reached: Iterable[Any]) -> list[Any]:
-    """Return the functions with `functools.cache` or `lru_cache`: of the imported modules, and among `reached`."""
+    """Return the functions of this process with `functools.cache` or `lru_cache`, also those among `reached`."""
     global _scanned
     if len(sys.modules) != _scanned:
         _scanned = len(sys.modules)

@@ -88,9 +88,9 @@ def _cost_text(row: Row) -> str:
 
 
 def _why_none_exact(budget: int, least: Least | None) -> str:
-    """Why no row has an exact gradient that fits: the least memory that one needs."""
+    """Return why no row has an exact gradient that fits, with the least memory that an exact gradient needs."""
     if least is None:
-        return f"no exact gradient can be computed here, with {size(budget)} or more."
+        return "no exact gradient can be computed here, whatever the budget."
     if least.forecast.peak <= budget:
         return (
             f"none of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "

@@ -29,8 +29,8 @@ _INSTEAD = "Measure a step on a small batch instead: gradcost.measure(gradcost.i
 def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
     """Convert every exception of a simulation inside the context to a GradcostError with the true reason.
 
-    If something fails that is no matter of values, the loss is evaluated once on the real batch: it tells whether the
-    loss or the simulation is the cause. This is impossible if the model or the batch is on the `meta` device.
+    An error that is not due to missing values comes from the loss or from the simulation. To find out which, the
+    loss is evaluated once on the real batch. This is impossible if the model or the batch is on the `meta` device.
 
     Raises:
         BadInput: the loss cannot be evaluated on this batch; on `meta`: the loss or the simulation fails.
@@ -47,12 +47,12 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
             f"{_first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
         ) from error
     except Exception as error:
-        held = (*objective.model.parameters(), *objective.model.buffers(), *tensors(batch))
-        if any(is_fake(tensor) or tensor.is_meta for tensor in held):
+        all_tensors = (*objective.model.parameters(), *objective.model.buffers(), *tensors(batch))
+        if any(is_fake(tensor) or tensor.is_meta for tensor in all_tensors):
             raise BadInput(
                 f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
                 f"{type(error).__name__}: {_first_line(error)}, in {_place(objective.model, error)}. "
-                f"If it can on real tensors, a forecast cannot follow it. {_INSTEAD}"
+                f"If it can be evaluated on real tensors, the simulation is the cause. {_INSTEAD}"
             ) from error
         with loss_errors(objective), _disable_current_modes():
             objective.evaluate(batch, Key(0))
@@ -65,12 +65,12 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
 def _place(model: nn.Module, error: BaseException) -> str:
     """Return the name of the innermost module of the model in whose forward pass an error was raised."""
     names = {id(module): name for name, module in model.named_modules()}
-    found, frame = "", error.__traceback__
+    innermost, frame = "", error.__traceback__
     while frame is not None:
         owner = frame.tb_frame.f_locals.get("self")
-        found = names.get(id(owner), found) if isinstance(owner, nn.Module) else found
+        innermost = names.get(id(owner), innermost) if isinstance(owner, nn.Module) else innermost
         frame = frame.tb_next
-    return f"{found} of {type(model).__name__}" if found else type(model).__name__
+    return f"{innermost} of {type(model).__name__}" if innermost else type(model).__name__
 
 
 def _first_line(error: BaseException) -> str:
@@ -78,11 +78,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _advice(model: nn.Module) -> str:
-    """Return what a mixture of experts of transformers can change to be simulated; "" for other models."""
+    """Return how to make a transformers mixture of experts run on fake tensors; "" for other models."""
     can_set = getattr(model, "_can_set_experts_implementation", lambda: False)()
     if not can_set or getattr(model.config, "_experts_implementation", None) == "grouped_mm":
         return ""
-    return 'model.set_experts_implementation("grouped_mm") needs none. '
+    return 'Call model.set_experts_implementation("grouped_mm"), which reads no values. '
 
 
 @contextmanager

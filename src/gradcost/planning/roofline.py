@@ -1,4 +1,4 @@
-"""Estimate seconds from counts: the calibrated rates of a machine, and a roofline over single operators."""
+"""Estimate the seconds of a step from its counts: a roofline model per operator, with measured rates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Rates:
         overhead: seconds of one operator on one number.
         normals: normal random numbers per second that `add_noise` draws and adds.
         signs: random signs per second that `add_noise` draws and adds.
-        doubt: why the rates may be wrong; None if nothing was noticed.
+        doubt: why the rates may be wrong; None if there is no reason.
     """
 
     device: str
@@ -65,7 +65,7 @@ class Rates:
 def calibrate(device: str = "cpu", seconds: float = 10.0) -> Rates:
     """Measure the rates of a device at torch's current thread count. Run nothing else during the measurement.
 
-    Each rate is the median of five samples. Needs 2 MiB to 4 GiB of the device's memory.
+    Each rate is the median of five samples. Needs about 0.2 GiB of memory on a CPU and 2.3 GiB on CUDA.
 
     Args:
         device: "cpu" or a CUDA device.
@@ -92,7 +92,7 @@ def calibrate(device: str = "cpu", seconds: float = 10.0) -> Rates:
         side = _SIDE[kind]
         a = torch.ones(side, side, dtype=dtype, device=device)
         matmul[_named(dtype)] = 2 * side**3 / median(_named(dtype), lambda a=a: a @ a)
-    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)  # the pages of zeros may not be mapped yet
+    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)  # pages of zeros may not be mapped yet
     target = torch.ones_like(source)
     copy = 2 * _COPIED[kind] / median("copy", lambda: target.copy_(source))
     one = torch.ones(1, device=device)
@@ -166,7 +166,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def _entry(device: str, threads: int) -> str:
-    """The key of the rates in the file, with the machine (a cache folder may be shared) and the thread count."""
+    """The key of the rates in the file: machine (several may share a cache folder), device and thread count."""
     return f"{platform.node()}: {device}, {threads} threads"
 
 

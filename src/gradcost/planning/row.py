@@ -62,7 +62,7 @@ class Row:
         return [self.method, size(self.forecast.peak), fits, f"{self.forecast.forwards:.2f}", seconds, steps, batch]
 
     def record(self) -> dict[str, Any]:
-        """Return the row as plain JSON data; "cells" holds the table's cells by column."""
+        """Return the row as plain JSON data; "cells" maps each column of the table to its cell."""
         record = {
             "method": self.method,
             "write": label(self.estimator),

@@ -1,7 +1,8 @@
 """Search for a checkpointing schedule by simulating whole steps.
 
-In a chain of blocks, the figures of single blocks give the peak of every schedule. Otherwise (skip connections, an
-encoder and a decoder, a residual stream outside of the blocks) they are estimates that order the search.
+In a chain of blocks, the bytes and FLOPs of single blocks determine the peak of every schedule. In other models (skip
+connections, an encoder and a decoder, a residual stream outside of the blocks) they only give estimates of peaks. The
+search simulates the schedules with the best estimates first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def fewer_flops(start: Point, budget: int, simulated: Measure, estimated: Measur
         start: a simulated schedule whose peak is at most `budget`.
         budget: bytes.
         simulated: returns the peak of a whole step and the recomputed FLOPs of a schedule. Slow.
-        estimated: the same from the figures of single blocks. Fast.
+        estimated: returns estimates of both from the bytes and FLOPs of single blocks. Fast.
     """
     return _descent(start, simulated, estimated, lambda point: (point.peak > budget, point.flops, point.peak))
 
@@ -33,12 +34,12 @@ def lower_peak(start: Point, simulated: Measure, estimated: Measure) -> Point:
 
 
 def _descent(best: Point, simulated: Measure, estimated: Measure, rank: Callable[[Point], tuple[int, ...]]) -> Point:
-    """Move to a neighbour of lower rank as long as there is one, and simulations are left."""
+    """Move to neighbours of lower rank until none has a lower rank or `_MOST_SIMULATIONS` were simulated."""
     tried = {best.items}
     while len(tried) <= _MOST_SIMULATIONS:
-        off = best.peak - estimated(best.items).peak  # what the figures of single blocks miss, nearly the same nearby
+        error = best.peak - estimated(best.items).peak  # of the estimate; nearly the same for neighbours
         candidates = [estimated(items) for items in set(neighbours(best.items)) - tried]
-        candidates = [Point(point.peak + off, point.flops, point.items) for point in candidates]
+        candidates = [Point(point.peak + error, point.flops, point.items) for point in candidates]
         candidates.sort(key=lambda point: (*rank(point), str(point.items)))
         for candidate in candidates[: _MOST_SIMULATIONS + 1 - len(tried)]:
             tried.add(candidate.items)
@@ -61,9 +62,9 @@ def neighbours(items: Items) -> Iterator[Items]:
     """Yield the schedules that differ from a schedule in one place.
 
     - A region is replaced by its items.
-    - One recorded block at the start or end of a run, or the whole run, becomes a region.
+    - The first block, the last block, the first half or all of a run (consecutive recorded blocks) becomes a region.
     - Two neighbouring regions are joined, or a region is divided.
-    - What differs lies inside one region.
+    - One of these changes is made inside a region.
     """
     for i, item in enumerate(items):
         before, after = items[:i], items[i + 1 :]

@@ -38,10 +38,11 @@ class Within(Saving):
     a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested.
     Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules of a chain. If a block gets
     other tensors than the previous block's output (an encoder's output, a skip connection), schedules near the best
-    ones are simulated too, and a Note says so. The peak of a whole step is simulated before a schedule is chosen. All
-    figures come from fake tensors.
+    ones are simulated too, and a Note is issued. Before a schedule is chosen, the peak of its complete step is
+    simulated. All bytes and FLOPs come from fake tensors.
 
-    Law: the measured peak is at most `bytes - beside`, and the gradient equals that of backpropagation bit for bit.
+    Law: without an optimizer, the measured peak is at most `bytes - beside`. The gradient equals that of
+    backpropagation bit for bit.
 
     Args:
         bytes: the memory budget, in bytes.
@@ -99,7 +100,7 @@ class Within(Saving):
         return None
 
     def schedule(self, objective: Objective, batch: Any) -> Items:
-        """Return the schedule, as `Schedule` takes it.
+        """Return the chosen schedule, in the notation of `Schedule`.
 
         Args:
             objective: the model and the loss.
@@ -125,7 +126,8 @@ def within(
 class MemoryTradeoff:
     """The best checkpointing schedules of a chain of blocks, in the order of increasing peak.
 
-    points: each schedule with its peak bytes and recomputed FLOPs, computed from `figures`, those of single blocks.
+    figures: the bytes and FLOPs of single blocks (`Profile`).
+    points: each schedule with its peak bytes and recomputed FLOPs, computed from `figures`.
     `peak`, `least` and `cheapest` instead simulate whole steps.
 
     Raises:
@@ -157,7 +159,7 @@ class MemoryTradeoff:
     def is_chain(self) -> bool:
         """Whether each block gets the previous block's output and no other tensor of an earlier block.
 
-        Then a schedule with the fewest FLOPs is known. Otherwise it is the best of the simulated schedules.
+        If so, `cheapest` returns the fewest FLOPs of all schedules that fit; if not, of the simulated schedules.
         """
         return not (self.figures.breaks or self.figures.shared)
 
@@ -166,7 +168,10 @@ class MemoryTradeoff:
         return self._simulated(self.points[index].items).peak
 
     def least(self) -> Point:
-        """Return the schedule with the smallest simulated peak: of the first ones, one region a block, and others."""
+        """Return the schedule with the smallest simulated peak.
+
+        Candidates: the first three of `points`, one region per block, and without a chain also their neighbours.
+        """
         if self._known.least is None:
             blocks = schedule_length(self.points[0].items)
             candidates = dict.fromkeys([*(point.items for point in self.points[:3]), ((1,),) * blocks])
@@ -181,7 +186,7 @@ class MemoryTradeoff:
             DoesNotFit: no schedule fits; the message states the least memory that is needed.
         """
         # Search with doubling strides around the predicted index, then bisect.
-        fits, over = -1, len(self.points)  # the largest index known to fit, and the smallest known not to
+        fits, over = -1, len(self.points)  # the largest index that fits and the smallest that does not, so far
         stride, at = 1, max(bisect_right(self.points, budget, key=lambda point: point.peak) - 1, 0)
         while over - fits > 1:
             if self.peak(at) <= budget:
@@ -195,10 +200,10 @@ class MemoryTradeoff:
             return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
         if fits < 0 and self.least().peak > budget:
             raise DoesNotFit(self._too_small(budget))
-        found = [self.least()] if fits < 0 else [self._simulated(self.points[fits].items)]
+        candidates = [self.least()] if fits < 0 else [self._simulated(self.points[fits].items)]
         if not self.is_chain:
-            found += [point for point in map(self._simulated, self._uniform()) if point.peak <= budget]
-        best = min(found, key=lambda point: (point.flops, point.peak))
+            candidates += [point for point in map(self._simulated, self._uniform()) if point.peak <= budget]
+        best = min(candidates, key=lambda point: (point.flops, point.peak))
         return best if self.is_chain else fewer_flops(best, budget, self._simulated, self._estimated)
 
     def _too_small(self, budget: int) -> str:
@@ -234,7 +239,7 @@ class MemoryTradeoff:
 
 @dataclass
 class _Known:
-    """What is known of the schedules of a model, a loss and shapes."""
+    """The cached profile, schedules and simulations of one entry of `_cache`."""
 
     figures: Profile
     points: list[Point]
@@ -242,7 +247,7 @@ class _Known:
     least: Point | None = None
 
 
-# By model, then by loss, shapes, modes, optimizer and device.
+# Keys: the model, then (loss, shapes, training modes, optimizer, device).
 _cache: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]
 _cache = weakref.WeakKeyDictionary()
 

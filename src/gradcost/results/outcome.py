@@ -1,4 +1,4 @@
-"""The outcome of a recorded trial, by the rule of divergence of the present version."""
+"""Apply the present rule of divergence (`DivergenceMonitor`) to recorded trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradcost.core.divergence import DivergenceMonitor
 
 
 def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a trial's record with the status that the rule of divergence gives it.
+    """Return a trial's record; if its loss diverges by the present rule, a copy with status "diverged".
 
     Trials of this version stop where they diverge. Older versions stopped a trial only at a loss that was not finite.
     If the recorded loss curve of a finished trial diverges, the record is returned as if the trial had stopped there.
@@ -17,7 +17,7 @@ def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
     Args:
         record: JSON of kind "trial".
     Returns:
-        The record itself, or a copy with status "diverged".
+        The record itself, or a copy with status "diverged", cut at the step of divergence.
     """
     curve = record.get("curve") or {}
     if record.get("status") != "finished" or not curve.get("loss"):
@@ -35,7 +35,7 @@ def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _until(curve: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """The points of a curve up to the step `last`. Lists of values follow the list of steps before them."""
+    """The points of a curve up to the step `last`. "validation_step" has the steps of the validation values."""
     training = sum(step <= last for step in curve["step"])
     validation = sum(step <= last for step in curve.get("validation_step", ()))
     return {

@@ -58,8 +58,8 @@ def differentiate(
         )
     use = known_use(objective) or ORDINARY
     if len(seeds) > 1 and (use.differentiates or use.forward_mode):  # autograd.grad does not work under vmap
-        found = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
-        return found[-1][0], torch.cat([slope for _, slope in found])
+        results = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
+        return results[-1][0], torch.cat([slope for _, slope in results])
     if len(seeds) == 1:
         if use.forward_mode:  # a dual level cannot contain another one, but a transform can
             loss, slope = _in_transform(lambda: _evaluate(objective, batch, key, directions, seeds, None))
@@ -80,7 +80,7 @@ def differentiate(
 
 
 def _in_transform(evaluate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the loss and its tangent. `evaluate` runs inside `torch.func.jvp`, of whose argument it makes no use."""
+    """Return the loss and its tangent. `evaluate` runs inside `torch.func.jvp` and ignores its argument."""
     unused = torch.zeros(())
     return torch.func.jvp(lambda _: evaluate(), (unused,), (unused,))  # pyright: ignore[reportReturnType]
 
@@ -122,7 +122,7 @@ def _evaluate(
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         use = known_use(objective) or ORDINARY
         rules = _RULES | _RULES_IN_TRANSFORM if in_transform else _RULES
-        rules = rules | {rule: rule for rule in _OF_DUALS} if use.transforms else rules
+        rules = rules | {rule: rule for rule in _UNPACKING_DUALS} if use.transforms else rules
         if isinstance(directions, Factored) and not (use.differentiates or use.transforms):
             stack.enter_context(substituted(objective, make, rules, only_linear_reads))
 
@@ -171,7 +171,7 @@ def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear on dual tensors, without a matmul for a missing tangent. PyTorch's rule multiplies zeros.
 
-    A loss that differentiates inside needs PyTorch's rule, which saves the weight with its tangent for the backward.
+    A loss that calls autograd needs PyTorch's rule, which saves the weight with its tangent for a backward pass.
     """
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         return F.linear(input, weight, bias)
@@ -250,7 +250,8 @@ def _dropout(
 
 _RULES = {F.layer_norm: _normalizing(F.layer_norm), F.group_norm: _normalizing(F.group_norm)}
 _RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | RULES
-_OF_DUALS = (F.linear, F.layer_norm, F.group_norm)  # their rules unpack duals, which transforms of the loss wrap
+# Functions whose rules unpack dual tensors. Transforms of the loss wrap these, so the rules are not used there.
+_UNPACKING_DUALS = (F.linear, F.layer_norm, F.group_norm)
 _RULES_IN_TRANSFORM = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 
@@ -279,10 +280,10 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
         try:
             attempt()
         except BadInput:
-            raise  # not forward mode's fault
+            raise  # wrong arguments, not a limit of forward mode
         except (NotImplementedError, RuntimeError, ValueError) as raised:
             causes = list(_causes(raised))
-            # `Jvp.measure` converts this error to a refusal.
+            # `Jvp.measure` converts a NotImplementedError to Unsupported: report the original error.
             error = next((cause for cause in causes if isinstance(cause, NotImplementedError)), raised)
             frames = [
                 f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARY_FOLDERS)
@@ -299,7 +300,7 @@ def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | No
     if blocked is None:
         return None
     if blocked.module is None and not blocked.line:
-        return f"{blocked.reason}."  # a refusal of gradcost
+        return f"{blocked.reason}."  # gradcost raised it, with a complete message
     where = "the loss" if blocked.module is None else f"`{blocked.module or type(model).__name__}`"
     return (
         f"{where} cannot be differentiated forward, at `{blocked.line}`: {blocked.reason}. For attention use "
@@ -311,7 +312,7 @@ def failure_message(model: nn.Module, attempt: Callable[[], object]) -> str | No
 def _failing_module(model: nn.Module, failed: list[tuple[str, BaseException | None]]) -> Iterator[None]:
     """If a forward raises inside the context, append the name of the module and the exception, innermost first.
 
-    A module may also return None, which an always_call hook gets after an error too.
+    An always_call hook gets output None after an error, but also if the module returns None: look for a new error.
     """
     outside = sys.exc_info()[1]
     hooks = Hooks()
@@ -326,7 +327,8 @@ def _failing_module(model: nn.Module, failed: list[tuple[str, BaseException | No
 
     with undoing(hooks.remove):
         for name, module in model.named_modules():
-            hook(name, module)
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict):  # these are not called
+                hook(name, module)
         yield
 
 

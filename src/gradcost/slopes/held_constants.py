@@ -1,8 +1,8 @@
 """Hold the constant parts of a loss at their values while a finite difference moves the weights.
 
-For backprop, what a loss computes under `torch.no_grad()` is a constant, and so is a derivative without create_graph.
-At moved weights it would be another one, because activations, or weights of a module that runs, enter it. So an
-evaluation at the weights records it, and the evaluations of a difference read the record.
+Backprop treats two results inside a loss as constants: those under `torch.no_grad()`, and derivatives without
+create_graph. If they depend on activations or on the weights of a running module, they change at moved weights. So
+one evaluation at the original weights records their inputs, and evaluations at moved weights use the record.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gradcost.slopes.substitution import RULES, UNREAD, with_rules
 
 
 class HeldConstants:
-    """What enters the constant parts of one evaluation, in the order of the calls of torch functions.
+    """The inputs of the constant parts of one evaluation, in the order of the calls of torch functions.
 
     Args:
-        values: one entry per tensor argument, None for one that does not depend on the weights; and the results of
+        values: one entry per tensor argument (None if it does not depend on the weights) and per result of
             torch.autograd.grad.
     """
 
@@ -38,8 +38,8 @@ class HeldConstants:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Evaluate a loss, inside `substituted`, with these values."""
-        mode = _Held(self.values)
+        """Inside the context, constant parts use these values. Enter it inside `substituted`."""
+        mode = _Replacer(self.values)
         with mode:
             yield
         if mode.position != len(self.values):
@@ -47,14 +47,14 @@ class HeldConstants:
 
 
 def held_constants(objective: Objective, batch: Any, key: Key) -> HeldConstants | None:
-    """Record what enters the constant parts of the loss. Cost: one forward pass; none if nothing has to be held.
+    """Record the inputs of the constant parts of the loss. Cost: one forward pass, or none if the result is None.
 
     Args:
         objective: the model and the loss.
         batch: any pytree; passed to the loss as it is.
         key: seeds the random layers.
     Returns:
-        The record, or None.
+        The record; None if no constant part depends on activations or moved weights.
     Raises:
         Unsupported: the constant parts are inside torch.func transforms.
     """
@@ -98,7 +98,7 @@ class _ConstantPartMode(TorchFunctionMode):
 
 
 class _Recorder(_ConstantPartMode):
-    """Records the arguments that depend on the weights: not being substituted, these require a gradient."""
+    """Records the arguments that depend on the weights. No weight is substituted here, so they require a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class _Recorder(_ConstantPartMode):
         return argument
 
     def slopes(self, differentiate: Callable[[], Any]) -> Any:
-        found = differentiate()
-        self.values.append(pytree.tree_map_only(Tensor, torch.clone, found))
-        return found
+        derivatives = differentiate()
+        self.values.append(pytree.tree_map_only(Tensor, torch.clone, derivatives))
+        return derivatives
 
 
-class _Held(_ConstantPartMode):
+class _Replacer(_ConstantPartMode):
     """Replaces the arguments by the recorded values."""
 
     def __init__(self, values: list[Any]) -> None:
@@ -142,11 +142,11 @@ class _Held(_ConstantPartMode):
 
 
 _DETACHES = (
-    "the loss uses `.detach()` or `.data` of an activation. For backprop the result is a constant; a finite "
-    "difference follows the loss, where it moves with the weights. Compute it under torch.no_grad() to hold it "
+    "the loss uses `.detach()` or `.data` of an activation. For backprop the result is a constant; in a "
+    "finite difference it changes with the weights. Compute it under torch.no_grad() to hold it "
     "constant, or use forward_gradient() or backprop()."
 )
 _OTHER_CALLS = (
-    "the loss computes other things under torch.no_grad() at moved weights, so a finite difference cannot hold them "
-    "constant. Use forward_gradient() or backprop()."
+    "at moved weights the loss calls other functions under torch.no_grad(), so a finite difference cannot hold their "
+    "results constant. Use forward_gradient() or backprop()."
 )

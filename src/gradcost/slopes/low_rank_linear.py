@@ -1,7 +1,8 @@
 """Forward-mode rule for linear layers along a low-rank direction.
 
-A weight's tangent dW = left' right / sqrt(rank) adds x dW' = (x right') left / sqrt(rank) to the output's tangent.
-The matrix dW is never formed.
+A weight W of shape (m, n) has the tangent dW = left' right / sqrt(rank), with left of shape (rank, m) and right of
+shape (rank, n). For an input x, it adds x dW' = (x right') left / sqrt(rank) to the output's tangent. The matrix dW
+is never formed.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def _is_real_matrix(parameter: Tensor) -> bool:
 class LowRankLinearMode(TorchFunctionMode):
     """Inside this mode, F.linear with a leaf as its weight returns a dual tensor.
 
-    The tangent is the sum of two parts. One is the weight's, computed from the factors. The other is that of input
-    and bias: F.linear on them, with the weight as a constant.
+    The tangent is the sum of two parts: x dW', computed from the factors, and the tangent of F.linear with a constant
+    weight, from the tangents of input and bias.
 
-    Cost of the weight's part, for an m x n weight: rank (m + n) / (m n) of the matmul in the forward pass.
+    Cost of x dW' for an m x n weight: the fraction rank (m + n) / (m n) of the layer's forward matmul.
     """
 
     def __init__(

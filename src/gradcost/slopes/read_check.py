@@ -1,10 +1,10 @@
-"""Notice code that reads the original weights where `substituted` should have replaced them.
+"""Detect code that reads the original weights where `substituted` should have replaced them.
 
 Compiled and scripted functions, custom kernels, captured references, and tensors that were computed from a parameter
-before the forward pass can read weights without a torch function. A slope would then be of other weights.
+before the forward pass can read weights without a torch function. A slope would then use wrong weights.
 
-The check, once per model and loss, evaluates the loss twice with the current weights as replacements. In the second
-evaluation the parameters themselves hold other numbers. If the loss changes, some code has read them.
+The check evaluates the loss twice with the current weights as replacements. In the second evaluation the parameters
+themselves contain other numbers. If the loss changes, some code has read these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradcost.core.autograd_use import examine, known_use
 from gradcost.core.errors import GradcostError, Unsupported
-from gradcost.core.first_use import can_check, findings
+from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.isolation import weights_replaced
 from gradcost.core.key import Key
 from gradcost.core.mutable_state import Traversal
@@ -29,10 +29,11 @@ _PASSED = "reads of substituted weights"
 
 
 def check_reads(objective: Objective, batch: Any, key: Key) -> None:
-    """Check, once per model and loss, that substituted weights reach every read of a trainable parameter.
+    """Check at first use that substituted weights reach every read of a trainable parameter.
 
-    Cost: two forward passes, and about five more if a read is found. There is no check on fake tensors and inside a
-    torch dispatch mode, which counts FLOPs or memory.
+    Each estimate with slopes calls it. Cost: two forward passes at the first call for a model and loss and at the
+    8th, 32nd, 128th and so on (`first_use.is_due`), and about five more if a read is found. Nothing is checked on
+    fake tensors or inside a torch dispatch mode, which counts FLOPs or memory.
 
     Args:
         objective: the model and the loss.
@@ -41,17 +42,19 @@ def check_reads(objective: Objective, batch: Any, key: Key) -> None:
     Raises:
         Unsupported: some code reads the original weights. The message names the parameter or the attribute.
     """
-    attributes, model = objective.__dict__, objective.model
-    if attributes.get(_PASSED) is model.training:
-        return
     objective.prepare(batch, key)
-    if not can_check(model):
-        return
-    # Restricted objectives of one model have other leaves.
-    leaves = objective.leaves[0].name, len(objective.leaves)
-    found = findings(model, objective.loss)
-    passed = found.setdefault((_PASSED, model.training), set())
-    if leaves not in passed:
+    model, known = objective.model, objective.__dict__.get(_PASSED)
+    if known is None or known[0] is not model.training:
+        if not can_check(model):
+            return
+        uses = findings(model, objective.loss).setdefault((_PASSED, model.training), {})
+        known = objective.__dict__[_PASSED] = model.training, uses
+    # Objectives of one model may train different leaves (`Objective.only`).
+    leaves, uses = (objective.leaves[0].name, len(objective.leaves)), known[1]
+    count = uses.get(leaves, 0) + 1
+    if count == 1 or is_due(count):
+        if not can_check(model):
+            return
         message = compiled_message(objective)
         if message is None:
             use = known_use(objective) or examine(objective, batch, key)
@@ -59,10 +62,10 @@ def check_reads(objective: Objective, batch: Any, key: Key) -> None:
             if message is None and use is not None and use.depends_on_mode:
                 message = _other_function(objective, batch, key)
         if message is not None:
+            uses.pop(leaves, None)
             raise Unsupported(message)
         _warn_of_backward_hooks(objective)
-        passed.add(leaves)
-    attributes[_PASSED] = model.training
+    uses[leaves] = count
 
 
 def _warn_of_backward_hooks(objective: Objective) -> None:
@@ -105,7 +108,7 @@ class _Source(NamedTuple):
     """A tensor that code can read directly.
 
     Args:
-        message: the start of the refusal.
+        message: the start of the error message.
         tensor: a parameter, or a tensor that was computed from one.
     """
 
@@ -114,7 +117,7 @@ class _Source(NamedTuple):
 
 
 def _direct_read(objective: Objective, batch: Any, key: Key) -> str | None:
-    """Return a refusal that names what is read directly, or None."""
+    """Return an error message that names a tensor which code reads directly, or None."""
     originals = {leaf.name: leaf.parameter.detach() for leaf in objective.leaves}
 
     def original(leaf: Leaf) -> Tensor:
@@ -123,7 +126,7 @@ def _direct_read(objective: Objective, batch: Any, key: Key) -> str | None:
     def evaluate(sources: Sequence[_Source]) -> Tensor:
         tensors = [source.tensor for source in sources]
         with (
-            weights_replaced(tensors, list(map(_other, tensors))),
+            weights_replaced(tensors, list(map(_other_numbers, tensors))),
             substituted(objective, original, RULES, constant=original),
         ):
             return objective.evaluate(batch, key)
@@ -136,34 +139,34 @@ def _direct_read(objective: Objective, batch: Any, key: Key) -> str | None:
         half = len(sources) // 2
         sources = sources[:half] if _differs(evaluate, sources[:half], expected) else sources[half:]
     return (
-        f"{sources[0].message}. A slope would be of other weights. Pass the weight to torch functions inside the "
+        f"{sources[0].message}. A slope would use wrong weights. Pass the weight to torch functions inside the "
         "forward pass of eager code, or use backprop()."
     )
 
 
 def _other_function(objective: Objective, batch: Any, key: Key) -> str | None:
-    """Return a refusal if the loss differs where weights require no gradient."""
+    """Return an error message if the loss differs when no weight requires a gradient; otherwise None."""
     with substituted(objective, lambda leaf: leaf.parameter.detach(), RULES):
         loss = objective.evaluate(batch, key)
     if torch.allclose(loss, objective.evaluate(batch, key), rtol=1e-4, atol=0, equal_nan=True):
         return None
     return (
         "the loss has another value where weights require no gradient: its code reads `requires_grad` or catches "
-        "autograd's errors, and a slope would be of another function than the gradient. Remove the condition, or use "
-        "backprop()."
+        "autograd's errors, and a slope would belong to another function than the gradient. Remove the condition, or "
+        "use backprop()."
     )
 
 
 def _differs(evaluate: Callable[[Sequence[_Source]], Tensor], sources: Sequence[_Source], expected: Tensor) -> bool:
     try:
         loss = evaluate(sources)
-    except GradcostError:
+    except (GradcostError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:
         return True  # the code has read numbers that it does not accept
     if torch.equal(loss, expected) or expected.isnan():
         return False
-    noise = (evaluate([]) - expected).abs()  # 0 unless the loss itself varies
+    noise = (evaluate([]) - expected).abs()  # 0 unless equal evaluations of the loss differ
     return not bool((loss - expected).abs() <= 100 * noise)
 
 
@@ -178,7 +181,7 @@ def _parameters(objective: Objective) -> Iterator[_Source]:
 
 
 def _computed_tensors(objective: Objective) -> Iterator[_Source]:
-    """Yield the tensors that model and loss hold, and that were computed from a leaf before this evaluation."""
+    """Yield the tensors stored in the model or the loss that were computed from a leaf before this evaluation."""
     leaves = {id(leaf.parameter): leaf.name for leaf in objective.leaves}
     traversal = Traversal(follow_functions=True)
     traversal.visit("", objective.model)
@@ -209,7 +212,7 @@ def _origin(tensor: Any, leaves: dict[int, str]) -> str | None:
     return None
 
 
-def _other(tensor: Tensor) -> Tensor:
+def _other_numbers(tensor: Tensor) -> Tensor:
     """Return numbers of both signs in the shape of a tensor. Only one row is stored."""
     row = torch.arange(tensor.shape[-1] if tensor.ndim else 1, device=tensor.device, dtype=torch.float32)
     row = (row * 2.3999 + 0.7).sin() + 0.3

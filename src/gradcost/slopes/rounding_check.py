@@ -64,7 +64,7 @@ def warn_if_rounded(
     losses: Sequence[Tensor],
     loss_at: Callable[[float], Tensor],
 ) -> None:
-    """Emit a Note if rounding makes these finite differences wrong, when the schedule (see the module) has a check.
+    """Emit a Note if rounding makes these finite differences wrong. Most estimates skip the check (module docstring).
 
     Args:
         objective: the model whose weights are perturbed.
@@ -120,7 +120,7 @@ def rounded_leaves(
 
 
 def _sums(leaf: Leaf, directions: Directions, seed: int, eps: float) -> Tensor:
-    """Sum over a leaf: exact . rounded, |exact|^2, |rounded|^2, weights moved, weights perturbed, |weights|^2."""
+    """Sum over a leaf: exact . rounded, |exact|^2, |rounded|^2, count of moved, of perturbed weights, |weights|^2."""
     base = leaf.parameter.detach()
     exact = combination(directions, leaf, [seed], [1.0])
     end = directions.add(base, leaf, [seed], [eps])
@@ -163,8 +163,8 @@ def _distance(losses: Sequence[float]) -> float:
 def loss_noise(losses: Sequence[float]) -> float:
     """Return the standard deviation of the rounding errors of losses at equally spaced points of a line.
 
-    Law: third differences remove the smooth part of the loss up to its quadratic term. Those of independent errors
-    of standard deviation s have a mean square of 20 s^2.
+    Law: third differences remove the smooth part of the loss up to its quadratic term. The third differences of
+    independent errors of standard deviation s have a mean square of 20 s^2.
 
     Args:
         losses: four losses or more.

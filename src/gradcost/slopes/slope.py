@@ -71,12 +71,12 @@ class CentralDifference(Slope):
     - The reported loss is the mean of all evaluated losses, so it needs no further forward pass. Per probe it differs
       from loss(theta) by about eps^2/2 z'Hz, with H the Hessian.
     - If the loss has a kink between the two points, s is the mean derivative between them.
-    - What the loss computes under `torch.no_grad()` is a constant, as for backprop. If activations enter it, an
-      estimate needs one more forward pass. A loss that is under `torch.no_grad()` as a whole is followed. So is the
-      result of `.detach()`, which a Note reports.
+    - What the loss computes under `torch.no_grad()` is a constant, as for backprop. If it depends on activations,
+      an estimate needs one more forward pass. A loss that runs entirely under `torch.no_grad()` is not constant.
+      Nor is the result of `.detach()`: a Note reports it.
     - Losses of torch.nn.functional convert half-precision inputs to float32.
-    - A Note warns if half-precision weights lose the perturbation by rounding, if the losses are too close, or if the
-      rounding of half-precision operations exceeds a tenth of the slopes.
+    - A Note warns if half-precision weights lose the perturbation by rounding, if the two losses are too close, or if
+      the rounding of half-precision operations exceeds a tenth of the slopes.
 
     Law of eps=None: each estimate uses eps = w (3 u)^(1/3) (`best_eps`), times (D/d)^(1/6) if only d of D weights
     train (`central_eps`). w is the typical size of a weight (`scale_of`). u is the relative round-off of the loss
@@ -182,7 +182,7 @@ def shifted(
     step: float,
     held: HeldConstants | None = None,
 ) -> Tensor:
-    """Return loss(theta + step z), in the loss's own dtype. held: the values of what is constant for backprop."""
+    """Return loss(theta + step z), in the loss's own dtype. held: recorded constants."""
     use = known_use(objective)
     has_constants = use is not None and use.has_constants
 
@@ -213,12 +213,12 @@ class Jvp(Slope):
     """Exact slope s = grad . z by forward-mode differentiation (Jacobian-vector product), without an autograd graph.
 
     Cost for L linear layers, in matmuls of the size of the forward pass: L per forward pass, plus 2L - 1 per probe.
-    With together=1 each probe costs 3L - 1. A frozen weight needs no matmul for a tangent. Along low-rank directions
-    (`LowRank`) a linear layer needs two thin matmuls instead of the matmul with its weight's tangent.
+    With together=1 each probe costs 3L - 1. A frozen weight needs no matmul for its tangent. Along low-rank
+    directions (`LowRank`) a linear layer needs two thin matmuls instead of the matmul with its weight's tangent.
 
     Attention runs on the math kernel, because the fused kernels have no forward-mode rule. A Note reports it once.
 
-    What the loss computes under `torch.no_grad()` is a constant, as for backprop. A loss that differentiates inside,
+    What the loss computes under `torch.no_grad()` is a constant, as for backprop. A loss that computes derivatives,
     by `torch.autograd.grad` or a forward-mode transform, takes one direction per forward pass whatever `together` is.
 
     Args:

@@ -33,7 +33,7 @@ from gradcost.core.autograd_use import CUTS, gives_constants, known_use
 from gradcost.core.compiled import is_compiled, is_compiled_function
 from gradcost.core.errors import Unsupported
 from gradcost.core.gradient_mode import set_grad_enabled
-from gradcost.core.interrupts import undoing
+from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 
@@ -84,7 +84,7 @@ def substituted(
         rules: maps torch functions to the functions that run instead.
         skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The module swap then
             skips the parameter, and the torch-function mode replaces it.
-        constant: returns what `.detach()` and `.data` of a leaf give: its value, constant as for backprop.
+        constant: returns the result of `.detach()` and `.data` of a leaf. Default: its own value, as for backprop.
     Raises:
         Unsupported: a module with trainable parameters is compiled.
     """
@@ -92,10 +92,11 @@ def substituted(
     use = known_use(objective)
     if use is not None and use.of_parameters:
         make = _connected(make)
-    swaps: list[_Swap] = []
+    swaps, hooks = list[_Swap](), Hooks()
     swapped: dict[int, Leaf] = {}
 
     def restore() -> None:
+        hooks.remove()
         for swap in swaps:
             swap.detach()
 
@@ -110,7 +111,8 @@ def substituted(
             if own:
                 swap = _Swap(module, own, swapped, make)
                 swaps.append(swap)
-                swap.attach()
+                hooks.before(module, swap.enter)
+                hooks.after(module, swap.leave, always=True)
         with _SubstitutionMode(leaves, swapped, make, constant, rules or {}):
             yield
 
@@ -165,19 +167,19 @@ def _connected(make: Make) -> Make:
 def _outside_transforms(make: Make, level: int | None) -> Make:
     """Return `make`, called outside of the `torch.func` transforms that the loss applies.
 
-    Inside a transform new tensors are wrapped, so random numbers could not fill them. level: that of the transforms
-    around the evaluation.
+    Inside a transform new tensors are wrapped, so random numbers could not fill them. level: that of the
+    evaluation, outside the loss's transforms.
     """
 
     def made(leaf: Leaf) -> Tensor:
-        left = []
+        popped = []
         try:
             while _current_level() != level:
-                left.append(functorch.pop_dynamic_layer_stack())
+                popped.append(functorch.pop_dynamic_layer_stack())
             return make(leaf)
         finally:
-            while left:
-                functorch.push_dynamic_layer_stack(left.pop())
+            while popped:
+                functorch.push_dynamic_layer_stack(popped.pop())
 
     return made
 
@@ -189,7 +191,7 @@ def _same(leaf: Leaf) -> Tensor:
 class _Swap:
     """Hooks that replace the parameters of one module while its forward runs.
 
-    leaves: by the names of parameters. swapped: by the ids of the replacements in use, of all modules.
+    leaves: (parameter name, leaf) pairs. swapped: id of a replacement in use -> its leaf, for all modules.
     """
 
     def __init__(
@@ -208,7 +210,7 @@ class _Swap:
             if _current_level() != self.level:
                 make = _outside_transforms(make, self.level)
             with torch._C.DisableTorchFunction():
-                # A parameter that is not there, as inside functional_call, was replaced by the caller.
+                # Skip a parameter that the caller has replaced, as functional_call does.
                 self.substitutes = [
                     (name, leaf, make(leaf)) for name, leaf in self.leaves if current.get(name) is leaf.parameter
                 ]
@@ -219,39 +221,22 @@ class _Swap:
     def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         self.running -= 1
         if self.running == 0:
-            held = {name for name, _, _ in self.substitutes}
+            replaced = {name for name, _, _ in self.substitutes}
             current = module._parameters
             for name, leaf, substitute in self.substitutes:
                 if current.get(name) is substitute:
                     current[name] = leaf.parameter
                 del self.swapped[id(substitute)]
             self.substitutes = []
-            if self.padding is not None and "weight" in held and output is not None:
-                # Backprop gives this row no gradient.
-                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
+            if self.padding is not None and "weight" in replaced and output is not None:
+                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]  # no gradient, as in backprop
                 return torch.where((args[0] == self.padding).unsqueeze(-1), row, output)
         return None
 
-    def attach(self) -> None:
-        """Register `enter` as the first forward pre-hook, and `leave` as a forward hook that errors call too."""
-        # As register_forward_pre_hook and register_forward_hook do, without their handles: 1 us each per evaluation.
-        hooks: Any = self.module._forward_pre_hooks
-        hooks[self] = self.enter
-        hooks.move_to_end(self, last=False)
-        self.module._forward_hooks[self] = self.leave  # type: ignore[index]
-        self.module._forward_hooks_always_called[self] = True  # type: ignore[index]
-
     def detach(self) -> None:
-        """Remove the hooks, and restore the parameters: after a KeyboardInterrupt torch calls no hook."""
-        module: Any = self.module
-        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
-            hooks.pop(self, None)
+        """Restore the parameters: after a KeyboardInterrupt torch calls no hook."""
         for name, leaf in self.leaves:
-            module._parameters[name] = leaf.parameter
-
-    def __deepcopy__(self, memo: Any) -> _Swap:
-        """Return hooks without effect: a loss has copied the module, with copies of the weights as constants."""
-        return _Swap(self.module, [], {}, self.make)
+            self.module._parameters[name] = leaf.parameter
 
 
 class _SubstitutionMode(TorchFunctionMode):
@@ -289,7 +274,7 @@ class _SubstitutionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _is_transformed(self) -> bool:
-        """Return whether the evaluation runs in a transform of a slope, and in none of the loss."""
+        """Return whether the slope applies a torch.func transform here, and the loss none."""
         return self.level is not None and _current_level() == self.level and not _marks_inputs()
 
     def _replace(self, argument: Any) -> Any:

@@ -24,8 +24,8 @@ from gradcost.training.train_state import TrainState
 def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """Write a training checkpoint: weights, buffers, optimizer state and estimator state. The write is atomic.
 
-    Attributes that training steps change, such as hidden states, and buffers of modules that only the loss reaches
-    are stored too.
+    The file also contains attributes that training steps change, such as hidden states, and the buffers of modules
+    that only the loss uses.
 
     Args:
         path: the file. An existing file is replaced.

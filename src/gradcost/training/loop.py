@@ -116,15 +116,17 @@ def train(
         raise Unsupported(objection)
     train_state = TrainState(objective, estimator, optimizer)
     if resume is not None and resume.exists():
-        objective.prepare(first, key)  # finds modules outside of the model, whose buffers the file may hold
+        objective.prepare(first, key)  # finds modules outside of the model: the file may contain their buffers
         checkpoint.read(resume, train_state)
     for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
         batch = task.batch_at(key.fold("data"), number)
         step_key = key.fold("step", number)
         result = train_state.step(batch, step_key)
         yield StepResult(number, objective, result.loss, result.slopes, result.clipped, train_state, batch, step_key)
-    spoiled = train_state.not_finite()
-    if spoiled is not None:
+    not_finite = train_state.not_finite()
+    if not_finite is not None:
         warn_once(
-            objective.model, "not finite at the end", f"`{spoiled}` is not finite: the gradient of a step was not."
+            objective.model,
+            "not finite at the end",
+            f"`{not_finite}` is not finite: a step had a gradient that is not finite.",
         )

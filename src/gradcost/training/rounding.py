@@ -219,7 +219,7 @@ def _rounded_at_random(piece: Tensor, dtype: torch.dtype, seed: int, start: int)
 def _uniform(seed: int, start: int, piece: Tensor) -> Tensor:
     """Return one multiple of 2^-32 in [0, 1) per element of `piece`, for indices start, start + 1, ..."""
     first, last = start // 4, (start + piece.numel() - 1) // 4
-    if is_fake(piece):  # not arange: a small integer fake tensor would hold real values
+    if is_fake(piece):  # not arange: the fake of a small integer tensor would store real values
         counter = torch.empty(last + 1 - first, dtype=torch.int64, device=piece.device)
     else:
         counter = torch.arange(first, last + 1, dtype=torch.int64, device=piece.device)

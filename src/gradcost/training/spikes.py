@@ -1,4 +1,4 @@
-"""Find spikes in the slopes of a training run, and follow its loss for a divergence."""
+"""Find spikes in the slopes of a training run, and detect the divergence of its loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Spike:
 
 @dataclass
 class SlopeMonitor:
-    """Find spikes of the slopes. `add` receives the measurements of each step. `loss` applies the rule of divergence.
+    """Find spikes of the slopes. `add` receives the measurements of each step. `loss` detects divergence.
 
     Spike: |slope| > median + deviations * 1.4826 MAD, or a slope that is not finite. The median and the median
     absolute deviation (MAD) are those of |slope| over the last `window` finite slopes.
@@ -43,7 +43,7 @@ class SlopeMonitor:
     Args:
         window: number of preceding slopes that set the threshold of a slope.
         deviations: distance of the threshold above the median, in robust standard deviations (1.4826 MAD).
-        loss: the losses so far, by the rule of divergence.
+        loss: applies the rule of divergence to the losses so far.
         spikes: the spikes so far.
         slopes: number of slopes so far.
         largest: the largest finite |slope|.

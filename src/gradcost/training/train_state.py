@@ -40,8 +40,8 @@ class TrainState:
 
         - Each parameter moves and its gradient is freed before the next parameter's gradient is computed.
         - An estimate changes no buffer. If a forward pass of the model changes buffers or attributes, one extra
-          forward pass at the weights before the step computes them. The first step finds out; it costs one or two
-          forward passes more.
+          forward pass at the weights before the step computes them. The first step detects whether it does,
+          with one or two further forward passes.
         - If the loss or a slope is not finite, nothing changes but the number of steps, and a `Note` is issued.
 
         Args:
@@ -71,9 +71,9 @@ class TrainState:
         return next_state(self.objective, batch, key, known) if known else None
 
     def _skipped(self, error: NotFinite) -> Estimate:
-        """Return the estimate of a step without a gradient."""
-        spoiled = self.not_finite()
-        cause = "" if spoiled is None else f" `{spoiled}` is not finite: the gradient of an earlier step was not."
+        """Issue a Note and return the estimate of the skipped step, without a gradient."""
+        name = self.not_finite()
+        cause = "" if name is None else f" `{name}` is not finite: an earlier step had a gradient that is not finite."
         warn_once(self.objective.model, "not finite", f"a step was skipped: {error}{cause}")
         device = self.objective.leaves[0].parameter.device
         return Estimate(torch.tensor(error.number, device=device), Streamed(self.objective, 0), state=self.state)
