@@ -304,7 +304,7 @@ def test_over_the_draw_of_the_factor_the_mean_is_the_gradient():
     [
         (lambda: LowRank(0), "the rank of a direction is the number of columns of its factors: 1 or more, not 0."),
         (lambda: LazyLowRank(rank=-1), "1 or more, not -1."),
-        (lambda: LazyLowRank(every=0), "for how many estimates a factor is held: 1 or more, not 0."),
+        (lambda: LazyLowRank(every=0), "the number of estimates that use one factor B, must be 1 or more, not 0."),
     ],
 )
 def test_a_bad_argument_is_refused_in_a_sentence(make: Any, sentence: str):
