@@ -61,25 +61,30 @@ def _signs(seeds, scales, start, base, out):
     """Set out[i] = base[i] + sum_k scales[k] * sign_k(start + i), with sign_k the signs of seeds[k]."""
     words = np.empty((_LANES, 4), np.uint32)
     flat_words = words.reshape(-1)
-    for i in range(base.size):
-        out[i] = base[i]
     for chunk in range(start // 128, (start + base.size + 127) // 128, _LANES):
         for k in range(seeds.size):
             for lane in range(_LANES):
                 c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
                 words[lane, 0], words[lane, 1], words[lane, 2], words[lane, 3] = c0, c1, c2, c3
+            is_first = k == 0 and base.ctypes.data != out.ctypes.data
             plus, minus = scales[k], -scales[k]
             for w in range(4 * _LANES):
                 word = flat_words[w]
                 at = chunk * 128 - start + 32 * w
                 if at >= 0 and at + 32 <= base.size:
-                    piece = out[at : at + 32]  # a slice of fixed length: the compiler vectorises over its bits
-                    for j in range(32):
-                        piece[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                    # Slices of fixed length: the compiler vectorises over their elements.
+                    before, after = base[at : at + 32], out[at : at + 32]
+                    if is_first:
+                        for j in range(32):
+                            after[j] = before[j] + (minus if (word >> np.uint32(j)) & np.uint32(1) else plus)
+                    else:
+                        for j in range(32):
+                            after[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
                 elif at + 32 > 0 and at < base.size:
                     for j in range(32):
                         if 0 <= at + j < base.size:
-                            out[at + j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                            sign = minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                            out[at + j] = (base[at + j] if is_first else out[at + j]) + sign
 
 
 @numba.njit(inline="always")
@@ -91,9 +96,15 @@ def _sine_and_cosine(angle):
 
 
 @numba.njit(inline="always")
+def _exponent(bits):
+    """Return the exponent of a float32 whose mantissa is between sqrt(2) / 2 and sqrt(2), from its bits."""
+    return np.int32(np.int32(bits - _HALF_SQRT2_BITS) >> np.int32(23))
+
+
+@numba.njit(inline="always")
 def _pair(bits, offset, quadrant, mantissa):
     """Return two normals by Box-Muller, from the bits and mantissa of a uniform number and an angle in two parts."""
-    exponent = np.float32((bits - _HALF_SQRT2_BITS) >> np.int32(23))
+    exponent = np.float32(_exponent(bits))
     f = mantissa - _ONE
     square = f * f
     polynomial = _LOG[0]
@@ -102,24 +113,26 @@ def _pair(bits, offset, quadrant, mantissa):
     log = f * (square * polynomial) + exponent * _LN2_LOW - square * _HALF + f + exponent * _LN2_HIGH
     radius = np.sqrt(log * -_TWO)
     sine, cosine = _sine_and_cosine(np.float32(offset) * _ANGLE)
-    odd = (quadrant & np.uint32(1)) == np.uint32(1)
+    odd = (quadrant & np.int32(1)) == np.int32(1)
     c = -sine if odd else cosine
     s = cosine if odd else sine
-    half_turn = _ONE - np.float32(quadrant & np.uint32(2))
+    half_turn = _ONE - np.float32(np.int32(quadrant & np.int32(2)))
     return radius * (c * half_turn), radius * (s * half_turn)
 
 
 @numba.njit(nogil=True, cache=True)
 def _normals(seeds, scales, start, base, out):
-    """Set out[i] = base[i] + sum_k scales[k] * normal_k(start + i), with normal_k the normals of seeds[k]."""
+    """Set out[i] = base[i] + sum_k scales[k] * normal_k(start + i), with normal_k the normals of seeds[k].
+
+    Casts keep all integers at 32 bits (numba widens them to 64), so that a vector holds twice as many.
+    """
     end = start + base.size
     words = np.empty((4, _LANES), np.uint32)
     uniform = np.empty((2, _LANES), np.float32)
     mantissa = np.empty((2, _LANES), np.float32)
     bits, mantissa_bits = uniform.view(np.int32), mantissa.view(np.int32)
     z = np.empty((4, _LANES), np.float32)
-    for i in range(base.size):
-        out[i] = base[i]
+    flat = np.empty(4 * _LANES, np.float32)
     for chunk in range(start // 4, (end + 3) // 4, _LANES):
         for k in range(seeds.size):
             for lane in range(_LANES):
@@ -130,25 +143,29 @@ def _normals(seeds, scales, start, base, out):
                     uniform[pair, lane] = (np.float32(words[2 * pair, lane]) + _HALF) * _WORD_TO_UNIFORM
                 for lane in range(_LANES):
                     b = bits[pair, lane]
-                    mantissa_bits[pair, lane] = b - (((b - _HALF_SQRT2_BITS) >> np.int32(23)) << np.int32(23))
+                    mantissa_bits[pair, lane] = np.int32(b - np.int32(_exponent(b) << np.int32(23)))
                 for lane in range(_LANES):
                     second = words[2 * pair + 1, lane]
-                    quadrant = np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30)
+                    quadrant = np.uint32(np.uint32(second + np.uint32(1 << 29)) >> np.uint32(30))
                     offset = np.int32(np.uint32(second - np.uint32(quadrant << np.uint32(30))))
-                    a, b = _pair(bits[pair, lane], offset, quadrant, mantissa[pair, lane])
+                    a, b = _pair(bits[pair, lane], offset, np.int32(quadrant), mantissa[pair, lane])
                     z[2 * pair, lane], z[2 * pair + 1, lane] = a, b
-            scale = scales[k]
+            for lane in range(_LANES):
+                for j in range(4):
+                    flat[4 * lane + j] = z[j, lane]
+            is_first, scale = k == 0 and base.ctypes.data != out.ctypes.data, scales[k]
             first = chunk * 4 - start
             if first >= 0 and first + 4 * _LANES <= base.size:
-                for lane in range(_LANES):
-                    for j in range(4):
-                        out[first + 4 * lane + j] += scale * z[j, lane]
+                before, after = base[first : first + 4 * _LANES], out[first : first + 4 * _LANES]
+                if is_first:
+                    for i in range(4 * _LANES):
+                        after[i] = before[i] + scale * flat[i]
+                else:
+                    for i in range(4 * _LANES):
+                        after[i] += scale * flat[i]
             else:
-                for lane in range(_LANES):
-                    for j in range(4):
-                        i = first + 4 * lane + j
-                        if 0 <= i < base.size:
-                            out[i] += scale * z[j, lane]
+                for i in range(max(0, -first), min(4 * _LANES, base.size - first)):
+                    out[first + i] = (base[first + i] if is_first else out[first + i]) + scale * flat[i]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -210,6 +227,9 @@ def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
 
 def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k`, for contiguous CPU vectors of equal length, float32 or float64."""
+    if not seeds:
+        out.copy_(base)
+        return
     source, target = base.numpy(), out.numpy()
     kernel, factors = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
     threads = torch.get_num_threads()
