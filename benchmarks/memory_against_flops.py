@@ -2,14 +2,15 @@
 
     python benchmarks/memory_against_flops.py docs > table.md
 
-The model has 16 Llama-like layers, with a head for words or for two classes. Either all weights are trained or LoRA
-(r = 8) alone. All figures are forecasts, which run nothing; tests compare forecasts with real steps byte by byte.
-Writes docs/images/memory-against-flops.svg and prints the table of docs/memory.md. Needs the extras report and
-transformers.
+The model has 16 Llama-like layers, with a language-model head or a classification head (two classes). Either all
+weights are trained or LoRA (r = 8) alone. All figures are forecasts, which compute no numbers; tests compare
+forecasts with real steps byte by byte. Writes docs/images/memory-against-flops.svg and prints the table of
+docs/memory.md. Needs the extras report and transformers.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,13 @@ COLOURS = {
     "forward mode, n one by one": "#e45756",
     "forward mode, n together": "#f58518",
     "two-sided difference": "#b279a2",
+}
+HEADS = {"words": "language-model head", "classes": "classification head"}
+ROWS = {  # the rows of the table, by method and label in the figure
+    "Segments(1..16)": "Segments {}",
+    "forward mode, n one by one": "forward mode, {} directions, one pass each",
+    "forward mode, n together": "forward mode, {} directions in one pass",
+    "two-sided difference": "two-sided difference, {} directions",
 }
 
 
@@ -77,11 +85,11 @@ def methods() -> Iterator[tuple[str, str, Estimator]]:
 
 
 def rows(head: str, trained: str) -> Iterator[dict[str, Any]]:
-    print(f"head for {head}, {trained}", file=sys.stderr)
+    print(f"{HEADS[head]}, {trained}", file=sys.stderr)
     objective, batch = problem(head, trained)
 
     def row(kind: str, label: str, forecast: Forecast) -> dict[str, Any]:
-        panel = f"head for {head}, {trained} trained"
+        panel = f"{HEADS[head]}, {trained} trained"
         return {
             "panel": panel,
             "method": kind,
@@ -121,9 +129,7 @@ def draw_chart(rows: list[dict[str, Any]]) -> Any:
 
 
 def main(folder: Path) -> None:
-    every = [
-        row for head in ("words", "classes") for trained in ("all weights", "LoRA") for row in rows(head, trained)
-    ]
+    every = [row for head in HEADS for trained in ("all weights", "LoRA") for row in rows(head, trained)]
     draw_chart(every).save(str(folder / "images" / "memory-against-flops.svg"))
     kinds = list(COLOURS)
     lines = ["| | " + " | ".join(dict.fromkeys(row["panel"] for row in every)) + " |", "|:---|" + "---:|" * 4]
@@ -133,16 +139,15 @@ def main(folder: Path) -> None:
             row["method"] == "Segments(1..16)" and int(row["label"]) not in (1, 2, 4, 8, 16)
         ):
             continue
-        name = "Segments" if row["method"] == "Segments(1..16)" else row["method"]
-        cells.setdefault((row["method"], f"{name} {row['label']}".strip()), []).append(
-            f"{row['mib']:.1f} / {row['forwards']:.2f}"
-        )
+        name = ROWS.get(row["method"], row["method"]).format(row["label"].removeprefix("n = "))
+        name = re.sub(r", 1 directions.*", ", 1 direction", name)
+        cells.setdefault((row["method"], name), []).append(f"{row['mib']:.1f} / {row['forwards']:.2f}")
     for panel in dict.fromkeys(row["panel"] for row in every):
         best = min(
             (row for row in every if row["panel"] == panel and row["method"] == "Within (best schedules)"),
             key=lambda row: row["mib"],
         )
-        cells.setdefault(("Within (best schedules)", "Within, the lowest point drawn"), []).append(
+        cells.setdefault(("Within (best schedules)", "Within, least memory in the figure"), []).append(
             f"{best['mib']:.1f} / {best['forwards']:.2f}"
         )
     for (_, name), figures in sorted(cells.items(), key=lambda cell: kinds.index(cell[0][0])):

@@ -91,7 +91,8 @@ def main() -> None:
         "next one.\n"
         f"- A forward is one forward pass without gradient: {forward:,} FLOPs. Backprop without recomputation takes "
         f"{flops / forward:.2f} forwards.\n"
-        "- optimal: the least recomputation of any schedule in the budget.\n"
+        "- recomputed: counted in the real step. optimal: the least possible in the budget, from the dynamic "
+        "program. Equal columns show that the step does what was planned.\n"
         "- same bits: the gradient is bitwise that of `backprop()`.\n"
         "- schedule: a number n is n blocks that save their activations. A tuple is a region that saves only its "
         "input and runs again in the backward pass.\n"
@@ -127,10 +128,10 @@ def main() -> None:
     assert figures["torch.utils.checkpoint, each block"] == (torch_peak, torch_flops)
     print(
         f"\n## At the peak of per-block checkpointing\n\nThe times are medians of {ROUNDS} steps; the rows take "
-        'turns. The last row has the peak of torch.utils.checkpoint as its budget. "of torch\'s" is the time '
-        "divided by that of torch.utils.checkpoint.\n"
+        "turns. The last row's budget is the peak of torch.utils.checkpoint. \"time / torch's\" divides the time by "
+        "that of torch.utils.checkpoint.\n"
     )
-    print("| | peak, MiB | FLOPs, forwards | ms | of torch's |\n|:---|---:|---:|---:|---:|")
+    print("| | peak, MiB | FLOPs, forwards | ms | time / torch's |\n|:---|---:|---:|---:|---:|")
     reference = times[list(rows).index("torch.utils.checkpoint, each block")]
     for (name, (peak, needed)), took in zip(figures.items(), times, strict=True):
         print(f"| {name} | {mib(peak)} | {needed / forward:.3f} | {took:.0f} | {took / reference:.3f} |")

@@ -41,8 +41,9 @@ class _VersionedTensor:
     def read(self) -> Tensor:
         if version_of(self.tensor) != self.version:
             raise RecomputationError(
-                f"a tensor of shape {tuple(self.tensor.shape)}, an input of a block or saved by it, was changed in "
-                "place before the backward pass, so the block cannot be recomputed. Use Everything()."
+                f"a tensor of shape {tuple(self.tensor.shape)} was changed in place before the backward pass. A "
+                "block takes it as input or saved it, so the block cannot be recomputed. Use Everything(), which "
+                "recomputes nothing."
             )
         return self.tensor
 
@@ -66,7 +67,7 @@ class Call:
     arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
     used: set[int]  # indices of the previous call's output tensors that are arguments of this call
     state: CallState  # before the call
-    to_end: bool  # whether a rerun goes on after the last saved tensor
+    to_end: bool  # False: a rerun that ends with this call stops once it has recomputed the last saved tensor
     first: int  # index of the first value that this call saves
     kept: KeptOutputs | None  # outputs of operators that a rerun reuses
     saved: list[int | None] = field(default_factory=list)  # per saved tensor: index of its value; None: not dropped
@@ -78,7 +79,7 @@ class _RecomputeUnit:
 
     start: int
     stop: int
-    items: Items  # the schedule of the next run
+    items: Items  # the schedule of the next run, a nested tuple (`checkpointing.optimal`)
     inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
 
 
@@ -87,24 +88,25 @@ class Region:
 
     A dropped saved tensor is a *value*. Autograd saves the value's index instead. A *unit* is a range of calls that
     run again together; at first the region is one unit. When the backward pass needs a value, the unit with this
-    value runs again under the unit's schedule:
+    value runs again under the unit's schedule (`checkpointing.optimal`). A schedule has two kinds of items:
 
-    - A recorded call stores its values in `values` until the backward pass takes them.
-    - An inner region becomes a smaller unit in `pending`, which saves only the region's input. It runs again when the
-      backward pass needs one of its values.
+    - An int n: the next n calls are *recorded*. Their values go to `values`, until the backward pass takes them.
+    - A tuple: the next calls are an *inner region*. They run, and their values are discarded again. The inner region
+      becomes a smaller unit in `pending` that keeps only its input. It runs again when the backward pass needs one of
+      its values.
     """
 
     def __init__(
         self, generators: Generators, before_rerun: Callable[[], None] = lambda: None, is_tagged: bool = True
     ) -> None:
         self.generators = generators
-        self.tag = memory_events.tag if is_tagged else _untagged
+        self.tag = memory_events.tag if is_tagged else _untagged  # marks a tensor as "saved" for memory trackers
         self.before_rerun = before_rerun
         self.on_value: Callable[[Tensor], None] | None = None  # called with each value that a call saves
         self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
         self.calls: list[Call] = []
         self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call: (tensor, its version)
-        self.resident: set[int] = set()  # storages never dropped: parameters, tensors from outside
+        self.resident: set[int] = set()  # storages of parameters and of tensors made outside: never dropped
         self.value_count = 0
         self.values: dict[int, Tensor] = {}
         self.pending: list[_RecomputeUnit] = []
@@ -157,7 +159,8 @@ class Region:
 
     def _packed_arguments(self, args: Any, kwargs: Any) -> tuple[Any, set[int]]:
         positions = self._positions()
-        versioned: dict[int, _VersionedTensor] = {}  # by id: one object stays one object in the rerun
+        # By id, so that a tensor that is passed twice is one tensor object in the rerun too.
+        versioned: dict[int, _VersionedTensor] = {}
         used: set[int] = set()
 
         def pack(tensor: Tensor) -> Any:
@@ -173,15 +176,15 @@ class Region:
 
         return packed((args, kwargs), pack), used
 
-    def unpack(self, packed: _VersionedTensor | int) -> Tensor:
-        if isinstance(packed, _VersionedTensor):
-            return packed.read()
-        while packed not in self.values:  # repeats while the value is in a smaller, pending unit
-            self._run_again(self._unit_of(packed))
-        return self.values.pop(packed)
+    def unpack(self, saved: _VersionedTensor | int) -> Tensor:
+        if isinstance(saved, _VersionedTensor):
+            return saved.read()
+        while saved not in self.values:  # repeats while the value is in a smaller, pending unit
+            self._run_again(self._unit_of(saved))
+        return self.values.pop(saved)
 
     def _unit_of(self, index: int) -> _RecomputeUnit:
-        """Remove and return the smallest pending unit with this value. If there is none, return the region as one."""
+        """Remove and return the smallest pending unit with this value. Without one, return a unit of all calls."""
         call = self._call_number(index)
         for number in reversed(range(len(self.pending))):
             if self.pending[number].start <= call < self.pending[number].stop:
@@ -224,10 +227,11 @@ class Region:
     def _run(
         self, start: int, stop: int, previous: list[_VersionedTensor | None], store: Callable[[int, Tensor], None]
     ) -> None:
-        """Run calls start, ..., stop - 1 again. Replace the tensors in `previous` by the input of call `stop`.
+        """Run calls start, ..., stop - 1 again.
 
-        previous: the input of call `start`. Gradients are on even if `store` discards the values: without gradients
-        torch may choose other kernels, with other last bits.
+        `previous` is changed in place: on entry it holds the input of call `start`, on return that of call `stop`.
+        Gradients are on even if `store` discards the values: without gradients torch may choose other kernels, with
+        other last bits.
         """
         leaves = [None if tensor is None else tensor.leaf() for tensor in previous]
         previous.clear()  # so that each tensor can be freed after its last use
@@ -252,7 +256,10 @@ _FORWARD_DIFFERS = (
 
 
 def _with_last_region_expanded(items: Items) -> Items:
-    """Replace a last region by its items. The backward pass needs it first, so it would run twice in a row."""
+    """Replace a last region by its items.
+
+    The backward pass needs its values first. If they were discarded, the region would run again at once.
+    """
     while not isinstance(items[-1], int):
         items = items[:-1] + items[-1]  # pyright: ignore[reportOperatorIssue]
     return items
@@ -285,14 +292,14 @@ def _unpacked_arguments(call: Call, leaves: Sequence[Tensor | None]) -> Any:
     """Return (args, kwargs) for the rerun of a call. leaves: the tensors of the previous call's output."""
     versioned: dict[int, Tensor] = {}
 
-    def unpack(leaf: Any) -> Any:
-        if isinstance(leaf, _PreviousOutput):
-            return leaves[leaf.index]
-        if isinstance(leaf, _VersionedTensor):
-            if id(leaf) not in versioned:
-                versioned[id(leaf)] = leaf.leaf()
-            return versioned[id(leaf)]
-        return leaf
+    def unpack(argument: Any) -> Any:
+        if isinstance(argument, _PreviousOutput):
+            return leaves[argument.index]
+        if isinstance(argument, _VersionedTensor):
+            if id(argument) not in versioned:
+                versioned[id(argument)] = argument.leaf()
+            return versioned[id(argument)]
+        return argument
 
     return unpacked(call.arguments, unpack)
 

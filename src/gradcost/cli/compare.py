@@ -58,7 +58,10 @@ def compare_methods(options: CompareOptions) -> int:
 
 
 def _exit_interrupted(printer: EventPrinter) -> NoReturn:
-    """Print the number of finished trials and exit with code 130; before the first record, raise again."""
+    """Print the number of finished trials and exit with code 130.
+
+    If the results folder is not complete yet, raise KeyboardInterrupt again.
+    """
     if printer.folder is None or not (printer.folder / "study.json").exists():
         raise KeyboardInterrupt
     printer.close()
@@ -98,7 +101,7 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
     for refusal in results.refused:
         console.show(f"{refusal.method}: {refusal.reason}")
     for cost in results.costs:
-        if cost.doubt is not None:
+        if cost.doubt is not None:  # "~" marks a timing that is not reliable, also in the table
             console.show(f"~ {cost.method}: {cost.doubt}.")
     console.show()
     if report is not None:

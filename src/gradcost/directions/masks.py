@@ -48,7 +48,7 @@ class Smallest(Mask):
 
     The mask is |w| <= threshold, with one threshold per leaf. All weights that equal the threshold are chosen, so the
     number can be larger: in a leaf of equal weights, all are chosen. No mask is stored. The threshold is computed at
-    every estimate; the source computes it once, before training.
+    every estimate; the paper computes it once, before training.
 
     Args:
         share: fraction of each leaf's weights that are chosen, above 0 and at most 1.
@@ -176,7 +176,7 @@ def _chosen_count(share: float, size: int) -> int:
 
 
 class _Threshold(NamedTuple):
-    magnitude: Tensor  # |w|, a scalar tensor on the leaf's device: copying it to the CPU would wait for the device
+    magnitude: Tensor  # |w| at the threshold. Not a float: that would force a device synchronisation
     version: int  # the parameter's version counter when the threshold was computed
 
 
@@ -267,7 +267,7 @@ class _MaskPerSeed(Directions):
     ) -> Tensor:
         out = base if in_place else base.detach().clone(memory_format=torch.contiguous_format)
         for seed, scale in zip(seeds, scales, strict=True):
-            # Without the estimate's key, each of the d seeds of `Coordinates` would always have the same mask.
+            # Seeds can recur: those of `Coordinates` are weight indices. The estimate's key makes their masks differ.
             mask = _random_mask(self.key.fold("probe", seed), self.share, leaf)
             unmasked = self.directions.add(out, leaf, [seed], [scale / math.sqrt(self.share)])
             torch.where(mask, unmasked, out, out=out)
@@ -320,7 +320,8 @@ class Masked(StatefulDirections):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unbiased", self.mask.unbiased and self.directions.unbiased)
-        # Only a mask that is drawn for each probe (`Random`) is unbiased, and symmetric in the entries of z.
+        # Only a mask that is drawn for each probe (`Random`) is unbiased. It is also symmetric: sign flips and
+        # permutations of the entries of z do not change the law of z.
         object.__setattr__(self, "symmetric", self.mask.unbiased and self.directions.symmetric)
 
     def init(self, objective: Objective) -> None:

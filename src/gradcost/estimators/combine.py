@@ -71,7 +71,7 @@ class Projection(Combine):
     Unbiased if the distribution of the directions is invariant to the sign of each entry and to permutations of the
     entries, or if they are orthogonal: Gaussian, Rademacher, Sphere, Orthogonal, Coordinates, Masked(Random(share)).
     `Probing` refuses other directions (low-rank, layerwise, guided, or on a fixed part of the weights): the mean of
-    their projection is another multiple of the gradient for each parameter.
+    their projection scales each parameter's gradient by a different factor, which no single d/r corrects.
 
     Memory: n tensors of one parameter's size, for the matrix Z'Z.
 
@@ -141,8 +141,9 @@ class Normalized(Combine):
 
     - Equations 3 and 4 of the paper: sigma is the standard deviation of the losses loss(theta + eps z_k), which is
       eps times the sigma here. The learning rate here is theirs divided by eps.
-    - The authors' public code does not divide the loss differences by eps. The learning rate here is the code's times
-      sqrt(n / (n - 1)), because its standard deviation divides by n. 5e-5 with 8 probes is 5.3e-5 here.
+    - The authors' public code does not divide the loss differences by eps. Its standard deviation divides by n, ours
+      by n - 1, so our g is shorter by the factor sqrt((n - 1) / n). Multiply the code's learning rate by
+      sqrt(n / (n - 1)): with 8 probes, 5e-5 becomes 5.3e-5.
 
     Source: FZOO, arXiv 2506.09034 (2025), equations 3 and 4.
     """

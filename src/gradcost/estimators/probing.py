@@ -88,8 +88,8 @@ class Probing(Estimator):
         if not self.combine.needs_symmetry or self.directions.symmetric:
             return None
         return (
-            f"{self.combine} is biased along {self.directions}: the mean of their projection is another multiple of "
-            "the gradient for each parameter. Use Mean(), or Gaussian(), Rademacher(), Sphere(), Orthogonal() or "
+            f"{self.combine} is biased along {self.directions}: the mean of their projection scales each parameter's "
+            "gradient by a different factor. Use Mean(), or Gaussian(), Rademacher(), Sphere(), Orthogonal() or "
             "Coordinates()."
         )
 

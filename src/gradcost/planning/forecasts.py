@@ -60,7 +60,7 @@ class Forecasts:
     def peak(self, estimator: Estimator, size: int, budget: int) -> int | None:
         """Return the peak bytes of a step with `size` examples; None if the step is impossible.
 
-        For `Within(budget)` this is the smallest peak of any schedule.
+        For `Within(budget)`: the smallest peak of any schedule, because the step fits exactly if that schedule fits.
         """
         if any(saving.bytes == budget for saving in find(estimator, Within)):
             return self.least(micro_batches(estimator), size)
@@ -78,7 +78,10 @@ class Forecasts:
         return self._least[parts, size]
 
     def tradeoff(self, parts: int = 1, size: int | None = None) -> tuple[MemoryTradeoff, int]:
-        """Return the schedules for `parts` micro-batches, and the bytes to add to their peaks for omitted inputs."""
+        """Return the schedules for `parts` micro-batches, and the bytes to add to their peaks.
+
+        The schedules are simulated on a shorter batch (`fewer`). The bytes are those of the rest of the batch.
+        """
         objective, batch, omitted_bytes = self.fewer(parts, size)
         return MemoryTradeoff(objective, batch, self.optimizer, self.device), omitted_bytes
 
@@ -96,7 +99,12 @@ class Forecasts:
         return estimator, result if isinstance(result, str) else replace(result, estimator=estimator)
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
-        """Return the objective with at most 3 of `parts` micro-batches, their batch, and the omitted batch bytes."""
+        """Return what to simulate instead of `parts` micro-batches of the same size: 3 of them, if there are more.
+
+        Returns:
+            The objective in at most 3 micro-batches, the shortened batch, and the bytes by which it was shortened. If
+            the batch cannot be cut into equal parts: all micro-batches, the whole batch, and 0.
+        """
         full_batch = self._batch(size)
         if parts <= 3 or batch_size(full_batch) % parts:
             return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), full_batch, 0
@@ -149,8 +157,8 @@ class Forecasts:
         return result
 
     def _bytes(self, batch: Any) -> int:
-        block = rounding(device_type(self.objective, self.device))
-        return sum(round_up(tensor.nbytes, block) for tensor in tensors(batch))
+        granularity = rounding(device_type(self.objective, self.device))  # the allocator's, in bytes
+        return sum(round_up(tensor.nbytes, granularity) for tensor in tensors(batch))
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
@@ -168,7 +176,7 @@ def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: i
     at = start
     if first is not None and second is not None:
         at = MOST if second <= first else start + (budget - first) * start // (second - first)
-    at = min(max(at // floor * floor, floor), MOST)
+    at = min(max(at // floor * floor, floor), MOST)  # a multiple of `floor`, such as the number of micro-batches
     low, high, stride = floor - 1, MOST + 1, 1
     while high - low > 1:
         result = peak(at)
@@ -199,14 +207,17 @@ def stream(estimator: Estimator) -> Stream | None:
 
 
 def _rounds(probing: Probing) -> tuple[int, int]:
-    """The number of rounds of an estimate, and the number of directions evaluated together in a round."""
+    """Return the number of rounds of an estimate, and the number of directions that share a round's forward pass."""
     together = probing.slope.together if isinstance(probing.slope, Jvp) else 1
     return -(-probing.probes // together), together
 
 
 def _with_rounds(estimator: Estimator, rounds: int) -> Estimator | None:
-    """The estimator with `rounds` rounds of probes; None if it has at most two or its last round is incomplete."""
-    if estimator.facts.transparent and estimator.inner is not None:
+    """Return the estimator reduced to `rounds` rounds of probes.
+
+    None if that saves nothing or is not exact: it has at most two rounds, or an incomplete last round.
+    """
+    if estimator.facts.transparent and estimator.inner is not None:  # a wrapper with the cost of `inner`
         inner = _with_rounds(estimator.inner, rounds)
         return None if inner is None else replace(cast(Any, estimator), estimator=inner)
     if not isinstance(estimator, Probing):
@@ -222,11 +233,14 @@ def _depends_on_bytes(estimator: Estimator) -> bool:
     return bool(find(estimator, Within))
 
 
-def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: int, rounds: int = 0) -> Forecast:
-    """Extrapolate to `rounds` rounds (0: all) from `last` (`have` rounds) and `before` (`have` - 1 rounds)."""
+def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: int, count: int = 0) -> Forecast:
+    """Extrapolate linearly to `count` rounds or micro-batches (0: all rounds of the estimator).
+
+    `last` has `have` of them, `before` has one fewer.
+    """
     inner = unwrapped(estimator)
-    rounds = rounds or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
-    more = rounds - have
+    count = count or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
+    more = count - have
     counts = _extrapolate_counts(before.counts, last.counts, more)
     message = last.message + more * (last.message - before.message)
     forward = last.forward + more * (last.forward - before.forward)
@@ -238,8 +252,7 @@ def _with_slopes(estimator: Estimator, simulated: Forecast) -> Forecast:
     inner = unwrapped(estimator)
     assert isinstance(inner, Probing)
     rounds, together = _rounds(inner)
-    block = rounding(simulated.device)
-    slope = round_up(8 * together, block)
+    slope = round_up(8 * together, rounding(simulated.device))
     slopes = (rounds - 2) * slope * (2 if isinstance(inner.slope, CentralDifference) else 1)
     memory = simulated.memory
     breakdown = {**memory.breakdown, "temporaries": memory.breakdown["temporaries"] + slopes}

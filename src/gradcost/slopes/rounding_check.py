@@ -1,13 +1,14 @@
 """Warn if rounding makes a finite difference wrong.
 
 Three causes are checked: half-precision weights lose the perturbation, the losses differ by only a few units in the
-last place, or operations in half precision (weights or autocast) round the losses. The schedule counts the estimates
-of one slope on one model:
+last place, or operations in half precision (weights or autocast) round the losses. Estimates are counted per slope
+and model:
 
-- first estimate: check all causes. The rounding of operations costs six forward passes, in half precision only;
-- estimates 2, 4, 8, 16, ...: check the distance of the losses.
+- First estimate: all three checks. That of operations costs six forward passes, and runs in half precision only.
+- Estimates 2, 4, 8, 16, ...: only how far apart the two losses of a difference are.
 
-Other estimates copy no number from the device to the CPU. Each cause is reported once per model.
+All other estimates check nothing, so they copy no number from the device to the CPU. Each cause is reported once per
+model.
 """
 
 from __future__ import annotations
@@ -116,11 +117,16 @@ def rounded_leaves(
             scale = math.sqrt(weights / leaf.parameter.numel())
             leaves.append(RoundedLeaf(leaf, cosine, 1 - moved / perturbed, scale))
     product, exact, rounded = (sum(row[i] for row in rows) for i in range(3))
-    return product / math.sqrt(exact * rounded) if rounded else float(not exact), leaves
+    if not rounded:
+        return (0.0 if exact else 1.0), leaves  # 1.0: z is zero on these leaves
+    return product / math.sqrt(exact * rounded), leaves
 
 
 def _sums(leaf: Leaf, directions: Directions, seed: int, eps: float) -> Tensor:
-    """Sum over a leaf: exact . rounded, |exact|^2, |rounded|^2, count of moved, of perturbed weights, |weights|^2."""
+    """Return six sums over a leaf: z.r, z.z, r.r, the number of nonzero r, the number of nonzero z, and w.w.
+
+    z is the exact direction, w the weights, and r = (rounded(w + eps z) - w) / eps.
+    """
     base = leaf.parameter.detach()
     exact = combination(directions, leaf, [seed], [1.0])
     end = directions.add(base, leaf, [seed], [eps])
@@ -149,13 +155,13 @@ def _warn_if_weights_round(
         f"eps = {eps:.2g} is small for `{worst.leaf.name}` ({name} weights of about {worst.scale:.2g}): "
         f"{100 * worst.lost:.3g}% of its weights round back to their old value, and the rounded perturbation has a "
         f"cosine of {worst.cosine:.2f} with the exact one ({cosine:.2f} over all half-precision weights). "
-        f"eps = {spacing(worst.scale, dtype):.2g} gives this parameter a cosine of 0.9. eps=None chooses an eps for "
-        "most weights. Float32 weights avoid the rounding.",
+        f"eps = {spacing(worst.scale, dtype):.2g} gives this parameter a cosine of 0.9. eps=None chooses an eps that "
+        "suits most weights of the model, perhaps not these. Float32 weights avoid the rounding.",
     )
 
 
 def _distance(losses: Sequence[float]) -> float:
-    """Return the RMS of a - b, c - d, ... for losses a, b, c, d, ..."""
+    """Return how far apart the two losses of a difference are: for losses a, b, c, d, ... the RMS of a - b, c - d."""
     pairs = list(zip(losses[::2], losses[1::2], strict=True))
     return math.sqrt(sum((one - other) ** 2 for one, other in pairs) / len(pairs))
 

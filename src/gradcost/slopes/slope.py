@@ -71,9 +71,10 @@ class CentralDifference(Slope):
     - The reported loss is the mean of all evaluated losses, so it needs no further forward pass. Per probe it differs
       from loss(theta) by about eps^2/2 z'Hz, with H the Hessian.
     - If the loss has a kink between the two points, s is the mean derivative between them.
-    - What the loss computes under `torch.no_grad()` is a constant, as for backprop. If it depends on activations,
-      an estimate needs one more forward pass. A loss that runs entirely under `torch.no_grad()` is not constant.
-      Nor is the result of `.detach()`: a Note reports it.
+    - Parts of the loss under `torch.no_grad()` keep their value at theta, as in backprop. If they read activations,
+      one more forward pass records what they read. Two exceptions: a loss entirely under `torch.no_grad()` is
+      differentiated as usual; `.detach()` of an activation is not held constant, although backprop does so, and a
+      Note reports this.
     - Losses of torch.nn.functional convert half-precision inputs to float32.
     - A Note warns if half-precision weights lose the perturbation by rounding, if the two losses are too close, or if
       the rounding of half-precision operations exceeds a tenth of the slopes.
@@ -81,8 +82,9 @@ class CentralDifference(Slope):
     Law of eps=None: each estimate uses eps = w (3 u)^(1/3) (`best_eps`), times (D/d)^(1/6) if only d of D weights
     train (`central_eps`). w is the typical size of a weight (`scale_of`). u is the relative round-off of the loss
     (`loss_roundoff`) for the weights' dtype, or for autocast's if that is less precise. With all weights trained,
-    eps / w is 0.0056 in float32, 0.025 in float16 and 0.036 in bfloat16. For most weights, this eps exceeds the
-    distance to the next number of the dtype. Keep weights far larger than w, such as LayerNorm's ones, in float32.
+    eps / w is 0.0056 in float32, 0.025 in float16 and 0.036 in bfloat16. Most weights are so small that adding eps
+    changes them. A weight far larger than w, such as LayerNorm's ones, may round back to its old value: keep it in
+    float32.
 
     Args:
         eps: finite-difference step, in units of the parameters. None chooses it.
@@ -112,8 +114,8 @@ class CentralDifference(Slope):
         ends = [
             shifted(objective, batch, key, directions, seed, step, held) for seed in seeds for step in (eps, -eps)
         ]
-        end = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
-        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends, end)
+        loss_at = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
+        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends, loss_at)
         losses = torch.stack([end.double() for end in ends])
         return losses.mean(), (losses[::2] - losses[1::2]) / (2 * eps)
 
@@ -159,8 +161,8 @@ class ForwardDifference(Slope):
         held = held_constants(objective, batch, key)
         ends = [shifted(objective, batch, key, directions, seed, eps, held) for seed in seeds]
         pairs = [loss for end in ends for loss in (end, center)]
-        end = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
-        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], pairs, end)
+        loss_at = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
+        rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], pairs, loss_at)
         center = center.double()
         return center, (torch.stack([end.double() for end in ends]) - center) / eps
 
@@ -182,7 +184,10 @@ def shifted(
     step: float,
     held: HeldConstants | None = None,
 ) -> Tensor:
-    """Return loss(theta + step z), in the loss's own dtype. held: recorded constants."""
+    """Return loss(theta + step z), in the loss's own dtype.
+
+    held: inputs at theta of the loss's constant parts (`held_constants`); None: nothing is held.
+    """
     use = known_use(objective)
     has_constants = use is not None and use.has_constants
 
@@ -201,7 +206,9 @@ def shifted(
 def _center(objective: Objective, batch: Any, key: Key) -> Tensor:
     """Return loss(theta), computed as `shifted` does."""
     use = known_use(objective)
-    if use is not None and use.needs_gradients:  # weights that require no gradient may run on other kernels
+    # The shifted weights require no gradient, so torch may choose other kernels for them. Substitute here too, so
+    # that both losses come from the same kernels.
+    if use is not None and use.needs_gradients:
         with substituted(objective, lambda leaf: leaf.parameter.detach(), RULES):
             return objective.evaluate(batch, key)
     with with_rules(RULES):

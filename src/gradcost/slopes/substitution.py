@@ -11,7 +11,8 @@ Two mechanisms cover every read of a trainable parameter by eager code.
    `out_proj`, a tied head reads the embedding's weight, and `nn.ParameterList` is never called. Inside `torch.func`
    transforms it also replaces the wrappers that `grad`, `jvp` and `vmap` make of a parameter.
 
-`.detach()` and `.data` of a parameter give its own value, because backprop takes them as constants.
+`.detach()` and `.data` of a parameter give the original value, not the replacement, because backprop takes them as
+constants.
 
 Compiled modules are refused. `read_check` finds other code that reads the original weights.
 """
@@ -52,13 +53,14 @@ def _embedding(
 ) -> Tensor:
     if scale_grad_by_freq:
         raise Unsupported(
-            "an embedding with scale_grad_by_freq=True has another gradient in backprop than its forward pass has. "
-            "Set it to False, or use backprop()."
+            "scale_grad_by_freq=True changes an embedding's gradient only in the backward pass, so no evaluation of "
+            "the loss shows it. Set it to False, or use backprop()."
         )
     return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
 
 
-# Rules of every slope: losses in float32, and `torch.no_grad()` inside the loss, whose parts are constants.
+# Torch functions that every slope replaces: losses (computed in float32), setting the gradient mode (it marks the
+# loss's constant parts) and F.embedding (it refuses scale_grad_by_freq).
 RULES: dict[Any, Rule] = LOSSES_IN_FLOAT32 | {
     torch._C._set_grad_enabled: set_grad_enabled,
     F.embedding: _embedding,
@@ -98,7 +100,7 @@ def substituted(
     def restore() -> None:
         hooks.remove()
         for swap in swaps:
-            swap.detach()
+            swap.restore()
 
     with undoing(restore):
         for module in objective.modules:
@@ -167,8 +169,8 @@ def _connected(make: Make) -> Make:
 def _outside_transforms(make: Make, level: int | None) -> Make:
     """Return `make`, called outside of the `torch.func` transforms that the loss applies.
 
-    Inside a transform new tensors are wrapped, so random numbers could not fill them. level: that of the
-    evaluation, outside the loss's transforms.
+    Inside a transform, new tensors are functorch wrappers, and in-place noise does not work on them.
+    level: the transform level at which the evaluation began.
     """
 
     def made(leaf: Leaf) -> Tensor:
@@ -229,11 +231,12 @@ class _Swap:
                 del self.swapped[id(substitute)]
             self.substitutes = []
             if self.padding is not None and "weight" in replaced and output is not None:
-                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]  # no gradient, as in backprop
+                # Backprop gives the padding row no gradient, so it must not be perturbed.
+                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
                 return torch.where((args[0] == self.padding).unsqueeze(-1), row, output)
         return None
 
-    def detach(self) -> None:
+    def restore(self) -> None:
         """Restore the parameters: after a KeyboardInterrupt torch calls no hook."""
         for name, leaf in self.leaves:
             self.module._parameters[name] = leaf.parameter
@@ -256,7 +259,7 @@ class _SubstitutionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in UNREAD:
+        if func in UNREAD:  # reads no element of a tensor
             if func is Tensor.requires_grad_ and (id(args[0]) in self.leaves or self._is_transformed()):
                 return args[0]  # the objective decides which parameters train
             if gives_constants(func, *args, **kwargs):
@@ -274,7 +277,7 @@ class _SubstitutionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _is_transformed(self) -> bool:
-        """Return whether the slope applies a torch.func transform here, and the loss none."""
+        """Return True under a transform of the slope itself (forward mode) if the loss applies none here."""
         return self.level is not None and _current_level() == self.level and not _marks_inputs()
 
     def _replace(self, argument: Any) -> Any:

@@ -37,7 +37,8 @@ class Comparison:
         seeds: the seeds of the final runs. Only final runs are scored on the test split.
         target: a validation accuracy. Each trial records the first evaluated step that reaches it.
         memory: budget in bytes for the peak memory of a step, beyond the weights. None: no budget.
-        more: the number of learning rates per method after the grid: beyond its edge, or next to the best rate.
+        more: how many further learning rates each method tries after the grid: beyond the grid if its best rate is
+            at an edge, otherwise next to the best rate.
         confirm: the number of new seeds on which the best three learning rates run again. The best mean over these
             seeds wins. 0 skips this.
         user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
@@ -163,7 +164,7 @@ def make_comparison(
 def _default_methods(task: Any, memory: int | None) -> list[tuple[str, Estimator]]:
     pairs = _pairs((backprop(), checkpointed(), forward_gradient(), spsa(), mezo()))
     exact = None if memory is None else exact_within(task, memory)
-    if exact is not None:
+    if exact is not None:  # None: no budget, or plain backprop fits it
         pairs.insert(1, (f"backprop in {size(memory)}", exact))
     return pairs
 

@@ -100,14 +100,21 @@ def _run_study(
                 yield trial
         tally.end(work.folder)
         if measure and not tally.failed:
-            measure_methods(first.task, forecasts.methods, None, work.folder, forecasts.known, on_event)
+            measure_methods(
+                first.task,
+                forecasts.methods,
+                memory=None,
+                folder=work.folder,
+                forecasts=forecasts.known,
+                on_event=on_event,
+            )
 
 
 def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
     """Return the content of `study.json`; `first` is the study's first trial."""
     return {
         "schema": 1,
-        "comparison": code,
+        "comparison": code,  # for a study: the code's fingerprint
         "question": study.question,
         "task": repr(first.task),
         "task_name": task_name(first.task),
@@ -142,7 +149,7 @@ class _Forecasts:
         if not new:
             return
         self.methods.update(new)
-        for label, forecast in forecast_methods(self.task, new, None):
+        for label, forecast in forecast_methods(self.task, new, memory=None):
             if isinstance(forecast, str):
                 raise BadInput(f"{label} cannot be used here: {forecast}")
             self.known[label] = forecast
@@ -198,12 +205,14 @@ def run_trials(
     with executor.ready():
         while True:
             try:
+                # The study's generator receives the records of the previous stage.
                 stage = next(stages) if previous is None else stages.send(previous)
             except StopIteration:
                 return
             before_stage(stage)
             records: dict[str, Record] = {}
-            with closing(_run_stage(stage, executor, work)) as ended:  # an error here stops the workers
+            # closing: an error while this generator is suspended in `yield` also stops the workers.
+            with closing(_run_stage(stage, executor, work)) as ended:
                 for record, is_new in ended:
                     records[record["trial"]] = record
                     if is_new:

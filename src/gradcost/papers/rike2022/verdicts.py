@@ -6,8 +6,8 @@ each metric:
 
 - Direction: backprop's loss is below that of the forward gradient with the same optimizer, for every seed that both
   have. The loss of a run that diverged is infinite.
-- Size: the published number is in the interval of the metric, after both ends move outwards by half of the last
-  printed digit.
+- Size: the published number is in the interval of the metric, after both ends move outwards by half a unit in
+  the last printed digit.
 - Interval of the paper's metric: from the 5% to the 95% quantile over 1,000 shuffles.
 - Interval of the whole test set: the mean loss, minus and plus 1.96 standard errors.
 - Interval over several seeds: from the smallest low end to the largest high end.
@@ -67,7 +67,7 @@ class Metric:
         return median(self.values)
 
     def covers(self, published: float) -> bool:
-        """Return whether the published number is in the interval, widened by half of the last printed digit."""
+        """Return whether the interval, widened by half a unit in the last printed digit, has the published number."""
         return self.low - HALF_A_DIGIT <= published <= self.high + HALF_A_DIGIT
 
 
@@ -145,7 +145,7 @@ def _complete_finals(results: Results, name: str) -> tuple[TrialRecord, ...]:
 
 
 def is_published_setup(results: Results, table: Sequence[TableRow]) -> bool:
-    """Return whether all runs train on MNIST, and all finished runs for the published number of steps."""
+    """Return whether the study trains on MNIST and each finished run had one of the table's numbers of steps."""
     lengths = {run.steps for result in row_results(results, table) for run in result.runs if run.status == "finished"}
     return "Mnist(" in results.study.task and lengths <= {row.epochs * STEPS_PER_EPOCH for row in table}
 
@@ -174,8 +174,10 @@ def speedup(forward: RowResult, backward: RowResult) -> tuple[float, bool] | Non
     Returns:
         (factor, is_bound). factor: steps of the forward gradient / steps of backprop; with several seeds their upper
         median. is_bound: True if backprop reaches the loss at the first point of its curve, so that the factor is a
-        lower bound. None if no seed has both runs, a forward-gradient run did not finish, or a backprop run does not
-        reach the loss.
+        lower bound.
+
+        The result is None, not a pair, if no seed has both runs, a forward-gradient run did not finish, or a backprop
+        run does not reach the loss.
     """
     factors, backprop_runs = [], {run.seed: run for run in backward.runs}
     for run in (run for run in forward.runs if run.seed in backprop_runs):
