@@ -37,6 +37,8 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
+
 # Python modules of the layers with running statistics.
 _STATISTICS = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
 
@@ -129,7 +131,11 @@ class CallState:
             if buffers:
                 originals = block.buffers.get(id(module))
                 buffers = dict(buffers) if originals is None else _recorded_buffers(buffers, originals)
-            self._modules.append((module, attributes.copy(), dict(attributes["_parameters"]), buffers))
+            recorded = attributes.copy()
+            for name in _HOOKS:
+                if recorded[name]:
+                    recorded[name] = recorded[name].copy()  # hooks may be registered for this forward pass only
+            self._modules.append((module, recorded, dict(attributes["_parameters"]), buffers))
         self._changing = [
             (module, name, packed(_attribute_or_buffer(module, name), _clone))
             for module, names in block.changing

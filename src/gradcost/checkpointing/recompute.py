@@ -59,7 +59,8 @@ def recomputing(
     def routed(
         replay: Replay, call: RegionCall = Region.forward, caches: CacheRule | None = None
     ) -> AbstractContextManager[None]:
-        own = replay.generators_of(blocks)
+        found = (*replay.generators_of(blocks), *(value for _, value in objective.isolation.generators))
+        own = list({id(generator): generator for generator in found}.values())
         generators = Generators(objective.devices, replay.draws_python, replay.draws_numpy, own)
         settings = _Settings(generators, replay, DrawWatch(replay), keep, call)
         routes: list[tuple[nn.Module, Route]] = []

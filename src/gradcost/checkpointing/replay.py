@@ -19,7 +19,7 @@ from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.region import Call, Forward, RecomputationError, Region, run_call
 from gradcost.core import memory_events
 from gradcost.core.blocks import Block
-from gradcost.core.first_use import can_check, findings
+from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.generator_states import numpy_words, python_state
 from gradcost.core.key import Key
 from gradcost.core.mutable_state import is_generator, version_of
@@ -44,6 +44,7 @@ class Replay:
     def __init__(self) -> None:
         self.draws_python = self.draws_numpy = True  # whether a forward pass draws from these generators
         self._generators: list[Any] | None = None
+        self.uses = 1
         self.keeps_caches = False  # whether blocks get empty key-value caches
         self.reasons: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules that are not recomputed
         self.changing: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # see `BlockModules`
@@ -64,7 +65,9 @@ class Replay:
 
 
 def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: frozenset[str]) -> Replay:
-    """Return the results of the check of the blocks' reruns. The first use of a model and a loss runs the check.
+    """Return the results of the check of the blocks' reruns.
+
+    The first use of a model and a loss runs the check, and the uses for which `first_use.is_due` repeat it.
 
     A forward pass records checksums of the tensors that each call of a block returns or saves. Then each call runs
     again, and the checksums are compared. A block with other checksums is not recomputed; a `Note` names it. Nothing
@@ -78,12 +81,18 @@ def checked_replay(objective: Objective, batch: Any, routed: Routed, keep: froze
     """
     model = objective.model
     known, purpose = findings(model, objective.loss), " ".join(["recomputation", *sorted(keep)])
-    if (purpose, model.training) in known:
-        return known[purpose, model.training]
-    replay = Replay()
-    if not can_check(model) or memory_events.is_observed():
-        return replay
-    draws = [False, False]
+    replay: Replay | None = known.get((purpose, model.training))
+    if replay is not None:
+        replay.uses += 1
+        if not is_due(replay.uses):
+            return replay
+    can_run = can_check(model) and not memory_events.is_observed()
+    if replay is not None and can_run:
+        draws = [replay.draws_python, replay.draws_numpy]  # a later check adds to the results of the earlier ones
+    elif can_run:
+        replay, draws = Replay(), [False, False]
+    else:
+        return replay or Replay()
     for number in range(_MAX_PASSES):
         key = Key(number).fold("recomputation")
         check = _Check(replay, is_last=number == _MAX_PASSES - 1)

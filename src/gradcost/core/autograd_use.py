@@ -44,6 +44,7 @@ class AutogradUse(NamedTuple):
         forward_mode: it differentiates in forward mode, for example by `torch.func.jvp`.
         sets_mode: it sets the gradient mode, as `torch.no_grad()` does.
         hooks: it registers hooks on tensors, which run in a backward pass.
+        functions: the names of the custom `torch.autograd.Function`s in its graph.
     """
 
     differentiates: bool = False
@@ -57,6 +58,7 @@ class AutogradUse(NamedTuple):
     forward_mode: bool = False
     sets_mode: bool = False
     hooks: bool = False
+    functions: tuple[str, ...] = ()
 
     @property
     def needs_gradients(self) -> bool:
@@ -93,6 +95,15 @@ def known_use(objective: Any) -> AutogradUse | None:
 
 def _findings_of(objective: Any) -> dict[Any, Any]:
     return findings(objective.model, getattr(objective.loss, "observed_loss", objective.loss))
+
+
+def custom_functions(objective: Any) -> list[str]:
+    """Return the names of the custom functions of this objective's loss, without those of checkpointing."""
+    use = known_use(objective)
+    return [] if use is None else [name for name in use.functions if "Checkpoint" not in name]
+
+
+_STORED_GRAPH = "the loss reuses a tensor with its autograd graph from an earlier evaluation: store it detached."
 
 
 class ConstantParts:
@@ -154,11 +165,19 @@ def examine(objective: Any, batch: Any, key: Any) -> AutogradUse | None:
 
 def _with_gradients(objective: Any, batch: Any, key: Any) -> tuple[AutogradUse, Tensor] | None:
     """Evaluate with gradients on. Return the use of autograd and the loss; None if the loss raises."""
+    is_over = False
+
+    def stop(dropped: None) -> Tensor:
+        if is_over:
+            raise Unsupported(_STORED_GRAPH)
+        raise _Differentiates
+
     for keeps_graph in (False, True):  # most losses need no graph, and it may not fit into memory
-        hooks = nullcontext() if keeps_graph else saved_tensors_hooks(drop, _stop)
+        hooks = nullcontext() if keeps_graph else saved_tensors_hooks(drop, stop)
         try:
             with torch.enable_grad(), hooks, _watched(objective, keeps_graph) as watch:
                 loss = _first_loss(objective, batch, key)
+            is_over = True
         except _Differentiates:
             continue
         except GradcostError:
@@ -196,10 +215,6 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 def drop(tensor: Tensor) -> None:
     """Save nothing: a hook for `saved_tensors_hooks`."""
-
-
-def _stop(dropped: None) -> Tensor:
-    raise _Differentiates
 
 
 def gives_constants(func: Any, *args: Any, **kwargs: Any) -> bool:
@@ -258,6 +273,7 @@ class _Watch(TorchFunctionMode):
             forward_mode=self.forward_mode,
             sets_mode=self.sets_mode,
             hooks=self.hooks,
+            functions=_custom_functions(loss),
         )
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -319,3 +335,16 @@ class _Watch(TorchFunctionMode):
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _custom_functions(loss: Tensor) -> tuple[str, ...]:
+    """Return the names of the custom `torch.autograd.Function`s in the graph of a loss."""
+    nodes: list[Any] = [loss.grad_fn] if loss.grad_fn else []
+    seen, names = set(nodes), dict[str, None]()
+    for node in nodes:  # the list grows
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            names[type(node).__name__.removesuffix("Backward")] = None
+        following = dict.fromkeys(n for n, _ in node.next_functions if n is not None and n not in seen)
+        seen.update(following)
+        nodes += following
+    return tuple(names)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.autograd_use import examine, known_use
+from gradcost.core.autograd_use import custom_functions, examine, known_use
 from gradcost.core.candidate_weights import (
     EXAMPLES,
     SUM,
@@ -32,12 +33,13 @@ from gradcost.core.candidate_weights import (
     shares,
 )
 from gradcost.core.denominators import Denominator, Observed, observed
-from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported
 from gradcost.core.fake import is_fake
 from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.gradient_mode import is_plain
-from gradcost.core.isolation import seeded_generators
+from gradcost.core.loss_without_draws import loss_without_draws
 from gradcost.core.micro_batches import selected
+from gradcost.core.notes import warn_once
 from gradcost.core.pytree import batch_size, leaves
 
 T = TypeVar("T")
@@ -195,13 +197,14 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
     """
     if hasattr(objective.loss, "observed_loss") or not (can_check(objective.model) and is_plain()):
         return work()
-    rule, evaluate = rule_of(objective.model, objective.loss), loss_in_eval_mode(objective, key)
+    rule, evaluate = rule_of(objective.model, objective.loss), loss_without_draws(objective, key)
     rule.uses += 1
     if rule.candidates is None or is_due(rule.uses):
-        objective.prepare(batch, key)
-        if known_use(objective) is None:
-            examine(objective, batch, key)
-        _first_test(rule, evaluate, batch, objective)
+        with _errors_of_parts():
+            objective.prepare(batch, key)
+            if known_use(objective) is None:
+                examine(objective, batch, key)
+            _first_test(rule, evaluate, batch, objective)
     while True:
         try:
             return work()
@@ -215,6 +218,20 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
             rule.candidates = remaining
 
 
+@contextmanager
+def _errors_of_parts() -> Iterator[None]:
+    try:
+        yield
+    except (GradcostError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise Unsupported(
+            f"the loss cannot be evaluated on some of the examples of this batch ({reason}), as micro-batches need. "
+            "Evaluate the batch at once (without Accumulated, parts=1)."
+        ) from error
+
+
 def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
     """Decorate a method (self, objective, batch, key, ...) whose evaluations need the weights of micro-batches."""
 
@@ -225,44 +242,6 @@ def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
         return settled(objective, batch, key, lambda: method(self, objective, batch, key, *rest))
 
     return settling
-
-
-def _needs_gradients(objective: Any) -> bool:
-    use = known_use(objective)
-    return use is not None and use.needs_gradients
-
-
-def loss_in_eval_mode(objective: Any, key: Any) -> Evaluate:
-    """Return a function that evaluates the loss in eval mode; in the current mode where it fails in eval mode.
-
-    Args:
-        objective: the Objective. Its number of micro-batches does not matter.
-        key: seeds the random layers.
-    Returns:
-        A function of (batch, number, gradients=False). number: part of the random key. gradients: whether
-        autograd records the evaluation.
-    """
-    in_eval_mode = True
-
-    def evaluate(batch: Any, number: int, gradients: bool = False) -> Observed:
-        nonlocal in_eval_mode
-        test_key = key.fold("test", number)
-        with (
-            torch.set_grad_enabled(gradients or _needs_gradients(objective)),
-            objective.isolation.entered(test_key),
-            seeded_generators(test_key, objective.devices),
-        ):
-            for module in objective.modules if in_eval_mode else ():
-                module.training = False
-            try:
-                return observed(lambda: objective.scalar_loss(batch))
-            except Exception:
-                if not in_eval_mode:
-                    raise
-        in_eval_mode = False
-        return evaluate(batch, number, gradients)
-
-    return evaluate
 
 
 def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> None:
@@ -286,6 +265,14 @@ def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> N
     kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
     if kink is not None:
         refuse(float(combined.loss), f"it applies `{kink}` to an average over examples")
+    if names := custom_functions(objective):
+        warn_once(
+            objective.model,
+            "custom functions in micro-batches",
+            "micro-batches are weighted by what the value of the loss averages over. If the backward of "
+            f"`{names[0]}` adds a gradient that the value does not show (an auxiliary loss), it is added once per "
+            "micro-batch.",
+        )
     if not combined.is_static:
         # If a denominator depends on the parameters, the weighted sum has the right loss, but a wrong gradient.
         example = with_graphs[0].denominators

@@ -278,9 +278,8 @@ class Objective:
                 writes into a parameter through its `.data`.
         """
         isolation = self.isolation
-        if isolation.purity.exposes_weights and can_check(self.model):
-            return without_writes(isolation.named, lambda: self._scalar_loss(batch, isolation.purity))
-        return self._scalar_loss(batch, isolation.purity)
+        with_bits = isolation.purity.exposes_weights and can_check(self.model)
+        return without_writes(isolation, with_bits, lambda: self._scalar_loss(batch, isolation.purity))
 
     def _scalar_loss(self, batch: Any, purity: Purity) -> Tensor:
         if purity.writes_batch:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from gradcost.core.compiled import is_compiled
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.fake import is_fake
 from gradcost.core.first_use import is_due
 from gradcost.core.given_batch import contents, copied
 from gradcost.core.interrupts import undoing
@@ -25,7 +26,7 @@ from gradcost.core.isolation import isolated_modules, seeded_objects, shared_sto
 from gradcost.core.key import Key
 from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits
 from gradcost.core.notes import warn_once
-from gradcost.core.weight_writes import DataReads, checksums, refuse_writes
+from gradcost.core.weight_writes import Reads, checksums, refuse_writes
 
 Root = tuple[str, str]  # (name of a module, name of one of its attributes)
 
@@ -86,6 +87,9 @@ class Isolation:
             known = set(modules)
             self.modules += tuple(module for _, module in _reached(model, loss).modules if module not in known)
         self.named = _named(model, self.modules)
+        with torch._C.DisableTorchFunction():
+            parameters = [p for module in self.modules for p in module._parameters.values() if _has_version(p)]
+        self.parameters = list(dict.fromkeys(parameters))
         self.generators = _outside(self, loss).generators if purity.reaches_generators else []
 
     def containers(self) -> list[tuple[nn.Module, str]]:
@@ -187,10 +191,16 @@ def _examine(
                     moved.extend([f"{name}.{key}" if name else key] if now is not buffer else [])
 
     registries = [dict(module._parameters) for module in isolation.modules]
-    reads = DataReads()
+    reads = Reads()
     with nullcontext() if any(map(is_compiled, isolation.modules)) else reads:
         first = evaluate(isolation, first_batch, compare_buffers)
-    purity.exposes_weights = any(parameter is tensor for _, parameter, _ in weights for tensor in reads.tensors)
+    purity.exposes_weights = any(parameter is tensor for _, parameter, _ in weights for tensor in reads.of_data)
+    for name, parameter, _ in weights:
+        if any(parameter is tensor for tensor in reads.of_grad):
+            raise Unsupported(
+                f"the loss reads `.grad` of `{name}`. An estimate sets it aside during the backward pass, so the "
+                "loss would depend on the method. Copy what the loss needs into a buffer after each step."
+            )
     _refuse_new_parameters(isolation, registries)
     refuse_writes(weights)
     purity.moved, purity.writes_batch = tuple(moved), bool(before.changed())
@@ -264,6 +274,11 @@ def _named(model: nn.Module, modules: tuple[nn.Module, ...]) -> list[tuple[str, 
         (names.get(id(module), f"{type(module).__name__} number {number}, outside of the model"), module)
         for number, module in enumerate(modules)
     ]
+
+
+def _has_version(parameter: Any) -> TypeGuard[nn.Parameter]:
+    is_ordinary = isinstance(parameter, Tensor) and parameter.layout == torch.strided and not is_fake(parameter)
+    return is_ordinary and not parameter.is_meta and not parameter.is_inference()
 
 
 def _identity(named: Named) -> int:

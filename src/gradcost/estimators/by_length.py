@@ -13,7 +13,7 @@ from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake, known
 from gradcost.core.first_use import can_check, findings
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import loss_in_eval_mode
+from gradcost.core.loss_without_draws import loss_without_draws
 from gradcost.core.micro_batches import selected
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
@@ -209,7 +209,7 @@ def _has_same_loss(objective: Objective, key: Key, side: str, batches: Callable[
 
 def _is_same(objective: Objective, key: Key, without: Any, padded: Any) -> bool:
     objective.prepare(padded, key)
-    evaluate = loss_in_eval_mode(objective, key)
+    evaluate = loss_without_draws(objective, key)
     expected = evaluate(padded, 0).loss
     try:
         found = evaluate(without, 0).loss

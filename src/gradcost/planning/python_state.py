@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.core.fake import is_fake
+from gradcost.core.isolation import generator_state, set_generator_state
 from gradcost.core.mutable_state import Saved, Traversal
 from gradcost.core.objective import Objective
 
@@ -23,6 +24,7 @@ _DEPTH = 4  # levels of nested containers that are searched for fake tensors
 def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] | list[Any]]]:
     """Restore at the end what a forward pass can change besides tensors.
 
+    - Random generators that the model or the loss hold get their states back.
     - All changes are undone in the attributes of modules and of the objects that they reference, in containers, in
       closures, and in globals that the code names.
     - Only fake tensors are removed from other globals of the modules' files and from the modules' classes. A
@@ -37,6 +39,7 @@ def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] 
     reached.visit("loss", objective.loss)
     attributes = [(vars(module), dict(vars(module))) for _, module in reached.modules]
     saved = Saved((name, value) for name, value in reached.objects if not isinstance(value, Tensor))
+    generators = [(generator, generator_state(generator)) for _, generator in reached.generators]
     caches = [(cache, cache.cache_info().misses) for cache in _cached_functions(reached.seen.values())]
     namespaces = [(owner, dict(vars(owner))) for owner in _namespaces(module for _, module in reached.modules)]
     containers = [vars(module) for _, module in in_model.modules]
@@ -47,6 +50,8 @@ def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] 
             current.clear()
             current.update(before)
         saved.restore()
+        for generator, state in generators:
+            set_generator_state(generator, state)
         for owner, before in namespaces:
             _remove_fakes(owner, before)
         for cache, misses in caches:

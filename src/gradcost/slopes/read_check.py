@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradcost.core.autograd_use import examine, known_use
+from gradcost.core.autograd_use import custom_functions, examine, known_use
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.isolation import weights_replaced
@@ -69,13 +69,14 @@ def check_reads(objective: Objective, batch: Any, key: Key) -> None:
 
 
 def _warn_of_backward_hooks(objective: Objective) -> None:
-    """Emit a Note if hooks may change the gradient in a backward pass, as in a gradient reversal layer."""
+    """Emit a Note if hooks or custom functions may change the gradient in a backward pass (gradient reversal)."""
     use, names = known_use(objective), []
     for name, module in objective.model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
             names.append(f"a backward hook of `{name or type(module).__name__}`")
     names += [f"a hook of `{leaf.name}`" for leaf in objective.leaves if leaf.parameter._backward_hooks]
     names += ["a hook that the forward pass registers on a tensor"] if use is not None and use.hooks else []
+    names += [f"the backward of `{name}`" for name in custom_functions(objective)]
     if names:
         warn_once(
             objective.model,

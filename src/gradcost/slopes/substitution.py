@@ -267,7 +267,8 @@ class _SubstitutionMode(TorchFunctionMode):
             if func in CUTS:
                 leaf = self.leaves.get(id(args[0])) or self.swapped.get(id(args[0]))
                 if leaf is not None:
-                    return self.constant(leaf)
+                    value = self.constant(leaf)
+                    return value if func in (Tensor.detach, torch.detach) else value.data  # its own version counter
         else:
             replace = self._replace if _current_level() == self.level else self._replace_in_transform
             args = replace(args)
