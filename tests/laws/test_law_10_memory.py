@@ -296,7 +296,7 @@ def test_a_forecast_counts_the_matmuls_that_law_9_states(model: str):
     if model in AGAIN:
         assert predicted(gradcost.checkpointed()).matmuls == 3 * count + AGAIN[model]
     names = {name for name, module in objective.model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for estimator, each in ((gradcost.forward_gradient(1), 3), (gradcost.forward_gradient(4), 12)):
+    for estimator, each in ((gradcost.forward_gradient(1), 3), (gradcost.forward_gradient(4, together=1), 12)):
         found = predicted(estimator).counts.matmuls_by_module
         assert sum(found[name] for name in names) == each * count - first * each // 3
     shared = predicted(Probing(Jvp(4), probes=4)).counts.flops_by_module

@@ -47,7 +47,7 @@ def test_a_method_on_the_digits_is_checked_line_by_line(here: Path):
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
     lines = ran.stdout.splitlines()
-    assert lines[0].startswith("Probing(slope=Jvp(together=1), directions=Gaussian(), probes=8")
+    assert lines[0].startswith("Probing(slope=Jvp(together=4), directions=Gaussian(), probes=8")
     assert "4,810 trained weights" in lines[0]
     for what, said in (
         ("agrees with backprop along one direction", "relative"),

@@ -69,7 +69,8 @@ def test_every_row_is_a_forecast_or_has_a_reason(planned: Plan):
             assert row.over == max(row.forecast.peak - planned.budget, 0)
     usual = {row.method for row in planned.rows}
     assert {"backprop()", "checkpointed()", "Reverse(Segments(2))", "mezo(probes=16)", "spsa()"} <= usual
-    assert {"Accumulated(checkpointed(), 4)", "Probing(Jvp(4), probes=4)", "forward_gradient(probes=4)"} <= usual
+    assert {"Accumulated(checkpointed(), 4)", "forward_gradient(probes=4)"} <= usual
+    assert "forward_gradient(probes=4, together=1)" in usual
 
 
 def test_the_choice_is_the_exact_gradient_that_fits_with_the_fewest_flops(planned: Plan):

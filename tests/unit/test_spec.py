@@ -39,7 +39,7 @@ def test_a_preset_may_be_written_with_or_without_brackets(name: str):
     ("text", "told"),
     [
         ("mzo()", "mezo(eps=0.001, probes=1)"),
-        ("forward_gradients(probes=2)", "forward_gradient(probes=1)"),
+        ("forward_gradients(probes=2)", "forward_gradient(probes=1, together=None)"),
         ("Probing(slope=JVP())", "Jvp(together=1)"),
         ("Probing(slope=Jvp(), direction=Gaussian())", "Probing(slope, directions="),
         ("mezo(probes=0)", "1 or more, not 0"),

@@ -26,7 +26,7 @@ class Coordinates(Directions):
     Source: Kiefer and Wolfowitz 1952 (all coordinates); Nesterov 2012 (random coordinates).
     """
 
-    unbiased, symmetric = True, True
+    unbiased, symmetric, elementwise = True, True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return sample_without_replacement(key, probes, dimension)

@@ -23,6 +23,9 @@ class Directions(ABC):
     # Whether the projection on the span of n <= d directions has the mean (n / d) I, as `Projection` needs. True if
     # their distribution is invariant to the sign of each entry and to permutations of the entries.
     symmetric: bool = False
+    # Whether an element of z depends only on the seed and on the element's index in the vector of all leaves, so that
+    # `add` may be called on a part of a leaf.
+    elementwise: bool = False
 
     @abstractmethod
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ class Gaussian(Directions):
     Source: Baydin et al. 2022, definition 1; Malladi et al. 2023 (MeZO), definition 1.
     """
 
-    unbiased, symmetric = True, True
+    unbiased, symmetric, elementwise = True, True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)
@@ -39,7 +39,7 @@ class Rademacher(Directions):
     Source: Spall 1992, section III (SPSA's symmetric Bernoulli perturbation).
     """
 
-    unbiased, symmetric = True, True
+    unbiased, symmetric, elementwise = True, True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)

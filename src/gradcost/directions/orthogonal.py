@@ -33,7 +33,7 @@ class Orthogonal(Directions):
     matrices have sizes that are powers of two; Hartley matrices have any size.
     """
 
-    unbiased, symmetric = True, True
+    unbiased, symmetric, elementwise = True, True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         basis = Hartley(dimension)

@@ -28,7 +28,7 @@ class Sphere(Directions):
     Source: Flaxman, Kalai, McMahan 2005, lemma 1; their factor d is here part of z.
     """
 
-    unbiased, symmetric = True, True
+    unbiased, symmetric, elementwise = True, True, True
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         return independent(key, probes)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from typing import Any, cast
 
 from gradcost.checkpointing.policies import Offloaded, Schedule, Segments, Selective
 from gradcost.core.blocks import find_blocks
 from gradcost.core.objective import Objective
 from gradcost.core.units import size
-from gradcost.directions import Gaussian
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
@@ -41,7 +40,7 @@ def options(objective: Objective, examples: int, budget: int, device: str) -> It
     inner_estimator = checkpointed() if blocks else backprop()
     yield from (Accumulated(inner_estimator, parts) for parts in PARTS if parts <= examples)
     yield from (forward_gradient(probes) for probes in PROBES)
-    yield from (Probing(Jvp(together=probes), Gaussian(), probes) for probes in PROBES[1:])
+    yield from (forward_gradient(probes, together=1) for probes in PROBES[1:])
     yield from (mezo(probes=probes) for probes in PROBES)
     yield from (spsa(probes=probes) for probes in PROBES)
 
@@ -57,8 +56,12 @@ def label(estimator: Estimator) -> str:
     """Return the shortest expression that parses back to an equal estimator."""
     if isinstance(estimator, Probing):
         for preset, name in ((forward_gradient, "forward_gradient"), (mezo, "mezo"), (spsa, "spsa")):
-            if replace(estimator, probes=1) == preset():
+            if estimator == preset(probes=estimator.probes):
                 return f"{name}({'' if estimator.probes == 1 else f'probes={estimator.probes}'})"
+        if isinstance(estimator.slope, Jvp):
+            probes, together = estimator.probes, estimator.slope.together
+            if estimator == forward_gradient(probes, together):
+                return f"forward_gradient(probes={probes}, together={together})"
     for preset in (backprop, checkpointed):
         if estimator == preset():
             return f"{preset.__name__}()"

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -97,13 +97,20 @@ def _evaluate(
 
     in_transform = functorch.maybe_current_level() is not None
 
-    def tangent(draw: Callable[[int], Tensor]) -> Tensor:
-        if not in_transform:
-            return tag("tangents", draw(seeds[0]))
-        with torch._C._DisableFuncTorch():  # a functorch level wraps new tensors; `draw` cannot fill those
-            drawn = [tag("tangents", draw(seed)) for seed in seeds]
-            stack = drawn[0] if index is None else torch.stack(drawn)
-        return stack if index is None else stack.index_select(0, index.reshape(1)).squeeze(0)
+    def tangent(draw: Callable[[int], Tensor], leaf: Leaf | None = None) -> Tensor:
+        """Return the tangents of all seeds: `draw(seed)`, or with a leaf its directions, drawn into one tensor."""
+        with torch._C._DisableFuncTorch() if in_transform else nullcontext():
+            # A functorch level would wrap new tensors, and in-place noise could not fill those.
+            if index is None:
+                return tag("tangents", draw(seeds[0]))
+            if leaf is None:
+                stack = torch.stack([draw(seed) for seed in seeds])
+            else:
+                stack = leaf.parameter.new_zeros((len(seeds), *leaf.parameter.shape))
+                for out, seed in zip(stack, seeds, strict=True):
+                    directions.add(out, leaf, [seed], [1.0], in_place=True)
+            tag("tangents", stack)
+        return functorch._add_batch_dim(stack, 0, functorch.maybe_get_level(index))
 
     all_leaves = False  # whether leaves on which all directions are zero get a tangent too
     has_skipped = False  # whether some leaf got no tangent
@@ -115,7 +122,7 @@ def _evaluate(
         if not all_leaves and isinstance(directions, SparseDirections) and not directions.touches(leaf, seeds):
             has_skipped = True
             return leaf.parameter.detach()
-        direction = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]))
+        direction = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]), leaf)
         return with_tangent(leaf.name, leaf.parameter.detach(), direction)
 
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from gradcost.core.value import value
 from gradcost.directions import Directions, Rademacher
 from gradcost.slopes import forward_mode, rounding_check
 from gradcost.slopes.held_constants import HeldConstants, held_constants
+from gradcost.slopes.perturbed_products import PerturbedProducts, only_products_read, perturbs_products
 from gradcost.slopes.read_check import check_reads, reads_message
 from gradcost.slopes.substitution import RULES, compiled_message, substituted, with_rules
 
@@ -196,7 +198,9 @@ def shifted(
             return leaf.parameter.detach()
         return directions.add(leaf.parameter.detach(), leaf, [seed], [step])
 
-    with substituted(objective, make, RULES):
+    served = perturbs_products(objective, directions)
+    products = PerturbedProducts(objective, directions, seed, step) if served else nullcontext()
+    with substituted(objective, make, RULES, only_products_read if served else None), products:
         if held is None:
             return objective.evaluate(batch, key)
         with held.applied():
