@@ -1,27 +1,31 @@
-"""Time one training step of each preset against the same step written without gradcost.
+"""Time one training step of each method against the same step written without gradcost.
 
-    python benchmarks/steps.py [--rounds 30]
+    python benchmarks/steps.py [--rounds 30] [--models mlp gpt smollm2 lora]
 
 Every round takes one step of everything in a new random order, so a slow minute of the machine slows all of them. A
 ratio is taken within a round; the script prints its median and quartiles over the rounds. The peers:
 
 - torch's backward and optimizer
 - torch.utils.checkpoint around each block
-- torch.func.jvp with a dictionary of tangents
+- torch.func.jvp with a dictionary of tangents; torch.func.vmap over it for 8 directions
 - MeZO's published loop (Malladi et al. 2023, algorithm 1): seeded torch.normal per tensor, +eps, -2 eps, +eps, update
 
-The bare forward runs without gradients.
+The bare forward runs without gradients. "noise": the share of a step's time in the kernels that draw directions,
+measured in one more step. smollm2: a Llama of SmolLM2-135M's shapes with random weights, batch 1 x 64; lora: the same
+with adapters of rank 8 on q_proj and v_proj (needs the extra `transformers`).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import itertools
 import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,18 +38,29 @@ import gradcost
 from gradcost import Key
 from gradcost.core.blocks import find_blocks
 from gradcost.core.isolation import seeded_generators
+from gradcost.noise import add
 from gradcost.tasks.architectures import Architecture, Gpt, Mlp
 from gradcost.tasks.task import Batch, cross_entropy
 
 RATE = 1e-6
 EPS = 1e-3
-PEERS = {
+LOOP, LOOP_8, JVP, VMAP = "MeZO's loop", "MeZO's loop, n = 8", "torch.func.jvp", "vmap of jvp, n = 8"
+# A method as an expression of the names of gradcost, and its peer.
+METHODS = {
     "backprop()": "torch backward",
     "checkpointed()": "torch checkpoint",
-    "forward_gradient()": "torch.func.jvp",
-    "spsa()": "MeZO's loop",
-    "mezo()": "MeZO's loop",
+    "mezo()": LOOP,
+    "spsa()": LOOP,
+    "mezo(probes=8)": LOOP_8,
+    "spsa(probes=8)": LOOP_8,
+    "fzoo(probes=8)": LOOP_8,
+    "forward_gradient()": JVP,
+    "Probing(Jvp(), directions.Rademacher())": JVP,
+    "forward_gradient(8)": VMAP,
+    "forward_gradient(8, together=1)": VMAP,
+    "Probing(Jvp(4), directions.LowRank(1), 8)": VMAP,
 }
+LARGE = ("backprop()", "checkpointed()", "mezo()", "spsa()", "forward_gradient()")  # of the models of 135M weights
 
 
 class OneBatch:
@@ -128,7 +143,24 @@ def torch_jvp(model: nn.Module, batch: Batch) -> Callable[[], object]:
     return step
 
 
-def mezo_loop(model: nn.Module, batch: Batch) -> Callable[[], object]:
+def torch_vmap(model: nn.Module, batch: Batch, probes: int = 8) -> Callable[[], object]:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return cross_entropy(lambda x: functional_call(model, weights, (x,)), batch)  # type: ignore[arg-type]
+
+    def step() -> None:
+        tangents = {name: torch.randn((probes, *p.shape), generator=generator) for name, p in parameters.items()}
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            slopes: Any = torch.func.vmap(lambda tangent: jvp(loss, (parameters,), (tangent,))[1])(tangents)
+            for name, p in parameters.items():
+                p.sub_(torch.tensordot(slopes, tangents[name], 1), alpha=RATE / probes)
+
+    return step
+
+
+def mezo_loop(model: nn.Module, batch: Batch, probes: int = 1) -> Callable[[], object]:
     parameters = list(model.parameters())
     seeds = itertools.count()
 
@@ -138,28 +170,39 @@ def mezo_loop(model: nn.Module, batch: Batch) -> Callable[[], object]:
             p.data += scale * torch.normal(0.0, 1.0, size=p.shape)
 
     def step() -> None:
-        seed = next(seeds)
+        slopes = {}
         with torch.no_grad():
-            perturb(seed, EPS)
-            plus = cross_entropy(model, batch)
-            perturb(seed, -2 * EPS)
-            minus = cross_entropy(model, batch)
-            perturb(seed, EPS)
-            slope = ((plus - minus) / (2 * EPS)).item()
-            perturb(seed, -RATE * slope)
+            for seed in (next(seeds) for _ in range(probes)):
+                perturb(seed, EPS)
+                plus = cross_entropy(model, batch)
+                perturb(seed, -2 * EPS)
+                minus = cross_entropy(model, batch)
+                perturb(seed, EPS)
+                slopes[seed] = ((plus - minus) / (2 * EPS)).item()
+            for seed, slope in slopes.items():
+                perturb(seed, -RATE / probes * slope)
 
     return step
 
 
-def all_steps(make: Callable[[], nn.Module], batch: Batch) -> Iterator[tuple[str, Callable[[], object]]]:
+PEERS: dict[str, Callable[[nn.Module, Batch], Callable[[], object]]] = {
+    "torch backward": torch_backward,
+    "torch checkpoint": torch_checkpoint,
+    LOOP: mezo_loop,
+    LOOP_8: functools.partial(mezo_loop, probes=8),
+    JVP: torch_jvp,
+    VMAP: torch_vmap,
+}
+
+
+def all_steps(
+    make: Callable[[], nn.Module], batch: Batch, methods: Iterable[str]
+) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bare forward", bare(make(), batch)
-    yield "torch backward", torch_backward(make(), batch)
-    yield "torch checkpoint", torch_checkpoint(make(), batch)
-    yield "torch.func.jvp", torch_jvp(make(), batch)
-    yield "MeZO's loop", mezo_loop(make(), batch)
-    for name in PEERS:
-        estimator = getattr(gradcost, name.removesuffix("()"))()
-        yield name, ours(estimator, make(), batch)
+    for peer in dict.fromkeys(METHODS[method] for method in methods):
+        yield peer, PEERS[peer](make(), batch)
+    for method in methods:
+        yield method, ours(eval(method, vars(gradcost) | {"directions": gradcost.directions}), make(), batch)
 
 
 def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -176,35 +219,95 @@ def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     return times
 
 
+def noise_share(step: Callable[[], object]) -> float:
+    """Return the share of one step's time that passes in the kernels that draw directions."""
+    kernel, seconds = add.fused, 0.0
+
+    def timed(*args: Any) -> None:
+        nonlocal seconds
+        start = time.perf_counter()
+        kernel(*args)
+        seconds += time.perf_counter() - start
+
+    add.fused = timed
+    start = time.perf_counter()
+    try:
+        step()
+    finally:
+        add.fused = kernel
+    return seconds / (time.perf_counter() - start)
+
+
 def ratio(over: list[float], under: list[float]) -> str:
     low, middle, high = statistics.quantiles([a / b for a, b in zip(over, under, strict=True)], n=4)
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
+def smollm2(rank: int | None) -> tuple[Callable[[], nn.Module], Batch]:
+    transformers: Any = importlib.import_module("transformers")
+    peft: Any = importlib.import_module("peft")
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language_model = transformers.LlamaForCausalLM(config)
+            if rank is not None:
+                adapters = peft.LoraConfig(r=rank, target_modules=["q_proj", "v_proj"])
+                self.language_model = peft.get_peft_model(self.language_model, adapters)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.language_model(input_ids=x).logits
+
+    tokens = torch.randint(49152, (1, 65), generator=torch.Generator().manual_seed(0))
+    return Logits, Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def built(name: str) -> tuple[str, Callable[[], nn.Module], Batch, Sequence[str]]:
+    """Return (title, a function that makes the model, batch, methods)."""
+    if name in ("smollm2", "lora"):
+        make, batch = smollm2(None if name == "smollm2" else 8)
+        return f"SmolLM2-135M{' with LoRA r = 8' if name == 'lora' else ''}, batch 1 x 64", make, batch, LARGE
+    architecture, inputs, classes, batch = mlp() if name == "mlp" else gpt()
+    title = "MLP, batch 64" if name == "mlp" else "GPT, batch 8 x 128"
+    return title, lambda: architecture.build(inputs, classes), batch, list(METHODS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="timed steps of each method, at least 2")
-    rounds: int = parser.parse_args().rounds
-    if rounds < 2:
+    parser.add_argument("--models", nargs="+", default=["mlp", "gpt"], choices=["mlp", "gpt", "smollm2", "lora"])
+    options = parser.parse_args()
+    if options.rounds < 2:
         parser.error("--rounds is at least 2: the quartiles need two ratios.")
-    warnings.simplefilter("ignore", gradcost.core.Note)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds; medians (quartiles)")
-    for name, (architecture, inputs, classes, batch) in {"MLP, batch 64": mlp(), "GPT, batch 8 x 128": gpt()}.items():
+    warnings.simplefilter("ignore")
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {options.rounds} rounds; medians (quartiles)")
+    for title, make, batch, methods in map(built, options.models):
 
-        def make(
-            architecture: Architecture = architecture, inputs: Any = inputs, classes: int = classes
-        ) -> nn.Module:
+        def seeded(make: Callable[[], nn.Module] = make) -> nn.Module:
             with seeded_generators(Key(0)):
-                return architecture.build(inputs, classes)
+                return make()
 
-        weights = sum(p.numel() for p in make().parameters())
-        times = measure(dict(all_steps(make, batch)), rounds)
-        print(f"\n{name}, {weights / 1e6:.2f}M weights\n")
-        print("| step | ms | in bare forwards | to its peer |\n|---|---|---|---|")
+        trained = sum(p.numel() for p in seeded().parameters() if p.requires_grad)
+        steps = dict(all_steps(seeded, batch, methods))
+        times = measure(steps, options.rounds)
+        print(f"\n{title}, {trained / 1e6:.2f}M trained weights\n")
+        print("| step | ms | in bare forwards | noise | to its peer |\n|---|---|---|---|---|")
         for step, seconds in times.items():
-            peer = ratio(seconds, times[PEERS[step]]) + f" of {PEERS[step]}" if step in PEERS else ""
+            peer = ratio(seconds, times[METHODS[step]]) + f" of {METHODS[step]}" if step in METHODS else ""
+            noise = f"{noise_share(steps[step]):.0%}" if step in METHODS else ""
             ms = 1e3 * statistics.median(seconds)
-            print(f"| {step} | {ms:.2f} | {ratio(seconds, times['bare forward'])} | {peer} |")
+            print(f"| {step} | {ms:.2f} | {ratio(seconds, times['bare forward'])} | {noise} | {peer} |", flush=True)
 
 
 if __name__ == "__main__":
