@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, weight_norm
 
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.isolation import seeded_generators
+from gradcost.core.isolation import eval_mode, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
@@ -729,3 +729,11 @@ def test_first_use_is_remembered_for_a_loss_that_is_made_anew():
         calls.clear()
         Objective(model, lambda m, b: squares(m, b)).evaluate(pair(), Key(number))
         assert len(calls) == 1  # the calls of the examination are undone with all it changes
+
+
+def test_eval_mode_gives_each_module_its_own_flag_back():
+    model = nn.Sequential(nn.Dropout(), nn.Dropout(), nn.Linear(2, 2))
+    model[0].eval()
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, False, True, True]
