@@ -14,7 +14,6 @@ from gradcost import CentralDifference, ForwardDifference, Jvp, Key, Objective, 
 from gradcost.core.complex_numbers import as_real
 from gradcost.core.precision import scale_of
 from gradcost.directions import Coordinates, Gaussian, Rademacher, Sphere
-from gradcost.directions.direction import combination
 from gradcost.directions.guided import Guided
 from gradcost.directions.layerwise import Layerwise
 from gradcost.directions.low_rank import LazyLowRank, LowRank
@@ -120,7 +119,7 @@ def test_a_slope_along_complex_directions_is_that_of_torchs_gradient(slope: Any,
 def test_complex_directions_have_unit_covariance_in_both_parts(directions: Any):
     objective = spectral()
     leaf = next(leaf for leaf in objective.leaves if leaf.name == "weight")
-    draws = [combination(directions, leaf, [Key(seed).seed], [1.0]) for seed in range(4000)]
+    draws = [directions.draw(leaf, [Key(seed).seed], [1.0]) for seed in range(4000)]
     rows = torch.stack([as_real(z).flatten() for z in draws])
     covariance = rows.T @ rows / len(rows)
     assert (covariance - torch.eye(24)).abs().max() < 0.2

@@ -55,22 +55,22 @@ def test_over_all_sign_vectors_of_the_outputs_the_mean_is_backprop(slope: Any):
 
 @value
 class Signs(Rademacher):
-    """Rademacher's directions, other ones for each `draw` under one key: the evaluations' draws stay the same."""
+    """Rademacher's directions, other ones for each `number` under one key: the evaluations' draws stay the same."""
 
-    draw: int = 0
+    number: int = 0
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
-        return independent(key.fold("draw", self.draw), probes)
+        return independent(key.fold("draw", self.number), probes)
 
 
 @value
 class Normals(Gaussian):
     """The same of Gaussian ones."""
 
-    draw: int = 0
+    number: int = 0
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
-        return independent(key.fold("draw", self.draw), probes)
+        return independent(key.fold("draw", self.number), probes)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from gradcost import Probing
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, LazyLowRank, LowRank
-from gradcost.directions.direction import combination
 from gradcost.directions.low_rank import Held
 from gradcost.estimators.estimator import Estimate
 from gradcost.estimators.gradient import Seeded
@@ -39,7 +38,7 @@ def leaf_of(*shape: int, dtype: torch.dtype = torch.float32, start: int = 0) -> 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 3, 3), (1, 20), (20, 1)], ids=str)
 def test_a_matrix_has_the_rank_and_is_the_product_of_its_factors(shape: tuple[int, ...], rank: int):
     leaf = leaf_of(*shape, dtype=torch.float64)
-    z = combination(LowRank(rank), leaf, [7], [1.0]).reshape(shape[0], -1)
+    z = LowRank(rank).draw(leaf, [7], [1.0]).reshape(shape[0], -1)
     left, right = LowRank(rank).factors(leaf, 7)
     assert left.shape == (rank, z.shape[0])
     assert right.shape == (rank, z.shape[1])
@@ -57,7 +56,7 @@ def test_no_factor_has_a_number_of_another_nor_of_a_vector():
                 for factor in LowRank(3).factors(leaf, seed):
                     numbers += factor.flatten().tolist()
             else:
-                numbers += combination(LowRank(3), leaf, [seed], [1.0]).tolist()
+                numbers += LowRank(3).draw(leaf, [seed], [1.0]).tolist()
     assert len(numbers) == 2 * (3 * 3 * 70 + 70)
     assert len(set(numbers)) > 0.999 * len(numbers)  # of 1,400 float32 numbers a pair may be equal by chance
 

@@ -13,7 +13,6 @@ from alive import Alive
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Coordinates, Directions, Gaussian, Rademacher
-from gradcost.directions.direction import combination
 from gradcost.directions.masks import Fixed, Largest, Mask, Masked, Named, Random, Smallest
 from gradcost.estimators.probing import Probing
 from gradcost.noise import add as noise
@@ -147,7 +146,7 @@ def test_off_the_mask_bits_stay_and_on_it_the_numbers_are_the_unmasked_ones(
     made, _ = OBJECTIVES["mlp"].make(dtype)
     found = resolve(made, mask)
     for leaf in made.leaves:
-        where = combination(resolve(made, mask, Rademacher()), leaf, [1], [1.0]) != 0
+        where = resolve(made, mask, Rademacher()).draw(leaf, [1], [1.0]) != 0
         base = leaf.parameter.detach().clone()
         base.view(-1)[:3] = torch.tensor([-0.0, 1e-41, math.nan], dtype=torch.float64).to(dtype)
         before, plain = base.clone(), Gaussian().add(base, leaf, [5, 6, 7], [0.5, -0.25, 2.0])
@@ -164,7 +163,7 @@ def test_off_a_mask_drawn_anew_bits_stay(dtype: torch.dtype):
     found = resolve(made, Random(0.5))
     for leaf in made.leaves:
         base = leaf.parameter.detach()
-        where = combination(found, leaf, [5], [1.0]) != 0
+        where = found.draw(leaf, [5], [1.0]) != 0
         out = found.add(base, leaf, [5], [0.5])
         assert bits(out[where]) == bits(Gaussian().add(base, leaf, [5], [0.5 / math.sqrt(0.5)])[where])
         assert bits(out[~where]) == bits(base[~where])

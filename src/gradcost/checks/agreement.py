@@ -13,7 +13,6 @@ from gradcost.checks.report import CheckLine, Verdict, format_number
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, Rademacher
-from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.gradient import Gradient
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope
@@ -61,7 +60,7 @@ def gradient_line(estimator: Estimator, objective: Objective, reference: Referen
 def _product(gradient: Gradient, seed: int) -> float:
     """Return <g, z> in float64, where z is the Rademacher direction of `seed`."""
     leaves = {leaf.name: leaf for leaf in gradient.objective.leaves}
-    return sum(float(dot(g, combination(Rademacher(), leaves[name], [seed], [1.0]))) for name, g in gradient.leaves())
+    return sum(float(dot(g, Rademacher().draw(leaves[name], [seed], [1.0]))) for name, g in gradient.leaves())
 
 
 def _agreement(error: float, verdict: Verdict, why: str = "") -> CheckLine:

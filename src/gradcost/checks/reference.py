@@ -18,7 +18,6 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32, coarsest, loss_roundoff, spacing
 from gradcost.directions import Rademacher
-from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Dense, Gradient
 from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.forward_mode import Blocked
@@ -120,8 +119,7 @@ class Reference:
         """Return <grad, z> in float64, where z is the Rademacher direction of `seed`."""
         gradient = self.gradient(self.key)
         return sum(
-            float(dot(gradient[leaf.name], combination(Rademacher(), leaf, [seed], [1.0])))
-            for leaf in self.objective.leaves
+            float(dot(gradient[leaf.name], Rademacher().draw(leaf, [seed], [1.0]))) for leaf in self.objective.leaves
         )
 
     @functools.cached_property

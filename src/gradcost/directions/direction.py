@@ -55,6 +55,17 @@ class Directions(ABC):
             A tensor of the shape and dtype of `base`, or `base` itself.
         """
 
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+        """Return sum_k scales[k] * z_k on one leaf: a tensor of the leaf's shape, dtype and device.
+
+        Args:
+            leaf: the leaf.
+            seeds: one seed per direction z_k.
+            scales: one factor per seed.
+        """
+        zero = torch.zeros_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
+        return self.add(zero, leaf, seeds, scales, in_place=True)
+
 
 class SparseDirections(Directions):
     """Directions that are zero on some leaves.
@@ -114,12 +125,6 @@ class StatefulDirections(ABC):
         Returns:
             The state for the next estimate.
         """
-
-
-def combination(directions: Directions, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-    """Return sum_k scales[k] * z_k on one leaf: a tensor of the leaf's shape, dtype and device."""
-    zero = torch.zeros_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
-    return directions.add(zero, leaf, seeds, scales, in_place=True)
 
 
 def independent(key: Key, probes: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from gradcost.core.objective import Leaf
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions, independent
 from gradcost.noise import philox
-from gradcost.noise.add import add_noise
+from gradcost.noise.add import add_noise, noise
 
 
 @value
@@ -31,6 +31,9 @@ class Gaussian(Directions):
     ) -> Tensor:
         return add_noise(philox.Normals(), seeds, scales, leaf.start, base, in_place)
 
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+        return noise(philox.Normals(), seeds, scales, leaf.start, leaf.parameter.detach())
+
 
 @value
 class Rademacher(Directions):
@@ -48,3 +51,6 @@ class Rademacher(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         return add_noise(philox.Signs(), seeds, scales, leaf.start, base, in_place)
+
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+        return noise(philox.Signs(), seeds, scales, leaf.start, leaf.parameter.detach())

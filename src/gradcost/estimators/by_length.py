@@ -19,7 +19,6 @@ from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tree_map
 from gradcost.core.value import value
-from gradcost.directions.direction import combination
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Seeded, Streamed, Sum
 from gradcost.estimators.probing import replayed
@@ -115,7 +114,7 @@ class ByLength(Estimator):
         seeded, leaves = long.gradient, {leaf.name: leaf for leaf in objective.leaves}
 
         def use_sum(name: str, short_gradient: Tensor) -> None:
-            long_gradient = combination(seeded.directions, leaves[name], seeded.seeds, seeded.coefficients)
+            long_gradient = seeded.directions.draw(leaves[name], seeded.seeds, seeded.coefficients)
             short_gradient = short_gradient.to_dense() if short_gradient.is_sparse else short_gradient
             use(name, short_gradient.mul_(1 - self.weight).add_(long_gradient.mul_(self.weight)))
 

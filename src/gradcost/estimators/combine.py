@@ -15,7 +15,6 @@ from gradcost.core.fake import is_fake
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions
-from gradcost.directions.direction import combination
 from gradcost.estimators.gradient import Gradient, Seeded, Signed
 
 _PIECE = 1 << 16  # number of entries of each direction that are converted to float64 at once
@@ -106,7 +105,7 @@ def _gram(objective: Objective, directions: Directions, seeds: Sequence[int]) ->
 
 def _products(directions: Directions, leaf: Leaf, seeds: Sequence[int]) -> Iterator[Tensor]:
     """Yield one parameter's terms of Z'Z, piece by piece; in float64: rounding in float32 would raise the rank."""
-    rows = torch.stack([as_real(combination(directions, leaf, [seed], [1.0])).flatten() for seed in seeds])
+    rows = torch.stack([as_real(directions.draw(leaf, [seed], [1.0])).flatten() for seed in seeds])
     for columns in rows.split(_PIECE, dim=1):
         piece = columns.double()
         yield piece @ piece.T

@@ -13,7 +13,6 @@ from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
 from gradcost.core.objective import Objective
 from gradcost.directions import Directions
-from gradcost.directions.direction import combination
 
 
 class Gradient(ABC):
@@ -107,7 +106,7 @@ class Seeded(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
-            yield leaf.name, combination(self.directions, leaf, self.seeds, self.coefficients)
+            yield leaf.name, self.directions.draw(leaf, self.seeds, self.coefficients)
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,6 @@ from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
-from gradcost.directions.direction import combination
 
 # Exactly these types: a subclass may use its weights in other ways.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,7 +43,7 @@ class Output:
 
     def noise(self, directions: Directions, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
         """Return sum_k scales[k] u_k, where u_k is the noise of this output for seed k."""
-        return combination(directions, self._leaf(), self._seeds(seeds), scales)
+        return directions.draw(self._leaf(), self._seeds(seeds), scales)
 
     def moved(self, directions: Directions, seed: int, step: float) -> Tensor:
         """Return the output plus `step` times its noise."""

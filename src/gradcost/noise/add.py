@@ -54,16 +54,46 @@ def add_noise(
     source = base.detach().reshape(-1)
     assert base.is_contiguous() or not in_place
     out = source if in_place else torch.empty_like(source, memory_format=torch.contiguous_format)
-    path = _path(base)
-    if base.dtype in (torch.float32, torch.float64):
-        path(stream, seeds, scales, start, source, out)
-    else:
-        for at in _starts(base, _HALF_CHUNK):
-            piece = source[at : at + _HALF_CHUNK].to(torch.float32)
-            path(stream, seeds, scales, start + at, piece, piece)
-            out[at : at + _HALF_CHUNK] = piece
-            del piece  # frees its memory before the next piece is allocated
-    result = base if in_place else out.reshape(base.shape)
+    _fill(stream, seeds, scales, start, source, out)
+    return _tagged(base if in_place else out.reshape(base.shape), seeds)
+
+
+def noise(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, like: Tensor) -> Tensor:
+    """Return sum_k scales[k] * z_k: the bits of `add_noise` on zeros, without a pass that writes the zeros.
+
+    Args:
+        stream: the distribution of the noise.
+        seeds: one 64-bit seed per direction.
+        scales: one factor per seed.
+        start: stream index of the first element.
+        like: a tensor with the shape, dtype and device of the result.
+    """
+    if like.is_complex():
+        return torch.view_as_complex(noise(stream, seeds, scales, start, as_real(like.detach())))
+    out = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+    _fill(stream, seeds, scales, start, None, out)
+    return _tagged(out.view(like.shape), seeds)
+
+
+def _fill(
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
+) -> None:
+    """Set `out[:] = base + sum_k scales[k] * z_k`. base: None stands for zeros."""
+    path = _path(out)
+    if out.dtype in (torch.float32, torch.float64):
+        path(stream, seeds, scales, start, base, out)
+        return
+    for at in _starts(out, _HALF_CHUNK):
+        if base is None:
+            piece = out[at : at + _HALF_CHUNK].new_zeros(out[at : at + _HALF_CHUNK].shape, dtype=torch.float32)
+        else:
+            piece = base[at : at + _HALF_CHUNK].to(torch.float32)
+        path(stream, seeds, scales, start + at, piece, piece)
+        out[at : at + _HALF_CHUNK] = piece
+        del piece  # frees its memory before the next piece is allocated
+
+
+def _tagged(result: Tensor, seeds: Sequence[int]) -> Tensor:
     for _ in seeds:  # one tag per direction
         tag("noise", result)
     return result
@@ -83,19 +113,21 @@ def _starts(base: Tensor, chunk: int) -> Iterable[int]:
 
 
 def reference(
-    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k` by torch operations, 65,536 elements at a time."""
-    if is_fake(base):
+    if is_fake(out):
         seeds, scales = seeds[:2], scales[:2]  # more seeds do not raise the peak memory
-    for at in _starts(base, _CHUNK):
+    if base is None:
+        base = out.zero_()
+    for at in _starts(out, _CHUNK):
         piece = base[at : at + _CHUNK]
         for seed, scale in zip(seeds, scales, strict=True):
-            if is_fake(base):
-                z = fake_noise(stream, start + at, piece.numel(), base.device)
+            if is_fake(out):
+                z = fake_noise(stream, start + at, piece.numel(), out.device)
             else:
-                z = generate(stream, seed, start + at, piece.numel(), base.device)
-            piece = piece + z.to(base.dtype) * torch.tensor(scale, dtype=base.dtype, device=base.device)
+                z = generate(stream, seed, start + at, piece.numel(), out.device)
+            piece = piece + z.to(out.dtype) * torch.tensor(scale, dtype=out.dtype, device=out.device)
         out[at : at + _CHUNK] = piece
 
 
@@ -106,7 +138,7 @@ def has_fused_path() -> bool:
 
 
 def fused(
-    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k` in one compiled pass, with as many threads as torch uses."""
     from gradcost.noise import fused  # importing numba takes half a second
@@ -115,6 +147,6 @@ def fused(
 
 
 def _fake_fused(
-    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Replace `fused` on fake tensors. It does nothing, because `fused` allocates no tensor."""

@@ -56,35 +56,54 @@ def _philox(block, seed):
     return c0, c1, c2, c3
 
 
+_SET, _FROM_BASE, _ADD = 0, 1, 2  # what a kernel does with the term of one seed
+_ZERO = np.float32(0.0)
+
+
+@numba.njit(inline="always")
+def _case(k, base, out):
+    """Return the case of seed k. Separate loops: a compiler vectorises over one array, or over two that differ."""
+    if k == 0 and base.size == 0:
+        return _SET
+    return _FROM_BASE if k == 0 and base.ctypes.data != out.ctypes.data else _ADD
+
+
 @numba.njit(nogil=True, cache=True)
 def _signs(seeds, scales, start, base, out):
-    """Set out[i] = base[i] + sum_k scales[k] * sign_k(start + i), with sign_k the signs of seeds[k]."""
+    """Set out[i] = base[i] + sum_k scales[k] * sign_k(start + i), with sign_k the signs of seeds[k].
+
+    An empty base stands for zeros.
+    """
+    size = out.size
     words = np.empty((_LANES, 4), np.uint32)
     flat_words = words.reshape(-1)
-    for chunk in range(start // 128, (start + base.size + 127) // 128, _LANES):
+    for chunk in range(start // 128, (start + size + 127) // 128, _LANES):
         for k in range(seeds.size):
             for lane in range(_LANES):
                 c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
                 words[lane, 0], words[lane, 1], words[lane, 2], words[lane, 3] = c0, c1, c2, c3
-            is_first = k == 0 and base.ctypes.data != out.ctypes.data
+            case = _case(k, base, out)
             plus, minus = scales[k], -scales[k]
             for w in range(4 * _LANES):
                 word = flat_words[w]
                 at = chunk * 128 - start + 32 * w
-                if at >= 0 and at + 32 <= base.size:
-                    # Slices of fixed length: the compiler vectorises over their elements.
-                    before, after = base[at : at + 32], out[at : at + 32]
-                    if is_first:
+                if at >= 0 and at + 32 <= size:
+                    after = out[at : at + 32]  # of fixed length: the compiler vectorises over its elements
+                    if case == _SET:
+                        for j in range(32):
+                            after[j] = minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                    elif case == _FROM_BASE:
+                        before = base[at : at + 32]
                         for j in range(32):
                             after[j] = before[j] + (minus if (word >> np.uint32(j)) & np.uint32(1) else plus)
                     else:
                         for j in range(32):
                             after[j] += minus if (word >> np.uint32(j)) & np.uint32(1) else plus
-                elif at + 32 > 0 and at < base.size:
-                    for j in range(32):
-                        if 0 <= at + j < base.size:
-                            sign = minus if (word >> np.uint32(j)) & np.uint32(1) else plus
-                            out[at + j] = (base[at + j] if is_first else out[at + j]) + sign
+                elif at + 32 > 0 and at < size:
+                    for j in range(max(0, -at), min(32, size - at)):
+                        sign = minus if (word >> np.uint32(j)) & np.uint32(1) else plus
+                        before_j = 0.0 if case == _SET else base[at + j] if case == _FROM_BASE else out[at + j]
+                        out[at + j] = before_j + sign
 
 
 @numba.njit(inline="always")
@@ -124,16 +143,17 @@ def _pair(bits, offset, quadrant, mantissa):
 def _normals(seeds, scales, start, base, out):
     """Set out[i] = base[i] + sum_k scales[k] * normal_k(start + i), with normal_k the normals of seeds[k].
 
-    Casts keep all integers at 32 bits (numba widens them to 64), so that a vector holds twice as many.
+    An empty base stands for zeros. Casts keep all integers at 32 bits (numba widens them to 64), so that a vector
+    holds twice as many.
     """
-    end = start + base.size
+    size = out.size
     words = np.empty((4, _LANES), np.uint32)
     uniform = np.empty((2, _LANES), np.float32)
     mantissa = np.empty((2, _LANES), np.float32)
     bits, mantissa_bits = uniform.view(np.int32), mantissa.view(np.int32)
     z = np.empty((4, _LANES), np.float32)
     flat = np.empty(4 * _LANES, np.float32)
-    for chunk in range(start // 4, (end + 3) // 4, _LANES):
+    for chunk in range(start // 4, (start + size + 3) // 4, _LANES):
         for k in range(seeds.size):
             for lane in range(_LANES):
                 c0, c1, c2, c3 = _philox(np.uint64(chunk + lane), seeds[k])
@@ -153,19 +173,24 @@ def _normals(seeds, scales, start, base, out):
             for lane in range(_LANES):
                 for j in range(4):
                     flat[4 * lane + j] = z[j, lane]
-            is_first, scale = k == 0 and base.ctypes.data != out.ctypes.data, scales[k]
+            case, scale = _case(k, base, out), scales[k]
             first = chunk * 4 - start
-            if first >= 0 and first + 4 * _LANES <= base.size:
-                before, after = base[first : first + 4 * _LANES], out[first : first + 4 * _LANES]
-                if is_first:
+            if first >= 0 and first + 4 * _LANES <= size:
+                after = out[first : first + 4 * _LANES]
+                if case == _SET:
+                    for i in range(4 * _LANES):
+                        after[i] = scale * flat[i] + _ZERO
+                elif case == _FROM_BASE:
+                    before = base[first : first + 4 * _LANES]
                     for i in range(4 * _LANES):
                         after[i] = before[i] + scale * flat[i]
                 else:
                     for i in range(4 * _LANES):
                         after[i] += scale * flat[i]
             else:
-                for i in range(max(0, -first), min(4 * _LANES, base.size - first)):
-                    out[first + i] = (base[first + i] if is_first else out[first + i]) + scale * flat[i]
+                for i in range(max(0, -first), min(4 * _LANES, size - first)):
+                    before_i = _ZERO if case == _SET else base[first + i] if case == _FROM_BASE else out[first + i]
+                    out[first + i] = before_i + scale * flat[i]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -177,18 +202,18 @@ def _rows(signs, rows_and_residues, dimension, scales, start, base, out):
     below 2^53), so that the compiler vectorises over them.
     """
     rows, first_residues = rows_and_residues[0], rows_and_residues[1]
-    end = start + base.size
+    end = start + out.size
     residues = np.empty((rows.size, 128), np.float64)
     z = np.empty(128, np.float32)
     modulus = np.float64(dimension)
-    for i in range(base.size):
-        out[i] = base[i]
+    for i in range(out.size):
+        out[i] = base[i] if base.size else _ZERO
     for k in range(rows.size):
         for lane in range(128):
             residues[k, lane] = np.float64((first_residues[k] + lane * rows[k]) % dimension)
     for block in range(start // 128, (end + 127) // 128):
         first = block * 128 - start
-        low, high = max(0, -first), min(128, base.size - first)
+        low, high = max(0, -first), min(128, out.size - first)
         for k in range(rows.size):
             residue, step = residues[k], np.float64(128 * rows[k] % dimension)
             words = _philox(np.uint64(block), signs[k])
@@ -225,19 +250,25 @@ def _kernel(stream: Stream, seeds: Sequence[int]) -> Callable[..., None]:
     return functools.partial(_signs if isinstance(stream, Signs) else _normals, np.array(seeds, dtype=np.uint64))
 
 
-def add(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor, out: Tensor) -> None:
-    """Set `out[:] = base + sum_k scales[k] * z_k`, for contiguous CPU vectors of equal length, float32 or float64."""
+def add(
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
+) -> None:
+    """Set `out[:] = base + sum_k scales[k] * z_k`, for contiguous CPU vectors of equal length, float32 or float64.
+
+    base: None stands for zeros.
+    """
     if not seeds:
-        out.copy_(base)
+        out.zero_() if base is None else out.copy_(base)
         return
-    source, target = base.numpy(), out.numpy()
+    target = out.numpy()
+    source = target[:0] if base is None else base.numpy()
     kernel, factors = _kernel(stream, seeds), np.array(scales, dtype=target.dtype)
     threads = torch.get_num_threads()
-    if base.numel() * len(seeds) < _MIN_PARALLEL or threads == 1:
+    if out.numel() * len(seeds) < _MIN_PARALLEL or threads == 1:
         kernel(factors, start, source, target)
         return
-    size = -(-base.numel() // threads)
-    cuts = [slice(at, at + size) for at in range(0, base.numel(), size)]
+    size = -(-out.numel() // threads)
+    cuts = [slice(at, at + size) for at in range(0, out.numel(), size)]
     jobs = [_pool(threads - 1).submit(kernel, factors, start + c.start, source[c], target[c]) for c in cuts[1:]]
     kernel(factors, start, source[cuts[0]], target[cuts[0]])
     for job in jobs:

@@ -27,7 +27,6 @@ from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, SparseDirections
-from gradcost.directions.direction import combination
 from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
 from gradcost.slopes.substitution import RULES, substituted
@@ -122,7 +121,7 @@ def _evaluate(
         if not all_leaves and isinstance(directions, SparseDirections) and not directions.touches(leaf, seeds):
             has_skipped = True
             return leaf.parameter.detach()
-        direction = tangent(lambda seed: combination(directions, leaf, [seed], [1.0]), leaf)
+        direction = tangent(lambda seed: directions.draw(leaf, [seed], [1.0]), leaf)
         return with_tangent(leaf.name, leaf.parameter.detach(), direction)
 
     with ExitStack() as stack:

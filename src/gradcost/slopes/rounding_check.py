@@ -28,7 +28,6 @@ from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import HALVES, coarsest, spacing
 from gradcost.directions import Directions
-from gradcost.directions.direction import combination
 
 # Lowest accepted cosine between the rounded and the exact perturbation, over all leaves and over one leaf.
 MIN_COSINE, MIN_LEAF_COSINE = 0.9, 0.5
@@ -128,7 +127,7 @@ def _sums(leaf: Leaf, directions: Directions, seed: int, eps: float) -> Tensor:
     z is the exact direction, w the weights, and r = (rounded(w + eps z) - w) / eps.
     """
     base = leaf.parameter.detach()
-    exact = combination(directions, leaf, [seed], [1.0])
+    exact = directions.draw(leaf, [seed], [1.0])
     end = directions.add(base, leaf, [seed], [eps])
     total = torch.zeros(6, dtype=torch.float64, device=base.device)
     chunks = (tensor.reshape(-1).split(_CHUNK) for tensor in (base, exact, end))
