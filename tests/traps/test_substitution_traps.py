@@ -514,3 +514,19 @@ def test_blocks_inside_a_compiled_model_are_not_recomputed_silently():
     model.compile(backend="eager")
     with pytest.raises(Unsupported, match="Compile the blocks instead"):
         Reverse(Blocks()).estimate(Objective(model, squares), BATCH, KEY)
+
+
+def test_a_module_has_its_own_weights_again_as_soon_as_it_has_run():
+    """Otherwise the perturbed weights of all layers would be in memory at once."""
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.LayerNorm(8))
+    own = [dict(module._parameters) for module in model]
+    held = []
+
+    def loss(model: Any, batch: Tensor) -> Tensor:
+        for module, parameters in zip(model, own, strict=True):
+            batch = module(batch)
+            held.append(all(module._parameters[name] is p for name, p in parameters.items()))
+        return batch.square().mean()
+
+    mezo().estimate(Objective(model, loss), torch.randn(2, 1, 6), KEY)
+    assert all(held)
