@@ -201,8 +201,9 @@ def all_steps(
     yield "bare forward", bare(make(), batch)
     for peer in dict.fromkeys(METHODS[method] for method in methods):
         yield peer, PEERS[peer](make(), batch)
+    names = {name: getattr(gradcost, name) for name in (*gradcost.__all__, "directions")}
     for method in methods:
-        yield method, ours(eval(method, vars(gradcost) | {"directions": gradcost.directions}), make(), batch)
+        yield method, ours(eval(method, names), make(), batch)
 
 
 def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
-from gradcost.core.objective import Objective
+from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
 
 
@@ -107,6 +107,25 @@ class Seeded(Gradient):
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
             yield leaf.name, self.directions.draw(leaf, self.seeds, self.coefficients)
+
+    @property
+    def has_pieces(self) -> bool:
+        """Whether `pieces` serves these directions and parameters."""
+        leaves = self.objective.leaves
+        return self.directions.elementwise and all(
+            leaf.parameter.is_contiguous() and not leaf.parameter.is_complex() for leaf in leaves
+        )
+
+    def pieces(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Yield (name, start, piece): the elements of each parameter from `start` on, at most 2^18 at a time.
+
+        Law: together the pieces are the bits of `leaves`.
+        """
+        for leaf in self.objective.leaves:
+            flat = leaf.parameter.detach().view(-1)
+            for start in range(0, flat.numel(), _PIECE):
+                part = Leaf(leaf.name, flat[start : start + _PIECE], leaf.start + start, leaf.dimension)  # type: ignore[arg-type]
+                yield leaf.name, start, self.directions.draw(part, self.seeds, self.coefficients)
 
     @property
     def nbytes(self) -> int:
@@ -249,4 +268,5 @@ class Streamed(Gradient):
         return self.message
 
 
+_PIECE = 1 << 18  # elements
 _ENTRY = np.dtype([("seed", "<u8"), ("coefficient", "<f8")])

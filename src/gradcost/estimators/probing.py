@@ -17,7 +17,7 @@ from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, StatefulDirections
 from gradcost.estimators.combine import Combine, Mean
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
-from gradcost.estimators.gradient import Streamed
+from gradcost.estimators.gradient import Seeded, Streamed
 from gradcost.slopes.slope import Slope
 
 
@@ -97,14 +97,23 @@ class Probing(Estimator):
 def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
     """Pass the gradient of an estimate to `use`, one parameter at a time, with one tensor in memory.
 
+    If `use` has a true attribute `takes_pieces`, as for plain SGD, it gets pieces of a parameter instead where the
+    gradient allows it, by `use.use_piece(name, start, piece)`. So no gradient of a large parameter is in memory.
+
     Args:
         estimate: an estimate with a gradient other than `Streamed`.
         use: called as `use(name, gradient)` for each parameter.
     Returns:
         The estimate, with a gradient of type `Streamed`.
     """
-    for name, gradient in estimate.gradient.leaves():
-        with torch.no_grad():
-            use(name, tag("gradients", gradient))
-        del gradient  # before the next one is allocated
-    return replace(estimate, gradient=Streamed(estimate.gradient.objective, estimate.gradient.message_nbytes))
+    gradient = estimate.gradient
+    if getattr(use, "takes_pieces", False) and isinstance(gradient, Seeded) and gradient.has_pieces:
+        for name, start, piece in gradient.pieces():
+            use.use_piece(name, start, tag("gradients", piece))  # type: ignore[attr-defined]
+            del piece
+    else:
+        for name, tensor in gradient.leaves():
+            with torch.no_grad():
+                use(name, tag("gradients", tensor))
+            del tensor  # before the next one is allocated
+    return replace(estimate, gradient=Streamed(gradient.objective, gradient.message_nbytes))

@@ -204,11 +204,35 @@ class Leafwise:
         if len(waiting) < len(group):
             return
         if self.optimizer.decay:
-            part.param_groups[0]["lr"] = self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
+            part.param_groups[0]["lr"] = self._rate()
         part.step()
         for member, previous in waiting.items():
             self.parameters[member].grad = previous
         waiting.clear()
+
+    def __call__(self, name: str, gradient: Tensor) -> None:
+        """Call `use`."""
+        self.use(name, gradient)
+
+    @property
+    def takes_pieces(self) -> bool:
+        """Whether `use_piece` may be called: for plain SGD, which needs no other elements and no state."""
+        optimizer = self.optimizer
+        return type(optimizer) is SGD and not optimizer.momentum and not optimizer.weight_decay
+
+    def use_piece(self, name: str, start: int, gradient: Tensor) -> None:
+        """Move some elements of one leaf, by the operation of torch's SGD.
+
+        Args:
+            name: the name of the leaf.
+            start: the first element, in row-major order.
+            gradient: the gradient of this element and the following ones, a vector.
+        """
+        flat = self.parameters[name].detach().view(-1)
+        flat[start : start + gradient.numel()].add_(gradient, alpha=-self._rate())
+
+    def _rate(self) -> float:
+        return self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
 
     def advance(self) -> None:
         """End the step: the next one uses the next decayed learning rate."""

@@ -51,7 +51,7 @@ class TrainState:
             The estimate. Its gradient is a `Streamed`, without values, because the parameters have already moved.
         """
         after = self._next_state(batch, key)
-        use = _discard if self.leafwise is None else self.leafwise.use
+        use = _discard if self.leafwise is None else self.leafwise
         try:
             estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
         except NotFinite as error:
