@@ -70,11 +70,21 @@ class PerturbedProducts(TorchFunctionMode):
         rule = self._linear if func is F.linear else self._embedding if func is F.embedding else func
         return rule(*args, **(kwargs or {}))
 
-    def _embedding(self, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
+    def _embedding(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor:
         leaf = self.leaves.get(id(weight))
         few = leaf is not None and input.numel() * _ROW_COST < weight.numel()
-        if leaf is None or not few or any(options) or any(named.values()) or not _is_plain(input, weight):
-            return F.embedding(input, weight, *options, **named)
+        is_plain = padding_idx is None and max_norm is None and not scale_grad_by_freq
+        if leaf is None or not few or not is_plain or not _is_plain(input, weight):
+            return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
         with torch._C.DisableTorchFunction():
             out = F.embedding(input, leaf.parameter.detach())
             columns = weight.shape[1]
