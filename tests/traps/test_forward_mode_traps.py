@@ -57,7 +57,7 @@ def fused_attention_in(work: Callable[[], object]) -> bool:
     return any("attention" in name and "math" not in name for name in operators.names)
 
 
-def test_attention_runs_on_the_math_kernel_for_jvp_and_fused_for_other_methods():
+def test_attention_has_a_rule_for_jvp_and_runs_fused_for_other_methods():
     """The fused `scaled_dot_product_attention` has no forward rule (NotImplementedError). Methods that can
     use it should keep it."""
     objective, batch = OBJECTIVES["transformer"].make(torch.float64)
@@ -69,7 +69,7 @@ def test_attention_runs_on_the_math_kernel_for_jvp_and_fused_for_other_methods()
         assert fused_attention_in(lambda estimator=estimator: estimator.estimate(objective, batch, KEY))
 
 
-def test_the_switch_to_the_math_kernel_is_noted_once():
+def test_the_switch_to_the_math_kernel_for_dropout_is_noted_once():
     objective, batch = OBJECTIVES["transformer"].make()
     forward_mode._note_math_attention.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
@@ -284,3 +284,47 @@ def test_tangents_are_those_of_one_direction_and_not_of_two():
     for slope in JVPS:
         _, slopes = slope.measure(objective, x, KEY, Rademacher(), [4, 5])
         assert slopes.tolist() == expected
+
+
+def test_a_loss_that_vmap_refuses_takes_one_direction_per_pass():
+    """As an operation of an extension that has a forward-mode rule and no batching rule."""
+    with seeded_generators(KEY):
+        model, x = nn.Linear(4, 4), torch.randn(6, 4)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        if torch._C._functorch.maybe_current_level() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            raise RuntimeError("Batching rule not implemented for an operation.")
+        return model(x).square().sum()
+
+    objective = Objective(model, loss)
+    with pytest.warns(Note, match="do not share a forward pass here: Batching rule not implemented"):
+        shared = forward_gradient(4).estimate(objective, x, KEY)
+    for _ in range(2):
+        alone = forward_gradient(4, together=1).estimate(objective, x, KEY)
+        assert torch.equal(shared.slopes, alone.slopes)  # type: ignore[arg-type]
+        shared = forward_gradient(4).estimate(objective, x, KEY)
+
+
+class Doubled(torch.autograd.Function):
+    """A custom function of the older form: it works in forward mode, but not under torch.func transforms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return 2 * tangents[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return 2 * gradients[0]
+
+
+def test_custom_functions_of_the_older_form_take_one_direction_per_pass():
+    with seeded_generators(KEY):
+        model, x = nn.Linear(4, 4), torch.randn(6, 4)
+    objective = Objective(model, lambda model, x: Doubled.apply(model(x)).square().mean())
+    shared = forward_gradient(4).estimate(objective, x, KEY)
+    alone = forward_gradient(4, together=1).estimate(objective, x, KEY)
+    assert torch.equal(shared.slopes, alone.slopes)  # type: ignore[arg-type]

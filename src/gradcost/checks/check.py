@@ -207,7 +207,7 @@ def _forward_mode_lines(needs_tangents: bool, reference: Reference) -> list[Chec
         text = f"not {where}, at `{blocked.line}`: {blocked.reason}"
         lines.append(CheckLine(FORWARD, text, "failed", numbers))
     if needs_tangents and reference.fused_attention:
-        text = "uses the math kernel during a slope: fused kernels have no forward-mode rule"
+        text = "no fused kernel has a forward-mode rule: slopes use blocks of queries, with dropout the math kernel"
         lines.append(CheckLine("attention", text, "note"))
     return lines
 

@@ -107,7 +107,7 @@ def _outputs(objective: Objective, batch: Any, key: Key, module: nn.Module) -> l
 
 
 def uses_fused_attention(objective: Objective, batch: Any, key: Key) -> bool:
-    """Return whether the loss calls `scaled_dot_product_attention`. A Jvp slope makes it use the math kernel."""
+    """Return whether the loss calls `scaled_dot_product_attention`. Its kernels have no forward-mode rule."""
     with _AttentionDetector() as detector:
         objective.evaluate(batch, key)
     return detector.is_called

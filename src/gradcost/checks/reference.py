@@ -164,7 +164,7 @@ class Reference:
 
     @functools.cached_property
     def fused_attention(self) -> bool:
-        """Whether the model uses fused attention, which a Jvp slope replaces by the math kernel."""
+        """Whether the model uses fused attention, which has no forward-mode rule."""
         return uses_fused_attention(self.objective, self.batch, self.key)
 
 

@@ -28,6 +28,7 @@ from gradcost.core.notes import Note
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, SparseDirections
 from gradcost.directions.low_rank import Factored, Factors
+from gradcost.slopes import attention
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
 from gradcost.slopes.substitution import RULES, substituted
 
@@ -56,7 +57,7 @@ def differentiate(
             "around the training loop instead, or mezo(), which needs no derivative."
         )
     use = known_use(objective) or ORDINARY
-    if len(seeds) > 1 and (use.differentiates or use.forward_mode):  # autograd.grad does not work under vmap
+    if len(seeds) > 1 and (use.differentiates or use.forward_mode or use.functions):  # these do not work under vmap
         results = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
         return results[-1][0], torch.cat([slope for _, slope in results])
     if len(seeds) == 1:
@@ -218,14 +219,17 @@ def _normalizing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
-    _note_math_attention()
-    return F.scaled_dot_product_attention(*args, **kwargs)
+    out, is_math = attention.dispatch(*args, **kwargs)
+    if is_math:
+        _note_math_attention()
+    return out
 
 
 @functools.cache
 def _note_math_attention() -> None:
     warnings.warn(
-        "attention runs on the math kernel for a Jvp slope: the fused kernels have no forward-mode rule.",
+        "attention with dropout or under autocast runs on the math kernel for a Jvp slope, in memory that is "
+        "quadratic in the length.",
         Note,
         stacklevel=2,
     )
@@ -257,7 +261,7 @@ def _dropout(
 _RULES = {F.layer_norm: _normalizing(F.layer_norm), F.group_norm: _normalizing(F.group_norm)}
 _RULES |= {F.linear: _linear, F.scaled_dot_product_attention: _attention} | RULES
 # Functions whose rules unpack dual tensors. Transforms of the loss wrap these, so the rules are not used there.
-_UNPACKING_DUALS = (F.linear, F.layer_norm, F.group_norm)
+_UNPACKING_DUALS = (F.linear, F.layer_norm, F.group_norm, F.scaled_dot_product_attention)
 _RULES_IN_TRANSFORM = {F.batch_norm: _batch_norm, F.dropout: _dropout, torch.dropout: _dropout}
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gradcost.core.autograd_use import known_use
-from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.first_use import findings
 from gradcost.core.gradient_mode import in_constant_part, with_known_use
 from gradcost.core.key import Key
 from gradcost.core.loss_weights import with_settled_weights
+from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import best_forward_eps, central_eps, coarsest, scale_of
 from gradcost.core.value import value
@@ -227,10 +229,12 @@ class Jvp(Slope):
     With together=1 each probe costs 3L - 1. A frozen weight needs no matmul for its tangent. Along low-rank
     directions (`LowRank`) a linear layer needs two thin matmuls instead of the matmul with its weight's tangent.
 
-    Attention runs on the math kernel, because the fused kernels have no forward-mode rule. A Note reports it once.
+    Attention runs in blocks of queries, in memory linear in the length (`slopes.attention`); with dropout and under
+    autocast on the math kernel, which a Note reports once.
 
-    What the loss computes under `torch.no_grad()` is a constant, as for backprop. A loss that computes derivatives,
-    by `torch.autograd.grad` or a forward-mode transform, takes one direction per forward pass whatever `together` is.
+    What the loss computes under `torch.no_grad()` is a constant, as for backprop. Some losses take one direction per
+    forward pass, whatever `together` is: those that compute derivatives, have custom autograd functions, or use
+    operations that `torch.func.vmap` does not serve. A Note names such an operation.
 
     Args:
         together: number of directions that share a forward pass. Their tangents are in memory at once.
@@ -264,7 +268,7 @@ class Jvp(Slope):
         loss, slopes = None, []
         for start in range(0, len(seeds), self.together):
             group = seeds[start : start + self.together]
-            loss, group_slopes = forward_mode.differentiate(objective, batch, key, directions, group)
+            loss, group_slopes = _differentiate(objective, batch, key, directions, group)
             slopes.append(group_slopes.double())
         assert loss is not None
         return loss.double(), torch.cat(slopes)
@@ -274,3 +278,26 @@ class Jvp(Slope):
             return self._measure(objective, batch, Key(0), Rademacher(), range(min(self.together, 2)))
 
         return compiled_message(objective) or forward_mode.failure_message(objective.model, attempt)
+
+
+def _differentiate(
+    objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and slopes in one forward pass; in one per direction if `torch.func.vmap` refuses the loss."""
+    found, purpose = findings(objective.model, objective.loss), ("directions one by one", objective.model.training)
+    if len(seeds) == 1 or purpose not in found:
+        try:
+            return forward_mode.differentiate(objective, batch, key, directions, seeds)
+        except (GradcostError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if len(seeds) == 1:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    else:
+        reason = None
+    results = [forward_mode.differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
+    if reason is not None:
+        found[purpose] = True
+        warn_once(objective.model, purpose[0], f"directions do not share a forward pass here: {reason}.")
+    return results[-1][0], torch.cat([slope for _, slope in results])
