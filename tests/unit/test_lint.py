@@ -135,6 +135,53 @@ def load(lines: Lines) -> None:
     lines[0]["doubt"] = "the quartiles lie 31% apart: the machine was busy"
 
 
+def another(what: str, to: Any) -> Callable[[Lines], None]:
+    """A setting that one method has alone, in tuning and in the final runs."""
+
+    def change(lines: Lines) -> None:
+        for line in of(lines, MEZO, "tune") + of(lines, MEZO, "final"):
+            line[what] = to
+
+    return change
+
+
+def picked_seeds(lines: Lines) -> None:
+    for line in of(lines, MEZO, "final"):
+        line["seed"] += 10
+
+
+def dropped_run(lines: Lines) -> None:
+    lines.remove(of(lines, MEZO, "final")[2])
+    lines += [run(method, "final", 0.1, 7, 0.95) for method in (BACKPROP, MEZO)]
+
+
+def confirmed_on_the_tuning_seed(lines: Lines) -> None:
+    lines += [
+        run(method, "confirm", lr, 0, accuracy)
+        for method in (BACKPROP, MEZO)
+        for lr, accuracy in ((0.1, 0.95), (0.03, 0.8))
+    ]
+    lines += [
+        run(method, "confirm", lr, 20, accuracy)
+        for method in (BACKPROP, MEZO)
+        for lr, accuracy in ((0.1, 0.96), (0.03, 0.79))
+    ]
+
+
+def sparse(lines: Lines) -> None:
+    rates = {0.01: 1e-7, 0.03: 1e-4, 0.1: 0.1, 0.3: 100.0, 1.0: 1e5}
+    for line in of(lines, MEZO, "tune"):
+        line["lr"] = rates[line["lr"]]
+
+
+def cliff(lines: Lines) -> None:
+    of(lines, MEZO, "tune")[3] |= {"status": "diverged", "validation": None}
+
+
+def exploded(lines: Lines) -> None:
+    of(lines, MEZO, "final")[0]["validation"]["loss"] = 1e30
+
+
 FAULTS = [
     ("E101", edge, "lr=0.1 is the largest of the 5 that were tried"),
     (
@@ -157,6 +204,14 @@ FAULTS = [
     ("W120", at_chance, "the best point, lr=0.1, has 13.0% accuracy, and guessing gives 10.0%"),
     ("W401", mixed_code, "code was not the same in all runs: 0123abcd, ffff0000"),
     ("W402", load, "the machine was busy"),
+    ("E206", another("task", "Digits(batch=512)"), "task: Digits(batch=512), but backprop() has Digits(batch=64)"),
+    ("E206", another("optimizer", "AdamW(lr=0.1)"), "optimizer: AdamW, but backprop() has SGD"),
+    ("E304", picked_seeds, "final seeds 11, 12, 13, 14, 15, 16, but backprop() has 1, 2, 3, 4, 5, 6"),
+    ("E304", dropped_run, "final seeds 1, 2, 4, 5, 6, 7, but backprop() has 1, 2, 3, 4, 5, 6, 7"),
+    ("E305", confirmed_on_the_tuning_seed, "confirmed on seed 0, on which it was tuned"),
+    ("W102", cliff, "the next rate, 3 times the winner, diverged"),
+    ("W103", sparse, "the rates next to the winner are up to 1e+03 times away, and 3.33 times for backprop()"),
+    ("W121", exploded, "1 finished with a loss above 100 times that of guessing"),
 ]
 
 
@@ -345,7 +400,7 @@ def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
     assert {fact.what for fact in scored} == {"validation score", "test score"}
     assert {fact.targets == fact.of > 100 for fact in scored} == {True}
     codes = {finding.code for finding in lint(known)}
-    assert {"E101", "W111"} <= codes <= {"E101", "W111", "W110", "W120", "W402"}
+    assert {"E101", "W111"} <= codes <= {"E101", "W111", "W110", "W120", "W121", "W402"}
 
 
 def test_a_score_goes_on_record_with_how_many_it_is_the_mean_over():

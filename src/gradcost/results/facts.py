@@ -13,6 +13,7 @@ from math import inf, isfinite, sqrt
 from statistics import fmean, variance
 
 from gradcost.core.value import value
+from gradcost.results.comparability import MethodDesign, designs
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import best, edge, scores
 
@@ -189,10 +190,10 @@ Fact = (
 )
 
 
-def facts(results: Results) -> tuple[Fact, ...]:
+def facts(results: Results) -> tuple[Fact | MethodDesign, ...]:
     """Return the facts of a results folder. Failed runs contribute none."""
     ended = [run for run in results.trials if run.status in ("finished", "diverged")]
-    known: list[Fact] = []
+    known: list[Fact | MethodDesign] = [*designs(results)]
     for method in dict.fromkeys(run.method for run in ended):
         known += _facts_of_method(results, [run for run in ended if run.method == method])
     known += _seeds([fact for fact in known if isinstance(fact, UseOfTestSet)], ended)
@@ -275,24 +276,26 @@ def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Seque
     phase = "confirm" if _in_phase(runs, "confirm") else "tune"
     tried = scores(_in_phase(runs, phase), method)
     converged = best(tried, len(tried))
-    repeated = _in_phase(runs, "confirm") or [run for run in _in_phase(runs, "final") if run.lr in trained[:1]]
+    confirmed = _spread(_in_phase(runs, "confirm"))
+    spread = _spread([run for run in _in_phase(runs, "final") if run.lr in trained[:1]])
     targets = [run.validation.targets for run in runs if run.validation is not None]
     return TuningScores(
         method,
         tuple((f"lr={lr:.3g}", tried[lr][0]) for lr in converged if isfinite(tried[lr][0])),
         len(tried) - len(converged),
-        _spread(repeated),
+        spread if confirmed is None else confirmed,
         results.study.chance,
         next((number for number in targets if number is not None), None),
     )
 
 
 def _spread(runs: Iterable[TrialRecord]) -> float | None:
-    """The standard deviation of the validation accuracy over seeds, pooled over the learning rates."""
+    """The standard deviation of the accuracy over seeds, pooled over the learning rates."""
     by_rate: dict[float, list[float]] = {}
     for run in runs:
-        if run.validation is not None and run.validation.accuracy is not None:
-            by_rate.setdefault(run.lr, []).append(run.validation.accuracy)
+        score = run.validation or run.test  # final runs may have a test score only
+        if score is not None and score.accuracy is not None:
+            by_rate.setdefault(run.lr, []).append(score.accuracy)
     variances = [variance(scores) for scores in by_rate.values() if len(scores) > 1]
     return sqrt(fmean(variances)) if variances else None
 

@@ -15,6 +15,15 @@ from typing import Any
 
 from gradcost.core.units import count, number
 from gradcost.core.value import value
+from gradcost.results.comparability import (
+    MethodDesign,
+    different_seeds,
+    different_settings,
+    exploded_runs,
+    reused_seeds,
+    sparser_grids,
+    untried_below_divergence,
+)
 from gradcost.results.facts import (
     Environment,
     Fact,
@@ -219,6 +228,13 @@ RULES = (
         changed_settings,
         "Tune with the settings of the final runs: the best hyperparameters depend on them.",
     ),
+    Rule(
+        "E206",
+        "different settings",
+        MethodDesign,
+        different_settings,
+        "Give all methods one task, model, batch and optimizer, or compare within those that share them.",
+    ),
     Rule("E301", "subset", ScoreCoverage, partial_scores, "Score the whole split, each example once."),
     Rule(
         "E302",
@@ -233,6 +249,34 @@ RULES = (
         UseOfTestSet,
         reused_test_set,
         "Choose on the validation split. Score the test split once per seed, at the end.",
+    ),
+    Rule(
+        "E304",
+        "different seeds",
+        MethodDesign,
+        different_seeds,
+        "Run each method on the same final seeds: differences are then paired, and none is picked.",
+    ),
+    Rule(
+        "E305",
+        "seed of the tuning",
+        MethodDesign,
+        reused_seeds,
+        "Confirm on fresh seeds: on the seed of the tuning the winner's score is its best draw.",
+    ),
+    Rule(
+        "W102",
+        "untried rates",
+        MethodDesign,
+        untried_below_divergence,
+        "Try rates between the winner and the one that diverged: the best may lie there.",
+    ),
+    Rule(
+        "W103",
+        "sparser grid",
+        MethodDesign,
+        sparser_grids,
+        "Tune all methods on equally dense grids.",
     ),
     Rule(
         "W110",
@@ -256,6 +300,13 @@ RULES = (
         "Widen the grid or train longer: no point learned enough to choose by.",
     ),
     Rule(
+        "W121",
+        "exploded",
+        MethodDesign,
+        exploded_runs,
+        "Count these runs as diverged.",
+    ),
+    Rule(
         "W401",
         "environment",
         Environment,
@@ -272,7 +323,7 @@ RULES = (
 )
 
 
-def lint(facts: Iterable[Fact]) -> list[Finding]:
+def lint(facts: Iterable[Fact | MethodDesign]) -> list[Finding]:
     """Check the facts of a study.
 
     Args:
@@ -288,7 +339,7 @@ def lint(facts: Iterable[Fact]) -> list[Finding]:
     ]
 
 
-def unchecked(facts: Iterable[Fact]) -> list[Rule]:
+def unchecked(facts: Iterable[Fact | MethodDesign]) -> list[Rule]:
     """Return the rules that could not be checked, because no fact of their kind is known."""
     kinds = {type(fact) for fact in facts}
     return [rule for rule in RULES if rule.kind not in kinds]

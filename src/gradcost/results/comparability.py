@@ -1,0 +1,152 @@
+"""Facts and rules about settings that methods must share to be compared: task, optimizer, seeds, grid of rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite, log, log10
+
+from gradcost.core.value import value
+from gradcost.results.records import Results, TrialRecord
+from gradcost.results.tuning import best, scores
+
+GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
+EXPLODED = 100.0  # a finished run has exploded if its loss is above so many times that of guessing
+
+
+@value
+class MethodDesign:
+    """What the runs of one method share with those of the others, or do not.
+
+    Args:
+        method: the method.
+        task: the tasks (data, model and batch) of the tuning runs; of the final runs if there was no tuning.
+        optimizer: the classes of the optimizers of the same runs.
+        seeds: seeds of the final runs.
+        tuning_seeds: seeds of the tuning runs.
+        confirming_seeds: seeds of the confirming runs.
+        gap: the larger distance of the winning learning rate to its neighbours on the grid, in decades.
+        diverged_above: the next larger rate that was tried, as a multiple of the winner, if it diverged.
+        exploded: number of finished runs with a loss far above that of guessing.
+    """
+
+    method: str
+    task: str = ""
+    optimizer: str = ""
+    seeds: tuple[int, ...] = ()
+    tuning_seeds: tuple[int, ...] = ()
+    confirming_seeds: tuple[int, ...] = ()
+    gap: float | None = None
+    diverged_above: float | None = None
+    exploded: int = 0
+
+
+def designs(results: Results) -> Iterator[MethodDesign]:
+    """Yield the facts of each method with runs that ended."""
+    ended = [run for run in results.trials if run.status in ("finished", "diverged")]
+    for method in dict.fromkeys(run.method for run in ended):
+        runs = [run for run in ended if run.method == method]
+        final = [run for run in runs if run.phase == "final"]
+        first = [run for run in runs if run.phase == "tune"] or final
+        gap, above = _around_the_winner(runs)
+        yield MethodDesign(
+            method,
+            " or ".join(dict.fromkeys(run.task for run in first if run.task is not None)),
+            " or ".join(dict.fromkeys(run.optimizer.partition("(")[0] for run in first)),
+            _seeds(final),
+            _seeds(run for run in runs if run.phase == "tune"),
+            _seeds(run for run in runs if run.phase == "confirm"),
+            gap,
+            above,
+            sum(_has_exploded(run, results.study.chance) for run in runs),
+        )
+
+
+def _seeds(runs: Iterable[TrialRecord]) -> tuple[int, ...]:
+    return tuple(sorted({run.seed for run in runs}))
+
+
+def _around_the_winner(runs: Sequence[TrialRecord]) -> tuple[float | None, float | None]:
+    """Return `gap` and `diverged_above` of MethodDesign."""
+    tuned = [run for run in runs if run.phase == "tune"]
+    winner = best(scores(tuned, runs[0].method))
+    grid = sorted({run.lr for run in tuned})
+    if not winner or len(grid) < 2:
+        return None, None
+    place = grid.index(winner[0])
+    neighbours = grid[max(0, place - 1) : place] + grid[place + 1 : place + 2]
+    gap = max(abs(log10(rate / winner[0])) for rate in neighbours)
+    above = grid[place + 1] if place + 1 < len(grid) else None
+    diverged = above is not None and all(run.status == "diverged" for run in tuned if run.lr == above)
+    return gap, above / winner[0] if above is not None and diverged else None
+
+
+def _has_exploded(run: TrialRecord, chance: float | None) -> bool:
+    losses = [score.loss for score in (run.validation, run.test) if score is not None and score.loss is not None]
+    if run.status != "finished" or chance is None or not 0 < chance < 1:
+        return False
+    return any(not isfinite(loss) or loss > EXPLODED * log(1 / chance) for loss in losses)
+
+
+# ---- rules
+
+Violations = Iterator[tuple[str, str]]  # (method, sentence with the numbers)
+
+
+def different_settings(facts: Sequence[MethodDesign]) -> Violations:
+    """A setting that one method has alone, while others share one. Pairs with settings of their own are a design."""
+    for what in ("task", "optimizer"):
+        known = {fact.method: getattr(fact, what) for fact in facts if getattr(fact, what)}
+        common = Counter(known.values()).most_common()
+        if len(common) < 2 or (len(known) > 2 and common[0][1] == 1):
+            continue
+        usual = common[0][0]
+        example = next(method for method, setting in known.items() if setting == usual)
+        for method, setting in known.items():
+            if setting != usual and list(known.values()).count(setting) == 1:
+                yield method, f"{what}: {setting}, but {example} has {usual}"
+
+
+def different_seeds(facts: Sequence[MethodDesign]) -> Violations:
+    final = {fact.method: fact.seeds for fact in facts if fact.seeds}
+    if not final:
+        return
+    usual = Counter(final.values()).most_common(1)[0][0]
+    example = next(method for method, seeds in final.items() if seeds == usual)
+    for method, seeds in final.items():
+        if seeds != usual:
+            yield method, f"final seeds {_listed(seeds)}, but {example} has {_listed(usual)}"
+
+
+def reused_seeds(facts: Sequence[MethodDesign]) -> Violations:
+    for fact in facts:
+        if shared := sorted({*fact.confirming_seeds} & {*fact.tuning_seeds}):
+            yield fact.method, f"confirmed on seed {_listed(shared)}, on which it was tuned"
+
+
+def sparser_grids(facts: Sequence[MethodDesign]) -> Violations:
+    gaps = {fact.method: fact.gap for fact in facts if fact.gap}
+    if len(gaps) < 2:
+        return
+    example = min(gaps, key=lambda method: gaps[method])
+    for method, gap in gaps.items():
+        if gap > GAP * gaps[example]:
+            near = f"the rates next to the winner are up to {10**gap:.3g} times away"
+            yield method, f"{near}, and {10 ** gaps[example]:.3g} times for {example}"
+
+
+def untried_below_divergence(facts: Sequence[MethodDesign]) -> Violations:
+    for fact in facts:
+        if fact.diverged_above is not None and fact.diverged_above > 2:
+            above = f"the next rate, {fact.diverged_above:.3g} times the winner, diverged"
+            yield fact.method, f"{above}: no rate between the two was tried"
+
+
+def exploded_runs(facts: Sequence[MethodDesign]) -> Violations:
+    for fact in facts:
+        if fact.exploded:
+            yield fact.method, f"{fact.exploded} finished with a loss above {EXPLODED:g} times that of guessing"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
