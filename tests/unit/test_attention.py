@@ -59,6 +59,7 @@ def tangent_of(
 @pytest.mark.parametrize("name", CASES)
 def test_output_and_tangent_are_those_of_the_math_kernel(name: str, block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "_SCORES", block)
+    monkeypatch.setattr(attention, "_ROWS", 0 if block > 1 else 1 / 6)
     case = dict(CASES[name])
     made = {key: case.pop(key) for key in ("source", "groups", "mask", "is_bool") if key in case}
     given = tensors(**made)

@@ -117,14 +117,15 @@ class Seeded(Gradient):
         )
 
     def pieces(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield (name, start, piece): the elements of each parameter from `start` on, at most 2^18 at a time.
+        """Yield (name, start, piece): elements of a parameter from `start` on, 2^18 or a quarter of it at a time.
 
         Law: together the pieces are the bits of `leaves`.
         """
         for leaf in self.objective.leaves:
             flat = leaf.parameter.detach().view(-1)
-            for start in range(0, flat.numel(), _PIECE):
-                part = Leaf(leaf.name, flat[start : start + _PIECE], leaf.start + start, leaf.dimension)  # type: ignore[arg-type]
+            size = max(_PIECE, -(-flat.numel() // 4))  # a forecast simulates every piece
+            for start in range(0, flat.numel(), size):
+                part = Leaf(leaf.name, flat[start : start + size], leaf.start + start, leaf.dimension)  # type: ignore[arg-type]
                 yield leaf.name, start, self.directions.draw(part, self.seeds, self.coefficients)
 
     @property

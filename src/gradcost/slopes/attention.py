@@ -15,7 +15,8 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCORES = 1 << 18  # scores of one block and direction; fewer queries per block are slower
+_SCORES = 1 << 18  # scores of one block; fewer are slower
+_ROWS = 2  # queries of a block, at least, per entry of a head: its scores then are about as many as queries and keys
 
 
 def serves(query: Tensor, *others: Any, dropout_p: float) -> bool:
@@ -45,8 +46,8 @@ def attention(
 ) -> Tensor:
     """Return F.scaled_dot_product_attention of dual tensors, with its tangent.
 
-    Law: the function of F.scaled_dot_product_attention; sums are added in another order. Memory: scores of a block of
-    queries, 2^18 per head group or those of one query, with one tangent per direction.
+    Law: the function of F.scaled_dot_product_attention; sums are added in another order. Memory: the scores of a
+    block, 2^18 or about as many as queries and keys have entries, with one tangent per direction.
 
     Args:
         query: shape (batch, heads, length, size), as in F.scaled_dot_product_attention.
@@ -68,7 +69,7 @@ def attention(
     (q, dq), (k, dk), (v, dv) = duals
     mask, dmask = (None, None) if attn_mask is None else forward_ad.unpack_dual(attn_mask)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    rows = max(1, _SCORES // (source * math.prod(query.shape[:-2])))
+    rows = max(1, int(_ROWS * query.shape[-1]), _SCORES // (source * math.prod(query.shape[:-2])))
     outs, tangents = [], []
     for start in range(0, length, rows):
         stop = min(start + rows, length)
