@@ -117,6 +117,41 @@ def test_every_policy_gives_the_bits_of_backpropagation(name: str, method: str):
     assert [leaf for leaf, found in estimate.gradient.leaves() if not torch.equal(found, gradient[leaf])] == []
 
 
+AUTOCAST = ("gpt2", "t5", "llama_with_lora", "resnet")  # by default; the others are slow
+
+
+def in_float32(name: str) -> tuple[Objective, Any]:
+    objective, batch = ZOO[name]()
+    model = objective.model.float()
+
+    def converted(entry: Any) -> Any:
+        return entry.float() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
+
+    return Objective(model, objective.loss), pytree.tree_map(converted, batch)
+
+
+@pytest.mark.parametrize("method", ["everything", "blocks", "segments", "selective"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in AUTOCAST else [pytest.mark.slow]) for name in ZOO]
+)
+def test_under_autocast_every_policy_gives_the_bits_of_backpropagation(name: str, method: str):
+    saving = SAVINGS[method]
+    assert saving is not None
+    plain, batch = in_float32(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        with seeded_generators(KEY.fold("part", 0)):
+            loss = plain.loss(plain.model, batch)
+        parameters = {name: p for name, p in plain.model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        objective, batch = in_float32(name)
+        estimate = undisturbed(Reverse(saving), objective, batch)
+    assert torch.equal(estimate.loss, loss.detach())
+    expected = dict(zip(parameters, gradients, strict=True))
+    for leaf, found in estimate.gradient.leaves():
+        gradient = expected[leaf]
+        assert torch.equal(found, torch.zeros_like(found) if gradient is None else gradient), leaf
+
+
 @pytest.mark.parametrize("method", PROBES)
 @pytest.mark.parametrize("name", ZOO)
 def test_every_slope_is_that_of_the_gradient(name: str, method: str):
