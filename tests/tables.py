@@ -334,7 +334,7 @@ for _name in ("backprop", "checkpointed", "gaussian-jvp", "sphere-jvp3", "radema
 PRESETS: dict[str, Estimator] = {
     "backprop": gradcost.backprop(),
     "checkpointed": gradcost.checkpointed(),
-    "gaussian-jvp": gradcost.forward_gradient(2),
+    "gaussian-jvp": gradcost.forward_gradient(2, together=1),
     "gaussian-central": gradcost.mezo(1e-3, 2),
     "spsa": gradcost.spsa(1e-3),
 }
