@@ -18,11 +18,11 @@ from gradcost.core.micro_batches import selected
 
 Candidate = int | str  # a negative index: this denominator of `Observed.denominators`; or one of these:
 EXAMPLES, SUM = "examples", "sum"
-Evaluate = Callable[..., Observed]  # (batch, number of a key, gradients=False) -> the loss in eval mode
+Evaluate = Callable[..., Observed]  # (batch, number of a key, gradients=False) -> the loss, by `loss_without_draws`
 
 _TOLERANCE = 4e-6  # relative; a float64 loss may compute in float32 internally
 _HALF_TOLERANCE = 4e-3
-_KEYS = 8  # evaluations of a loss that draws random numbers in eval mode
+_KEYS = 8  # evaluations of a loss that still draws random numbers
 
 
 def divisions(evaluated: Observed) -> list[Candidate]:

@@ -8,7 +8,7 @@ Each rule detects a fault that audits found in published comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, log2
 from typing import Any
@@ -17,6 +17,7 @@ from gradcost.core.units import count, number
 from gradcost.core.value import value
 from gradcost.results.comparability import (
     MethodDesign,
+    Violations,
     different_seeds,
     different_settings,
     exploded_runs,
@@ -42,8 +43,6 @@ from gradcost.results.statistics import guessing_limit
 ALPHA = 0.05
 ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer seeds an exact paired test cannot give p < ALPHA
 EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor
-
-Violations = Iterator[tuple[str, str]]  # (method, sentence with the numbers)
 
 
 @value
