@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from gradcost.results.records import Scores, TrialRecord
-from gradcost.results.tuning import best, chosen, next_rate, scores
+from gradcost.results.tuning import best, chosen, confirmed_scores, next_rate, scores
+from gradcost.studies.trial_log import evaluated_steps
 from in_process import inside
 
 STUDY = """
@@ -204,3 +206,24 @@ def test_a_learning_rate_of_which_one_run_diverged_is_the_worst():
     assert found[0.1] == (-float("inf"), -float("inf"), -0.1)
     assert best(found, 3) == [0.01]
     assert chosen(runs, "a") == 0.01
+
+
+def test_a_rate_is_chosen_by_the_mean_over_its_tuning_and_confirming_seeds():
+    def run(lr: float, phase: str, seed: int, accuracy: float) -> TrialRecord:
+        score = Scores(1 - accuracy, accuracy)
+        return TrialRecord(f"{lr}{phase}{seed}", "a", "", "", phase, lr, seed, "finished", 10, validation=score)
+
+    tuned = [run(0.1, "tune", 0, 0.90), run(0.01, "tune", 0, 0.70), run(1.0, "tune", 0, 0.95)]
+    confirmed = [run(0.1, "confirm", 1, 0.80), run(0.01, "confirm", 1, 0.85)]
+    assert chosen(tuned, "a") == 1.0
+    assert chosen(tuned + confirmed, "a") == 0.1  # 0.85 against 0.775; by the confirming seed alone it was 0.01
+    assert confirmed_scores(tuned + confirmed, "a").keys() == {0.1, 0.01}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 400, 10_000])
+def test_final_runs_are_scored_at_steps_that_grow_by_a_quarter_and_at_the_end(steps: int):
+    final = sorted(evaluated_steps(steps, "final"))
+    assert final[0] == 1
+    assert final[-1] == steps
+    assert all(after <= 1.25 * before + 1 for before, after in itertools.pairwise(final))
+    assert len(evaluated_steps(steps, "tune")) <= 5

@@ -37,7 +37,7 @@ def landscape(results: Results) -> Figure | None:
     lengths = sorted({run.steps for run in results.trials if run.phase == "tune" and run.status == "finished"})
     confirmed = any(run.phase == "confirm" for run in results.trials)
     rule = (
-        "the best mean over its confirming runs"
+        "the best mean over its tuning and confirming runs"
         if confirmed
         else "the best validation accuracy, then the lowest loss"
     )

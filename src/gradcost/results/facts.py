@@ -15,7 +15,7 @@ from statistics import fmean, variance
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, designs
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import best, edge, scores
+from gradcost.results.tuning import Score, best, confirmed_scores, edge, scores
 
 EVERY = "every method"
 
@@ -240,15 +240,21 @@ def _choices(runs: Sequence[TrialRecord]) -> list[float]:
     """The learning rates that tuning may have chosen: first the library's choice, then other possible winners.
 
     A user's study may rank by loss alone, so the rate with the best accuracy and the rate with the best loss are both
-    possible winners. Confirming runs replace tuning runs, unless all of them diverged.
+    possible winners. Confirming runs decide, unless all of them diverged: with the tuning runs, or alone, as in
+    records of older versions.
     """
-    for phase in ("confirm", "tune"):
-        tried = scores(_in_phase(runs, phase), runs[0].method)
-        if winner := best(tried):
-            top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
-            others = [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
-            return list(dict.fromkeys([*winner, *others]))
-    return []
+    method = runs[0].method
+    confirmed = [confirmed_scores(runs, method), scores(_in_phase(runs, "confirm"), method)]
+    return _winners(confirmed) or _winners([scores(_in_phase(runs, "tune"), method)])
+
+
+def _winners(choices: Sequence[dict[float, Score]]) -> list[float]:
+    """The best rate by each set of scores; then those with the best accuracy or the best loss."""
+    winners = [lr for tried in choices for lr in best(tried)]
+    for tried in choices if winners else ():
+        top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
+        winners += [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
+    return list(dict.fromkeys(winners))
 
 
 def _on_edge(grid: Sequence[float], lr: float) -> str | None:
@@ -273,8 +279,7 @@ def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
 
 def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Sequence[float]) -> TuningScores:
     method = runs[0].method
-    phase = "confirm" if _in_phase(runs, "confirm") else "tune"
-    tried = scores(_in_phase(runs, phase), method)
+    tried = confirmed_scores(runs, method) or scores(_in_phase(runs, "tune"), method)
     converged = best(tried, len(tried))
     confirmed = _spread(_in_phase(runs, "confirm"))
     spread = _spread([run for run in _in_phase(runs, "final") if run.lr in trained[:1]])

@@ -146,6 +146,8 @@ class Cost:
     flops: int | None = None
     forwards: float | None = None  # `flops` divided by the FLOPs of one forward pass without gradient
     matmuls: int | None = None
+    elementwise: int | None = None  # element-wise operations, beside the FLOPs of matrix products
+    drawn: int | None = None  # random numbers drawn
     ms: float | None = None  # the median; `ms_low` and `ms_high` are the quartiles
     ms_low: float | None = None
     ms_high: float | None = None

@@ -17,7 +17,7 @@ from gradcost.core.errors import BadInput
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
 from gradcost.results.records import Results, read
-from gradcost.results.tuning import Score, best, chosen, scores
+from gradcost.results.tuning import Score, best, chosen, confirmed_scores, scores
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def why(folder: Path, trial: str) -> tuple[str, ...]:
 def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
     method, phase, lr, seed = record["method"], record["phase"], record["lr"], record["seed"]
     tuned = scores((run for run in results.trials if run.phase == "tune"), method)
-    confirmed = scores((run for run in results.trials if run.phase == "confirm"), method)
+    confirmed = confirmed_scores(results.trials, method)
     winner = chosen(results.trials, method)
     match phase:
         case "tune":
@@ -157,7 +157,7 @@ def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
         case _ if winner is None:
             yield f"It is a final run: no learning rate of {method} was tuned."
         case _ if winner == lr:
-            selector = "the mean over the confirming seeds" if confirmed else "tuning"
+            selector = "the mean over the tuning and confirming seeds" if confirmed else "tuning"
             yield f"It is a final run with {lr:.3g}, which {selector} chose for {method}, on fresh seed {seed}."
         case _:
             yield f"It is a final run with {lr:.3g}, as the study sets it. Tuning of {method} chose {winner:.3g}."
@@ -176,7 +176,7 @@ def _choice(
     if winner is None:
         yield "No learning rate was chosen: every one diverged."
         return
-    tried, where = (confirmed, "on the confirming seeds") if best(confirmed) else (tuned, "in tuning")
+    tried, where = (confirmed, "on the tuning and confirming seeds") if best(confirmed) else (tuned, "in tuning")
     if lr == winner:
         yield f"It was chosen: {_described(tried[lr])} {where}, {_rank(tried, lr)} of {len(tried)}."
     elif lr not in tried:

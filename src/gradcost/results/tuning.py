@@ -45,14 +45,29 @@ def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
     return sorted(converged, key=lambda lr: tried[lr], reverse=True)[:count]
 
 
-def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
-    """Return the best learning rate of the confirming runs, else of the tuning runs; None if all diverged."""
+def confirmed_scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
+    """Return the score of each learning rate that has confirming runs: the mean over its tuning and confirming runs.
+
+    The tuning run counts, because a choice by fewer seeds is worse.
+    """
+    runs = [run for run in runs if run.method == method]
+    confirmed = {run.lr for run in runs if run.phase == "confirm"}
+    return scores((run for run in runs if run.phase in ("tune", "confirm") and run.lr in confirmed), method)
+
+
+def confirmed_best(runs: Iterable[TrialRecord], method: str) -> list[float]:
+    """Return the best learning rate by `confirmed_scores`; by the tuning runs if no confirmed rate converged.
+
+    Returns:
+        A list of one rate; empty if every run diverged.
+    """
     runs = list(runs)
-    for phase in ("confirm", "tune"):
-        winner = best(scores((run for run in runs if run.phase == phase), method))
-        if winner:
-            return winner[0]
-    return None
+    return best(confirmed_scores(runs, method)) or best(scores((r for r in runs if r.phase == "tune"), method))
+
+
+def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
+    """Return the learning rate that tuning and confirming runs chose (`confirmed_best`); None if all diverged."""
+    return next(iter(confirmed_best(runs, method)), None)
 
 
 def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:

@@ -94,7 +94,8 @@ def time_methods(
             {"schema": 1, "kind": "cost", "method": label, "estimator": repr(estimator)}
             | {"peak_bytes": cost.beyond, "flops": cost.flops, "forwards": cost.forwards}
             | {"breakdown": dict(cost.breakdown), "operator": cost.memory.operator, "module": cost.memory.module}
-            | {"matmuls": cost.matmuls, "ms": timing.median, "ms_low": low, "ms_high": high}
+            | {"matmuls": cost.matmuls, "elementwise": cost.counts.elementwise, "drawn": cost.counts.drawn}
+            | {"ms": timing.median, "ms_low": low, "ms_high": high}
             | {"doubt": timing.doubt, "others": timing.others, "fits": None if memory is None else True}
             | {"samples": [round(sample, 4) for sample in timing.samples]},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from gradcost.results.tuning import best, next_rate, scores
+from gradcost.results.tuning import best, confirmed_best, next_rate, scores
 from gradcost.studies.study import Stages
 from gradcost.studies.trial import Trial
 
@@ -21,8 +21,8 @@ def phases(
 
     1. "tune": one trial for each learning rate in `rates`, with seed 0.
     2. "tune": `more` further learning rates, one at a time, each chosen from the results so far.
-    3. "confirm": the best three learning rates, on `confirm` new seeds each. The best mean score wins. Skipped if
-       `confirm` is 0.
+    3. "confirm": the best three learning rates, on `confirm` new seeds each. The best mean score over the tuning seed
+       and these seeds wins. Skipped if `confirm` is 0.
     4. "final": the best learning rate on `seeds`. A method whose trials all diverged has no final trial.
 
     Args:
@@ -41,7 +41,7 @@ def phases(
         confirmed = yield [
             make(name, lr, "confirm", seed) for name in rates for lr in chosen[name] for seed in range(1, confirm + 1)
         ]
-        chosen = {name: best(scores(confirmed, name)) or chosen[name] for name in rates}
+        chosen = {name: confirmed_best([*tried, *confirmed], name) for name in rates}
     yield [make(name, lr, "final", seed) for name in rates for lr in chosen[name][:1] for seed in seeds]
 
 

@@ -12,7 +12,8 @@ from gradcost.tasks.task import Split
 from gradcost.training.loop import StepResult
 from gradcost.training.spikes import SlopeMonitor
 
-EVALUATIONS = 20  # evaluations of the validation split in a final run, for its curve in reports
+EVALUATIONS = 20  # evenly spaced evaluations of the validation split in a final run, for its curve in reports
+GROWTH = 1.25  # ratio of neighbouring steps of further evaluations: the resolution of the steps to a target
 CHECKS = 4  # evaluations in a tuning or confirming run, where only the last one counts
 SPIKES = 20  # largest number of recorded spikes; a run that diverges may have thousands
 POINTS = 200  # points of the loss curve; each is the mean loss since the previous point
@@ -28,7 +29,7 @@ class TrialLog:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.splits = trial.task.splits()
-        self.evaluate_every = max(1, trial.steps // (EVALUATIONS if trial.phase == "final" else CHECKS))
+        self.evaluated = evaluated_steps(trial.steps, trial.phase)
         self.record_every = max(1, trial.steps // POINTS)
         names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
         self.curve: dict[str, list[Any]] = {name: [] for name in names}
@@ -59,7 +60,7 @@ class TrialLog:
             self.window.clear()
             self.curve["slope"].append(json_number(self.steepest) if self.slopes.slopes else None)
             self.steepest = 0.0
-        if self.taken % self.evaluate_every == 0 or self.taken == self.trial.steps:
+        if self.taken in self.evaluated:
             score = self.trial.task.score(self.model, self.splits.validation)
             self.validation = score_record(score, self.splits.validation)
             self.curve["validation_step"].append(self.taken)
@@ -115,6 +116,24 @@ class TrialLog:
             "spikes": len(spikes),
             "first": first,
         }
+
+
+def evaluated_steps(steps: int, phase: str) -> frozenset[int]:
+    """Return the steps after which a run is scored on the validation split.
+
+    A final run is scored at 20 evenly spaced steps and at steps that grow by a quarter, so that the step at which it
+    reaches a target is known to about a quarter, however early that is. Other runs are scored 4 times.
+
+    Args:
+        steps: the number of steps of the run.
+        phase: "tune", "confirm" or "final".
+    """
+    every = max(1, steps // (EVALUATIONS if phase == "final" else CHECKS))
+    even = {*range(every, steps + 1, every), steps}
+    growing = (
+        {round(GROWTH**power) for power in range(math.ceil(math.log(steps, GROWTH)))} if phase == "final" else ()
+    )
+    return frozenset(step for step in (*even, *growing) if step <= steps)
 
 
 def score_record(score: Any, split: Split) -> dict[str, Any]:
