@@ -115,14 +115,14 @@ def torch_checkpoint(model: nn.Module, batch: Batch) -> Callable[[], object]:
     for block in find_blocks(model):
         forwards = [module.forward for module in block]
 
-        def run_block(x: Tensor, forwards: Any = forwards) -> Tensor:
+        def run_block(x: Tensor, *args: Any, forwards: Any = forwards, **kwargs: Any) -> Tensor:
             for forward in forwards:
-                x = forward(x)
+                x = forward(x, *args, **kwargs)
             return x
 
-        block[0].forward = lambda x, run_block=run_block: checkpoint(run_block, x, use_reentrant=False)  # type: ignore[method-assign]
+        block[0].forward = functools.partial(checkpoint, run_block, use_reentrant=False)  # type: ignore[method-assign]
         for module in block[1:]:
-            module.forward = lambda x: x  # type: ignore[method-assign]
+            module.forward = lambda x, *_, **__: x  # type: ignore[method-assign]
     return torch_backward(model, batch)
 
 

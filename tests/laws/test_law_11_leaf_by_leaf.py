@@ -22,6 +22,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.slopes.slope import CentralDifference
 from gradcost.training.optimizers import SGD, Adam, AdamW, Leafwise, Nesterov, Optimizer
+from gradcost.training.train_state import TrainState
 from snapshot import bits
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES, Problem, grid
 
@@ -289,3 +290,17 @@ def _taker(leafwise: Leafwise) -> Callable[[Gradient], None]:
         leafwise.advance()
 
     return take
+
+
+@pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.estimator.facts.inner is None])
+def test_every_estimator_takes_steps_on_layers_that_move_one_by_one(name: str):
+    """Layers above 64 KiB move as soon as their gradient is there, also during an evaluation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 130), nn.Tanh(), nn.Linear(130, 130), nn.Tanh(), nn.Linear(130, 1))
+    objective = Objective(model, lambda model, batch: model(batch).square().mean(), data=lambda: [torch.ones(4, 200)])
+    assert min(model[0].weight.nbytes, model[2].weight.nbytes) > 1 << 16
+    state = TrainState(objective, ESTIMATORS[name].estimator, SGD(1e-6))
+    before = [parameter.clone() for parameter in model.parameters()]
+    for step in range(2):
+        state.step(torch.ones(4, 200), KEY.fold(step))
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

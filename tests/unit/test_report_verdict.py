@@ -11,7 +11,7 @@ import pytest
 from report_records import METHODS, PROBING, cost, results_of, trial, write_folder
 
 from gradcost.report import tables
-from gradcost.results import summary, tuning
+from gradcost.results import recommendation, summary, tuning
 from gradcost.results.rankings import rankings
 from gradcost.results.records import Results, read
 from gradcost.results.tuning import chosen, finals
@@ -114,24 +114,24 @@ def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, ex
 
 
 def test_the_verdict_of_a_whole_study(whole: Results):
-    verdict = summary.verdict(whole)
-    assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] in 33 KiB beyond the weights")
+    verdict = recommendation.verdict(whole)
+    assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] after 600 steps in 33 KiB")
     assert "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory" in verdict
     assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
     assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in verdict
 
 
 def test_a_clear_winner_alone(tmp_path: Path):
-    verdict = summary.verdict(
+    verdict = recommendation.verdict(
         results_of(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048})
     )
-    assert verdict == "Use only(): 91.0% test accuracy [90.0, 92.0] in 2 KiB beyond the weights."
+    assert verdict == "Use only(): 91.0% test accuracy [90.0, 92.0] after 600 steps in 2 KiB beyond the weights."
 
 
 def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     slow = {"method": "slow()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0}
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
-    verdict = summary.verdict(results_of(tmp_path, slow, fast))
+    verdict = recommendation.verdict(results_of(tmp_path, slow, fast))
     assert verdict.startswith("Use fast(): ")
     assert verdict.endswith("slow() is within its interval (91.0%, 1 KiB).")
 
@@ -139,7 +139,7 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97, 0.98, 0.97], "peak": 9216, "fits": False}
     small = {"method": "small()", "accuracies": [0.8, 0.81, 0.8], "estimator": PROBING, "fits": True}
-    verdict = summary.verdict(results_of(tmp_path, big, small, memory=4096))
+    verdict = recommendation.verdict(results_of(tmp_path, big, small, memory=4096))
     assert verdict.startswith("Use small(): 80.0% test accuracy [80.0, 81.0]")
     assert verdict.endswith("No method with the exact gradient fits 4 KiB; the smallest, big(), needs 9 KiB.")
 
@@ -147,73 +147,75 @@ def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
 def test_nothing_fits(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97], "peak": 9216, "fits": False}
     less = {"method": "less()", "peak": 8192, "fits": False}
-    verdict = summary.verdict(results_of(tmp_path, big, less, memory=4096))
+    verdict = recommendation.verdict(results_of(tmp_path, big, less, memory=4096))
     assert verdict == "No method can be recommended: none fits 4 KiB; the smallest, less(), needs 8 KiB."
 
 
 def test_nothing_finished_yet(tmp_path: Path):
-    verdict = summary.verdict(results_of(tmp_path, {"method": "a()"}))
+    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()"}))
     assert verdict.startswith("No method can be recommended: none has finished yet; run the same command again")
 
 
 def test_everything_diverged(tmp_path: Path):
-    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
+    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
     assert verdict == "No method can be recommended: none finished (3 runs diverged)."
 
 
 def test_every_method_was_refused(tmp_path: Path):
     lines = [{"schema": 1, "kind": "refused", "method": "a", "estimator": "", "reason": "it cannot."}]
-    assert summary.verdict(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
+    assert recommendation.verdict(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
 
 
 def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):
     wild = {"method": "wild()", "accuracies": [0.99, 0.99, None]}
     calm = {"method": "calm()", "accuracies": [0.9, 0.91, 0.9]}
-    verdict = summary.verdict(results_of(tmp_path, wild, calm))
+    verdict = recommendation.verdict(results_of(tmp_path, wild, calm))
     assert verdict.startswith("Use calm(): ")
-    alone = summary.verdict(results_of(tmp_path, wild))
+    alone = recommendation.verdict(results_of(tmp_path, wild))
     assert alone.startswith("Use wild(): 99.0% test accuracy [diverged, 99.0] (1 of 3 seeds diverged)")
 
 
 def test_forward_only_that_diverged_and_forward_only_that_wins(tmp_path: Path):
     exact = {"method": "backprop()", "accuracies": [0.97, 0.98, 0.97], "peak": 4096}
     lost = {"method": "mezo()", "accuracies": [None, None, None], "estimator": PROBING}
-    assert summary.verdict(results_of(tmp_path, exact, lost)).endswith(
+    assert recommendation.verdict(results_of(tmp_path, exact, lost)).endswith(
         "No method with an estimated gradient finished (3 runs diverged)."
     )
     alike = {"method": "mezo()", "accuracies": [0.97, 0.98, 0.97], "estimator": PROBING, "ms": 3.0}
-    verdict = summary.verdict(results_of(tmp_path, exact, alike))
+    verdict = recommendation.verdict(results_of(tmp_path, exact, alike))
     assert verdict.startswith("Use mezo(): ")
     assert "The best method with the exact gradient is backprop(): 97.0%" in verdict
     assert verdict.endswith("in 4 KiB, 1 ms per step instead of 3.")
 
 
 def test_nothing_learned(tmp_path: Path):
-    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
+    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
     assert verdict.startswith("Nothing learned: the best method, a(), has 10.0%")
     assert verdict.endswith("guessing gives 10.0%.")
 
 
 def test_one_seed_has_no_interval_and_missing_seeds_are_counted(tmp_path: Path):
     one = results_of(tmp_path, {"method": "a()", "accuracies": [0.9]})
-    assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in summary.verdict(one)
+    assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in recommendation.verdict(one)
 
 
 def test_the_points_between_two_methods_are_those_between_the_medians_beside_them(tmp_path: Path):
     steady = {"method": "a()", "accuracies": [0.97] * 5, "estimator": "Reverse()"}
     risky = {"method": "b()", "accuracies": [0.95] * 4 + [None], "estimator": PROBING}
-    assert "b(), is 2.0 points behind: 95.0% test accuracy" in summary.verdict(results_of(tmp_path, steady, risky))
+    assert "b(), is 2.0 points behind: 95.0% test accuracy" in recommendation.verdict(
+        results_of(tmp_path, steady, risky)
+    )
 
 
 def test_a_method_whose_median_run_diverged_is_not_recommended(tmp_path: Path):
-    verdict = summary.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
+    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
     assert verdict.startswith("No method can be recommended: none finished on most of its seeds (2 runs diverged)")
 
 
 def test_the_verdict_names_a_study_that_is_scored_by_its_loss_alone(tmp_path: Path):
     lines = [trial("a()", seed=seed, test={"loss": 0.1, "accuracy": None}) for seed in range(3)]
     results = read(write_folder(tmp_path / "losses", lines))
-    assert "scored by their loss alone" in summary.verdict(results)
+    assert "scored by their loss alone" in recommendation.verdict(results)
     assert rankings(results) == []
 
 
@@ -223,6 +225,6 @@ def test_what_was_not_measured_is_left_out_of_the_sentences(tmp_path: Path):
         for name, estimator, accuracy in (("a()", "Reverse()", 0.9), ("b()", PROBING, 0.5))
         for seed in range(3)
     ]
-    verdict = summary.verdict(read(write_folder(tmp_path / "bare", lines)))
+    verdict = recommendation.verdict(read(write_folder(tmp_path / "bare", lines)))
     assert "\N{EN DASH}" not in verdict
-    assert verdict.startswith("Use a(): 90.1% test accuracy [90.0, 90.2].")
+    assert verdict.startswith("Use a(): 90.1% test accuracy [90.0, 90.2] after 600 steps.")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gradcost.results.statistics import (
     expected_best,
-    holm,
     interval,
     probability_best,
     probability_better,
@@ -104,11 +103,6 @@ def test_many_pairs_agree_with_students_test():
     from scipy import stats
 
     assert sign_flip(list(one), list(other)).p == pytest.approx(stats.ttest_rel(one, other).pvalue, abs=0.02)
-
-
-def test_holm_by_hand():
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "b": 0.06, "c": 0.06}
-    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
 def test_who_is_better_and_who_is_best():

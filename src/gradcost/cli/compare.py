@@ -13,7 +13,7 @@ from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.units import size
 from gradcost.planning.forecast import Forecast
 from gradcost.report import html, tables
-from gradcost.results import summary
+from gradcost.results import recommendation, summary
 from gradcost.results.records import Results, read
 from gradcost.studies.compare import forecast_comparison, run_comparison
 from gradcost.studies.comparison import Comparison, make_comparison
@@ -90,11 +90,11 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
     if as_json:
         rows = [summary.plain(row) for row in summary.summarise(results)]
         refused = [dataclasses.asdict(refusal) for refusal in results.refused]
-        answer = {"verdict": summary.verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
+        answer = {"verdict": recommendation.verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
         print(json.dumps(answer, indent=2, default=str))
         return
     console.show()
-    console.show(summary.verdict(results), bold=True)
+    console.show(recommendation.verdict(results), bold=True)
     console.show()
     table = tables.table(results)
     console.show_table(table.columns, table.rows)

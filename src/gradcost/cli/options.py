@@ -62,7 +62,7 @@ class CompareOptions:
         ),
     ] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task sets them.")] = None
-    seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 3
+    seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 6
     tuning_points: Annotated[
         int, typer.Option("--tuning-points", "--points", min=1, help="Learning rates in the grid of each method.")
     ] = 9

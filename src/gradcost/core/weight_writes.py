@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ def without_writes(isolation: Any, with_bits: bool, evaluate: Callable[[], Tenso
     Raises:
         BadInput: the evaluation writes into a parameter, or gives it another storage.
     """
+    if _moves_weights.get():
+        return evaluate()
     parameters = isolation.parameters
     before, sums = _versions(parameters), _outside_modes(isolation.named) if with_bits else []
     loss = evaluate()
@@ -37,6 +41,19 @@ def without_writes(isolation: Any, with_bits: bool, evaluate: Callable[[], Tenso
         if old != new:
             raise BadInput(_WRITES.format(name))
     return loss
+
+
+@contextmanager
+def moving_weights() -> Iterator[None]:
+    """Inside this context evaluations may write into parameters: the caller moves each after its last use."""
+    token = _moves_weights.set(True)
+    try:
+        yield
+    finally:
+        _moves_weights.reset(token)
+
+
+_moves_weights: ContextVar[bool] = ContextVar("_moves_weights", default=False)
 
 
 def _versions(parameters: Sequence[nn.Parameter]) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.core.value import value
+from gradcost.core.weight_writes import moving_weights
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.directions.confined import confined
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
@@ -187,6 +188,7 @@ class ActivityPerturbation(Estimator):
         kernel = sdpa_kernel(SDPBackend.MATH) if isinstance(self.slope, Jvp) else nullcontext()
         with (
             kernel,
+            moving_weights(),  # `stream` passes a layer's gradient on before the next layer runs
             substituted(objective, layer_gradients.make, LOSSES_IN_FLOAT32),
             visited(objective, layer_gradients.layers, layer_gradients.leave, layer_gradients.enter) as visits,
         ):

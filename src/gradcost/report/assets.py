@@ -12,7 +12,7 @@ from typing import Any
 
 from gradcost.core.errors import require
 from gradcost.core.files import write_whole
-from gradcost.report import budgets, tables
+from gradcost.report import budgets, tables, targets
 from gradcost.report.figures import figures
 from gradcost.report.tables import Table
 from gradcost.report.theme import Figure
@@ -64,7 +64,8 @@ def written(results: Results) -> dict[str, str]:
 
 
 def _tables(results: Results) -> dict[str, Table]:
-    return {"decision": tables.table(results), "tuning": tables.audit(results), **budgets.tables(results)}
+    found = {"decision": tables.table(results), "tuning": tables.audit(results)}
+    return {**found, **targets.tables(results), **budgets.tables(results)}
 
 
 def _draw(figure: Figure, target: Path) -> Iterator[Path]:

@@ -7,14 +7,13 @@ from math import isinf, log
 from typing import Any
 
 from gradcost.report.tables import Table
-from gradcost.results.rankings import Lead, Ranking, Standing, rankings
+from gradcost.results.rankings import Ranking, Standing, rankings
 from gradcost.results.records import Results
 from gradcost.results.statistics import Interval
 from gradcost.results.summary import span
-from gradcost.results.wording import DASH, bare, chance, count, listed, percent, points
+from gradcost.results.wording import DASH, bare, count, listed, percent, points
 
-ALPHA = 0.05
-COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)", "p (Holm)")
+COLUMNS = ("method", "accuracy", "steps", "P(best)", "P(worse)")
 
 
 def panels(results: Results) -> list[dict[str, Any]]:
@@ -36,7 +35,7 @@ def _panel(ranking: Ranking) -> dict[str, Any]:
         "winner": winner.method,
         "accuracy": percent(winner.accuracy.median),
         "span": span(winner.accuracy),
-        "sentences": [lead_of(ranking), *significance(ranking), *other_leaders(ranking), *_unreliable(ranking)],
+        "sentences": [lead_of(ranking), *other_leaders(ranking), *_unreliable(ranking)],
         "columns": COLUMNS,
         "rows": [_row(ranking, standing) for standing in ranking.standings],
         "leaders": _leader_bar(ranking),
@@ -49,7 +48,7 @@ def lead_of(ranking: Ranking) -> str:
     if len(ranking.standings) == 1:
         return "It is the only method in this ranking."
     winner, second = ranking.standings[:2]
-    lead, margin = ranking.leads.get(second.method), ranking.margin or 0.0
+    better, margin = ranking.worse.get(second.method), ranking.margin or 0.0
     if winner.values == second.values:
         tied = [s.method for s in ranking.standings[1:] if s.values == winner.values]
         clause = f"The same on every seed as {listed(tied)}"
@@ -57,43 +56,13 @@ def lead_of(ranking: Ranking) -> str:
         clause = f"{second.method}, the runner-up, diverged"
     else:
         clause = f"{points(margin)} ahead of {second.method}"
-    if lead is None:
+    if better is None:
         return f"{clause}; they have no seed in common."
     fraction = ranking.best[winner.method]
     return (
-        f"{clause}; P(best) {100 * fraction:.0f}% over {count(lead.test.n, 'seed')}, "
-        f"P(better than the runner-up) {100 * lead.better:.0f}%."
+        f"{clause}; P(best) {100 * fraction:.0f}% over {count(ranking.seeds, 'seed')}, "
+        f"P(better than the runner-up) {100 * better:.0f}%."
     )
-
-
-def significance(ranking: Ranking) -> list[str]:
-    """Describe which differences are significant, and how many seeds that takes; empty for a single method."""
-    if not ranking.leads:
-        return []
-    (seeds,) = {lead.test.n for lead in ranking.leads.values()}
-    different = [method for method, lead in ranking.leads.items() if lead.p < ALPHA]
-    if different:
-        verdict = f"Significantly different (p < {ALPHA}) from {listed(different)}."
-    else:
-        verdict = "Not significantly different from any other method."
-    second = ranking.standings[1].method
-    lead, rivals = ranking.leads[second], len(ranking.leads)
-    test = f"sign-flip, Holm over {rivals}" if rivals > 1 else "sign-flip"
-    return [f"p {chance(lead.p)} against {second} ({test}). {verdict}{_seeds_needed(lead, seeds, rivals)}"]
-
-
-def _seeds_needed(lead: Lead, seeds: int, rivals: int) -> str:
-    """Describe how many seeds significance takes; "" if `seeds` suffice. Holm multiplies the least p by `rivals`."""
-    with_holm = lead.test.enough(ALPHA / rivals)
-    if with_holm <= seeds:
-        return ""
-    limit = f" {count(seeds, 'seed')} cannot give p below {lead.test.least:.4g}"
-    single_test = lead.test.enough(ALPHA)
-    if single_test <= seeds:
-        return f"{limit}; with {count(rivals, 'comparison')} {with_holm} would do."
-    if rivals == 1:
-        return f"{limit}; {single_test} would do."
-    return f"{limit}; {single_test} would do, and {with_holm} with {count(rivals, 'comparison')}."
 
 
 def other_leaders(ranking: Ranking) -> list[str]:
@@ -128,20 +97,19 @@ def _row(ranking: Ranking, standing: Standing) -> dict[str, Any]:
 
 def _cells(ranking: Ranking, standing: Standing) -> list[str]:
     """Return a method's cells for the columns after the first."""
-    lead = ranking.leads.get(standing.method)
+    worse = ranking.worse.get(standing.method)
     best = ranking.best.get(standing.method)
     return [
         f"{bare(standing.accuracy.median)} {span(standing.accuracy)}".rstrip(),
         f"{standing.steps:,.0f}",
         DASH if best is None else f"{100 * best:.0f}%",
-        DASH if lead is None else f"{100 * lead.better:.0f}%",
-        DASH if lead is None else chance(lead.p),
+        DASH if worse is None else f"{100 * worse:.0f}%",
     ]
 
 
 def _table(ranking: Ranking) -> Table:
     rows = [[standing.method, *_cells(ranking, standing)] for standing in ranking.standings]
-    return Table(COLUMNS, [*rows, *([method, why, *[DASH] * 4] for method, why in ranking.out)])
+    return Table(COLUMNS, [*rows, *([method, why, *[DASH] * 3] for method, why in ranking.out)])
 
 
 def strip(accuracy: Interval, values: Sequence[float]) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.files import write_whole
-from gradcost.report import tables
+from gradcost.report import tables, targets
 from gradcost.report.budgets import panels, strip
 from gradcost.report.figures import figures
 from gradcost.report.pages import cell, rendered
 from gradcost.report.theme import intervals, marks, protocol
 from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
+from gradcost.results.recommendation import choose, sentences
 from gradcost.results.records import Results, TrialRecord, read
-from gradcost.results.summary import MethodSummary, choose, sentences, summarise
+from gradcost.results.summary import MethodSummary, summarise
 from gradcost.results.wording import count, listed, number, percent, rate, size
 
 
@@ -46,6 +47,8 @@ def page(results: Results) -> str:
         title=f"{study.task_name} / {study.model_name}",
         facts=_facts(results),
         sentences=sentences(results),
+        targets=targets.sections(results),
+        target_note=targets.note(results),
         panels=panels(results),
         panel_notes=_panel_notes(results),
         picked=choice.row.method if choice else None,
@@ -117,9 +120,8 @@ def _panel_notes(results: Results) -> list[str]:
         f"smaller budget. Each budget is the largest that the runs of every method cover; for memory it is {memory}. "
         f"Brackets are {intervals(results)}; a dot is a seed, and a diverged run is the worst result. P(best) is "
         "the fraction of seeds on which a method is the best; tied methods split a seed. P(worse) is the "
-        "probability that a run of the winner is better than a run of the method. p is the p-value of the exact "
-        "sign-flip test against the winner, after Holm's correction. The bar shows the method with the best median "
-        "at each smaller budget, on a logarithmic scale; with more seeds its boundaries may move."
+        "probability that a run of the winner is better than a run of the method. The bar shows the method with the "
+        "best median at each smaller budget, on a logarithmic scale; with more seeds its boundaries may move."
     ]
 
 

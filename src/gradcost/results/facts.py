@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
 from statistics import fmean, variance
 
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, designs
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import Score, best, confirmed_scores, edge, scores
+from gradcost.results.tuning import best, confirmed_scores, edge, possible_choices, scores
 
 EVERY = "every method"
 
@@ -206,7 +206,7 @@ def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[
     method = runs[0].method
     tuned, final = _in_phase(runs, "tune"), _in_phase(runs, "final")
     trained = sorted({run.lr for run in final})
-    choices = _choices(runs)
+    choices = possible_choices(runs)
     grid = sorted({run.lr for run in tuned})
     if choices and grid:
         winner = trained[0] if len(trained) == 1 and trained[0] in choices else choices[0]
@@ -234,27 +234,6 @@ def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[
 
 def _in_phase(runs: Iterable[TrialRecord], phase: str) -> list[TrialRecord]:
     return [run for run in runs if run.phase == phase]
-
-
-def _choices(runs: Sequence[TrialRecord]) -> list[float]:
-    """The learning rates that tuning may have chosen: first the library's choice, then other possible winners.
-
-    A user's study may rank by loss alone, so the rate with the best accuracy and the rate with the best loss are both
-    possible winners. Confirming runs decide, unless all of them diverged: with the tuning runs, or alone, as in
-    records of older versions.
-    """
-    method = runs[0].method
-    confirmed = [confirmed_scores(runs, method), scores(_in_phase(runs, "confirm"), method)]
-    return _winners(confirmed) or _winners([scores(_in_phase(runs, "tune"), method)])
-
-
-def _winners(choices: Sequence[dict[float, Score]]) -> list[float]:
-    """The best rate by each set of scores; then those with the best accuracy or the best loss."""
-    winners = [lr for tried in choices for lr in best(tried)]
-    for tried in choices if winners else ():
-        top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
-        winners += [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
-    return list(dict.fromkeys(winners))
 
 
 def _on_edge(grid: Sequence[float], lr: float) -> str | None:

@@ -18,12 +18,9 @@ from math import inf, isfinite, isinf
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import (
     Interval,
-    SignFlip,
-    holm,
     interval,
     probability_best,
     probability_better,
-    sign_flip,
 )
 from gradcost.results.summary import summarise
 from gradcost.results.tuning import finals
@@ -142,21 +139,6 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Lead:
-    """The winner compared with one other method.
-
-    Args:
-        better: P(A > B) + P(A = B) / 2 for the accuracy A of the winner and B of the other method.
-        test: the sign-flip test of the difference between the two methods.
-        p: p-value of the test after Holm's correction.
-    """
-
-    better: float
-    test: SignFlip
-    p: float
-
-
-@dataclass(frozen=True)
 class Ranking:
     """The methods by their median accuracy at a budget, the best first.
 
@@ -166,7 +148,8 @@ class Ranking:
         budget: the budget in words.
         standings: result of each method.
         best: fraction of the seeds on which each method is the best; ties are split.
-        leads: the winner compared with each other method.
+        worse: P(A > B) + P(A = B) / 2 for the accuracy A of the winner and B of each other method.
+        seeds: number of seeds that all methods have.
         leaders: (method, lowest budget, highest budget) of each range of budgets with one best method. The last range
             ends at the budget of the ranking.
         text: formats an amount of the resource.
@@ -179,7 +162,8 @@ class Ranking:
     budget: str
     standings: tuple[Standing, ...]
     best: dict[str, float]
-    leads: dict[str, Lead]
+    worse: dict[str, float]
+    seeds: int
     leaders: tuple[tuple[str, float, float], ...]
     text: Callable[[float], str]
     out: tuple[tuple[str, str], ...]
@@ -295,14 +279,11 @@ def _ranking(
     shared = sorted(set.intersection(*(set(standing.values) for standing in standings)))
     values = {standing.method: [standing.values[seed] for seed in shared] for standing in standings}
     first, *others = values
-    leads, best = {}, {}
+    worse, best = {}, {}
     if shared:
         best = probability_best(values)
-        tests = {other: sign_flip(values[first], values[other]) for other in others}
-        adjusted = holm({other: test.p for other, test in tests.items()})
-        better = {other: probability_better(values[first], values[other]) for other in others}
-        leads = {other: Lead(better[other], tests[other], adjusted[other]) for other in others}
-    return Ranking(name, noun, budget, tuple(standings), best, leads, leaders, text, tuple(out))
+        worse = {other: probability_better(values[first], values[other]) for other in others}
+    return Ranking(name, noun, budget, tuple(standings), best, worse, len(shared), leaders, text, tuple(out))
 
 
 def _joined(leaders: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, float], ...]:

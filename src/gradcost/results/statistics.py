@@ -118,7 +118,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
         SignFlip(p, n).
     Raises:
         BadInput: the lists are empty or differ in length.
-        MissingExtra: a run diverged, or there are more than 20 pairs, and scipy is not installed.
+        MissingExtra: there are more than 20 pairs, and scipy is not installed.
     Source: Fisher 1935, section 21; Wilcoxon 1945.
     """
     if len(one) != len(other) or not one:
@@ -127,7 +127,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
         )
     differences = np.array([_difference(a, b) for a, b in zip(one, other, strict=True)])
     if not np.isfinite(differences).all():
-        differences = np.sign(differences) * _scipy().rankdata(np.abs(differences))
+        differences = np.sign(differences) * _ranks(np.abs(differences))
     observed = abs(differences.sum())
     slack = 1e-12 * np.abs(differences).sum()  # tolerance for rounding, which depends on the order of a sum
     n = len(differences)
@@ -140,20 +140,14 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
     return SignFlip(2 * float(_scipy().norm.sf(observed / scale)) if scale else 1.0, n)
 
 
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
 def _difference(a: float, b: float) -> float:
     return 0.0 if a == b else a - b  # two diverged runs are equal
-
-
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Return the p-values adjusted for multiple tests (Holm 1979).
-
-    Law: if every test with an adjusted p <= alpha is called significant, P(any false positive) <= alpha.
-    """
-    adjusted, largest = {}, 0.0
-    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p) - rank) * value))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p}
 
 
 def probability_better(one: Sequence[float], other: Sequence[float]) -> float:

@@ -70,6 +70,30 @@ def chosen(runs: Iterable[TrialRecord], method: str) -> float | None:
     return next(iter(confirmed_best(runs, method)), None)
 
 
+def possible_choices(runs: Sequence[TrialRecord]) -> list[float]:
+    """Return the learning rates that tuning may have chosen: first the library's choice, then other possible winners.
+
+    A user's study may rank by loss alone, so the rate with the best accuracy and the rate with the best loss are both
+    possible winners. Confirming runs decide, unless all of them diverged: with the tuning runs, or alone, as in
+    records of older versions.
+
+    Args:
+        runs: all runs of one method, at least one.
+    """
+    method = runs[0].method
+    confirmed = [confirmed_scores(runs, method), scores((run for run in runs if run.phase == "confirm"), method)]
+    return _winners(confirmed) or _winners([scores((run for run in runs if run.phase == "tune"), method)])
+
+
+def _winners(choices: Sequence[dict[float, Score]]) -> list[float]:
+    """The best rate by each set of scores; then those with the best accuracy or the best loss."""
+    winners = [lr for tried in choices for lr in best(tried)]
+    for tried in choices if winners else ():
+        top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
+        winners += [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
+    return list(dict.fromkeys(winners))
+
+
 def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     """Return the final runs of `method` at one learning rate, one per seed.
 

@@ -30,7 +30,7 @@ def compare(
     methods: GivenMethods | None = None,
     *,
     steps: int | None = None,
-    seeds: int = 3,
+    seeds: int = 6,
     tuning_points: int = 9,
     extra_points: int = 2,
     confirm_seeds: int = 2,

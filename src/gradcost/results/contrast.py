@@ -1,0 +1,60 @@
+"""The planned comparison of a study: the exact gradient against the best estimated gradient, tested once.
+
+Both methods are chosen by their tuning runs. The final runs test them, on other seeds and on the test split, so the
+test has no selection to correct for. More comparisons would need such a correction: with 13 of them, no p-value of
+five seeds can be significant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from gradcost.results.records import Results, TrialRecord
+from gradcost.results.statistics import Interval, SignFlip, interval, probability_better, sign_flip
+from gradcost.results.targets import best_estimated, reference
+from gradcost.results.tuning import finals
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The difference of two methods on the test split.
+
+    Args:
+        exact: label of the method with the exact gradient.
+        estimated: label of the method with an estimated gradient.
+        difference: median of accuracy(exact) - accuracy(estimated), paired by seed, with its interval.
+        better: P(A > B) + P(A = B) / 2 for the accuracy A of `exact` and B of `estimated`: the effect size.
+        test: the sign-flip test of the paired differences.
+    """
+
+    exact: str
+    estimated: str
+    difference: Interval
+    better: float
+    test: SignFlip
+
+
+def planned_contrast(results: Results) -> Contrast | None:
+    """Return the planned comparison; None if the study lacks one of the two kinds, or they share no tested seed."""
+    exact, estimated = reference(results), best_estimated(results)
+    if exact is None or estimated is None:
+        return None
+    one, other = _accuracies(results, exact), _accuracies(results, estimated)
+    shared = [seed for seed in one if seed in other]
+    if not shared:
+        return None
+    a, b = [one[seed] for seed in shared], [other[seed] for seed in shared]
+    differences = [0.0 if x == y else x - y for x, y in zip(a, b, strict=True)]
+    return Contrast(exact, estimated, interval(differences), probability_better(a, b), sign_flip(a, b))
+
+
+def _accuracies(results: Results, method: str) -> dict[int, float]:
+    """The test accuracy of each seed; -inf where the run diverged."""
+    return {run.seed: value for run in finals(results.trials, method) if (value := _accuracy(run)) is not None}
+
+
+def _accuracy(run: TrialRecord) -> float | None:
+    if run.status == "diverged":
+        return -inf
+    return None if run.test is None else run.test.accuracy
