@@ -8,6 +8,7 @@ from math import isfinite, log, log10
 
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.summary import is_exact
 from gradcost.results.tuning import best, scores
 
 GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
@@ -28,6 +29,8 @@ class MethodDesign:
         gap: the larger distance of the winning learning rate to its neighbours on the grid, in decades.
         diverged_above: the next larger rate that was tried, as a multiple of the winner, if it diverged.
         exploded: number of finished runs with a loss far above that of guessing.
+        given: the learning rates of a method that was not tuned, in a study that tunes neither the exact gradient nor
+            an estimated one, such as published rates; "" for any other method.
     """
 
     method: str
@@ -39,16 +42,19 @@ class MethodDesign:
     gap: float | None = None
     diverged_above: float | None = None
     exploded: int = 0
+    given: str = ""
 
 
 def designs(results: Results) -> Iterator[MethodDesign]:
     """Yield the facts of each method with runs that ended."""
     ended = [run for run in results.trials if run.status in ("finished", "diverged")]
+    given = at_given_rates(results)
     for method in dict.fromkeys(run.method for run in ended):
         runs = [run for run in ended if run.method == method]
         final = [run for run in runs if run.phase == "final"]
         first = [run for run in runs if run.phase == "tune"] or final
         gap, above = _around_the_winner(runs)
+        rates = sorted({run.lr for run in final}) if method in given else []
         yield MethodDesign(
             method,
             " or ".join(dict.fromkeys(run.task for run in first if run.task is not None)),
@@ -59,7 +65,19 @@ def designs(results: Results) -> Iterator[MethodDesign]:
             gap,
             above,
             sum(_has_exploded(run, results.study.chance) for run in runs),
+            " and ".join(f"{lr:.3g}" for lr in rates),
         )
+
+
+def at_given_rates(results: Results) -> set[str]:
+    """Return the methods without tuning runs, if some have the exact gradient and some an estimated one; else none.
+
+    A rival that alone is not tuned is at a disadvantage; if both kinds are trained at given rates, none is.
+    """
+    tuned = {run.method for run in results.trials if run.phase == "tune"}
+    untuned = {run.method for run in results.trials if run.phase == "final"} - tuned
+    kinds = {is_exact(run for run in results.trials if run.method == method) for method in untuned}
+    return untuned if len(kinds) == 2 else set()
 
 
 def _seeds(runs: Iterable[TrialRecord]) -> tuple[int, ...]:
@@ -146,6 +164,12 @@ def exploded_runs(facts: Sequence[MethodDesign]) -> Violations:
     for fact in facts:
         if fact.exploded:
             yield fact.method, f"{fact.exploded} finished with a loss above {EXPLODED:g} times that of guessing"
+
+
+def given_rates(facts: Sequence[MethodDesign]) -> Violations:
+    for fact in facts:
+        if fact.given:
+            yield fact.method, f"lr={fact.given} was given, not tuned"
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from math import isfinite, sqrt
 from statistics import fmean, variance
 
 from gradcost.core.value import value
-from gradcost.results.comparability import MethodDesign, designs
+from gradcost.results.comparability import MethodDesign, at_given_rates, designs
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import best, confirmed_scores, edge, possible_choices, scores
 
@@ -194,8 +194,10 @@ def facts(results: Results) -> tuple[Fact | MethodDesign, ...]:
     """Return the facts of a results folder. Failed runs contribute none."""
     ended = [run for run in results.trials if run.status in ("finished", "diverged")]
     known: list[Fact | MethodDesign] = [*designs(results)]
+    given = at_given_rates(results)
     for method in dict.fromkeys(run.method for run in ended):
-        known += _facts_of_method(results, [run for run in ended if run.method == method])
+        of_method = _facts_of_method(results, [run for run in ended if run.method == method])
+        known += [fact for fact in of_method if method not in given or not isinstance(fact, OverriddenWinners)]
     known += _seeds([fact for fact in known if isinstance(fact, UseOfTestSet)], ended)
     known += _environments(results, ended)
     known += [Timing(cost.method, cost.doubt) for cost in results.costs if cost.ms is not None]

@@ -15,16 +15,8 @@ from typing import Any
 
 from gradcost.core.units import count, number
 from gradcost.core.value import value
-from gradcost.results.comparability import (
-    MethodDesign,
-    Violations,
-    different_seeds,
-    different_settings,
-    exploded_runs,
-    reused_seeds,
-    sparser_grids,
-    untried_below_divergence,
-)
+from gradcost.results import comparability
+from gradcost.results.comparability import MethodDesign, Violations
 from gradcost.results.facts import (
     Environment,
     Fact,
@@ -231,7 +223,7 @@ RULES = (
         "E206",
         "different settings",
         MethodDesign,
-        different_settings,
+        comparability.different_settings,
         "Give all methods one task, model, batch and optimizer, or compare within those that share them.",
     ),
     Rule("E301", "subset", ScoreCoverage, partial_scores, "Score the whole split, each example once."),
@@ -253,29 +245,36 @@ RULES = (
         "E304",
         "different seeds",
         MethodDesign,
-        different_seeds,
+        comparability.different_seeds,
         "Run each method on the same final seeds: differences are then paired, and none is picked.",
     ),
     Rule(
         "E305",
         "seed of the tuning",
         MethodDesign,
-        reused_seeds,
+        comparability.reused_seeds,
         "Confirm on fresh seeds: on the seed of the tuning the winner's score is its best draw.",
     ),
     Rule(
         "W102",
         "untried rates",
         MethodDesign,
-        untried_below_divergence,
+        comparability.untried_below_divergence,
         "Try rates between the winner and the one that diverged: the best may lie there.",
     ),
     Rule(
         "W103",
         "sparser grid",
         MethodDesign,
-        sparser_grids,
+        comparability.sparser_grids,
         "Tune all methods on equally dense grids.",
+    ),
+    Rule(
+        "W104",
+        "given rates",
+        MethodDesign,
+        comparability.given_rates,
+        "State that the comparison holds at these rates only.",
     ),
     Rule(
         "W110",
@@ -302,7 +301,7 @@ RULES = (
         "W121",
         "exploded",
         MethodDesign,
-        exploded_runs,
+        comparability.exploded_runs,
         "Count these runs as diverged.",
     ),
     Rule(

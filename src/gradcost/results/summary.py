@@ -131,13 +131,18 @@ def _row(results: Results, method: str) -> MethodSummary:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
-        exact=_exact(sources),
+        exact=is_exact(sources),
         tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in trials),
     )
 
 
-def _exact(records: Iterable[TrialRecord | Cost]) -> bool:
-    """Whether the method is exact. Older records lack this field; there the estimator's repr decides."""
+def is_exact(records: Iterable[TrialRecord | Cost]) -> bool:
+    """Return whether a method has the exact gradient. Older records lack this field; there the repr decides.
+
+    Args:
+        records: records of the method.
+    """
+    records = list(records)
     known = [record.exact for record in records if record.exact is not None]
     return known[-1] if known else any(record.estimator.startswith(_BACKPROP) for record in records)
 
