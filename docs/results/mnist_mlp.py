@@ -15,7 +15,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed
 from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, Jvp
-from gradcost.studies.compare import Comparison
+from gradcost.studies.comparison import Comparison
 from gradcost.tasks import Mnist
 
 STEPS = 400
