@@ -1,4 +1,4 @@
-"""A GPT on sequences of 512 characters: its activations need 40 times the bytes of its weights. What fits, and learns?
+"""A GPT on sequences of 512 characters: activations need 40 times the bytes of the weights. What fits, and learns?
 
     gradcost study docs/results/long_sequences.py -j 2 -o gradcost-runs/long-sequences
     python docs/results/long_sequences.py docs/results/long-sequences
