@@ -14,6 +14,7 @@ from gradcost.core.errors import require
 from gradcost.core.files import write_whole
 from gradcost.report import budgets, tables, targets
 from gradcost.report.figures import figures
+from gradcost.report.summary_page import summary_page
 from gradcost.report.tables import Table
 from gradcost.report.theme import Figure
 from gradcost.results.records import Results, read
@@ -55,8 +56,8 @@ def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
 
 
 def written(results: Results) -> dict[str, str]:
-    """Return {file name: text} with every table of a report in every format."""
-    return {"results.csv": tables.to_csv(results)} | {
+    """Return {file name: text}: every table of a report in every format, and all of them on one page."""
+    return {"results.csv": tables.to_csv(results), "page.md": summary_page(results)} | {
         f"{name}.{extension}": to_text(table)
         for name, table in _tables(results).items()
         for extension, to_text in _FORMATS.items()

@@ -166,7 +166,7 @@ def _tuning_notes(results: Results, row: MethodSummary, tried: list[TrialRecord]
     added = [lr for lr in row.grid if lr not in _common_grid(results)]
     confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
     notes = []
-    if added:
+    if added and len(added) < len(row.grid) / 2:  # else the methods have grids of their own
         notes.append(f"{count(len(added), 'extra point')}: {listed([rate(lr) for lr in added])}")
     if confirmed:
         rates = len({t.lr for t in confirmed})
