@@ -228,3 +228,15 @@ def test_what_was_not_measured_is_left_out_of_the_sentences(tmp_path: Path):
     verdict = recommendation.verdict(read(write_folder(tmp_path / "bare", lines)))
     assert "\N{EN DASH}" not in verdict
     assert verdict.startswith("Use a(): 90.1% test accuracy [90.0, 90.2] after 600 steps.")
+
+
+def test_estimated_gradients_that_are_alike_are_named_together(tmp_path: Path):
+    exact = {"method": "bp()", "accuracies": [0.97, 0.975, 0.98], "estimator": "Reverse()"}
+    one = {"method": "fg()", "accuracies": [0.85, 0.87, 0.88], "estimator": PROBING}
+    other = {"method": "zo()", "accuracies": [0.84, 0.86, 0.89], "estimator": PROBING}
+    verdict = recommendation.verdict(results_of(tmp_path / "alike", exact, one, other))
+    assert "The best methods with an estimated gradient, fg() (87.0%" in verdict
+    assert "zo() (86.0%" in verdict
+    assert "are alike and 10.5 to 11.5 points behind." in verdict
+    verdict = recommendation.verdict(results_of(tmp_path / "apart", exact, one, {**other, "accuracies": [0.3] * 3}))
+    assert "The best method with an estimated gradient, fg(), is 10.5 points behind" in verdict

@@ -13,7 +13,7 @@ from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches, resource_named
 from gradcost.results.tuning import finals
-from gradcost.results.wording import chance, count, listed, number, percent, points, size
+from gradcost.results.wording import bare, chance, count, listed, number, percent, points, size
 
 ALPHA = 0.05
 
@@ -58,11 +58,16 @@ def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation 
     if not pool:
         return None
     best = max(pool, key=lambda row: penalized_accuracy(row, study))
-    best_interval = interval(_finished(best))
-    limit = penalized_accuracy(best, study) - (best_interval.median - best_interval.low)
-    near = [row for row in pool if penalized_accuracy(row, study) >= limit]
+    near = _alike(pool, best, study)
     pick = min(near, key=lambda row: (*_cost(row), -penalized_accuracy(row, study)))
     return Recommendation(pick, tuple(row for row in near if row is not pick))
+
+
+def _alike(pool: Iterable[MethodSummary], best: MethodSummary, study: StudyRecord) -> list[MethodSummary]:
+    """The methods of `pool` that are as accurate as its best one, by the rule of `choose`."""
+    known = interval(_finished(best))
+    limit = penalized_accuracy(best, study) - (known.median - known.low)
+    return [row for row in pool if penalized_accuracy(row, study) >= limit]
 
 
 def _cost(row: MethodSummary) -> tuple[float, float]:
@@ -173,6 +178,12 @@ def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyR
     if not pool:
         return f"No method {kind} {_absence(others, study)}."
     other = max(pool, key=lambda r: penalized_accuracy(r, study))
+    near = _alike(pool, other, study)
+    if len(near) > 1 and other not in choice.alike and row.accuracy:
+        behind = sorted(row.accuracy.median - r.accuracy.median for r in near if r.accuracy)
+        gap = f"{bare(behind[0])} to {points(behind[-1])}" if behind[0] > 0 else f"up to {points(behind[-1])}"
+        names = listed([f"{r.method} ({_brief(r)})" for r in near])
+        return f"The best methods {kind}, {names}, are alike and {gap} behind."
     result = f"{_result(other)}{_within(other)}"
     if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
         result += f", {number(other.ms)} ms per step instead of {number(row.ms)}"

@@ -25,6 +25,7 @@ from gradcost.results.tuning import confirmed_best, finals, scores
 
 RESOURCES = (STEPS, FLOPS, SECONDS)
 ACCURACIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+ALIKE = 0.02  # methods whose tuning accuracies differ by less are alike: the first one stands for them
 LOSSES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)  # as multiples of the loss of guessing
 
 
@@ -77,7 +78,8 @@ class Reach:
 def reference(results: Results) -> str | None:
     """Return the method with the exact gradient and the best tuning score; None if the study has none.
 
-    The tuning runs choose it, so the final runs are not used twice.
+    The tuning runs choose it, so the final runs are not used twice. Of methods whose accuracies differ by less than 2
+    points, the first one in the study is returned, so that the answer does not depend on a rounding.
     """
     return _best_tuned(results, exact=True)
 
@@ -95,7 +97,11 @@ def _best_tuned(results: Results, exact: bool) -> str | None:
         rate = confirmed_best(tuned, method)
         if rate and finals(runs, method) and _is_exact(results, method) is exact:
             scored[method] = scores((run for run in tuned if run.lr == rate[0]), method)[rate[0]][:2]
-    return max(scored, key=lambda method: scored[method], default=None)
+    if not scored:
+        return None
+    accuracy, _ = max(scored.values())
+    alike = [method for method, score in scored.items() if score[0] >= accuracy - ALIKE] if isfinite(accuracy) else []
+    return alike[0] if alike else max(scored, key=lambda method: scored[method])
 
 
 def _is_exact(results: Results, method: str) -> bool:
