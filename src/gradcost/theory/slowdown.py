@@ -15,7 +15,9 @@ GAUSSIAN, MEAN = Gaussian(), Mean()
 
 
 def slowdown(dimension: int, probes: int, directions: Directions = GAUSSIAN, combine: Combine = MEAN) -> float | None:
-    """Return steps with the estimate / steps of gradient descent, for an estimate g from n directions.
+    """Return the ratio of two worst-case guarantees: steps with an estimate g from n directions / gradient descent.
+
+    It bounds no ratio of measured steps, because either method may do better than its guarantee.
 
     Law: the ratio is m = E|g|^2/|grad|^2 (`second_moment`), which is 1 + (d + 1)/n for Gaussian directions.
     Derivation: on an L-smooth loss f, the step x - lr g with an unbiased g decreases E f by at least
