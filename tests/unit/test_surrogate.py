@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import gradcost
 from gradcost.core.errors import Unsupported
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.surrogate import as_loss, surrogate_loss
@@ -96,7 +97,7 @@ def test_there_are_stateful_rows():
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_a_frozen_parameter_gets_no_gradient(name: str):
-    with gradcost.core.isolation.seeded_generators(KEY):
+    with seeded_generators(KEY):
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
         batch = torch.randn(7, 6), torch.randint(3, (7,))
     model[0].requires_grad_(False)
