@@ -168,7 +168,7 @@ def test_the_seeded_path_holds_no_gradient_and_moves_as_the_dense_one(tmp_path: 
     held: list[bool] = []
 
     def seeded(model: Any) -> Any:
-        optimizer = SeededSGD(model.parameters(), lr=0.01, log=StepLog(tmp_path / "log", 2))
+        optimizer: Any = SeededSGD(model.parameters(), lr=0.01, log=StepLog(tmp_path / "log", 2))
         step = optimizer.step
 
         def watched(*args: Any) -> None:
