@@ -58,6 +58,7 @@ SURFACE = [
     "run_study",
     "spsa",
     "study",
+    "surrogate_loss",
     "train",
     "zo_sgd_sign",
     "zo_svrg",

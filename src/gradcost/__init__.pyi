@@ -50,6 +50,7 @@ from .estimators.presets import zo_sgd_sign as zo_sgd_sign
 from .estimators.presets import zo_svrg as zo_svrg
 from .estimators.probing import Probing as Probing
 from .estimators.reverse import Reverse as Reverse
+from .estimators.surrogate import surrogate_loss as surrogate_loss
 from .estimators.variance_reduced import VarianceReduced as VarianceReduced
 from .instruments.measure import measure as measure
 from .planning.forecast import forecast as forecast

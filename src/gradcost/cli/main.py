@@ -18,6 +18,7 @@ from gradcost.cli.options import (
     Folder,
     Json,
     PlanOptions,
+    ReplayOptions,
     ReproduceOptions,
     StudyOptions,
     with_options,
@@ -105,6 +106,16 @@ def study(options: StudyOptions) -> int:
     from gradcost.cli.study import run_file
 
     return run_file(options)
+
+
+@app.command()
+@reported
+@with_options(ReplayOptions)
+def replay(options: ReplayOptions) -> int:
+    """Rebuild the weights after a step from the step log of a training run. No loss is evaluated."""
+    from gradcost.cli.replay import replay_log
+
+    return replay_log(options)
 
 
 @app.command()

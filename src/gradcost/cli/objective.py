@@ -57,7 +57,7 @@ def of_model(
     if model.startswith("hf:"):
         module, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
     else:
-        module, loss = _from_factory(model, dtype, make)
+        module, loss = from_factory(model, dtype, make)
     # `is_model` imports transformers, which may not be installed: call it only for models that need transformers.
     is_transformers = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
     if not is_transformers:
@@ -92,7 +92,7 @@ def without_numbers(factory: Callable[[], Any]) -> Any:
         return factory()
 
 
-def _from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.Module, Any]:
+def from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.Module, Any]:
     """Call the factory that `text` names; return its module, and its loss or None."""
     factory = spec.named(text, "--model")
     try:

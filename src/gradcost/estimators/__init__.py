@@ -30,6 +30,7 @@ from gradcost.estimators.presets import (
 )
 from gradcost.estimators.probing import Probing, replayed
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.surrogate import as_loss, surrogate_loss
 from gradcost.estimators.variance_reduced import VarianceReduced
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "VarianceReduced",
     "activity_perturbation",
     "addax",
+    "as_loss",
     "backprop",
     "checkpointed",
     "forward_gradient",
@@ -73,6 +75,7 @@ __all__ = [
     "multi_tangent",
     "replayed",
     "spsa",
+    "surrogate_loss",
     "zo_sgd_sign",
     "zo_svrg",
 ]

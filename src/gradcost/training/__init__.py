@@ -6,7 +6,10 @@ uninterrupted one.
 
 from gradcost.training.loop import StepResult, Trainable, train
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
+from gradcost.training.replay import replay
 from gradcost.training.rounding import Master, StochasticallyRounded
+from gradcost.training.seeded_sgd import SeededSGD
+from gradcost.training.step_log import StepLog, read_log
 from gradcost.training.train_state import TrainState
 
 __all__ = [
@@ -16,9 +19,13 @@ __all__ = [
     "Master",
     "Nesterov",
     "Optimizer",
+    "SeededSGD",
+    "StepLog",
     "StepResult",
     "StochasticallyRounded",
     "TrainState",
     "Trainable",
+    "read_log",
+    "replay",
     "train",
 ]

@@ -18,6 +18,8 @@ from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.training import checkpoint
 from gradcost.training.optimizers import Optimizer
+from gradcost.training.replay import catch_up
+from gradcost.training.step_log import LogWriter, StepLog
 from gradcost.training.train_state import TrainState
 
 
@@ -80,6 +82,7 @@ def train(
     key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
     steps: int | None = None,
     resume: Path | None = None,
+    log: StepLog | None = None,
 ) -> Iterator[StepResult]:
     """Train a task's model; yield after each step.
 
@@ -101,11 +104,14 @@ def train(
         steps: total number of steps, including those taken before `resume` was written. None: no end.
         resume: path of a file that `training.checkpoint.write` writes. If the file exists, training continues from
             it, with the same bits as an uninterrupted run. If not, or if None, training starts at step 0.
+        log: write each step to this file, before the weights move. The estimator must be `replayable`. If the file
+            exists, its steps are taken first, without evaluating a loss, and training continues after the last one.
     Yields:
         StepResult of the step just taken: number, loss, slopes and state.
     Raises:
-        Unsupported: the estimator cannot be used with this model, loss and batch. No weight has changed.
-        BadInput: the file `resume` is not a training checkpoint of this model.
+        Unsupported: the estimator cannot be used with this model, loss and batch, or its gradients cannot be logged.
+            No weight has changed.
+        BadInput: the file `resume` is not a training checkpoint of this model, or `log` is not a log of this run.
         Exception: the loss raised it. The weights are those after the last complete step. With backprop, parameters
             that the interrupted backward pass had already reached have moved.
     """
@@ -118,6 +124,8 @@ def train(
     if resume is not None and resume.exists():
         objective.prepare(first, key)  # finds modules outside of the model: the file may contain their buffers
         checkpoint.read(resume, train_state)
+    if log is not None:
+        _open_log(log, train_state, {"task": repr(task), "key": key.seed})
     for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
         batch = task.batch_at(key.fold("data"), number)
         step_key = key.fold("step", number)
@@ -130,3 +138,17 @@ def train(
             "not finite at the end",
             f"`{not_finite}` is not finite: a step had a gradient that is not finite.",
         )
+
+
+def _open_log(log: StepLog, train_state: TrainState, about: dict[str, Any]) -> None:
+    """Take the steps of the log that the state does not contain yet, and write further steps to it."""
+    estimator, leafwise = train_state.estimator, train_state.leafwise
+    assert leafwise is not None
+    if not estimator.replayable:
+        raise Unsupported(
+            f"the gradients of {estimator} are not seeds and coefficients that reproduce it, so its steps cannot be "
+            "logged. Use `resume`, or an estimator that is `replayable`, such as mezo()."
+        )
+    writer = LogWriter(log, train_state.objective, leafwise.optimizer, about)
+    train_state.taken = catch_up(writer, leafwise, estimator, train_state.taken)
+    train_state.log = writer

@@ -180,6 +180,7 @@ class Leafwise:
     def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
         self.optimizer = optimizer
         self.step = 0
+        self.rate: float | None = None  # the learning rate of the next step; None: that of the optimizer
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
         self.groups = {name: group for group in _groups(objective.leaves) for name in group}
         leaves = {leaf.name: leaf for leaf in objective.leaves}
@@ -203,7 +204,7 @@ class Leafwise:
         waiting[name], parameter.grad = parameter.grad, gradient
         if len(waiting) < len(group):
             return
-        if self.optimizer.decay:
+        if self.optimizer.decay or self.rate is not None:
             part.param_groups[0]["lr"] = self._rate()
         part.step()
         for member, previous in waiting.items():
@@ -232,6 +233,11 @@ class Leafwise:
         flat[start : start + gradient.numel()].add_(gradient, alpha=-self._rate())
 
     def _rate(self) -> float:
+        return self.rate if self.rate is not None else self.present_rate
+
+    @property
+    def present_rate(self) -> float:
+        """The learning rate of the optimizer at this step."""
         return self.optimizer.lr * math.exp(-self.optimizer.decay * self.step)
 
     def advance(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
 from gradcost.core.next_state import NextState, moving, next_state
@@ -16,7 +17,9 @@ from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.estimators.gradient import Streamed
+from gradcost.estimators.probing import replayed
 from gradcost.training.optimizers import Leafwise, Optimizer
+from gradcost.training.step_log import LogWriter
 
 
 class TrainState:
@@ -34,6 +37,7 @@ class TrainState:
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
         self.taken = 0  # steps so far
+        self.log: LogWriter | None = None
 
     def step(self, batch: Any, key: Key) -> Estimate:
         """Take one step: estimate the gradient and move each parameter.
@@ -53,9 +57,14 @@ class TrainState:
         after = self._next_state(batch, key)
         use = _discard if self.leafwise is None else self.leafwise
         try:
-            estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
+            if self.log is not None:
+                estimate = self._logged(batch, key, self.log, after)
+            else:
+                estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
         except NotFinite as error:
             estimate = self._skipped(error)
+            if self.log is not None and self.leafwise is not None:
+                self.log.append(self.taken, self.leafwise.present_rate, None)
         else:
             self.state = estimate.state
             if after is not None:
@@ -63,7 +72,21 @@ class TrainState:
         if self.leafwise is not None:
             self.leafwise.advance()
         self.taken += 1
+        if self.log is not None:
+            self.log.moved(self.taken)
         return estimate
+
+    def _logged(self, batch: Any, key: Key, log: LogWriter, after: NextState | None) -> Estimate:
+        """Estimate, write the step to the log, then move the parameters."""
+        assert self.leafwise is not None
+        if after is not None:
+            raise Unsupported(
+                "a step log contains no buffers, and a forward pass of this model changes some (BatchNorm, moving "
+                "averages). Use eval mode for these modules, or `resume` without a log."
+            )
+        estimate = self.estimator.estimate(self.objective, batch, key, self.state)
+        log.append(self.taken, self.leafwise.present_rate, estimate.gradient)
+        return replayed(estimate, self.leafwise)
 
     def _next_state(self, batch: Any, key: Key) -> NextState | None:
         """Return the buffers and attributes after this step; None if a forward pass changes none."""

@@ -1,0 +1,170 @@
+"""Train with any estimator in the `Trainer` of transformers: one changed line, through its hook `training_step`.
+
+This module needs the extra `gradcost[transformers]`. Tested with the `Trainer` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from gradcost.core.errors import Unsupported
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.surrogate import as_loss
+from gradcost.training.seeded_sgd import SeededSGD
+
+TrainerClass = TypeVar("TrainerClass", bound=type)
+
+
+def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
+    """Return a subclass of a `Trainer` class whose training steps use an estimator instead of `loss.backward()`.
+
+    - The loss is `Trainer.compute_loss`, with label smoothing, `compute_loss_func` and `num_items_in_batch`.
+    - The optimizer, schedule, accumulation, logging, evaluation and checkpoints are those of the Trainer.
+    - The key of a step follows from `args.seed`, the number of the step and the micro-batch. A resumed run continues
+      with the same keys.
+    - With `optimizers=(SeededSGD(model.parameters(), lr), None)` no dense gradient is held. Otherwise the estimate is
+      written into `.grad`, which takes the memory of one gradient (two with accumulation).
+    - `grad_norm` in the Trainer's log is the norm of `.grad`, so with SeededSGD it is 0.
+    - `total_flos` is 0, because the Trainer's formula assumes backpropagation.
+
+    Args:
+        trainer: `transformers.Trainer` or a subclass that keeps its `training_step`.
+        estimator: how each gradient is obtained, such as `mezo()`.
+    Returns:
+        The subclass. Its constructor raises Unsupported for arguments with which training would silently be wrong:
+
+        - `max_grad_norm` above 0, unless the estimator is exact. The estimate of one probe is about sqrt(d) times as
+          long as the gradient of d parameters, so the default 1.0 would shorten every step to norm 1. Set 0, or
+          clip slopes with `Clipped`;
+        - `fp16`: the loss scaler would not reach the estimator's own passes. Set `bf16`;
+        - `activation_checkpointing` (`gradient_checkpointing` before 5.23), unless the estimator is exact;
+        - several processes or GPUs, DeepSpeed and FSDP: the estimates of the processes would not be averaged.
+    Source: the hook `training_step` of transformers' Trainer, "Subclass and override to inject custom behavior".
+    """
+
+    class Estimating(trainer):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            refuse(self, estimator)
+            self._steps = _Steps(self, estimator)
+
+        def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+            return self._steps.step(model, inputs, num_items_in_batch)
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0
+
+    Estimating.__name__ = Estimating.__qualname__ = f"{trainer.__name__}WithEstimator"
+    return Estimating  # type: ignore[return-value]
+
+
+def refuse(trainer: Any, estimator: Estimator) -> None:
+    """Raise if arguments of a Trainer would make training with this estimator silently wrong.
+
+    Args:
+        trainer: a `transformers.Trainer`.
+        estimator: the estimator.
+    Raises:
+        Unsupported: the message names the argument and what to set instead.
+    """
+    args = trainer.args
+    if args.max_grad_norm and not estimator.exact:
+        raise Unsupported(
+            f"max_grad_norm={args.max_grad_norm} would shorten almost every estimate of {estimator} to that norm: "
+            "with d parameters and n probes it is about sqrt(d/n) times as long as the gradient. Set "
+            "max_grad_norm=0, and limit slopes with Clipped(estimator, slope) if needed."
+        )
+    if args.fp16:
+        raise Unsupported(
+            "fp16=True scales the loss after the estimate, so the estimator's own passes in float16 are not "
+            "protected from underflow. Set bf16=True, or neither."
+        )
+    checkpointed = [name for name in _CHECKPOINTING if getattr(args, name, None)]
+    if checkpointed and not estimator.exact:
+        raise Unsupported(
+            f"{checkpointed[0]}=True saves memory in a backward pass of the whole model, which {estimator} "
+            "does not run. Leave it out."
+        )
+    kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
+    if trainer.accelerator.num_processes > 1 or args.n_gpu > 1 or kind not in ("NO", "no"):
+        raise Unsupported(
+            f"the Trainer runs on {max(trainer.accelerator.num_processes, args.n_gpu)} processes or GPUs ({kind}), "
+            "and their estimates would not be averaged. Run one process with one GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+_CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the name since 5.23, and before
+
+
+class _Steps:
+    """The training steps of one Trainer: the objective, made at the first step, and the estimator's state."""
+
+    def __init__(self, trainer: Any, estimator: Estimator) -> None:
+        self.trainer, self.estimator = trainer, estimator
+        self.objective: Objective | None = None
+        self.state: Any = None
+        self.first, self.place = True, (-1, 0)
+
+    def step(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Tensor:
+        trainer = self.trainer
+        model.train()
+        if callable(getattr(trainer.optimizer, "train", None)):
+            trainer.optimizer.train()
+        batch = {"inputs": dict(trainer._prepare_inputs(inputs)), "num_items_in_batch": items}
+        key = self._key()
+        if self.objective is None or self.objective.model is not model:
+            self.objective = Objective(model, _Loss(trainer))
+            if (objection := self.estimator.objection(self.objective, batch)) is not None:
+                raise Unsupported(objection)
+        estimate = self.estimator.estimate(self.objective, batch, key, self._state())
+        self.state = estimate.state
+        self.objective.advance(batch, key)
+        parts = 1 if self._is_scaled(items) else trainer.current_gradient_accumulation_steps
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        if isinstance(optimizer, SeededSGD):
+            optimizer.add(estimate, 1 / parts)
+        else:
+            (as_loss(estimate) / parts).backward()
+        return estimate.loss.detach() / parts
+
+    def _key(self) -> Key:
+        number = self.trainer.state.global_step
+        self.place = (number, self.place[1] + 1 if self.place[0] == number else 0)
+        return Key(self.trainer.args.seed).fold("step", number).fold("micro-batch", self.place[1])
+
+    def _state(self) -> Any:
+        if self.first and self.trainer.state.global_step > 0:
+            assert self.objective is not None
+            if self.estimator.init(self.objective) is not None:
+                raise Unsupported(
+                    f"{self.estimator} has a state, which the Trainer's checkpoints do not contain: a resumed run "
+                    "would differ. Train without resume_from_checkpoint, or with gradcost.train(resume=...)."
+                )
+        self.first = False
+        return self.state
+
+    def _is_scaled(self, items: Any) -> bool:
+        """Return whether the loss is already divided by what all micro-batches of the step contain."""
+        trainer = self.trainer
+        explicit = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if explicit is not None:
+            return explicit
+        return (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+
+
+class _Loss:
+    """`Trainer.compute_loss` as the loss of an objective. The weak reference hides the Trainer's other objects."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = weakref.ref(trainer)
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        trainer = self.trainer()
+        assert trainer is not None
+        with trainer.compute_loss_context_manager():
+            return trainer.compute_loss(model, dict(batch["inputs"]), num_items_in_batch=batch["num_items_in_batch"])

@@ -1,0 +1,115 @@
+"""`SeededSGD`: a torch optimizer for training loops in which no dense gradient is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput
+from gradcost.estimators.estimator import Estimate
+from gradcost.estimators.gradient import Seeded
+from gradcost.estimators.probing import replayed
+from gradcost.training.optimizers import SGD, Leafwise
+from gradcost.training.step_log import LogWriter, StepLog, require_seeded
+
+
+class SeededSGD(torch.optim.Optimizer):
+    """Gradient descent on seeded gradients: `add` replaces `loss.backward()`, `step` regenerates the directions.
+
+    - Law: after `add(estimate)`, a step has the bits of a step of `gradcost.train` with `SGD(lr)`.
+    - Memory: 16 bytes per probe between `add` and `step`; in `step` one parameter's gradient at a time.
+    - Several calls of `add` before a step add their gradients, as gradient accumulation does.
+    - Schedulers of torch change its learning rate as usual.
+
+    Args:
+        parameters: the trainable parameters of the model.
+        lr: learning rate, above 0.
+        log: write each step to this file (`gradcost.training.replay` reads it). It must not exist. None: no log.
+    Raises:
+        BadInput: lr is not above 0, or the file of the log exists.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, log: StepLog | None = None) -> None:
+        self.optimizer = SGD(lr)
+        super().__init__(parameters, {"lr": lr})
+        if log is not None and log.path.exists():
+            raise BadInput(f"{log.path} exists: rename it. A new SeededSGD begins a new log.")
+        self.log = log
+        self.writer: LogWriter | None = None
+        self.taken = 0
+        self.pending: list[Seeded] = []
+        self.leafwise: Leafwise | None = None
+
+    def add(self, estimate: Estimate, factor: float = 1.0) -> None:
+        """Add factor * estimate to the gradient of the next step.
+
+        Args:
+            estimate: the result of an estimator that is `replayable`.
+            factor: the factor that the loop multiplies the loss with: 1/k for k micro-batches.
+        Raises:
+            Unsupported: the gradient is not seeded.
+            BadInput: the gradient is of other parameters, or of another objective than the earlier ones.
+        """
+        gradient = require_seeded(estimate.gradient)
+        own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        other = [leaf.name for leaf in gradient.objective.leaves if id(leaf.parameter) not in own]
+        if other:
+            raise BadInput(
+                f"SeededSGD does not have the parameter `{other[0]}`: give it those of the objective's model."
+            )
+        if self.leafwise is None:
+            self.leafwise = Leafwise(self.optimizer, gradient.objective)
+        if {id(p) for p in self.leafwise.parameters.values()} != {
+            id(leaf.parameter) for leaf in gradient.objective.leaves
+        }:
+            raise BadInput("SeededSGD moves the parameters of one objective: make another optimizer for this one.")
+        if self.pending and self.pending[0].directions != gradient.directions:
+            raise BadInput(
+                f"the gradients of a step are along {self.pending[0].directions} and {gradient.directions}."
+            )
+        self.pending.append(gradient.scaled([factor] * len(gradient.seeds)))
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move each parameter by -lr times the sum of the gradients that were added.
+
+        Args:
+            closure: must be None.
+        Raises:
+            BadInput: a parameter has a `.grad`, which this optimizer would ignore, or the groups have several rates.
+        """
+        if closure is not None:
+            raise BadInput("SeededSGD takes no closure: call add(estimate) before step().")
+        parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
+        if any(parameter.grad is not None for parameter in parameters):
+            raise BadInput("a parameter has a .grad, which SeededSGD ignores: call add(estimate), not backward().")
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates) > 1:
+            raise BadInput(f"SeededSGD has one learning rate for all parameters, not {sorted(rates)}.")
+        if not self.pending:
+            return
+        assert self.leafwise is not None
+        first = self.pending[0]
+        seeds = tuple(seed for gradient in self.pending for seed in gradient.seeds)
+        coefficients = tuple(c for gradient in self.pending for c in gradient.coefficients)
+        total = Seeded(first.objective, first.directions, seeds, coefficients)
+        self.leafwise.rate = rates.pop()
+        if self.log is not None:
+            self.writer = self.writer or LogWriter(self.log, first.objective, self.optimizer, {})
+            self.writer.append(self.taken, self.leafwise.rate, total)
+        replayed(Estimate(torch.zeros(()), total), self.leafwise)
+        self.leafwise.advance()
+        self.pending.clear()
+        self.taken += 1
+        if self.writer is not None:
+            self.writer.moved(self.taken)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Discard the gradients that were added since the last step.
+
+        Args:
+            set_to_none: ignored; for compatibility with torch's optimizers.
+        """
+        self.pending.clear()
