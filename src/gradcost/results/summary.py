@@ -52,6 +52,8 @@ class MethodSummary:
     reached: int  # number of seeds that reached the target
     seconds_to_target: float | None
     clip_rate: float | None
+    scores: tuple[float, ...] = ()  # `Scores.score` of the test split, by seed; -inf where the run diverged
+    score: Interval | None = None
     exact: bool = False  # the estimator computes the exact gradient of the batch
     tuned_away: bool = False  # every tuning run diverged, so no final run was possible
 
@@ -59,9 +61,9 @@ class MethodSummary:
 def plain(row: MethodSummary) -> dict[str, Any]:
     """Return a row as JSON. Values that are not finite, such as accuracies of diverged runs, become None."""
     fields = asdict(row)
-    for name in ("accuracy", "loss"):
+    for name in ("accuracy", "loss", "score"):
         fields[name] = fields[name] and {key: _finite(x) for key, x in fields[name].items()}
-    return fields | {"accuracies": [_finite(x) for x in row.accuracies]}
+    return fields | {name: [_finite(x) for x in getattr(row, name)] for name in ("accuracies", "scores")}
 
 
 def _finite(x: float) -> float | None:
@@ -105,6 +107,7 @@ def _row(results: Results, method: str) -> MethodSummary:
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
     accuracies = tuple(_results(runs, "accuracy", -inf))
     losses = list(_results(runs, "loss", inf))
+    scores = tuple(_results(runs, "score", -inf))
     return MethodSummary(
         method=method,
         estimator=sources[0].estimator if sources else "",
@@ -131,6 +134,8 @@ def _row(results: Results, method: str) -> MethodSummary:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
+        scores=scores,
+        score=interval(scores) if scores else None,
         exact=_exact(sources),
         tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in trials),
     )

@@ -35,7 +35,7 @@ def compare(
     extra_points: int = 2,
     confirm_seeds: int = 2,
     lr_range: tuple[float, float] = (1e-4, 10.0),
-    target: float = 0.9,
+    target: float | None = None,
     memory_beyond_weights: int | None = None,
     folder: str | Path | None = None,
     executor: Executor | None = None,
@@ -45,7 +45,7 @@ def compare(
 ) -> Results:
     """Tune every method in the same way, train with each, and return all accuracies and costs.
 
-    - Every method gets the same number of trials. Learning rates are chosen by validation accuracy.
+    - Every method gets the same number of trials. Learning rates are chosen by the task's metric on validation.
     - The final runs use new seeds. Each is scored once on the test split.
     - Nothing is printed. `gradcost.results.verdict(results)` states which method to use.
     - A repeated call resumes. A trial that finished or diverged is never run again; a failed trial is.
@@ -60,7 +60,8 @@ def compare(
         extra_points: the number of learning rates tried after the grid: beyond its edge, or next to the best rate.
         confirm_seeds: the number of new seeds on which the best three learning rates run again. 0 skips this.
         lr_range: the smallest and the largest learning rate of the grid. The grid is evenly spaced in log(lr).
-        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        target: a validation accuracy, or a value of the task's metric. Each trial records the first evaluated step
+            that reaches it. None: an accuracy of 0.9; no target for another metric.
         memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.
             A method that exceeds it does not run. None: no budget.
         folder: the results folder. None: `gradcost-runs/TASK-MODEL-HASH`, where HASH identifies the comparison.

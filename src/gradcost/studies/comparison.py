@@ -16,12 +16,14 @@ from gradcost.studies.costs import Methods, exact_within
 from gradcost.studies.environment import fingerprint
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
-from gradcost.studies.task_info import chance, check_task, weights
+from gradcost.studies.task_check import check_contract
+from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, Task
 from gradcost.training.optimizers import SGD
 
+TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
 GivenMethods = Mapping[str, Estimator] | Iterable[Estimator | tuple[str, Estimator]]
 
 
@@ -35,7 +37,8 @@ class Comparison:
         rates: the learning rates of the tuning grid. Tuning uses a seed that no other run uses.
         steps: the number of training steps of each trial.
         seeds: the seeds of the final runs. Only final runs are scored on the test split.
-        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        target: a validation accuracy, or a value of the task's metric. Each trial records the first evaluated step
+            that reaches it. None: no target.
         memory: budget in bytes for the peak memory of a step, beyond the weights. None: no budget.
         more: how many further learning rates each method tries after the grid: beyond the grid if its best rate is
             at an edge, otherwise next to the best rate.
@@ -51,7 +54,7 @@ class Comparison:
     rates: tuple[float, ...]
     steps: int
     seeds: tuple[int, ...]
-    target: float
+    target: float | None
     memory: int | None = None
     more: int = 0
     confirm: int = 0
@@ -115,6 +118,7 @@ class Comparison:
             "memory": self.memory,
             "optimizer": "SGD",
             "chance": chance(self.task),
+            **metric_fields(self.task),
         }
 
     def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
@@ -131,7 +135,7 @@ def make_comparison(
     extra_points: int,
     confirm_seeds: int,
     lr_range: tuple[float, float],
-    target: float,
+    target: float | None,
     memory_beyond_weights: int | None,
     file: str | None = None,
 ) -> Comparison:
@@ -145,6 +149,11 @@ def make_comparison(
             raise BadInput(f"there is no task {task!r}: give a Task, or one of {', '.join(TASKS)}.")
         task = TASKS[task]()  # pyright: ignore[reportAbstractUsage]
     check_task(task)
+    check_contract(task)
+    if target is None:
+        target = TARGET if task_metric(task).is_accuracy else None
+    elif task_metric(task).is_accuracy and not 0 <= target <= 1:
+        raise BadInput(f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage.")
     pairs = _default_methods(task, memory_beyond_weights) if methods is None else _pairs(methods)
     low, high = lr_range
     return Comparison(
