@@ -98,7 +98,7 @@ SGD = gradcost.SGD(0.1)
     [
         ((gradcost.backprop(), SGD), "the loader is missing: write train(objective, loader, estimator, optimizer)"),
         ((iter([1]), gradcost.backprop(), SGD), "can be read only once"),
-        ((3, gradcost.backprop(), SGD), "is a int, which yields no batches"),
+        ((3, gradcost.backprop(), SGD), "is of type int, which yields no batches"),
         (([], gradcost.backprop(), SGD), "yields no batch"),
         ((DataLoader(DATA, 64, drop_last=True), gradcost.backprop(), SGD, Key(0), 5), "smaller than one batch"),
         (([1], gradcost.mezo, SGD), "the estimator is <function mezo"),

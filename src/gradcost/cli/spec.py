@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import is_value
 
 # The modules of gradcost that define the values and presets of each kind of expression.
@@ -224,6 +224,8 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
     from gradcost.tasks import TASKS
 
     match = re.fullmatch(r"(.+\.py):(\w+)", text)
+    if text.endswith(".py"):
+        raise BadInput(f"{text!r} names a file and no task in it: write {text}:NAME.")
     if match:
         file = str(Path(match[1]).resolve())
         result, name = _from_file(file, match[2]), match[2]
@@ -271,13 +273,68 @@ def _from_file(path: str, name: str) -> Any:
     if not hasattr(module, name):
         raise BadInput(f"{path} defines no {name}.")
     thing = getattr(module, name)
-    result = thing() if inspect.isclass(thing) or not hasattr(thing, "batch_at") else thing
+    if not hasattr(thing, "batch_at") or inspect.isclass(thing):
+        if not callable(thing):
+            raise BadInput(
+                f"{path}:{name} is of type {type(thing).__name__}: --task takes a task, or a function that "
+                "returns one."
+            )
+        try:
+            result = thing()
+        except GradcostError:
+            raise
+        except Exception as error:
+            raise BadInput(f"{path}:{name} could not make a task: {type(error).__name__}: {error}") from error
+    else:
+        result = thing
+    _refuse_model(result, path, name)
     if " at 0x" in repr(result):
         raise BadInput(
             f"the repr of {path}:{name} is {result!r}. It differs in every process, so runs cannot be identified by "
             "it. Make the task a frozen dataclass."
         )
     return result
+
+
+def _refuse_model(result: Any, path: str, name: str) -> None:
+    """Raise BadInput if --task names what --model takes: a function that returns a model, or (model, loss)."""
+    from torch import nn
+
+    made = result[0] if isinstance(result, tuple) and result else result
+    if isinstance(made, nn.Module):
+        file = Path(path).name
+        raise BadInput(
+            f"{file}:{name} returns a model, and --task takes a task. For your own model and data write --model "
+            f"{file}:{name} --data {file}:LOADERS."
+        )
+
+
+def own_task(
+    model: str, data: str | None, *, batch: int | None, metric: str | None, lower_is_better: bool | None
+) -> tuple[Any, str, str, None]:
+    """Return (task, its name, the name of its model, None) for --model FILE.py:MAKE --data FILE.py:LOADERS.
+
+    Args:
+        model: names a function that returns a new model, or (model, loss).
+        data: names a function that returns {"train": ..., "validation": ..., "test": ...}.
+        batch: the batch size for `data`. None: its own default.
+        metric: the name of a metric, or of a function. None: the loss.
+        lower_is_better: whether smaller values of the function are better.
+    """
+    from gradcost.tasks import from_loaders
+
+    if data is None:
+        raise BadInput(
+            f"--model {model} is a model of your own, which needs data: add --data FILE.py:LOADERS, a function that "
+            'returns {"train": ..., "validation": ..., "test": ...}. `gradcost init` writes an example.'
+        )
+    make, loaders = named(model, "--model"), named(data, "--data")
+    files = {text.rpartition(":")[0] for text in (model, data, metric or "") if ":" in text}
+    if len(files) > 1:
+        raise BadInput(f"{' and '.join(sorted(files))} are two files, and worker processes import one: use one file.")
+    measure = "loss" if metric is None else named(metric, "--metric") if ":" in metric else metric
+    task = from_loaders(make, loaders=loaders, batch=batch, metric=measure, lower_is_better=lower_is_better)
+    return task, task.name, repr(task.model), None
 
 
 def size(text: str) -> int:

@@ -87,7 +87,8 @@ def require_loader(loader: Any, name: str) -> None:
         )
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise BadInput(
-            f"{name} is a {type(loader).__name__}, which yields no batches: give a DataLoader or a list of batches."
+            f"{name} is of type {type(loader).__name__}, which yields no batches: give a DataLoader or a list of "
+            "batches."
         )
 
 

@@ -15,6 +15,7 @@ from math import inf, isfinite
 from statistics import mean, median
 from typing import Any
 
+from gradcost.core.metric import Metric
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.tuning import chosen, edge, finals
@@ -162,3 +163,11 @@ def span(accuracy: Interval) -> str:
     if accuracy.n == 1:
         return ""
     return f"[{bare(accuracy.low)}, {bare(accuracy.high)}]"
+
+
+def metric_text(score: Interval, metric: Metric) -> str:
+    """Format the median of a metric and its interval, the smaller value first: 0.31 [0.29, 0.33]."""
+    ends = [metric.text(x) for x in (score.low, score.high)]
+    if metric.lower_is_better:
+        ends.reverse()
+    return metric.text(score.median) + ("" if score.n == 1 else f" [{', '.join(ends)}]")

@@ -20,7 +20,7 @@ from gradcost.studies.events import (
 )
 from gradcost.studies.executors import Executor, Work, local_or
 from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
-from gradcost.studies.task_info import model_name, task_name, weights
+from gradcost.studies.task_info import model_name, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.tasks import Task
 
@@ -167,7 +167,8 @@ def _run(comparison: Comparison, executor: Executor, work: Work, labels: Collect
     """Run all phases of the methods in `labels`; return the number of failed trials."""
     finished = [trial.method for trial in read(work.folder).trials if trial.status != "failed"]
     names = [name for name, _ in comparison.methods if name in labels]
-    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), {name: finished.count(name) for name in names}))
+    done = {name: finished.count(name) for name in names}
+    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), done, task_metric(comparison.task)))
     tally = Tally(on_event)
     with closing(run_trials(comparison.study(labels), executor, work)) as trials:
         for trial in trials:

@@ -153,7 +153,9 @@ def make_comparison(
     if target is None:
         target = TARGET if task_metric(task).is_accuracy else None
     elif task_metric(task).is_accuracy and not 0 <= target <= 1:
-        raise BadInput(f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage.")
+        raise BadInput(
+            f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage."
+        )
     pairs = _default_methods(task, memory_beyond_weights) if methods is None else _pairs(methods)
     low, high = lr_range
     return Comparison(

@@ -35,8 +35,8 @@ def check_contract(task: Any) -> None:
     _check_new(first, again, name)
     if not _are_equal(_state(first), _state(again)):
         raise BadInput(
-            f"two models of {name}.objective with one key have different weights, so its seeds mean nothing. Make the "
-            "model inside `with gradcost.core.isolation.seeded_generators(key)`, and use no generator of its own."
+            f"two models of {name}.objective with one key have different weights, so its seeds mean nothing. Make "
+            "the model inside `with gradcost.core.isolation.seeded_generators(key)`, and use no generator of its own."
         )
     batch = task.batch_at(key, 0)
     if not _are_equal(tensors(batch), tensors(task.batch_at(key, 0))):
@@ -65,8 +65,8 @@ def _check_new(first: Objective, second: Objective, name: str) -> None:
     for leaf in first.leaves:
         if leaf.parameter.is_meta:
             raise BadInput(
-                f"`{leaf.name}` of the model of {name} is on the meta device, which stores no numbers: make the model "
-                "on the CPU, or load its weights."
+                f"`{leaf.name}` of the model of {name} is on the meta device, which stores no numbers: make the "
+                "model on the CPU, or load its weights."
             )
     if {id(leaf.parameter) for leaf in first.leaves} & {id(leaf.parameter) for leaf in second.leaves}:
         raise BadInput(

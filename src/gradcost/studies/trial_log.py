@@ -160,7 +160,9 @@ def score_record(score: Any, split: Any, metric: Metric = ACCURACY) -> dict[str,
         BadInput: the task's score has no value of the metric.
     """
     plain = getattr(score, "_asdict", dict)
-    numbers = dict(score) if isinstance(score, Mapping) else {"loss": score.loss, "accuracy": score.accuracy} | plain()
+    numbers = (
+        dict(score) if isinstance(score, Mapping) else {"loss": score.loss, "accuracy": score.accuracy} | plain()
+    )
     if metric.name not in numbers:
         raise BadInput(f"the score of the task has no {metric.name!r}, which ranks the runs: it has {[*numbers]}.")
     targets, of = numbers.pop("targets", None), numbers.pop("of", None)

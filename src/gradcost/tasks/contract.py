@@ -47,7 +47,9 @@ def check_make(make: Any, name: str = "make_model") -> Callable[[], Any]:
             "that makes and returns it."
         )
     if not callable(make):
-        raise BadInput(f"{name} is a {type(make).__name__}: give a function without arguments that returns a model.")
+        raise BadInput(
+            f"{name} is of type {type(make).__name__}: give a function without arguments that returns a model."
+        )
     needed = _needed(make, ())
     if needed:
         raise BadInput(f"{name} is called without arguments, which does not fit it: {needed}. Give each a default.")
@@ -72,7 +74,7 @@ def check_function(function: Any, name: str, call: str) -> Callable[..., Any]:
         BadInput: it is not callable, or is a criterion of torch, which takes the model's output.
     """
     if not callable(function):
-        raise BadInput(f"{name} is a {type(function).__name__}: give a function {call}.")
+        raise BadInput(f"{name} is of type {type(function).__name__}: give a function {call}.")
     module = getattr(function, "__module__", "") or ""
     if isinstance(function, nn.modules.loss._Loss) or module == "torch.nn.functional":
         written = getattr(function, "__name__", "criterion")
@@ -180,10 +182,18 @@ def batch_argument(loaders: Callable[..., Any], label: str, batch: int | None) -
     return batch
 
 
-def check_loss(objective: Objective, batch: Any, part: str) -> None:
-    """Raise BadInput if the loss of a batch cannot be computed, and say of which part the batch is."""
+def check_loss(objective: Objective, batch: Any, part: str, hint: bool = False) -> None:
+    """Raise BadInput if the loss of a batch cannot be computed, and say of which part the batch is.
+
+    Args:
+        objective: the model and the loss.
+        batch: a batch of `part`.
+        part: "train", "validation" or "test".
+        hint: the user gave no loss; the message says how to.
+    """
     try:
         with loss_errors(objective):
             objective.evaluate(batch, Key(0))
     except BadInput as error:
-        raise BadInput(f"on a {part} batch: {error}") from error
+        own = " Give your own loss: end the function that makes the model with `return model, loss`." if hint else ""
+        raise BadInput(f"on a {part} batch: {error}{own}") from error

@@ -213,7 +213,7 @@ class LoaderTask:
         contract.check_model(objective.model, self.make_model.label)
         for name, loader in zip(PARTS, (self.train, self.validation, self.test), strict=True):
             batch = _batches(loader).at(Key(0), 0)
-            contract.check_loss(objective, batch, name)
+            contract.check_loss(objective, batch, name, hint=objective.loss is default_loss)
             with contract.naming(f"the metric {self.metric.name}", f"be computed on a {name} batch"):
                 self.score(objective.model, [batch])
 
@@ -262,7 +262,7 @@ def from_loaders(
     else:
         given = dict(zip(PARTS, (train, validation, test), strict=True))
         contract.check_parts(given, "from_loaders")
-        opened = {part: _loader(_source(given[part], part), "", None) for part in PARTS}
+        opened = {part: _loader(_source(given[part], part), "", None, part) for part in PARTS}
     contract.check_different({part: loader.open() for part, loader in opened.items()})
     chosen, measure = _metric(metric, lower_is_better)
     return LoaderTask(make, with_loss, **opened, metric=chosen, measure=measure)
@@ -274,7 +274,7 @@ def _from_function(loaders: Callable[..., Any], batch: int | None) -> dict[str, 
     size = contract.batch_argument(loaders, source.label, batch)
     made = _called(loaders, source.label, size)
     contract.check_parts(made, source.label)
-    return {part: _loader(source, part, size) for part in PARTS}
+    return {part: _loader(source, part, size, f"{source.label}: {part}") for part in PARTS}
 
 
 def _source(given: Any, part: str) -> Any:
@@ -284,9 +284,9 @@ def _source(given: Any, part: str) -> Any:
     return find_global(given) or given
 
 
-def _loader(source: Any, part: str, batch: int | None) -> Loader:
+def _loader(source: Any, part: str, batch: int | None, name: str) -> Loader:
     opened = _resolved(source, part, batch)
-    contract.check_loader(opened, part or repr(source)[:60])
+    contract.check_loader(opened, name)
     return Loader(source, part, batch, stamp(opened))
 
 

@@ -123,16 +123,12 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         loss = getattr(model(**batch), "loss", None)
         if loss is None:
-            raise BadInput(
-                f"the output of {type(model).__name__} has no `loss`: give a function loss(model, batch), or add "
-                "labels to the batch."
-            )
+            raise BadInput(f"the output of {type(model).__name__} has no `loss`. Add labels to the batch.")
         return loss
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         x, y = batch
         if not y.is_floating_point():
             return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
     raise BadInput(
-        "no loss is known for this batch: return (model, loss) from the function that makes the model, where "
-        "loss(model, batch) returns a scalar tensor."
+        "no loss is known for this batch: it is neither a dictionary nor (x, y) with whole-number targets."
     )
