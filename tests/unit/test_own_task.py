@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradcost
 from gradcost.cli import spec
 from gradcost.cli.init import init
+from gradcost.cli.own_task import own_task
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.metric import Metric
@@ -29,10 +30,13 @@ from gradcost.core.objective import Objective
 from gradcost.results.records import read, trial_record
 from gradcost.results.tuning import best, scores
 from gradcost.results.verdict import verdict
-from gradcost.studies.comparison import make_comparison
+from gradcost.studies.comparison import Comparison, make_comparison
+from gradcost.studies.study import first_stage
 from gradcost.studies.task_check import check_contract
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.content import stamp
+from gradcost.training.optimizers import with_rate
+from gradcost.training.rounding import Master
 
 
 def rows(count: int, seed: int) -> TensorDataset:
@@ -65,6 +69,7 @@ def classify() -> nn.Module:
     return nn.Linear(8, 3)
 
 
+X_ = torch.ones(1)
 train = DataLoader(rows(100, 0), 16, shuffle=True, collate_fn=collate)
 validation, test = (DataLoader(rows(50, seed), 16, collate_fn=collate) for seed in (1, 2))
 PARTS: dict[str, Any] = {"train": train, "validation": validation, "test": test}
@@ -412,6 +417,35 @@ def test_a_task_that_ignores_its_key_is_refused_before_the_first_run():
     check_contract(Digits())
 
 
+# ---- the optimizer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("AdamW", gradcost.AdamW(1.0)),
+        ("AdamW(weight_decay=0.5)", gradcost.AdamW(1.0, weight_decay=0.5)),
+        ("SGD(0.3, momentum=0.9)", gradcost.SGD(0.3, momentum=0.9)),
+        ("Master(AdamW(weight_decay=0.5))", Master(gradcost.AdamW(1.0, weight_decay=0.5))),
+    ],
+)
+def test_an_optimizer_is_a_template_whose_learning_rate_is_searched(text: str, expected: Any):
+    template = spec.optimizer_template(text)
+    assert template == expected
+    comparison = Comparison(Digits(), (("b", gradcost.backprop()),), (0.1,), 1, (1,), 0.9, optimizer=template)
+    (trial,) = first_stage(comparison.study(["b"]))
+    assert trial.optimizer == with_rate(expected, 0.1)
+    assert trial.optimizer.lr == 0.1
+    other = Comparison(Digits(), (("b", gradcost.backprop()),), (0.1,), 1, (1,), 0.9)
+    assert other.name != comparison.name, "its results have their own folder"
+
+
+def test_a_torch_optimizer_is_a_sentence():
+    wrong: Any = torch.optim.SGD([X_.requires_grad_()])
+    with pytest.raises(BadInput, match=r"give a gradcost optimizer such as gradcost\.AdamW"):
+        gradcost.compare(Digits(), optimizer=wrong)
+
+
 # ---- the command line, a script, and worker processes
 
 OWN = """
@@ -499,7 +533,7 @@ def test_the_file_of_init_is_a_task_as_it_is(tmp_path: Path):
         init(file)
     with pytest.raises(BadInput, match=r"not a Python file: write .*\.py"):
         init(tmp_path / "my_task")
-    made = spec.own_task(
+    made = own_task(
         f"{file}:make",
         f"{file}:loaders",
         batch=None,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gradcost.cli import console, spec
+from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
+from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.units import size
@@ -37,6 +39,7 @@ def compare_methods(options: CompareOptions) -> int:
         lr_range=spec.lr_range(options.lr_range),
         target=options.target,
         memory_beyond_weights=spec.size(options.memory) if options.memory else None,
+        optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
         file=file,
     )
     executor = spec.executor(options.executor, options.workers)
@@ -64,10 +67,10 @@ def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
     own = {"--data": options.data, "--metric": options.metric, "--lower-is-better": options.lower_is_better}
     is_own = options.task is None and (options.data is not None or ":" in (options.model or ""))
     if is_own and options.model is not None:
-        return spec.own_task(
+        return own_task(
             options.model,
             options.data,
-            batch=None,
+            batch=options.batch,
             metric=options.metric,
             lower_is_better=options.lower_is_better,
         )
@@ -78,7 +81,8 @@ def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
             f"{given[0]} is for a model of your own, not for {with_what}: write --model FILE.py:MAKE "
             "--data FILE.py:LOADERS."
         )
-    return spec.task(options.task or "digits", options.model)
+    task, *others = spec.task(options.task or "digits", options.model)
+    return with_batch(task, options.batch, options.task or "digits"), *others
 
 
 def _exit_interrupted(printer: EventPrinter) -> NoReturn:

@@ -87,6 +87,17 @@ class CompareOptions:
             "Methods above it do not run.",
         ),
     ] = None
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help='The optimizer of every method: "AdamW(weight_decay=0.1)". '
+            "Its learning rate is searched. "
+            "Default: SGD."
+        ),
+    ] = None
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples in a batch. Default: the task or LOADERS sets them.")
+    ] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task sets them.")] = None
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 6
     tuning_points: Annotated[

@@ -150,6 +150,31 @@ def optimizer(text: str) -> Any:
     return result
 
 
+def optimizer_template(text: str) -> Any:
+    """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr."""
+    known = names("optimizer")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError:
+        return optimizer(text)  # raises
+
+    class WithRate(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return self.visit_Call(ast.Call(node, [], [])) if node.id in known else node
+
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            node.args = [self.visit(argument) for argument in node.args]
+            for keyword in node.keywords:
+                keyword.value = self.visit(keyword.value)
+            takes_rate = name in known and "lr" in inspect.signature(known[name]).parameters
+            if takes_rate and not node.args and all(keyword.arg != "lr" for keyword in node.keywords):
+                node.keywords.append(ast.keyword("lr", ast.Constant(1.0)))
+            return node
+
+    return optimizer(ast.unparse(ast.fix_missing_locations(WithRate().visit(tree))))
+
+
 def executor(name: str, workers: int | None) -> Any:
     """Return the executor with this name. `workers`: number of worker processes; None for one per CPU core."""
     from gradcost.studies.executors import Local, Ray
@@ -307,34 +332,6 @@ def _refuse_model(result: Any, path: str, name: str) -> None:
             f"{file}:{name} returns a model, and --task takes a task. For your own model and data write --model "
             f"{file}:{name} --data {file}:LOADERS."
         )
-
-
-def own_task(
-    model: str, data: str | None, *, batch: int | None, metric: str | None, lower_is_better: bool | None
-) -> tuple[Any, str, str, None]:
-    """Return (task, its name, the name of its model, None) for --model FILE.py:MAKE --data FILE.py:LOADERS.
-
-    Args:
-        model: names a function that returns a new model, or (model, loss).
-        data: names a function that returns {"train": ..., "validation": ..., "test": ...}.
-        batch: the batch size for `data`. None: its own default.
-        metric: the name of a metric, or of a function. None: the loss.
-        lower_is_better: whether smaller values of the function are better.
-    """
-    from gradcost.tasks import from_loaders
-
-    if data is None:
-        raise BadInput(
-            f"--model {model} is a model of your own, which needs data: add --data FILE.py:LOADERS, a function that "
-            'returns {"train": ..., "validation": ..., "test": ...}. `gradcost init` writes an example.'
-        )
-    make, loaders = named(model, "--model"), named(data, "--data")
-    files = {text.rpartition(":")[0] for text in (model, data, metric or "") if ":" in text}
-    if len(files) > 1:
-        raise BadInput(f"{' and '.join(sorted(files))} are two files, and worker processes import one: use one file.")
-    measure = "loss" if metric is None else named(metric, "--metric") if ":" in metric else metric
-    task = from_loaders(make, loaders=loaders, batch=batch, metric=measure, lower_is_better=lower_is_better)
-    return task, task.name, repr(task.model), None
 
 
 def size(text: str) -> int:

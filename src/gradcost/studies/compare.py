@@ -22,11 +22,12 @@ from gradcost.studies.executors import Executor, Work, local_or
 from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
 from gradcost.studies.task_info import model_name, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
-from gradcost.tasks import Task
+from gradcost.tasks import LoaderTask, Task
+from gradcost.training.optimizers import Optimizer
 
 
 def compare(
-    task: Task | str,
+    task: Task | LoaderTask | str,
     methods: GivenMethods | None = None,
     *,
     steps: int | None = None,
@@ -37,6 +38,7 @@ def compare(
     lr_range: tuple[float, float] = (1e-4, 10.0),
     target: float | None = None,
     memory_beyond_weights: int | None = None,
+    optimizer: Optimizer | None = None,
     folder: str | Path | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
@@ -51,7 +53,7 @@ def compare(
     - A repeated call resumes. A trial that finished or diverged is never run again; a failed trial is.
 
     Args:
-        task: a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
+        task: from `gradcost.tasks.from_loaders`, a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
         methods: estimators, or a mapping from labels to estimators. None: backprop, checkpointed, forward_gradient,
             spsa and mezo. If backprop exceeds the memory budget, also backprop with recomputation that fits it.
         steps: the number of training steps of each trial. None: `task.steps`, or 1000 if the task has none.
@@ -64,6 +66,8 @@ def compare(
             that reaches it. None: an accuracy of 0.9; no target for another metric.
         memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.
             A method that exceeds it does not run. None: no budget.
+        optimizer: the optimizer of every method, such as `AdamW(1e-3, weight_decay=0.1)`. Its learning rate is
+            replaced by those of the grid. None: SGD.
         folder: the results folder. None: `gradcost-runs/TASK-MODEL-HASH`, where HASH identifies the comparison.
         executor: where trials run. None: in processes of this machine.
         workers: the number of trials that run at the same time on this machine. None: one per CPU core.
@@ -87,6 +91,7 @@ def compare(
         lr_range=lr_range,
         target=target,
         memory_beyond_weights=memory_beyond_weights,
+        optimizer=optimizer,
     )
     return run_comparison(comparison, folder, executor=local_or(executor, workers), every=every, on_event=on_event)
 
