@@ -31,6 +31,7 @@ from gradcost.results.records import read, trial_record
 from gradcost.results.tuning import best, scores
 from gradcost.results.verdict import verdict
 from gradcost.studies.comparison import Comparison, make_comparison
+from gradcost.studies.environment import fingerprint
 from gradcost.studies.study import first_stage
 from gradcost.studies.task_check import check_contract
 from gradcost.tasks import Digits, from_loaders
@@ -516,6 +517,17 @@ options = dict(steps=5, tuning_points=1, lr_range=(0.1, 0.1), extra_points=0, co
 results = gradcost.compare(task, [gradcost.backprop()], **options)
 print([trial.status for trial in results.trials], results.trials[0].validation.accuracy)
 """
+
+
+def test_a_change_of_a_file_beside_the_task_is_a_change_of_its_code(tmp_path: Path):
+    (tmp_path / "main.py").write_text("import first\nimport torch\n")
+    (tmp_path / "first.py").write_text("from second import X\n")
+    (tmp_path / "second.py").write_text("X = 1\n")
+    before = fingerprint.__wrapped__(str(tmp_path / "main.py"))
+    (tmp_path / "other.py").write_text("Y = 1\n")
+    assert fingerprint.__wrapped__(str(tmp_path / "main.py")) == before
+    (tmp_path / "second.py").write_text("X = 3\n")
+    assert fingerprint.__wrapped__(str(tmp_path / "main.py")) != before
 
 
 @pytest.mark.slow
