@@ -115,6 +115,8 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
       loss, and a `Note` is issued once. Training continues; stop the loop to end it.
 
     Args:
+        arguments: the values below, in the order of one of the two forms, then `key`, `steps` and `resume`.
+        options: the same by name.
         objective: the model, which is trained in place, and its loss.
         loader: a DataLoader, a list of batches, or another iterable of batches. The key determines the order of a
             DataLoader with `shuffle=True`; torch's own generator is neither read nor changed. Batches are passed to
