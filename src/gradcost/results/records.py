@@ -36,8 +36,7 @@ class StudyRecord:
         seeds: seeds of the final runs.
         points: number of learning rates tried per method.
         steps: number of training steps of a run.
-        target: validation accuracy, or value of the metric, to reach; `TrialRecord.reached` is the first evaluated
-            step that reaches it. None: no target.
+        target: value of the metric to reach; `TrialRecord.reached` is the first step that does. None: no target.
         optimizer: name of the optimizer.
         batch: examples per batch. None if the task has no fixed batch size.
         comparison: hash of the comparison and of its code.
@@ -70,18 +69,14 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation of a model. A value that is not finite, or that the task does not compute, is None.
-
-    `score` ranks the runs, and a greater one is better (`Metric.score`): the accuracy, unless the study has another
-    metric.
-    """
+    """One evaluation of a model. A value that is not finite, or that the task does not compute, is None."""
 
     loss: float | None
     accuracy: float | None
     targets: int | None = None  # number of examples or tokens over which the scores are averaged
     of: int | None = None  # number of examples or tokens in the split
     further: Mapping[str, float | None] = field(default_factory=dict, hash=False)  # the task's other scores
-    score: float | None = None
+    score: float | None = None  # ranks the runs, the greater the better (`Metric.score`)
 
 
 @dataclass(frozen=True)
@@ -298,8 +293,7 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
         "target": None,
     }
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
-    if stated.get("metric") is not None:
-        stated["metric"] = Metric(stated["metric"], bool(stated.get("lower_is_better")))
+    stated["metric"] = Metric(stated.get("metric", ACCURACY.name), bool(stated.get("lower_is_better")))
     return _make(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
 
 
