@@ -47,7 +47,7 @@ def compare_methods(options: CompareOptions) -> int:
     with EventPrinter() as printer:
         if options.dry_run:
             started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
-            _show_dry_run(comparison, forecasts, started.folder)
+            _show_dry_run(comparison, forecasts, started.folder, options.as_json)
             return 0 if forecasts else NOTHING_RUNS
         try:
             results = run_comparison(
@@ -98,8 +98,19 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     console.abandon(130)
 
 
-def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path) -> None:
+def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, as_json: bool) -> None:
     count = len(forecasts) * comparison.trials
+    if as_json:
+        costs = {
+            label: {"peak_bytes": cost.beyond, "forwards": cost.forwards, "matmuls": cost.matmuls}
+            for label, cost in forecasts.items()
+        }
+        print(
+            json.dumps(
+                {"trials": count, "steps": comparison.steps, "folder": str(folder), "methods": costs}, indent=2
+            )
+        )
+        return
     console.show(
         f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. Cost of one step:"
     )
