@@ -217,6 +217,8 @@ def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
     ran = inside(*SHORT, "--dry-run", folder=tmp_path)
     assert ran.returncode == 0
     assert "20 trials of 30 steps" in ran.stdout
+    as_json = json.loads(inside(*SHORT, "--dry-run", "--json", folder=tmp_path).stdout)
+    assert (as_json["trials"], as_json["steps"], len(as_json["methods"])) == (20, 30, 5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,6 +262,11 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--task", "bad.py:X"], "could not be imported"),
         (["--task", "CharLm(text='nowhere.txt')"], "nowhere.txt"),
         (["--steps", "0"], "greater than or equal to 1"),
+        (["--target", "90"], "write 0.9 for a percentage"),
+        (["--optimizer", "AdamX"], "no method or part 'AdamX'"),
+        (["--data", "mine.py:X"], "--data is for a model of your own, not for a task"),
+        (["--task", "digits", "--metric", "loss"], "--metric is for a model of your own, not for --task"),
+        (["--batch", "9999"], "choose 1 to 1197"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gradcost.cli import console, spec
+from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
+from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.core.errors import BadInput
 from gradcost.core.units import size
 from gradcost.planning.forecast import Forecast
 from gradcost.report import html, tables
-from gradcost.results import recommendation, summary
+from gradcost.results import summary
 from gradcost.results.records import Results, read
+from gradcost.results.verdict import verdict
 from gradcost.studies.compare import forecast_comparison, run_comparison
 from gradcost.studies.comparison import Comparison, make_comparison
 
@@ -23,7 +27,7 @@ NOTHING_RUNS = 4  # exit code: no method can run, or none fits the budget
 
 def compare_methods(options: CompareOptions) -> int:
     """Run or resume a comparison, print its result, and return the exit code."""
-    task, task_name, model_name, file = spec.task(options.task, options.model)
+    task, task_name, model_name, file = _task(options)
     comparison = make_comparison(
         task,
         None if not options.method else [(text.strip(), spec.method(text)) for text in options.method],
@@ -35,6 +39,7 @@ def compare_methods(options: CompareOptions) -> int:
         lr_range=spec.lr_range(options.lr_range),
         target=options.target,
         memory_beyond_weights=spec.size(options.memory) if options.memory else None,
+        optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
         file=file,
     )
     executor = spec.executor(options.executor, options.workers)
@@ -42,7 +47,7 @@ def compare_methods(options: CompareOptions) -> int:
     with EventPrinter() as printer:
         if options.dry_run:
             started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
-            _show_dry_run(comparison, forecasts, started.folder)
+            _show_dry_run(comparison, forecasts, started.folder, options.as_json)
             return 0 if forecasts else NOTHING_RUNS
         try:
             results = run_comparison(
@@ -55,6 +60,29 @@ def compare_methods(options: CompareOptions) -> int:
     if printer.failed:
         return 1
     return NOTHING_RUNS if len(results.refused) == len(comparison.methods) else 0
+
+
+def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
+    """Return the task, its name, the name of its model, and the user's file (None: it is found from the task)."""
+    own = {"--data": options.data, "--metric": options.metric, "--lower-is-better": options.lower_is_better}
+    is_own = options.task is None and (options.data is not None or ":" in (options.model or ""))
+    if is_own and options.model is not None:
+        return own_task(
+            options.model,
+            options.data,
+            batch=options.batch,
+            metric=options.metric,
+            lower_is_better=options.lower_is_better,
+        )
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        with_what = "--task" if options.task is not None else "a task"
+        raise BadInput(
+            f"{given[0]} is for a model of your own, not for {with_what}: write --model FILE.py:MAKE "
+            "--data FILE.py:LOADERS."
+        )
+    task, name, model, file = spec.task(options.task or "digits", options.model)
+    return with_batch(task, options.batch, options.task or "digits"), name, model, file
 
 
 def _exit_interrupted(printer: EventPrinter) -> NoReturn:
@@ -70,8 +98,19 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     console.abandon(130)
 
 
-def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path) -> None:
+def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, as_json: bool) -> None:
     count = len(forecasts) * comparison.trials
+    if as_json:
+        costs = {
+            label: {"peak_bytes": cost.beyond, "forwards": cost.forwards, "matmuls": cost.matmuls}
+            for label, cost in forecasts.items()
+        }
+        print(
+            json.dumps(
+                {"trials": count, "steps": comparison.steps, "folder": str(folder), "methods": costs}, indent=2
+            )
+        )
+        return
     console.show(
         f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. Cost of one step:"
     )
@@ -90,11 +129,11 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
     if as_json:
         rows = [summary.plain(row) for row in summary.summarise(results)]
         refused = [dataclasses.asdict(refusal) for refusal in results.refused]
-        answer = {"verdict": recommendation.verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
+        answer = {"verdict": verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
         print(json.dumps(answer, indent=2, default=str))
         return
     console.show()
-    console.show(recommendation.verdict(results), bold=True)
+    console.show(verdict(results), bold=True)
     console.show()
     table = tables.table(results)
     console.show_table(table.columns, table.rows)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.results.records import TrialRecord
 
 # Without a terminal, rich assumes 80 columns and would wrap table lines.
@@ -22,8 +23,10 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 class Board:
     """Progress of the trials: one bar per method on a terminal, otherwise one line per finished trial."""
 
-    def __init__(self, progress: Progress | None, totals: Mapping[str, int], finished: Mapping[str, int]) -> None:
-        self.progress, self.totals = progress, totals
+    def __init__(
+        self, progress: Progress | None, totals: Mapping[str, int], finished: Mapping[str, int], metric: Metric
+    ) -> None:
+        self.progress, self.totals, self.metric = progress, totals, metric
         self.done = {method: finished.get(method, 0) for method in totals}
         self.best: dict[str, float] = {}
         width = max(map(len, totals))
@@ -37,37 +40,41 @@ class Board:
         """Show one more finished trial."""
         method = trial.method
         self.done[method] += 1
-        accuracy = accuracy_of(trial)
-        if accuracy is not None:
-            self.best[method] = max(self.best.get(method, 0.0), accuracy)
+        score = score_of(trial)
+        if score is not None:
+            self.best[method] = max(self.best.get(method, score), score)
         if self.progress is None:
-            err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {trial_line(trial)}", markup=False)
+            line = trial_line(trial, self.metric)
+            err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {line}", markup=False)
             return
-        best = f"best {100 * self.best[method]:.1f}%" if method in self.best else ""
+        best = f"best {self.metric.text(self.best[method])}" if method in self.best else ""
         self.progress.update(self.bars[method], completed=self.done[method], note=best)
 
 
-def accuracy_of(trial: TrialRecord) -> float | None:
-    """Return the validation accuracy of a trial; None if it did not finish or has no accuracy."""
-    return trial.validation.accuracy if trial.status == "finished" and trial.validation is not None else None
+def score_of(trial: TrialRecord) -> float | None:
+    """Return the validation score of a trial (`Metric.score`); None if it did not finish or has no score."""
+    return trial.validation.score if trial.status == "finished" and trial.validation is not None else None
 
 
-def trial_line(trial: TrialRecord) -> str:
+def trial_line(trial: TrialRecord, metric: Metric = ACCURACY) -> str:
     """Describe a trial in one line: `tune lr 0.1 seed 0: 0.9075 validation accuracy`."""
-    accuracy = accuracy_of(trial)
-    result = trial.status if accuracy is None else f"{accuracy:.4f} validation accuracy"
+    score = score_of(trial)
+    result = trial.status
+    if score is not None:
+        result = f"{score:.4f}" if metric.is_accuracy else metric.text(score)
+        result += f" validation {metric.name}"
     return f"{trial.phase} lr {trial.lr:.3g} seed {trial.seed}: {result}"
 
 
 @contextmanager
-def board(totals: Mapping[str, int], finished: Mapping[str, int]) -> Iterator[Board]:
+def board(totals: Mapping[str, int], finished: Mapping[str, int], metric: Metric = ACCURACY) -> Iterator[Board]:
     """Show the progress of trials. `totals`: all trials by method. `finished`: those finished in earlier runs."""
     if not err.is_terminal:
-        yield Board(None, totals, finished)
+        yield Board(None, totals, finished, metric)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=err) as progress:
-        yield Board(progress, totals, finished)
+        yield Board(progress, totals, finished, metric)
 
 
 @contextmanager

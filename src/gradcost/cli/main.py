@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradcost.cli import results, setup
+from gradcost.cli import init, results, setup
 from gradcost.cli.options import (
     CheckOptions,
     CompareOptions,
@@ -175,7 +175,7 @@ def lint(
     return lint_folder(folder, strict, as_json)
 
 
-for _command in (setup.tasks, setup.doctor, results.status, results.show, results.why, results.export):
+for _command in (init.init, setup.tasks, setup.doctor, results.status, results.show, results.why, results.export):
     app.command()(reported(_command))
 data.command()(reported(setup.fetch))
 

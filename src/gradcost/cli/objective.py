@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from gradcost.cli import spec
+from gradcost.core.batches import Batches
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
+from gradcost.tasks.contract import PARTS
+from gradcost.tasks.metrics import default_loss
 
 EXAMPLES = 8  # the default batch size
 
@@ -29,12 +32,17 @@ def refuse(other: str, **options: Any) -> None:
 
 def of_task(task: str, model: str | None, batch: int | None) -> tuple[Objective, Any]:
     """Return the objective and the first batch of a task."""
-    instance = spec.task(task, model)[0]
-    if batch is not None:
-        if "batch" not in getattr(type(instance), "__dataclass_fields__", {}):
-            raise BadInput(f"{task} has a fixed batch size: leave --batch out.")
-        instance = replace(instance, batch=batch)
+    instance = with_batch(spec.task(task, model)[0], batch, task)
     return instance.objective(Key(0)), instance.batch_at(Key(0), 0)
+
+
+def with_batch(task: Any, batch: int | None, name: str) -> Any:
+    """Return a task with another batch size; the task itself if `batch` is None. `name` appears in the message."""
+    if batch is None:
+        return task
+    if "batch" not in getattr(type(task), "__dataclass_fields__", {}):
+        raise BadInput(f"{name} has a fixed batch size: leave --batch out.")
+    return replace(task, batch=batch)
 
 
 def of_model(
@@ -67,7 +75,8 @@ def of_model(
     if lora is not None:
         module = transformers.with_lora(module, lora)
     if data is not None:
-        return Objective(module, loss or _cross_entropy), _batch_of(data, examples)
+        made = _batch_of(data, examples)
+        return Objective(module, loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)), made
     if not is_transformers:
         raise BadInput(
             f"{model} returns a {type(module).__name__}, which needs data: add --data FILE.py:FUNCTION, where "
@@ -120,9 +129,12 @@ def _batch_of(text: str, examples: int) -> Any:
     except ValueError:
         pass  # a builtin without a signature
     try:
-        return function(examples)
+        made = function(examples)
     except Exception as error:
         raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
+    if isinstance(made, Mapping) and set(made) == set(PARTS):  # the loaders of `compare`
+        return Batches(made["train"]).at(Key(0), 0)
+    return made
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:

@@ -44,8 +44,34 @@ def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[...
 class CompareOptions:
     """The options of `gradcost compare`. The second name of an option is an older one that still works."""
 
-    task: Annotated[str, typer.Option(help="A task: its name, an expression, or FILE.py:NAME.")] = "digits"
-    model: Annotated[str | None, typer.Option(help="A model of the task: its name, or an expression.")] = None
+    task: Annotated[
+        str | None, typer.Option(help="A task: its name, an expression, or FILE.py:NAME. Default: digits.")
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own model, with --data: FILE.py:MAKE, which returns a model or (model, loss). "
+            "With --task: the name of one of its models, or an expression."
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own data, with --model: FILE.py:LOADERS, which returns a dictionary of train, validation and "
+            "test: DataLoaders, or lists of batches."
+        ),
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data, what ranks the runs: loss (the default), perplexity, accuracy, or FILE.py:FUNCTION "
+            "with metric(model, batch)."
+        ),
+    ] = None
+    lower_is_better: Annotated[
+        bool | None,
+        typer.Option("--lower-is-better/--higher-is-better", help="The direction of --metric FILE.py:FUNCTION."),
+    ] = None
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,6 +86,17 @@ class CompareOptions:
             help="Budget for the peak memory of a step, without parameters, buffers and batch: 64MiB. "
             "Methods above it do not run.",
         ),
+    ] = None
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help='The optimizer of every method: "AdamW(weight_decay=0.1)". '
+            "Its learning rate is searched. "
+            "Default: SGD."
+        ),
+    ] = None
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples in a batch. Default: the task or LOADERS sets them.")
     ] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task sets them.")] = None
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 6
@@ -88,8 +125,9 @@ class CompareOptions:
         "1e-4:10"
     )
     target: Annotated[
-        float, typer.Option(min=0, max=1, help="Record when validation accuracy first reaches this.")
-    ] = 0.9
+        float | None,
+        typer.Option(help="Record when the validation metric first reaches this. Default: 0.9 for the accuracy."),
+    ] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0

@@ -50,8 +50,8 @@ class EventPrinter:
                 )
             case MethodRefused(method, reason):
                 console.say(f"    {method}: not run. {reason}")
-            case TrialsStarted(totals, finished):
-                self._board = self._stack.enter_context(console.board(totals, finished))
+            case TrialsStarted(totals, finished, metric):
+                self._board = self._stack.enter_context(console.board(totals, finished, metric))
             case TrialFinished(trial):
                 self.ran += 1
                 if self._board is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import is_value
 
 # The modules of gradcost that define the values and presets of each kind of expression.
@@ -150,6 +150,31 @@ def optimizer(text: str) -> Any:
     return result
 
 
+def optimizer_template(text: str) -> Any:
+    """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr."""
+    known = names("optimizer")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError:
+        return optimizer(text)  # raises
+
+    class WithRate(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return self.visit_Call(ast.Call(node, [], [])) if node.id in known else node
+
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            node.args = [self.visit(argument) for argument in node.args]
+            for keyword in node.keywords:
+                keyword.value = self.visit(keyword.value)
+            takes_rate = name in known and "lr" in inspect.signature(known[name]).parameters
+            if takes_rate and not node.args and all(keyword.arg != "lr" for keyword in node.keywords):
+                node.keywords.append(ast.keyword("lr", ast.Constant(1.0)))
+            return node
+
+    return optimizer(ast.unparse(ast.fix_missing_locations(WithRate().visit(tree))))
+
+
 def executor(name: str, workers: int | None) -> Any:
     """Return the executor with this name. `workers`: number of worker processes; None for one per CPU core."""
     from gradcost.studies.executors import Local, Ray
@@ -224,6 +249,8 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
     from gradcost.tasks import TASKS
 
     match = re.fullmatch(r"(.+\.py):(\w+)", text)
+    if text.endswith(".py"):
+        raise BadInput(f"{text!r} names a file and no task in it: write {text}:NAME.")
     if match:
         file = str(Path(match[1]).resolve())
         result, name = _from_file(file, match[2]), match[2]
@@ -271,13 +298,40 @@ def _from_file(path: str, name: str) -> Any:
     if not hasattr(module, name):
         raise BadInput(f"{path} defines no {name}.")
     thing = getattr(module, name)
-    result = thing() if inspect.isclass(thing) or not hasattr(thing, "batch_at") else thing
+    if not hasattr(thing, "batch_at") or inspect.isclass(thing):
+        if not callable(thing):
+            raise BadInput(
+                f"{path}:{name} is of type {type(thing).__name__}: --task takes a task, or a function that "
+                "returns one."
+            )
+        try:
+            result = thing()
+        except GradcostError:
+            raise
+        except Exception as error:
+            raise BadInput(f"{path}:{name} could not make a task: {type(error).__name__}: {error}") from error
+    else:
+        result = thing
+    _refuse_model(result, path, name)
     if " at 0x" in repr(result):
         raise BadInput(
             f"the repr of {path}:{name} is {result!r}. It differs in every process, so runs cannot be identified by "
             "it. Make the task a frozen dataclass."
         )
     return result
+
+
+def _refuse_model(result: Any, path: str, name: str) -> None:
+    """Raise BadInput if --task names what --model takes: a function that returns a model, or (model, loss)."""
+    from torch import nn
+
+    made = result[0] if isinstance(result, tuple) and result else result
+    if isinstance(made, nn.Module):
+        file = Path(path).name
+        raise BadInput(
+            f"{file}:{name} returns a model, and --task takes a task. For your own model and data write --model "
+            f"{file}:{name} --data {file}:LOADERS."
+        )
 
 
 def size(text: str) -> int:

@@ -76,7 +76,8 @@ class _Written(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (factor,) = grad_outputs
         scaled = (tensor.mul_(factor.to(tensor.device)) for _, tensor in ctx.gradient.leaves())
         return (None, None, *scaled)
 

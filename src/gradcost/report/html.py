@@ -13,10 +13,10 @@ from gradcost.report.pages import cell, rendered
 from gradcost.report.theme import intervals, marks, protocol
 from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
-from gradcost.results.recommendation import choose, sentences
 from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import MethodSummary, summarise
-from gradcost.results.wording import count, listed, number, percent, rate, size
+from gradcost.results.verdict import choose, sentences
+from gradcost.results.wording import count, listed, percent, rate, size
 
 
 def write(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -38,7 +38,7 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
 def page(results: Results) -> str:
     """Return the HTML of the report, which depends on `results` alone."""
     rows, study = summarise(results), results.study
-    choice = choose(rows, study)
+    choice = choose(results)
     findings = lint(facts(results))
     labels = [*study.methods, *(row.method for row in rows), *(r.method for r in results.refused)]
     return rendered(
@@ -99,13 +99,13 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
 
 
 def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:
-    target = f"to {number(100 * results.study.target)}%"
+    target = tables.target(results.study)
     notes = [
         f"Each number is the median over seeds; brackets are {intervals(results)}. A diverged run is the worst "
         "result. “beyond weights” is the peak memory of a step, without weights, buffers and batch. The strip "
         f"under an accuracy runs from 0 to 100%, with a dot per seed. “{target}” is the step of the first "
-        "evaluation with at least this validation accuracy: the median over the seeds that reach it. Its seconds "
-        "are these steps times the milliseconds of a step."
+        f"evaluation with at least this validation {results.study.metric.name}: the median over the seeds that "
+        "reach it. Its seconds are these steps times the milliseconds of a step."
     ]
     if results.study.chance is not None:
         notes[0] += f" Guessing gives {percent(results.study.chance)}."

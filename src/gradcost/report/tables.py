@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gradcost.results.records import Results, TrialRecord
-from gradcost.results.summary import MethodSummary, span, summarise, tuning
+from gradcost.core.metric import Metric
+from gradcost.results.records import Results, StudyRecord, TrialRecord
+from gradcost.results.summary import MethodSummary, metric_text, span, summarise, tuning
 from gradcost.results.tuning import chosen, finals
 from gradcost.results.wording import (
     DASH,
@@ -71,32 +72,47 @@ def _escaped(text: str) -> str:
 
 def table(results: Results) -> Table:
     """Return the decision table: one row per method, in the study's order."""
+    metric = results.study.metric
     columns = [
         "method",
-        "test acc",
+        f"test {'acc' if metric.is_accuracy else metric.name}",
         "test loss",
         "beyond weights",
         "a step (forwards)",
         "ms",
-        f"to {number(100 * results.study.target)}%",
+        target(results.study),
         "diverged",
         "lr",
     ]
-    return Table(columns, [_line(row) for row in summarise(results)])
+    return Table(columns, [_line(row, metric, results.study.target is not None) for row in summarise(results)])
 
 
-def _line(row: MethodSummary) -> list[str]:
+def target(study: StudyRecord) -> str:
+    """Return the heading of the time to the target: "to 90%", "to loss 0.1", or "to target" if there is none."""
+    if study.target is None:
+        return "to target"
+    value = study.metric.text(study.metric.score(study.target))
+    return f"to {number(100 * study.target)}%" if study.metric.is_accuracy else f"to {study.metric.name} {value}"
+
+
+def _line(row: MethodSummary, metric: Metric, has_target: bool) -> list[str]:
     return [
         row.method,
-        accuracy(row),
+        _score(row, metric),
         loss(row),
         size(row.peak_bytes) + (", too much" if row.fits is False else ""),
         forwards(row.forwards),
         ("~" if row.doubt else "") + number(row.ms),
-        to_target(row),
+        to_target(row, has_target),
         f"{row.diverged} of {row.planned}" if row.seeds + row.diverged + row.failed else DASH,
         rate(row.lr) + (" (edge)" if row.edge else ""),
     ]
+
+
+def _score(row: MethodSummary, metric: Metric) -> str:
+    if metric.is_accuracy:
+        return accuracy(row)
+    return DASH if row.score is None else metric_text(row.score, metric)
 
 
 def accuracy(row: MethodSummary) -> str:
@@ -114,9 +130,9 @@ def loss(row: MethodSummary) -> str:
     return middle if row.loss.n == 1 else f"{middle} [{low}, {high}]"
 
 
-def to_target(row: MethodSummary) -> str:
+def to_target(row: MethodSummary, has_target: bool = True) -> str:
     """Write the steps and seconds to the target, medians over the seeds that reach it: 120 steps, 0.38 s (2 of 3)."""
-    if not row.seeds:
+    if not row.seeds or not has_target:
         return DASH
     if row.steps_to_target is None:
         return "not reached"
@@ -133,7 +149,7 @@ def audit(results: Results) -> Table:
         "grid",
         "finished",
         "chosen lr",
-        "validation acc",
+        f"validation {'acc' if results.study.metric.is_accuracy else results.study.metric.name}",
         "tuned for",
         "trained for",
         "note",
@@ -146,7 +162,7 @@ def _tuning(results: Results, row: MethodSummary) -> list[str]:
     tried = tuning(results.trials, row.method)
     best = chosen((t for t in results.trials if t.phase != "final"), row.method)
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
-    accuracies = [t.validation.accuracy for t in winner if t.validation and t.validation.accuracy is not None]
+    scores = [t.validation.score for t in winner if t.validation and t.validation.score is not None]
     trained = finals(results.trials, row.method)
     done = len({t.lr for t in tried if t.status == "finished"})
     return [
@@ -154,7 +170,7 @@ def _tuning(results: Results, row: MethodSummary) -> list[str]:
         f"{rate(row.grid[0])} to {rate(row.grid[-1])}" if row.grid else DASH,
         f"{done} of {results.study.points}",
         rate(best),
-        percent(max(accuracies, default=None)),
+        results.study.metric.text(max(scores)) if scores else DASH,
         _steps([t for t in tried if t.status == "finished"] or tried),
         f"{_steps(trained)} × {count(len(trained), 'seed')}" if trained else DASH,
         "; ".join(_tuning_notes(results, row, tried, best)) or DASH,

@@ -97,15 +97,18 @@ def reaching(results: Results) -> Figure | None:
         theme.tip("time", ".3~g", what),
         *(theme.tip(name, ".0%") for name in ("share", "low", "high")),
     ]
-    target = f"{number(100 * results.study.target)}%"
+    metric = results.study.metric
+    target = metric.text(metric.score(results.study.target)) if results.study.target is not None else "the target"
+    if metric.is_accuracy and results.study.target is not None:
+        target = f"{number(100 * results.study.target)}%"
     caption = (
-        f"{protocol(results)} The Kaplan-Meier estimate of the share of runs whose validation accuracy has reached "
-        f"{target}. A run that ended without reaching it is censored at its end; a diverged run never reaches it. "
-        "Bands are 95% log-log intervals."
+        f"{protocol(results)} The Kaplan-Meier estimate of the share of runs whose validation {metric.name} has "
+        f"reached {target}. A run that ended without reaching it is censored at its end; a diverged run never "
+        "reaches it. Bands are 95% log-log intervals."
     )
     if timed:
         caption += " Seconds are steps times the calibrated median of a step."
     if never:
         caption += f" Never reached by {listed(never)}."
     layers = [band, line.encode(opacity=theme.opacity(1)), dots.encode(tooltip=tip)]
-    return theme.figure("time-to-target", f"Time to {target} validation accuracy", caption, layers)
+    return theme.figure("time-to-target", f"Time to {target} validation {metric.name}", caption, layers)

@@ -4,9 +4,9 @@ Three functions are not exported here, because their modules have the same names
 `results.rankings.rankings` and `results.status.status`. This package does not import torch.
 """
 
-from gradcost.results.recommendation import verdict
 from gradcost.results.records import Results, StudyRecord, TrialRecord, read
 from gradcost.results.summary import summarise
+from gradcost.results.verdict import verdict
 
 __all__ = [
     "Results",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite, sqrt
 from statistics import fmean, variance
 
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
 from gradcost.results.records import Results, TrialRecord
@@ -82,6 +83,7 @@ class TuningScores:
         spread: standard deviation of the accuracy between seeds.
         chance: accuracy of guessing.
         targets: number of examples or tokens over which each accuracy is averaged.
+        metric: what ranks the points. The accuracies are scores of this metric (`Metric.score`).
     """
 
     method: str
@@ -90,6 +92,7 @@ class TuningScores:
     spread: float | None = None
     chance: float | None = None
     targets: int | None = None
+    metric: Metric = ACCURACY
 
 
 @value
@@ -270,18 +273,19 @@ def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Seque
         tuple((f"lr={lr:.3g}", tried[lr][0]) for lr in converged if isfinite(tried[lr][0])),
         len(tried) - len(converged),
         spread if confirmed is None else confirmed,
-        results.study.chance,
+        results.study.chance if results.study.metric.is_accuracy else None,
         next((number for number in targets if number is not None), None),
+        results.study.metric,
     )
 
 
 def _spread(runs: Iterable[TrialRecord]) -> float | None:
-    """The standard deviation of the accuracy over seeds, pooled over the learning rates."""
+    """The standard deviation of the score over seeds, pooled over the learning rates."""
     by_rate: dict[float, list[float]] = {}
     for run in runs:
         score = run.validation or run.test  # final runs may have a test score only
-        if score is not None and score.accuracy is not None:
-            by_rate.setdefault(run.lr, []).append(score.accuracy)
+        if score is not None and score.score is not None:
+            by_rate.setdefault(run.lr, []).append(score.score)
     variances = [variance(scores) for scores in by_rate.values() if len(scores) > 1]
     return sqrt(fmean(variances)) if variances else None
 

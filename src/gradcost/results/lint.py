@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import floor, log2
 from typing import Any
 
+from gradcost.core.metric import Metric
 from gradcost.core.units import count, number
 from gradcost.core.value import value
 from gradcost.results import comparability
@@ -126,14 +127,15 @@ def winner_within_noise(facts: Sequence[TuningScores]) -> Violations:
             continue
         (winner, top), (second, second_score) = fact.scores[:2]
         if fact.spread is None:
-            lead = f"{winner} leads {second} by {_points(top - second_score)}"
-            yield fact.method, f"{lead} of accuracy on one seed, so the noise between seeds is unknown"
+            lead = f"{winner} leads {second} by {_gap(top - second_score, fact.metric)}"
+            yield fact.method, f"{lead} on one seed, so the noise between seeds is unknown"
             continue
         near = [other for other in fact.scores if top - other[1] <= fact.spread]
         if len(near) > 1:
             names = ", ".join(other for other, _ in near)
-            gap = f"lie within {_points(top - near[-1][1])} of accuracy"
-            yield fact.method, f"{names} {gap}, and the spread between seeds is {_points(fact.spread)}"
+            gap = f"lie within {_gap(top - near[-1][1], fact.metric)}"
+            spread = _points(fact.spread) if fact.metric.is_accuracy else number(fact.spread)
+            yield fact.method, f"{names} {gap}, and the spread between seeds is {spread}"
 
 
 def nothing_learned(facts: Sequence[TuningScores]) -> Violations:
@@ -191,6 +193,10 @@ def doubtful_timing(facts: Sequence[Timing]) -> Violations:
     for fact in facts:
         if fact.doubt is not None:
             yield fact.method, fact.doubt
+
+
+def _gap(x: float, metric: Metric) -> str:
+    return f"{_points(x)} of accuracy" if metric.is_accuracy else f"{number(x)} of {metric.name}"
 
 
 def _points(x: float) -> str:

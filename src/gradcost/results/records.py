@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
 
@@ -35,7 +36,7 @@ class StudyRecord:
         seeds: seeds of the final runs.
         points: number of learning rates tried per method.
         steps: number of training steps of a run.
-        target: validation accuracy to reach; `TrialRecord.reached` is the first evaluated step that reaches it.
+        target: value of the metric to reach; `TrialRecord.reached` is the first step that does. None: no target.
         optimizer: name of the optimizer.
         batch: examples per batch. None if the task has no fixed batch size.
         comparison: hash of the comparison and of its code.
@@ -44,6 +45,7 @@ class StudyRecord:
         memory: budget in bytes, beyond the weights. None without a budget.
         chance: accuracy of guessing.
         confirm: number of fresh seeds on which the best three learning rates run again.
+        metric: what ranks the runs.
     """
 
     task: str
@@ -53,7 +55,7 @@ class StudyRecord:
     seeds: tuple[int, ...]
     points: int
     steps: int
-    target: float
+    target: float | None
     optimizer: str
     batch: int | None = None
     comparison: str | None = None
@@ -62,6 +64,7 @@ class StudyRecord:
     memory: int | None = None
     chance: float | None = None
     confirm: int = 0
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Scores:
     targets: int | None = None  # number of examples or tokens over which the scores are averaged
     of: int | None = None  # number of examples or tokens in the split
     further: Mapping[str, float | None] = field(default_factory=dict, hash=False)  # the task's other scores
+    score: float | None = None  # ranks the runs, the greater the better (`Metric.score`)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Curve:
     validation_step: tuple[int, ...] = ()
     validation_loss: tuple[float | None, ...] = ()
     validation_accuracy: tuple[float | None, ...] = ()
+    validation_score: tuple[float | None, ...] = ()  # `Scores.score` of each evaluation
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,10 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
         "seeds": tuple(sorted({run.seed for run in trials if run.phase == "final"})),
         "points": max(points.values(), default=0),
         "steps": max((run.steps for run in trials), default=0),
+        "target": None,
     }
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
+    stated["metric"] = Metric(str(stated.get("metric", ACCURACY.name)), bool(stated.get("lower_is_better")))
     return _make(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
 
 
@@ -294,6 +301,7 @@ def trial_record(record: Mapping[str, Any]) -> TrialRecord:
     """Convert a JSON record of kind "trial" to a TrialRecord, with the status that `outcome.judged` gives it."""
     record = judged(record)
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
+    curve.setdefault("validation_score", curve.get("validation_accuracy", ()))
     return _make(
         TrialRecord,
         {
@@ -309,7 +317,8 @@ def _scores(record: Mapping[str, Any] | None) -> Scores | None:
     if record is None:
         return None
     further = {name: number for name, number in record.items() if name not in Scores.__dataclass_fields__}
-    return _make(Scores, {"loss": None, "accuracy": None, **record, "further": further})
+    scores = {"loss": None, "accuracy": None, **record, "further": further}
+    return _make(Scores, {"score": scores["accuracy"], **scores})
 
 
 def _make(cls: Any, record: Mapping[str, Any]) -> Any:

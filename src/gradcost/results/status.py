@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.metric import Metric
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
 from gradcost.results.records import Results, read
@@ -167,23 +168,23 @@ def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
         case "diverged":
             yield f"It diverged: {record.get('reason')}. It counts as the worst result and is not repeated."
     if phase in ("tune", "confirm") and record["status"] != "failed":
-        yield from _choice(lr, tuned, confirmed, winner)
+        yield from _choice(lr, tuned, confirmed, winner, results.study.metric)
 
 
 def _choice(
-    lr: float, tuned: dict[float, Score], confirmed: dict[float, Score], winner: float | None
+    lr: float, tuned: dict[float, Score], confirmed: dict[float, Score], winner: float | None, metric: Metric
 ) -> Iterator[str]:
     if winner is None:
         yield "No learning rate was chosen: every one diverged."
         return
     tried, where = (confirmed, "on the tuning and confirming seeds") if best(confirmed) else (tuned, "in tuning")
     if lr == winner:
-        yield f"It was chosen: {_described(tried[lr])} {where}, {_rank(tried, lr)} of {len(tried)}."
+        yield f"It was chosen: {_described(tried[lr], metric)} {where}, {_rank(tried, lr)} of {len(tried)}."
     elif lr not in tried:
         yield f"It was not chosen: {_rank(tuned, lr)} in tuning, so it was not confirmed. {winner:.3g} was chosen."
     else:
-        winner_score = _described(tried[winner])
-        yield f"It was not chosen: {_described(tried[lr])} {where}. {winner:.3g} was chosen: {winner_score}."
+        winner_score = _described(tried[winner], metric)
+        yield f"It was not chosen: {_described(tried[lr], metric)} {where}. {winner:.3g} was chosen: {winner_score}."
 
 
 def _rank(tried: dict[float, Score], lr: float) -> str:
@@ -192,8 +193,11 @@ def _rank(tried: dict[float, Score], lr: float) -> str:
     return f"number {order.index(lr) + 1}" if lr in tried else "not tried"
 
 
-def _described(score: Score) -> str:
-    accuracy, loss, _ = score
-    if accuracy == float("-inf"):
-        return "no accuracy (diverged)" if loss == float("-inf") else f"validation loss {-loss:.4g}"
-    return f"validation accuracy {accuracy:.4f} and loss {-loss:.4g}"
+def _described(score: Score, metric: Metric) -> str:
+    ranked, loss, _ = score
+    if ranked == float("-inf"):
+        return f"no {metric.name} (diverged)" if loss == float("-inf") else f"validation loss {-loss:.4g}"
+    if metric.name == "loss":
+        return f"validation loss {-loss:.4g}"
+    value = f"{ranked:.4f}" if metric.is_accuracy else metric.text(ranked)
+    return f"validation {metric.name} {value} and loss {-loss:.4g}"

@@ -15,6 +15,7 @@ from math import inf, isfinite
 from statistics import mean, median
 from typing import Any
 
+from gradcost.core.metric import Metric
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.tuning import chosen, edge, finals
@@ -52,6 +53,8 @@ class MethodSummary:
     reached: int  # number of seeds that reached the target
     seconds_to_target: float | None
     clip_rate: float | None
+    scores: tuple[float, ...] = ()  # `Scores.score` of the test split, by seed; -inf where the run diverged
+    score: Interval | None = None
     exact: bool = False  # the estimator computes the exact gradient of the batch
     tuned_away: bool = False  # every tuning run diverged, so no final run was possible
 
@@ -59,9 +62,9 @@ class MethodSummary:
 def plain(row: MethodSummary) -> dict[str, Any]:
     """Return a row as JSON. Values that are not finite, such as accuracies of diverged runs, become None."""
     fields = asdict(row)
-    for name in ("accuracy", "loss"):
+    for name in ("accuracy", "loss", "score"):
         fields[name] = fields[name] and {key: _finite(x) for key, x in fields[name].items()}
-    return fields | {"accuracies": [_finite(x) for x in row.accuracies]}
+    return fields | {name: [_finite(x) for x in getattr(row, name)] for name in ("accuracies", "scores")}
 
 
 def _finite(x: float) -> float | None:
@@ -105,6 +108,7 @@ def _row(results: Results, method: str) -> MethodSummary:
     clips = [t.clip_rate for t in finished if t.clip_rate is not None]
     accuracies = tuple(_results(runs, "accuracy", -inf))
     losses = list(_results(runs, "loss", inf))
+    scores = tuple(_results(runs, "score", -inf))
     return MethodSummary(
         method=method,
         estimator=sources[0].estimator if sources else "",
@@ -131,6 +135,8 @@ def _row(results: Results, method: str) -> MethodSummary:
         reached=len(reached),
         seconds_to_target=None if steps is None or cost.ms is None else steps * cost.ms / 1000,
         clip_rate=mean(clips) if clips else None,
+        scores=scores,
+        score=interval(scores) if scores else None,
         exact=is_exact(sources),
         tuned_away=bool(grid) and not runs and all(t.status == "diverged" for t in trials),
     )
@@ -162,3 +168,11 @@ def span(accuracy: Interval) -> str:
     if accuracy.n == 1:
         return ""
     return f"[{bare(accuracy.low)}, {bare(accuracy.high)}]"
+
+
+def metric_text(score: Interval, metric: Metric) -> str:
+    """Format the median of a metric and its interval, the smaller value first: 0.31 [0.29, 0.33]."""
+    ends = [metric.text(x) for x in (score.low, score.high)]
+    if metric.lower_is_better:
+        ends.reverse()
+    return metric.text(score.median) + ("" if score.n == 1 else f" [{', '.join(ends)}]")

@@ -11,7 +11,7 @@ from math import inf, isfinite, log, sqrt
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
 
-Score = tuple[float, float, float]  # (accuracy, -loss, -lr): the greatest is the best
+Score = tuple[float, float, float]  # (score of the metric, -loss, -lr): the greatest is the best
 
 
 def scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
@@ -19,7 +19,7 @@ def scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
 
     Scores are ordered as follows, so the choice does not depend on which run finished first:
 
-    1. the higher validation accuracy,
+    1. the higher validation accuracy, or the better value of the study's metric (`Metric.score`),
     2. the lower validation loss,
     3. the smaller learning rate.
     """
@@ -34,9 +34,9 @@ def _score(lr: float, runs: list[TrialRecord]) -> Score:
     scores = [run.validation for run in runs if run.status == "finished" and run.validation is not None]
     if len(scores) < len(runs):
         return (-inf, -inf, -lr)
-    accuracy = [-inf if score.accuracy is None else score.accuracy for score in scores]
+    metric = [-inf if score.score is None else score.score for score in scores]
     loss = [-inf if score.loss is None else -score.loss for score in scores]
-    return (sum(accuracy) / len(runs), sum(loss) / len(runs), -lr)
+    return (sum(metric) / len(runs), sum(loss) / len(runs), -lr)
 
 
 def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
@@ -89,7 +89,7 @@ def _winners(choices: Sequence[dict[float, Score]]) -> list[float]:
     """The best rate by each set of scores; then those with the best accuracy or the best loss."""
     winners = [lr for tried in choices for lr in best(tried)]
     for tried in choices if winners else ():
-        top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # accuracy, -loss
+        top = [max(score[i] for score in tried.values()) for i in (0, 1)]  # the metric's score, -loss
         winners += [lr for lr, score in tried.items() if any(score[i] == top[i] > -inf for i in (0, 1))]
     return list(dict.fromkeys(winners))
 

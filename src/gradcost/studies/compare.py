@@ -20,13 +20,14 @@ from gradcost.studies.events import (
 )
 from gradcost.studies.executors import Executor, Work, local_or
 from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
-from gradcost.studies.task_info import model_name, task_name, weights
+from gradcost.studies.task_info import model_name, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
-from gradcost.tasks import Task
+from gradcost.tasks import LoaderTask, Task
+from gradcost.training.optimizers import Optimizer
 
 
 def compare(
-    task: Task | str,
+    task: Task | LoaderTask | str,
     methods: GivenMethods | None = None,
     *,
     steps: int | None = None,
@@ -35,8 +36,9 @@ def compare(
     extra_points: int = 2,
     confirm_seeds: int = 2,
     lr_range: tuple[float, float] = (1e-4, 10.0),
-    target: float = 0.9,
+    target: float | None = None,
     memory_beyond_weights: int | None = None,
+    optimizer: Optimizer | None = None,
     folder: str | Path | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
@@ -45,13 +47,13 @@ def compare(
 ) -> Results:
     """Tune every method in the same way, train with each, and return all accuracies and costs.
 
-    - Every method gets the same number of trials. Learning rates are chosen by validation accuracy.
+    - Every method gets the same number of trials. Learning rates are chosen by the task's metric on validation.
     - The final runs use new seeds. Each is scored once on the test split.
     - Nothing is printed. `gradcost.results.verdict(results)` states which method to use.
     - A repeated call resumes. A trial that finished or diverged is never run again; a failed trial is.
 
     Args:
-        task: a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
+        task: from `gradcost.tasks.from_loaders`, a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
         methods: estimators, or a mapping from labels to estimators. None: backprop, checkpointed, forward_gradient,
             spsa and mezo. If backprop exceeds the memory budget, also backprop with recomputation that fits it.
         steps: the number of training steps of each trial. None: `task.steps`, or 1000 if the task has none.
@@ -60,9 +62,12 @@ def compare(
         extra_points: the number of learning rates tried after the grid: beyond its edge, or next to the best rate.
         confirm_seeds: the number of new seeds on which the best three learning rates run again. 0 skips this.
         lr_range: the smallest and the largest learning rate of the grid. The grid is evenly spaced in log(lr).
-        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        target: a validation accuracy, or a value of the task's metric. Each trial records the first evaluated step
+            that reaches it. None: an accuracy of 0.9; no target for another metric.
         memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.
             A method that exceeds it does not run. None: no budget.
+        optimizer: the optimizer of every method, such as `AdamW(1e-3, weight_decay=0.1)`. Its learning rate is
+            replaced by those of the grid. None: SGD.
         folder: the results folder. None: `gradcost-runs/TASK-MODEL-HASH`, where HASH identifies the comparison.
         executor: where trials run. None: in processes of this machine.
         workers: the number of trials that run at the same time on this machine. None: one per CPU core.
@@ -86,6 +91,7 @@ def compare(
         lr_range=lr_range,
         target=target,
         memory_beyond_weights=memory_beyond_weights,
+        optimizer=optimizer,
     )
     return run_comparison(comparison, folder, executor=local_or(executor, workers), every=every, on_event=on_event)
 
@@ -166,7 +172,8 @@ def _run(comparison: Comparison, executor: Executor, work: Work, labels: Collect
     """Run all phases of the methods in `labels`; return the number of failed trials."""
     finished = [trial.method for trial in read(work.folder).trials if trial.status != "failed"]
     names = [name for name, _ in comparison.methods if name in labels]
-    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), {name: finished.count(name) for name in names}))
+    done = {name: finished.count(name) for name in names}
+    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), done, task_metric(comparison.task)))
     tally = Tally(on_event)
     with closing(run_trials(comparison.study(labels), executor, work)) as trials:
         for trial in trials:

@@ -16,12 +16,14 @@ from gradcost.studies.costs import Methods, exact_within
 from gradcost.studies.environment import fingerprint
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
-from gradcost.studies.task_info import chance, check_task, weights
+from gradcost.studies.task_check import check_contract
+from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import user_file
-from gradcost.tasks import TASKS, Task
-from gradcost.training.optimizers import SGD
+from gradcost.tasks import TASKS, LoaderTask, Task
+from gradcost.training.optimizers import SGD, Optimizer, with_rate
 
+TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
 GivenMethods = Mapping[str, Estimator] | Iterable[Estimator | tuple[str, Estimator]]
 
 
@@ -35,12 +37,14 @@ class Comparison:
         rates: the learning rates of the tuning grid. Tuning uses a seed that no other run uses.
         steps: the number of training steps of each trial.
         seeds: the seeds of the final runs. Only final runs are scored on the test split.
-        target: a validation accuracy. Each trial records the first evaluated step that reaches it.
+        target: a validation accuracy, or a value of the task's metric. Each trial records the first evaluated step
+            that reaches it. None: no target.
         memory: budget in bytes for the peak memory of a step, beyond the weights. None: no budget.
         more: how many further learning rates each method tries after the grid: beyond the grid if its best rate is
             at an edge, otherwise next to the best rate.
         confirm: the number of new seeds on which the best three learning rates run again. The best mean over these
             seeds wins. 0 skips this.
+        optimizer: the optimizer of every method. Its learning rate is replaced by those of the grid.
         user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
     Raises:
         BadInput: a label occurs twice, or there is no method, step, seed or learning rate.
@@ -51,11 +55,12 @@ class Comparison:
     rates: tuple[float, ...]
     steps: int
     seeds: tuple[int, ...]
-    target: float
+    target: float | None
     memory: int | None = None
     more: int = 0
     confirm: int = 0
     user_file: str | None = None
+    optimizer: Optimizer = SGD(1.0)
 
     def __post_init__(self) -> None:
         labels = [label for label, _ in self.methods]
@@ -70,7 +75,7 @@ class Comparison:
     @property
     def with_optimizers(self) -> Methods:
         """Each method with an optimizer for forecasts and timings: its learning rate hardly changes the weights."""
-        return {label: (estimator, SGD(1e-9)) for label, estimator in self.methods}
+        return {label: (estimator, with_rate(self.optimizer, 1e-9)) for label, estimator in self.methods}
 
     @property
     def code(self) -> str:
@@ -113,16 +118,18 @@ class Comparison:
             "batch": getattr(self.task, "batch", None),
             "target": self.target,
             "memory": self.memory,
-            "optimizer": "SGD",
+            "optimizer": type(self.optimizer).__name__,
             "chance": chance(self.task),
+            **metric_fields(self.task),
         }
 
     def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
-        return Trial(self.task, label, dict(self.methods)[label], SGD(lr), self.steps, phase, seed, self.target)
+        estimator, optimizer = dict(self.methods)[label], with_rate(self.optimizer, lr)
+        return Trial(self.task, label, estimator, optimizer, self.steps, phase, seed, self.target)
 
 
 def make_comparison(
-    task: Task | str,
+    task: Task | LoaderTask | str,
     methods: GivenMethods | None,
     *,
     steps: int | None,
@@ -131,13 +138,15 @@ def make_comparison(
     extra_points: int,
     confirm_seeds: int,
     lr_range: tuple[float, float],
-    target: float,
+    target: float | None,
     memory_beyond_weights: int | None,
+    optimizer: Optimizer | None = None,
     file: str | None = None,
 ) -> Comparison:
     """Return the comparison that `compare` runs with these arguments.
 
     Args:
+        optimizer: the optimizer of every method. None: SGD.
         file: the user's file that defines the task. None: the file that defines its class.
     """
     if isinstance(task, str):
@@ -145,7 +154,17 @@ def make_comparison(
             raise BadInput(f"there is no task {task!r}: give a Task, or one of {', '.join(TASKS)}.")
         task = TASKS[task]()  # pyright: ignore[reportAbstractUsage]
     check_task(task)
-    pairs = _default_methods(task, memory_beyond_weights) if methods is None else _pairs(methods)
+    optimizer = SGD(1.0) if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise BadInput(f"the optimizer is {optimizer!r}: give a gradcost optimizer such as gradcost.AdamW(1e-3).")
+    check_contract(task)
+    if target is None:
+        target = TARGET if task_metric(task).is_accuracy else None
+    elif task_metric(task).is_accuracy and not 0 <= target <= 1:
+        raise BadInput(
+            f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage."
+        )
+    pairs = _default_methods(task, memory_beyond_weights, optimizer) if methods is None else _pairs(methods)
     low, high = lr_range
     return Comparison(
         task,
@@ -158,12 +177,13 @@ def make_comparison(
         extra_points,
         confirm_seeds,
         file or user_file(task, *(estimator for _, estimator in pairs)),
+        with_rate(optimizer, 1.0),
     )
 
 
-def _default_methods(task: Any, memory: int | None) -> list[tuple[str, Estimator]]:
+def _default_methods(task: Any, memory: int | None, optimizer: Optimizer) -> list[tuple[str, Estimator]]:
     pairs = _pairs((backprop(), checkpointed(), forward_gradient(), spsa(), mezo()))
-    exact = None if memory is None else exact_within(task, memory)
+    exact = None if memory is None else exact_within(task, memory, with_rate(optimizer, 1e-9))
     if exact is not None:  # None: no budget, or plain backprop fits it
         pairs.insert(1, (f"backprop in {size(memory)}", exact))
     return pairs

@@ -20,7 +20,7 @@ from gradcost.planning.within import Within
 from gradcost.results import ledger
 from gradcost.results.records import read
 from gradcost.studies.task_info import first_step
-from gradcost.training.optimizers import SGD, Optimizer
+from gradcost.training.optimizers import Optimizer
 
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
@@ -58,17 +58,18 @@ def _forecast_or_reason(
     return cost
 
 
-def exact_within(task: Any, memory: int) -> Estimator | None:
+def exact_within(task: Any, memory: int, optimizer: Optimizer) -> Estimator | None:
     """Return backpropagation that recomputes as little as possible to fit a memory budget.
 
     Args:
         task: the task to train on.
         memory: the budget in bytes, beyond the weights.
+        optimizer: its state counts as memory.
     Returns:
         The estimator; None if plain backpropagation fits the budget.
     """
     # The budget of `Within` covers all memory, so the bytes of weights and batch are added to `memory`.
-    plain = forecast(Reverse(), *first_step(task), SGD(1e-9))
+    plain = forecast(Reverse(), *first_step(task), optimizer)
     return None if plain.beyond <= memory else Reverse(Within(memory + plain.peak - plain.beyond))
 
 

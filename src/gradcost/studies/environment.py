@@ -26,7 +26,8 @@ def fingerprint(user_file: str | None = None) -> str:
     It is computed from syntax trees without docstrings and comments, so rewording those does not change it.
 
     Args:
-        user_file: the user's Python file that defines the task or the study. It is hashed too, but not its imports.
+        user_file: the user's Python file that defines the task or the study. It is hashed too, with the files beside
+            it that it imports, directly or indirectly.
     Returns:
         12 hexadecimal digits.
     """
@@ -34,8 +35,22 @@ def fingerprint(user_file: str | None = None) -> str:
     for file in sorted(executed_files()):
         digest.update(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file))
     if user_file is not None:
-        digest.update(Path(user_file).name.encode() + b"\0" + _code(Path(user_file)))
+        for file in _with_siblings(Path(user_file)):
+            digest.update(file.name.encode() + b"\0" + _code(file))
     return digest.hexdigest()
+
+
+def _with_siblings(file: Path) -> list[Path]:
+    """Return a file, then the files beside it that it imports, directly or indirectly, by name."""
+    found, waiting = {file}, [file]
+    while waiting:
+        for node in ast.walk(_tree(waiting.pop())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            siblings = {file.with_name(f"{name.partition('.')[0] or '_'}.py") for name in names}
+            new = {sibling for sibling in siblings - found if sibling.is_file()}
+            found, waiting = found | new, [*waiting, *new]
+    return [file, *sorted(found - {file})]
 
 
 def executed_files() -> set[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.notes import Note
 from gradcost.planning.forecast import Forecast
 from gradcost.results.records import TrialRecord
@@ -68,10 +69,12 @@ class TrialsStarted:
     Args:
         totals: the largest number of trials of each method.
         finished: the number of trials of each method that finished or diverged in earlier calls.
+        metric: what ranks the trials.
     """
 
     totals: Mapping[str, int]
     finished: Mapping[str, int]
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput, require
 from gradcost.studies.trial import Trial
-from gradcost.studies.user_code import UserCode, classes, locate
+from gradcost.studies.user_code import UserCode, locate, origins
 from gradcost.studies.worker import empty_record, perform, prepare
 
 # The fork server imports these modules once, so that workers start fast. Modules that are not installed are skipped.
@@ -120,7 +120,7 @@ def _job(trial: Trial, work: Work) -> _Job:
     Raises:
         BadInput: a worker process could not unpickle the trial.
     """
-    in_main = [cls.__name__ for cls in classes(trial) if cls.__module__ == "__main__"]
+    in_main = [name for name, module in origins(trial) if module == "__main__"]
     if in_main and (work.user_code is None or not work.user_code.is_main):
         raise BadInput(
             f"{in_main[0]} is defined in the script that was started, and the study is not. Worker processes import "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gradcost.core.errors import BadInput
+from gradcost.core.user_modules import source_file
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.results import ledger
@@ -32,8 +33,8 @@ from gradcost.studies.events import (
 from gradcost.studies.executors import Executor, Record, Work, local_or
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
-from gradcost.studies.task_info import chance, check_task, task_name, weights
-from gradcost.studies.user_code import refuse_while_importing, source_file
+from gradcost.studies.task_info import chance, check_task, metric_fields, task_name, weights
+from gradcost.studies.user_code import refuse_while_importing
 from gradcost.training.optimizers import Optimizer
 
 RUNS = Path("gradcost-runs")  # parent of the results folders that the caller does not name
@@ -124,6 +125,7 @@ def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
         "target": first.target,
         "optimizer": type(first.optimizer).__name__,
         "chance": chance(first.task),
+        **metric_fields(first.task),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
 
 REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
@@ -23,8 +24,13 @@ def check_task(task: Any, name: str | None = None) -> None:
 
 
 def task_name(task: Any) -> str:
-    """Return the name of a task for reports and folders: the name of its class in lower case."""
-    return type(task).__name__.lower()
+    """Return the name of a task for reports and folders: its `name`, or the name of its class in lower case."""
+    return getattr(task, "name", type(task).__name__.lower())
+
+
+def task_metric(task: Any) -> Metric:
+    """Return what ranks the runs of a task: its `metric`, or the accuracy."""
+    return getattr(task, "metric", ACCURACY)
 
 
 def model_name(task: Any) -> str:
@@ -45,6 +51,12 @@ def chance(task: Any) -> float | None:
     """Return the accuracy of guessing, 1 / classes; None if the task has no `classes`."""
     classes = getattr(task, "classes", None)
     return None if classes is None else 1 / classes
+
+
+def metric_fields(task: Any) -> dict[str, Any]:
+    """Return the metric of a task as fields of `study.json`; none for the accuracy, which is the default."""
+    metric = task_metric(task)
+    return {} if metric.is_accuracy else {"metric": metric.name, "lower_is_better": metric.lower_is_better}
 
 
 def first_step(task: Any) -> tuple[Objective, Any]:

@@ -27,7 +27,8 @@ class Trial:
         phase: "tune" and "confirm" runs are scored on the validation split. A "final" run is also scored on the
             test split, once, at its end.
         seed: the seed of the run within its phase.
-        target: a validation accuracy. The record contains the first evaluated step that reaches it.
+        target: a validation accuracy, or a value of the task's metric. The record contains the first evaluated step
+            that reaches it. None: no target.
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
             hash of these reprs, so it would differ between processes.
@@ -40,7 +41,7 @@ class Trial:
     steps: int
     phase: str = "final"
     seed: int = 1
-    target: float = 0.9
+    target: float | None = 0.9
 
     def __post_init__(self) -> None:
         for part in (self.task, self.estimator, self.optimizer):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from gradcost.core.errors import BadInput
+from gradcost.core.metric import ACCURACY, Metric
+from gradcost.studies.task_info import task_metric
 from gradcost.studies.trial import Trial
-from gradcost.tasks.task import Split
 from gradcost.training.loop import StepResult
 from gradcost.training.spikes import SlopeMonitor
 
@@ -29,9 +32,11 @@ class TrialLog:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.splits = trial.task.splits()
+        self.metric = task_metric(trial.task)
         self.evaluated = evaluated_steps(trial.steps, trial.phase)
         self.record_every = max(1, trial.steps // POINTS)
         names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
+        names += () if self.metric.is_accuracy else ("validation_score",)
         self.curve: dict[str, list[Any]] = {name: [] for name in names}
         self.window: list[float] = []  # losses since the last point of the curve
         self.slopes = SlopeMonitor()
@@ -61,11 +66,10 @@ class TrialLog:
             self.curve["slope"].append(json_number(self.steepest) if self.slopes.slopes else None)
             self.steepest = 0.0
         if self.taken in self.evaluated:
-            score = self.trial.task.score(self.model, self.splits.validation)
-            self.validation = score_record(score, self.splits.validation)
+            self.validation = self._scored(self.splits.validation)
             self.curve["validation_step"].append(self.taken)
-            self.curve["validation_loss"].append(json_number(score.loss))
-            self.curve["validation_accuracy"].append(json_number(score.accuracy))
+            for name in ("loss", "accuracy", "score"):
+                self.curve.get(f"validation_{name}", []).append(self.validation.get(name))
         return True
 
     def state(self) -> dict[str, Any]:
@@ -82,8 +86,11 @@ class TrialLog:
         """Return the results of the trial. If it is a final run that did not diverge, score the test split, once."""
         if self.reason is None and (self.validation is None or self.validation["loss"] is None):
             self.reason = "the validation loss was not finite at the end"
-        accuracies = zip(self.curve["validation_step"], self.curve["validation_accuracy"], strict=True)
-        reached = next((step for step, accuracy in accuracies if (accuracy or 0.0) >= self.trial.target), None)
+        scores = self.curve.get("validation_score", self.curve["validation_accuracy"])
+        target = None if self.trial.target is None else self.metric.score(self.trial.target)
+        evaluated = zip(self.curve["validation_step"], scores, strict=True)
+        is_reached = (step for step, score in evaluated if None not in (score, target) and score >= target)
+        reached = next(is_reached, None)
         curve = self.curve if self.slopes.slopes else {**self.curve, "slope": []}
         record: dict[str, Any] = {
             "status": "finished" if self.reason is None else "diverged",
@@ -99,9 +106,12 @@ class TrialLog:
             return record | {"reason": self.reason}
         if self.trial.phase == "final":
             assert self.model is not None, "a trial that resumes always has a step left"
-            score = self.trial.task.score(self.model, self.splits.test)
-            record["test"] = score_record(score, self.splits.test)
+            record["test"] = self._scored(self.splits.test)
         return record
+
+    def _scored(self, split: Any) -> dict[str, Any]:
+        assert self.model is not None
+        return score_record(self.trial.task.score(self.model, split), split, self.metric)
 
     def _spikes(self) -> dict[str, Any]:
         """Return the number of slopes, the largest slope, the number of spikes, and the first `SPIKES` spikes."""
@@ -136,15 +146,31 @@ def evaluated_steps(steps: int, phase: str) -> frozenset[int]:
     return frozenset(step for step in (*even, *growing) if step <= steps)
 
 
-def score_record(score: Any, split: Split) -> dict[str, Any]:
+def score_record(score: Any, split: Any, metric: Metric = ACCURACY) -> dict[str, Any]:
     """Return a score as a JSON record with every number that the task returned.
 
-    A score with `targets` also gets `of`, the number of targets in the split.
+    - A score with `targets` also gets `of`, the number of targets in the split.
+    - For a metric other than the accuracy it gets `score` (`Metric.score`).
+
+    Args:
+        score: a mapping, or a named tuple such as `tasks.Score`.
+        split: what was scored.
+        metric: what ranks the runs.
+    Raises:
+        BadInput: the task's score has no value of the metric.
     """
-    numbers = {"loss": score.loss, "accuracy": score.accuracy} | getattr(score, "_asdict", dict)()
-    targets = numbers.pop("targets", None)
-    counts = {} if targets is None else {"targets": targets, "of": split.y.numel()}
-    return {name: json_number(number) for name, number in numbers.items()} | counts
+    plain = getattr(score, "_asdict", dict)
+    numbers = (
+        dict(score) if isinstance(score, Mapping) else {"loss": score.loss, "accuracy": score.accuracy} | plain()
+    )
+    if metric.name not in numbers:
+        raise BadInput(f"the score of the task has no {metric.name!r}, which ranks the runs: it has {[*numbers]}.")
+    targets, of = numbers.pop("targets", None), numbers.pop("of", None)
+    counts = {} if targets is None else {"targets": targets, "of": of or split.y.numel()}
+    record = {name: json_number(number) for name, number in numbers.items()} | counts
+    if not metric.is_accuracy:
+        record["score"] = json_number(metric.score(numbers[metric.name]))
+    return record
 
 
 def json_number(x: float) -> float | None:

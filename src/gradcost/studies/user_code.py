@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
@@ -21,10 +20,9 @@ from types import ModuleType
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.user_modules import Global, module_file, users_file
 
 PREFIX = "gradcost_user_"  # prefix of the names of modules that are imported by path
-_SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
-_INSTALLED = (Path(__file__).parents[1], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
 _importing: ContextVar[bool] = ContextVar("importing", default=False)
 
 
@@ -88,44 +86,33 @@ def stamp(file: str) -> str:
     return blake2b(Path(file).read_bytes(), digest_size=6).hexdigest()
 
 
-def module_file(module: Any) -> str | None:
-    file = getattr(module, "__file__", None)
-    return os.path.abspath(file) if isinstance(file, str) else None
-
-
 def user_file(*parts: Any) -> str | None:
-    """Return the user's file that defines a class used in `parts`; None if there is no such file.
+    """Return the user's file that defines a class or global used in `parts`; None if there is no such file.
 
     Files of gradcost and of installed packages do not count. If there are several files, the caller's script is
     returned, or without it the file of the first part.
 
     Raises:
-        BadInput: a class was defined in an interactive session.
+        BadInput: it was defined in an interactive session.
     """
     files: dict[str, str] = {}
-    for cls in (cls for part in parts for cls in classes(part)):
-        file = source_file(cls)
+    for name, module in (origin for part in parts for origin in origins(part)):
+        file = users_file(sys.modules.get(module))
         if file is not None:
-            files[cls.__module__] = file
-        elif cls.__module__ == "__main__":
+            files[module] = file
+        elif module == "__main__":
             raise BadInput(
-                f"{cls.__name__} is defined in an interactive session, where worker processes cannot import it: put "
+                f"{name} is defined in an interactive session, where worker processes cannot import it: put "
                 "it in a .py file and import that."
             )
     return files.get("__main__") or next(iter(files.values()), None)
 
 
-def source_file(thing: Any) -> str | None:
-    """Return the user's file that defines a class or function; None for gradcost and installed packages."""
-    file = module_file(sys.modules.get(getattr(thing, "__module__", None) or ""))
-    if file is None or not Path(file).is_file():
-        return None
-    return None if any(Path(file).is_relative_to(folder) for folder in _INSTALLED) else file
-
-
-def classes(part: Any) -> Iterator[type]:
-    """Yield the class of a value and, recursively, the classes of its fields or items."""
-    yield type(part)
+def origins(part: Any) -> Iterator[tuple[str, str]]:
+    """Yield (name, name of the module) of a value's class or global and, recursively, of its fields or items."""
+    if isinstance(part, Global):
+        yield part.name, part.module
+    yield type(part).__name__, type(part).__module__
     if is_dataclass(part):
         items = [getattr(part, field.name) for field in fields(part)]
     elif isinstance(part, Mapping):
@@ -133,17 +120,23 @@ def classes(part: Any) -> Iterator[type]:
     else:
         items = list(part) if isinstance(part, tuple | list) else []
     for item in items:
-        yield from classes(item)
+        yield from origins(item)
 
 
 def load_file(path: str) -> ModuleType:
-    """Import a Python file by its path, under a name that is the same in every process."""
+    """Import a Python file by its path, under a name that is the same in every process.
+
+    Its folder goes to the front of `sys.path`, as when Python runs the file. So it can import the files beside it.
+    """
     name = f"{PREFIX}{Path(path).stem}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise BadInput(f"{path} is not a Python file: its name must end in .py.")
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     return _execute(spec)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: data in three splits, a model and a loss. Subclass `Task` to train on other data.
+"""Tasks: data in three splits, a model and a loss. `from_loaders` makes one from your own model and loaders.
 
 `TASKS` maps the names on the command line to the tasks of this package.
 """
@@ -6,6 +6,7 @@
 from gradcost.tasks.architectures import Architecture, Cnn, Gpt, Logistic, Mlp
 from gradcost.tasks.charlm import CharLm
 from gradcost.tasks.digits import Digits
+from gradcost.tasks.loaders import LoaderTask, from_loaders
 from gradcost.tasks.mnist import Mnist
 from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
 
@@ -18,6 +19,7 @@ __all__ = [
     "Cnn",
     "Digits",
     "Gpt",
+    "LoaderTask",
     "Logistic",
     "Mlp",
     "Mnist",
@@ -26,5 +28,6 @@ __all__ = [
     "Splits",
     "Task",
     "cross_entropy",
+    "from_loaders",
     "score",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradcost.core.errors import BadInput
 from gradcost.core.isolation import eval_mode, seeded_generators
 from gradcost.core.key import Key
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
@@ -68,7 +69,8 @@ class Task(ABC):
 
     Class attributes:
     - `models`: maps the names of architectures on the command line to the architectures;
-    - `steps`: the default number of steps on the command line.
+    - `steps`: the default number of steps on the command line;
+    - `metric`: what ranks the runs. `score` returns a value of that name.
 
     Args:
         model: the architecture.
@@ -77,6 +79,7 @@ class Task(ABC):
 
     models: ClassVar[dict[str, Architecture]]
     steps: ClassVar[int] = 2000
+    metric: ClassVar[Metric] = ACCURACY
     model: Architecture
     batch: int
 

@@ -1,17 +1,18 @@
-"""The training loop: a generator that takes one step per iteration, with any estimator."""
+"""The training loop: a generator that takes one step per iteration, with any estimator, for a loader or a task."""
 
 from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
-from gradcost.core.errors import Unsupported
+from gradcost.core.batches import Batches
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
@@ -75,19 +76,42 @@ class StepResult:
     key: Key
 
 
+@overload
+def train(
+    objective: Objective,
+    loader: Iterable[Any],
+    estimator: Estimator,
+    optimizer: Optimizer,
+    key: Key = ...,
+    steps: int | None = None,
+    resume: Path | None = None,
+    *,
+    log: StepLog | None = None,
+) -> Iterator[StepResult]: ...
+
+
+@overload
 def train(
     task: Trainable,
     estimator: Estimator,
     optimizer: Optimizer,
-    key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
+    key: Key = ...,
     steps: int | None = None,
     resume: Path | None = None,
+    *,
     log: StepLog | None = None,
-) -> Iterator[StepResult]:
-    """Train a task's model; yield after each step.
+) -> Iterator[StepResult]: ...
 
-    - `key.fold("init")` sets the initial weights, `key.fold("data")` the order of the data, `key.fold("step", t)`
-      the randomness of step t. Two estimators trained with one key get equal initial weights, batches and step keys.
+
+def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
+    """Train a model; yield after each step.
+
+    Two forms: `train(objective, loader, estimator, optimizer)` for a loop of one's own, and
+    `train(task, estimator, optimizer)`, where the task makes the model and the batches from the key.
+
+    - `key.fold("data")` sets the order of the data, `key.fold("step", t)` the randomness of step t. With a task,
+      `key.fold("init")` sets the initial weights. Two estimators trained with one key get equal batches and step
+      keys.
     - Each parameter moves and its gradient is freed before the next parameter's gradient is computed. The whole
       gradient never exists.
     - Estimators change no buffer. If a forward pass of the model changes buffers or attributes (BatchNorm's running
@@ -97,11 +121,19 @@ def train(
       loss, and a `Note` is issued once. Training continues; stop the loop to end it.
 
     Args:
+        arguments: the values below, in the order of one of the two forms, then `key`, `steps` and
+            `resume`; `log` is given by name.
+        options: the same by name.
+        objective: the model, which is trained in place, and its loss.
+        loader: a DataLoader, a list of batches, or another iterable of batches. The key determines the order of a
+            DataLoader with `shuffle=True`; torch's own generator is neither read nor changed. Batches are passed to
+            the loss as they are, so they must be on the model's device.
         task: the model, loss and batches, such as `tasks.Digits()`. Any object with the methods of `Trainable`.
         estimator: how each gradient is obtained, such as `mezo()`.
         optimizer: how parameters move, such as `SGD(0.1)`.
         key: the only source of randomness.
-        steps: total number of steps, including those taken before `resume` was written. None: no end.
+        steps: total number of steps, including those taken before `resume` was written. None: one pass over the
+            loader; with a task, no end.
         resume: path of a file that `training.checkpoint.write` writes. If the file exists, training continues from
             it, with the same bits as an uninterrupted run. If not, or if None, training starts at step 0.
         log: write each step to this file, before the weights move. The estimator must be `replayable`. If the file
@@ -111,23 +143,103 @@ def train(
     Raises:
         Unsupported: the estimator cannot be used with this model, loss and batch, or its gradients cannot be logged.
             No weight has changed.
-        BadInput: the file `resume` is not a training checkpoint of this model, or `log` is not a log of this run.
+        BadInput: an argument has the wrong type, the loader yields no batch or can be read only once, the file
+            `resume` is not a training checkpoint of this model, or `log` is not a log of this run.
         Exception: the loss raised it. The weights are those after the last complete step. With backprop, parameters
             that the interrupted backward pass had already reached have moved.
     """
-    objective = task.objective(key.fold("init"))
-    first = task.batch_at(key.fold("data"), 0)
-    objection = estimator.objection(objective, first)
-    if objection is not None:
-        raise Unsupported(objection)
-    train_state = TrainState(objective, estimator, optimizer)
-    if resume is not None and resume.exists():
-        objective.prepare(first, key)  # finds modules outside of the model: the file may contain their buffers
-        checkpoint.read(resume, train_state)
-    if log is not None:
-        _open_log(log, train_state, {"task": repr(task), "key": key.seed})
+    is_loop = "objective" in options or (bool(arguments) and isinstance(arguments[0], Objective))
+    if is_loop and isinstance((*arguments, None, None)[1], Estimator):
+        raise BadInput("the loader is missing: write train(objective, loader, estimator, optimizer).")
+    return (_train_objective if is_loop else _train_task)(*arguments, **options)
+
+
+def _train_objective(
+    objective: Objective,
+    loader: Iterable[Any],
+    estimator: Estimator,
+    optimizer: Optimizer,
+    key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
+    steps: int | None = None,
+    resume: Path | None = None,
+    *,
+    log: StepLog | None = None,
+) -> Iterator[StepResult]:
+    _require_types(estimator, optimizer, key)
+    batches = Batches(loader)
+    if steps is None:
+        if not hasattr(loader, "__len__"):
+            raise BadInput(f"a {type(loader).__name__} has no length, so one pass has no known end: give steps.")
+        steps = len(loader)  # type: ignore[arg-type]
+    data = key.fold("data")
+    start = _Start(objective, estimator, optimizer, key, resume, log, f"a loop over a {type(loader).__name__}")
+    return _steps(start, lambda step: batches.at(data, step), steps)
+
+
+def _train_task(
+    task: Trainable,
+    estimator: Estimator,
+    optimizer: Optimizer,
+    key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
+    steps: int | None = None,
+    resume: Path | None = None,
+    *,
+    log: StepLog | None = None,
+) -> Iterator[StepResult]:
+    for method in ("objective", "batch_at"):
+        if not hasattr(task, method):
+            raise BadInput(
+                f"{type(task).__name__} is neither an Objective nor a task: write train(objective, loader, "
+                "estimator, optimizer) with objective = Objective(model, loss)."
+            )
+    _require_types(estimator, optimizer, key)
+    objective, data = task.objective(key.fold("init")), key.fold("data")
+    start = _Start(objective, estimator, optimizer, key, resume, log, repr(task))
+    return _steps(start, lambda step: task.batch_at(data, step), steps)
+
+
+def _require_types(estimator: Any, optimizer: Any, key: Any) -> None:
+    if not isinstance(estimator, Estimator):
+        raise BadInput(f"the estimator is {estimator!r}: give one such as gradcost.mezo().")
+    if not isinstance(optimizer, Optimizer):
+        hint = "gradcost.SGD(0.1) or gradcost.AdamW(1e-3), which are torch's optimizers applied leaf by leaf"
+        raise BadInput(f"the optimizer is a {type(optimizer).__name__}: give {hint}.")
+    if not isinstance(key, Key):
+        raise BadInput(f"the key is {key!r}: write gradcost.Key({key if isinstance(key, int) else 0}).")
+
+
+class _Start(NamedTuple):
+    """What a training starts with. task: names the task in a log."""
+
+    objective: Objective
+    estimator: Estimator
+    optimizer: Optimizer
+    key: Key
+    resume: Path | None
+    log: StepLog | None
+    task: str
+
+    def train_state(self, first: Any) -> TrainState:
+        """Return the state before the first step of this call; `first` is the first batch."""
+        objection = self.estimator.objection(self.objective, first)
+        if objection is not None:
+            raise Unsupported(objection)
+        train_state = TrainState(self.objective, self.estimator, self.optimizer)
+        if self.resume is not None and self.resume.exists():
+            self.objective.prepare(
+                first, self.key
+            )  # finds modules outside of the model: the file may hold their buffers
+            checkpoint.read(self.resume, train_state)
+        if self.log is not None:
+            _open_log(self.log, train_state, {"task": self.task, "key": self.key.seed})
+        return train_state
+
+
+def _steps(start: _Start, batch_of: Callable[[int], Any], steps: int | None) -> Iterator[StepResult]:
+    objective, key = start.objective, start.key
+    train_state = start.train_state(batch_of(0))
     for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
-        batch = task.batch_at(key.fold("data"), number)
+        batch = batch_of(number)
         step_key = key.fold("step", number)
         result = train_state.step(batch, step_key)
         yield StepResult(number, objective, result.loss, result.slopes, result.clipped, train_state, batch, step_key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,19 @@ class Optimizer(ABC):
         Returns:
             An optimizer with the constant learning rate `lr`. The caller applies the decay.
         """
+
+
+def with_rate(optimizer: Optimizer, lr: float) -> Optimizer:
+    """Return an optimizer with another learning rate; for `Master` and `StochasticallyRounded` that of the inner one.
+
+    Args:
+        optimizer: any optimizer.
+        lr: the learning rate.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):
+        return replace(optimizer, optimizer=with_rate(inner, lr))  # type: ignore[type-var]
+    return replace(optimizer, lr=lr)  # type: ignore[type-var]
 
 
 def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:

@@ -267,5 +267,5 @@ def weights_digest(objective: Objective) -> bytes:
     """Return a digest of the bits of the trainable parameters."""
     found = blake2b(digest_size=16)
     for leaf in objective.leaves:
-        found.update(leaf.parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(leaf.parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.digest()

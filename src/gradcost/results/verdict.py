@@ -1,0 +1,96 @@
+"""The verdict of a study, by its metric: the accuracy (`recommendation`), or any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+
+from gradcost.core.metric import Metric
+from gradcost.results import recommendation
+from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy
+from gradcost.results.records import Results, StudyRecord
+from gradcost.results.summary import MethodSummary, metric_text, summarise
+from gradcost.results.wording import count, listed, number, size
+
+
+def verdict(results: Results) -> str:
+    """Recommend a method, and compare it with the best method of the other kind.
+
+    The two kinds are methods with the exact gradient of a batch, and methods with an estimated gradient.
+
+    Args:
+        results: from `read`.
+    Returns:
+        One or more sentences; if no method can be recommended, the reason.
+    """
+    return " ".join(sentences(results))
+
+
+def choose(results: Results) -> Recommendation | None:
+    """Return the method to use, by the study's metric; None if no method can be recommended."""
+    return recommendation.choose(*_by_score(results))
+
+
+def sentences(results: Results) -> list[str]:
+    """Return the sentences of the verdict."""
+    metric = results.study.metric
+    if metric.is_accuracy:
+        return recommendation.sentences(results)
+    rows, study = _by_score(results)
+    choice = recommendation.choose(rows, study)
+    if choice is None:
+        return recommendation.sentences(results)
+    row, known = choice.row, [_use(choice, metric)]
+    others = candidates(other for other in rows if other.exact is not row.exact)
+    if others:
+        known.append(_other(max(others, key=lambda other: penalized_accuracy(other, study)), choice, metric))
+    if row.seeds + row.diverged < 2 and len(rows) > 1:
+        return [
+            "Nothing can be said yet, from one seed per method: six seeds can show a difference (--seeds 6). So far:",
+            *known,
+        ]
+    return known
+
+
+def _by_score(results: Results) -> tuple[list[MethodSummary], StudyRecord]:
+    """Return the rows with scores as accuracies, and the study. A diverged run is as bad as the worst other one."""
+    rows, study = summarise(results), results.study
+    if study.metric.is_accuracy:
+        return rows, study
+    worst = min((x for row in rows for x in row.scores if isfinite(x)), default=None)
+    return [replace(row, accuracy=row.score, accuracies=row.scores) for row in rows], replace(study, chance=worst)
+
+
+def _use(choice: Recommendation, metric: Metric) -> str:
+    row = choice.row
+    memory = "" if row.peak_bytes is None else f" in {size(row.peak_bytes)} beyond the weights"
+    text = f"Use {row.method}: {_result(row, metric)}{memory}"
+    if choice.alike:
+        names = [f"{other.method} ({_median(other, metric)})" for other in choice.alike[:3]]
+        more = [count(len(choice.alike) - 3, "other")] if len(choice.alike) > 3 else []
+        text += f"; within the interval of the best: {listed(names + more)}"
+    return f"{text}."
+
+
+def _other(row: MethodSummary, choice: Recommendation, metric: Metric) -> str:
+    kind = "with the exact gradient" if row.exact else "with an estimated gradient"
+    memory = "" if row.peak_bytes is None else f" in {size(row.peak_bytes)}"
+    time = ""
+    if row.ms is not None and choice.row.ms is not None and not (row.doubt or choice.row.doubt):
+        time = f", {number(row.ms)} ms per step instead of {number(choice.row.ms)}"
+    return f"The best method {kind} is {row.method}: {_result(row, metric)}{memory}{time}."
+
+
+def _median(row: MethodSummary, metric: Metric) -> str:
+    return metric.text(row.score.median) if row.score is not None else "no score"
+
+
+def _result(row: MethodSummary, metric: Metric) -> str:
+    """Such as: test perplexity 12.31 [12.1, 12.6] (1 of 6 seeds diverged)."""
+    assert row.score is not None
+    text = f"test {metric.name} {metric_text(row.score, metric)}"
+    text += " (one seed, no interval)" if row.score.n == 1 else ""
+    missing = row.planned - row.seeds - row.diverged
+    seeds = count(row.planned, "seed")
+    notes = [f"{n} of {seeds} {fate}" for n, fate in ((row.diverged, "diverged"), (missing, "missing")) if n > 0]
+    return f"{text} ({listed(notes)})" if notes else text

@@ -1,0 +1,134 @@
+"""Metrics over the batches of a loader: the loss, its exponential, the accuracy, or a function of the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput
+from gradcost.core.pytree import batch_size
+
+NAMED = {"loss": True, "perplexity": True, "accuracy": False}  # whether smaller values are better
+IGNORED = -100  # the target that torch's cross-entropy and transformers ignore
+
+
+class Measure:
+    """The mean loss and metric over batches. A mean is over examples; the accuracy is over targets.
+
+    Args:
+        name: the name of the metric.
+        function: metric(model, batch); None for a metric in `NAMED`.
+        loss: loss(model, batch).
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any] | None, loss: Callable[..., Any]) -> None:
+        self.name, self.function, self.loss = name, function, loss
+        self._examples = 0
+        self._loss = self._metric = 0.0
+        self._right = self._targets = 0
+
+    def add(self, model: nn.Module, batch: Any) -> None:
+        """Add a batch. Call it in evaluation mode, without gradient."""
+        count = _examples(batch)
+        self._examples += count
+        self._loss += count * float(self.loss(model, batch))
+        if self.function is not None:
+            self._metric += count * _scalar(self.function(model, batch), self.name)
+        elif self.name == "accuracy":
+            right, targets = correct(model, batch)
+            self._right, self._targets = self._right + right, self._targets + targets
+
+    def result(self) -> dict[str, float]:
+        """Return {"loss": ..., name: ...}; for an accuracy also "targets" and "of", the number of targets.
+
+        Raises:
+            BadInput: no batch was added.
+        """
+        if not self._examples:
+            raise BadInput("an empty split has no score: give at least one batch.")
+        loss = self._loss / self._examples
+        if self.function is not None:
+            return {"loss": loss, self.name: self._metric / self._examples}
+        if self.name == "accuracy":
+            accuracy = self._right / max(self._targets, 1)
+            return {"loss": loss, "accuracy": accuracy, "targets": self._targets, "of": self._targets}
+        return {"loss": loss} | ({"perplexity": _exp(loss)} if self.name == "perplexity" else {})
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _examples(batch: Any) -> int:
+    try:
+        return batch_size(batch)
+    except BadInput:
+        return 1
+
+
+def _scalar(x: Any, name: str) -> float:
+    if isinstance(x, Tensor) and x.numel() != 1:
+        raise BadInput(
+            f"{name} returned a tensor of shape {tuple(x.shape)}: return one number, the mean over examples."
+        )
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise BadInput(f"{name} returned {type(x).__name__}: return one number, the mean over examples.") from None
+
+
+def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
+    """Return the number of correct predictions and of targets. Targets of -100 are ignored.
+
+    Args:
+        model: maps x to logits of shape (..., classes); or a model of transformers, whose output has `logits`.
+        batch: (x, y), or a mapping with "labels". y and labels: whole numbers of shape (...).
+    Raises:
+        BadInput: the batch or the output has another form.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        output = model(**batch)
+        logits, targets = getattr(output, "logits", output), batch["labels"]
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        logits, targets = model(batch[0]), batch[1]
+    else:
+        raise BadInput(
+            'the accuracy is known for batches (x, y) and for dictionaries with "labels". For another batch give a '
+            "function metric(model, batch) and lower_is_better=False."
+        )
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape or targets.is_floating_point():
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadInput(
+            f"the accuracy needs logits of shape (..., classes) and whole-number targets of shape (...), not {shape} "
+            f"and {tuple(targets.shape)} of {targets.dtype}. Give a function metric(model, batch) and "
+            "lower_is_better=False."
+        )
+    counted = targets != IGNORED
+    return int(((logits.argmax(-1) == targets) & counted).sum()), int(counted.sum())
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return `model(**batch).loss` for a mapping, and the mean cross-entropy of `model(x)` for (x, y) with classes.
+
+    Args:
+        model: a model of transformers, or one that returns logits of shape (..., classes).
+        batch: a mapping with all arguments of the model, or (x, y) with whole-number targets.
+    Raises:
+        BadInput: the loss of such a batch is not known.
+    """
+    if isinstance(batch, Mapping):
+        loss = getattr(model(**batch), "loss", None)
+        if loss is None:
+            raise BadInput(f"the output of {type(model).__name__} has no `loss`. Add labels to the batch.")
+        return loss
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        x, y = batch
+        if not y.is_floating_point():
+            return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+    raise BadInput(
+        "no loss is known for this batch: it is neither a dictionary nor (x, y) with whole-number targets."
+    )
