@@ -81,8 +81,9 @@ def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
             f"{given[0]} is for a model of your own, not for {with_what}: write --model FILE.py:MAKE "
             "--data FILE.py:LOADERS."
         )
-    task, *others = spec.task(options.task or "digits", options.model)
-    return with_batch(task, options.batch, options.task or "digits"), *others
+    name = options.task or "digits"
+    task, task_name, model_name, file = spec.task(name, options.model)
+    return with_batch(task, options.batch, name), task_name, model_name, file
 
 
 def _exit_interrupted(printer: EventPrinter) -> NoReturn:

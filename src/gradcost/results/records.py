@@ -293,7 +293,7 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
         "target": None,
     }
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
-    stated["metric"] = Metric(stated.get("metric", ACCURACY.name), bool(stated.get("lower_is_better")))
+    stated["metric"] = Metric(str(stated.get("metric", ACCURACY.name)), bool(stated.get("lower_is_better")))
     return _make(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
 
 

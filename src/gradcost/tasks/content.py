@@ -42,7 +42,7 @@ def _sample(loader: Any) -> Iterable[Any]:
     """Yield the settings and the part of the data that identify a loader."""
     if isinstance(loader, Sequence):
         return [len(loader), *(loader[i] for i in _spaced(len(loader), BATCHES))]
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         settings = [len(dataset), getattr(loader, "batch_size", None), getattr(loader, "drop_last", None)]
         return [*settings, *(dataset[i] for i in _spaced(len(dataset), EXAMPLES))]
