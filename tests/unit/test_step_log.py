@@ -86,12 +86,12 @@ def test_the_log_continues_a_training_checkpoint_that_is_older(tmp_path: Path):
         if step.number == 1:
             checkpoint.write(tmp_path / "at", step.train_state)
     expected = run(mezo(1e-3), Adam(0.01), 6, None)
-    resumed = list(train(TASK, mezo(1e-3), Adam(0.01), KEY, 6, tmp_path / "at", log))
+    resumed = list(train(TASK, mezo(1e-3), Adam(0.01), KEY, 6, tmp_path / "at", log=log))
     assert [step.number for step in resumed] == [5]
     assert weights_digest(resumed[0].objective) == expected[6]
     log.path.unlink()
     with pytest.raises(BadInput, match="has 0 steps, but 2 are taken"):
-        next(train(TASK, mezo(1e-3), Adam(0.01), KEY, 6, tmp_path / "at", log))
+        next(train(TASK, mezo(1e-3), Adam(0.01), KEY, 6, tmp_path / "at", log=log))
 
 
 def test_two_branches_from_one_step_have_the_same_weights_before_it(tmp_path: Path):
