@@ -335,6 +335,6 @@ def lint(facts: Iterable[Fact | MethodDesign | Statement]) -> list[Finding]:
 
 
 def unchecked(facts: Iterable[Fact | MethodDesign | Statement]) -> list[Rule]:
-    """Return the rules that could not be checked, because no fact of their kind is known; E207 is for publications."""
+    """Return the rules that could not be checked, as no fact of their kind is known. E207 is for publications."""
     kinds = {Statement, *(type(fact) for fact in facts)}
     return [rule for rule in RULES if rule.kind not in kinds]
