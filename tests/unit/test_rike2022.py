@@ -469,7 +469,7 @@ def test_the_command_runs_the_rows_once_and_writes_the_page_from_their_records(t
     assert (output["ran"], output["published"]) == (6, False)
     assert [row["row"] for row in output["rows"]["as published"]] == [row.name for row in rows("nn")]
     assert {row["z"] for row in output["rows"]["as published"]} == {"-"}
-    assert set(output["claims"].values()) == {"inconclusive (reduced scale)"}
+    assert set(output["claims"].values()) <= {"inconclusive (reduced scale)", "inconclusive (not run)"}
     again = reproduce(tmp_path, *options, "--records", "--page", "page.md")
     assert again.returncode == 0, again.stderr
     assert "another task or another number of epochs" in again.stdout
