@@ -197,7 +197,9 @@ def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():
 
 def test_a_learning_rate_of_which_one_run_diverged_is_the_worst():
     def run(lr: float, seed: int, accuracy: float | None) -> TrialRecord:
-        status, score = ("diverged", None) if accuracy is None else ("finished", Scores(1 - accuracy, accuracy))
+        status, score = (
+            ("diverged", None) if accuracy is None else ("finished", Scores(1 - accuracy, accuracy, score=accuracy))
+        )
         return TrialRecord(f"{lr} {seed}", "a", "", "", "confirm", lr, seed, status, 10, validation=score)
 
     runs = [run(0.1, 1, 0.9), run(0.1, 2, None), run(0.01, 1, 0.5), run(0.01, 2, 0.7), run(1.0, 1, None)]
@@ -210,7 +212,7 @@ def test_a_learning_rate_of_which_one_run_diverged_is_the_worst():
 
 def test_a_rate_is_chosen_by_the_mean_over_its_tuning_and_confirming_seeds():
     def run(lr: float, phase: str, seed: int, accuracy: float) -> TrialRecord:
-        score = Scores(1 - accuracy, accuracy)
+        score = Scores(1 - accuracy, accuracy, score=accuracy)
         return TrialRecord(f"{lr}{phase}{seed}", "a", "", "", phase, lr, seed, "finished", 10, validation=score)
 
     tuned = [run(0.1, "tune", 0, 0.90), run(0.01, "tune", 0, 0.70), run(1.0, "tune", 0, 0.95)]

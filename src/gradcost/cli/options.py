@@ -206,15 +206,24 @@ class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
     paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Rows of its table to run, by model: nn.")] = "nn"
-    epochs: Annotated[float, typer.Option(help="Epochs of each run; may be a fraction.")] = 50.0
+    rows: Annotated[str, typer.Option(help="Rows of its table to run: nn, cnn or cifar10.")] = "nn"
+    protocol: Annotated[
+        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
+    ] = "paper"
+    epochs: Annotated[
+        float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
+    ] = None
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    uncapped: Annotated[
+        bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
+    ] = False
+    points: Annotated[int, typer.Option(min=1, help="Points of each curve of the training loss.")] = 200
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
     tuning_points: Annotated[int, typer.Option(min=1, help="With --tuned: learning rates in a row's grid.")] = 5
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    task: Annotated[str, typer.Option(help="Task to train on. To try the command: digits.")] = "mnist"
+    task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
@@ -223,7 +232,9 @@ class ReproduceOptions:
         Path | None, typer.Option(help="Also write a Markdown page with the reproduced and other numbers.")
     ] = None
     as_json: Json = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs; start none.")] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and their hours, from a few timed steps; start none.")
+    ] = False
     records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False
 
 

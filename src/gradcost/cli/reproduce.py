@@ -11,10 +11,14 @@ from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
+from gradcost.core.units import number
+from gradcost.papers.claims import outcome
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
-from gradcost.papers.rike2022.verdicts import is_published_setup, row_results
+from gradcost.papers.rike2022.claims import claims
+from gradcost.papers.rike2022.protocols import PROTOCOLS
+from gradcost.papers.rike2022.runs import is_published_setup, row_results
 from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
@@ -23,17 +27,17 @@ PAPERS = {"rike2022": rike2022.TITLE}
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
-    """Run or resume the rows of a paper, print a verdict on each number, and return the exit code."""
+    """Run or resume the rows of a paper, print the verdict on each claim, and return the exit code."""
     if options.paper not in PAPERS:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
-    folder = options.output or RUNS / f"{options.paper}-{options.rows}"
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
+    folder = options.output or _default_folder(options)
     with EventPrinter() as printer:
         if not options.records:
             run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
@@ -42,33 +46,49 @@ def reproduce_paper(options: ReproduceOptions) -> int:
     results, table = read(folder), rike2022.rows(options.rows)
     if options.page is not None:
         options.page.parent.mkdir(parents=True, exist_ok=True)
-        options.page.write_text(rike2022_page.page(results, table, _command(options)), encoding="utf-8")
+        text = rike2022_page.page(results, table, _command(options), folder.name)
+        options.page.write_text(text, encoding="utf-8")
     _show(results, table, folder, printer.ran, options)
     return 1 if printer.failed else 0
 
 
+def _default_folder(options: ReproduceOptions) -> Path:
+    return RUNS / f"{options.paper}-{options.rows}{'' if options.protocol == 'paper' else '-as-run'}"
+
+
 def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
-    models = rike2022_study.MODELS
-    if options.rows not in models:
-        raise BadInput(
-            f"the rows {options.rows!r} cannot be run.{spec.hint(options.rows, models)} Rows: {', '.join(models)}; "
-            "the CNN rows would take days on a CPU."
-        )
-    if options.task not in TASKS:
-        raise BadInput(
-            f"there is no task {options.task!r}.{spec.hint(options.task, TASKS)} Tasks: {', '.join(TASKS)}."
-        )
-    tuning = rike2022_study.Tuning(options.tuning_points, epochs=options.tuned_epochs) if options.tuned else None
-    task = TASKS[options.task](model=models[options.rows], batch=rike2022.BATCH)  # type: ignore[call-arg]
-    return rike2022_study.Reproduction(options.rows, options.epochs, options.seeds, tuning, task)
+    for option, name, known in (
+        ("rows", options.rows, rike2022_study.MODELS),
+        ("protocol", options.protocol, PROTOCOLS),
+        ("task", options.task, {None, *TASKS}),
+    ):
+        if name not in known:
+            others = [other for other in known if other is not None]
+            near = spec.hint(str(name), dict.fromkeys(others))
+            raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
+    return rike2022_study.Reproduction(
+        group=options.rows,
+        epochs=_epochs(options),
+        seeds=options.seeds,
+        protocol=PROTOCOLS[options.protocol],
+        tuning=rike2022_study.Tuning(options.tuning_points, epochs=options.tuned_epochs) if options.tuned else None,
+        uncapped=options.uncapped,
+        points=options.points,
+        task=rike2022_study.task_of(options.rows, options.task),
+    )
+
+
+def _epochs(options: ReproduceOptions) -> float:
+    return float(rike2022.rows(options.rows)[0].epochs) if options.epochs is None else options.epochs
 
 
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
-    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows]
-    words += ["--epochs", f"{options.epochs:g}", "--seeds", str(options.seeds)]
-    if options.task != "mnist":
-        words += ["--task", options.task]
+    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--protocol", options.protocol]
+    words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds)]
+    words += ["--task", options.task] if options.task is not None else []
+    words += ["--uncapped"] if options.uncapped else []
+    words += ["--points", str(options.points)] if options.points != ReproduceOptions.points else []
     if options.tuned:
         words += ["--tuned", "--tuning-points", str(options.tuning_points)]
         if options.tuned_epochs is not None:
@@ -78,39 +98,43 @@ def _command(options: ReproduceOptions) -> str:
 
 
 def _show_dry_run(reproduction: rike2022_study.Reproduction) -> None:
-    stage = next(reproduction.study.trials())
+    stage = reproduction.first_stage()
     console.show(f"{reproduction.study.question}: {len(stage)} runs of {reproduction.steps:,} steps.")
-    if (tuning := reproduction.tuning) is not None:
-        runs = len(rike2022.rows(reproduction.model)) * (tuning.points + tuning.more + reproduction.seeds)
-        console.show(f"Then the same rows with equal tuning: {runs} more.")
+    further = sum(runs for _, runs, _ in reproduction.further_runs())
+    if further:
+        console.show(f"Then the same rows with equal tuning: {further} more.")
     rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in stage]
     console.show_table(["row", "gradient", "optimizer", "seed"], rows, left=True)
+    hours = reproduction.hours()
+    console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
 
 
 def _show(
     results: Results, table: tuple[rike2022.TableRow, ...], folder: Path, ran: int, options: ReproduceOptions
 ) -> None:
     published = is_published_setup(results, table)
-    parts = [
-        ("as published", row_results(results, table), published),
-        ("tuned alike", row_results(results, table, rike2022.TUNED_SUFFIX), False),  # the paper has no such runs
-    ]
-    tables = [
-        (part, rike2022_page.table_rows(rows, has_verdicts))
-        for part, rows, has_verdicts in parts
+    parts = {
+        "as published": row_results(results, table),
+        "tuned alike": row_results(results, table, rike2022.TUNED_SUFFIX),
+    }
+    tables = {
+        part: rike2022_page.table_rows(rows, part == "as published" and published)
+        for part, rows in parts.items()
         if any(row.runs for row in rows)
-    ]
+    }
+    found = [[claim.name, outcome(claim, shown)] for claim, shown in claims(results, table, "-", folder.name)]
     if options.as_json:
-        by_part = {
-            part: [dict(zip(rike2022_page.HEADERS, row, strict=True)) for row in rows] for part, rows in tables
-        }
-        print(json.dumps({"folder": str(folder), "ran": ran, "published": published, "rows": by_part}, indent=2))
+        headers = rike2022_page.HEADERS
+        by_part = {part: [dict(zip(headers, row, strict=True)) for row in rows] for part, rows in tables.items()}
+        shown = {"folder": str(folder), "ran": ran, "published": published, "rows": by_part, "claims": dict(found)}
+        print(json.dumps(shown, indent=2))
         return
-    for part, rows in tables:
+    for part, rows in tables.items():
         console.show(part, bold=True)
         console.show_table(list(rike2022_page.HEADERS), rows)
+    console.show_table(["claim", "verdict"], found, left=True)
     if not published:
-        console.show("No verdicts: these runs use another task or another number of epochs than the paper.")
+        console.show("These runs use another task or another number of epochs than the paper.")
     if options.page is not None:
         console.show(f"page     {os.fspath(options.page)}")
     console.show(RESUME)

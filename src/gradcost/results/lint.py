@@ -31,6 +31,7 @@ from gradcost.results.facts import (
     TuningWinners,
     UseOfTestSet,
 )
+from gradcost.results.publication import Statement, contradicted_statements
 from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
@@ -232,6 +233,7 @@ RULES = (
         comparability.different_settings,
         "Give all methods one task, model, batch and optimizer, or compare within those that share them.",
     ),
+    Rule("E207", "statement", Statement, contradicted_statements, "Correct the text, or run what it states."),
     Rule("E301", "subset", ScoreCoverage, partial_scores, "Score the whole split, each example once."),
     Rule(
         "E302",
@@ -269,11 +271,7 @@ RULES = (
         "Try rates between the winner and the one that diverged: the best may lie there.",
     ),
     Rule(
-        "W103",
-        "sparser grid",
-        MethodDesign,
-        comparability.sparser_grids,
-        "Tune all methods on equally dense grids.",
+        "W103", "sparser grid", MethodDesign, comparability.sparser_grids, "Tune all methods on equally dense grids."
     ),
     Rule(
         "W104",
@@ -327,7 +325,7 @@ RULES = (
 )
 
 
-def lint(facts: Iterable[Fact | MethodDesign]) -> list[Finding]:
+def lint(facts: Iterable[Fact | MethodDesign | Statement]) -> list[Finding]:
     """Check the facts of a study.
 
     Args:
@@ -343,7 +341,7 @@ def lint(facts: Iterable[Fact | MethodDesign]) -> list[Finding]:
     ]
 
 
-def unchecked(facts: Iterable[Fact | MethodDesign]) -> list[Rule]:
-    """Return the rules that could not be checked, because no fact of their kind is known."""
-    kinds = {type(fact) for fact in facts}
+def unchecked(facts: Iterable[Fact | MethodDesign | Statement]) -> list[Rule]:
+    """Return the rules that could not be checked, as no fact of their kind is known. E207 is for publications."""
+    kinds = {Statement, *(type(fact) for fact in facts)}
     return [rule for rule in RULES if rule.kind not in kinds]

@@ -10,6 +10,8 @@ from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
 from gradcost.training.optimizers import Optimizer
 
+POINTS = 200  # points of the curve of the training loss
+
 
 @value
 class Trial:
@@ -29,6 +31,7 @@ class Trial:
         seed: the seed of the run within its phase.
         target: a validation accuracy, or a value of the task's metric. The record contains the first evaluated step
             that reaches it. None: no target.
+        points: number of points of the curve of the training loss. Each is the mean loss since the previous point.
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
             hash of these reprs, so it would differ between processes.
@@ -42,6 +45,7 @@ class Trial:
     phase: str = "final"
     seed: int = 1
     target: float | None = 0.9
+    points: int = POINTS
 
     def __post_init__(self) -> None:
         for part in (self.task, self.estimator, self.optimizer):

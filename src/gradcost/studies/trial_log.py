@@ -19,7 +19,6 @@ EVALUATIONS = 20  # evenly spaced evaluations of the validation split in a final
 GROWTH = 1.25  # ratio of neighbouring steps of further evaluations: the resolution of the steps to a target
 CHECKS = 4  # evaluations in a tuning or confirming run, where only the last one counts
 SPIKES = 20  # largest number of recorded spikes; a run that diverges may have thousands
-POINTS = 200  # points of the loss curve; each is the mean loss since the previous point
 
 
 class TrialLog:
@@ -34,7 +33,7 @@ class TrialLog:
         self.splits = trial.task.splits()
         self.metric = task_metric(trial.task)
         self.evaluated = evaluated_steps(trial.steps, trial.phase)
-        self.record_every = max(1, trial.steps // POINTS)
+        self.record_every = max(1, trial.steps // trial.points)
         names = ("step", "loss", "slope", "validation_step", "validation_loss", "validation_accuracy")
         names += () if self.metric.is_accuracy else ("validation_score",)
         self.curve: dict[str, list[Any]] = {name: [] for name in names}

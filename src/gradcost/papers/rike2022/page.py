@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isinf
+from math import inf, isinf
 
-from gradcost.papers.rike2022.table import (
-    ASSUMPTIONS,
-    PUBLISHED_FACTS,
-    STEPS_PER_EPOCH,
-    TITLE,
-    TUNED_SUFFIX,
-    TableRow,
-    counterpart,
-)
-from gradcost.papers.rike2022.verdicts import (
-    Metric,
-    RowResult,
-    Verdict,
-    is_published_setup,
-    row_results,
-    speedup,
-    verdict,
-)
+from gradcost.core.units import number
+from gradcost.papers.claims import Glance, claims_page, markdown_table
+from gradcost.papers.rike2022.claims import claims, free_runs, paired_runs, pairs
+from gradcost.papers.rike2022.differences import DIFFERENCES, PUBLISHED_FACTS
+from gradcost.papers.rike2022.printed import COMMIT, PRINTED, REPOSITORY
+from gradcost.papers.rike2022.protocols import AsStated, protocol_of
+from gradcost.papers.rike2022.runs import Metric, RowResult, is_published_setup, row_results
+from gradcost.papers.rike2022.speed import DEFINITIONS, Ratio, ratio, resolution
+from gradcost.papers.rike2022.table import TABLE, TITLE, TUNED_SUFFIX, TableRow
 from gradcost.results.records import Results, TrialRecord
 
-HEADERS = (
-    "row",
-    "paper",
-    "paper's metric",
-    "whole test set",
-    "accuracy",
-    "as the paper measured",
-    "on the whole set",
-)
+HEADERS = ("row", "Table 1", "printed, last ten", "paper's metric", "whole test set", "z", "accuracy")
 
 
 def format_loss(x: float | None) -> str:
@@ -56,144 +39,155 @@ def format_share(x: float | None) -> str:
     return "-" if x is None else f"{100 * x:.1f}%"
 
 
-def table_rows(results: Sequence[RowResult], published: bool) -> list[list[str]]:
+def format_ratio(found: Ratio | None) -> str:
+    """Format a ratio with its range: `22.0 [15.6, 27.5]`, or `at least 74` without an upper end, or `-` for None."""
+    if found is None:
+        return "-"
+    if found.high == inf:
+        return f"at least {number(found.low)}"
+    return f"{number(found.middle)} [{number(found.low)}, {number(found.high)}]"
+
+
+def table_rows(results: Sequence[RowResult], is_published: bool = True) -> list[list[str]]:
     """Return the cells of the table whose columns are HEADERS.
 
     Args:
-        results: the rows with their runs. The counterpart of each row must be among them.
-        published: whether the runs have the published setup. If False, every verdict is "none".
+        results: the rows with their runs.
+        is_published: whether the paper has such runs. If False, z is "-".
     """
     return [
-        [result.row.name, format_loss(result.row.loss), format_metric(result.last_batch_loss)]
-        + [format_metric(result.test_loss), format_share(result.accuracy)]
-        + [verdict.value for verdict in _verdicts(result, results, published)]
+        [result.row.name, format_loss(result.row.loss)]
+        + [f"{PRINTED[result.row.name].mean:.3f} ± {result.printed_error:.3f}"]
+        + [format_metric(result.last_batch_loss), format_metric(result.test_loss)]
+        + ["-" if result.z is None or not is_published else f"{result.z:+.1f}", format_share(result.accuracy)]
         for result in results
     ]
 
 
-def _verdicts(result: RowResult, results: Sequence[RowResult], published: bool) -> tuple[Verdict, Verdict]:
-    """Return two verdicts on a row: by the paper's metric, and by the mean over all test images."""
-    (rival,) = (candidate for candidate in results if candidate.row == counterpart(result.row))
-    return (
-        verdict(result.row, result.last_batch_loss, rival.last_batch_loss, published),
-        verdict(result.row, result.test_loss, rival.test_loss, published),
-    )
-
-
-def page(results: Results, table: Sequence[TableRow], command: str) -> str:
+def page(results: Results, table: Sequence[TableRow], command: str, folder: str) -> str:
     """Return the page as Markdown.
 
     Args:
         results: the records of a results folder.
         table: the rows of Table 1 to report.
-        command: the command that writes the page, shown at its top.
+        command: the command that writes the page.
+        folder: the name of the results folder.
     """
-    return "\n\n".join(_sections(results, table, command)) + "\n"
+    found = claims(results, table, command, f"`{folder}`")
+    title = "Rike and Førland 2022, Table 1: what reproduces"
+    return claims_page(title, _glance(results, table), found, list(_sections(results, table)))
 
 
-def _sections(records: Results, table: Sequence[TableRow], command: str) -> Iterator[str]:
-    """Yield the parts of the page, to be separated by blank lines."""
-    results, published = row_results(records, table), is_published_setup(records, table)
-    yield "# Rike and Førland 2022, Table 1: what reproduces"
-    yield f"*{TITLE}* (EPFL). This page is the output of\n\n    {command}"
-    yield _summary(results, published)
-    yield _markdown_table(HEADERS, table_rows(results, published))
-    yield _markdown_list(_explanation(results))
-    yield "## Claim by claim\n\n" + _markdown_list(_claims(results, published))
-    yield from _tuned_sections(records, table)
-    yield "## Rules of the verdicts\n\n" + _markdown_list(RULES)
-    yield "## Published facts and assumptions\n\n" + _markdown_list(PUBLISHED_FACTS)
-    yield "These details are not published, or not clear:\n\n" + _markdown_table(
-        ("detail", "assumed here"), [[assumption.detail, assumption.assumed] for assumption in ASSUMPTIONS]
+def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
+    stated = isinstance(protocol_of(records), AsStated)
+    others = "The other rows were not run" if len(table) < len(TABLE) else "All rows"
+    scope = (
+        f"*{TITLE}* (EPFL). {len(table)} of {len(TABLE)} rows of Table 1, **as the "
+        f"{'paper says' if stated else 'notebooks ran them'}**. {others}."
     )
+    if not is_published_setup(records, table):
+        scope += " These runs use another task or another number of epochs than the paper."
+    hours = sum(run.seconds or 0.0 for run in records.trials) / 3600
+    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items())
+    return Glance(scope, environment, hours)
+
+
+def _sections(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
+    """Yield the parts of the page after its claims."""
+    results = row_results(records, table)
+    yield "## The rows"
+    yield markdown_table(HEADERS, table_rows(results))
+    yield _markdown_list(_explanation(results))
+    yield from _zero_section(results)
+    yield from _speed_section(results)
+    yield from _cap_section(records, table)
+    yield from _tuned_sections(records, table)
+    yield from _difference_section(records)
     yield _setup(records, [run for result in results for run in result.runs])
 
 
-RULES = (
-    "Direction: the loss of backprop is below that of the forward gradient with the same optimizer, for every "
-    "seed that both have. The loss of a run that diverged is infinite.",
-    "Size: the published number is in the interval, after both ends move outwards by half of its last printed digit.",
-    '"direction and size" needs both, "direction only" needs the first; anything else is "not reproduced".',
-    '"none": a row or its counterpart was not run on MNIST for the published number of epochs.',
-)
-
-
-def _summary(results: Sequence[RowResult], published: bool) -> str:
-    """Return how many rows reproduce in direction and in size, by each of the two metrics."""
-    if not published:
-        return "**No verdicts: these runs use another task or another number of epochs than the paper.**"
-    by_last_batch, by_test_set = zip(*(_verdicts(result, results, published) for result in results), strict=True)
-
-    def count(verdicts: Sequence[Verdict], *wanted: Verdict) -> int:
-        return sum(verdict in wanted for verdict in verdicts)
-
-    size, direction = (Verdict.DIRECTION_AND_SIZE,), (Verdict.DIRECTION_AND_SIZE, Verdict.DIRECTION_ONLY)
-    return (
-        f"On the whole test set, the direction reproduces in {count(by_test_set, *direction)} of {len(results)} rows "
-        f"and the size in {count(by_test_set, *size)}. By the paper's metric, the direction reproduces in "
-        f"{count(by_last_batch, *direction)} and the size in {count(by_last_batch, *size)}. "
-        "The rules of the verdicts below define direction and size."
-    )
-
-
 def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
+    yield "Table 1: the published test loss, a mean over 16 images after the last epoch."
     yield (
-        "The paper's metric is the mean loss over the last batch of a shuffled pass over the test images: 16 of "
-        "10,000. In brackets: the 5% and 95% quantiles of this mean over 1,000 shuffles, for the same model."
+        "Printed, last ten: the mean of the last ten losses that the authors' notebooks print, with its standard "
+        "error. It is the larger one of two estimates: from the ten losses, and from the spread of our losses over "
+        "the test images, for 160 images."
     )
-    yield "Each training loss below is a mean over 1/200 of a run."
     yield (
-        'The column "whole test set" is the mean loss over all test images. In brackets: this mean minus and plus '
-        "1.96 standard errors."
+        "Paper's metric: the mean loss over the last batch of a shuffled pass over the test images, 16 of 10,000. In "
+        "brackets: the 5% and 95% quantiles of this mean over 1,000 shuffles, for the same model."
     )
-    yield "With several seeds: the median over seeds, and an interval from the lowest to the highest end."
+    yield (
+        "Whole test set: the mean loss over all test images. In brackets: this mean minus and plus 1.96 standard "
+        "errors. With several seeds: the median, and an interval from the lowest to the highest end."
+    )
+    yield (
+        "z: our mean loss on the whole test set less the mean of the last ten printed losses, in standard errors of "
+        "the difference. The claims above use the same printed mean and error."
+    )
     seeds = max((len(result.runs) for result in results), default=0)
+    if seeds == 1:
+        yield "Here: 1 seed per row, so the spread between seeds is unknown and no claim is decided."
+
+
+def _zero_section(results: Sequence[RowResult]) -> Iterator[str]:
+    shares = [
+        f"{result.row.name} {format_share(result.zero_share)}"
+        for result in results
+        if result.row.gradient == "backprop" and result.row.loss == 0 and result.zero_share is not None
+    ]
+    if shares:
+        yield "## Test loss 0.000"
+        yield f"Fraction of the shuffles for which the paper's metric prints as 0.000: {'; '.join(shares)}."
+
+
+def _speed_section(results: Sequence[RowResult]) -> Iterator[str]:
+    rows: list[list[str]] = []
+    points = {resolution(run) for result in results for run in result.runs}
+    for forward, backprop in pairs(results):
+        for ours, theirs in paired_runs(forward, backprop):
+            for definition in DEFINITIONS:
+                found = ratio(ours, theirs, definition)
+                steps = ["-", "-"] if found is None else [f"{found.forward:,}", f"{found.backprop:,}"]
+                rows.append([forward.row.name, str(ours.seed), definition.name, *steps, format_ratio(found)])
+    if not rows:
+        return
+    yield '## "Backprop converges 2 to 4 times faster", by four definitions'
+    yield markdown_table(("row", "seed", "converged at", "steps", "steps of backprop", "ratio"), rows)
+    steps = " or ".join(f"{each:,}" for each in sorted(points))
     yield (
-        f"Here: {seeds} seed{'' if seeds == 1 else 's'} per row. The interval of one seed does not show how much the "
-        "seeds differ."
+        f"Resolution: a point of a curve is the mean loss of {steps} steps. In brackets: the range of ratios "
+        "that agrees with the records. A fall starts at the loss of guessing, 2.303, and ends at the least loss of "
+        "the curve."
     )
 
 
-def _claims(results: Sequence[RowResult], published: bool) -> Iterator[str]:
-    """Yield a sentence on each claim of the paper and each row that tests it."""
-    by_row = {result.row: result for result in results}
-    if not published:
-        yield "These runs use another task or number of epochs than the paper, so they do not test its claims."
-    for forward in (result for result in results if result.row.gradient == "forward"):
-        backward = by_row[counterpart(forward.row)]
-        names = f"{backward.row.name} against {forward.row.name}"
-        if forward.test_loss is None or backward.test_loss is None:
-            yield f"{names}: not run."
-            continue
-        yield (
-            f'"Backprop beats forward gradients", {names}: test loss {format_loss(backward.test_loss.median)} '
-            f"against {format_loss(forward.test_loss.median)}, accuracy {format_share(backward.accuracy)} against "
-            f"{format_share(forward.accuracy)}."
-        )
-        yield f'"Backprop converges 2 to 4 times faster", {names}: {_speedup_clause(forward, backward)}'
-    for result in (result for result in results if result.row.gradient == "backprop"):
-        if result.test_loss is not None:
-            yield (
-                f'"Test loss 0.000", {result.row.name}: {format_share(result.zero_share)} of the shuffles give it. '
-                f"The loss over the whole test set is {format_loss(result.test_loss.median)}."
-            )
-    clipped = [(result.row.name, run.clip_rate) for result in results for run in result.runs]
-    rates = "; ".join(f"{name} {format_share(rate)}" for name, rate in clipped if rate is not None)
-    if rates:
-        yield f"Fraction of the directional derivatives that were clipped to [-1, 1]: {rates}."
-    yield '"Forward gradients explode without clipping", and the CNN and CIFAR-10 rows: not tested here.'
+def _cap_section(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
+    results = row_results(records, table)
+    rates = [(result.row.name, run.clip_rate) for result in results for run in result.runs]
+    texts = [f"{name} {format_share(rate)}" for name, rate in rates if rate is not None]
+    free = free_runs(records, table)
+    if not texts and not free:
+        return
+    yield "## The cap on the slope"
+    if texts:
+        yield f"Fraction of the slopes that the cap of 1 cut: {'; '.join(texts)}."
+    if not free:
+        yield "No row ran without the cap, so these records do not show whether the forward gradient explodes."
+        return
+    rows = [
+        [result.row.name, str(run.seed), run.status, f"{run.steps:,}", _largest(run)]
+        + [format_loss(None if run.test is None else run.test.loss)]
+        for result in free
+        for run in result.runs
+    ]
+    yield "Runs without a cap:"
+    yield markdown_table(("row", "seed", "status", "steps", "largest slope", "whole test set"), rows)
 
 
-def _speedup_clause(forward: RowResult, backward: RowResult) -> str:
-    """Return how much earlier backprop reaches the final training loss of the forward gradient."""
-    ratio = speedup(forward, backward)
-    if ratio is None:
-        return "unknown, because a run is missing or did not reach the loss."
-    factor, is_bound = ratio
-    return (
-        f"backprop reaches the final training loss of the forward gradient {'at least ' if is_bound else ''}"
-        f"{factor:.0f} times earlier, in steps."
-    )
+def _largest(run: TrialRecord) -> str:
+    largest = (run.slopes or {}).get("largest")
+    return "-" if largest is None else number(largest)
 
 
 def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
@@ -205,7 +199,7 @@ def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str
     yield (
         "Each row tries the same number of learning rates, around its published one; validation accuracy decides. "
         f"A tuning run is as long as its final run ({_length([run for result in results for run in result.runs])}) "
-        "and has the same clipping. Decay, momentum and betas are as published."
+        "and has the same cap. Decay, momentum and betas are those of the protocol."
     )
     rows = []
     for result in results:
@@ -220,23 +214,30 @@ def _tuned_sections(records: Results, table: Sequence[TableRow]) -> Iterator[str
             [result.row.name, f"{result.row.lr:g}", lr + (" (edge of the grid)" if is_edge else ""), str(len(rates))]
             + [format_metric(result.test_loss), format_share(result.accuracy)]
         )
-    yield _markdown_table(("row", "published lr", "tuned lr", "lrs tried", "whole test set", "accuracy"), rows)
+    yield markdown_table(("row", "published lr", "tuned lr", "lrs tried", "whole test set", "accuracy"), rows)
+
+
+def _difference_section(records: Results) -> Iterator[str]:
+    stated = isinstance(protocol_of(records), AsStated)
+    yield "## The paper and its code"
+    yield "Both agree on these:\n\n" + _markdown_list(PUBLISHED_FACTS)
+    yield "They differ, or the paper is silent, on these. Cells count from 0."
+    yield f"The code: {REPOSITORY}, commit {COMMIT}."
+    rows = [
+        [each.detail, each.paper or "not stated", each.code, each.where]
+        + [each.as_stated if stated else each.as_run or "as the notebooks"]
+        for each in DIFFERENCES
+    ]
+    yield markdown_table(("detail", "paper", "notebooks", "where", "these runs"), rows)
 
 
 def _setup(records: Results, runs: Sequence[TrialRecord]) -> str:
     """Return the section on the length of the runs, the task and the machine."""
-    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items())
-    return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{records.study.task}`. {environment}."
+    return f"## How it was run\n\nThe published rows: {_length(runs)}. Task: `{records.study.task}`."
 
 
 def _length(runs: Sequence[TrialRecord]) -> str:
-    steps = max((run.steps for run in runs), default=0)
-    return f"{steps:,} steps per run, {steps / STEPS_PER_EPOCH:.3g} epochs of MNIST"
-
-
-def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{max((run.steps for run in runs), default=0):,} steps per run"
 
 
 def _markdown_list(lines: Iterator[str] | Sequence[str]) -> str:

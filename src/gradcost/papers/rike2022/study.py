@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
-from gradcost.estimators.clipped import Clipped
-from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.presets import backprop, forward_gradient
-from gradcost.papers.rike2022 import last_batch
-from gradcost.papers.rike2022.last_batch import LastBatch
-from gradcost.papers.rike2022.table import BATCH, TUNED_SUFFIX, TableRow, rows
+from gradcost.estimators.presets import forward_gradient
+from gradcost.papers.rike2022 import tasks
+from gradcost.papers.rike2022.protocols import AsStated, Protocol
+from gradcost.papers.rike2022.table import BATCH, TUNED_SUFFIX, UNCAPPED_SUFFIX, TableRow, rows
+from gradcost.papers.rike2022.tasks import LastBatch
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
-from gradcost.studies.trial import Trial
-from gradcost.tasks.architectures import Architecture, Mlp
+from gradcost.studies.trial import POINTS, Trial
+from gradcost.tasks import TASKS
+from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.mnist import Mnist
 from gradcost.tasks.task import Task
-from gradcost.training.optimizers import SGD, Adam, Nesterov, Optimizer
+from gradcost.training.loop import train
 
-MODELS: dict[str, Architecture] = {"nn": Mlp((1024, 1024))}
+MODELS = {"nn": ("mnist", "mlp"), "cnn": ("mnist", "cnn"), "cifar10": ("cifar10", "vgg")}  # names of task and model
+TIMED_STEPS = 3  # after one untimed step
 
-_GRADIENTS: dict[str, Estimator] = {"forward": Clipped(forward_gradient(), 1.0), "backprop": backprop()}
-_OPTIMIZERS: dict[str, Callable[[TableRow], Optimizer]] = {
-    "sgd": lambda row: SGD(row.lr, decay=row.decay),
-    "nesterov": lambda row: Nesterov(row.lr, row.momentum, decay=row.decay),
-    "adam": lambda row: Adam(row.lr, row.beta1, row.beta2, decay=row.decay),
-}
 _HALF_A_DECADE = 10**0.5
 
 
@@ -62,29 +60,52 @@ class Tuning:
         return tuple(float(f"{lr * _HALF_A_DECADE ** (k - self.points // 2):.2g}") for k in range(self.points))
 
 
-@value
-class Reproduction:
-    """The settings of the study that trains the rows of one model.
+def task_of(group: str, task: str | None = None) -> Task:
+    """Return the training task of some rows.
 
     Args:
-        model: a key of MODELS, which selects the rows.
-        epochs: number of epochs of each run with published settings; 50 in the paper.
-        seeds: number of runs per row, one per seed.
-        tuning: how to tune the rows for a second set of runs. None: only the published settings run.
-        task: the training task: MNIST, or a smaller one to try the command.
+        group: a key of MODELS, which selects the rows.
+        task: the name of another task, on which to try the command with the model of the rows. None: their own task.
     Raises:
-        BadInput: epochs <= 0 or seeds < 1.
+        BadInput: this version has no such task or model.
+    """
+    name, model = MODELS[group]
+    own, chosen = TASKS.get(name), TASKS.get(task or name)
+    if own is None or chosen is None or model not in own.models:
+        raise BadInput(f"the rows {group!r} need the task {name!r} with the model {model!r}, which is not available.")
+    return chosen(model=own.models[model], batch=BATCH)  # type: ignore[call-arg]
+
+
+@value
+class Reproduction:
+    """The settings of the study that trains some rows.
+
+    Args:
+        group: a key of MODELS, which selects the rows.
+        epochs: number of epochs of each run with published settings. In the paper: 50, and 100 on CIFAR-10.
+        seeds: number of runs per row, one per seed.
+        protocol: what the paper says, or what its code ran.
+        tuning: how to tune the rows for a second set of runs. None: only the published settings run.
+        uncapped: whether to run each forward row that has a cap on its slopes again without it.
+        points: number of points of each curve of the training loss. Each is a mean over the steps since the previous
+            point.
+        task: the training task: that of the rows, or a smaller one to try the command.
+    Raises:
+        BadInput: epochs <= 0, seeds < 1 or points < 1.
     """
 
-    model: str = "nn"
+    group: str = "nn"
     epochs: float = 50.0
     seeds: int = 1
+    protocol: Protocol = AsStated()
     tuning: Tuning | None = None
-    task: Task = Mnist(model=MODELS["nn"], batch=BATCH)
+    uncapped: bool = False
+    points: int = POINTS
+    task: Task = Mnist(model=Mlp((1024, 1024)), batch=BATCH)
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0 or self.seeds < 1:
-            raise BadInput(f"a Reproduction has epochs > 0 and seeds >= 1, not {self}.")
+        if not self.epochs > 0 or self.seeds < 1 or self.points < 1:
+            raise BadInput(f"a Reproduction has epochs > 0, seeds >= 1 and points >= 1, not {self}.")
 
     @property
     def steps(self) -> int:
@@ -92,33 +113,83 @@ class Reproduction:
         return self._steps(self.epochs)
 
     def _steps(self, epochs: float) -> int:
-        return max(1, round(epochs * self.task.steps_per_epoch))
+        return max(1, round(epochs * self.protocol.task(self.task).steps_per_epoch))
 
     @property
     def study(self) -> Study:
-        # A results folder accepts one question only. Seeds and tuning are not in it, so a folder can get both later.
+        # A results folder accepts one question only. The question lacks seeds, tuning, caps and points, so that a
+        # folder can get all of them later.
+        task = self.protocol.task(self.task)
         return Study(
-            f"Rike and Foerland 2022, Table 1: {self.model}, {self.epochs:g} epochs of {self.task}",
+            f"Rike and Foerland 2022, Table 1: {self.group}, {self.epochs:g} epochs of {task}",
             self._stages,
-            last_batch.__file__,
+            tasks.__file__,
         )
 
+    def first_stage(self) -> list[Trial]:
+        """Return the runs with published settings, and those without a cap."""
+        trials = []
+        for row, seed in itertools.product(rows(self.group), self._seeds):
+            trials.append(self._trial(row, row.name, self.steps, "final", seed))
+            if self.uncapped and self.protocol.cap(row) is not None:
+                free = replace(trials[-1], method=row.name + UNCAPPED_SUFFIX, estimator=forward_gradient())
+                trials.append(free)
+        return trials
+
+    def further_runs(self) -> Iterator[tuple[TableRow, int, int]]:
+        """Yield (row, number of runs, steps of each) for the runs with equal tuning."""
+        if self.tuning is not None:
+            runs = self.tuning.points + self.tuning.more + self.seeds
+            yield from ((row, runs, self._tuned_steps) for row in rows(self.group))
+
+    @property
+    def _seeds(self) -> range:
+        return range(1, self.seeds + 1)
+
+    @property
+    def _tuned_steps(self) -> int:
+        has_own = self.tuning is not None and self.tuning.epochs is not None
+        return self._steps(self.tuning.epochs) if has_own else self.steps  # type: ignore[union-attr, arg-type]
+
     def _stages(self) -> Stages:
-        steps, task = self.steps, LastBatch(self.task)
-        seeds = range(1, self.seeds + 1)
-        table = rows(self.model)
-        yield [_trial(task, row, row.name, steps, "final", seed) for row in table for seed in seeds]
+        yield self.first_stage()
         if self.tuning is None:
             return
-        length = steps if self.tuning.epochs is None else self._steps(self.tuning.epochs)
-        by_name = {row.name + TUNED_SUFFIX: row for row in table}
+        length = self._tuned_steps
+        by_name = {row.name + TUNED_SUFFIX: row for row in rows(self.group)}
 
         def tuned_trial(name: str, lr: float, phase: str, seed: int) -> Trial:
-            return _trial(task, replace(by_name[name], lr=lr), name, length, phase, seed)
+            return self._trial(replace(by_name[name], lr=lr), name, length, phase, seed)
 
         rates: dict[str, Sequence[float]] = {name: self.tuning.rates(row.lr) for name, row in by_name.items()}
-        yield from phases(rates, tuned_trial, more=self.tuning.more, confirm=0, seeds=seeds)
+        yield from phases(rates, tuned_trial, more=self.tuning.more, confirm=0, seeds=self._seeds)
+
+    def _trial(self, row: TableRow, name: str, steps: int, phase: str, seed: int) -> Trial:
+        task = LastBatch(self.protocol.task(self.task))
+        estimator, optimizer = self.protocol.estimator(row), self.protocol.optimizer(row)
+        return Trial(task, name, estimator, optimizer, steps, phase, seed, points=self.points)
+
+    def hours(self) -> float:
+        """Return the hours that all runs take on one core, one after the other. A few steps of each row are timed."""
+        stage = self.first_stage()
+        step_seconds = seconds_per_step(stage)
+        total = sum(trial.steps * step_seconds[trial.method] for trial in stage)
+        total += sum(runs * steps * step_seconds[row.name] for row, runs, steps in self.further_runs())
+        return total / 3600
 
 
-def _trial(task: LastBatch, row: TableRow, name: str, steps: int, phase: str, seed: int) -> Trial:
-    return Trial(task, name, _GRADIENTS[row.gradient], _OPTIMIZERS[row.optimizer](row), steps, phase, seed)
+def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
+    """Return the seconds of a training step by method: the median of three steps, with torch's number of threads.
+
+    Args:
+        trials: the trials whose methods are timed. Each method is timed once.
+    """
+    by_method = {trial.method: trial for trial in trials}
+    return {method: _seconds(trial) for method, trial in by_method.items()}
+
+
+def _seconds(trial: Trial) -> float:
+    times = []
+    for _ in train(trial.task, trial.estimator, trial.optimizer, trial.key, 1 + TIMED_STEPS):
+        times.append(time.perf_counter())
+    return median(end - start for start, end in itertools.pairwise(times))

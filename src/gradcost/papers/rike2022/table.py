@@ -1,7 +1,6 @@
-"""Table 1 of Rike and Foerland (2022) as data, with the published facts about how its numbers were computed.
+"""Table 1 of Rike and Foerland (2022) as data.
 
-Source: Rike and Foerland, "A comparison of backpropagation and forward gradients for deep learning" (EPFL, 2022),
-and the notebooks published with it. The saved output of the notebooks shows how the test loss was computed.
+Source: Rike and Foerland, "A comparison of backpropagation and forward gradients for deep learning" (EPFL, 2022).
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 
 TITLE = "Rike and Førland (2022), A comparison of backpropagation and forward gradients for deep learning"
 BATCH = 64
-STEPS_PER_EPOCH = 50_000 // BATCH  # of MNIST: 50,000 of its images train, see ASSUMPTIONS
-DECIMALS = 3  # number of decimals of the losses in the table
+EXAMPLES = {"mnist": 50_000, "cifar10": 40_000}  # training images; 10,000 others validate (cell 8 of the notebooks)
 TUNED_SUFFIX = ", tuned"  # the method name of a tuned run is the name of the row plus this
+UNCAPPED_SUFFIX = ", uncapped"  # of a forward run without the cap that its row has
+GROUPS = {"nn": ("nn", "mnist"), "cnn": ("cnn", "mnist"), "cifar10": ("cnn", "cifar10")}  # (model, dataset)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class TableRow:
     def name(self) -> str:
         """The name of the row, such as `forward NN SGD`; also the method name of its runs with published settings."""
         optimizer = {"sgd": "SGD", "nesterov": "Nesterov", "adam": "Adam"}[self.optimizer]
-        return f"{self.gradient} {self.model.upper()} {optimizer}"
+        net = "CIFAR-10" if self.dataset == "cifar10" else self.model.upper()
+        return f"{self.gradient} {net} {optimizer}"
 
 
 TABLE = (
@@ -70,49 +71,17 @@ TABLE = (
 )
 
 
-def rows(model: str, dataset: str = "mnist") -> tuple[TableRow, ...]:
-    """Return the rows of one model and one dataset, in the order of the table."""
-    return tuple(row for row in TABLE if (row.model, row.dataset) == (model, dataset))
+def rows(group: str) -> tuple[TableRow, ...]:
+    """Return the rows of one key of GROUPS, in the order of the table."""
+    return tuple(row for row in TABLE if (row.model, row.dataset) == GROUPS[group])
 
 
 def counterpart(row: TableRow) -> TableRow:
     """Return the row with the other gradient and the same model, dataset and optimizer."""
+    shared = (row.model, row.dataset, row.optimizer)
     (other,) = (
         candidate
-        for candidate in rows(row.model, row.dataset)
-        if candidate.optimizer == row.optimizer and candidate is not row
+        for candidate in TABLE
+        if (candidate.model, candidate.dataset, candidate.optimizer) == shared and candidate != row
     )
     return other
-
-
-PUBLISHED_FACTS = (
-    "MNIST, batch 64, dense layers of 1024, 1024 and 10 units, ReLU between them, softmax at the end.",
-    "Forward gradient: (grad loss . v) v with one v ~ N(0, I). The directional derivative is clipped to [-1, 1].",
-    "Learning rate, its exponential decay, momentum and betas of every row: Table 1.",
-    "50 epochs. Hyperparameters by grid search on a validation set, separately for each gradient. One seed.",
-    "The test loss is the mean over the last batch of a shuffled pass over the test images: 16 of 10,000.",
-)
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """A detail that the paper leaves open or unclear, and what this study assumes for it."""
-
-    detail: str
-    assumed: str
-
-
-ASSUMPTIONS = (
-    Assumption("size of the validation set", "the first 50,000 images train, the other 10,000 validate"),
-    Assumption("scale of the pixels", "0 to 1, not centred"),
-    Assumption("initial weights", "PyTorch's default for a dense layer"),
-    Assumption("the 16 training images that remain after the last full batch of an epoch", "not used in that epoch"),
-    Assumption("unit of the decay", "lr exp(-decay step), one step per batch"),
-    Assumption("clipping of the gradient, in addition to that of the directional derivative", "none"),
-    Assumption("whether the gradients of backprop were clipped", "not clipped"),
-    Assumption("eps of Adam", "1e-8, PyTorch's default"),
-    Assumption("epoch at which the printed loss was measured", "the last"),
-    Assumption(
-        "which 16 images form the last batch", "those of one fixed shuffle; the spread is over 1,000 shuffles"
-    ),
-)
