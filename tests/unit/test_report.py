@@ -315,7 +315,7 @@ def test_every_figure_and_table_is_a_file_too(tmp_path: Path):
     assert {path.name for path in made} == {
         *(f"{name}.{kind}" for name in drawn for kind in ("svg", "png", "pdf")),
         *(f"{name}.{kind}" for name in ("decision", "tuning") for kind in ("csv", "md", "tex")),
-        *("results.csv", "captions.md"),
+        *("results.csv", "captions.md", "page.md"),
     }
     signs = {".svg": b"<svg", ".png": b"\x89PNG", ".pdf": b"%PDF", ".tex": rb"\begin{tabular}"}
     assert all(path.read_bytes().startswith(signs.get(path.suffix, b"")) for path in made)

@@ -25,7 +25,6 @@ import torch
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.files import write_whole
 from gradcost.core.objective import Objective
-from gradcost.core.value import value
 from gradcost.estimators.gradient import Gradient, Seeded
 from gradcost.training.optimizers import Optimizer
 
@@ -36,7 +35,7 @@ _AUDIT = struct.Struct("<cQ16s")
 _CHECK = struct.Struct("<I")
 
 
-@value
+@dataclass(frozen=True)
 class StepLog:
     """Where and how the steps of a training run are logged.
 
