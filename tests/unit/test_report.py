@@ -376,9 +376,9 @@ def test_reading_and_summing_up_need_no_extra(tmp_path: Path):
     folder = write_folder(tmp_path)
     code = (
         "import sys; sys.modules.update(altair=None, vl_convert=None, jinja2=None, scipy=None)\n"
-        "from gradcost.report import html, tables; from gradcost.results import records, recommendation, summary\n"
+        "from gradcost.report import html, tables; from gradcost.results import records, verdict\n"
         f"results = records.read({str(folder)!r})\n"
-        "tables.markdown(tables.table(results)), tables.to_csv(results), recommendation.verdict(results)\n"
+        "tables.markdown(tables.table(results)), tables.to_csv(results), verdict(results)\n"
         f"try: html.write({str(folder)!r})\n"
         "except ImportError as error: print(error)"
     )

@@ -11,7 +11,8 @@ import pytest
 from report_records import METHODS, PROBING, cost, results_of, trial, write_folder
 
 from gradcost.report import tables
-from gradcost.results import recommendation, summary, tuning
+from gradcost.results import summary, tuning
+from gradcost.results import verdict as recommended
 from gradcost.results.rankings import rankings
 from gradcost.results.records import Results, read
 from gradcost.results.tuning import chosen, finals
@@ -114,7 +115,7 @@ def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, ex
 
 
 def test_the_verdict_of_a_whole_study(whole: Results):
-    verdict = recommendation.verdict(whole)
+    verdict = recommended(whole)
     assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] after 600 steps in 33 KiB")
     assert "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory" in verdict
     assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
@@ -122,16 +123,14 @@ def test_the_verdict_of_a_whole_study(whole: Results):
 
 
 def test_a_clear_winner_alone(tmp_path: Path):
-    verdict = recommendation.verdict(
-        results_of(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048})
-    )
+    verdict = recommended(results_of(tmp_path, {"method": "only()", "accuracies": [0.9, 0.91, 0.92], "peak": 2048}))
     assert verdict == "Use only(): 91.0% test accuracy [90.0, 92.0] after 600 steps in 2 KiB beyond the weights."
 
 
 def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     slow = {"method": "slow()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0}
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
-    verdict = recommendation.verdict(results_of(tmp_path, slow, fast))
+    verdict = recommended(results_of(tmp_path, slow, fast))
     assert verdict.startswith("Use fast(): ")
     assert verdict.endswith("slow() is within its interval (91.0%, 1 KiB).")
 
@@ -139,7 +138,7 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97, 0.98, 0.97], "peak": 9216, "fits": False}
     small = {"method": "small()", "accuracies": [0.8, 0.81, 0.8], "estimator": PROBING, "fits": True}
-    verdict = recommendation.verdict(results_of(tmp_path, big, small, memory=4096))
+    verdict = recommended(results_of(tmp_path, big, small, memory=4096))
     assert verdict.startswith("Use small(): 80.0% test accuracy [80.0, 81.0]")
     assert verdict.endswith("No method with the exact gradient fits 4 KiB; the smallest, big(), needs 9 KiB.")
 
@@ -147,75 +146,73 @@ def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):
 def test_nothing_fits(tmp_path: Path):
     big = {"method": "big()", "accuracies": [0.97], "peak": 9216, "fits": False}
     less = {"method": "less()", "peak": 8192, "fits": False}
-    verdict = recommendation.verdict(results_of(tmp_path, big, less, memory=4096))
+    verdict = recommended(results_of(tmp_path, big, less, memory=4096))
     assert verdict == "No method can be recommended: none fits 4 KiB; the smallest, less(), needs 8 KiB."
 
 
 def test_nothing_finished_yet(tmp_path: Path):
-    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()"}))
+    verdict = recommended(results_of(tmp_path, {"method": "a()"}))
     assert verdict.startswith("No method can be recommended: none has finished yet; run the same command again")
 
 
 def test_everything_diverged(tmp_path: Path):
-    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
+    verdict = recommended(results_of(tmp_path, {"method": "a()", "accuracies": [None, None, None]}))
     assert verdict == "No method can be recommended: none finished (3 runs diverged)."
 
 
 def test_every_method_was_refused(tmp_path: Path):
     lines = [{"schema": 1, "kind": "refused", "method": "a", "estimator": "", "reason": "it cannot."}]
-    assert recommendation.verdict(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
+    assert recommended(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
 
 
 def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):
     wild = {"method": "wild()", "accuracies": [0.99, 0.99, None]}
     calm = {"method": "calm()", "accuracies": [0.9, 0.91, 0.9]}
-    verdict = recommendation.verdict(results_of(tmp_path, wild, calm))
+    verdict = recommended(results_of(tmp_path, wild, calm))
     assert verdict.startswith("Use calm(): ")
-    alone = recommendation.verdict(results_of(tmp_path, wild))
+    alone = recommended(results_of(tmp_path, wild))
     assert alone.startswith("Use wild(): 99.0% test accuracy [diverged, 99.0] (1 of 3 seeds diverged)")
 
 
 def test_forward_only_that_diverged_and_forward_only_that_wins(tmp_path: Path):
     exact = {"method": "backprop()", "accuracies": [0.97, 0.98, 0.97], "peak": 4096}
     lost = {"method": "mezo()", "accuracies": [None, None, None], "estimator": PROBING}
-    assert recommendation.verdict(results_of(tmp_path, exact, lost)).endswith(
+    assert recommended(results_of(tmp_path, exact, lost)).endswith(
         "No method with an estimated gradient finished (3 runs diverged)."
     )
     alike = {"method": "mezo()", "accuracies": [0.97, 0.98, 0.97], "estimator": PROBING, "ms": 3.0}
-    verdict = recommendation.verdict(results_of(tmp_path, exact, alike))
+    verdict = recommended(results_of(tmp_path, exact, alike))
     assert verdict.startswith("Use mezo(): ")
     assert "The best method with the exact gradient is backprop(): 97.0%" in verdict
     assert verdict.endswith("in 4 KiB, 1 ms per step instead of 3.")
 
 
 def test_nothing_learned(tmp_path: Path):
-    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
+    verdict = recommended(results_of(tmp_path, {"method": "a()", "accuracies": [0.1, 0.11, 0.1]}))
     assert verdict.startswith("Nothing learned: the best method, a(), has 10.0%")
     assert verdict.endswith("guessing gives 10.0%.")
 
 
 def test_one_seed_has_no_interval_and_missing_seeds_are_counted(tmp_path: Path):
     one = results_of(tmp_path, {"method": "a()", "accuracies": [0.9]})
-    assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in recommendation.verdict(one)
+    assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in recommended(one)
 
 
 def test_the_points_between_two_methods_are_those_between_the_medians_beside_them(tmp_path: Path):
     steady = {"method": "a()", "accuracies": [0.97] * 5, "estimator": "Reverse()"}
     risky = {"method": "b()", "accuracies": [0.95] * 4 + [None], "estimator": PROBING}
-    assert "b(), is 2.0 points behind: 95.0% test accuracy" in recommendation.verdict(
-        results_of(tmp_path, steady, risky)
-    )
+    assert "b(), is 2.0 points behind: 95.0% test accuracy" in recommended(results_of(tmp_path, steady, risky))
 
 
 def test_a_method_whose_median_run_diverged_is_not_recommended(tmp_path: Path):
-    verdict = recommendation.verdict(results_of(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
+    verdict = recommended(results_of(tmp_path, {"method": "a()", "accuracies": [0.97, None, None]}))
     assert verdict.startswith("No method can be recommended: none finished on most of its seeds (2 runs diverged)")
 
 
 def test_the_verdict_names_a_study_that_is_scored_by_its_loss_alone(tmp_path: Path):
     lines = [trial("a()", seed=seed, test={"loss": 0.1, "accuracy": None}) for seed in range(3)]
     results = read(write_folder(tmp_path / "losses", lines))
-    assert "scored by their loss alone" in recommendation.verdict(results)
+    assert "scored by their loss alone" in recommended(results)
     assert rankings(results) == []
 
 
@@ -225,7 +222,7 @@ def test_what_was_not_measured_is_left_out_of_the_sentences(tmp_path: Path):
         for name, estimator, accuracy in (("a()", "Reverse()", 0.9), ("b()", PROBING, 0.5))
         for seed in range(3)
     ]
-    verdict = recommendation.verdict(read(write_folder(tmp_path / "bare", lines)))
+    verdict = recommended(read(write_folder(tmp_path / "bare", lines)))
     assert "\N{EN DASH}" not in verdict
     assert verdict.startswith("Use a(): 90.1% test accuracy [90.0, 90.2] after 600 steps.")
 
@@ -234,9 +231,9 @@ def test_estimated_gradients_that_are_alike_are_named_together(tmp_path: Path):
     exact = {"method": "bp()", "accuracies": [0.97, 0.975, 0.98], "estimator": "Reverse()"}
     one = {"method": "fg()", "accuracies": [0.85, 0.87, 0.88], "estimator": PROBING}
     other = {"method": "zo()", "accuracies": [0.84, 0.86, 0.89], "estimator": PROBING}
-    verdict = recommendation.verdict(results_of(tmp_path / "alike", exact, one, other))
+    verdict = recommended(results_of(tmp_path / "alike", exact, one, other))
     assert "The best methods with an estimated gradient, fg() (87.0%" in verdict
     assert "zo() (86.0%" in verdict
     assert "are alike and 10.5 to 11.5 points behind." in verdict
-    verdict = recommendation.verdict(results_of(tmp_path / "apart", exact, one, {**other, "accuracies": [0.3] * 3}))
+    verdict = recommended(results_of(tmp_path / "apart", exact, one, {**other, "accuracies": [0.3] * 3}))
     assert "The best method with an estimated gradient, fg(), is 10.5 points behind" in verdict

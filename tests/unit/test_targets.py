@@ -10,8 +10,8 @@ import pytest
 from report_records import PROBING, cost, trial, write_folder
 
 from gradcost.report import targets as pages
+from gradcost.results import verdict
 from gradcost.results.contrast import planned_contrast
-from gradcost.results.recommendation import verdict
 from gradcost.results.records import Results, read
 from gradcost.results.targets import Target, best_estimated, common_targets, reaches, reference
 

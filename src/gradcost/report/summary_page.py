@@ -8,8 +8,8 @@ from gradcost.report import budgets, tables, targets
 from gradcost.report.tables import Table, markdown
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
-from gradcost.results.recommendation import sentences
 from gradcost.results.records import Results
+from gradcost.results.verdict import sentences
 from gradcost.results.wording import listed, number, size
 
 _HEADINGS = {

@@ -8,7 +8,7 @@ from typing import Any
 from gradcost.report.tables import Table
 from gradcost.results.records import Results
 from gradcost.results.targets import RESOURCES, Reach, Target, reaches, reference
-from gradcost.results.wording import DASH, number, percent
+from gradcost.results.wording import DASH, percent, times
 
 
 def tables(results: Results) -> dict[str, Table]:
@@ -59,8 +59,3 @@ def _cell(row: Reach, resource: str) -> str:
     if not isfinite(ratio.median):
         return f"not reached ({row.reached} of {row.runs})"
     return f"{times(ratio.median)} [{times(ratio.low)}, {times(ratio.high)}]"
-
-
-def times(x: float) -> str:
-    """Write a ratio with two digits: 12, 1.2; "no end" if it is infinite."""
-    return number(x, 2) if isfinite(x) else "no end"

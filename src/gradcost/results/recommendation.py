@@ -8,14 +8,16 @@ from math import inf, isfinite
 from statistics import median
 
 from gradcost.results.contrast import Contrast, planned_contrast
+from gradcost.results.rankings import FLOPS
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
-from gradcost.results.targets import reaches, resource_named
+from gradcost.results.targets import reaches
 from gradcost.results.tuning import finals
-from gradcost.results.wording import bare, chance, count, listed, number, percent, points, size
+from gradcost.results.wording import bare, chance, count, listed, number, percent, points, size, times
 
 ALPHA = 0.05
+ONE_SEED = "Nothing can be said yet, from one seed per method: six seeds can show a difference (--seeds 6). So far:"
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,6 @@ def _cost(row: MethodSummary) -> tuple[float, float]:
     return _if_none(row.peak_bytes, inf), _if_none(row.ms, inf)
 
 
-def verdict(results: Results) -> str:
-    """Recommend a method, and compare it with the best method of the other kind.
-
-    The two kinds are methods with the exact gradient of a batch, and methods with an estimated gradient.
-
-    Args:
-        results: from `read`.
-    Returns:
-        One or two sentences; if no method can be recommended, the reason.
-    """
-    return " ".join(sentences(results))
-
-
 def sentences(results: Results) -> list[str]:
     """Return the sentences of the verdict."""
     rows, study = summarise(results), results.study
@@ -105,11 +94,8 @@ def sentences(results: Results) -> list[str]:
     known = [_use(choice, results), second, _tested(contrast, results), _to_target(contrast, results)]
     sentences = [sentence for sentence in known if sentence is not None]
     if best.seeds + best.diverged < 2 and len(rows) > 1:
-        return [f"Nothing can be said yet, from one seed per method: {_SETTLES} So far:", *sentences]
+        return [ONE_SEED, *sentences]
     return sentences
-
-
-_SETTLES = "six seeds can show a difference (--seeds 6)."
 
 
 def _tested(contrast: Contrast | None, results: Results) -> str | None:
@@ -135,15 +121,11 @@ def _to_target(contrast: Contrast | None, results: Results) -> str | None:
         return None
     row = max(found, key=lambda row: row.target.value)
     ratio = row.ratio["flops"]
-    span = "" if ratio.n == 1 else f" [{_times(ratio.low)}, {_times(ratio.high)}]"
+    span = "" if ratio.n == 1 else f" [{times(ratio.low)}, {times(ratio.high)}]"
     return (
-        f"To {percent(row.target.value)} validation accuracy {contrast.estimated} takes {_times(ratio.median)}{span} "
-        f"times the {resource_named('flops').noun} of {contrast.exact}."
+        f"To {percent(row.target.value)} validation accuracy {contrast.estimated} takes {times(ratio.median)}{span} "
+        f"times the {FLOPS.noun} of {contrast.exact}."
     )
-
-
-def _times(x: float) -> str:
-    return number(x, 2) if isfinite(x) else "no end"
 
 
 def _use(choice: Recommendation, results: Results) -> str:
@@ -237,10 +219,15 @@ def _result(row: MethodSummary) -> str:
         return "no test accuracy"
     text = f"{percent(accuracy.median)} test accuracy"
     text += " (one seed, no interval)" if accuracy.n == 1 else f" {span(accuracy)}"
+    return text + seeds_note(row)
+
+
+def seeds_note(row: MethodSummary) -> str:
+    """Return a note on diverged and missing seeds, such as " (1 of 6 seeds diverged)"; "" if there are none."""
     missing = row.planned - row.seeds - row.diverged
     seeds = count(row.planned, "seed")
     notes = [f"{n} of {seeds} {fate}" for n, fate in ((row.diverged, "diverged"), (missing, "missing")) if n > 0]
-    return f"{text} ({listed(notes)})" if notes else text
+    return f" ({listed(notes)})" if notes else ""
 
 
 def _if_none(x: float | None, otherwise: float) -> float:

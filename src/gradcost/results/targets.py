@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, log
 
-from gradcost.results.rankings import FLOPS, SECONDS, STEPS, Resource
+from gradcost.results.rankings import FLOPS, SECONDS, STEPS
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.summary import summarise
@@ -122,15 +122,13 @@ def reaches(results: Results, targets: Sequence[Target] | None = None) -> list[R
     if first is None:
         return []
     costs = {cost.method: cost for cost in results.costs}
-    base = finals(results.trials, first)
+    base, unit = finals(results.trials, first), costs.get(first, Cost(first, ""))
     rows = []
     for method in dict.fromkeys(run.method for run in results.trials):
         runs = [run for run in finals(results.trials, method) if run.status in ("finished", "diverged")]
         if runs:
-            each = costs.get(method, Cost(method, ""))
-            rows += [
-                _reach(method, target, runs, base, each, costs.get(first, Cost(first, ""))) for target in targets
-            ]
+            cost = costs.get(method, Cost(method, ""))
+            rows += [_reach(method, target, runs, base, cost, unit) for target in targets]
     return rows
 
 
@@ -176,16 +174,10 @@ def common_targets(results: Results, most: int = 4) -> list[Target]:
 
 
 def _others(results: Results, first: str) -> list[str]:
-    return [
-        m for m in dict.fromkeys(run.method for run in results.trials) if not _is_exact(results, m) and m != first
-    ]
+    """The methods with an estimated gradient."""
+    return [row.method for row in summarise(results) if not row.exact and row.method != first]
 
 
 def _half_reach(results: Results, target: Target, method: str) -> bool:
     runs = finals(results.trials, method)
     return bool(runs) and 2 * sum(isfinite(target.step(run)) for run in runs) >= len(runs)
-
-
-def resource_named(name: str) -> Resource:
-    """Return the resource with this name: "steps", "flops" or "seconds"."""
-    return next(resource for resource in RESOURCES if resource.name == name)

@@ -7,7 +7,7 @@ from math import isfinite
 
 from gradcost.core.metric import Metric
 from gradcost.results import recommendation
-from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy
+from gradcost.results.recommendation import ONE_SEED, Recommendation, candidates, penalized_accuracy, seeds_note
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.summary import MethodSummary, metric_text, summarise
 from gradcost.results.wording import count, listed, number, size
@@ -45,10 +45,7 @@ def sentences(results: Results) -> list[str]:
     if others:
         known.append(_other(max(others, key=lambda other: penalized_accuracy(other, study)), choice, metric))
     if row.seeds + row.diverged < 2 and len(rows) > 1:
-        return [
-            "Nothing can be said yet, from one seed per method: six seeds can show a difference (--seeds 6). So far:",
-            *known,
-        ]
+        return [ONE_SEED, *known]
     return known
 
 
@@ -90,7 +87,4 @@ def _result(row: MethodSummary, metric: Metric) -> str:
     assert row.score is not None
     text = f"test {metric.name} {metric_text(row.score, metric)}"
     text += " (one seed, no interval)" if row.score.n == 1 else ""
-    missing = row.planned - row.seeds - row.diverged
-    seeds = count(row.planned, "seed")
-    notes = [f"{n} of {seeds} {fate}" for n, fate in ((row.diverged, "diverged"), (missing, "missing")) if n > 0]
-    return f"{text} ({listed(notes)})" if notes else text
+    return text + seeds_note(row)

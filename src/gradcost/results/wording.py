@@ -60,6 +60,11 @@ def points(x: float) -> str:
     return f"{text} point" if text == "1.0" else f"{text} points"
 
 
+def times(x: float) -> str:
+    """Write a ratio with two digits: 12, 1.2; "no end" if it is infinite."""
+    return number(x, 2) if isfinite(x) else "no end"
+
+
 def duration(seconds: float | None) -> str:
     """Write seconds, minutes or hours with two or three digits: 0.38 s, 4.1 s, 2.5 min, 3.2 h."""
     if seconds is None:
