@@ -349,10 +349,8 @@ def test_the_sizes_of_the_models():
 def test_the_vgg_is_that_of_the_paper_and_its_width_scales_all_layers():
     assert count(Vgg().build((3, 32, 32), 10)) == 17_967_690
     for width in (1, 16):
-        layers = [layer for layer in Vgg(width).build((3, 32, 32), 10) if hasattr(layer, "weight")]
-        assert [layer.weight.shape[0] for layer in layers] == [
-            factor * width for factor in (1, 1, 2, 2, 4, 4, 64)
-        ] + [10]
+        weights = [weight for weight in Vgg(width).build((3, 32, 32), 10).parameters() if weight.dim() > 1]
+        assert [len(weight) for weight in weights] == [factor * width for factor in (1, 1, 2, 2, 4, 4, 64)] + [10]
     assert Vgg(2).build((1, 8, 13), 5)(torch.zeros(2, 1, 8, 13)).shape == (2, 5)
 
 
