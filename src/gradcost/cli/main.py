@@ -13,6 +13,7 @@ import typer
 
 from gradcost.cli import init, results, setup
 from gradcost.cli.options import (
+    AuditOptions,
     CheckOptions,
     CompareOptions,
     Folder,
@@ -96,6 +97,16 @@ def check(options: CheckOptions) -> int:
     from gradcost.cli.check import check_methods
 
     return check_methods(options)
+
+
+@app.command()
+@reported
+@with_options(AuditOptions)
+def audit(options: AuditOptions) -> int:
+    """Run the laws on somebody else's gradient function: bias, length, and side effects."""
+    from gradcost.cli.audit import audit_function
+
+    return audit_function(options)
 
 
 @app.command()
