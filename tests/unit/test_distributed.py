@@ -45,7 +45,7 @@ def objective(shift: float = 0.0) -> Objective:
     with seeded_generators(KEY):
         model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     with torch.no_grad():
-        model[2].bias.add_(shift)
+        [*model.parameters()][-1].add_(shift)
     return Objective(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
 
 
@@ -77,8 +77,8 @@ PAIRS: dict[str, tuple[Any, Any, Any]] = {
 
 def train(estimator: Any, optimizer: Any, steps: int, data: Any, log: Path | None = None) -> Objective:
     made = objective()
-    options = {} if log is None else {"log": StepLog(log, 10)}
-    for _ in gradcost.train(made, data, estimator, optimizer, KEY, steps, **options):
+    steplog = None if log is None else StepLog(log, 10)
+    for _ in gradcost.train(made, data, estimator, optimizer, KEY, steps, log=steplog):
         pass
     return made
 
@@ -270,9 +270,9 @@ def four(folder: Path) -> dict[str, Any]:
     model = nn.parallel.DistributedDataParallel(objective().model)
     sent: list[int] = []
 
-    def hook(state: Any, bucket: dist.GradBucket) -> Any:
+    def hook(state: Any, bucket: Any) -> Any:
         sent.append(bucket.buffer().nbytes)
-        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[union-attr]
+        future: Any = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[union-attr]
         return future.then(lambda done: done.value()[0])
 
     model.register_comm_hook(None, hook)

@@ -22,6 +22,7 @@ from gradcost.cli.options import (
     ReplayOptions,
     ReproduceOptions,
     StudyOptions,
+    TrainOptions,
     with_options,
 )
 from gradcost.core.errors import GradcostError
@@ -107,6 +108,16 @@ def audit(options: AuditOptions) -> int:
     from gradcost.cli.audit import audit_function
 
     return audit_function(options)
+
+
+@app.command()
+@reported
+@with_options(TrainOptions)
+def train(options: TrainOptions) -> int:
+    """Train a model with one method. With --resume, an interrupted run continues with the same bits."""
+    from gradcost.cli.train import train_model
+
+    return train_model(options)
 
 
 @app.command()
