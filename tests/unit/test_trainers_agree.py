@@ -153,12 +153,12 @@ def trl(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
     model, losses = llama(), Recorded()
 
     class OwnLoss(trl.SFTTrainer):
-        """TRL's fused head has no forward-mode rule; the loss of the model has the same value."""
+        """TRL's fused head has no forward-mode rule, and reads values. The model's loss has the same value."""
 
         compute_loss = transformers.Trainer.compute_loss
 
-    forward_mode = estimator == ESTIMATORS["forward_gradient"]
-    kind = losses(with_estimator(OwnLoss if forward_mode else trl.SFTTrainer, estimator))
+    own_loss = estimator in (ESTIMATORS["forward_gradient"], ESTIMATORS["within"])
+    kind = losses(with_estimator(OwnLoss if own_loss else trl.SFTTrainer, estimator))
     options = ARGUMENTS | {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
     args = trl.SFTConfig(output_dir=str(folder), max_steps=steps, **options)
     rows = [{name: tensor.tolist() for name, tensor in row.items()} for row in examples(2 * steps)]
@@ -170,7 +170,7 @@ def trl(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
         optimizers=(sgd(model), None),
     )
     made.train()
-    if not forward_mode:
+    if not own_loss:
         counted = [entry["num_tokens"] for entry in made.state.log_history if "num_tokens" in entry]
         assert counted[-1] == 16 * (steps // 10 * 10), "each token counts once, whatever the estimator evaluates"
     return losses, model
