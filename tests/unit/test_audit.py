@@ -149,6 +149,17 @@ def test_a_bias_is_found():
     assert {"unbiased on a linear loss", "scale on a linear loss"} <= set(failed(audit(signed, draws=DRAWS)))
 
 
+def test_a_direction_that_is_the_same_every_time_is_found():
+    def function(model: nn.Module, loss: Loss) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            restored()(model, loss)
+
+    report = audit(function, draws=DRAWS)
+    assert report.line("unbiased on a linear").found == "all estimates are equal, and not parallel to the gradient"
+    assert "unbiased on a linear loss" in failed(report)
+
+
 def test_an_estimate_away_from_the_gradient_is_found():
     def ascent(model: nn.Module, loss: Loss) -> None:
         (-loss()).backward()
@@ -191,10 +202,13 @@ def test_a_changed_buffer_or_mode_is_found(what: str):
 def of_torchzero(module: Any) -> Any:
     """The estimate that a module of torchzero makes: the step of an optimizer with nothing but this module."""
     torchzero = pytest.importorskip("torchzero")
+    made: dict[str, Any] = {}
 
     def function(model: nn.Module, loss: Loss) -> None:
         before = [p.detach().clone() for p in parameters(model)]
-        optimizer = torchzero.Optimizer(parameters(model), module())
+        if made.get("model") is not model:  # one optimizer for all steps: MeZO's directions follow from its counter
+            made["model"], made["optimizer"] = model, torchzero.Optimizer(parameters(model), module())
+        optimizer = made["optimizer"]
 
         def closure(backward: bool = True) -> Tensor:
             value = loss()

@@ -175,8 +175,10 @@ def _unbiased(what: str, sample: _Sample) -> CheckLine:
     size = float(mean.norm()) or 1.0
     gap = (mean - factor * sample.gradient).abs()
     worst = float((gap / (error + 1e-6 * size)).max())
-    text = f"largest deviation of a coordinate {worst:.1f} standard errors"
     verdict: Verdict = "ok" if worst <= SIGMAS else "failed"
+    text = f"largest deviation of a coordinate {worst:.1f} standard errors"
+    if float(error.max()) <= 1e-6 * size:
+        text = "all estimates are equal" + (", and not parallel to the gradient" if verdict == "failed" else "")
     return CheckLine(what, text, verdict, {"deviation": worst, "relative": float(gap.norm()) / size})
 
 
