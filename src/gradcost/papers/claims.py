@@ -27,8 +27,8 @@ RULES = (
     "otherwise by half a unit in the last printed digit.",
     f"Our interval, from {max(_STUDENT) + 1} seeds on: the 95% interval of the median, from order statistics. With 2 "
     f"to {max(_STUDENT)} seeds: Student's 95% interval, extended to all values.",
-    "Reference: the value that means no effect, such as a ratio of 1. Published effect: the distance from it, or from "
-    "0 if there is none, to the farther end of the published range.",
+    "Reference: the value that means no effect, such as a ratio of 1. Published effect: the distance from it, or "
+    "from 0 if there is none, to the farther end of the published range.",
     f"Fewer than {LEAST_SEEDS} seeds: **inconclusive**.",
     "The two intervals do not overlap: **holds in direction only** if all of ours is on the published side of the "
     "reference, else **does not hold**.",
