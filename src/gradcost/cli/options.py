@@ -167,8 +167,8 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Rows of its table to run, by model: nn.")] = "nn"
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or baydin2022.")]
+    rows: Annotated[str, typer.Option(help="Its rows to run, by model: nn; of baydin2022 also logistic, cnn.")] = "nn"
     epochs: Annotated[float, typer.Option(help="Epochs of each run; may be a fraction.")] = 50.0
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
@@ -187,3 +187,6 @@ class ReproduceOptions:
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs; start none.")] = False
     records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of baydin2022: steps of each run. Default: the paper's.")
+    ] = None

@@ -10,7 +10,9 @@ from pathlib import Path
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.reproduce_baydin import reproduce_baydin2022
 from gradcost.core.errors import BadInput
+from gradcost.papers.baydin2022 import table as baydin2022
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
@@ -19,7 +21,7 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = {"rike2022": rike2022.TITLE}
+PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE}
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -28,6 +30,8 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
+    if options.paper == "baydin2022":
+        return reproduce_baydin2022(options)
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
     folder = options.output or RUNS / f"{options.paper}-{options.rows}"

@@ -1,0 +1,87 @@
+"""The MNIST experiments of Baydin et al. (2022) as data: settings and published numbers.
+
+Source: Baydin, Pearlmutter, Syme, Wood and Torr, "Gradients without backpropagation" (arXiv 2202.08587): the
+abstract, and the figures of logistic regression and of the multi-layer network, which print T_f, T_b and their ratio.
+The mean costs of a step, R_f and R_b, are quoted from published notes on the paper. No code was published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TITLE = "Baydin et al. (2022), Gradients without backpropagation"
+BATCH = 64
+DECAY = 1e-4  # the learning rate at step i is lr exp(-DECAY i)
+FORWARD, BACKPROP = "forward", "backprop"
+GRADIENTS = (FORWARD, BACKPROP)
+TUNED = "tuned"
+ABSTRACT = (0.5, 1.0)  # "up to twice as fast in some cases", as a ratio of times
+COSTS = (2.46, 4.17)  # R_f, R_b of the multi-layer network: a step / one evaluation of the loss
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the paper.
+
+    Args:
+        name: its name, part of the method names of its runs.
+        rows: the model, a key of `study.MODELS`.
+        lr: the learning rate that both gradients share.
+        steps: the number of steps.
+        times: the printed T_f and T_b in seconds: the time to the same validation loss. None: not printed, or not
+            known to us.
+        gap: the final validation loss of forward gradients minus that of backprop, read off the figure. None: the
+            figure is not known to us.
+        precision: how exactly `gap` can be read.
+    """
+
+    name: str
+    rows: str
+    lr: float
+    steps: int
+    times: tuple[float, float] | None = None
+    gap: float | None = None
+    precision: float = 0.0
+
+    def method(self, gradient: str) -> str:
+        """Return the method name of the runs with the shared learning rate."""
+        return f"{gradient} {self.name}"
+
+
+EXPERIMENTS = (
+    Experiment("logistic", "logistic", 1e-4, 25_000, (197.326, 356.756), 0.0, 0.02),
+    Experiment("nn 2e-5", "nn", 2e-5, 20_000, (165.842, 292.359), 0.0, 0.005),
+    Experiment("nn 2e-4", "nn", 2e-4, 20_000, (68.014, 296.957), -0.36, 0.05),
+    Experiment("cnn 2e-4", "cnn", 2e-4, 20_000),
+)
+
+
+def experiments(rows: str) -> tuple[Experiment, ...]:
+    """Return the experiments of one model."""
+    return tuple(experiment for experiment in EXPERIMENTS if experiment.rows == rows)
+
+
+def tuned_method(gradient: str, rows: str) -> str:
+    """Return the method name of the runs with a learning rate tuned for each gradient."""
+    return f"{gradient} {rows}, {TUNED}"
+
+
+PUBLISHED_FACTS = (
+    "MNIST, batch 64, SGD. The learning rate at step i is lr exp(-1e-4 i), and both gradients share lr.",
+    "Forward gradient: (grad loss . v) v with one v ~ N(0, I), not clipped.",
+    "Logistic regression: lr 1e-4, 25,000 steps. Dense layers of 1024, 1024 and 10 units with ReLU: lr 2e-5 and "
+    "2e-4, 20,000 steps.",
+    "CNN: four 3x3 convolutions of 64 channels, 2x2 max-pool after the second and the fourth, dense layers of 1024 "
+    "and 10 units.",
+    "T_f and T_b, printed in the figures, are the times at which both runs have the same validation loss.",
+)
+
+ASSUMPTIONS = (
+    ("validation set", "the last 10,000 of the 60,000 training images; the others train"),
+    ("scale of the pixels", "0 to 1, not centred"),
+    ("initial weights", "PyTorch's default"),
+    ("padding of the convolutions", "none"),
+    ("learning rate and steps of the CNN", "those of the dense network with lr 2e-4; its figure is not known to us"),
+    ("the common validation loss", "the higher one of the lowest validation losses of the two runs"),
+    ("experiment of R_f and R_b", "the dense network; the notes give one pair"),
+)
