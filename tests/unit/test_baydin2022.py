@@ -23,7 +23,7 @@ from gradcost.papers.baydin2022.study import MODELS, Reproduction, try_on
 from gradcost.papers.baydin2022.table import EXPERIMENTS, experiments
 from gradcost.papers.claims import Evidence, outcome
 from gradcost.results import ledger
-from gradcost.results.records import Results, StudyRecord, TrialRecord, trial_record
+from gradcost.results.records import Results, StudyRecord, TrialRecord, read, trial_record
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 
@@ -294,9 +294,24 @@ def test_the_command_runs_times_and_judges_and_resumes(tmp_path: Path):
     assert "20 steps per run with the shared rate, 10 with the tuned rates." in written
     shown = "--steps 20 --seeds 3 --tuned --tuning-points 3 --tuned-steps 10 --task digits --page page.md"
     assert shown in written
+    assert written == page_of(tmp_path / "out", written)
     kinds = [record["kind"] for record in ledger.records(tmp_path / "out")]
     assert kinds.count("paired times") == 3
     assert kinds.count("trial") == output["ran"]
+
+
+def page_of(folder: Path, written: str) -> str:
+    """Write the page of some records again, with the rows and the command of a page."""
+    command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
+    words = command.split()
+    return page(read(folder), speed.recorded(folder), words[words.index("--rows") + 1], command, f"`{folder.name}`")
+
+
+def test_a_page_in_the_docs_is_that_of_the_records_beside_it():
+    docs = Path(__file__).parents[2] / "docs" / "results"
+    for folder in docs.glob("baydin2022-*"):
+        written = (docs / f"{folder.name.replace('-', '_')}.md").read_text()
+        assert page_of(folder, written) == written
 
 
 def test_the_dry_run_shows_the_runs_and_their_hours(tmp_path: Path):
