@@ -147,8 +147,8 @@ def _cost_claim(rows: str) -> Claim:
     costs = [each.costs for each in experiments(rows) if each.costs is not None]
     if not costs:
         return Claim(name, words, "abstract", STEP, Published(*ABSTRACT), 1.0)
-    ratios = [round(forward / backprop, 3) for forward, backprop in costs]
-    location = "Figure 4: " + "; ".join(f"R_f = {forward:g}, R_b = {backprop:g}" for forward, backprop in costs)
+    ratios = [ratio for _, _, ratio in costs]
+    location = "Figure 4: " + "; ".join(f"R_f = {forward:g}, R_b = {backprop:g}" for forward, backprop, _ in costs)
     return Claim(name, words, location, STEP, Published(min(ratios), max(ratios), rounding=0.0005), 1.0)
 
 
