@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from gradcost.core.key import Key
 from gradcost.instruments import timing
 from gradcost.instruments.timing import time_in_turn
 from gradcost.papers.baydin2022 import speed, study
@@ -184,9 +185,19 @@ def test_a_diverged_run_never_reaches_the_common_loss():
     fine, gone = run("f", 1, list(QUICK)), run("b", 1, list(SLOW), status="diverged")
     assert step_ratio((gone, fine)) == inf
     assert step_ratio((fine, gone)) == 0.0
-    assert step_ratio((gone, gone)) == inf
+    assert step_ratio((gone, gone)) is None
     assert (loss_gap((gone, fine)), loss_gap((fine, gone))) == (inf, -inf)
     assert loss_gap((fine, run("b", 1, list(SLOW)))) == -0.5
+
+
+def test_a_run_that_is_never_better_than_guessing_never_reaches_the_common_loss():
+    fine, lost = run("f", 1, list(QUICK)), run("b", 1, [2.3, 6.0, 90.0, 121.0])
+    assert step_ratio((lost, fine)) == inf
+    assert step_ratio((fine, lost)) == 0.0
+    assert step_ratio((lost, lost)) is None
+    found = evidence(gathered(*nn_runs([2.3, 6.0, 90.0], [2.3, 6.0, 90.0])), 1.9)
+    assert found["nn 2e-5: time to a common loss"][1].values == ()
+    assert "seed 1, 2, 3" in found["nn 2e-5: time to a common loss"][1].note
 
 
 def test_only_the_seeds_of_both_are_paired():
@@ -323,6 +334,22 @@ def test_a_page_in_the_docs_is_that_of_the_records_beside_it():
         assert page_of(folder, written) == written
 
 
+def test_the_steps_can_be_timed_alone_and_the_same_folder_trains_later(tmp_path: Path):
+    options = ["--rows", "logistic", "--steps", "2", "--seeds", "3", "-o", "out"]
+    timed = here(tmp_path, *options, "--times-only", "--page", "page.md")
+    assert timed.returncode == 0, timed.stderr
+    written = (tmp_path / "page.md").read_text()
+    assert "only the times of a step; no run was trained" in written
+    assert "| *logistic: time to a common loss* | **inconclusive (not run)** |" in written
+    assert written == page_of(tmp_path / "out", written)
+    assert [record["kind"] for record in ledger.records(tmp_path / "out")] == ["paired times"] * 3
+    assert here(tmp_path, *options, "-j", "1").returncode == 0
+    assert len(read(tmp_path / "out").trials) == 6
+    other = here(tmp_path, *options, "--times-only", "--steps", "3")
+    assert other.returncode == 2
+    assert "holds another study" in other.stderr
+
+
 def test_the_dry_run_shows_the_runs_and_their_hours(tmp_path: Path):
     shown = here(tmp_path, "--rows", "nn", "--seeds", "1", "--dry-run")
     assert shown.returncode == 0, shown.stderr
@@ -336,6 +363,7 @@ def test_the_command_explains_what_it_refuses(tmp_path: Path):
         (["--rows", "rnn"], "Rows: logistic, nn, cnn"),
         (["--epochs", "3"], "write --steps"),
         (["--protocol", "code"], "--protocol is an option of rike2022"),
+        (["--times-only", "--records"], "choose one"),
     ):
         refused = here(tmp_path, *options)
         assert refused.returncode == 2
@@ -346,4 +374,4 @@ def test_another_data_set_keeps_the_model():
     tried = try_on(Reproduction("nn", steps=5), Digits).training_task
     assert (tried.model, tried.batch) == (MODELS["nn"], 64)
     with torch.no_grad():
-        assert tried.objective(speed.Key(0)).model(tried.batch_at(speed.Key(0), 0).x).shape == (64, 10)
+        assert tried.objective(Key(0)).model(tried.batch_at(Key(0), 0).x).shape == (64, 10)

@@ -237,6 +237,9 @@ class ReproduceOptions:
             min=1, help="Of baydin2022, with --tuned: steps of each tuning and tuned run. Default: --steps."
         ),
     ] = None
+    times_only: Annotated[
+        bool, typer.Option("--times-only", help="Of baydin2022: time the steps; train nothing.")
+    ] = False
     task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
     workers: Workers = None
     executor: Executor = "local"

@@ -70,6 +70,8 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
             others = [other for other in known if other is not None]
             near = spec.hint(str(name), dict.fromkeys(others))
             raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
+    if options.times_only:
+        raise BadInput("--times-only is an option of baydin2022; rike2022 does not have it.")
     if options.steps is not None or options.tuned_steps is not None:
         raise BadInput("rike2022 counts epochs: write --epochs or --tuned-epochs, not --steps or --tuned-steps.")
     return rike2022_study.Reproduction(

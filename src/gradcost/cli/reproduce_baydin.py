@@ -19,7 +19,7 @@ from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_o
 from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
-from gradcost.studies.run import RUNS, locked, run_study
+from gradcost.studies.run import RUNS, locked, open_study, run_study
 from gradcost.tasks import TASKS
 
 
@@ -32,7 +32,9 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
         _show_dry_run(reproduction)
         return 0
     with EventPrinter() as printer:
-        if not options.records:
+        if options.times_only:
+            open_study(reproduction.study, folder)
+        elif not options.records:
             run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
             for _ in run_study(reproduction.study, folder, **run):
                 pass
@@ -63,6 +65,8 @@ def _reproduction(options: ReproduceOptions) -> Reproduction:
         points=POINTS if options.tuning_points is None else options.tuning_points,
         tuned_steps=options.tuned_steps,
     )
+    if options.times_only and options.records:
+        raise BadInput("--times-only times the steps now and --records runs nothing: choose one.")
     if options.task in (None, "mnist"):
         return reproduction
     if options.task not in TASKS:
@@ -80,6 +84,7 @@ def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
         words += ["--tuned", "--tuning-points", str(reproduction.points)]
     if reproduction.tuned_length != reproduction.length:
         words += ["--tuned-steps", str(reproduction.tuned_length)]
+    words += ["--times-only"] if options.times_only else []
     words += ["--task", options.task] if options.task not in (None, "mnist") else []
     return shlex.join([*words, "--page", options.page.name] if options.page is not None else words)
 

@@ -3,7 +3,8 @@
 Time to a common loss, per seed: both runs of a seed start at the same weights and see the same batches. The common
 loss is the higher one of their lowest validation losses, so both reach it. Each reaches it at its first evaluation
 with that loss or a lower one. The ratio of the steps, times the paired ratio of the times of a step, is the ratio of
-the times. A run that diverged never reaches it.
+the times. A run that diverged, or whose loss is never below that of guessing, never reaches it. A seed for which this
+is true of both runs shows nothing about the time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gradcost.papers.baydin2022.table import (
     ABSTRACT,
     BACKPROP,
     FORWARD,
+    GUESSING,
     Experiment,
     experiments,
     tuned_method,
@@ -42,17 +44,19 @@ def _by_seed(results: Results, method: str) -> dict[int, TrialRecord]:
     return {run.seed: run for run in finals(results.trials, method) if run.status in ("finished", "diverged")}
 
 
-def step_ratio(pair: Pair) -> float:
+def step_ratio(pair: Pair) -> float | None:
     """Return the steps of the forward gradient to the common loss, divided by those of backprop.
 
     Returns:
-        The ratio. inf if the forward gradient diverged, and 0 if only backprop did.
+        The ratio. inf if only backprop learned, 0 if only the forward gradient did, None if neither did. A run learned
+        if it did not diverge and its validation loss was below that of guessing at least once.
     """
-    if any(run.status == "diverged" or not _losses(run) for run in pair):
-        return 0.0 if pair[0].status == "finished" and _losses(pair[0]) else inf
+    learned = [run.status == "finished" and any(loss < GUESSING for _, loss in _losses(run)) for run in pair]
+    if not all(learned):
+        return (0.0 if learned[0] else inf) if any(learned) else None
     common = max(min(loss for _, loss in _losses(run)) for run in pair)
     forward, backprop = (next(step for step, loss in _losses(run) if loss <= common) for run in pair)
-    return forward / backprop if backprop else inf
+    return forward / backprop
 
 
 def _losses(run: TrialRecord) -> list[tuple[int, float]]:
@@ -92,7 +96,7 @@ def claims(
 
     for experiment in experiments(rows):
         found = pairs(results, experiment.method(FORWARD), experiment.method(BACKPROP))
-        yield _time_claim(experiment), evidence(found, _times(found, times))
+        yield _time_claim(experiment), evidence(found, _times(found, times), _neither_note(found))
         if experiment.gap is not None:
             yield _gap_claim(experiment, experiment.gap), evidence(found, [loss_gap(pair) for pair in found.values()])
     ratios = tuple(each.ratio for each in times.values())
@@ -104,7 +108,13 @@ def claims(
 
 def _times(found: Mapping[int, Pair], times: Mapping[int, StepTimes]) -> list[float]:
     """The ratio of the times to the common loss, for the seeds that have runs and paired times."""
-    return [step_ratio(pair) * times[seed].ratio for seed, pair in found.items() if seed in times]
+    steps = {seed: step_ratio(pair) for seed, pair in found.items() if seed in times}
+    return [ratio * times[seed].ratio for seed, ratio in steps.items() if ratio is not None]
+
+
+def _neither_note(found: Mapping[int, Pair]) -> str:
+    seeds = [str(seed) for seed, pair in found.items() if step_ratio(pair) is None]
+    return f"Not counted, because neither run learned: seed {', '.join(seeds)}." if seeds else ""
 
 
 def _time_claim(experiment: Experiment) -> Claim:
@@ -175,4 +185,5 @@ def _tuned_note(found: Mapping[int, Pair]) -> str:
     if not found:
         return ""
     forward, backprop = next(iter(found.values()))
-    return f"Tuned learning rates: forward gradient {forward.lr:g}, backprop {backprop.lr:g}."
+    rates = f"Tuned learning rates: forward gradient {forward.lr:g}, backprop {backprop.lr:g}."
+    return f"{rates} {_neither_note(found)}".strip()

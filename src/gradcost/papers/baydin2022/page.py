@@ -54,6 +54,8 @@ def _scope(results: Results, rows: str) -> str:
     tuned = [tuned_method(gradient, rows) for gradient in GRADIENTS]
     shared = max((run.steps for run in results.trials if run.method not in tuned), default=0)
     own = max((run.steps for run in results.trials if run.method in tuned), default=0)
+    if not results.trials:
+        return f"Rows {rows} on `{results.study.task}`: only the times of a step; no run was trained."
     text = f"Rows {rows} on `{results.study.task}`: {shared:,} steps per run with the shared rate"
     return f"{text}, {own:,} with the tuned rates." if own else f"{text}. The rates were not tuned."
 
