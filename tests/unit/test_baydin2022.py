@@ -289,9 +289,10 @@ def here(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gradcost.cli.main", *ON_DIGITS, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_the_command_runs_times_and_judges_and_resumes(tmp_path: Path):
     options = ["--rows", "logistic", "--steps", "20", "--seeds", "3", "--tuned", "--tuning-points", "3"]
     options += ["--tuned-steps", "10", "-o", "out"]
@@ -343,7 +344,8 @@ def test_the_steps_can_be_timed_alone_and_the_same_folder_trains_later(tmp_path:
     assert "| *logistic: time to a common loss* | **inconclusive (not run)** |" in written
     assert written == page_of(tmp_path / "out", written)
     assert [record["kind"] for record in ledger.records(tmp_path / "out")] == ["paired times"] * 3
-    assert here(tmp_path, *options, "-j", "1").returncode == 0
+    trained = reproduce(tmp_path, *options, "-j", "1")
+    assert trained.returncode == 0, trained.stderr
     assert len(read(tmp_path / "out").trials) == 6
     other = here(tmp_path, *options, "--times-only", "--steps", "3")
     assert other.returncode == 2

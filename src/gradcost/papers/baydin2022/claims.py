@@ -48,8 +48,8 @@ def step_ratio(pair: Pair) -> float | None:
     """Return the steps of the forward gradient to the common loss, divided by those of backprop.
 
     Returns:
-        The ratio. inf if only backprop learned, 0 if only the forward gradient did, None if neither did. A run learned
-        if it did not diverge and its validation loss was below that of guessing at least once.
+        The ratio. inf if only backprop learned, 0 if only the forward gradient did, None if neither did. A run
+        learned if it did not diverge and its validation loss was below that of guessing at least once.
     """
     learned = [run.status == "finished" and any(loss < GUESSING for _, loss in _losses(run)) for run in pair]
     if not all(learned):
