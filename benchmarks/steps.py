@@ -2,17 +2,20 @@
 
     python benchmarks/steps.py [--rounds 30] [--models mlp gpt smollm2 lora]
 
-Every round takes one step of everything in a new random order, so a slow minute of the machine slows all of them. A
-ratio is taken within a round; the script prints its median and quartiles over the rounds. The peers:
+Every round takes two steps of everything in a new random order, so a slow minute of the machine slows all of them.
+The second of the two is timed: in training, the step before has left the caches as the next one finds them. A ratio
+is taken within a round; the script prints its median and quartiles over the rounds. The peers:
 
 - torch's backward and optimizer
 - torch.utils.checkpoint around each block
 - torch.func.jvp with a dictionary of tangents; torch.func.vmap over it for 8 directions
 - MeZO's published loop (Malladi et al. 2023, algorithm 1): seeded torch.normal per tensor, +eps, -2 eps, +eps, update
 
-The bare forward runs without gradients. "noise": the share of a step's time in the kernels that draw directions,
-measured in one more step. smollm2: a Llama of SmolLM2-135M's shapes with random weights, batch 1 x 64; lora: the same
-with adapters of rank 8 on q_proj and v_proj (needs the extra `transformers`).
+The peers perturb the trained weights only. The bare forward runs without gradients. "products", "noise", "other": the
+shares of a step's time in matrix products and attention, in the kernels that draw directions, and in all other
+operations, by torch's profiler in one more step; the rest is Python, which the profiler makes slower. smollm2: a
+Llama of SmolLM2-135M's shapes with random weights, batch 1 x 64; lora: the same with adapters of rank 8 on q_proj and
+v_proj (needs the extra `transformers`).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
 import gradcost
@@ -59,6 +63,10 @@ METHODS = {
     "forward_gradient(8)": VMAP,
     "forward_gradient(8, together=1)": VMAP,
     "Probing(Jvp(4), directions.LowRank(1), 8)": VMAP,
+}
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot")} | {
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 LARGE = ("backprop()", "checkpointed()", "mezo()", "spsa()", "forward_gradient()")  # of the models of 135M weights
 
@@ -126,8 +134,12 @@ def torch_checkpoint(model: nn.Module, batch: Batch) -> Callable[[], object]:
     return torch_backward(model, batch)
 
 
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def torch_jvp(model: nn.Module, batch: Batch) -> Callable[[], object]:
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = trained(model)
     generator = torch.Generator().manual_seed(0)
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
@@ -144,7 +156,7 @@ def torch_jvp(model: nn.Module, batch: Batch) -> Callable[[], object]:
 
 
 def torch_vmap(model: nn.Module, batch: Batch, probes: int = 8) -> Callable[[], object]:
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = trained(model)
     generator = torch.Generator().manual_seed(0)
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
@@ -161,13 +173,13 @@ def torch_vmap(model: nn.Module, batch: Batch, probes: int = 8) -> Callable[[], 
 
 
 def mezo_loop(model: nn.Module, batch: Batch, probes: int = 1) -> Callable[[], object]:
-    parameters = list(model.parameters())
+    parameters = list(trained(model).values())
     seeds = itertools.count()
 
     def perturb(seed: int, scale: float) -> None:
         torch.manual_seed(seed)
         for p in parameters:
-            p.data += scale * torch.normal(0.0, 1.0, size=p.shape)
+            p += scale * torch.normal(0.0, 1.0, size=p.shape)
 
     def step() -> None:
         slopes = {}
@@ -213,6 +225,7 @@ def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     for number in range(rounds + 2):
         shuffle(order)  # a step is faster after one that leaves its caches warm
         for name, step in order:
+            step()
             start = time.perf_counter()
             step()
             if number >= 2:  # the first two rounds are a warm-up
@@ -220,23 +233,27 @@ def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     return times
 
 
-def noise_share(step: Callable[[], object]) -> float:
-    """Return the share of one step's time that passes in the kernels that draw directions."""
-    kernel, seconds = add.fused, 0.0
+def shares(step: Callable[[], object]) -> dict[str, float]:
+    """Return the shares of one step's time in products, noise and other operations."""
+    kernel = add.fused
 
-    def timed(*args: Any) -> None:
-        nonlocal seconds
-        start = time.perf_counter()
-        kernel(*args)
-        seconds += time.perf_counter() - start
+    def recorded(*args: Any) -> None:
+        with record_function("noise"):
+            kernel(*args)
 
-    add.fused = timed
-    start = time.perf_counter()
+    add.fused = recorded
     try:
-        step()
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as events:
+            start = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - start
     finally:
         add.fused = kernel
-    return seconds / (time.perf_counter() - start)
+    found = {"products": 0.0, "noise": 0.0, "other": 0.0}
+    for event in events.key_averages():
+        kind = "products" if event.key in PRODUCTS else "noise" if event.key == "noise" else "other"
+        found[kind] += event.self_cpu_time_total / 1e6 / seconds
+    return found
 
 
 def ratio(over: list[float], under: list[float]) -> str:
@@ -299,16 +316,18 @@ def main() -> None:
             with seeded_generators(Key(0)):
                 return make()
 
-        trained = sum(p.numel() for p in seeded().parameters() if p.requires_grad)
+        weights = sum(weight.numel() for weight in trained(seeded()).values())
         steps = dict(all_steps(seeded, batch, methods))
         times = measure(steps, options.rounds)
-        print(f"\n{title}, {trained / 1e6:.2f}M trained weights\n")
-        print("| step | ms | in bare forwards | noise | to its peer |\n|---|---|---|---|---|")
+        print(f"\n{title}, {weights / 1e6:.2f}M trained weights\n")
+        print(
+            "| step | ms | in bare forwards | products | noise | other | to its peer |\n|---|---|---|---|---|---|---|"
+        )
         for step, seconds in times.items():
             peer = ratio(seconds, times[METHODS[step]]) + f" of {METHODS[step]}" if step in METHODS else ""
-            noise = f"{noise_share(steps[step]):.0%}" if step in METHODS else ""
+            parts = " | ".join(f"{share:.0%}" for share in shares(steps[step]).values())
             ms = 1e3 * statistics.median(seconds)
-            print(f"| {step} | {ms:.2f} | {ratio(seconds, times['bare forward'])} | {noise} | {peer} |", flush=True)
+            print(f"| {step} | {ms:.2f} | {ratio(seconds, times['bare forward'])} | {parts} | {peer} |", flush=True)
 
 
 if __name__ == "__main__":

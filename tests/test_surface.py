@@ -45,6 +45,7 @@ SURFACE = [
     "addax",
     "backprop",
     "check",
+    "checkpoint",
     "checkpointed",
     "compare",
     "forecast",

@@ -18,6 +18,7 @@ from . import studies as studies
 from . import tasks as tasks
 from . import theory as theory
 from . import training as training
+from .checkpointing.in_loop import checkpoint as checkpoint
 from .checks.check import check as check
 from .core.errors import BadInput as BadInput
 from .core.errors import DoesNotFit as DoesNotFit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -217,8 +218,11 @@ def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
     ran = inside(*SHORT, "--dry-run", folder=tmp_path)
     assert ran.returncode == 0
     assert "20 trials of 30 steps" in ran.stdout
+    assert re.search(r"The steps take about [0-9.]+ s with -j \d+\.", ran.stdout)
     as_json = json.loads(inside(*SHORT, "--dry-run", "--json", folder=tmp_path).stdout)
     assert (as_json["trials"], as_json["steps"], len(as_json["methods"])) == (20, 30, 5)
+    each = sum(method["ms"] for method in as_json["methods"].values())
+    assert as_json["seconds"] == pytest.approx(4 * 30 * each / 1e3 / (os.cpu_count() or 1))
     assert list(tmp_path.iterdir()) == []
 
 

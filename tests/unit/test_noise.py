@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.gradient import Seeded
 from gradcost.noise import add as noise
-from gradcost.noise import philox
+from gradcost.noise import parallel, philox
 
 STREAMS: list[philox.Stream] = [philox.Signs(), philox.Normals()]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -127,6 +127,20 @@ def test_a_million_elements_are_the_same_bits_on_both_paths(
     assert fused.dtype == dtype
     assert torch.equal(fused.view(torch.uint8), reference.view(torch.uint8))
     assert not torch.equal(fused, base)
+
+
+def test_the_threads_of_torch_and_a_pool_run_every_job_and_hand_on_its_error(monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    assert parallel._openmp_parallel() is not None
+    for way in (parallel._openmp_parallel, lambda: None):
+        monkeypatch.setattr(parallel, "_openmp_parallel", way)
+        done: list[int] = []
+        parallel.run_in_parallel([partial(done.append, number) for number in range(5)])
+        assert sorted(done) == [0, 1, 2, 3, 4]
+        with pytest.raises(KeyboardInterrupt):
+            parallel.run_in_parallel([fail, partial(done.append, 5)])
 
 
 @EITHER

@@ -33,8 +33,8 @@ from gradcost.estimators.presets import backprop, forward_gradient, mezo, spsa
 from gradcost.estimators.probing import Probing
 from gradcost.slopes import forward_mode
 from gradcost.slopes.rounding_check import loss_noise, rounded_leaves
+from gradcost.slopes.rules import RULES
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp, Slope, shifted
-from gradcost.slopes.substitution import RULES
 from gradcost.tasks.architectures import Gpt
 from gradcost.theory.differences import central_error, forward_error, survives
 from tables import OBJECTIVES, cross_entropy

@@ -492,6 +492,9 @@ def test_the_command_explains_what_it_refuses(tmp_path: Path):
     vgg = reproduce(tmp_path, "rike2022", "--rows", "vgg")
     assert vgg.returncode == 2
     assert "Choose from: nn, cnn, cifar10" in vgg.stderr
+    steps = reproduce(tmp_path, "rike2022", "--steps", "20")
+    assert steps.returncode == 2
+    assert "counts epochs" in steps.stderr
     dry = reproduce(tmp_path, "rike2022", "--task", "digits", "--tuned", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "Then the same rows with equal tuning: 48 more." in dry.stdout

@@ -4,6 +4,7 @@ Every policy gives the same gradient, bit for bit. Only memory and time differ.
 """
 
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
+from gradcost.checkpointing.in_loop import AppliedPolicy, apply, checkpoint
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
@@ -17,6 +18,7 @@ from gradcost.checkpointing.policies import (
 )
 
 __all__ = [
+    "AppliedPolicy",
     "Attention",
     "Blocks",
     "Everything",
@@ -26,5 +28,7 @@ __all__ = [
     "Schedule",
     "Segments",
     "Selective",
+    "apply",
+    "checkpoint",
     "chunked_cross_entropy",
 ]

@@ -173,8 +173,10 @@ class CallState:
         for module, attributes, parameters, buffers in self._modules:
             attributes = attributes.copy()
             attributes["_parameters"] = dict(parameters)
+            # Running statistics are cloned: in a plain training loop a rerun would move them a second time.
             attributes["_buffers"] = {
-                name: buffer.read() if type(buffer) is _Buffer else buffer for name, buffer in buffers.items()
+                name: buffer.read() if type(buffer) is _Buffer else None if buffer is None else _clone(buffer)
+                for name, buffer in buffers.items()
             }
             object.__setattr__(module, "__dict__", attributes)
         memo: dict[int, Any] = {}

@@ -49,6 +49,14 @@ class Saving(ABC):
             batch: any pytree; passed to the loss as it is.
         """
 
+    def beside_gradients(self, bytes: int) -> Saving:
+        """Return the policy for a loop that holds the gradients of all parameters, `bytes` in all.
+
+        Args:
+            bytes: memory of the gradients. Only a policy with a memory budget needs it.
+        """
+        return self
+
 
 @value
 class Everything(Saving):

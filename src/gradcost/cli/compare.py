@@ -13,14 +13,17 @@ from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
-from gradcost.core.units import size
+from gradcost.core.units import number, size
 from gradcost.planning.forecast import Forecast
 from gradcost.report import html, tables
 from gradcost.results import summary
 from gradcost.results.records import Results, read
 from gradcost.results.verdict import verdict
+from gradcost.results.wording import duration
 from gradcost.studies.compare import forecast_comparison, run_comparison
 from gradcost.studies.comparison import Comparison, make_comparison
+from gradcost.studies.costs import seconds_per_step
+from gradcost.studies.study import first_stage
 
 NOTHING_RUNS = 4  # exit code: no method can run, or none fits the budget
 
@@ -47,7 +50,7 @@ def compare_methods(options: CompareOptions) -> int:
     with EventPrinter() as printer:
         if options.dry_run:
             started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
-            _show_dry_run(comparison, forecasts, started.folder, options.as_json)
+            _show_dry_run(comparison, forecasts, started.folder, executor.workers, options.as_json)
             return 0 if forecasts else NOTHING_RUNS
         try:
             results = run_comparison(
@@ -98,26 +101,30 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     console.abandon(130)
 
 
-def _show_dry_run(comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, as_json: bool) -> None:
+def _show_dry_run(
+    comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, workers: int, as_json: bool
+) -> None:
     count = len(forecasts) * comparison.trials
+    seconds = seconds_per_step(first_stage(comparison.study(forecasts))) if forecasts else {}
+    total = comparison.trials * comparison.steps * sum(seconds.values()) / workers
     if as_json:
         costs = {
             label: {"peak_bytes": cost.beyond, "forwards": cost.forwards, "matmuls": cost.matmuls}
+            | {"ms": 1e3 * seconds[label]}
             for label, cost in forecasts.items()
         }
-        print(
-            json.dumps(
-                {"trials": count, "steps": comparison.steps, "folder": str(folder), "methods": costs}, indent=2
-            )
-        )
+        plan = {"trials": count, "steps": comparison.steps, "seconds": total, "folder": str(folder)}
+        print(json.dumps(plan | {"methods": costs}, indent=2))
         return
     console.show(
-        f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. Cost of one step:"
+        f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. The steps take about "
+        f"{duration(total)} with -j {workers}. Cost of one step:"
     )
     rows = [
-        [label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls)] for label, cost in forecasts.items()
+        [label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls), number(1e3 * seconds[label])]
+        for label, cost in forecasts.items()
     ]
-    console.show_table(["method", "beyond weights", "forwards", "matmuls"], rows)
+    console.show_table(["method", "beyond weights", "forwards", "matmuls", "ms"], rows)
 
 
 def _show(results: Results, folder: Path, as_json: bool) -> None:

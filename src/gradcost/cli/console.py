@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.results.records import TrialRecord
+from gradcost.results.wording import duration
 
 # Without a terminal, rich assumes 80 columns and would wrap table lines.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+ALL = "all trials"
+
 
 class Board:
-    """Progress of the trials: one bar per method on a terminal, otherwise one line per finished trial."""
+    """Progress of the trials: one bar per method and one for all on a terminal, otherwise one line per trial."""
 
     def __init__(
         self, progress: Progress | None, totals: Mapping[str, int], finished: Mapping[str, int], metric: Metric
     ) -> None:
         self.progress, self.totals, self.metric = progress, totals, metric
         self.done = {method: finished.get(method, 0) for method in totals}
+        self.seconds: dict[str, list[float]] = {method: [] for method in totals}  # of the trials of this run
+        self.started = time.monotonic()
         self.best: dict[str, float] = {}
-        width = max(map(len, totals))
+        width = max(map(len, [*totals, ALL]))
         self.bars: dict[str, TaskID] = {}
         if progress is not None:
             for method, total in totals.items():
                 bar = progress.add_task(method.ljust(width), total=total, completed=self.done[method], note="")
                 self.bars[method] = bar
+            total, done = sum(totals.values()), sum(self.done.values())
+            self.all = progress.add_task(ALL.ljust(width), total=total, completed=done, note="")
 
     def finished(self, trial: TrialRecord) -> None:
         """Show one more finished trial."""
         method = trial.method
         self.done[method] += 1
+        self.seconds[method].append(trial.seconds or 0.0)
+        done, total, left = sum(self.done.values()), sum(self.totals.values()), self._left()
         score = score_of(trial)
         if score is not None:
             self.best[method] = max(self.best.get(method, score), score)
         if self.progress is None:
             line = trial_line(trial, self.metric)
-            err.print(f"{method}  {self.done[method]}/{self.totals[method]}  {line}", markup=False)
+            line = f"{method}  {self.done[method]}/{self.totals[method]}  {line}"
+            err.print(f"{line}   ({ALL} {done}/{total}, {left})", markup=False)
             return
         best = f"best {self.metric.text(self.best[method])}" if method in self.best else ""
         self.progress.update(self.bars[method], completed=self.done[method], note=best)
+        self.progress.update(self.all, completed=done, note=left)
+
+    def _left(self) -> str:
+        """Estimate what is left: each method's mean seconds of a trial, at this run's number of trials at once."""
+        spent = sum(map(sum, self.seconds.values()))
+        count = sum(map(len, self.seconds.values()))
+        at_once = max(1.0, spent / max(time.monotonic() - self.started, 1e-9))
+        left = 0.0
+        for method, seconds in self.seconds.items():
+            mean = statistics.fmean(seconds) if seconds else spent / count
+            left += (self.totals[method] - self.done[method]) * mean
+        return f"about {duration(left / at_once)} left"
 
 
 def score_of(trial: TrialRecord) -> float | None:
@@ -73,7 +97,7 @@ def board(totals: Mapping[str, int], finished: Mapping[str, int], metric: Metric
         yield Board(None, totals, finished, metric)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=err) as progress:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=err) as progress:
         yield Board(progress, totals, finished, metric)
 
 

@@ -219,8 +219,10 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Rows of its table to run: nn, cnn or cifar10.")] = "nn"
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or baydin2022.")]
+    rows: Annotated[
+        str, typer.Option(help="Its rows to run. rike2022: nn, cnn or cifar10. baydin2022: logistic, nn or cnn.")
+    ] = "nn"
     protocol: Annotated[
         str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
     ] = "paper"
@@ -233,10 +235,25 @@ class ReproduceOptions:
     ] = False
     points: Annotated[int, typer.Option(min=1, help="Points of each curve of the training loss.")] = 200
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
-    tuning_points: Annotated[int, typer.Option(min=1, help="With --tuned: learning rates in a row's grid.")] = 5
+    tuning_points: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --tuned: learning rates in a row's grid. Default: 5; baydin2022: 9."),
+    ] = None
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of baydin2022: steps of each run. Default: the paper's.")
+    ] = None
+    tuned_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of baydin2022, with --tuned: steps of each tuning and tuned run. Default: --steps."
+        ),
+    ] = None
+    times_only: Annotated[
+        bool, typer.Option("--times-only", help="Of baydin2022: time the steps; train nothing.")
+    ] = False
     task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
     workers: Workers = None
     executor: Executor = "local"

@@ -10,8 +10,10 @@ from pathlib import Path
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.reproduce_baydin import reproduce_baydin2022
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number
+from gradcost.papers.baydin2022 import table as baydin2022
 from gradcost.papers.claims import outcome
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
@@ -23,7 +25,7 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = {"rike2022": rike2022.TITLE}
+PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE}
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -32,6 +34,8 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
+    if options.paper == "baydin2022":
+        return reproduce_baydin2022(options)
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
@@ -66,12 +70,16 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
             others = [other for other in known if other is not None]
             near = spec.hint(str(name), dict.fromkeys(others))
             raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
+    if options.times_only:
+        raise BadInput("--times-only is an option of baydin2022; rike2022 does not have it.")
+    if options.steps is not None or options.tuned_steps is not None:
+        raise BadInput("rike2022 counts epochs: write --epochs or --tuned-epochs, not --steps or --tuned-steps.")
     return rike2022_study.Reproduction(
         group=options.rows,
         epochs=_epochs(options),
         seeds=options.seeds,
         protocol=PROTOCOLS[options.protocol],
-        tuning=rike2022_study.Tuning(options.tuning_points, epochs=options.tuned_epochs) if options.tuned else None,
+        tuning=rike2022_study.Tuning(_points(options), epochs=options.tuned_epochs) if options.tuned else None,
         uncapped=options.uncapped,
         points=options.points,
         task=rike2022_study.task_of(options.rows, options.task),
@@ -82,6 +90,10 @@ def _epochs(options: ReproduceOptions) -> float:
     return float(rike2022.rows(options.rows)[0].epochs) if options.epochs is None else options.epochs
 
 
+def _points(options: ReproduceOptions) -> int:
+    return rike2022_study.Tuning.points if options.tuning_points is None else options.tuning_points
+
+
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--protocol", options.protocol]
@@ -90,7 +102,7 @@ def _command(options: ReproduceOptions) -> str:
     words += ["--uncapped"] if options.uncapped else []
     words += ["--points", str(options.points)] if options.points != ReproduceOptions.points else []
     if options.tuned:
-        words += ["--tuned", "--tuning-points", str(options.tuning_points)]
+        words += ["--tuned", "--tuning-points", str(_points(options))]
         if options.tuned_epochs is not None:
             words += ["--tuned-epochs", f"{options.tuned_epochs:g}"]
     assert options.page is not None

@@ -13,6 +13,8 @@ from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.report import html
 from gradcost.results.records import read
+from gradcost.results.wording import duration
+from gradcost.studies.costs import seconds_per_step
 from gradcost.studies.run import run_study, study_folder
 from gradcost.studies.study import Study, first_stage
 
@@ -23,7 +25,7 @@ def run_file(options: StudyOptions) -> int:
     study = dataclasses.replace(_find(file, name), file=os.path.abspath(file))
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
-        _show_dry_run(study)
+        _show_dry_run(study, executor.workers)
         return 0
     folder = study_folder(study, options.output)
     with EventPrinter() as printer:
@@ -51,10 +53,15 @@ def _find(file: str, name: str) -> Study:
     return next(iter(studies.values()))
 
 
-def _show_dry_run(study: Study) -> None:
+def _show_dry_run(study: Study, workers: int) -> None:
     stage = first_stage(study)
+    seconds = seconds_per_step(stage)
+    total = sum(trial.steps * seconds[trial.method] for trial in stage) / workers
     rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
-    console.show(f"{study.question} First {len(stage)} trials; later trials depend on the results of these:")
+    console.show(
+        f"{study.question} The steps of the first {len(stage)} trials take about {duration(total)} with -j {workers}."
+        " Later trials depend on the results of these:"
+    )
     console.show_table(["method", "phase", "lr", "seed"], rows)
 
 

@@ -13,6 +13,8 @@ from gradcost.directions.direction import Directions, independent
 from gradcost.noise import philox
 from gradcost.noise.add import add_noise, noise
 
+_NORMALS, _SIGNS = philox.Normals(), philox.Signs()
+
 
 @value
 class Gaussian(Directions):
@@ -29,10 +31,10 @@ class Gaussian(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return add_noise(philox.Normals(), seeds, scales, leaf.start, base, in_place)
+        return add_noise(_NORMALS, seeds, scales, leaf.start, base, in_place)
 
     def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise(philox.Normals(), seeds, scales, leaf.start, leaf.parameter.detach())
+        return noise(_NORMALS, seeds, scales, leaf.start, leaf.parameter.detach())
 
 
 @value
@@ -50,7 +52,7 @@ class Rademacher(Directions):
     def add(
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
-        return add_noise(philox.Signs(), seeds, scales, leaf.start, base, in_place)
+        return add_noise(_SIGNS, seeds, scales, leaf.start, base, in_place)
 
     def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise(philox.Signs(), seeds, scales, leaf.start, leaf.parameter.detach())
+        return noise(_SIGNS, seeds, scales, leaf.start, leaf.parameter.detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,6 +83,30 @@ def time_steps(
         if timings[-1].doubt is None:
             break
     return min(timings, key=lambda timing: (max(timing.others or 0.0, BUSY), timing.spread))
+
+
+def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> dict[str, Timing]:
+    """Time several functions in turn, so that the load of the machine affects all of them alike.
+
+    Each round runs each function once. The function that starts the round changes from round to round.
+
+    Args:
+        steps: the functions to time, by name.
+        rounds: number of rounds.
+        warmup: number of rounds before the first one that counts.
+    Returns:
+        The Timing of each function, under its name. The samples at one place of all timings are from one round, so
+        their ratio is a paired ratio. `others` is None.
+    """
+    names = list(steps)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warmup + rounds):
+        gpus, start = _used_gpus(), number % len(names)
+        for name in names[start:] + names[:start]:
+            samples[name].append(_milliseconds(steps[name], gpus))
+    return {
+        name: Timing(tuple(times[warmup:]), first=(times[0] if warmup else None)) for name, times in samples.items()
+    }
 
 
 def _sampled(step: Callable[[], object], samples: int, lasting: float) -> Timing:

@@ -141,9 +141,14 @@ def fused(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k` in one compiled pass, with as many threads as torch uses."""
+    _compiled()(stream, seeds, scales, start, base, out)
+
+
+@functools.cache
+def _compiled() -> Callable[..., None]:
     from gradcost.noise import fused  # importing numba takes half a second
 
-    fused.add(stream, seeds, scales, start, base, out)
+    return fused.add
 
 
 def _fake_fused(

@@ -2,16 +2,12 @@
 
 The kernels perform the operations of `philox` and `hartley` in the same order, so both paths give the same bits.
 Numba does not combine a product and a sum into a fused multiply-add, which would round once instead of twice.
-
-A thread pool runs the kernels in parallel. Numba's own parallel loops would load a second OpenMP runtime, which
-competes with torch's for the same cores.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -19,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradcost.noise.hartley import QUARTER, Hartley
+from gradcost.noise.parallel import run_in_parallel
 from gradcost.noise.philox import ANGLE, COS, LN2, LOG, PHILOX_MULTIPLIERS, PHILOX_WEYL, SIN, Signs, Stream
 
 _M0, _M1 = (np.uint64(m) for m in PHILOX_MULTIPLIERS)
@@ -269,12 +266,4 @@ def add(
         return
     size = -(-out.numel() // threads)
     cuts = [slice(at, at + size) for at in range(0, out.numel(), size)]
-    jobs = [_pool(threads - 1).submit(kernel, factors, start + c.start, source[c], target[c]) for c in cuts[1:]]
-    kernel(factors, start, source[cuts[0]], target[cuts[0]])
-    for job in jobs:
-        job.result()
-
-
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="gradcost-noise")
+    run_in_parallel([functools.partial(kernel, factors, start + c.start, source[c], target[c]) for c in cuts])

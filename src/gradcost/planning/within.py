@@ -62,6 +62,11 @@ class Within(Saving):
                 f"the budget must exceed beside ({self.beside!r} bytes, 0 or more); it is {self.bytes!r} bytes."
             )
 
+    def beside_gradients(self, bytes: int) -> Within:
+        if self.beside + bytes >= self.bytes:
+            raise DoesNotFit(f"the gradients of all parameters take {bytes:,} bytes of the {self.bytes:,} of {self}.")
+        return Within(self.bytes, self.beside + bytes)
+
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         schedule = Schedule(self.schedule(objective, batch))
         if not is_fake(objective.leaves[0].parameter):

@@ -30,7 +30,8 @@ from gradcost.directions import Directions, SparseDirections
 from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes import attention
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
-from gradcost.slopes.substitution import RULES, substituted
+from gradcost.slopes.rules import RULES
+from gradcost.slopes.substitution import substituted
 
 
 def differentiate(

@@ -22,7 +22,8 @@ from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
-from gradcost.slopes.substitution import RULES, UNREAD, with_rules
+from gradcost.slopes.rules import RULES
+from gradcost.slopes.substitution import UNREAD, with_rules
 
 
 class HeldConstants:

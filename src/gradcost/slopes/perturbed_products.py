@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch.overrides import TorchFunctionMode
 
 from gradcost.core.autograd_use import ORDINARY, known_use
 from gradcost.core.fake import is_fake
@@ -20,6 +19,7 @@ from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
 from gradcost.slopes.low_rank_linear import only_linear_reads
+from gradcost.slopes.rules import Rule
 
 _LEAST_BLOCK = 1 << 18  # elements; smaller matrix products are slower
 _ROW_COST = 5_000  # perturbing one row alone takes as long as perturbing so many elements of a large tensor
@@ -45,8 +45,8 @@ def only_products_read(module: nn.Module, name: str) -> bool:
     return only_linear_reads(module, name)
 
 
-class PerturbedProducts(TorchFunctionMode):
-    """Inside this mode, F.linear and F.embedding with a leaf as weight are computed at W + step Z.
+class PerturbedProducts:
+    """F.linear and F.embedding with a leaf as weight, computed at W + step Z: rules `of_leaves` for `substituted`.
 
     F.linear is computed in blocks of rows of W. A block has 2^18 elements, or as many as the layer's input and output
     together if these are more, so it never dominates the memory of an evaluation.
@@ -62,13 +62,12 @@ class PerturbedProducts(TorchFunctionMode):
     """
 
     def __init__(self, objective: Objective, directions: Directions, seed: int, step: float) -> None:
-        super().__init__()
         self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
         self.directions, self.seed, self.step = directions, seed, step
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rule = self._linear if func is F.linear else self._embedding if func is F.embedding else func
-        return rule(*args, **(kwargs or {}))
+    def rules(self) -> dict[Any, Rule]:
+        """Return the rules; each returns NotImplemented for a call that it does not serve."""
+        return {F.linear: self._linear, F.embedding: self._embedding}
 
     def _embedding(
         self,
@@ -84,7 +83,7 @@ class PerturbedProducts(TorchFunctionMode):
         few = leaf is not None and input.numel() * _ROW_COST < weight.numel()
         is_plain = padding_idx is None and max_norm is None and not scale_grad_by_freq
         if leaf is None or not few or not is_plain or not _is_plain(input, weight):
-            return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+            return NotImplemented
         with torch._C.DisableTorchFunction():
             out = F.embedding(input, leaf.parameter.detach())
             if is_fake(out):  # one call costs a forecast less time than one per row
@@ -98,8 +97,8 @@ class PerturbedProducts(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         leaf = self.leaves.get(id(weight))
         if leaf is None or not _is_plain(input, weight) or input.dtype != weight.dtype or id(bias) in self.leaves:
-            return F.linear(input, weight, bias)
-        with torch._C.DisableTorchFunction():  # the enclosing substitution mode would replace the leaf
+            return NotImplemented
+        with torch._C.DisableTorchFunction():
             return self._in_blocks(input.reshape(-1, input.shape[-1]), leaf, bias).view(*input.shape[:-1], -1)
 
     def _in_blocks(self, input: Tensor, leaf: Leaf, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,8 @@ from gradcost.core.key import Key
 from gradcost.core.mutable_state import Traversal
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
-from gradcost.slopes.substitution import RULES, compiled_message, substituted
+from gradcost.slopes.rules import RULES
+from gradcost.slopes.substitution import compiled_message, substituted
 
 _PASSED = "reads of substituted weights"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,7 +26,8 @@ from gradcost.slopes import forward_mode, rounding_check
 from gradcost.slopes.held_constants import HeldConstants, held_constants
 from gradcost.slopes.perturbed_products import PerturbedProducts, only_products_read, perturbs_products
 from gradcost.slopes.read_check import check_reads, reads_message
-from gradcost.slopes.substitution import RULES, compiled_message, substituted, with_rules
+from gradcost.slopes.rules import RULES
+from gradcost.slopes.substitution import compiled_message, substituted, with_rules
 
 
 class Slope(ABC):
@@ -200,9 +200,10 @@ def shifted(
             return leaf.parameter.detach()
         return directions.add(leaf.parameter.detach(), leaf, [seed], [step])
 
-    served = perturbs_products(objective, directions)
-    products = PerturbedProducts(objective, directions, seed, step) if served else nullcontext()
-    with substituted(objective, make, RULES, only_products_read if served else None), products:
+    skip_swap, of_leaves = None, None
+    if perturbs_products(objective, directions):
+        skip_swap, of_leaves = only_products_read, PerturbedProducts(objective, directions, seed, step).rules()
+    with substituted(objective, make, RULES, skip_swap, of_leaves):
         if held is None:
             return objective.evaluate(batch, key)
         with held.applied():

@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
@@ -33,38 +32,11 @@ from torch.utils import _pytree as pytree
 from gradcost.core.autograd_use import CUTS, gives_constants, known_use
 from gradcost.core.compiled import is_compiled, is_compiled_function
 from gradcost.core.errors import Unsupported
-from gradcost.core.gradient_mode import set_grad_enabled
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.precision import LOSSES_IN_FLOAT32
+from gradcost.slopes.rules import Rule
 
 Make = Callable[[Leaf], Tensor]
-Rule = Callable[..., Any]
-
-
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    if scale_grad_by_freq:
-        raise Unsupported(
-            "scale_grad_by_freq=True changes an embedding's gradient only in the backward pass, so no evaluation of "
-            "the loss shows it. Set it to False, or use backprop()."
-        )
-    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-
-
-# Torch functions that every slope replaces: losses (computed in float32), setting the gradient mode (it marks the
-# loss's constant parts) and F.embedding (it refuses scale_grad_by_freq).
-RULES: dict[Any, Rule] = LOSSES_IN_FLOAT32 | {
-    torch._C._set_grad_enabled: set_grad_enabled,
-    F.embedding: _embedding,
-}
 
 
 @contextmanager
@@ -73,6 +45,7 @@ def substituted(
     make: Make,
     rules: dict[Any, Rule] | None = None,
     skip_swap: Callable[[nn.Module, str], bool] | None = None,
+    of_leaves: dict[Any, Rule] | None = None,
     constant: Make = lambda leaf: leaf.parameter.detach(),
 ) -> Iterator[None]:
     """Replace each leaf of the objective by `make(leaf)` inside the context.
@@ -86,6 +59,8 @@ def substituted(
         rules: maps torch functions to the functions that run instead.
         skip_swap: (module, parameter name) -> True if only torch functions read this parameter. The module swap then
             skips the parameter, and the torch-function mode replaces it.
+        of_leaves: maps torch functions to functions that get the leaves instead of their replacements. One that
+            returns NotImplemented leaves the call to `make` and `rules`.
         constant: returns the result of `.detach()` and `.data` of a leaf. Default: its own value, as for backprop.
     Raises:
         Unsupported: a module with trainable parameters is compiled.
@@ -115,7 +90,7 @@ def substituted(
                 swaps.append(swap)
                 hooks.before(module, swap.enter)
                 hooks.after(module, swap.leave, always=True)
-        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}):
+        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}):
             yield
 
 
@@ -126,7 +101,7 @@ def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
     Args:
         rules: maps torch functions to the functions that run instead.
     """
-    with _SubstitutionMode({}, {}, _same, _same, rules):
+    with _SubstitutionMode({}, {}, _same, _same, rules, {}):
         yield
 
 
@@ -252,9 +227,11 @@ class _SubstitutionMode(TorchFunctionMode):
         make: Make,
         constant: Make,
         rules: dict[Any, Rule],
+        of_leaves: dict[Any, Rule],
     ) -> None:
         super().__init__()
-        self.leaves, self.swapped, self.make, self.constant, self.rules = leaves, swapped, make, constant, rules
+        self.leaves, self.swapped, self.make, self.constant = leaves, swapped, make, constant
+        self.rules, self.of_leaves = rules, of_leaves
         self.level = _current_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -269,13 +246,29 @@ class _SubstitutionMode(TorchFunctionMode):
                 if leaf is not None:
                     value = self.constant(leaf)
                     return value if func in (Tensor.detach, torch.detach) else value.data  # its own version counter
+            return func(*args, **kwargs)
+        if func in self.of_leaves:
+            result = self.of_leaves[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if _current_level() != self.level:
+            args = self._replace_in_transform(args)
+            kwargs = {name: self._replace_in_transform(argument) for name, argument in kwargs.items()}
         else:
-            replace = self._replace if _current_level() == self.level else self._replace_in_transform
-            args = replace(args)
+            if self._has_leaves(args):
+                args = self._replace(args)
             if kwargs:
-                kwargs = {name: replace(argument) for name, argument in kwargs.items()}
-            func = self.rules.get(func, func)
+                kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
+        func = self.rules.get(func, func)
         return func(*args, **kwargs)
+
+    def _has_leaves(self, args: Any) -> bool:
+        """Return False if no argument is a leaf or a sequence, the most frequent case."""
+        leaves = self.leaves
+        for argument in args:  # noqa: SIM110  # a generator expression takes twice the time
+            if id(argument) in leaves or type(argument) in (tuple, list):
+                return True
+        return False
 
     def _is_transformed(self) -> bool:
         """Return True under a transform of the slope itself (forward mode) if the loss applies none here."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import torch
 
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
@@ -20,7 +26,11 @@ from gradcost.planning.within import Within
 from gradcost.results import ledger
 from gradcost.results.records import read
 from gradcost.studies.task_info import first_step
-from gradcost.training.optimizers import Optimizer
+from gradcost.studies.trial import Trial
+from gradcost.training.loop import train
+from gradcost.training.optimizers import Optimizer, with_rate
+
+TIMED_STEPS = 3  # after one untimed step
 
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
@@ -101,6 +111,30 @@ def time_methods(
             | {"samples": [round(sample, 4) for sample in timing.samples]},
         )
         yield label
+
+
+def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
+    """Return the seconds of a training step by method: the median of three steps on one thread, as trials run.
+
+    Args:
+        trials: the trials whose methods are timed. Each method is timed once.
+    """
+    by_method = {trial.method: replace(trial, optimizer=with_rate(trial.optimizer, 1e-9)) for trial in trials}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Note)
+            return {method: _seconds(trial) for method, trial in by_method.items()}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(trial: Trial) -> float:
+    times = []
+    for _ in train(trial.task, trial.estimator, trial.optimizer, trial.key, 1 + TIMED_STEPS):
+        times.append(time.perf_counter())
+    return median(end - start for start, end in itertools.pairwise(times))
 
 
 def record_refusal(folder: Path, label: str, estimator: Estimator, reason: str) -> None:

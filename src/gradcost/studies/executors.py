@@ -72,6 +72,8 @@ class _Job:
 class Executor(ABC):
     """Run trials in parallel, each with one thread. A trial has the same bits for any number of parallel trials."""
 
+    workers: int  # how many trials run at once
+
     @abstractmethod
     def ready(self) -> AbstractContextManager[Any]:
         """Return a context manager: trials run inside its context. Contexts of one executor may be nested."""

@@ -274,6 +274,22 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
     ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
 
 
+def open_study(study: Study, folder: Path) -> None:
+    """Create the folder of a study without running it, or check that an existing folder belongs to the study.
+
+    Args:
+        study: the study; it has a file.
+        folder: the results folder.
+    Raises:
+        BadInput: the folder contains another study, or another process uses it.
+        OSError: the folder cannot be written.
+    """
+    code = fingerprint(study.file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        open_folder(folder, study_document(study, first_stage(study)[0], code), code)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.

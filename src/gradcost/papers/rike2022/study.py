@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import median
 
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
@@ -15,6 +13,7 @@ from gradcost.papers.rike2022 import tasks
 from gradcost.papers.rike2022.protocols import AsStated, Protocol
 from gradcost.papers.rike2022.table import BATCH, TUNED_SUFFIX, UNCAPPED_SUFFIX, TableRow, rows
 from gradcost.papers.rike2022.tasks import LastBatch
+from gradcost.studies.costs import seconds_per_step
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
 from gradcost.studies.trial import POINTS, Trial
@@ -22,10 +21,8 @@ from gradcost.tasks import TASKS
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.mnist import Mnist
 from gradcost.tasks.task import Task
-from gradcost.training.loop import train
 
 MODELS = {"nn": ("mnist", "mlp"), "cnn": ("mnist", "cnn"), "cifar10": ("cifar10", "vgg")}  # names of task and model
-TIMED_STEPS = 3  # after one untimed step
 
 _HALF_A_DECADE = 10**0.5
 
@@ -176,20 +173,3 @@ class Reproduction:
         total = sum(trial.steps * step_seconds[trial.method] for trial in stage)
         total += sum(runs * steps * step_seconds[row.name] for row, runs, steps in self.further_runs())
         return total / 3600
-
-
-def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
-    """Return the seconds of a training step by method: the median of three steps, with torch's number of threads.
-
-    Args:
-        trials: the trials whose methods are timed. Each method is timed once.
-    """
-    by_method = {trial.method: trial for trial in trials}
-    return {method: _seconds(trial) for method, trial in by_method.items()}
-
-
-def _seconds(trial: Trial) -> float:
-    times = []
-    for _ in train(trial.task, trial.estimator, trial.optimizer, trial.key, 1 + TIMED_STEPS):
-        times.append(time.perf_counter())
-    return median(end - start for start, end in itertools.pairwise(times))

@@ -1,0 +1,124 @@
+"""`gradcost reproduce baydin2022`: run the study of Baydin et al. (2022), and print the verdict on each claim."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from gradcost.cli import console, spec
+from gradcost.cli.options import ReproduceOptions
+from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.core.errors import BadInput
+from gradcost.core.units import count, number
+from gradcost.papers.baydin2022 import page as pages
+from gradcost.papers.baydin2022 import speed
+from gradcost.papers.baydin2022.claims import claims
+from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_on
+from gradcost.papers.baydin2022.table import BATCH
+from gradcost.papers.claims import format_interval, outcome
+from gradcost.results.records import read
+from gradcost.studies.run import RUNS, locked, open_study, run_study
+from gradcost.tasks import TASKS
+
+
+def reproduce_baydin2022(options: ReproduceOptions) -> int:
+    """Run or resume the study, print the verdicts, and return the exit code."""
+    reproduction = _reproduction(options)
+    executor = spec.executor(options.executor, options.workers)
+    folder = options.output or RUNS / f"{options.paper}-{options.rows}"
+    if options.dry_run:
+        _show_dry_run(reproduction)
+        return 0
+    with EventPrinter() as printer:
+        if options.times_only:
+            open_study(reproduction.study, folder)
+        elif not options.records:
+            run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
+            for _ in run_study(reproduction.study, folder, **run):
+                pass
+    if not options.records and not printer.failed:
+        with locked(folder):
+            for times in speed.time_seeds(reproduction.training_task, folder, options.seeds):
+                console.say(f"paired times of seed {times.seed}: forward / backprop {times.ratio:.2f}")
+    _show(folder, printer.ran, options, _command(options, reproduction))
+    return 1 if printer.failed else 0
+
+
+def _reproduction(options: ReproduceOptions) -> Reproduction:
+    if options.rows not in MODELS:
+        raise BadInput(
+            f"there are no rows {options.rows!r}.{spec.hint(options.rows, MODELS)} Rows: {', '.join(MODELS)}."
+        )
+    if options.epochs is not None or options.tuned_epochs is not None:
+        raise BadInput("baydin2022 counts steps: write --steps 20000 instead of --epochs, or --tuned-steps.")
+    others = ("protocol", "uncapped", "points")
+    wrong = [name for name in others if getattr(options, name) != getattr(ReproduceOptions, name)]
+    if wrong:
+        raise BadInput(f"--{wrong[0]} is an option of rike2022; baydin2022 does not have it.")
+    reproduction = Reproduction(
+        rows=options.rows,
+        steps=options.steps,
+        seeds=options.seeds,
+        is_tuned=options.tuned,
+        points=POINTS if options.tuning_points is None else options.tuning_points,
+        tuned_steps=options.tuned_steps,
+    )
+    if options.times_only and options.records:
+        raise BadInput("--times-only times the steps now and --records runs nothing: choose one.")
+    if options.task in (None, "mnist"):
+        return reproduction
+    if options.task not in TASKS:
+        raise BadInput(
+            f"there is no task {options.task!r}.{spec.hint(options.task, TASKS)} Tasks: {', '.join(TASKS)}."
+        )
+    return try_on(reproduction, TASKS[options.task])
+
+
+def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
+    """Return the command that writes the page."""
+    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--steps", str(reproduction.length)]
+    words += ["--seeds", str(options.seeds)]
+    if options.tuned:
+        words += ["--tuned", "--tuning-points", str(reproduction.points)]
+    if reproduction.tuned_length != reproduction.length:
+        words += ["--tuned-steps", str(reproduction.tuned_length)]
+    words += ["--times-only"] if options.times_only else []
+    words += ["--task", options.task] if options.task not in (None, "mnist") else []
+    return shlex.join([*words, "--page", options.page.name] if options.page is not None else words)
+
+
+def _show_dry_run(reproduction: Reproduction) -> None:
+    trials, counts = reproduction.shared_trials(), reproduction.run_counts()
+    console.show(f"{reproduction.study.question}, batch {BATCH}.")
+    for (runs, steps, _), what in zip(counts, ("the shared rate", "tuning", "the tuned rate"), strict=False):
+        console.show(f"Each gradient, {what}: {count(runs, 'run')} of {count(steps, 'step')}.")
+    rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in trials]
+    console.show_table(["method", "gradient", "optimizer", "seed"], rows, left=True)
+    hours = reproduction.hours()
+    console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
+
+
+def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> None:
+    results, times = read(folder), speed.recorded(folder)
+    if options.page is not None:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        text = pages.page(results, times, options.rows, command, f"`{folder.name}`")
+        options.page.write_text(text, encoding="utf-8")
+    listed = list(claims(results, times, options.rows, command, folder.name))
+    headers = ["claim", "published", "measured", "verdict"]
+    lines = [[c.name, str(c.published), format_interval(e.values), outcome(c, e)] for c, e in listed]
+    rows = pages.run_rows(results, times, options.rows)
+    if options.as_json:
+        found = {
+            "runs": [dict(zip(pages.HEADERS, row, strict=True)) for row in rows],
+            "claims": [dict(zip(headers, line, strict=True)) for line in lines],
+        }
+        print(json.dumps({"folder": str(folder), "ran": ran, **found}, indent=2))
+        return
+    console.show_table(list(pages.HEADERS), rows)
+    console.show_table(headers, lines, left=True)
+    if options.page is not None:
+        console.show(f"page     {os.fspath(options.page)}")
+    console.show(RESUME)
