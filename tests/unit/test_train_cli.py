@@ -188,7 +188,7 @@ FURTHER = (
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_that_is_killed_at_a_random_moment_resumes_with_the_same_bits(optimizer: str, tmp_path: Path):
-    """Every preset and three stateful methods, with each optimizer: 56 kills."""
+    """Every preset without a required argument and three stateful methods, with each optimizer: 56 kills."""
     moments, interrupted = random.Random(optimizer), 0
     methods = [*_presets(), *FURTHER]
     threads = torch.get_num_threads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcost import Clipped, Key, Objective, Reverse, backprop, forward_gradient, mezo, surrogate_loss
+from gradcost.checkpointing import checkpoint
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.isolation import seeded_generators
 from gradcost.estimators import Momentum
@@ -32,6 +34,7 @@ VOCABULARY = 29
 ESTIMATORS: dict[str, Any] = {
     "backprop": backprop(),
     "within": Reverse(Within(1 << 20)),
+    "checkpoint": Within(1 << 20),  # no estimator: the trainer's own backward pass inside `checkpoint`
     "forward_gradient": forward_gradient(2),
     "mezo": mezo(1e-3),
 }
@@ -76,6 +79,21 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
     return model(**batch).loss
 
 
+def with_method(kind: Any, method: Any) -> Any:
+    """Return the Trainer class with this estimator; the class itself under a checkpointing policy."""
+    return kind if isinstance(method, Within) else with_estimator(kind, method)
+
+
+def loss_of(method: Any, objective: Objective, batch: Any, step: int) -> Tensor:
+    if isinstance(method, Within):
+        return objective.loss(objective.model, batch)
+    return surrogate_loss(method, objective, batch, key(step))
+
+
+def recomputing(model: nn.Module, method: Any) -> Any:
+    return checkpoint(model, method) if isinstance(method, Within) else nullcontext()
+
+
 def key(step: int) -> Key:
     return Key(SEED).fold("step", step).fold("micro-batch", 0)
 
@@ -93,6 +111,7 @@ Loop = Callable[[Any, int, Path], tuple[list[float], Any]]
 def plain(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
     model = llama()
     objective, optimizer, losses = Objective(model, loss), sgd(model), []
+    estimator = backprop() if isinstance(estimator, Within) else estimator
     for step, batch in enumerate(batches(steps)):
         estimate = estimator.estimate(objective, batch, key(step))
         estimate.gradient.write()
@@ -135,8 +154,10 @@ def trainer(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]
     transformers = pytest.importorskip("transformers")
     model, losses = llama(), Recorded()
     args = transformers.TrainingArguments(output_dir=str(folder), max_steps=steps, **ARGUMENTS)
-    kind = losses(with_estimator(transformers.Trainer, estimator))
-    kind(model=model, args=args, train_dataset=examples(2 * steps), optimizers=(sgd(model), None)).train()
+    kind = losses(with_method(transformers.Trainer, estimator))
+    made = kind(model=model, args=args, train_dataset=examples(2 * steps), optimizers=(sgd(model), None))
+    with recomputing(model, estimator):
+        made.train()
     return losses, model
 
 
@@ -157,8 +178,8 @@ def trl(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
 
         compute_loss = transformers.Trainer.compute_loss
 
-    own_loss = estimator in (ESTIMATORS["forward_gradient"], ESTIMATORS["within"])
-    kind = losses(with_estimator(OwnLoss if own_loss else trl.SFTTrainer, estimator))
+    own_loss = estimator in [ESTIMATORS[name] for name in ("forward_gradient", "within", "checkpoint")]
+    kind = losses(with_method(OwnLoss if own_loss else trl.SFTTrainer, estimator))
     options = ARGUMENTS | {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
     args = trl.SFTConfig(output_dir=str(folder), max_steps=steps, **options)
     rows = [{name: tensor.tolist() for name, tensor in row.items()} for row in examples(2 * steps)]
@@ -169,7 +190,8 @@ def trl(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
         processing_class=tokenizer(),
         optimizers=(sgd(model), None),
     )
-    made.train()
+    with recomputing(model, estimator):
+        made.train()
     if not own_loss:
         counted = [entry["num_tokens"] for entry in made.state.log_history if "num_tokens" in entry]
         assert counted[-1] == 16 * (steps // 10 * 10), "each token counts once, whatever the estimator evaluates"
@@ -185,10 +207,11 @@ def lightning(estimator: Any, steps: int, folder: Path, automatic: bool = True) 
             super().__init__()
             self.model = llama()
             self.automatic_optimization = automatic
-            self.loss = EstimatedLoss(estimator, self.model, loss, SEED)
+            if not isinstance(estimator, Within):
+                self.loss = EstimatedLoss(estimator, self.model, loss, SEED)
 
         def training_step(self, batch: Any, number: int) -> Any:
-            result = self.loss(self, batch)
+            result = loss(self.model, batch) if isinstance(estimator, Within) else self.loss(self, batch)
             losses.append(float(result))
             if not automatic:
                 optimizer = self.optimizers()
@@ -201,7 +224,8 @@ def lightning(estimator: Any, steps: int, folder: Path, automatic: bool = True) 
             return sgd(self.model)
 
     module = Module()
-    fit(module, steps)
+    with recomputing(module.model, estimator):
+        fit(module, steps)
     return losses, module.model
 
 
@@ -222,17 +246,20 @@ def manual_lightning(estimator: Any, steps: int, folder: Path) -> tuple[list[flo
 
 def accelerate(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
     accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate_adapter.checked(accelerate.Accelerator(cpu=True), estimator)
+    accelerator = accelerate.Accelerator(cpu=True)
+    if not isinstance(estimator, Within):
+        accelerator = accelerate_adapter.checked(accelerator, estimator)
     model = llama()
     prepared, optimizer = accelerator.prepare(model, sgd(model))
     objective, losses = Objective(prepared, loss), []
-    for step, batch in enumerate(batches(steps)):
-        with accelerator.accumulate(prepared):
-            found = surrogate_loss(estimator, objective, batch, key(step))
-            accelerator.backward(found)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(float(found))
+    with recomputing(prepared, estimator):
+        for step, batch in enumerate(batches(steps)):
+            with accelerator.accumulate(prepared):
+                found = loss_of(estimator, objective, batch, step)
+                accelerator.backward(found)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(float(found))
     return losses, model
 
 
