@@ -19,6 +19,9 @@ Workers = Annotated[
 ]
 Executor = Annotated[str, typer.Option(help="Where trials run: local or ray.")]
 Every = Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints of a trial.")]
+TrialTimeout = Annotated[
+    float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
+]
 Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
 
 
@@ -93,6 +96,7 @@ class CompareOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[
@@ -158,6 +162,7 @@ class StudyOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first trials; run nothing.")] = False
@@ -180,6 +185,7 @@ class ReproduceOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     page: Annotated[
         Path | None, typer.Option(help="Also write a Markdown page with the reproduced and other numbers.")

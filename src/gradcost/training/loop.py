@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,7 +105,8 @@ def train(
         StepResult of the step just taken: number, loss, slopes and state.
     Raises:
         Unsupported: the estimator cannot be used with this model, loss and batch. No weight has changed.
-        BadInput: the file `resume` is not a training checkpoint of this model.
+        BadInput: the file `resume` is damaged, or is the training checkpoint of another model, estimator, optimizer,
+            key or task.
         Exception: the loss raised it. The weights are those after the last complete step. With backprop, parameters
             that the interrupted backward pass had already reached have moved.
     """
@@ -114,7 +115,8 @@ def train(
     objection = estimator.objection(objective, first)
     if objection is not None:
         raise Unsupported(objection)
-    train_state = TrainState(objective, estimator, optimizer)
+    data = {"task": task} if is_dataclass(task) else {}  # the repr of another object may differ between processes
+    train_state = TrainState(objective, estimator, optimizer, key=key, **data)
     if resume is not None and resume.exists():
         objective.prepare(first, key)  # finds modules outside of the model: the file may contain their buffers
         checkpoint.read(resume, train_state)
