@@ -175,7 +175,7 @@ class ReproduceOptions:
     paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
     rows: Annotated[str, typer.Option(help="Rows of its table to run, by model: nn.")] = "nn"
     epochs: Annotated[float, typer.Option(help="Epochs of each run; may be a fraction.")] = 50.0
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each row, one per seed.")] = 1
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
     tuning_points: Annotated[int, typer.Option(min=1, help="With --tuned: learning rates in a row's grid.")] = 5
     tuned_epochs: Annotated[
