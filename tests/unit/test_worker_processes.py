@@ -82,7 +82,15 @@ def performed(folder: Path, kind: str, **settings: float) -> tuple[list[Record],
     tasks = (Behaves(kind=kind, pids=str(pids)), Behaves())
     trials = [Trial(task, "b", backprop(), SGD(0.1), 2, "tune", 0) for task in tasks]
     records = list(Local(1).perform(trials, Work("code", folder, __file__, **settings)))  # type: ignore[arg-type]
-    return records, [int(pid) for pid in pids.read_text().split() if runs(int(pid))]
+    return records, remaining(pids)
+
+
+def remaining(pids: Path, seconds: float = 20.0) -> list[int]:
+    """Return the ids in a file whose processes still run after a while: a killed process may end a little later."""
+    deadline = time.monotonic() + seconds
+    while (found := [int(pid) for pid in pids.read_text().split() if runs(int(pid))]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def runs(pid: int) -> bool:
@@ -98,16 +106,16 @@ def test_a_trial_that_leaves_something_running_keeps_its_record(
 ):
     """Before, the study waited for ever, and the finished record was never written."""
     monkeypatch.setattr(processes, "LEAVING", 0.5)
-    records, remaining = performed(tmp_path, kind)
+    records, remain = performed(tmp_path, kind)
     assert [record["status"] for record in records] == ["finished", "finished"]
-    assert remaining == []
+    assert remain == []
 
 
 def test_a_crash_whose_child_holds_the_pipe_is_noticed(tmp_path: Path):
-    records, remaining = performed(tmp_path, "crash_with_child")
+    records, remain = performed(tmp_path, "crash_with_child")
     assert [record["status"] for record in records] == ["failed", "finished"]
     assert records[0]["reason"] == "its process exited with code 3"
-    assert remaining == []
+    assert remain == []
 
 
 def test_a_segmentation_fault_is_a_failed_trial(tmp_path: Path):
@@ -123,8 +131,8 @@ def test_a_trial_that_hangs_ends_at_its_time_limit(tmp_path: Path, kind: str):
     start = time.monotonic()
     (record,) = Local(1).perform([trial], Work("code", tmp_path, __file__, trial_timeout=20.0))
     assert (record["status"], record["reason"]) == ("failed", "its process was ended at the time limit of a trial")
-    assert 20 <= time.monotonic() - start < 60
-    assert not any(runs(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert 20 <= time.monotonic() - start < 120
+    assert remaining(tmp_path / "pids") == []
 
 
 def test_a_record_is_yielded_before_the_worker_is_waited_for(tmp_path: Path):
@@ -213,6 +221,8 @@ def test_a_second_interrupt_does_not_cut_off_the_end_of_the_workers(tmp_path: Pa
         [trial, Trial(Behaves(), "b", backprop(), SGD(0.1), 2, "tune", 0)], Work("code", tmp_path, __file__)
     )
     next(performing)
+    while not (tmp_path / "pids").exists():
+        time.sleep(0.05)
     (pid,) = map(int, (tmp_path / "pids").read_text().split())
 
     def twice(killed: int, number: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.core.files import write_whole
+from gradcost.core.files import no_link, write_whole
 
 RECORDS = "records.jsonl"
 CHECKSUM = "crc"
@@ -32,10 +32,11 @@ def append(folder: Path, record: dict[str, Any]) -> None:
         folder: the results folder.
         record: plain JSON; numbers must be finite.
     Raises:
-        OSError: the disk is full or the folder read-only. Earlier records are intact; the new one may be incomplete.
+        OSError: the disk is full, the folder is read-only, or the file is a symbolic link. Earlier records are
+            intact; the new one may be incomplete.
     """
     line = _sealed(json.dumps(record, allow_nan=False, separators=(",", ":")), ",", ":")
-    with (folder / RECORDS).open("ab+") as file:
+    with open(folder / RECORDS, "ab+", opener=no_link) as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

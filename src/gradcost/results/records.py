@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.core.notes import Note
 from gradcost.results import ledger
 from gradcost.results.field_types import checked
 from gradcost.results.ledger import document
@@ -258,6 +257,8 @@ def _environment(path: Path) -> dict[str, Any]:
     try:
         return document(path) or {}
     except BadInput as error:
+        from gradcost.core.notes import Note  # here, because it imports torch
+
         warnings.warn(f"{error} Every record has its own environment, so nothing is lost: delete it.", Note, 2)
         return {}
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import no_link
 from gradcost.core.notes import Note
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
@@ -297,9 +298,9 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         BadInput: another process has locked the folder; the message contains its process id.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or its lock is a symbolic link.
     """
-    with (folder / "lock").open("a+") as file:
+    with open(folder / "lock", "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
