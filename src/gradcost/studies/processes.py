@@ -124,8 +124,8 @@ class _Running:
 def in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Generator[Record]:
     """Yield the record of each job as soon as its worker process has sent it, has exited, or is out of time.
 
-    A worker that does not exit within `LEAVING` seconds after its record was yielded is killed, with the processes that
-    it started. Closing the generator kills all workers.
+    A worker that does not exit within `LEAVING` seconds after its record was yielded is killed, with the processes
+    that it started. Closing the generator kills all workers.
 
     Args:
         jobs: the jobs, each for a process of its own.
