@@ -50,9 +50,8 @@ def compare_methods(options: CompareOptions) -> int:
             _show_dry_run(comparison, forecasts, started.folder, options.as_json)
             return 0 if forecasts else NOTHING_RUNS
         try:
-            results = run_comparison(
-                comparison, options.output, executor=executor, every=options.every, on_event=printer, **names
-            )
+            settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
+            results = run_comparison(comparison, options.output, **settings, on_event=printer, **names)
         except KeyboardInterrupt:
             _exit_interrupted(printer)
     assert printer.folder is not None

@@ -24,6 +24,8 @@ from gradcost.tasks import TASKS, LoaderTask, Task
 from gradcost.training.optimizers import SGD, Optimizer, with_rate
 
 TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
+MOST_RUNS = 10_000  # of one kind and method; their list must fit in memory
+
 GivenMethods = Mapping[str, Estimator] | Iterable[Estimator | tuple[str, Estimator]]
 
 
@@ -149,6 +151,15 @@ def make_comparison(
         optimizer: the optimizer of every method. None: SGD.
         file: the user's file that defines the task. None: the file that defines its class.
     """
+    runs = {
+        "seeds": seeds,
+        "tuning_points": tuning_points,
+        "extra_points": extra_points,
+        "confirm_seeds": confirm_seeds,
+    }
+    for name, number in runs.items():
+        if number > MOST_RUNS:
+            raise BadInput(f"{name} is at most {MOST_RUNS:,}, not {number:,}: each adds a run to every method.")
     if isinstance(task, str):
         if task not in TASKS:
             raise BadInput(f"there is no task {task!r}: give a Task, or one of {', '.join(TASKS)}.")
