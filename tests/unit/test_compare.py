@@ -16,10 +16,12 @@ import pytest
 
 import gradcost
 from gradcost import SGD, Trial, backprop, mezo
+from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
 from gradcost.studies import Comparison, Executor, Study, events
 from gradcost.studies.comparison import make_comparison
+from gradcost.studies.costs import forecast_methods
 from gradcost.studies.executors import Record, Work
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
@@ -207,3 +209,20 @@ def test_a_wrong_argument_is_a_sentence(arguments: dict[str, Any], reason: str, 
     with pytest.raises(BadInput, match=reason):
         gradcost.compare(**({"task": "digits", "folder": tmp_path / "r"} | arguments))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_method_of_a_million_probes_is_forecast_and_announced_at_once(capsys: pytest.CaptureFixture[str]):
+    """Before, each probe was simulated: over a minute without a word."""
+    methods = {name: (gradcost.fzoo(probes=probes), SGD(0.1)) for name, probes in (("few", 100), ("many", 10**6))}
+    forecasts = dict(forecast_methods(Digits(), methods, memory=None))
+    assert [each.forwards for each in forecasts.values()] == [101, 1_000_001]  # type: ignore[union-attr]
+    printer = EventPrinter()
+    for name, forecast in forecasts.items():
+        printer(events.MethodForecast(name, forecast))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "    many: each step costs 1,000,001 forward passes\n"
+
+
+def test_a_number_of_runs_that_does_not_fit_in_memory_is_refused():
+    for name in ("seeds", "tuning_points", "extra_points", "confirm_seeds"):
+        with pytest.raises(BadInput, match=f"{name} is at most 10,000, not 1,000,000,000"):
+            gradcost.compare("digits", **{name: 10**9})
