@@ -18,7 +18,6 @@ from gradcost.studies.events import (
     TrialsStarted,
 )
 
-
 MANY_FORWARDS = 1000  # forward passes in a step, above which they are printed before anything runs
 
 
