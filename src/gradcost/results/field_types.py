@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gradcost.core.errors import BadInput
+from gradcost.core.printable import all_printable
 
 
 def checked(cls: Any, record: Mapping[str, Any]) -> Any:
     """Build a dataclass from a JSON record. Unknown fields come from a later version and are ignored.
+
+    Characters that a terminal or a page would not show are replaced (`core.printable`).
 
     Args:
         cls: a dataclass, such as TrialRecord.
@@ -19,7 +22,7 @@ def checked(cls: Any, record: Mapping[str, Any]) -> Any:
     Raises:
         BadInput: a field is missing or has another type than in the dataclass.
     """
-    known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+    known = {name: all_printable(record[name]) for name in cls.__dataclass_fields__ if name in record}
     name = cls.__name__.removesuffix("Record").lower()
     if problem := _misfit(cls, known):
         raise BadInput(f"A {name} record is damaged: {problem}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from math import isfinite
@@ -137,6 +138,17 @@ def document(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise BadInput(f"{path}{line} is damaged ({error}): it was cut short or edited.") from None
+
+
+def environment(path: Path) -> dict[str, Any]:
+    """Return the JSON object in environment.json. If the file is missing, or damaged, which issues a Note: {}."""
+    try:
+        return document(path) or {}
+    except BadInput as error:
+        from gradcost.core.notes import Note  # here, because it imports torch
+
+        warnings.warn(f"{error} Every record has its own environment, so nothing is lost: delete it.", Note, 2)
+        return {}
 
 
 def _content(path: Path) -> bytes:

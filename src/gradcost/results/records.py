@@ -12,7 +12,6 @@ Incomplete and repeated data are read as follows:
 from __future__ import annotations
 
 import functools
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.metric import ACCURACY, Metric
+from gradcost.core.printable import all_printable
 from gradcost.results import ledger
 from gradcost.results.field_types import checked
 from gradcost.results.ledger import document
@@ -255,17 +255,7 @@ def read(folder: str | Path) -> Results:
     path = folder / ledger.RECORDS
     if not path.exists():
         raise BadInput(f"{folder} holds no {ledger.RECORDS}: no trial has run there yet.")
-    return results(study, _environment(folder / "environment.json"), path)
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    try:
-        return document(path) or {}
-    except BadInput as error:
-        from gradcost.core.notes import Note  # here, because it imports torch
-
-        warnings.warn(f"{error} Every record has its own environment, so nothing is lost: delete it.", Note, 2)
-        return {}
+    return results(study, ledger.environment(folder / "environment.json"), path)
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path) -> Results:
@@ -282,7 +272,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path
         record = _study(study, trials)
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path.with_name('study.json')} is damaged: {error}") from None
-    return Results(record, dict(environment), trials, costs, refused, tuple(torn), qualities)
+    return Results(record, all_printable(dict(environment)), trials, costs, refused, tuple(torn), qualities)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:

@@ -18,7 +18,7 @@ from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
-from gradcost.studies.trial import Trial
+from gradcost.studies.trial import Trial, check_label
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, LoaderTask, Task
 from gradcost.training.optimizers import SGD, Optimizer, with_rate
@@ -69,6 +69,8 @@ class Comparison:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise BadInput(f"{', '.join(twice)} is given twice: name each method once.")
+        for name in labels:
+            check_label(name)
         if not labels:
             raise BadInput("there is no method to compare: name one or more.")
         if self.steps < 1 or not self.seeds or not self.rates:

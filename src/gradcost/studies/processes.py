@@ -218,18 +218,22 @@ def _main_hidden() -> Iterator[None]:
 
 @contextmanager
 def _interrupt_deferred() -> Iterator[None]:
-    """Raise a KeyboardInterrupt at the end of the context only: a worker whose start it cut off would run on."""
+    """Handle an interrupt at the end of the context only: a worker whose start it cut off would run on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     interrupts: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    for number in handlers:
+        signal.signal(number, lambda number, _: interrupts.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if interrupts:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(interrupts[0])
 
 
 def _work(sender: Connection, pickled: bytes, work: Work) -> None:
