@@ -44,12 +44,12 @@ def write_whole(path: Path, data: bytes | str) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
+    with contextlib.suppress(OSError):  # some network file systems cannot, and some folders cannot be read
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def no_link(path: str, flags: int) -> int:
