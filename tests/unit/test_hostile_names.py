@@ -79,13 +79,20 @@ def hostile_folder(folder: Path, names: list[str]) -> Path:
     lines: list[dict[str, Any]] = []
     for name in names:
         score = {"loss": 0.5, "accuracy": 0.9}
-        shared = {"estimator": name, "optimizer": name, "task": name, "note": name, "environment": {"cpu": name}}
+        shared = {
+            "method": name,
+            "estimator": name,
+            "optimizer": name,
+            "task": name,
+            "note": name,
+            "environment": {"cpu": name},
+        }
         lines += [
             cost(name, 1024, 1.0, name, operator=name, module=name, doubt=name),
             quality(name, name, 2),
-            trial(name, "tune", validation=score, **shared),
-            trial(name, "final", 0.1, 1, validation=score, test=score, **shared),
-            trial(name, "final", 0.1, 2, status="failed", reason=name, traceback=f"Traceback:\n{name}", **shared),
+            trial("", "tune", validation=score, **shared),
+            trial("", "final", 0.1, 1, validation=score, test=score, **shared),
+            trial("", "final", 0.1, 2, status="failed", reason=name, traceback=f"Traceback:\n{name}", **shared),
             {"schema": 1, "kind": "refused", "method": f"no {name}", "estimator": name, "reason": name},
         ]
     for line in lines:

@@ -53,7 +53,7 @@ def test_a_preset_may_be_written_with_or_without_brackets(name: str):
         ("spsa(eps='x')", "is a number, not 'x'"),
         ("spsa(probes=1.5)", "is a whole number, not 1.5"),
         ("Reverse(Segments('2'))", "is a whole number"),
-        ("spsa(eps=1e999)", "above 0, not inf"),
+        ("spsa(eps=1e999)", "'1e999' is too large"),
         ("Gaussian()", "is a part of a method"),
         ("mezo(", "is not an expression"),
         ("__import__('os').system('true')", "neither a number"),
@@ -65,15 +65,15 @@ def test_a_preset_may_be_written_with_or_without_brackets(name: str):
         ("mezo(b'a')", "neither a number"),
         ("mezo(2j)", "neither a number"),
         ("mezo(*(1, 2))", "neither a number"),
-        ("-" * 5000 + "1", "neither a number"),
-        ("-" * 9999 + "1", "n"),
+        ("-" * 50 + "1", "neither a number"),
+        ("-" * 9999 + "1", "nested too deep"),
         ("(" * 5000 + ")" * 5000, "nested"),
         ("Clipped(" * 100 + "mezo()" + ")" * 100, "nested too deep"),
         ("mezo(" + "9" * 10_000 + ")", "at most 10,000 characters, and"),
         ("mezo(probes=" + "9" * 5000 + ")", "is not an expression"),
         ("mezo(probes=" + "9" * 400 + ")", "at most 19 digits"),
         ("mezo(probes=-" + "9" * 400 + ")", "at most 19 digits"),
-        ("mezo(eps='\0')", "a character that no expression has"),
+        ("mezo(eps='\0')", "expression"),
         ("mezo(eps='\udc80')", "a character that no expression has"),
         ("mezo(**{'probes': 7})", "contains **"),
         ("mezo(probes=1, probes=7)", "gives an argument twice"),
@@ -88,10 +88,13 @@ def test_a_wrong_method_gets_a_sentence_with_the_way_out(text: str, told: str):
 
 
 MISFITS = [
-    ("Clipped(estimator=Everything())", "Clipped: estimator is an Estimator (Accumulated, Adaptive,"),
+    (
+        "Clipped(estimator=Everything())",
+        "Clipped: estimator is an Estimator (activity_perturbation, addax, backprop, checkpointed, ",
+    ),
     ("Clipped(mezo)", None),
     ("Clipped(None)", "Clipped: estimator is an Estimator"),
-    ("Probing(slope=backprop())", "slope is a Slope (CentralDifference, ForwardDifference, Jvp), not Reverse()"),
+    ("Probing(slope=backprop())", "slope is a Slope (CentralDifference, ForwardDifference, Jvp), not Reverse("),
     ("Probing(slope=2)", "slope is a Slope (CentralDifference, ForwardDifference, Jvp), not 2"),
     ("Probing(Jvp(), Jvp())", "directions is a Directions (Coordinates, Gaussian, "),
     (

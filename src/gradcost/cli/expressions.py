@@ -7,6 +7,7 @@ import inspect
 import types
 from collections import deque
 from collections.abc import Callable, Mapping
+from math import isinf
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gradcost.core.errors import BadInput
@@ -53,6 +54,8 @@ def _check(node: ast.AST, text: str) -> None:
     match node:
         case ast.Constant(value=int() as number) if abs(number) >= LARGEST:
             raise BadInput(f"{_source(node, text)} is too large: a whole number has at most 19 digits.")
+        case ast.Constant(value=float() as number) if isinf(number):
+            raise BadInput(f"{_source(node, text)} is too large for a number.")
         case ast.Constant(value=literal) if isinstance(literal, _LITERALS):
             return
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
@@ -117,6 +120,7 @@ def _described(hint: Any, known: Mapping[str, Any]) -> str:
     if hint in _KINDS:
         return _KINDS[hint]
     makers = [name for name, thing in known.items() if _makes(thing, hint)]
+    makers.sort(key=lambda name: name[0].isupper())  # presets first
     shown = ", ".join([*makers[:8], "..."] if len(makers) > 8 else makers)
     return f"{'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__} ({shown})"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.files import no_link, write_whole
+from gradcost.core.note import Note
 
 RECORDS = "records.jsonl"
 CHECKSUM = "crc"
@@ -145,8 +146,6 @@ def environment(path: Path) -> dict[str, Any]:
     try:
         return document(path) or {}
     except BadInput as error:
-        from gradcost.core.notes import Note  # here, because it imports torch
-
         warnings.warn(f"{error} Every record has its own environment, so nothing is lost: delete it.", Note, 2)
         return {}
 

@@ -31,7 +31,7 @@ class TrainState:
         estimator: how each gradient is obtained.
         optimizer: how parameters move. None: each step estimates the gradient and discards it, and no parameter
             changes.
-        **parts: further parts of the training that must be equal when it resumes, such as its key.
+        parts: further parts of the training that must be equal when it resumes, such as its key.
     """
 
     def __init__(self, objective: Objective, estimator: Estimator, optimizer: Optimizer | None, **parts: Any) -> None:
