@@ -79,20 +79,15 @@ def hostile_folder(folder: Path, names: list[str]) -> Path:
     lines: list[dict[str, Any]] = []
     for name in names:
         score = {"loss": 0.5, "accuracy": 0.9}
-        shared = {
-            "method": name,
-            "estimator": name,
-            "optimizer": name,
-            "task": name,
-            "note": name,
-            "environment": {"cpu": name},
-        }
+        texts = {"method": name, "estimator": name, "optimizer": name, "task": name, "note": name}
+        shared = texts | {"environment": {"cpu": name}}
+        failed = {"status": "failed", "reason": name, "traceback": f"Traceback:\n{name}"}
         lines += [
             cost(name, 1024, 1.0, name, operator=name, module=name, doubt=name),
             quality(name, name, 2),
-            trial("", "tune", validation=score, **shared),
-            trial("", "final", 0.1, 1, validation=score, test=score, **shared),
-            trial("", "final", 0.1, 2, status="failed", reason=name, traceback=f"Traceback:\n{name}", **shared),
+            trial("", "tune", validation=score) | shared,
+            trial("", "final", 0.1, 1, validation=score, test=score) | shared,
+            trial("", "final", 0.1, 2) | shared | failed,
             {"schema": 1, "kind": "refused", "method": f"no {name}", "estimator": name, "reason": name},
         ]
     for line in lines:

@@ -90,7 +90,7 @@ def test_a_wrong_method_gets_a_sentence_with_the_way_out(text: str, told: str):
 MISFITS = [
     (
         "Clipped(estimator=Everything())",
-        "Clipped: estimator is an Estimator (activity_perturbation, addax, backprop, checkpointed, ",
+        "Clipped: estimator is an Estimator (activity_perturbation, addax, backprop, ",
     ),
     ("Clipped(mezo)", None),
     ("Clipped(None)", "Clipped: estimator is an Estimator"),
