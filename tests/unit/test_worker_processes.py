@@ -170,8 +170,8 @@ def test_a_second_interrupt_does_not_cut_off_the_end_of_the_workers(tmp_path: Pa
     (pid,) = map(int, (tmp_path / "pids").read_text().split())
 
     def twice(killed: int, number: int) -> None:
-        os_killpg(killed, number)
         signal.raise_signal(signal.SIGINT)
+        os_killpg(killed, number)  # raises if the group has ended already
 
     os_killpg, os.killpg = os.killpg, twice
     try:
