@@ -22,7 +22,7 @@ from gradcost.core.notes import Note
 from gradcost.studies import Comparison, Executor, Study, events
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.costs import forecast_methods
-from gradcost.studies.executors import Record, Work
+from gradcost.studies.processes import Record, Work
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
 

@@ -16,7 +16,8 @@ import behaves
 from behaves import Behaves
 from gradcost import SGD, Trial, backprop
 from gradcost.studies import processes
-from gradcost.studies.executors import Local, Record, Work
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Record, Work
 from gradcost.tasks.digits import Digits
 
 

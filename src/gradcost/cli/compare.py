@@ -50,8 +50,16 @@ def compare_methods(options: CompareOptions) -> int:
             _show_dry_run(comparison, forecasts, started.folder, options.as_json)
             return 0 if forecasts else NOTHING_RUNS
         try:
-            settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
-            results = run_comparison(comparison, options.output, **settings, on_event=printer, **names)
+            results = run_comparison(
+                comparison,
+                options.output,
+                executor=executor,
+                every=options.every,
+                trial_timeout=options.trial_timeout,
+                on_event=printer,
+                task=task_name,
+                model=model_name,
+            )
         except KeyboardInterrupt:
             _exit_interrupted(printer)
     assert printer.folder is not None

@@ -18,7 +18,8 @@ from gradcost.studies.events import (
     TrialsStarted,
     warn_of_failures,
 )
-from gradcost.studies.executors import Executor, Work, local_or
+from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.processes import Work
 from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
 from gradcost.studies.task_info import model_name, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing

@@ -34,7 +34,8 @@ from gradcost.studies.events import (
     TrialsEnded,
     warn_of_failures,
 )
-from gradcost.studies.executors import Executor, Record, Work, local_or
+from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_name, weights
