@@ -103,14 +103,40 @@ CONSOLE = (
 )
 
 
-def test_files_beside_the_study_are_not_imported(tmp_path: Path):
-    """Before, `random.py` in the current folder ended every study, and `sklearn.py` there was executed."""
-    write_study(tmp_path, (0.1,), (1,), 5)
+ONE_TRIAL = """
+import sys
+sys.path.remove("")  # as in the installed command
+from pathlib import Path
+from gradcost import SGD, Trial, backprop
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Work
+from gradcost.tasks import Digits
+trial = Trial(Digits(), "b", backprop(), SGD(0.1), 2, "tune", 0)
+print([record["status"] for record in Local(1).perform([trial], Work("code", Path(".")))])
+"""
+
+
+def hijack(folder: Path) -> None:
+    """Write modules with the names of others that note that they ran, and end the process."""
     names = ("random", "sklearn", "zoneinfo", "signal", "safetensors", "numba", "gradcost", "socket", "selectors")
     for name in names:
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)\n"
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)\n"
         )
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path):
+    """Before, `random.py` in the current folder ended every study, and `sklearn.py` there was executed."""
+    hijack(tmp_path)
+    ran = subprocess.run([sys.executable, "-c", ONE_TRIAL], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "['finished']\n", ran.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_files_beside_the_study_are_not_imported(tmp_path: Path):
+    write_study(tmp_path, (0.1,), (1,), 5)
+    hijack(tmp_path)
     arguments = ("study", "small.py", "-j", "2", "-o", "out")
     ran = subprocess.run(
         [sys.executable, "-c", CONSOLE, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
