@@ -120,12 +120,12 @@ def run_comparison(
     task, model = task or task_name(comparison.task), model or model_name(comparison.task)
     started, forecasts, reasons = forecast_comparison(comparison, folder, on_event=on_event, task=task, model=model)
     folder = started.folder
+    work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         open_folder(folder, comparison.document(task, model), comparison.code)
         for name, reason in reasons.items():
             record_refusal(folder, name, dict(comparison.methods)[name], reason)
-        work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
         failed = _run(comparison, executor, work, forecasts, on_event) if forecasts else 0
         if not failed:
             methods = comparison.with_optimizers
