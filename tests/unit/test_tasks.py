@@ -327,6 +327,9 @@ def test_charlm_reads_another_text_and_refuses_an_unusable_one(tmp_path):
     (tmp_path / "latin.txt").write_bytes("añb".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         CharLm(text=str(tmp_path / "latin.txt")).classes
+    for name in ("/dev/zero", str(tmp_path), "a\0b", "~nobody-of-this-name/text"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            CharLm(text=name).splits()
     with pytest.raises(ValueError, match="at least 1 character"):
         CharLm(length=0)
 

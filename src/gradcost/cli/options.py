@@ -19,6 +19,9 @@ Workers = Annotated[
 ]
 Executor = Annotated[str, typer.Option(help="Where trials run: local or ray.")]
 Every = Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints of a trial.")]
+TrialTimeout = Annotated[
+    float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
+]
 Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
 
 
@@ -131,6 +134,7 @@ class CompareOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[
@@ -196,6 +200,7 @@ class StudyOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first trials; run nothing.")] = False
@@ -215,7 +220,7 @@ class ReproduceOptions:
     epochs: Annotated[
         float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
     ] = None
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each row, one per seed.")] = 1
     uncapped: Annotated[
         bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
     ] = False
@@ -244,6 +249,7 @@ class ReproduceOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     page: Annotated[
         Path | None, typer.Option(help="Also write a Markdown page with the reproduced and other numbers.")

@@ -44,8 +44,8 @@ def reproduce_paper(options: ReproduceOptions) -> int:
     folder = options.output or _default_folder(options)
     with EventPrinter() as printer:
         if not options.records:
-            run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
-            for _ in run_study(reproduction.study, folder, **run):
+            run = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
+            for _ in run_study(reproduction.study, folder, **run, measure=False, on_event=printer):
                 pass
     results, table = read(folder), rike2022.rows(options.rows)
     if options.page is not None:

@@ -65,15 +65,19 @@ def _text(path: str) -> str:
     if not path:
         return files("gradcost.tasks").joinpath("moby_dick.txt").read_text(encoding="utf-8")
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(
-            f"the text {path!r} cannot be read ({error.strerror or error}). Give a plain text file, or none for the "
-            "text of the package."
-        ) from error
+        place = Path(path).expanduser()
+        if place.exists() and not place.is_file():
+            raise OSError("it is not a regular file")  # reading a device could last for ever
+        return place.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(
             f"the text {path!r} is not UTF-8 (byte {error.start}): save it as plain UTF-8 text."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # no such file, a null byte, or the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"the text {path!r} cannot be read ({reason}). Give a plain text file, or none for the "
+            "text of the package."
         ) from error
 
 
