@@ -173,6 +173,10 @@ class PlanOptions:
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
     ] = None
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
+    fail_over: Annotated[
+        bool,
+        typer.Option("--fail-over", help="Exit with 4 if a method listed with --method exceeds the budget, for CI."),
+    ] = False
     as_json: Json = False
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
 
