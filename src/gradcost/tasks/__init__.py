@@ -7,24 +7,42 @@ from gradcost.tasks.architectures import Architecture, Cnn, Gpt, Logistic, Mlp
 from gradcost.tasks.charlm import CharLm
 from gradcost.tasks.digits import Digits
 from gradcost.tasks.mnist import Mnist
+from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
+from gradcost.tasks.texts import Movies, Prompted, TextLm, Trec
 
-TASKS: dict[str, type[Task]] = {"digits": Digits, "mnist": Mnist, "charlm": CharLm}
+TASKS: dict[str, type[Task]] = {
+    "digits": Digits,
+    "mnist": Mnist,
+    "charlm": CharLm,
+    "trec": Trec,
+    "movies": Movies,
+    "smollm2": Prompted,
+    "smollm2-text": TextLm,
+}
 
 __all__ = [
     "TASKS",
     "Architecture",
+    "CausalLm",
     "CharLm",
     "Cnn",
     "Digits",
+    "Encoder",
     "Gpt",
     "Logistic",
+    "Lora",
     "Mlp",
     "Mnist",
+    "Movies",
+    "Prompted",
     "Score",
     "Split",
     "Splits",
     "Task",
+    "TextLm",
+    "Trec",
+    "Verbalizer",
     "cross_entropy",
     "score",
 ]

