@@ -118,7 +118,7 @@ def _splits(texts: Callable[[], TextSplits], prompt: str, weights: str, length: 
     return Splits(
         *(
             Split(
-                encoded(weights, [prompt.replace("{text}", _cut(weights, text, room)) for text in part.texts], length),
+                encoded(weights, [prompt.replace("{text}", text) for text in _cut(weights, part.texts, room)], length),
                 torch.tensor(part.labels, dtype=torch.int64),
             )
             for part in texts()
@@ -126,11 +126,11 @@ def _splits(texts: Callable[[], TextSplits], prompt: str, weights: str, length: 
     )
 
 
-def _cut(weights: str, text: str, tokens: int) -> str:
-    """Return the beginning of a text, so that the words of the prompt after it are not cut off."""
-    encode = tokenizer(weights)
-    offsets = encode(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+def _cut(weights: str, texts: Sequence[str], tokens: int) -> list[str]:
+    """Return the beginnings of texts, so that the words of the prompt after them are not cut off."""
+    offsets = tokenizer(weights)(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = (places[tokens - 1][1] if len(places) > tokens else None for places in offsets)
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
 def _weights(model: Architecture) -> str:
@@ -263,7 +263,3 @@ def _windows(path: str, weights: str, length: int) -> Splits:
     tokens = tokenizer(weights)(charlm.plain_text(path), add_special_tokens=False)["input_ids"]
     return charlm.split_windows(torch.tensor(tokens, dtype=torch.int64), length, f"the text {path!r}")
 
-
-def labelled(texts: Sequence[str], labels: Sequence[int]) -> Texts:
-    """Return Texts from two sequences of equal length."""
-    return Texts(tuple(texts), tuple(labels))
