@@ -1,0 +1,295 @@
+"""Claims of a paper, the rules of their verdicts, and the page that lists them, in one format for all papers.
+
+A claim has a published number, or a range. It may have a reference: the value that means no effect, such as a ratio
+of 1. The verdict depends on the published number with its error and on one measured value per seed, by RULES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import inf, isfinite, sqrt
+from statistics import fmean, stdev
+
+from gradcost.core.errors import BadInput
+from gradcost.core.units import count, number
+from gradcost.core.value import value
+from gradcost.results.statistics import LEVEL, Interval, interval
+
+LEAST_SEEDS = 3
+STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
+# Half the width of Student's 95% interval, in standard errors, for so few seeds that order statistics reach no 95%.
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+RULES = (
+    "Published interval: the published number or range, extended by 1.96 standard errors if they are known, "
+    "otherwise by half a unit in the last printed digit.",
+    f"Our interval, from {max(_STUDENT) + 1} seeds on: the 95% interval of the median, from order statistics. With 2 "
+    f"to {max(_STUDENT)} seeds: Student's 95% interval, extended to all values.",
+    "Reference: the value that means no effect, such as a ratio of 1. Published effect: the distance from it, or "
+    "from 0 if there is none, to the farther end of the published range.",
+    f"Fewer than {LEAST_SEEDS} seeds: **inconclusive**.",
+    "The two intervals do not overlap: **holds in direction only** if all of ours is on the published side of the "
+    "reference, else **does not hold**.",
+    "They overlap, and all of ours is on the other side of the reference: **inconclusive** if the published interval "
+    "contains the reference, else **does not hold**.",
+    "They overlap, and ours contains the reference or is wider than the published effect: **inconclusive**.",
+    "They overlap, and all of ours is on the published side of the reference: **holds in direction only** if the "
+    "published interval contains the reference, else **holds**.",
+    "*reduced scale*: fewer steps, a smaller model, a smaller batch or other data than in the paper.",
+)
+
+
+class Verdict(Enum):
+    """Whether a claim holds in our runs, by RULES."""
+
+    HOLDS = "holds"
+    DIRECTION = "holds in direction only"
+    FAILS = "does not hold"
+    INCONCLUSIVE = "inconclusive"
+
+
+@value
+class Published:
+    """A published number, or a range if `high` is given. For a claim of direction alone, one end is infinite.
+
+    Args:
+        low: the number, or the low end of the range.
+        high: the high end of the range. None: equal to `low`.
+        error: standard error of the number, such as that of a mean over 16 images. None: not known.
+        rounding: half a unit in the last printed digit.
+    Raises:
+        BadInput: high < low, or error or rounding is negative.
+    """
+
+    low: float
+    high: float | None = None
+    error: float | None = None
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.high is not None and self.high < self.low:
+            raise BadInput(f"a published range has low <= high, not {self}: swap them.")
+        if self.rounding < 0 or (self.error or 0.0) < 0:
+            raise BadInput(f"error and rounding of a published number are 0 or more, not {self}.")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The number twice, or the two ends of the range."""
+        return self.low, self.low if self.high is None else self.high
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends, extended by 1.96 standard errors; by the rounding if this is more or the error is not known."""
+        margin = max(STANDARD_ERRORS * (self.error or 0.0), self.rounding)
+        low, high = self.ends
+        return low - margin, high + margin
+
+    def __str__(self) -> str:
+        low, high = self.ends
+        if not isfinite(low) or not isfinite(high):
+            text = f"below {_number(high)}" if isfinite(high) else f"above {_number(low)}"
+        else:
+            text = _number(low) if low == high else f"{_number(low)} to {_number(high)}"
+        return text if self.error is None else f"{text} (standard error {_number(self.error)})"
+
+
+@value
+class Claim:
+    """A claim of a paper.
+
+    Args:
+        name: a short name, unique on its page.
+        words: the claim in our words, one sentence.
+        location: where it stands, such as "Table 1, row 1".
+        quantity: what is measured, with its unit, such as "ratio of test losses, forward gradient to backprop".
+        published: the published number.
+        reference: the value of the quantity that means no effect. None: the claim has no direction.
+    Raises:
+        BadInput: the reference is strictly inside the published range.
+    """
+
+    name: str
+    words: str
+    location: str
+    quantity: str
+    published: Published
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.published.ends
+        if self.reference is not None and (low < self.reference < high or low == high == self.reference):
+            raise BadInput(
+                f"the reference of the claim {self.name!r} must be on one side of {self.published}, not "
+                f"{self.reference:g}: a claim of no effect has no direction, so its reference is None."
+            )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What our runs show about a claim.
+
+    Args:
+        values: one measured value of the claim's quantity per seed; inf or -inf for a run that diverged. Empty if the
+            claim was not tested.
+        command: the command that runs the experiment.
+        records: the folder of the records, or a link to it.
+        scale: the size of the experiment, such as "50 epochs, 3 seeds".
+        is_reduced: whether the experiment is smaller than the published one.
+        note: one or two further sentences; "" for none.
+    """
+
+    values: tuple[float, ...]
+    command: str
+    records: str
+    scale: str
+    is_reduced: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The first lines of a page.
+
+    Args:
+        scope: which experiments of the paper were run, and which were not.
+        hardware: the machine.
+        hours: core-hours of all runs.
+    """
+
+    scope: str
+    hardware: str
+    hours: float
+
+
+def measured_interval(values: Sequence[float]) -> Interval:
+    """Return the median over seeds with its interval.
+
+    - From 6 values on: `statistics.interval`, which is free of assumptions on the distribution.
+    - 2 to 5 values: Student's 95% interval of the mean, extended to all values. Order statistics reach no 95% there.
+    - 1 value: the value itself, with confidence 0.
+
+    Args:
+        values: one per seed; inf or -inf for a run that diverged.
+    Returns:
+        Interval(median, low, high, confidence, n). With an infinite value among 2 to 5: from the smallest to the
+        largest.
+    Raises:
+        BadInput: there are no values.
+    """
+    plain = interval(values)
+    if plain.n not in _STUDENT or not all(map(isfinite, values)):
+        return plain
+    margin = _STUDENT[plain.n] * stdev(values) / sqrt(plain.n)
+    low, high = min(plain.low, fmean(values) - margin), max(plain.high, fmean(values) + margin)
+    return Interval(plain.median, low, high, LEVEL, plain.n)
+
+
+def verdict(claim: Claim, values: Sequence[float]) -> Verdict:
+    """Return the verdict on a claim, by RULES.
+
+    Args:
+        claim: the claim.
+        values: one measured value per seed.
+    """
+    if len(values) < LEAST_SEEDS:
+        return Verdict.INCONCLUSIVE
+    measured = measured_interval(values)
+    (low, high), (near, far), end = (measured.low, measured.high), claim.published.interval, claim.published.ends[1]
+    reference = 0.0 if claim.reference is None else claim.reference
+    if claim.published.ends[0] < reference:  # mirror all numbers, so that the published side is above the reference
+        (low, high), (near, far), end, reference = (-high, -low), (-far, -near), -claim.published.ends[0], -reference
+    overlap = low <= far and near <= high
+    is_wide = high - low > end - reference
+    if claim.reference is None:
+        return (Verdict.INCONCLUSIVE if is_wide and end else Verdict.HOLDS) if overlap else Verdict.FAILS
+    if not overlap:
+        return Verdict.DIRECTION if low > reference else Verdict.FAILS
+    if high <= reference:
+        return Verdict.INCONCLUSIVE if near < reference else Verdict.FAILS
+    if low <= reference or is_wide:
+        return Verdict.INCONCLUSIVE
+    return Verdict.DIRECTION if near < reference else Verdict.HOLDS
+
+
+def outcome(claim: Claim, evidence: Evidence) -> str:
+    """Return the verdict in words, with the mark for a reduced scale: `holds`, `does not hold (reduced scale)`."""
+    if not evidence.values:
+        return f"{Verdict.INCONCLUSIVE.value} (not run)"
+    words = verdict(claim, evidence.values).value
+    return f"{words} (reduced scale)" if evidence.is_reduced else words
+
+
+def format_interval(values: Sequence[float]) -> str:
+    """Format the measured median and interval: `1.92 [1.85, 1.99], 5 seeds`; `not run` without values."""
+    if not values:
+        return "not run"
+    found = measured_interval(values)
+    ends = f" [{_number(found.low)}, {_number(found.high)}]" if found.n > 1 else ""
+    return f"{_number(found.median)}{ends}, {count(found.n, 'seed')}"
+
+
+def claims_page(
+    title: str, glance: Glance, claims: Sequence[tuple[Claim, Evidence]], sections: Sequence[str] = ()
+) -> str:
+    """Return the page on a paper as Markdown.
+
+    Args:
+        title: the heading of the page.
+        glance: scope, hardware and hours.
+        claims: each claim with its evidence, in the order of the page.
+        sections: further parts in Markdown, such as tables and figures; they follow the claims.
+    Returns:
+        The table "At a glance", then one section per claim, the further sections, and the rules of the verdicts.
+    Raises:
+        BadInput: two claims have one name.
+    """
+    names = [claim.name for claim, _ in claims]
+    if len(set(names)) < len(names):
+        raise BadInput(f"the claims of a page need different names, not {', '.join(names)}.")
+    parts = [f"# {title}", _glance_section(glance, claims), "## Claim by claim"]
+    parts += [_claim_section(claim, evidence) for claim, evidence in claims]
+    parts += [*sections, "## Rules of the verdicts\n\n" + "\n".join(f"- {rule}" for rule in RULES)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _glance_section(glance: Glance, claims: Sequence[tuple[Claim, Evidence]]) -> str:
+    rows = [("scope", glance.scope), ("hardware", glance.hardware), ("core-hours", number(glance.hours, 2))]
+    rows += [(f"*{claim.name}*", f"**{outcome(claim, evidence)}**") for claim, evidence in claims]
+    return "## At a glance\n\n" + markdown_table(("", ""), rows)
+
+
+def _claim_section(claim: Claim, evidence: Evidence) -> str:
+    return f"### {claim.name}\n\n{claim.words}\n\n" + markdown_table(("", ""), list(_claim_rows(claim, evidence)))
+
+
+def _claim_rows(claim: Claim, evidence: Evidence) -> Iterator[tuple[str, str]]:
+    yield "in the paper", claim.location
+    yield "quantity", claim.quantity
+    yield "published", str(claim.published)
+    if claim.reference is not None:
+        yield "no effect", _number(claim.reference)
+    yield "measured here", format_interval(evidence.values)
+    yield "scale", f"{evidence.scale} (reduced)" if evidence.is_reduced else evidence.scale
+    yield "command", f"`{evidence.command}`"
+    yield "records", evidence.records
+    if evidence.note:
+        yield "note", evidence.note
+    yield "verdict", f"**{outcome(claim, evidence)}**"
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        headers: the cells of the first line.
+        rows: the cells of the other lines. A `|` in a cell is escaped.
+    """
+    lines = [list(headers), ["---"] * len(headers), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(x: float) -> str:
+    """Format with three significant digits; `diverged` for inf."""
+    return number(x) if isfinite(x) else "diverged" if x == inf else "-inf"
