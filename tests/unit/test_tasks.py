@@ -13,7 +13,7 @@ from torch import nn
 
 from gradcost.core.errors import MissingExtra
 from gradcost.core.key import Key
-from gradcost.tasks import TASKS, CharLm, Digits, Mnist, Task, architectures, charlm, data, digits, mnist
+from gradcost.tasks import TASKS, CharLm, Digits, Mnist, Task, architectures, charlm, data, digits, mnist, pretrained
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp
 from gradcost.tasks.data import Dataset
 from gradcost.tasks.sources import DataError, Piece
@@ -35,7 +35,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_task_is_a_value_with_models_for_the_command_line(name):
     task = TASKS[name]()
-    names = vars(architectures) | {kind.__name__: kind for kind in TASKS.values()}
+    names = vars(architectures) | vars(pretrained) | {kind.__name__: kind for kind in TASKS.values()}
     assert eval(repr(task), names) == task
     assert task.model in task.models.values()
     assert len({task, TASKS[name](), TASKS[name](batch=3)}) == 2  # pyright: ignore[reportCallIssue]

@@ -167,16 +167,24 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Rows of its table to run, by model: nn.")] = "nn"
-    epochs: Annotated[float, typer.Option(help="Epochs of each run; may be a fraction.")] = 50.0
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or panchal2025.")]
+    rows: Annotated[
+        str | None,
+        typer.Option(help='rike2022: rows of its table, by model: nn. panchal2025: methods, as "MeZO; FmAD-SVRG".'),
+    ] = None
+    epochs: Annotated[float, typer.Option(help="rike2022: epochs of each run; may be a fraction.")] = 50.0
+    forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3.")
+    ] = None
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
     tuning_points: Annotated[int, typer.Option(min=1, help="With --tuned: learning rates in a row's grid.")] = 5
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    task: Annotated[str, typer.Option(help="Task to train on. To try the command: digits.")] = "mnist"
+    task: Annotated[
+        str | None, typer.Option(help="Task to train on. Default: mnist; panchal2025: trec with LoRA adapters.")
+    ] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0

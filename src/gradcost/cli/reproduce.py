@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
 from pathlib import Path
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
@@ -19,7 +20,7 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = {"rike2022": rike2022.TITLE}
+PAPERS = ("rike2022", "panchal2025")
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -28,6 +29,16 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
+    if options.paper == "panchal2025":
+        return reproduce_panchal2025.reproduce(options)
+    options = dataclasses.replace(
+        options, rows=options.rows or "nn", task=options.task or "mnist", seeds=options.seeds or 1
+    )
+    return _reproduce_rike2022(options)
+
+
+def _reproduce_rike2022(options: ReproduceOptions) -> int:
+    assert options.rows is not None
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
     folder = options.output or RUNS / f"{options.paper}-{options.rows}"
@@ -49,6 +60,9 @@ def reproduce_paper(options: ReproduceOptions) -> int:
 
 def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
     models = rike2022_study.MODELS
+    assert options.rows is not None
+    assert options.task is not None
+    assert options.seeds is not None
     if options.rows not in models:
         raise BadInput(
             f"the rows {options.rows!r} cannot be run.{spec.hint(options.rows, models)} Rows: {', '.join(models)}; "
@@ -65,9 +79,9 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
 
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
-    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows]
+    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows or "nn"]
     words += ["--epochs", f"{options.epochs:g}", "--seeds", str(options.seeds)]
-    if options.task != "mnist":
+    if options.task is not None and options.task != "mnist":
         words += ["--task", options.task]
     if options.tuned:
         words += ["--tuned", "--tuning-points", str(options.tuning_points)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions
+from gradcost.directions.groups import Whole
 from gradcost.directions.masks import Masked, Smallest
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.adaptive import Adaptive, Flattest
@@ -32,7 +33,7 @@ class Settings:
     Args:
         probes: number of directions per estimate of "multiple".
         parts: number of micro-batches per batch of "accumulate".
-        candidates: number of directions from which "adaptive" selects one.
+        candidates: number of directions from which "adaptive" selects one, for all parameters together.
         every: number of steps from one snapshot of "SVRG" to the next.
         share: fraction of each parameter's weights that "sparse" perturbs, those of smallest magnitude.
         eps: finite-difference step, in units of the parameters.
@@ -135,8 +136,8 @@ def _family(family: str, one: Probing, many: Probing, settings: Settings) -> tup
         Method(f"{family}-Accumulate", Accumulated(one, settings.parts)),
         Method(
             f"{family}-Adaptive",
-            Adaptive(one, settings.candidates),
-            FirstStep(Adaptive(one, settings.candidates, Flattest()), one),
+            Adaptive(one, settings.candidates, by=Whole()),
+            FirstStep(Adaptive(one, settings.candidates, Flattest(), Whole()), one),
             "It selects the direction with the smallest slope, and only at the first step.",
         ),
         Method(
