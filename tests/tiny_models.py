@@ -12,7 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [END] a b c d e f who what where is the answer yes no : ? . 1 2 3 4 #### A B C D".split()
+WORDS = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "END")]
+WORDS += ["who", "what", "where", "is", "the", "answer", "yes", "no", ":", "?", ".", "####", *"abcdef1234ABCD"]
 
 
 def tokenizer(folder: Path, is_encoder: bool) -> None:

@@ -194,9 +194,12 @@ class Toy(TextTask):
     batch: int = 6
     length: int = 8
     models: ClassVar[dict[str, Architecture]] = {}
-    texts: ClassVar[Callable[[], TextSplits]] = staticmethod(_tiny_texts)
     words: ClassVar[tuple[str, ...]] = ("a", "b", "c")
     prompt: ClassVar[str] = "{text} :"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _tiny_texts
 
 
 @pytest.fixture(scope="module")

@@ -63,8 +63,8 @@ def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None
         for each in lengths
     ]
     total = (
-        f"{len(lengths) * reproduction.runs} runs, {hours:.1f} core-hours: a forward pass takes {1000 * seconds:.0f} ms "
-        "here. Scores on validation and test splits are not included."
+        f"{len(lengths) * reproduction.runs} runs, {hours:.1f} core-hours: a forward pass takes {1000 * seconds:.0f} "
+        "ms here. Scores on validation and test splits are not included."
     )
     if options.as_json:
         keys = ("method", "forwards per step", "steps", "runs", "estimator")

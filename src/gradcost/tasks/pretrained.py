@@ -227,7 +227,9 @@ class WordLogits(nn.Module):
         head = inner.get_output_embeddings()
         words = torch.tensor(self.words, device=tokens.device)
         bias = None if getattr(head, "bias", None) is None else head.bias[words]
-        return F.linear(hidden[torch.arange(len(tokens), device=tokens.device), last], head.weight[words], bias).float()
+        return F.linear(
+            hidden[torch.arange(len(tokens), device=tokens.device), last], head.weight[words], bias
+        ).float()
 
 
 def last_real(tokens: Tensor, padding: int) -> Tensor:

@@ -209,8 +209,8 @@ def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
         model: maps inputs to logits of shape (..., classes).
         split: the examples to score.
     Returns:
-        (losses, right), both of shape (targets,), in the order of the targets that count, on the CPU. losses: cross-entropy in
-        nats. right: bool, True for a correct prediction.
+        (losses, right), both of shape (targets,), in the order of the targets that count, on the CPU. losses:
+        cross-entropy in nats. right: bool, True for a correct prediction.
     Raises:
         BadInput: the split is empty.
     """

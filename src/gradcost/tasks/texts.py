@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -48,15 +49,18 @@ class TextTask(Task):
     """Classify texts: x int64 tokens of shape (N, length), padded on the right; y int64 of shape (N,).
 
     Class attributes:
-    - `texts`: returns the labelled texts, the same tuple at every call;
     - `words`: one word per class, for a language model;
     - `prompt`: the text that a language model continues with a word, with {text} in place of the text.
     """
 
-    texts: ClassVar[Callable[[], TextSplits]]
     words: ClassVar[tuple[str, ...]]
     prompt: ClassVar[str]
     length: int
+
+    @property
+    @abstractmethod
+    def texts(self) -> Callable[[], TextSplits]:
+        """The function that returns the labelled texts; the same function for tasks with the same texts."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -67,7 +71,7 @@ class TextTask(Task):
         return len(self.words)
 
     def splits(self) -> Splits:
-        return _splits(type(self).texts, "{text}", _weights(self.model), self.length)
+        return _splits(self.texts, "{text}", _weights(self.model), self.length)
 
 
 @lru_cache(maxsize=2)
@@ -106,7 +110,7 @@ def divided(labels: dict[str, int], name: str, held_out: int) -> TextSplits:
     texts, classes = tuple(labels), tuple(labels.values())
     order = permutation(Key(0).fold(name), len(texts)).tolist()
     ends = (0, len(texts) - 2 * held_out, len(texts) - held_out, len(texts))
-    parts = [order[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [order[start:end] for start, end in pairwise(ends)]
     return TextSplits(*(Texts(tuple(texts[i] for i in part), tuple(classes[i] for i in part)) for part in parts))
 
 
@@ -114,11 +118,15 @@ def divided(labels: dict[str, int], name: str, held_out: int) -> TextSplits:
 def _splits(texts: Callable[[], TextSplits], prompt: str, weights: str, length: int) -> Splits:
     room = length - len(tokenizer(weights)(prompt.replace("{text}", ""))["input_ids"])
     if room < 1:
-        raise BadInput(f"length is {length} tokens, but the prompt alone has {length - room}: choose a larger length.")
+        raise BadInput(
+            f"length is {length} tokens, but the prompt alone has {length - room}: choose a larger length."
+        )
     return Splits(
         *(
             Split(
-                encoded(weights, [prompt.replace("{text}", text) for text in _cut(weights, part.texts, room)], length),
+                encoded(
+                    weights, [prompt.replace("{text}", text) for text in _cut(weights, part.texts, room)], length
+                ),
                 torch.tensor(part.labels, dtype=torch.int64),
             )
             for part in texts()
@@ -157,9 +165,12 @@ class Trec(TextTask):
     batch: int = 32
     length: int = 24
     models: ClassVar[dict[str, Architecture]] = ENCODERS
-    texts: ClassVar[Callable[[], TextSplits]] = staticmethod(trec_texts)
     words: ClassVar[tuple[str, ...]] = ("abbreviation", "description", "entity", "person", "place", "number")
     prompt: ClassVar[str] = "Question: {text}\nThe answer is a"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return trec_texts
 
 
 @value
@@ -180,9 +191,12 @@ class Movies(TextTask):
     batch: int = 32
     length: int = 48
     models: ClassVar[dict[str, Architecture]] = ENCODERS
-    texts: ClassVar[Callable[[], TextSplits]] = staticmethod(movie_texts)
     words: ClassVar[tuple[str, ...]] = ("terrible", "great")
     prompt: ClassVar[str] = "Review: {text}\nThe movie is"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return movie_texts
 
 
 @value
@@ -218,7 +232,7 @@ class Prompted(Task):
         return self.of.classes
 
     def splits(self) -> Splits:
-        return _splits(type(self.of).texts, self.of.prompt, _weights(self.model), self.length)
+        return _splits(self.of.texts, self.of.prompt, _weights(self.model), self.length)
 
 
 @value
@@ -262,4 +276,3 @@ class TextLm(Task):
 def _windows(path: str, weights: str, length: int) -> Splits:
     tokens = tokenizer(weights)(charlm.plain_text(path), add_special_tokens=False)["input_ids"]
     return charlm.split_windows(torch.tensor(tokens, dtype=torch.int64), length, f"the text {path!r}")
-

@@ -53,6 +53,9 @@ class Settings:
             raise BadInput(f"all numbers of Settings are above 0, not {self}.")
 
 
+STANDARD = Settings()
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of the paper.
@@ -75,7 +78,7 @@ class Method:
         return self.name.lower()
 
 
-def methods(settings: Settings = Settings()) -> tuple[Method, ...]:
+def methods(settings: Settings = STANDARD) -> tuple[Method, ...]:
     """Return all methods of the paper, in its order.
 
     - ZO-Vanilla and MeZO are one estimate. In the paper they differ in memory: MeZO regenerates the direction from a
@@ -109,7 +112,7 @@ def methods(settings: Settings = Settings()) -> tuple[Method, ...]:
     )
 
 
-def method(name: str, settings: Settings = Settings()) -> Method:
+def method(name: str, settings: Settings = STANDARD) -> Method:
     """Return the method with a name of the paper, in any case, such as "FmAD-SVRG".
 
     Raises:

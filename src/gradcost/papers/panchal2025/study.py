@@ -1,7 +1,7 @@
 """The study that trains a pretrained model with the methods of Panchal et al. 2025, at equal FLOPs and equal tuning.
 
-    gradcost reproduce panchal2025 --dry-run        the runs and their hours on this machine
-    gradcost reproduce panchal2025 -o FOLDER        start; the same command resumes
+gradcost reproduce panchal2025 --dry-run        the runs and their hours on this machine
+gradcost reproduce panchal2025 -o FOLDER        start; the same command resumes
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class Reproduction:
 
     def __post_init__(self) -> None:
         if not self.forwards > 0 or self.seeds < 1 or self.more < 0 or not self.rates or not self.methods:
-            raise BadInput(
-                f"a Reproduction has forwards > 0, seeds >= 1, more >= 0, rates and methods, not {self}."
-            )
+            raise BadInput(f"a Reproduction has forwards > 0, seeds >= 1, more >= 0, rates and methods, not {self}.")
         for name in self.methods:
             self._estimator(name)
 
@@ -162,7 +160,7 @@ class Reproduction:
             length = lengths[name]
             return Trial(self.task, name, length.estimator, AdamW(lr), length.steps, phase, seed, self.target)
 
-        rates = {name: self.rates for name in lengths}
+        rates = dict.fromkeys(lengths, self.rates)
         yield from phases(rates, trial, more=self.more, confirm=0, seeds=range(1, self.seeds + 1))
 
 
