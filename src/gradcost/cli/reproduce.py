@@ -12,6 +12,7 @@ from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
+from gradcost.papers.panchal2025 import methods
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
@@ -20,7 +21,7 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = ("rike2022", "panchal2025")
+PAPERS = {"rike2022": rike2022.TITLE, "panchal2025": methods.TITLE}
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:

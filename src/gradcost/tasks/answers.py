@@ -32,7 +32,7 @@ def number_answer(text: str) -> Decimal | None:
 
 
 def choice_answer(text: str, letters: str = "ABCD") -> str | None:
-    """Return the letter that a text chooses: it begins with the letter alone, or has it after "answer is" or "answer:".
+    """Return the letter that a text chooses: the text begins with it, or has it after "answer is" or "answer:".
 
     Args:
         text: such as "B", "(B)", "B. Paris" or "The answer is B".
@@ -40,10 +40,10 @@ def choice_answer(text: str, letters: str = "ABCD") -> str | None:
     Returns:
         The letter; None if the text chooses none. An "A" that is an article is no choice.
     """
-    said = re.search(rf"\banswer(?: is|:)\s*\(?([{letters}])\b", text, re.IGNORECASE)
+    said = re.search(rf"\b(?i:answer(?: is|:))\s*\(?([{letters}])(?=[.):]|\s*$|\s*\n)", text)
     alone = re.match(rf"\s*\(?([{letters}])(?:[.):]|\s*$|\s*\n)", text)
     found = said or alone
-    return found[1].upper() if found else None
+    return found[1] if found else None
 
 
 def yes_no_answer(text: str) -> bool | None:

@@ -1,6 +1,6 @@
 """Tasks on data sets of the Hugging Face hub, loaded by the library `datasets`.
 
-`source` is the name on the hub, or a folder with files of the same columns, such as `train.jsonl` and `test.jsonl`.
+`source` is the name on the hub, or a folder with files of the same columns, one per split, such as `train.jsonl`.
 The test split is the official split with labels that is not for training. If there is only one such split, the
 validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation.
 
@@ -57,8 +57,15 @@ def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
         MissingExtra: `datasets` is not installed.
     """
     library = require("datasets", f"The data set {source}", "hub")
+    files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
+    if Path(source).is_dir() and not files:
+        raise DataError(
+            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or give "
+            "a name on the Hugging Face hub."
+        )
     try:
-        loaded = library.load_dataset(source, None if Path(source).is_dir() else parts.name)
+        where = ("json", None, None, files) if files else (source, parts.name)
+        loaded = library.load_dataset(*where)
     except Exception as error:  # `datasets` raises exceptions of many types, also those of other libraries
         reason = str(error).strip().split("\n")[0]
         raise DataError(

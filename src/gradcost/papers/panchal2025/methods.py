@@ -23,6 +23,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.variance_reduced import VarianceReduced
 from gradcost.papers.panchal2025.as_coded import FirstStep, Repeated, Scaled, StaleGradient, UnmaskedUpdate
 
+TITLE = "Panchal, Choudhary, Brun and Guan (2025), The Cost of Avoiding Backpropagation"
 EPS = 1e-3  # finite-difference step
 
 
