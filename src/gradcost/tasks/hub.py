@@ -60,8 +60,8 @@ def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
     files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
     if Path(source).is_dir() and not files:
         raise DataError(
-            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or give "
-            "a name on the Hugging Face hub."
+            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or "
+            "give a name on the Hugging Face hub."
         )
     try:
         where = ("json", None, None, files) if files else (source, parts.name)
