@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,8 +26,10 @@ from gradcost.papers.panchal2025.methods import Method, Settings, method, method
 from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps, forward_seconds
 from gradcost.results.records import read
 from gradcost.results.tuning import finals
-from gradcost.studies.executors import Local
+from gradcost.studies.executors import Executor, Work
 from gradcost.studies.run import run_study
+from gradcost.studies.trial import Trial
+from gradcost.studies.worker import perform
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.pretrained import Encoder, Lora
 from gradcost.tasks.texts import Texts, TextSplits, TextTask
@@ -208,6 +211,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return Toy(Encoder(weights, lora=Lora(dropout=0.0)))
 
 
+@dataclass(frozen=True)
+class InProcess(Executor):
+    """Run trials one after the other in this process, which has imported transformers already."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def perform(self, trials: Sequence[Trial], work: Work) -> Generator[dict[str, Any]]:
+        for trial in trials:
+            yield perform(trial, work.code, work.folder, work.every)
+
+
 def tiny_study(task: Toy, **changed: object) -> Reproduction:
     options = {"methods": (*DISTINCT, *(each.name + AS_CODED for each in CODED)), "forwards": 60.0, "seeds": 1}
     options |= {"rates": (1e-2,), "more": 0, "settings": SETTINGS} | changed
@@ -222,11 +237,11 @@ def test_every_method_gets_as_many_flops_and_no_more(toy: Toy):
         assert each.steps * each.forwards <= 60 * (1 + 1e-9), each
     assert lengths["MeZO"].forwards == 2.0
     assert lengths["MeZO"].steps == 30
-    assert 1.5 < lengths["BP-Vanilla"].forwards < 2.1 < lengths["BP-Checkpointing"].forwards < 3.1
+    assert 1.5 < lengths["BP-Vanilla"].forwards < 2.3 < lengths["BP-Checkpointing"].forwards < 3.4
     assert lengths["ZO-Multiple"].forwards == 6.0
     assert lengths["ZO-Adaptive"].forwards == 6.0
-    # SVRG: 4 forwards a step, and every second step a pass over 4 batches with 2 forwards each.
-    assert lengths["ZO-SVRG"].forwards == pytest.approx(8.0)
+    # SVRG: 4 forwards a step, and at every second step a pass over 4 batches with 2 forwards each: 4 in 7 steps.
+    assert lengths["ZO-SVRG"].forwards == pytest.approx(4 + 4 * 8 / 7)
     assert lengths["ZO-SVRG"].steps == 7
     assert reproduction.hours(3600.0, tuple(lengths.values())) == pytest.approx(
         2 * sum(each.steps * each.forwards for each in lengths.values())
@@ -246,11 +261,11 @@ def test_the_number_of_steps_is_the_largest_that_the_budget_pays_for(budget: flo
 
 
 def test_the_study_tunes_all_methods_alike_and_resumes(toy: Toy, tmp_path: Path):
-    few = ("BP-Vanilla", "FmAD-Vanilla", "ZO-SVRG", "ZO-SVRG" + AS_CODED)
+    few = ("BP-Vanilla", "ZO-SVRG", "ZO-SVRG" + AS_CODED)
     reproduction = tiny_study(toy, methods=few, forwards=24.0, rates=(1e-3, 1e-2))
-    run = {"executor": Local(1), "measure": False}
+    run = {"executor": InProcess(), "measure": False}
     ran = list(run_study(reproduction.study, tmp_path, **run))  # type: ignore[arg-type]
-    assert [trial.status for trial in ran] == ["finished"] * 12, [trial.reason for trial in ran]
+    assert [trial.status for trial in ran] == ["finished"] * 9, [trial.reason for trial in ran]
     results = read(tmp_path)
     for name in few:
         mine = [trial for trial in results.trials if trial.method == name]
@@ -260,7 +275,7 @@ def test_the_study_tunes_all_methods_alike_and_resumes(toy: Toy, tmp_path: Path)
         assert final.test.targets == 24
     assert list(run_study(reproduction.study, tmp_path, **run)) == []  # type: ignore[arg-type]
     more = replace(reproduction, seeds=2)
-    assert len(list(run_study(more.study, tmp_path, **run))) == 4  # type: ignore[arg-type]
+    assert len(list(run_study(more.study, tmp_path, **run))) == 3  # type: ignore[arg-type]
 
 
 def test_a_reproduction_explains_what_it_refuses(toy: Toy):
