@@ -205,15 +205,30 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022.")]
-    rows: Annotated[str, typer.Option(help="Rows of its table to run: nn, cnn or cifar10.")] = "nn"
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or panchal2025.")]
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows to run. rike2022: nn (the default), cnn or cifar10. panchal2025: names of methods, such as "
+            '"BP-Vanilla; MeZO"; default: all whose estimates differ.'
+        ),
+    ] = None
     protocol: Annotated[
-        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
+        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it. rike2022 only.")
     ] = "paper"
     epochs: Annotated[
-        float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
+        float | None, typer.Option(help="rike2022: epochs of each run; may be a fraction. Default: the paper's.")
     ] = None
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
+    rates: Annotated[
+        int, typer.Option(min=1, max=5, help="panchal2025: learning rates in each method's grid, half a decade apart.")
+    ] = 5
+    more: Annotated[
+        int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")
+    ] = 2
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3.")
+    ] = None
     uncapped: Annotated[
         bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
     ] = False
@@ -223,7 +238,9 @@ class ReproduceOptions:
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
+    task: Annotated[
+        str | None, typer.Option(help="Another task to train on. To try the command with rike2022: digits.")
+    ] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0

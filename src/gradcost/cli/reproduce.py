@@ -7,12 +7,13 @@ import os
 import shlex
 from pathlib import Path
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 from gradcost.papers.claims import outcome
+from gradcost.papers.panchal2025 import methods
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
@@ -23,7 +24,8 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = {"rike2022": rike2022.TITLE}
+PAPERS = {"rike2022": rike2022.TITLE, "panchal2025": methods.TITLE}
+ROWS = "nn"  # of rike2022, by default
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -32,6 +34,12 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
+    if options.paper == "panchal2025":
+        return reproduce_panchal2025.reproduce(options)
+    return _reproduce_rike2022(options)
+
+
+def _reproduce_rike2022(options: ReproduceOptions) -> int:
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
@@ -43,7 +51,7 @@ def reproduce_paper(options: ReproduceOptions) -> int:
             run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
             for _ in run_study(reproduction.study, folder, **run):
                 pass
-    results, table = read(folder), rike2022.rows(options.rows)
+    results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:
         options.page.parent.mkdir(parents=True, exist_ok=True)
         text = rike2022_page.page(results, table, _command(options), folder.name)
@@ -53,12 +61,13 @@ def reproduce_paper(options: ReproduceOptions) -> int:
 
 
 def _default_folder(options: ReproduceOptions) -> Path:
-    return RUNS / f"{options.paper}-{options.rows}{'' if options.protocol == 'paper' else '-as-run'}"
+    return RUNS / f"{options.paper}-{options.rows or ROWS}{'' if options.protocol == 'paper' else '-as-run'}"
 
 
 def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
+    rows = options.rows or ROWS
     for option, name, known in (
-        ("rows", options.rows, rike2022_study.MODELS),
+        ("rows", rows, rike2022_study.MODELS),
         ("protocol", options.protocol, PROTOCOLS),
         ("task", options.task, {None, *TASKS}),
     ):
@@ -67,25 +76,25 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
             near = spec.hint(str(name), dict.fromkeys(others))
             raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
     return rike2022_study.Reproduction(
-        group=options.rows,
+        group=rows,
         epochs=_epochs(options),
-        seeds=options.seeds,
+        seeds=options.seeds or 1,
         protocol=PROTOCOLS[options.protocol],
         tuning=rike2022_study.Tuning(options.tuning_points, epochs=options.tuned_epochs) if options.tuned else None,
         uncapped=options.uncapped,
         points=options.points,
-        task=rike2022_study.task_of(options.rows, options.task),
+        task=rike2022_study.task_of(rows, options.task),
     )
 
 
 def _epochs(options: ReproduceOptions) -> float:
-    return float(rike2022.rows(options.rows)[0].epochs) if options.epochs is None else options.epochs
+    return float(rike2022.rows(options.rows or ROWS)[0].epochs) if options.epochs is None else options.epochs
 
 
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
-    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--protocol", options.protocol]
-    words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds)]
+    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows or ROWS, "--protocol", options.protocol]
+    words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds or 1)]
     words += ["--task", options.task] if options.task is not None else []
     words += ["--uncapped"] if options.uncapped else []
     words += ["--points", str(options.points)] if options.points != ReproduceOptions.points else []
