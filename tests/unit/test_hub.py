@@ -13,7 +13,7 @@ import torch
 import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
-from gradcost.tasks import hub, pretrained
+from gradcost.tasks import hub, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
 from gradcost.tasks.pretrained import CausalLm, Encoder
@@ -163,7 +163,7 @@ def problems(tmp_path: Path, library: Any) -> Gsm8k:
 
 def test_only_the_answer_counts_and_long_examples_are_left_out(problems: Gsm8k):
     test = problems.splits().test
-    decode = pretrained.tokenizer(problems.model.weights).decode  # pyright: ignore[reportAttributeAccessIssue]
+    decode = pretrained_files.tokenizer(problems.model.weights).decode  # pyright: ignore[reportAttributeAccessIssue]
     assert test.x.shape == test.y.shape == (20, 16)
     assert decode(test.y[0][test.y[0] != IGNORED]) == "a b #### 1 [END]"
     assert decode(test.y[1][test.y[1] != IGNORED]) == "c #### 2 [END]"
@@ -185,7 +185,7 @@ def test_generated_answers_are_parsed(problems: Gsm8k, monkeypatch: pytest.Monke
 def test_a_continuation_does_not_depend_on_the_other_prompts_of_its_batch(problems: Gsm8k):
     """With padding on the right, short prompts are continued after their padding."""
     model = problems.objective(Key(1)).model
-    encode = pretrained.tokenizer(problems.model.weights)  # pyright: ignore[reportAttributeAccessIssue]
+    encode = pretrained_files.tokenizer(problems.model.weights)  # pyright: ignore[reportAttributeAccessIssue]
     prompts = [torch.tensor(encode(text)["input_ids"]) for text in ("a b c d e f who what", "b", "c d")]
     together = generate(model, prompts, encode, 6)
     assert together == [generate(model, [prompt], encode, 6)[0] for prompt in prompts]

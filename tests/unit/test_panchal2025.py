@@ -146,9 +146,9 @@ def test_the_code_of_adaptive_selects_the_smallest_slope_and_only_once():
     torch.testing.assert_close(flat(later.gradient), estimated(forward_gradient(), objective, batch, KEY))
 
 
-def test_the_code_of_svrg_applies_one_stale_vector_until_the_next_snapshot():
+def test_the_code_of_zero_order_svrg_applies_one_stale_vector_until_the_next_snapshot():
     objective, batch = made()
-    coded = method("FmAD-SVRG", SETTINGS).as_coded
+    coded = method("ZO-SVRG", SETTINGS).as_coded
     assert coded is not None
     first = coded.estimate(objective, batch, KEY.fold("step", 0))
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_the_code_of_svrg_applies_one_stale_vector_until_the_next_snapshot():
     third = coded.estimate(objective, batch, KEY.fold("step", 2), second.state)  # every=2: a new snapshot
     assert torch.equal(flat(first.gradient), flat(second.gradient))
     assert not torch.equal(flat(second.gradient), flat(third.gradient))
-    named = method("FmAD-SVRG", SETTINGS).estimator
+    named = method("ZO-SVRG", SETTINGS).estimator
     moved = named.estimate(objective, batch, KEY.fold("step", 0))
     with torch.no_grad():
         for leaf in objective.leaves:
@@ -167,17 +167,41 @@ def test_the_code_of_svrg_applies_one_stale_vector_until_the_next_snapshot():
     assert not torch.equal(flat(moved.gradient), flat(corrected.gradient))
 
 
-def test_the_code_of_sparse_moves_weights_outside_the_mask():
+def test_the_code_of_forward_svrg_adds_the_variances_of_its_two_estimates_at_the_snapshot():
+    """With the same directions the two estimates cancel at the snapshot; independent ones add their variances."""
+    objective, batch = made()
+    svrg = method("FmAD-SVRG", SETTINGS)
+    assert svrg.as_coded is not None
+    squares = []
+    for estimator in (svrg.estimator, svrg.as_coded, forward_gradient()):
+        state = estimator.init(objective)
+        first = estimator.estimate(objective, batch, KEY, state)  # takes the snapshot
+        vectors = [
+            flat(estimator.estimate(objective, batch, KEY.fold("draw", draw), first.state).gradient)
+            for draw in range(40)
+        ]
+        stacked = torch.stack(vectors)
+        squares.append((stacked - stacked.mean(0)).square().sum(1).mean().item())
+    paired, unpaired, plain = squares
+    assert paired < 1e-20 * plain
+    assert 1.4 < unpaired / plain < 2.8  # 2 in expectation
+    with pytest.raises(BadInput, match="1 or more"):
+        type(svrg.as_coded)(forward_gradient(), 0)  # type: ignore[call-arg]
+
+
+def test_the_code_of_sparse_chooses_the_largest_weights_and_updates_no_other():
     objective, batch = made()
     sparse = method("FmAD-Sparse", SETTINGS)
     assert sparse.as_coded is not None
     named, coded = (estimated(each, objective, batch, KEY) for each in (sparse.estimator, sparse.as_coded))
-    kept = named != 0
-    assert 0.1 < kept.double().mean() < 0.35
-    torch.testing.assert_close(coded[kept], named[kept])
-    assert (coded[~kept] != 0).all()
-    with pytest.raises(BadInput, match="Masked directions"):
-        type(sparse.as_coded)(forward_gradient())  # type: ignore[call-arg]
+    magnitudes = torch.cat([leaf.parameter.detach().abs().flatten() for leaf in objective.leaves])
+    for found in (named, coded):
+        assert 0.1 < (found != 0).double().mean() < 0.35
+    start = 0
+    for leaf in objective.leaves:
+        here = slice(start, start := start + leaf.parameter.numel())
+        sizes, chosen = magnitudes[here], coded[here] != 0
+        assert sizes[chosen].min() >= sizes[~chosen].max() if (~chosen).any() else True
 
 
 # ---- the study

@@ -19,7 +19,7 @@ from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.planning.forecast import forecast
-from gradcost.tasks import TASKS, pretrained, texts
+from gradcost.tasks import TASKS, pretrained_files, texts
 from gradcost.tasks.architectures import Architecture, Mlp
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer, last_real
 from gradcost.tasks.sources import DataError
@@ -63,7 +63,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tokens(weights: str, text: str) -> list[int]:
-    return pretrained.tokenizer(weights)(text)["input_ids"]
+    return pretrained_files.tokenizer(weights)(text)["input_ids"]
 
 
 # ---- tokens
@@ -80,7 +80,7 @@ def test_texts_are_cut_and_padded_on_the_right(encoder: str):
 def test_a_prompt_follows_a_text_that_is_cut(causal: str):
     task = Prompted(Letters(), Verbalizer(CausalLm(causal), ("yes", "no")), batch=2, length=6)
     train = task.splits().train
-    decoded = [pretrained.tokenizer(causal).decode(row) for row in train.x]
+    decoded = [pretrained_files.tokenizer(causal).decode(row) for row in train.x]
     assert decoded[0] == "a b c the answer is"
     assert decoded[1] == "b the answer is [END] [END]"
     assert decoded[3] == "d e f the answer is"
@@ -102,18 +102,18 @@ def test_padding_does_not_change_a_prediction(encoder: str, causal: str, attenti
         Verbalizer(CausalLm(causal, lora, attention), ("yes", "no")),
     ):
         built = Letters(model).objective(KEY).model.eval()
-        row = pretrained.encoded(model.weights, ["a b c"], 8)
-        short = row[:, : int(last_real(row, pretrained.padding_token(model.weights))) + 1]
+        row = pretrained_files.encoded(model.weights, ["a b c"], 8)
+        short = row[:, : int(last_real(row, pretrained_files.padding_token(model.weights))) + 1]
         assert short.shape[1] < row.shape[1]
         torch.testing.assert_close(built(row), built(short))
-        other = pretrained.encoded(model.weights, ["a b d"], 8)
+        other = pretrained_files.encoded(model.weights, ["a b d"], 8)
         assert not torch.allclose(built(row), built(other))
 
 
 def test_words_are_read_from_the_logits_of_the_vocabulary(causal: str):
     verbalizer = Verbalizer(CausalLm(causal), ("yes", "no"))
     built, lm = verbalizer.build((8,), 2).eval(), CausalLm(causal).build((8,), 0).eval()
-    row = pretrained.encoded(causal, ["a b c"], 8)
+    row = pretrained_files.encoded(causal, ["a b c"], 8)
     ids = [tiny_models.WORDS.index(word) for word in ("yes", "no")]
     torch.testing.assert_close(built(row)[0], lm(row)[0, 2, ids])
 
@@ -264,10 +264,10 @@ def test_the_real_data_and_weights_are_those_that_are_named():
     assert Trec().splits().train.y.bincount(minlength=6).min() > 50
     import transformers
 
-    folder = pretrained.location(pretrained.MINILM)
+    folder = pretrained_files.location(pretrained_files.MINILM)
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    rows = pretrained.encoded(
-        pretrained.MINILM, ["A man is eating food.", "Someone eats a meal.", "The stock market fell."], 16
+    rows = pretrained_files.encoded(
+        pretrained_files.MINILM, ["A man is eating food.", "Someone eats a meal.", "The stock market fell."], 16
     )
     mask = (rows != 0).float()[:, :, None]
     hidden = model(input_ids=rows, attention_mask=(rows != 0).long()).last_hidden_state

@@ -221,7 +221,10 @@ class ReproduceOptions:
     ] = None
     forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
     rates: Annotated[
-        int, typer.Option(min=1, max=5, help="panchal2025: learning rates in each method's grid, half a decade apart.")
+        int,
+        typer.Option(
+            min=1, max=5, help="panchal2025: learning rates in a method's grid; the largest ones of the five."
+        ),
     ] = 5
     more: Annotated[
         int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")

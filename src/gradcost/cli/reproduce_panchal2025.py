@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from statistics import median
+import os
+import shlex
 
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
-from gradcost.papers.panchal2025.study import DISTINCT, Reproduction, forward_seconds
-from gradcost.results.records import Results, read
-from gradcost.results.tuning import finals
+from gradcost.papers.panchal2025 import page as panchal2025_page
+from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
+from gradcost.results.records import read
 from gradcost.studies.run import RUNS, run_study
-
-HEADERS = ("method", "forwards per step", "steps", "learning rate", "test accuracy", "step at the target")
 
 
 def reproduce(options: ReproduceOptions) -> int:
     """Run or resume the study of the paper, show the results of each method, and return the exit code."""
-    if options.page is not None or options.tuned:
-        option = "--page" if options.page is not None else "--tuned"
-        raise BadInput(f"panchal2025 has no {option}: all its runs are tuned, and `gradcost report` shows them.")
+    if options.tuned:
+        raise BadInput("panchal2025 has no --tuned: all its runs are tuned. Leave the option out.")
     reproduction, file = _reproduction(options)
     if options.dry_run:
         _show_dry_run(reproduction, options)
@@ -34,12 +32,19 @@ def reproduce(options: ReproduceOptions) -> int:
         if not options.records:
             for _ in run_study(study, folder, executor=executor, every=options.every, on_event=printer):
                 pass
-    rows = _rows(reproduction, read(folder))
+    results, lengths = read(folder), reproduction.lengths()
+    rows = panchal2025_page.table_rows(results, lengths)
+    if options.page is not None:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        text = panchal2025_page.page(results, reproduction, lengths, _command(options), f"`{folder.name}`")
+        options.page.write_text(text, encoding="utf-8")
     if options.as_json:
-        answers = [dict(zip(HEADERS, row, strict=True)) for row in rows]
+        answers = [dict(zip(panchal2025_page.HEADERS, row, strict=True)) for row in rows]
         print(json.dumps({"folder": str(folder), "ran": printer.ran, "rows": answers}, indent=2))
     else:
-        console.show_table(list(HEADERS), rows)
+        console.show_table(list(panchal2025_page.HEADERS), rows)
+        if options.page is not None:
+            console.show(f"page     {os.fspath(options.page)}")
         console.show(RESUME)
     return 1 if printer.failed else 0
 
@@ -47,11 +52,34 @@ def reproduce(options: ReproduceOptions) -> int:
 def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
     """Return the settings of the study, and the user's file that defines the task or None."""
     names = tuple(name.strip() for name in options.rows.split(";")) if options.rows else DISTINCT
-    choices = {"methods": names, "forwards": options.forwards, "seeds": options.seeds or Reproduction.seeds}
+    reproduction = Reproduction(
+        methods=names,
+        forwards=options.forwards,
+        rates=_rates(options.rates),
+        more=options.more,
+        seeds=options.seeds or Reproduction.seeds,
+    )
     if options.task is None:
-        return Reproduction(**choices), None
+        return reproduction, None
     task, _, _, file = spec.task(options.task)
-    return Reproduction(task, **choices), file
+    return dataclasses.replace(reproduction, task=task), file
+
+
+def _rates(points: int) -> tuple[float, ...]:
+    """Return the `points` largest rates of the grid."""
+    return RATES[len(RATES) - points :]
+
+
+def _command(options: ReproduceOptions) -> str:
+    """Return the command that writes the page."""
+    words = ["gradcost", "reproduce", options.paper]
+    for name in ("rows", "task", "seeds"):
+        words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
+    for name in ("forwards", "rates", "more"):
+        chosen = getattr(options, name)
+        words += [f"--{name}", f"{chosen:g}"] if chosen != getattr(ReproduceOptions, name) else []
+    assert options.page is not None
+    return shlex.join([*words, "--page", options.page.name])
 
 
 def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None:
@@ -74,20 +102,3 @@ def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None
     console.show(reproduction.study.question)
     console.show_table(["method", "forwards per step", "steps", "runs", "gradient"], rows, left=True)
     console.show(total)
-
-
-def _rows(reproduction: Reproduction, results: Results) -> list[list[str]]:
-    """Return the cells of the table whose columns are HEADERS: medians over the final runs of each method."""
-    rows = []
-    for each in reproduction.lengths():
-        runs = finals(results.trials, each.name)
-        scores = [run.test.accuracy or 0.0 if run.test is not None else 0.0 for run in runs]
-        reached = [run.reached for run in runs]
-        rates = sorted({run.lr for run in runs})
-        known = [step for step in reached if step is not None]
-        at_target = f"{median(known):,.0f}" if runs and len(known) == len(reached) else f"{len(known)} of {len(runs)}"
-        rows.append(
-            [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", ", ".join(f"{rate:.3g}" for rate in rates) or "-"]
-            + [f"{100 * median(scores):.1f}%" if scores else "-", at_target if runs else "-"]
-        )
-    return rows

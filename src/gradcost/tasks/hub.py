@@ -23,7 +23,8 @@ from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, tokenizer
+from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
+from gradcost.tasks.pretrained_files import tokenizer
 from gradcost.tasks.sources import DataError
 from gradcost.tasks.task import IGNORED, Split, Splits, Task, permutation, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask

@@ -18,7 +18,8 @@ from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.tasks import charlm, data
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer, config, encoded, tokenizer
+from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
+from gradcost.tasks.pretrained_files import config, encoded, tokenizer
 from gradcost.tasks.task import Split, Splits, Task, permutation
 
 ENCODERS = {"minilm": Encoder(), "minilm-lora": Encoder(lora=Lora())}

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gradcost.core.errors import BadInput
-from gradcost.core.fake import numbers
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions import Directions, StatefulDirections
+from gradcost.directions import Directions
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
-from gradcost.estimators.gradient import Dense, Seeded, Sum
-from gradcost.estimators.probing import Probing, replayed
-from gradcost.estimators.variance_reduced import full_gradient
+from gradcost.estimators.gradient import Dense, Sum
+from gradcost.estimators.probing import replayed
+from gradcost.estimators.variance_reduced import Snapshot, full_gradient
+
+NO_DATA = "SVRG passes over all of the data, and this objective has none: set Objective(..., data=...)."
 
 
 @value
@@ -86,50 +87,6 @@ class Repeated(Directions):
         self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
     ) -> Tensor:
         return self.directions.add(base, leaf, seeds, scales, in_place)
-
-
-@value
-class UnmaskedUpdate(Estimator):
-    """g = mean of s_k u_k: the slopes s_k are along masked directions, and the update along the unmasked u_k.
-
-    Law: biased: with a mask per estimate, E g = grad on the chosen weights and 0 on all others, as with the mask, but
-    every other weight moves by noise. Weights outside the mask do not stay the same.
-
-    Args:
-        estimator: a Probing along Masked directions.
-    Raises:
-        BadInput: the estimator has no Masked directions.
-    """
-
-    estimator: Probing
-
-    def __post_init__(self) -> None:
-        if not isinstance(getattr(self.estimator.directions, "directions", None), Directions):
-            raise BadInput(f"UnmaskedUpdate needs a Probing along Masked directions, not {self.estimator}.")
-
-    @property
-    def facts(self) -> Facts:
-        return Facts(inner=self.estimator)
-
-    def init(self, objective: Objective) -> State | None:
-        return self.estimator.init(objective)
-
-    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        probing, masked = self.estimator, self.estimator.directions
-        directions = masked.resolve(objective, key, state)[0] if isinstance(masked, StatefulDirections) else masked
-        seeds = directions.seeds(key, probing.probes, objective.dimension)
-        loss, slopes = probing.slope.measure(objective, batch, key, directions, seeds)
-        unmasked: Directions = masked.directions  # type: ignore[union-attr]
-        coefficients = tuple(slope / probing.probes for slope in numbers(slopes))
-        return Estimate(loss, Seeded(objective, unmasked, seeds, coefficients), slopes, state)
-
-    def stream(
-        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
-    ) -> Estimate:
-        return replayed(self.estimate(objective, batch, key, state), use)
-
-    def objection(self, objective: Objective, batch: Any) -> str | None:
-        return self.estimator.objection(objective, batch)
 
 
 class Step(NamedTuple):
@@ -204,8 +161,7 @@ class StaleGradient(Estimator):
     every: int = 100
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise BadInput(f"every is the number of estimates between snapshots, 1 or more, not {self.every!r}.")
+        _check_every(self.every)
 
     @property
     def facts(self) -> Facts:
@@ -230,6 +186,59 @@ class StaleGradient(Estimator):
         return replayed(self.estimate(objective, batch, key, state), use)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
-        if objective.data is None:
-            return "SVRG passes over all of the data, and this objective has none: set Objective(..., data=...)."
-        return self.estimator.objection(objective, batch)
+        return NO_DATA if objective.data is None else self.estimator.objection(objective, batch)
+
+
+@value
+class Unpaired(Estimator):
+    """SVRG with independent directions: g = ghat(theta; z) - ghat(snapshot; u) + mu, with independent z and u.
+
+    Law: at the snapshot the variances of the two estimates add, and do not cancel as those of `VarianceReduced` do.
+    Cost per step: as `VarianceReduced`.
+
+    Args:
+        estimator: the estimator of ghat and of mu, the full gradient at the snapshot.
+        every: number of estimates from one snapshot to the next.
+    Raises:
+        BadInput: every < 1, or the objective has no data.
+    """
+
+    estimator: Estimator
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        _check_every(self.every)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(inner=self.estimator, unbiased=self.estimator.unbiased)
+
+    def init(self, objective: Objective) -> Snapshot:
+        return Snapshot(0, {}, {}, None)
+
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        snapshot: Snapshot = self.init(objective) if state is None else state
+        if snapshot.step % self.every == 0:
+            weights = {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
+            gradient = full_gradient(self.estimator, objective, key)
+            snapshot = snapshot._replace(weights=weights, gradient=gradient)
+        current = self.estimator.estimate(objective, batch, key)
+        with objective.at_weights(snapshot.weights):
+            past = self.estimator.estimate(objective, batch, key.fold("past"))
+            past = Dense(objective, {name: part.clone() for name, part in past.gradient.leaves()})
+        terms = (current.gradient, past, Dense(objective, snapshot.gradient))
+        next_state = snapshot._replace(step=snapshot.step + 1)
+        return Estimate(current.loss, Sum(objective, terms, (1.0, -1.0, 1.0)), current.slopes, next_state)
+
+    def stream(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
+    ) -> Estimate:
+        return replayed(self.estimate(objective, batch, key, state), use)
+
+    def objection(self, objective: Objective, batch: Any) -> str | None:
+        return NO_DATA if objective.data is None else self.estimator.objection(objective, batch)
+
+
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise BadInput(f"every is the number of estimates between snapshots, 1 or more, not {every!r}.")

@@ -1,9 +1,14 @@
 """The methods of Panchal et al. 2025 as estimators, by their names in the paper.
 
-Where the paper's public code computes another estimate than the name says, `as_coded` has that estimate too. What
-the code computes is from an audit of it; the code itself was not run.
+Where the paper's public code computes another estimate than the name says, `as_coded` has that estimate too. It was
+read from the code's training functions for text classification; the code itself was not run. Three details differ:
 
-Source: "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025).
+- The code of ZO-Sparse chooses its weights once per epoch, `as_coded` at every estimate.
+- The code of FmAD-SVRG also sets the weights back to the snapshot at every step. `as_coded` does not.
+- Adaptive selects a direction per pair of adapter matrices in the code, and one for all parameters here.
+
+Source: "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025);
+github.com/Astuary/The_Cost_of_Avoiding_Backpropagation at commit 8e47ca2.
 """
 
 from __future__ import annotations
@@ -14,14 +19,14 @@ from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions
 from gradcost.directions.groups import Whole
-from gradcost.directions.masks import Masked, Smallest
+from gradcost.directions.masks import Largest, Mask, Masked, Smallest
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.adaptive import Adaptive, Flattest
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.papers.panchal2025.as_coded import FirstStep, Repeated, Scaled, StaleGradient, UnmaskedUpdate
+from gradcost.papers.panchal2025.as_coded import FirstStep, Repeated, Scaled, StaleGradient, Unpaired
 
 TITLE = "Panchal, Choudhary, Brun and Guan (2025), The Cost of Avoiding Backpropagation"
 EPS = 1e-3  # finite-difference step
@@ -126,17 +131,14 @@ def method(name: str, settings: Settings = STANDARD) -> Method:
 
 
 def _family(family: str, one: Probing, many: Probing, settings: Settings) -> tuple[Method, ...]:
-    """Return the six methods of forward mode or of zero-order."""
+    """Return the six methods of forward mode or of zero-order. Their code differs for "multiple" and "SVRG"."""
     assert isinstance(many.directions, Directions)
-    sparse = replace(one, directions=Masked(Smallest(settings.share), one.directions))  # type: ignore[arg-type]
+    forward = family == "FmAD"
+    repeated = replace(many, directions=Repeated(many.directions))
+    svrg = Unpaired(one, settings.every) if forward else StaleGradient(one, settings.every)
     return (
         Method(f"{family}-Vanilla", one),
-        Method(
-            f"{family}-Multiple",
-            many,
-            replace(many, directions=Repeated(many.directions)),
-            "All directions of an estimate are one, because the seed is fixed inside the loop.",
-        ),
+        Method(f"{family}-Multiple", many, *((repeated, _REPEATED) if forward else ())),
         Method(f"{family}-Accumulate", Accumulated(one, settings.parts)),
         Method(
             f"{family}-Adaptive",
@@ -144,16 +146,21 @@ def _family(family: str, one: Probing, many: Probing, settings: Settings) -> tup
             FirstStep(Adaptive(one, settings.candidates, Flattest(), Whole()), one),
             "It selects the direction with the smallest slope, and only at the first step.",
         ),
-        Method(
-            f"{family}-SVRG",
-            VarianceReduced(one, settings.every),
-            StaleGradient(one, settings.every),
-            "Its snapshot is empty, so the correction is 0 and one stale vector is applied until the next snapshot.",
-        ),
+        Method(f"{family}-SVRG", VarianceReduced(one, settings.every), svrg, _UNPAIRED if forward else _STALE),
         Method(
             f"{family}-Sparse",
-            sparse,
-            UnmaskedUpdate(sparse),
-            "Its mask applies to the perturbation, not to the update.",
+            _masked(one, Smallest(settings.share)),
+            _masked(one, Largest(settings.share)),
+            "It chooses the weights of largest magnitude. Sparse MeZO, whose method it is, chooses the smallest.",
         ),
     )
+
+
+def _masked(probing: Probing, mask: Mask) -> Probing:
+    assert isinstance(probing.directions, Directions)
+    return replace(probing, directions=Masked(mask, probing.directions))
+
+
+_REPEATED = "In some of its training functions all directions of an estimate are one: the loop uses one seed."
+_UNPAIRED = "Its estimates at the weights and at the snapshot have independent directions, so their variances add."
+_STALE = "Its snapshot is empty, so the correction is 0 and one stale vector is applied until the next snapshot."

@@ -7,15 +7,15 @@ gradcost reproduce panchal2025 -o FOLDER        start; the same command resumes
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.papers.panchal2025.as_coded import Scaled, StaleGradient
-from gradcost.papers.panchal2025.methods import Settings, method
+from gradcost.papers.panchal2025.as_coded import Scaled, StaleGradient, Unpaired
+from gradcost.papers.panchal2025.methods import Method, Settings, method
 from gradcost.planning.forecast import forecast
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
@@ -109,6 +109,13 @@ class Reproduction:
             __file__,
         )
 
+    def named(self) -> tuple[Method, ...]:
+        """Return the methods of this study, each once. `as_coded` is None for those that run as named only."""
+        names = dict.fromkeys(name.removesuffix(AS_CODED) for name in self.methods)
+        found = [method(name, self.settings) for name in names]
+        coded = {name.removesuffix(AS_CODED).lower() for name in self.methods if name.endswith(AS_CODED)}
+        return tuple(each if each.key in coded else replace(each, as_coded=None, difference="") for each in found)
+
     def lengths(self) -> tuple[Length, ...]:
         """Return the cost of a step and the number of steps of every method. Loads the data and the model.
 
@@ -170,7 +177,7 @@ def _anchor(estimator: Estimator) -> tuple[Estimator | None, int]:
         return _anchor(estimator.estimator)
     if isinstance(estimator, VarianceReduced):
         return estimator.anchor or estimator.estimator, estimator.every
-    return (estimator.estimator, estimator.every) if isinstance(estimator, StaleGradient) else (None, 1)
+    return (estimator.estimator, estimator.every) if isinstance(estimator, StaleGradient | Unpaired) else (None, 1)
 
 
 def _most_steps(budget: float, step: float, snapshot: float, every: int) -> int:
