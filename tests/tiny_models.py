@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -59,6 +58,6 @@ def causal(folder: Path) -> str:
         eos_token_id=WORDS.index("[END]"),
     )
     with seeded_generators(Key(6)):
-        transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+        transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
     tokenizer(folder, is_encoder=False)
     return str(folder)

@@ -92,7 +92,7 @@ def folder_of(path: Path, names: tuple[str, ...], rows: list[dict[str, Any]]) ->
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return `datasets` with its cache in a temporary folder, or a stand-in that reads jsonl files alone."""
     try:
-        import datasets
+        import datasets.config
     except ImportError:
         return monkeypatch.setattr(hub, "require", lambda *_: _Jsonl)
     return monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

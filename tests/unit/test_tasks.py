@@ -297,7 +297,7 @@ def test_the_activations_of_the_long_gpt_dominate():
 
 def test_charlm_windows_follow_each_other():
     task = CharLm(length=50)
-    text = charlm._text("")
+    text = charlm.plain_text("")
     assert len(text) == 169_034
     assert text.isascii()
     assert text.startswith("Call me Ishmael.")

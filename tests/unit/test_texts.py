@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -150,10 +150,10 @@ def test_adapters_freeze_the_base_and_change_nothing_at_the_start(encoder: str):
 
 def test_options_of_adapters_are_those_of_peft(encoder: str):
     one = Letters(Encoder(encoder, Lora(4, 8.0, ("query", "key", "value", "dense"), 0.5))).objective(KEY).model
-    adapted = [module for module in one.modules() if hasattr(module, "lora_A")]
+    adapted: list[Any] = [module for module in one.modules() if hasattr(module, "lora_A")]
     assert len(adapted) == 2 * (3 + 3) + 1  # three projections and three dense layers in a layer, and the pooler
-    assert {module.scaling["default"] for module in adapted} == {2.0}  # pyright: ignore[reportIndexIssue]
-    assert {module.lora_dropout["default"].p for module in adapted} == {0.5}  # pyright: ignore[reportIndexIssue]
+    assert {module.scaling["default"] for module in adapted} == {2.0}
+    assert {module.lora_dropout["default"].p for module in adapted} == {0.5}
     with pytest.raises(ValueError, match="peft cannot add LoRA adapters to BertForSequenceClassification"):
         Letters(Encoder(encoder, Lora(targets=("q_proj",)))).objective(KEY)
     for wrong in ({"rank": 0}, {"dropout": 1.0}):

@@ -17,14 +17,14 @@ class LastLines(Source):
         member: the name of its file.
         name: the name of the new file; it may be that of `member`.
         lines: number of lines.
-        replaced: two byte strings: each occurrence of the first becomes the second. Empty: nothing is replaced.
+        replaced: two byte strings: each occurrence of the first becomes the second. None: nothing is replaced.
     """
 
     source: Source
     member: str
     name: str
     lines: int
-    replaced: tuple[bytes, ...] = ()
+    replaced: tuple[bytes, bytes] | None = None
 
     @property
     def label(self) -> str:
@@ -36,4 +36,4 @@ class LastLines(Source):
         if len(lines) < self.lines:
             raise DataError(f"{self.member} has {len(lines)} lines, fewer than {self.lines}")
         content = b"".join(lines[-self.lines :])
-        (folder / self.name).write_bytes(content.replace(*self.replaced) if self.replaced else content)
+        (folder / self.name).write_bytes(content.replace(*self.replaced) if self.replaced is not None else content)

@@ -22,7 +22,7 @@ from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.pretrained_files import config, encoded, tokenizer
 from gradcost.tasks.task import Split, Splits, Task, permutation
 
-ENCODERS = {"minilm": Encoder(), "minilm-lora": Encoder(lora=Lora())}
+ENCODERS: dict[str, Architecture] = {"minilm": Encoder(), "minilm-lora": Encoder(lora=Lora())}
 WORST, BEST = -0.5, 0.5  # mean ratings of the movie sentences beyond which a sentence has a label
 
 

@@ -138,7 +138,7 @@ def _family(family: str, one: Probing, many: Probing, settings: Settings) -> tup
     svrg = Unpaired(one, settings.every) if forward else StaleGradient(one, settings.every)
     return (
         Method(f"{family}-Vanilla", one),
-        Method(f"{family}-Multiple", many, *((repeated, _REPEATED) if forward else ())),
+        Method(f"{family}-Multiple", many, repeated if forward else None, _REPEATED if forward else ""),
         Method(f"{family}-Accumulate", Accumulated(one, settings.parts)),
         Method(
             f"{family}-Adaptive",
