@@ -23,6 +23,7 @@ from gradcost.estimators.adaptive import Adaptive
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.papers.panchal2025.methods import Method, Settings, method, methods
+from gradcost.papers.panchal2025.page import page
 from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps, forward_seconds
 from gradcost.results.records import read
 from gradcost.results.tuning import finals
@@ -30,8 +31,10 @@ from gradcost.studies.executors import Executor, Work
 from gradcost.studies.run import run_study
 from gradcost.studies.trial import Trial
 from gradcost.studies.worker import perform
-from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.architectures import Architecture, Mlp
+from gradcost.tasks.digits import Digits
 from gradcost.tasks.pretrained import Encoder, Lora
+from gradcost.tasks.task import Task
 from gradcost.tasks.texts import Texts, TextSplits, TextTask
 from tables import OBJECTIVES
 from vectors import estimated, flat, true_gradient
@@ -247,30 +250,45 @@ class InProcess(Executor):
             yield perform(trial, work.code, work.folder, work.every)
 
 
-def tiny_study(task: Toy, **changed: object) -> Reproduction:
+SMALL = Digits(model=Mlp(), batch=512)
+
+
+def tiny_study(task: Task, **changed: object) -> Reproduction:
     options = {"methods": (*DISTINCT, *(each.name + AS_CODED for each in CODED)), "forwards": 60.0, "seeds": 1}
     options |= {"rates": (1e-2,), "more": 0, "settings": SETTINGS} | changed
     return Reproduction(task, **options)  # type: ignore[arg-type]
 
 
-def test_every_method_gets_as_many_flops_and_no_more(toy: Toy):
+@pytest.mark.slow
+def test_no_method_gets_more_flops_than_the_budget(toy: Toy):
     reproduction = tiny_study(toy)
     lengths = {each.name: each for each in reproduction.lengths()}
-    assert list(lengths) == list(reproduction.methods)
+    assert tuple(lengths) == reproduction.methods
     for each in lengths.values():
-        assert each.steps * each.forwards <= 60 * (1 + 1e-9), each
-    assert lengths["MeZO"].forwards == 2.0
-    assert lengths["MeZO"].steps == 30
+        assert 45 < each.steps * each.forwards <= 60 * (1 + 1e-9), each
+    # Adapters only: backprop needs 2 forwards a step and a little for the head, checkpointed one more.
     assert 1.5 < lengths["BP-Vanilla"].forwards < 2.3 < lengths["BP-Checkpointing"].forwards < 3.4
-    assert lengths["ZO-Multiple"].forwards == 6.0
-    assert lengths["ZO-Adaptive"].forwards == 6.0
-    # SVRG: 4 forwards a step, and at every second step a pass over 4 batches with 2 forwards each: 4 in 7 steps.
-    assert lengths["ZO-SVRG"].forwards == pytest.approx(4 + 4 * 8 / 7)
-    assert lengths["ZO-SVRG"].steps == 7
+    assert 0 < forward_seconds(toy, 1) < 60
+
+
+def test_every_method_gets_as_many_flops_and_no_more():
+    few = ("BP-Vanilla", "MeZO", "ZO-Multiple", "ZO-Adaptive", "ZO-SVRG")
+    reproduction = tiny_study(SMALL, methods=few)
+    lengths = {each.name: each for each in reproduction.lengths()}
+    assert tuple(lengths) == few
+    assert 2 < lengths["BP-Vanilla"].forwards <= 3
+    assert (lengths["MeZO"].forwards, lengths["MeZO"].steps) == (2.0, 30)
+    assert (lengths["ZO-Multiple"].forwards, lengths["ZO-Multiple"].steps) == (6.0, 10)
+    assert (lengths["ZO-Adaptive"].forwards, lengths["ZO-Adaptive"].steps) == (6.0, 10)
+    # SVRG: 4 forwards a step, and at every second step a pass over 3 batches with 2 forwards each: 8 in 15 steps.
+    assert len(SMALL.splits().train.x) > 2 * SMALL.batch
+    assert lengths["ZO-SVRG"].forwards == pytest.approx(
+        4 + 6 * -(-lengths["ZO-SVRG"].steps // 2) / lengths["ZO-SVRG"].steps
+    )
+    assert lengths["ZO-SVRG"].steps == 8
     assert reproduction.hours(3600.0, tuple(lengths.values())) == pytest.approx(
         2 * sum(each.steps * each.forwards for each in lengths.values())
     )
-    assert 0 < forward_seconds(toy, 1) < 60
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
@@ -284,33 +302,47 @@ def test_the_number_of_steps_is_the_largest_that_the_budget_pays_for(budget: flo
     assert cost(steps) <= budget < cost(steps + 1)
 
 
-def test_the_study_tunes_all_methods_alike_and_resumes(toy: Toy, tmp_path: Path):
-    few = ("BP-Vanilla", "ZO-SVRG", "ZO-SVRG" + AS_CODED)
-    reproduction = tiny_study(toy, methods=few, forwards=24.0, rates=(1e-3, 1e-2))
+def check_study(task: Task, folder: Path, targets: int) -> None:
+    """Run a study of three methods, and check its records, its resumption, its table and its page."""
+    few = ("BP-Checkpointing", "ZO-SVRG", "ZO-SVRG" + AS_CODED)
+    reproduction = tiny_study(task, methods=few, forwards=24.0, rates=(1e-3, 1e-2))
     run = {"executor": InProcess(), "measure": False}
-    ran = list(run_study(reproduction.study, tmp_path, **run))  # type: ignore[arg-type]
+    ran = list(run_study(reproduction.study, folder, **run))  # type: ignore[arg-type]
     assert [trial.status for trial in ran] == ["finished"] * 9, [trial.reason for trial in ran]
-    results = read(tmp_path)
+    results = read(folder)
     for name in few:
         mine = [trial for trial in results.trials if trial.method == name]
         assert sorted(trial.lr for trial in mine if trial.phase == "tune") == [1e-3, 1e-2]
         (final,) = finals(results.trials, name)
         assert final.test is not None
-        assert final.test.targets == 24
-    assert list(run_study(reproduction.study, tmp_path, **run)) == []  # type: ignore[arg-type]
+        assert final.test.targets == targets
+    assert list(run_study(reproduction.study, folder, **run)) == []  # type: ignore[arg-type]
+    text = page(results, reproduction, reproduction.lengths(), "the command", "`here`")
+    assert text.count("inconclusive") >= 3, "one seed decides nothing"
+    assert all(f"| {name} |" in text for name in few)
+    assert method("ZO-SVRG").difference in text
     more = replace(reproduction, seeds=2)
-    assert len(list(run_study(more.study, tmp_path, **run))) == 3  # type: ignore[arg-type]
+    assert len(list(run_study(more.study, folder, **run))) == 3  # type: ignore[arg-type]
 
 
-def test_a_reproduction_explains_what_it_refuses(toy: Toy):
+def test_the_study_tunes_all_methods_alike_and_resumes(tmp_path: Path):
+    check_study(SMALL, tmp_path, targets=300)
+
+
+@pytest.mark.slow
+def test_the_study_runs_on_a_pretrained_model(toy: Toy, tmp_path: Path):
+    check_study(toy, tmp_path, targets=24)
+
+
+def test_a_reproduction_explains_what_it_refuses():
     with pytest.raises(BadInput, match="no method 'zo'"):
         Reproduction(methods=("zo",))
     with pytest.raises(BadInput, match="computes what the name says"):
         Reproduction(methods=("MeZO" + AS_CODED,))
     with pytest.raises(BadInput, match="forwards > 0"):
         Reproduction(forwards=0.0)
-    with pytest.raises(BadInput, match=r"ZO-SVRG needs 12 forwards for its first step, and the budget is 10"):
-        tiny_study(toy, methods=("ZO-SVRG",), forwards=10.0).lengths()
+    with pytest.raises(BadInput, match=r"ZO-SVRG needs 10 forwards for its first step, and the budget is 9"):
+        tiny_study(SMALL, methods=("ZO-SVRG",), forwards=9.0).lengths()
 
 
 def test_masks_and_accumulation_of_the_methods_are_those_of_the_library():

@@ -14,7 +14,6 @@ from torch import nn
 
 import tiny_models
 from gradcost.core.errors import BadInput
-from gradcost.core.files import cache_folder
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
@@ -249,27 +248,3 @@ def test_every_task_of_texts_has_a_name(name: str):
     if isinstance(task, TextTask):
         assert task.classes == len(set(task.words))
         assert "{text}" in task.prompt
-
-
-real = pytest.mark.skipif(
-    not all((cache_folder() / name).is_dir() for name in ("trec", "movies", "minilm-l6")), reason="needs the data"
-)
-
-
-@pytest.mark.slow
-@real
-def test_the_real_data_and_weights_are_those_that_are_named():
-    assert [len(part.x) for part in Trec().splits()] == [4381, 500, 500]
-    assert [len(part.x) for part in Movies().splits()] == [8041, 1000, 1000]
-    assert Trec().splits().train.y.bincount(minlength=6).min() > 50
-    import transformers
-
-    folder = pretrained_files.location(pretrained_files.MINILM)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    rows = pretrained_files.encoded(
-        pretrained_files.MINILM, ["A man is eating food.", "Someone eats a meal.", "The stock market fell."], 16
-    )
-    mask = (rows != 0).float()[:, :, None]
-    hidden = model(input_ids=rows, attention_mask=(rows != 0).long()).last_hidden_state
-    means = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
-    assert means[0] @ means[1] > 0.6 > 0.3 > means[0] @ means[2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
@@ -135,15 +136,12 @@ class Reproduction:
 
     def _length(self, name: str) -> Length:
         estimator = self._estimator(name)
+        anchor, every = _anchor(estimator)
         try:
-            step = forecast(estimator, *first_step(self.task)).forwards
+            step = _forwards(self.task, estimator)
+            snapshot = 0.0 if anchor is None else _batches(self.task) * _forwards(self.task, anchor)
         except GradcostError as error:
             raise BadInput(f"{name} cannot train {self.task}: {error}") from error
-        anchor, every = _anchor(estimator)
-        snapshot = 0.0
-        if anchor is not None:
-            batches = -(-len(self.task.splits().train.x) // self.task.batch)
-            snapshot = batches * forecast(anchor, *first_step(self.task)).forwards
         steps = _most_steps(self.forwards, step, snapshot, every)
         if steps < 1:
             raise BadInput(
@@ -171,6 +169,17 @@ class Reproduction:
         yield from phases(rates, trial, more=self.more, confirm=0, seeds=range(1, self.seeds + 1))
 
 
+@lru_cache(maxsize=256)
+def _forwards(task: Task, estimator: Estimator) -> float:
+    """Return the FLOPs of one estimate, in forward passes. A forecast takes seconds, and a study needs it often."""
+    return forecast(estimator, *first_step(task)).forwards
+
+
+def _batches(task: Task) -> int:
+    """Return the number of batches in the training split."""
+    return -(-len(task.splits().train.x) // task.batch)
+
+
 def _anchor(estimator: Estimator) -> tuple[Estimator | None, int]:
     """Return the estimator of the full gradients of SVRG, and the steps between two of them; (None, 1) for others."""
     if isinstance(estimator, Scaled):
@@ -189,7 +198,7 @@ def _most_steps(budget: float, step: float, snapshot: float, every: int) -> int:
 
 
 def forward_seconds(task: Task, repeats: int = 5) -> float:
-    """Return the time of one forward pass of a batch with the threads of this process: the smallest of some runs.
+    """Return the core-seconds of one forward pass of a batch, over all threads: the least of some runs.
 
     Args:
         task: the task.
@@ -198,7 +207,7 @@ def forward_seconds(task: Task, repeats: int = 5) -> float:
     objective, batch = first_step(task)
     seconds = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()  # of all threads; other processes do not count
         objective.evaluate(batch, Key(0))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds[1:])
