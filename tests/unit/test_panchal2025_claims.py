@@ -6,9 +6,12 @@ from math import inf
 
 import pytest
 
+from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.papers.claims import Verdict, verdict
 from gradcost.papers.panchal2025.headline import ACCURACY, COMPUTATIONS, CONVERGENCE, values
-from gradcost.results.records import TrialRecord, trial_record
+from gradcost.papers.panchal2025.page import HEADERS, page, table_rows
+from gradcost.papers.panchal2025.study import Length, Reproduction
+from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord, trial_record
 
 FORWARDS = {"BP-Vanilla": 2.0, "BP-Checkpointing": 3.0, "FmAD-Vanilla": 2.0, "MeZO": 2.0}
 
@@ -49,3 +52,44 @@ def test_the_published_numbers_hold_against_themselves_and_fail_on_the_other_sid
         assert claim.reference is not None
         assert verdict(claim, [claim.reference - 0.5] * 3) == Verdict.FAILS
         assert verdict(claim, [number + 20] * 3) == Verdict.DIRECTION
+
+
+def recorded() -> Results:
+    trials = [
+        *(record("BP-Checkpointing", seed, 0.9, 100) for seed in (1, 2, 3)),
+        *(record("FmAD-Vanilla", seed, 0.7 + seed / 100, 450) for seed in (1, 2, 3)),
+        record("MeZO", 1, 0.5, 600),
+        *(record("MeZO", seed, 0.5, None) for seed in (2, 3)),
+    ]
+    study = StudyRecord("Trec()", "trec", "minilm", (), (1, 2, 3), 1, 900, 0.8, "AdamW", 32)
+    return Results(study, {"torch": "0"}, tuple(trials), (Cost("MeZO", "mezo()", peak_bytes=2**20),), ())
+
+
+LENGTHS = (
+    Length("BP-Vanilla", backprop(), 2.0, 900),
+    Length("BP-Checkpointing", checkpointed(), 3.0, 600),
+    Length("FmAD-Vanilla", forward_gradient(), 2.0, 900),
+    Length("MeZO", mezo(), 2.0, 900),
+)
+
+
+def test_the_table_has_a_row_per_method_and_a_ratio_only_where_all_runs_reach_the_target():
+    rows = {row[0]: dict(zip(HEADERS, row, strict=True)) for row in table_rows(recorded(), LENGTHS)}
+    assert set(rows["BP-Vanilla"].values()) == {"BP-Vanilla", "2.00", "900", "–"}, "not run"
+    assert rows["FmAD-Vanilla"]["test accuracy"].startswith("72 [")
+    assert rows["FmAD-Vanilla"]["step at target"] == "450"
+    assert rows["FmAD-Vanilla"]["FLOPs"].startswith("3 [")  # 450 * 2 / (100 * 3)
+    assert rows["MeZO"]["step at target"] == "not reached (1 of 3)"
+    assert rows["MeZO"]["FLOPs"] == "above 6 (2 of 3 runs)"  # 900 * 2 / (100 * 3)
+    assert rows["MeZO"]["memory"] == "1.0 MiB"
+
+
+def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
+    reproduction = Reproduction(methods=("BP-Checkpointing", "FmAD-Vanilla", "ZO-SVRG, as coded"), seeds=3)
+    text = page(recorded(), reproduction, LENGTHS, "gradcost reproduce", "`folder`")
+    for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS):
+        assert f"### {claim.name}" in text
+    assert text.count("(reduced scale)") >= 3
+    assert "40 [40, 40], 3 seeds" in text, "accuracy: 90% less 50% of MeZO"
+    assert "- ZO-SVRG: It updates along eps z, not z." in text
+    assert "- FmAD-Vanilla:" not in text

@@ -92,7 +92,7 @@ def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None
     ]
     total = (
         f"{len(lengths) * reproduction.runs} runs, {hours:.1f} core-hours: a forward pass takes {1000 * seconds:.0f} "
-        "ms here. Scores on validation and test splits are not included."
+        "ms of one core here. Other processes on this machine make it slower."
     )
     if options.as_json:
         keys = ("method", "forwards per step", "steps", "runs", "estimator")

@@ -79,7 +79,8 @@ class TextTask(Task):
 def trec_texts() -> TextSplits:
     """Return TREC: the questions of the official training set without repetitions, and their coarse classes.
 
-    The source file has no official test set, so 500 questions are set aside for it, by a fixed permutation.
+    Of these, 500 are set aside for the validation split and 500 for the test split, by a fixed permutation. The one
+    byte that is not ASCII becomes a space.
     """
     path = data.verified(data.TREC) / data.TREC.pieces[0].name
     lines = path.read_bytes().replace(b"\xf0", b" ").decode("ascii").splitlines()

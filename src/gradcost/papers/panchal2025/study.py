@@ -22,6 +22,7 @@ from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
 from gradcost.studies.task_info import first_step
 from gradcost.studies.trial import Trial
+from gradcost.studies.trial_log import evaluated_steps
 from gradcost.tasks.pretrained import Encoder, Lora
 from gradcost.tasks.task import Task
 from gradcost.tasks.texts import Trec
@@ -126,13 +127,24 @@ class Reproduction:
         return tuple(self._length(name) for name in self.methods)
 
     def hours(self, seconds_per_forward: float, lengths: tuple[Length, ...]) -> float:
-        """Return the core-hours of all runs, without the scores on validation and test splits.
+        """Return the core-hours of all runs, with their scores on the validation and test splits.
 
         Args:
             seconds_per_forward: the time of one forward pass of a batch on one core (`forward_seconds`).
             lengths: from `lengths`.
         """
-        return sum(each.steps * each.forwards for each in lengths) * self.runs * seconds_per_forward / 3600
+        _, validation, test = self.task.splits()
+        once, last = (
+            len(validation.x) / self.task.batch,
+            len(test.x) / self.task.batch,
+        )  # in forward passes of a batch
+        tuned = len(self.rates) + self.more
+        forwards = 0.0
+        for each in lengths:
+            scored = {phase: len(evaluated_steps(each.steps, phase)) for phase in ("tune", "final")}
+            forwards += self.runs * each.steps * each.forwards
+            forwards += tuned * scored["tune"] * once + self.seeds * (scored["final"] * once + last)
+        return forwards * seconds_per_forward / 3600
 
     def _length(self, name: str) -> Length:
         estimator = self._estimator(name)
