@@ -214,17 +214,34 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or baydin2022.")]
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022, baydin2022 or panchal2025.")]
     rows: Annotated[
-        str, typer.Option(help="Its rows to run. rike2022: nn, cnn or cifar10. baydin2022: logistic, nn or cnn.")
-    ] = "nn"
+        str | None,
+        typer.Option(
+            help="Rows to run. rike2022: nn (the default), cnn or cifar10. baydin2022: logistic, nn (the default) or "
+            'cnn. panchal2025: names of methods, such as "BP-Vanilla; MeZO"; default: all whose estimates differ.'
+        ),
+    ] = None
     protocol: Annotated[
-        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
+        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it. rike2022 only.")
     ] = "paper"
     epochs: Annotated[
-        float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
+        float | None, typer.Option(help="rike2022: epochs of each run; may be a fraction. Default: the paper's.")
     ] = None
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each row, one per seed.")] = 1
+    forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
+    rates: Annotated[
+        int,
+        typer.Option(
+            min=1, max=5, help="panchal2025: learning rates in a method's grid; the largest ones of the five."
+        ),
+    ] = 5
+    more: Annotated[
+        int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")
+    ] = 2
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3."),
+    ] = None
     uncapped: Annotated[
         bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
     ] = False

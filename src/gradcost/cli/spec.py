@@ -25,7 +25,10 @@ from gradcost.core.value import is_value
 _MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding"),
-    "task": tuple(f"tasks.{n}" for n in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+    "task": (
+        *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub")),
+    ),
 }
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
