@@ -354,3 +354,23 @@ def test_points_past_the_grid_and_confirmation_are_the_same_for_every_method(tmp
         (final,) = [r for r in mine if r["phase"] == "final"]
         assert mean[final["lr"]] == max(mean.values())
         assert len({json.dumps(r["curve"]) for r in mine if r["lr"] == final["lr"]}) == 4, "no two phases share a key"
+
+
+ENDED = """
+import os, signal
+from gradcost.cli import main
+if {ignored}: signal.signal(signal.{name}, signal.SIG_IGN)
+main.app = lambda **_: os.kill(os.getpid(), signal.{name})
+try:
+    main.main()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_request_to_end_is_an_interrupt_unless_it_is_ignored(name: str, ignored: bool):
+    """As with Ctrl-C, finished trials are kept and workers end. `nohup` ignores SIGHUP."""
+    ran = subprocess.run([sys.executable, "-c", ENDED.format(name=name, ignored=ignored)], capture_output=True)
+    assert (ran.returncode, ran.stdout) == (0, b"" if ignored else b"interrupted\n")

@@ -16,11 +16,13 @@ import pytest
 
 import gradcost
 from gradcost import SGD, Trial, backprop, mezo
+from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
 from gradcost.studies import Comparison, Executor, Study, events
 from gradcost.studies.comparison import make_comparison
-from gradcost.studies.executors import Record, Work
+from gradcost.studies.costs import forecast_methods
+from gradcost.studies.processes import Record, Work
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
 
@@ -195,6 +197,11 @@ def digits(methods: Any, **options: Any) -> Comparison:
         ({"methods": [mezo(), mezo()]}, "is given twice"),
         ({"methods": []}, "there is no method"),
         ({"lr_range": (1.0, 0.1)}, "0 < LOW <= HIGH"),
+        ({"seeds": 10**9}, "seeds is at most 10,000, not 1,000,000,000"),
+        ({"tuning_points": 10**12}, "tuning_points is at most 10,000"),
+        ({"confirm_seeds": 10**9}, "confirm_seeds is at most 10,000"),
+        ({"extra_points": 10**9}, "extra_points is at most 10,000"),
+        ({"trial_timeout": -1.0}, "is a number of seconds above 0"),
         ({"executor": Here(), "workers": 2}, "give `executor` or `workers`, not both"),
         ({"workers": -1}, "1 worker or more"),
     ],
@@ -203,3 +210,14 @@ def test_a_wrong_argument_is_a_sentence(arguments: dict[str, Any], reason: str, 
     with pytest.raises(BadInput, match=reason):
         gradcost.compare(**({"task": "digits", "folder": tmp_path / "r"} | arguments))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_method_of_a_million_probes_is_forecast_and_announced_at_once(capsys: pytest.CaptureFixture[str]):
+    """Before, each probe was simulated: over a minute without a word."""
+    methods = {name: (gradcost.fzoo(probes=probes), SGD(0.1)) for name, probes in (("few", 100), ("many", 10**6))}
+    forecasts = dict(forecast_methods(Digits(), methods, memory=None))
+    assert [each.forwards for each in forecasts.values()] == [101, 1_000_001]  # type: ignore[union-attr]
+    printer = EventPrinter()
+    for name, forecast in forecasts.items():
+        printer(events.MethodForecast(name, forecast))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "    many: each step costs 1,000,001 forward passes\n"

@@ -22,7 +22,8 @@ from gradcost.results.publication import Statement
 from gradcost.results.records import read
 from gradcost.results.statistics import SignFlip
 from gradcost.studies import Comparison, costs
-from gradcost.studies.executors import Local, Work
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Work
 from gradcost.studies.run import open_folder, run_trials
 from gradcost.studies.trial_log import score_record
 from gradcost.tasks import Digits

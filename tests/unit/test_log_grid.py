@@ -40,6 +40,7 @@ def test_the_command_line_reads_a_range():
         (0.1, float("inf"), 3, "not 0.1:inf"),
         (1.0, 1.1, 11, "11 points between 1 and 1.1 are not distinct to two digits"),
         (0.1, 1.0, 0, "1 point or more, not 0"),
+        (1e-300, 1e300, 10**12, "points are not distinct to two digits"),
     ],
 )
 def test_an_impossible_grid_is_refused(low: float, high: float, points: int, reason: str):

@@ -57,6 +57,12 @@ LLAMA = {
     "vocab_size": 97,
     "max_position_embeddings": 128,
 }
+HOSTILE = {  # configurations with which transformers raises exceptions of other types
+    "one": {"architectures": [1]},
+    "map": {"architectures": {"LlamaForCausalLM": 1}},
+    "relu7": {"hidden_act": "relu7"},
+    "headless": {"num_attention_heads": 0, "num_key_value_heads": 0},
+}
 BIG = LLAMA | {"vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
 WIDE, WIDER = ({"hidden_size": 128 * n, "intermediate_size": 448 * n, "num_attention_heads": n} for n in (32, 64))
 LLAMA_8B = BIG | WIDE | {"num_hidden_layers": 32}
@@ -80,6 +86,9 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "t5.json").write_text(
         json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
     )
+    (tmp_path / "deep.json").write_text('{"model_type": "llama", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    for name, change in HOSTILE.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(LLAMA | change))
     return tmp_path
 
 
@@ -137,6 +146,18 @@ def test_a_pair_a_module_by_name_and_a_task_are_models_too(here: Path):
     assert task["batch"] == 16
 
 
+def test_fail_over_is_exit_code_4_if_a_listed_method_exceeds_the_budget(here: Path):
+    arguments = ("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--fail-over")
+    methods = ("--method", "backprop()", "--method", "mezo()")
+    peaks = [row["peak"] for row in planned(here, *arguments[1:5], "--memory", "1GiB", *methods)["rows"]]
+    fits, over = f"{max(peaks)}B", f"{max(peaks) - 1}B"
+    assert inside(*arguments, "--memory", fits, *methods, folder=here).returncode == 0
+    ran = inside(*arguments, "--memory", over, *methods, folder=here)
+    assert ran.returncode == 4
+    assert f"gradcost: over the budget of {over}: " in ran.stderr
+    assert inside(*arguments, "--memory", fits, folder=here).returncode == 2
+
+
 def test_nothing_that_fits_is_exit_code_4_and_says_the_least(here: Path):
     arguments = ("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "50kB", *TWO)
     ran = gradcost(*arguments, folder=here)
@@ -175,6 +196,11 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "hf:no.json"), "is not JSON"),
         (("--model", "hf:less.json"), "has no model_type"),
         (("--model", "hf:unknown.json"), "Did you mean llama"),
+        (("--model", "hf:deep.json"), "is not JSON"),
+        (("--model", "hf:one.json"), "architectures"),
+        (("--model", "hf:map.json"), "architectures"),
+        (("--model", "hf:relu7.json"), "relu7"),
+        (("--model", "hf:headless.json"), "headless.json"),
         (("--model", "hf:t5.json"), "not a decoder-only or masked language model"),
         (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
         (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),

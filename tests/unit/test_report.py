@@ -81,10 +81,10 @@ def test_what_a_later_version_adds_is_left_out(tmp_path: Path):
     assert len(read(write_folder(tmp_path, lines)).trials) == 1
 
 
-def test_a_record_without_its_fields_is_a_sentence(tmp_path: Path):
-    lines = [{"schema": 1, "kind": "trial", "trial": "0", "method": "a"}]
-    with pytest.raises(ValueError, match=r"A trial record is incomplete.*estimator"):
-        read(write_folder(tmp_path, lines))
+def test_a_record_without_its_fields_is_skipped_and_counted(tmp_path: Path):
+    lines = [trial("a"), {"schema": 1, "kind": "trial", "trial": "0", "method": "a"}]
+    results = read(write_folder(tmp_path, lines))
+    assert (len(results.trials), results.torn_lines) == (1, (2,))
 
 
 def test_numbers_that_are_not_finite_read_as_none(tmp_path: Path):

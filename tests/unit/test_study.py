@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from gradcost.results import ledger
 from gradcost.results.records import Scores, TrialRecord
 from gradcost.results.tuning import best, chosen, confirmed_scores, next_rate, scores
 from gradcost.studies.trial_log import evaluated_steps
@@ -40,6 +41,9 @@ def small():
         lr = max(runs, key=lambda run: run.validation.accuracy if run.status == "finished" else -1.0).lr
         yield [Trial(Digits(), name, estimator, SGD(lr), STEPS, "final", seed) for seed in SEEDS]
 """
+
+
+NOT_COMPARED = ("seconds", "note", ledger.CHECKSUM)
 
 
 def write_study(folder: Path, rates: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> None:
@@ -66,7 +70,7 @@ def refused(folder: Path, *more: str, name: str = "small.py") -> str:
 
 
 def finished(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of trials that ended, each once, without how long they took."""
+    """The records of trials that ended, each once, without how long they took and what they had to work around."""
     found: dict[str, dict[str, Any]] = {}
     for line in (folder / "records.jsonl").read_bytes().splitlines():
         try:
@@ -75,7 +79,7 @@ def finished(folder: Path) -> dict[str, dict[str, Any]]:
             continue
         if record["kind"] == "trial" and record["status"] != "failed":
             assert record["trial"] not in found, "a trial was run twice"
-            found[record["trial"]] = {name: value for name, value in record.items() if name != "seconds"}
+            found[record["trial"]] = {name: value for name, value in record.items() if name not in NOT_COMPARED}
     return found
 
 

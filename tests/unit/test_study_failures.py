@@ -21,7 +21,8 @@ from test_study import call, call_inside, command, descendants, finished, kill, 
 
 from gradcost import SGD, backprop
 from gradcost.results import ledger
-from gradcost.studies.executors import Executor, Local, Record, Work
+from gradcost.studies.executors import Executor, Local
+from gradcost.studies.processes import Record, Work
 from gradcost.studies.run import run_trials
 from gradcost.studies.study import Stages, Study, first_stage
 from gradcost.studies.trial import Trial

@@ -17,8 +17,8 @@ import torch
 import gradcost
 from gradcost import Adam, Key, mezo
 from gradcost.cli.check import _presets
-from gradcost.cli.options import TrainOptions
 from gradcost.cli.train import train_model
+from gradcost.cli.train_options import TrainOptions
 from gradcost.tasks.digits import Digits
 from gradcost.training import SGD, recorded
 from gradcost.training.recorded import CHECKPOINT, LOSSES

@@ -54,7 +54,14 @@ def compare_methods(options: CompareOptions) -> int:
             return 0 if forecasts else NOTHING_RUNS
         try:
             results = run_comparison(
-                comparison, options.output, executor=executor, every=options.every, on_event=printer, **names
+                comparison,
+                options.output,
+                executor=executor,
+                every=options.every,
+                trial_timeout=options.trial_timeout,
+                on_event=printer,
+                task=task_name,
+                model=model_name,
             )
         except KeyboardInterrupt:
             _exit_interrupted(printer)

@@ -13,14 +13,16 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from gradcost.core.metric import ACCURACY, Metric
+from gradcost.core.printable import printable
 from gradcost.results.records import TrialRecord
 from gradcost.results.wording import duration
 
 # Without a terminal, rich assumes 80 columns and would wrap table lines.
-out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ALL = "all trials"
 
@@ -40,7 +42,9 @@ class Board:
         self.bars: dict[str, TaskID] = {}
         if progress is not None:
             for method, total in totals.items():
-                bar = progress.add_task(method.ljust(width), total=total, completed=self.done[method], note="")
+                bar = progress.add_task(
+                    printable(method).ljust(width), total=total, completed=self.done[method], note=""
+                )
                 self.bars[method] = bar
             total, done = sum(totals.values()), sum(self.done.values())
             self.all = progress.add_task(ALL.ljust(width), total=total, completed=done, note="")
@@ -57,7 +61,7 @@ class Board:
         if self.progress is None:
             line = trial_line(trial, self.metric)
             line = f"{method}  {self.done[method]}/{self.totals[method]}  {line}"
-            err.print(f"{line}   ({ALL} {done}/{total}, {left})", markup=False)
+            say(f"{line}   ({ALL} {done}/{total}, {left})")
             return
         best = f"best {self.metric.text(self.best[method])}" if method in self.best else ""
         self.progress.update(self.bars[method], completed=self.done[method], note=best)
@@ -96,8 +100,9 @@ def board(totals: Mapping[str, int], finished: Mapping[str, int], metric: Metric
     if not err.is_terminal:
         yield Board(None, totals, finished, metric)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=err) as progress:
+    name, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
+    columns = (name, BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"), note)
+    with Progress(*columns, console=err) as progress:
         yield Board(progress, totals, finished, metric)
 
 
@@ -108,22 +113,22 @@ def status(work: str) -> Iterator[Callable[[str], None]]:
         yield lambda item: None
         return
     with err.status(work) as spinner:
-        yield lambda item: spinner.update(f"{work}: {item}")
+        yield lambda item: spinner.update(Text(f"{work}: {printable(item)}"))
 
 
 def say(text: str = "") -> None:
     """Print a line of progress on standard error."""
-    err.print(text, markup=False)
+    err.print(_safe(text), markup=False)
 
 
 def complain(text: str) -> None:
     """Print an error message on standard error."""
-    err.print(f"gradcost: {text}", markup=False, style="red" if err.is_terminal else None)
+    err.print(f"gradcost: {_safe(text)}", markup=False, style="red" if err.is_terminal else None)
 
 
 def show(text: str = "", bold: bool = False) -> None:
     """Print a line of the result on standard output."""
-    out.print(text, markup=False, style="bold" if bold else None)
+    out.print(_safe(text), markup=False, style="bold" if bold else None)
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> None:
@@ -132,8 +137,13 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if left or i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_safe, row))
     out.print(table, markup=False)
+
+
+def _safe(text: str) -> str:
+    """Escape what could steer a terminal: names and error messages come from records and the user's files."""
+    return printable(text, keep="\n\t")
 
 
 def abandon(code: int) -> NoReturn:

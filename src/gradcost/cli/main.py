@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from gradcost.cli.options import (
     ReplayOptions,
     ReproduceOptions,
     StudyOptions,
-    TrainOptions,
     with_options,
 )
+from gradcost.cli.train_options import TrainOptions
 from gradcost.core.errors import GradcostError
 
 app = typer.Typer(
@@ -220,6 +221,9 @@ def options(
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     app(prog_name="gradcost")
 
 

@@ -19,6 +19,9 @@ Workers = Annotated[
 ]
 Executor = Annotated[str, typer.Option(help="Where trials run: local or ray.")]
 Every = Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints of a trial.")]
+TrialTimeout = Annotated[
+    float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
+]
 Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
 
 
@@ -131,6 +134,7 @@ class CompareOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[
@@ -169,6 +173,10 @@ class PlanOptions:
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
     ] = None
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
+    fail_over: Annotated[
+        bool,
+        typer.Option("--fail-over", help="Exit with 4 if a method listed with --method exceeds the budget, for CI."),
+    ] = False
     as_json: Json = False
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
 
@@ -210,6 +218,7 @@ class StudyOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first trials; run nothing.")] = False
@@ -219,17 +228,34 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or baydin2022.")]
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022, baydin2022 or panchal2025.")]
     rows: Annotated[
-        str, typer.Option(help="Its rows to run. rike2022: nn, cnn or cifar10. baydin2022: logistic, nn or cnn.")
-    ] = "nn"
+        str | None,
+        typer.Option(
+            help="Rows to run. rike2022: nn (the default), cnn or cifar10. baydin2022: logistic, nn (the default) or "
+            'cnn. panchal2025: names of methods, such as "BP-Vanilla; MeZO"; default: all whose estimates differ.'
+        ),
+    ] = None
     protocol: Annotated[
-        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
+        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it. rike2022 only.")
     ] = "paper"
     epochs: Annotated[
-        float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
+        float | None, typer.Option(help="rike2022: epochs of each run; may be a fraction. Default: the paper's.")
     ] = None
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, one per seed.")] = 1
+    forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
+    rates: Annotated[
+        int,
+        typer.Option(
+            min=1, max=5, help="panchal2025: learning rates in a method's grid; the largest ones of the five."
+        ),
+    ] = 5
+    more: Annotated[
+        int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")
+    ] = 2
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3."),
+    ] = None
     uncapped: Annotated[
         bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
     ] = False
@@ -258,6 +284,7 @@ class ReproduceOptions:
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0
+    trial_timeout: TrialTimeout = None
     output: Output = None
     page: Annotated[
         Path | None, typer.Option(help="Also write a Markdown page with the reproduced and other numbers.")
@@ -267,48 +294,6 @@ class ReproduceOptions:
         bool, typer.Option("--dry-run", help="Show the runs and their hours, from a few timed steps; start none.")
     ] = False
     records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of `gradcost train`."""
-
-    method: Annotated[str, typer.Argument(help='The method: "mezo(probes=4)".')]
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for weights, losses and checkpoint.")]
-    optimizer: Annotated[str, typer.Option(help='The optimizer, with its learning rate: "AdamW(lr=0.001)".')]
-    task: Annotated[
-        str | None, typer.Option(help="A task: its name, an expression, or FILE.py:NAME. Default: digits.")
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own model, with --data: FILE.py:MAKE or MODULE:MAKE, which returns a model or (model, loss). "
-            "With --task: the name of one of its models."
-        ),
-    ] = None
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own data, with --model: FILE.py:LOADER. LOADER(batch_size) returns a DataLoader, a list of "
-            "batches, one batch, or a dictionary with train."
-        ),
-    ] = None
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples in a batch. Default: 8, or as in the task.")] = (
-        None
-    )
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps in total. Default: the task's, or one pass over --data.")
-    ] = None
-    seed: Annotated[int, typer.Option(min=0, help="The seed of weights, data and directions.")] = 0
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint or log in the folder, with the same bits.")
-    ] = False
-    log: Annotated[
-        bool, typer.Option("--log", help="Write a step log, 45 bytes per step, instead of training checkpoints.")
-    ] = False
-    every: Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints.")] = 30.0
-    as_json: Json = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; train nothing.")] = False
 
 
 @dataclass(frozen=True)

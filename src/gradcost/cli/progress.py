@@ -10,12 +10,15 @@ from gradcost.studies.events import (
     ComparisonStarted,
     EstimatesAssessed,
     Event,
+    MethodForecast,
     MethodRefused,
     StepTimed,
     TrialFinished,
     TrialsEnded,
     TrialsStarted,
 )
+
+MANY_FORWARDS = 1000  # forward passes in a step, above which they are printed before anything runs
 
 
 class EventPrinter:
@@ -50,6 +53,8 @@ class EventPrinter:
                 )
             case MethodRefused(method, reason):
                 console.say(f"    {method}: not run. {reason}")
+            case MethodForecast(method, forecast) if forecast.forwards > MANY_FORWARDS:
+                console.say(f"    {method}: each step costs {forecast.forwards:,.0f} forward passes")
             case TrialsStarted(totals, finished, metric):
                 self._board = self._stack.enter_context(console.board(totals, finished, metric))
             case TrialFinished(trial):

@@ -34,7 +34,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
     for trial in progress.failed:
         console.show(f"{trial}  failed: `gradcost why {folder} {trial}`")
     if progress.torn:
-        console.show(f"skipped in records.jsonl: {count(progress.torn, 'line')}, incomplete after a crash")
+        console.show(f"skipped in records.jsonl: {count(progress.torn, 'damaged line')}; such a trial runs again")
 
 
 def show(folder: Folder, trial: Id, as_json: Json = False) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.cli import plugins
+from gradcost.cli import expressions, plugins
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import is_value
 
@@ -25,7 +25,10 @@ from gradcost.core.value import is_value
 _MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding"),
-    "task": tuple(f"tasks.{n}" for n in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+    "task": (
+        *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub")),
+    ),
 }
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -72,42 +75,37 @@ def parse(text: str, *kinds: str) -> Any:
     Raises:
         BadInput: the text is not such an expression. For an unknown name, the message suggests similar names.
     """
-    kinds = kinds or tuple(_MODULES)
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise BadInput(f"{text!r} is not an expression like mezo(probes=4): {error.msg}.") from None
-    return _value(tree, text, names(*kinds))
+    return _value(expressions.tree(text), names(*(kinds or _MODULES)))
 
 
-def _value(node: ast.expr, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value  # type: ignore[operator]
-    if isinstance(node, ast.Tuple | ast.List):
-        return tuple(_value(item, text, known) for item in node.elts)
-    if isinstance(node, ast.Name):
-        return _call(node.id, (), {}, known)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        arguments = [_value(argument, text, known) for argument in node.args]
-        keywords = {k.arg: _value(k.value, text, known) for k in node.keywords if k.arg is not None}
-        return _call(node.func.id, arguments, keywords, known)
-    raise BadInput(f"{ast.unparse(node)!r} in {text!r} is neither a number, a tuple nor a call such as mezo().")
+def _value(node: ast.expr, known: Mapping[str, Callable[..., Any]]) -> Any:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.UnaryOp(operand=ast.Constant(value=int() | float() as number)):
+            return -number
+        case ast.Tuple() | ast.List():
+            return tuple(_value(item, known) for item in node.elts)
+        case ast.Name():
+            return _call(node.id, (), {}, known)
+        case ast.Call(func=ast.Name(id=name)):
+            arguments = [_value(argument, known) for argument in node.args]
+            return _call(name, arguments, {str(k.arg): _value(k.value, known) for k in node.keywords}, known)
+    raise AssertionError(f"`expressions.tree` refuses {node}")
 
 
 def _call(name: str, arguments: Any, keywords: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
     if name not in known:
         near = similar(name, known) or sorted(known)
         raise BadInput(f"no method or part {name!r}. Did you mean {', or '.join(signature(known[n]) for n in near)}?")
+    thing = known[name]
     try:
-        inspect.signature(known[name]).bind(*arguments, **keywords)
+        bound = inspect.signature(thing).bind(*arguments, **keywords)
     except TypeError as error:
-        raise BadInput(f"{name}: {error}. Write {signature(known[name])}.") from None
-    try:
-        return known[name](*arguments, **keywords)
-    except TypeError as error:
-        raise BadInput(f"{name}: an argument has a wrong type ({error}). Write {signature(known[name])}.") from None
+        raise BadInput(f"{name}: {error}. Write {signature(thing)}.") from None
+    if problem := expressions.misfit(thing, bound.arguments, known):
+        raise BadInput(f"{name}: {problem}. Write {signature(thing)}.")
+    return thing(*arguments, **keywords)
 
 
 def signature(thing: Callable[..., Any]) -> str:
@@ -153,11 +151,7 @@ def optimizer(text: str) -> Any:
 
 def optimizer_template(text: str) -> Any:
     """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr."""
-    known = names("optimizer")
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError:
-        return optimizer(text)  # raises
+    known, tree = names("optimizer"), expressions.tree(text)
 
     class WithRate(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
@@ -341,7 +335,7 @@ def size(text: str) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if not match or match[2].lower() not in units:
         raise BadInput(f"{text!r} is not a number of bytes: write a number above 0 and one of {', '.join(_UNITS)}.")
-    amount = int(float(match[1]) * units[match[2].lower()])
-    if amount <= 0:
-        raise BadInput(f"{text!r} is not a number of bytes: it must be above 0.")
-    return amount
+    amount = float(match[1]) * units[match[2].lower()]
+    if not 1 <= amount < 2**63:
+        raise BadInput(f"{text!r} is not a number of bytes: it must be above 0, and below 2^63 bytes.")
+    return int(amount)

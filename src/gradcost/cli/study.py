@@ -29,7 +29,8 @@ def run_file(options: StudyOptions) -> int:
         return 0
     folder = study_folder(study, options.output)
     with EventPrinter() as printer:
-        for _ in run_study(study, folder, executor=executor, every=options.every, on_event=printer):
+        settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
+        for _ in run_study(study, folder, **settings, on_event=printer):
             pass
     recorded = len(read(folder).trials)
     report = None if printer.failed else html.write(folder)

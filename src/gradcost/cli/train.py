@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradcost.cli import console, spec
 from gradcost.cli.objective import EXAMPLES, from_factory, refuse, with_batch
-from gradcost.cli.options import TrainOptions
+from gradcost.cli.train_options import TrainOptions
 from gradcost.core.batches import Batches, require_loader
 from gradcost.core.errors import BadInput, require
 from gradcost.core.files import write_whole

@@ -6,7 +6,7 @@ from .errors import GradcostError as GradcostError
 from .errors import MissingExtra as MissingExtra
 from .errors import Unsupported as Unsupported
 from .key import Key as Key
-from .notes import Note as Note
+from .note import Note as Note
 from .objective import Leaf as Leaf
 from .objective import Objective as Objective
 from .value import value as value

@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from gradcost.core.note import Note
 
-class Note(UserWarning):
-    """A warning about a choice that gradcost makes for the user, or about a problem in the user's model or study."""
+__all__ = ["Note", "warn_once"]
 
 
 _causes: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()

@@ -23,6 +23,7 @@ from gradcost.core.key import Key
 from gradcost.core.loss_weights import WeightedLoss, Weights, settled, weighted_sum
 from gradcost.core.micro_batches import split
 from gradcost.core.next_state import moving, next_state
+from gradcost.core.one_at_a_time import one_at_a_time
 from gradcost.core.purity import Isolation, Purity, examine
 from gradcost.core.structure import Structure
 from gradcost.core.weight_writes import without_writes
@@ -147,6 +148,7 @@ class Objective:
         parameters = [leaf.parameter for leaf in self.leaves]
         return weights_replaced(parameters, [weights[leaf.name] for leaf in self.leaves])
 
+    @one_at_a_time
     def evaluate(self, batch: Any, key: Key) -> Tensor:
         """Return the loss at the current weights. Cost: one forward pass.
 
@@ -163,6 +165,7 @@ class Objective:
     def _evaluate(self, batch: Any, key: Key) -> Tensor:
         return evaluated(self, batch, key, lambda: weighted_sum(self.losses(batch, key)))
 
+    @one_at_a_time
     def prepare(self, batch: Any, key: Key) -> None:
         """Examine at first use what an evaluation of the loss changes, so that later evaluations isolate it.
 
@@ -254,6 +257,7 @@ class Objective:
                 else:
                     yield weights.of(fraction, weights.observed(functools.partial(self.scalar_loss, micro_batch)))
 
+    @one_at_a_time
     def advance(self, batch: Any, key: Key) -> None:
         """Run one forward pass that changes the state of the model, as a training step in torch does.
 
@@ -274,8 +278,7 @@ class Objective:
         """Return the loss of a batch, without isolation, seeding or micro-batches. The batch stays unchanged.
 
         Raises:
-            BadInput: the loss is not a scalar of a floating type, it writes into the batch for the first time, or it
-                writes into a parameter through its `.data`.
+            BadInput: the loss is no scalar of a floating type, writes into the batch (first time) or a `.data`.
         """
         isolation = self.isolation
         with_bits = isolation.purity.exposes_weights and can_check(self.model)

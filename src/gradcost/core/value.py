@@ -52,7 +52,10 @@ def _normalise_numbers(instance: Any) -> None:
         elif kind is float or number is not None:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise BadInput(f"{name} of {type(instance).__name__} is a number, not {number!r}.")
-            object.__setattr__(instance, name, float(number))
+            try:
+                object.__setattr__(instance, name, float(number))
+            except OverflowError:
+                raise BadInput(f"{name} of {type(instance).__name__} is too large for a number.") from None
 
 
 @functools.cache  # once per class, because values are created in inner loops

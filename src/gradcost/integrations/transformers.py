@@ -44,6 +44,8 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     config = _config(transformers, Path(path))
     config.use_cache = False
     architectures = getattr(config, "architectures", None) or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise BadInput(f"{path} is not a configuration of a model: architectures is a list of names of classes.")
     kind = getattr(transformers, architectures[0], None) if architectures else None
     options = {} if dtype is None else {"dtype": dtype}
     try:
@@ -53,7 +55,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
                 model = transformers.AutoModelForCausalLM.from_config(config, **options)
             else:
                 model = kind._from_config(config, **options)
-    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a model's own code raises exceptions of many types
         message = str(error).strip().split("\n")[0]
         raise BadInput(f"transformers cannot build the model of {path}: {type(error).__name__}: {message}") from error
     return model.train()
@@ -65,7 +67,7 @@ def _config(transformers: Any, path: Path) -> Any:
         settings = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Give a model's config.json.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not JSON: {error}. Give a model's config.json.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise BadInput(f"{path} is not a configuration of a transformers model: it has no model_type.")

@@ -49,7 +49,7 @@ def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
     results = read(folder)
     target = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
-    captions = "".join(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n" for figure in drawn)
+    captions = "".join(tables.inert(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n") for figure in drawn)
     texts = written(results) | {"captions.md": captions}
     paths = [write_whole(target / name, text) for name, text in texts.items()]
     return [*paths, *(path for figure in drawn for path in _draw(figure, target))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradcost.report import budgets, tables, targets
-from gradcost.report.tables import Table, markdown
+from gradcost.report.tables import Table, inert, markdown
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
 from gradcost.results.records import Results
@@ -27,7 +27,7 @@ def summary_page(results: Results) -> str:
     Args:
         results: from `records.read`.
     """
-    return "\n\n".join(_sections(results)) + "\n"
+    return inert("\n\n".join(_sections(results)) + "\n")
 
 
 def _sections(results: Results) -> Iterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gradcost.core.metric import Metric
 from gradcost.results.records import Results, StudyRecord, TrialRecord
@@ -25,6 +26,7 @@ from gradcost.results.wording import (
     size,
 )
 
+_NUMBERS = re.compile(r"[-+0-9.,eE%×\[\] ]+")
 # Characters that LaTeX reads as commands or prints as other characters.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
 _LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"×": r"$\times$", "<": r"\textless{}", ">": r"\textgreater{}"}
@@ -38,8 +40,8 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """Write a table in Markdown, with escaped | and padded columns."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (table.columns, *table.rows)]
+    """Write a table in Markdown, with escaped cells and padded columns."""
+    cells = [[inert(cell).replace("|", "\\|") for cell in line] for line in (table.columns, *table.rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
 
     def format_line(line: list[str]) -> str:
@@ -50,10 +52,21 @@ def markdown(table: Table) -> str:
     return "\n".join([format_line(cells[0]), f"|{rule}|", *map(format_line, cells[1:])]) + "\n"
 
 
+def inert(text: str) -> str:
+    """Escape a text for Markdown: it opens no HTML element and no link. Applied twice, it is the same as once."""
+    return text.replace("<", "&lt;").replace("](", "]\\(")
+
+
+def _cell(item: Any) -> Any:
+    """Return a cell for CSV. A quote precedes a text that a spreadsheet would read as a formula."""
+    is_formula = isinstance(item, str) and item[:1] in ("=", "+", "-", "@") and not _NUMBERS.fullmatch(item)
+    return f"'{item}" if is_formula else item
+
+
 def formatted_csv(table: Table) -> str:
     """Write a table in CSV with the displayed text, such as units and brackets. `to_csv` has unrounded numbers."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
+    csv.writer(out, lineterminator="\n").writerows([*map(_cell, line)] for line in (table.columns, *table.rows))
     return out.getvalue()
 
 
@@ -245,5 +258,5 @@ def to_csv(results: Results) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_RAW)
-    writer.writerows([get(row) for get in _RAW.values()] for row in summarise(results))
+    writer.writerows([_cell(get(row)) for get in _RAW.values()] for row in summarise(results))
     return out.getvalue()

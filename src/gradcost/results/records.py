@@ -2,23 +2,28 @@
 
 Incomplete and repeated data are read as follows:
 
-- an incomplete line is skipped and counted (`Results.torn`);
+- an incomplete or damaged line, or one without a required field, is skipped; its number is in `Results.torn_lines`;
 - if a trial ran more than once, its last record is used;
-- a missing optional field is None; a missing required field raises BadInput;
+- a missing optional field is None;
+- if `environment.json` is damaged, a `Note` is issued and it counts as empty: every record has its own environment;
 - a folder without results raises BadInput.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.metric import ACCURACY, Metric
+from gradcost.core.printable import all_printable
 from gradcost.results import ledger
+from gradcost.results.field_types import checked
+from gradcost.results.ledger import document
 from gradcost.results.outcome import judged
 
 SCHEMA = 1
@@ -117,6 +122,7 @@ class TrialRecord:
         task: repr of the task.
         environment: versions, machine and code of the run.
         exact: whether the estimator computes the exact gradient of the batch. None in records of older versions.
+        note: what the run had to work around, such as a damaged training checkpoint.
     """
 
     trial: str
@@ -139,6 +145,7 @@ class TrialRecord:
     task: str | None = field(default=None, repr=False)
     environment: Mapping[str, str | int] | None = field(default=None, repr=False, hash=False)
     exact: bool | None = None
+    note: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ class Results:
         trials: the last record of each trial.
         costs: the last measured cost of each method.
         refused: methods that do not run, with the reasons.
-        torn: number of incomplete lines that were skipped.
+        torn_lines: numbers of the damaged lines that were skipped, from 1.
         qualities: how close each method's estimates are to the gradient.
     """
 
@@ -213,8 +220,13 @@ class Results:
     trials: tuple[TrialRecord, ...]
     costs: tuple[Cost, ...]
     refused: tuple[Refused, ...]
-    torn: int = 0
+    torn_lines: tuple[int, ...] = ()
     qualities: tuple[Quality, ...] = ()
+
+    @property
+    def torn(self) -> int:
+        """Number of damaged lines that were skipped. If one was the record of a trial, that trial runs again."""
+        return len(self.torn_lines)
 
 
 def read(folder: str | Path) -> Results:
@@ -223,62 +235,72 @@ def read(folder: str | Path) -> Results:
     Args:
         folder: the folder that `gradcost compare -o` or `gradcost study -o` wrote.
     Returns:
-        Results. Incomplete lines are skipped and counted in `torn`.
+        Results. Damaged lines are skipped; their numbers are in `torn_lines`.
     Raises:
-        BadInput: the folder is missing, holds no results, or has another schema.
+        BadInput: the folder is missing, holds no results, or has another schema, or its study.json is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}. Give a results folder, written by `gradcost compare -o`.")
-    study = document(folder / "study.json")
+    try:
+        study = document(folder / "study.json")
+    except BadInput as error:
+        raise BadInput(f"{error} No record is lost: delete it, and run the study again to write a new one.") from None
     if study is None:
         raise BadInput(
             f"{folder} is not a results folder: it holds no study.json. Give the folder that `gradcost compare -o` "
             "wrote."
         )
-    _check_schema(study, folder / "study.json")
+    _check_schema(study, str(folder / "study.json"))
     path = folder / ledger.RECORDS
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"{folder} holds no {ledger.RECORDS}: no trial has run there yet.")
-    return results(study, document(folder / "environment.json") or {}, path)
+    return results(study, ledger.environment(folder / "environment.json"), path)
 
 
 def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path) -> Results:
     """Read the records in `path`. If a trial has several records, or a method several costs, the last one is used."""
-    trials: dict[str, TrialRecord] = {}
-    costs: dict[str, Cost] = {}
-    refused: dict[str, Refused] = {}
-    qualities: dict[str, Quality] = {}
-    torn = 0
-    for record in ledger.lines(path):
+    found: dict[type, dict[str, Any]] = {TrialRecord: {}, Cost: {}, Refused: {}, Quality: {}}
+    torn: list[int] = []
+    for number, _, item in read_lines(path):
+        if item is None:
+            torn.append(number)
+        elif type(item) in found:
+            found[type(item)][item.trial if isinstance(item, TrialRecord) else item.method] = item
+    trials, costs, refused, qualities = (tuple(each.values()) for each in found.values())
+    try:
+        record = _study(study, trials)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{path.with_name('study.json')} is damaged: {error}") from None
+    return Results(record, all_printable(dict(environment)), trials, costs, refused, tuple(torn), qualities)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """Yield (line number, JSON record, value) of each line of a records file.
+
+    The value is a TrialRecord, Cost, Refused or Quality; None if the line is damaged; `...` if only a later version
+    knows its kind.
+
+    Raises:
+        BadInput: a record has another schema.
+    """
+    makers = {
+        "trial": trial_record,
+        "cost": functools.partial(checked, Cost),
+        "refused": functools.partial(checked, Refused),
+        "quality": functools.partial(checked, Quality),
+    }
+    for number, record in ledger.numbered_lines(path):
         if record is None:
-            torn += 1
+            yield number, {}, None
             continue
-        _check_schema(record, path)
-        match record.get("kind"):
-            case "trial":
-                trial = trial_record(record)
-                trials[trial.trial] = trial
-            case "cost":
-                cost = _make(Cost, record)
-                costs[cost.method] = cost
-            case "refused":
-                refusal = _make(Refused, record)
-                refused[refusal.method] = refusal
-            case "quality":
-                quality = _make(Quality, record)
-                qualities[quality.method] = quality
-            case _:  # a kind that only a later version knows
-                pass
-    return Results(
-        study=_study(study, tuple(trials.values())),
-        environment=dict(environment),
-        trials=tuple(trials.values()),
-        costs=tuple(costs.values()),
-        refused=tuple(refused.values()),
-        torn=torn,
-        qualities=tuple(qualities.values()),
-    )
+        _check_schema(record, f"{path} line {number}")
+        kind = record.get("kind")
+        try:  # a line without a checksum may hold anything
+            item = makers[kind](record) if isinstance(kind, str) and kind in makers else ...
+        except (BadInput, TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
+            item = None
+        yield number, record, item
 
 
 def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> StudyRecord:
@@ -294,7 +316,7 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
     }
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
     stated["metric"] = Metric(str(stated.get("metric", ACCURACY.name)), bool(stated.get("lower_is_better")))
-    return _make(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
+    return checked(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
@@ -302,11 +324,11 @@ def trial_record(record: Mapping[str, Any]) -> TrialRecord:
     record = judged(record)
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     curve.setdefault("validation_score", curve.get("validation_accuracy", ()))
-    return _make(
+    return checked(
         TrialRecord,
         {
             **record,
-            "curve": _make(Curve, curve),
+            "curve": checked(Curve, curve),
             "validation": _scores(record.get("validation")),
             "test": _scores(record.get("test")),
         },
@@ -318,33 +340,10 @@ def _scores(record: Mapping[str, Any] | None) -> Scores | None:
         return None
     further = {name: number for name, number in record.items() if name not in Scores.__dataclass_fields__}
     scores = {"loss": None, "accuracy": None, **record, "further": further}
-    return _make(Scores, {"score": scores["accuracy"], **scores})
+    return checked(Scores, {"score": scores["accuracy"], **scores})
 
 
-def _make(cls: Any, record: Mapping[str, Any]) -> Any:
-    """Build a `cls` from a record. Unknown fields come from a later version and are ignored."""
-    known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-    try:
-        return cls(**known)
-    except TypeError as error:
-        raise BadInput(f"A {cls.__name__.removesuffix('Record').lower()} record is incomplete: {error}.") from None
-
-
-def _check_schema(record: Mapping[str, Any], path: Path) -> None:
+def _check_schema(record: Mapping[str, Any], place: str) -> None:
     schema = record.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise BadInput(f"{path} has schema {schema}, but this version of gradcost reads {SCHEMA}: upgrade gradcost.")
-
-
-def document(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None if there is no file.
-
-    Raises:
-        BadInput: the file holds no JSON object.
-    """
-    if not path.is_file():
-        return None
-    content = ledger.parse(path.read_bytes())
-    if content is None:
-        raise BadInput(f"{path} is not a JSON object: it was cut short or edited.")
-    return content
+        raise BadInput(f"{place} has schema {schema}, but this version of gradcost reads {SCHEMA}: upgrade gradcost.")

@@ -17,7 +17,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.metric import Metric
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
-from gradcost.results.records import Results, read
+from gradcost.results.records import Results, TrialRecord, read, read_lines
 from gradcost.results.tuning import Score, best, chosen, confirmed_scores, scores
 
 
@@ -97,7 +97,14 @@ def _step(path: Path) -> int | None:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, path.stat().st_size)))
         return _item(_item(json.loads(header["__metadata__"]["tree"]), "steps"), "taken")
-    except (OSError, ValueError, KeyError, TypeError):  # the file was replaced or removed, or has another format
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        RecursionError,
+    ):  # the file was replaced or removed, or has another format
         return None
 
 
@@ -119,7 +126,9 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
     """
     read(folder)
     matches = {
-        r["trial"]: r for r in ledger.records(folder) if r.get("kind") == "trial" and r["trial"].startswith(trial)
+        item.trial: raw
+        for _, raw, item in read_lines(folder / ledger.RECORDS)
+        if isinstance(item, TrialRecord) and item.trial.startswith(trial)
     }
     if len(matches) > 1:
         raise BadInput(f"{len(matches)} trials of {folder} begin with {trial!r}: give more of the id.")

@@ -159,6 +159,9 @@ def _untried(lr: float, tried: Iterable[float]) -> float | None:
     return None if rounded in tried else rounded
 
 
+MOST_RATES = 60_000  # more than there are floats with two digits
+
+
 def log_grid(low: float, high: float, points: int) -> tuple[float, ...]:
     """Return `points` learning rates from `low` to `high`, evenly spaced in their logarithm, to two digits.
 
@@ -175,6 +178,8 @@ def log_grid(low: float, high: float, points: int) -> tuple[float, ...]:
         raise BadInput(f"a range of learning rates is LOW:HIGH with 0 < LOW <= HIGH, not {low!r}:{high!r}.")
     if points < 1:
         raise BadInput(f"a grid has 1 point or more, not {points}.")
+    if points > MOST_RATES:
+        raise BadInput(f"{points:,} points are not distinct to two digits: use fewer points.")
     ratio = high / low
     rates = [low * ratio ** (i / (points - 1)) for i in range(points)] if points > 1 else [sqrt(low * high)]
     rounded = tuple(float(f"{rate:.2g}") for rate in rates)

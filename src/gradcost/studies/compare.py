@@ -18,7 +18,8 @@ from gradcost.studies.events import (
     TrialsStarted,
     warn_of_failures,
 )
-from gradcost.studies.executors import Executor, Work, local_or
+from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.processes import Work
 from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
 from gradcost.studies.task_info import model_name, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
@@ -43,6 +44,7 @@ def compare(
     executor: Executor | None = None,
     workers: int | None = None,
     every: float = 30.0,
+    trial_timeout: float | None = None,
     on_event: OnEvent = warn_of_failures,
 ) -> Results:
     """Tune every method in the same way, train with each, and return all accuracies and costs.
@@ -72,6 +74,7 @@ def compare(
         executor: where trials run. None: in processes of this machine.
         workers: the number of trials that run at the same time on this machine. None: one per CPU core.
         every: seconds between two training checkpoints of a trial.
+        trial_timeout: seconds after which a trial is ended and recorded as failed. None: no limit.
         on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
     Returns:
         All records of the folder: trials, costs, quality of the estimates, and the reasons why methods did not run.
@@ -93,7 +96,8 @@ def compare(
         memory_beyond_weights=memory_beyond_weights,
         optimizer=optimizer,
     )
-    return run_comparison(comparison, folder, executor=local_or(executor, workers), every=every, on_event=on_event)
+    settings = {"executor": local_or(executor, workers), "every": every, "trial_timeout": trial_timeout}
+    return run_comparison(comparison, folder, **settings, on_event=on_event)
 
 
 def run_comparison(
@@ -102,6 +106,7 @@ def run_comparison(
     *,
     executor: Executor,
     every: float = 30.0,
+    trial_timeout: float | None = None,
     on_event: OnEvent = warn_of_failures,
     task: str | None = None,
     model: str | None = None,
@@ -115,12 +120,12 @@ def run_comparison(
     task, model = task or task_name(comparison.task), model or model_name(comparison.task)
     started, forecasts, reasons = forecast_comparison(comparison, folder, on_event=on_event, task=task, model=model)
     folder = started.folder
+    work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         open_folder(folder, comparison.document(task, model), comparison.code)
         for name, reason in reasons.items():
             record_refusal(folder, name, dict(comparison.methods)[name], reason)
-        work = Work(comparison.code, folder, comparison.user_file, every)
         failed = _run(comparison, executor, work, forecasts, on_event) if forecasts else 0
         if not failed:
             methods = comparison.with_optimizers

@@ -18,12 +18,14 @@ from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
-from gradcost.studies.trial import Trial
+from gradcost.studies.trial import Trial, check_label
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, LoaderTask, Task
 from gradcost.training.optimizers import SGD, Optimizer, with_rate
 
 TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
+MOST_RUNS = 10_000  # of one kind and method; their list must fit in memory
+
 GivenMethods = Mapping[str, Estimator] | Iterable[Estimator | tuple[str, Estimator]]
 
 
@@ -67,6 +69,8 @@ class Comparison:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise BadInput(f"{', '.join(twice)} is given twice: name each method once.")
+        for name in labels:
+            check_label(name)
         if not labels:
             raise BadInput("there is no method to compare: name one or more.")
         if self.steps < 1 or not self.seeds or not self.rates:
@@ -149,6 +153,15 @@ def make_comparison(
         optimizer: the optimizer of every method. None: SGD.
         file: the user's file that defines the task. None: the file that defines its class.
     """
+    runs = {
+        "seeds": seeds,
+        "tuning_points": tuning_points,
+        "extra_points": extra_points,
+        "confirm_seeds": confirm_seeds,
+    }
+    for name, number in runs.items():
+        if number > MOST_RUNS:
+            raise BadInput(f"{name} is at most {MOST_RUNS:,}, not {number:,}: each adds a run to every method.")
     if isinstance(task, str):
         if task not in TASKS:
             raise BadInput(f"there is no task {task!r}: give a Task, or one of {', '.join(TASKS)}.")

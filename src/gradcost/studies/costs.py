@@ -19,9 +19,12 @@ from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.structure import find
 from gradcost.instruments.measure import time_step
 from gradcost.planning.forecast import Forecast, forecast
+from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.within import Within
 from gradcost.results import ledger
 from gradcost.results.records import read
@@ -32,6 +35,7 @@ from gradcost.training.optimizers import Optimizer, with_rate
 
 TIMED_STEPS = 3  # after one untimed step
 
+MOST_SIMULATED = 100  # probes of a forecast that simulates each; more are extrapolated
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
 
 
@@ -58,10 +62,15 @@ def forecast_methods(task: Any, methods: Methods, memory: int | None) -> Iterato
 def _forecast_or_reason(
     objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer, memory: int | None
 ) -> Forecast | str:
-    try:
-        cost = forecast(estimator, objective, batch, optimizer)
-    except GradcostError as error:
-        return str(error)
+    if any(probing.probes > MOST_SIMULATED for probing in find(estimator, Probing)):
+        cost = Forecasts(objective, batch, optimizer, None).of(estimator)
+        if isinstance(cost, str):
+            return cost
+    else:
+        try:
+            cost = forecast(estimator, objective, batch, optimizer)
+        except GradcostError as error:
+            return str(error)
     if memory is not None and cost.beyond > memory:
         excess = cost.beyond - memory
         return f"a step needs {cost.beyond:,} bytes beyond the weights, {excess:,} over the budget."

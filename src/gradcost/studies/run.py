@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import no_link
+from gradcost.core.notes import Note
 from gradcost.core.user_modules import source_file
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.results import ledger
-from gradcost.results.records import TrialRecord, document, read, trial_record
+from gradcost.results.ledger import document
+from gradcost.results.records import TrialRecord, read, read_lines, trial_record
 from gradcost.studies.costs import Methods, forecast_methods, time_methods
 from gradcost.studies.environment import describe, fingerprint
 from gradcost.studies.events import (
@@ -30,7 +34,8 @@ from gradcost.studies.events import (
     TrialsEnded,
     warn_of_failures,
 )
-from gradcost.studies.executors import Executor, Record, Work, local_or
+from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_name, weights
@@ -47,6 +52,7 @@ def run_study(
     executor: Executor | None = None,
     workers: int | None = None,
     every: float = 30.0,
+    trial_timeout: float | None = None,
     measure: bool = True,
     on_event: OnEvent = warn_of_failures,
 ) -> Iterator[TrialRecord]:
@@ -65,6 +71,7 @@ def run_study(
         executor: where trials run. None: in processes of this machine.
         workers: the number of trials that run at the same time on this machine. None: one per CPU core.
         every: seconds between two training checkpoints of a trial.
+        trial_timeout: seconds after which a trial is ended and recorded as failed. None: no limit.
         measure: whether to measure the methods after the last trial.
         on_event: called with each event (`gradcost.studies.events`). The default warns when trials failed.
     Yields:
@@ -76,7 +83,7 @@ def run_study(
     """
     refuse_while_importing()
     file = study.file or source_file(study.trials)
-    work = Work(fingerprint(file), study_folder(study, folder), file, every)
+    work = Work(fingerprint(file), study_folder(study, folder), file, every, trial_timeout)
     return _run_study(study, work, local_or(executor, workers), measure, on_event)
 
 
@@ -226,7 +233,9 @@ def run_trials(
 
 def _run_stage(trials: Stage, executor: Executor, work: Work) -> Generator[tuple[Record, bool]]:
     """Yield (record, is_new) of each trial: first the trials on record, then each other trial as soon as it ends."""
-    known = {r["trial"]: r for r in ledger.records(work.folder) if r.get("kind") == "trial" and _is_done(r)}
+    path = work.folder / ledger.RECORDS
+    lines = read_lines(path) if path.exists() else ()
+    known = {item.trial: raw for _, raw, item in lines if isinstance(item, TrialRecord) and _is_done(raw)}
     by_name = {trial.name(work.code): trial for trial in trials}
     for name in by_name:
         if name in known:
@@ -259,6 +268,7 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
     """
     path = folder / "study.json"
     if path.exists():
+        _repair_environment(folder / "environment.json", code)
         read(folder)  # raises if the folder is incomplete or has another schema
         existing = document(path) or {}
         if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
@@ -290,15 +300,26 @@ def open_study(study: Study, folder: Path) -> None:
         open_folder(folder, study_document(study, first_stage(study)[0], code), code)
 
 
+def _repair_environment(path: Path, code: str) -> None:
+    """Replace a damaged environment.json, and keep it beside the new one: every record has its own environment."""
+    try:
+        document(path)
+    except BadInput as error:
+        kept = path.with_name(f"{path.name}.damaged")
+        os.replace(path, kept)
+        ledger.write_document(path, dict(describe(torch.get_num_threads(), code)))
+        warnings.warn(f"{error} It is kept as {kept}, and a new one was written.", Note, stacklevel=2)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.
 
     Raises:
         BadInput: another process has locked the folder; the message contains its process id.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or its lock is a symbolic link.
     """
-    with (folder / "lock").open("a+") as file:
+    with open(folder / "lock", "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+from gradcost.core.printable import printable
 from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
 from gradcost.training.optimizers import Optimizer
@@ -34,7 +35,8 @@ class Trial:
         points: number of points of the curve of the training loss. Each is the mean loss since the previous point.
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
-            hash of these reprs, so it would differ between processes.
+            hash of these reprs, so it would differ between processes. Or the label has a character that cannot be
+            shown.
     """
 
     task: Any
@@ -48,6 +50,7 @@ class Trial:
     points: int = POINTS
 
     def __post_init__(self) -> None:
+        check_label(self.method)
         for part in (self.task, self.estimator, self.optimizer):
             if " at 0x" in repr(part):
                 raise BadInput(
@@ -68,3 +71,9 @@ class Trial:
             Hexadecimal digits.
         """
         return digest((self, code))
+
+
+def check_label(label: str) -> None:
+    """Raise BadInput if the label of a method has a character that cannot be shown."""
+    if printable(str(label)) != str(label):
+        raise BadInput(f"the label {label!r} of a method has a character that cannot be shown: leave it out.")

@@ -78,8 +78,8 @@ class TrialLog:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the log by a state that `state` returned."""
-        for name, value in state.items():
-            setattr(self, name, SlopeMonitor.of(value) if name == "slopes" else value)
+        for name in self.state():
+            setattr(self, name, SlopeMonitor.of(state[name]) if name == "slopes" else state[name])
 
     def record(self) -> dict[str, Any]:
         """Return the results of the trial. If it is a final run that did not diverge, score the test split, once."""

@@ -126,7 +126,8 @@ def origins(part: Any) -> Iterator[tuple[str, str]]:
 def load_file(path: str) -> ModuleType:
     """Import a Python file by its path, under a name that is the same in every process.
 
-    Its folder goes to the front of `sys.path`, as when Python runs the file. So it can import the files beside it.
+    Its folder goes to the end of `sys.path`, so it can import the files beside it. A file beside it that has the name
+    of an installed package or of a standard module, such as `random.py`, is not imported.
     """
     name = f"{PREFIX}{Path(path).stem}"
     if name in sys.modules:
@@ -136,7 +137,7 @@ def load_file(path: str) -> ModuleType:
         raise BadInput(f"{path} is not a Python file: its name must end in .py.")
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     return _execute(spec)
 
 

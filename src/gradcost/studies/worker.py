@@ -43,6 +43,8 @@ def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with the processes that the trial has started
         os._exit(1)
 
 
@@ -75,9 +77,14 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
         every: seconds between two training checkpoints.
     """
     start = time.perf_counter()
-    path = folder / "trials" / trial.name(code) / "checkpoint"
+    name = trial.name(code)
+    path = folder / "trials" / name / "checkpoint"
     try:
-        result = _run(trial, path, every, start)
+        try:
+            result = _run(trial, path, every, start)
+        except checkpoint.BadCheckpoint as error:
+            note = _set_aside(path, folder / "damaged" / name, error)
+            result = _run(trial, path, every, start) | {"note": note}
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         result = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
@@ -102,12 +109,24 @@ def _run(trial: Trial, path: Path, every: float, start: float) -> dict[str, Any]
 
 
 def _restored_log(trial: Trial, path: Path) -> TrialLog:
-    """Return the log in the training checkpoint; a new log if the checkpoint is missing or unreadable."""
+    """Return the log in the training checkpoint; a new log if there is none."""
     log = TrialLog(trial)
     if path.exists():
+        state = checkpoint.notes(path)
         try:
-            log.restore(checkpoint.notes(path))
-        except (GradcostError, TypeError, KeyError):
-            path.unlink()
-            return TrialLog(trial)
+            log.restore(state)
+        except Exception as error:  # a crafted file, whose checksum is right
+            raise checkpoint.BadCheckpoint(f"{path} holds no log of this trial ({error}).") from error
     return log
+
+
+def _set_aside(path: Path, target: Path, error: Exception) -> str:
+    """Move a training checkpoint that cannot be used, and return a note about it for the trial's record."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        place = f"it is kept as {target}"
+    except OSError:
+        path.unlink()
+        place = "it was deleted"
+    return f"its training checkpoint could not be used, so the trial began anew; {place}. {error}"

@@ -1,14 +1,20 @@
 """Training checkpoints: save the state of a training run in a file and resume it bit for bit.
 
-A training checkpoint is one safetensors file. Its tensors are numbered. Its metadata is a JSON tree that refers to
-the tensors by number. Reading it runs no code from the file. For activation checkpointing see
+A training checkpoint is one safetensors file. Its tensors are numbered. Its metadata contains:
+
+- a JSON tree that refers to the tensors by number;
+- a schema number, and a checksum of the tree and of all tensors;
+- in the tree, the reprs of the estimator, optimizer, key and task. Another training refuses the file.
+
+Reading a file imports no module and calls no function that the file names. For activation checkpointing see
 `gradcost.checkpointing`.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import sys
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,12 @@ from gradcost.core.errors import BadInput, require
 from gradcost.core.files import write_whole
 from gradcost.core.next_state import carried, restore
 from gradcost.training.train_state import TrainState
+
+SCHEMA = "2"
+
+
+class BadCheckpoint(BadInput):
+    """The file is not a training checkpoint, is damaged, or belongs to another training."""
 
 
 def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
@@ -38,11 +50,16 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """
     tensors: dict[str, Tensor] = {}
     objective = train_state.objective
-    document = {"model": _tensors(objective.model), "steps": train_state.state_dict(), "notes": notes}
-    if further := carried(objective):
-        document["further"] = further
-    tree = _encode(document, tensors)
-    write_whole(path, _safetensors().save(tensors, {"tree": json.dumps(tree)}))
+    document = {
+        "training": train_state.training,
+        "model": _tensors(objective.model),
+        "steps": train_state.state_dict(),
+        "notes": notes,
+        "further": carried(objective),
+    }
+    tree = json.dumps(_encode(document, tensors))
+    metadata = {"schema": SCHEMA, "tree": tree, "checksum": _checksum(tree, tensors)}
+    write_whole(path, _safetensors().save(tensors, metadata))
 
 
 def read(path: Path, train_state: TrainState) -> None:
@@ -50,21 +67,33 @@ def read(path: Path, train_state: TrainState) -> None:
 
     Args:
         path: a training checkpoint.
-        train_state: a new TrainState with the same model, estimator and optimizer; changed in place.
+        train_state: a new TrainState with the same model, estimator, optimizer, key and task; changed in place.
     Raises:
-        BadInput: the file is not a complete training checkpoint, or belongs to another model.
+        BadCheckpoint: the file is not a training checkpoint, is damaged, or belongs to another training. Nothing has
+            changed, unless the file was crafted.
+        BadInput: the file holds buffers of modules that only the loss reaches, and `prepare` was not called.
         OSError: the file cannot be read.
     """
     document = _document(path)
+    try:
+        _install(path, document, train_state)
+    except BadInput:
+        raise
+    except Exception as error:  # a crafted file, whose checksum is right
+        raise BadCheckpoint(f"{path} holds no state of this training ({error}): delete it.") from error
+
+
+def _install(path: Path, document: dict[str, Any], train_state: TrainState) -> None:
     saved, current = document["model"], _tensors(train_state.objective.model)
-    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in current.items()}:
-        raise BadInput(
-            f"{path} is a training checkpoint of another model: delete it, or give a checkpoint of this model."
+    if difference := _difference(document["training"], train_state.training) or _other_model(saved, current):
+        part, details = difference
+        raise BadCheckpoint(
+            f"{path} is a training checkpoint of another {part}: {details}. Pass the same {part}, or delete the file."
         )
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(saved[name])
-    restore(train_state.objective, document.get("further", ()))
+    restore(train_state.objective, document["further"])
     train_state.load_state_dict(document["steps"])
 
 
@@ -84,16 +113,57 @@ def notes(path: Path) -> Any:
 
 def _document(path: Path) -> dict[str, Any]:
     safetensors = _safetensors()
+    if path.exists() and not path.is_file():
+        raise BadCheckpoint(f"{path} is not a training checkpoint: it is not a regular file.")
     data = path.read_bytes()
     try:
         tensors = safetensors.load(data)
         # File: length of the header (8 bytes), JSON header, tensors. `safetensors.load` does not return the metadata.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = _decode(json.loads(header["__metadata__"]["tree"]), tensors)
-        assert document.keys() - {"further"} == {"model", "steps", "notes"}
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tree, schema, checksum = metadata["tree"], metadata.get("schema", "1"), metadata.get("checksum")
     except Exception as error:
-        raise BadInput(f"{path} is not a training checkpoint, or is incomplete ({error}): delete it.") from error
+        raise BadCheckpoint(f"{path} is not a training checkpoint, or is incomplete ({error}): delete it.") from error
+    if schema != SCHEMA:
+        raise BadCheckpoint(
+            f"{path} has schema {schema}, but this version of gradcost reads {SCHEMA}: delete it, or resume with the "
+            "version that wrote it."
+        )
+    if checksum != _checksum(tree, tensors):
+        raise BadCheckpoint(f"{path} is damaged, because its checksum differs: delete it; training then begins anew.")
+    try:
+        document = _decode(json.loads(tree), tensors)
+        assert document.keys() == {"training", "model", "steps", "notes", "further"}
+    except Exception as error:
+        raise BadCheckpoint(f"{path} is not a training checkpoint ({error}): delete it.") from error
     return document
+
+
+def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
+    """Return a hash of everything that reading uses: the tree, and the name, dtype, shape and bits of each tensor."""
+    digest = blake2b(tree.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _difference(saved: dict[str, str], current: dict[str, str]) -> tuple[str, str] | None:
+    """Return the first part of the training that differs, and how. A part that only one of the two names is equal."""
+    for name, text in current.items():
+        if saved.get(name, text) != text:
+            return name, f"the file has {saved[name]}, this training has {text}"
+    return None
+
+
+def _other_model(saved: dict[str, Tensor], current: dict[str, Tensor]) -> tuple[str, str] | None:
+    if saved.keys() != current.keys():
+        name = min(saved.keys() ^ current.keys())
+        return "model", f"only {'the file' if name in saved else 'this model'} has {name[2:]}"
+    for name, tensor in current.items():
+        one, other = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (saved[name], tensor))
+        if one != other:
+            return "model", f"{name[2:]} is {one} in the file and {other} in this model"
+    return None
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -138,17 +208,23 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         case ["tuple", "", items]:
             return tuple(_decode(item, tensors) for item in items)
         case ["tuple", name, items]:
-            return _named_tuple(name)(*(_decode(item, tensors) for item in items))
+            return _named_tuple(name, [_decode(item, tensors) for item in items])
     return tree
 
 
-def _named_tuple(name: str) -> Any:
-    """Return the named tuple MODULE:NAME. Refuse any other object, so that a file cannot call arbitrary code."""
-    module, _, attribute = name.partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
-        raise BadInput(f"{name} is not a named tuple")
-    return kind
+def _named_tuple(name: str, items: list[Any]) -> Any:
+    """Return a named tuple of the class MODULE:NAME.
+
+    The class is looked up among the modules that this process has already imported, and none of its methods is
+    called. So a file can neither import a module nor call a function.
+    """
+    module, _, path = name.partition(":")
+    kind: Any = sys.modules.get(module)
+    for attribute in path.split("."):
+        kind = getattr(kind, "__dict__", {}).get(attribute)  # not getattr: a module may import on access
+    if not (isinstance(kind, type) and issubclass(kind, tuple) and len(getattr(kind, "_fields", ())) == len(items)):
+        raise BadCheckpoint(f"{name} is not a named tuple of {len(items)} fields in a module that is imported")
+    return tuple.__new__(kind, items)
 
 
 def _safetensors() -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
@@ -144,7 +145,8 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
         Unsupported: the estimator cannot be used with this model, loss and batch, or its gradients cannot be logged.
             No weight has changed.
         BadInput: an argument has the wrong type, the loader yields no batch or can be read only once, the file
-            `resume` is not a training checkpoint of this model, or `log` is not a log of this run.
+            `resume` is damaged or is the training checkpoint of another model, estimator, optimizer, key or task, or
+            `log` is not a log of this run.
         Exception: the loss raised it. The weights are those after the last complete step. With backprop, parameters
             that the interrupted backward pass had already reached have moved.
     """
@@ -194,7 +196,9 @@ def _train_task(
             )
     _require_types(estimator, optimizer, key)
     objective, data = task.objective(key.fold("init")), key.fold("data")
-    start = _Start(objective, estimator, optimizer, key, resume, log, repr(task))
+    # the repr of an object that is no dataclass may differ between processes
+    parts = {"task": task} if is_dataclass(task) else {}
+    start = _Start(objective, estimator, optimizer, key, resume, log, repr(task), parts)
     return _steps(start, lambda step: task.batch_at(data, step), steps)
 
 
@@ -209,7 +213,7 @@ def _require_types(estimator: Any, optimizer: Any, key: Any) -> None:
 
 
 class _Start(NamedTuple):
-    """What a training starts with. task: names the task in a log."""
+    """What a training starts with. task: names the task in a log. parts: what else must be equal when it resumes."""
 
     objective: Objective
     estimator: Estimator
@@ -218,17 +222,17 @@ class _Start(NamedTuple):
     resume: Path | None
     log: StepLog | None
     task: str
+    parts: Mapping[str, Any] = MappingProxyType({})
 
     def train_state(self, first: Any) -> TrainState:
         """Return the state before the first step of this call; `first` is the first batch."""
         objection = self.estimator.objection(self.objective, first)
         if objection is not None:
             raise Unsupported(objection)
-        train_state = TrainState(self.objective, self.estimator, self.optimizer)
+        train_state = TrainState(self.objective, self.estimator, self.optimizer, key=self.key, **self.parts)
         if self.resume is not None and self.resume.exists():
-            self.objective.prepare(
-                first, self.key
-            )  # finds modules outside of the model: the file may hold their buffers
+            # This finds modules outside of the model. The file may contain their buffers.
+            self.objective.prepare(first, self.key)
             checkpoint.read(self.resume, train_state)
         if self.log is not None:
             _open_log(self.log, train_state, {"task": self.task, "key": self.key.seed})

@@ -14,6 +14,7 @@ from gradcost.core.key import Key
 from gradcost.core.next_state import NextState, moving, next_state
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
+from gradcost.core.one_at_a_time import one_at_a_time
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.estimators.gradient import Streamed
@@ -30,15 +31,20 @@ class TrainState:
         estimator: how each gradient is obtained.
         optimizer: how parameters move. None: each step estimates the gradient and discards it, and no parameter
             changes.
+        parts: further parts of the training that must be equal when it resumes, such as its key.
     """
 
-    def __init__(self, objective: Objective, estimator: Estimator, optimizer: Optimizer | None) -> None:
+    def __init__(self, objective: Objective, estimator: Estimator, optimizer: Optimizer | None, **parts: Any) -> None:
         self.objective, self.estimator = objective, estimator
+        # Reprs of what a resumed training must share; an object whose repr contains its address is left out.
+        parts = {"estimator": estimator, "optimizer": optimizer, **parts}
+        self.training = {name: repr(part) for name, part in parts.items() if " at 0x" not in repr(part)}
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
         self.taken = 0  # steps so far
         self.log: LogWriter | None = None
 
+    @one_at_a_time
     def step(self, batch: Any, key: Key) -> Estimate:
         """Take one step: estimate the gradient and move each parameter.
 

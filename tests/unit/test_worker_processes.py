@@ -1,0 +1,209 @@
+"""A trial that leaves something behind, hangs or dies: its record is kept, the others run, nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_study import finished, write_study
+
+import behaves
+from behaves import Behaves
+from gradcost import SGD, Trial, backprop
+from gradcost.studies import processes
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Record, Work
+from gradcost.tasks.digits import Digits
+
+
+def performed(folder: Path, kind: str, **settings: float) -> tuple[list[Record], list[int]]:
+    """Run a trial that behaves so and a usual one, with one worker; return both records and the ids that remain."""
+    pids = folder / "pids"
+    tasks = (Behaves(kind=kind, pids=str(pids)), Behaves())
+    trials = [Trial(task, "b", backprop(), SGD(0.1), 2, "tune", 0) for task in tasks]
+    records = list(Local(1).perform(trials, Work("code", folder, behaves.__file__, **settings)))  # type: ignore[arg-type]
+    return records, remaining(pids)
+
+
+def remaining(pids: Path, seconds: float = 20.0) -> list[int]:
+    """Return the ids in a file whose processes still run after a while: a killed process may end a little later."""
+    deadline = time.monotonic() + seconds
+    while (found := [int(pid) for pid in pids.read_text().split() if runs(int(pid))]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_a_trial_that_leaves_something_running_keeps_its_record(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Before, the study waited for ever, and the finished record was never written."""
+    monkeypatch.setattr(processes, "LEAVING", 0.5)
+    records, remain = performed(tmp_path, kind)
+    assert [record["status"] for record in records] == ["finished", "finished"]
+    assert remain == []
+
+
+def test_a_crash_whose_child_holds_the_pipe_is_noticed(tmp_path: Path):
+    records, remain = performed(tmp_path, "crash_with_child")
+    assert [record["status"] for record in records] == ["failed", "finished"]
+    assert records[0]["reason"] == "its process exited with code 3"
+    assert remain == []
+
+
+def test_a_segmentation_fault_is_a_failed_trial(tmp_path: Path):
+    records, _ = performed(tmp_path, "segfault")
+    assert [record["status"] for record in records] == ["failed", "finished"]
+    assert records[0]["reason"] == "its process was killed by signal 11"
+
+
+@pytest.mark.parametrize("kind", ["sleep", "stop"])
+def test_a_trial_that_hangs_ends_at_its_time_limit(tmp_path: Path, kind: str):
+    (tmp_path / "pids").write_text("")
+    trial = Trial(Behaves(kind=kind, pids=str(tmp_path / "pids")), "b", backprop(), SGD(0.1), 2, "tune", 0)
+    start = time.monotonic()
+    (record,) = Local(1).perform([trial], Work("code", tmp_path, behaves.__file__, trial_timeout=4.0))
+    assert (record["status"], record["reason"]) == ("failed", "its process was ended at the time limit of a trial")
+    assert 4 <= time.monotonic() - start < 60
+    assert remaining(tmp_path / "pids") == []
+
+
+def test_a_record_is_yielded_before_the_worker_is_waited_for(tmp_path: Path):
+    """The caller writes it: an interrupt during the wait then loses nothing."""
+    trial = Trial(Behaves(kind="thread", pids=str(tmp_path / "pids")), "b", backprop(), SGD(0.1), 2, "tune", 0)
+    performing = Local(1).perform([trial], Work("code", tmp_path, behaves.__file__))
+    assert next(performing)["status"] == "finished"
+    (pid,) = map(int, (tmp_path / "pids").read_text().split())
+    assert runs(pid)
+    start = time.monotonic()
+    performing.close()
+    assert time.monotonic() - start < processes.LEAVING
+    assert not runs(pid)
+
+
+def test_a_time_limit_must_be_above_zero(tmp_path: Path):
+    with pytest.raises(ValueError, match="is a number of seconds above 0, not 0"):
+        Work("code", tmp_path, trial_timeout=0)
+
+
+CONSOLE = (
+    "import sys; sys.path.remove(''); from gradcost.cli.main import main; main()"  # as the installed command does
+)
+
+
+ONE_TRIAL = """
+import sys
+sys.path.remove("")  # as in the installed command
+from pathlib import Path
+from gradcost import SGD, Trial, backprop
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Work
+from gradcost.tasks import Digits
+trial = Trial(Digits(), "b", backprop(), SGD(0.1), 2, "tune", 0)
+print([record["status"] for record in Local(1).perform([trial], Work("code", Path(".")))])
+"""
+
+
+def hijack(folder: Path) -> None:
+    """Write modules with the names of others that note that they ran, and end the process."""
+    names = ("random", "sklearn", "zoneinfo", "signal", "safetensors", "numba", "gradcost", "socket", "selectors")
+    for name in names:
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)\n"
+        )
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path):
+    """Before, `random.py` in the current folder ended every study, and `sklearn.py` there was executed."""
+    hijack(tmp_path)
+    ran = subprocess.run([sys.executable, "-c", ONE_TRIAL], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "['finished']\n", ran.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_files_beside_the_study_are_not_imported(tmp_path: Path):
+    write_study(tmp_path, (0.1,), (1,), 5)
+    hijack(tmp_path)
+    arguments = ("study", "small.py", "-j", "2", "-o", "out")
+    ran = subprocess.run(
+        [sys.executable, "-c", CONSOLE, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "ran").exists()
+    assert len(finished(tmp_path / "out")) == 6
+
+
+def test_the_environment_of_the_caller_is_unchanged(monkeypatch: pytest.MonkeyPatch):
+    for value_ in (None, "", "0"):
+        if value_ is None:
+            monkeypatch.delenv(processes.SAFE_PATH, raising=False)
+        else:
+            monkeypatch.setenv(processes.SAFE_PATH, value_)
+        with processes._without_current_folder():
+            assert os.environ[processes.SAFE_PATH] == "1"
+        assert os.environ.get(processes.SAFE_PATH) == value_
+
+
+def test_a_server_that_does_not_start_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Broken:
+        def Pipe(self, duplex: bool) -> tuple[None, None]:
+            return None, None
+
+        def Process(self, **_: object) -> Broken:
+            return self
+
+        def start(self) -> None:
+            raise EOFError
+
+    with pytest.raises(ValueError, match="the server process that starts the workers has ended"):
+        processes._started(Broken(), processes.Job(b"", {}), Work("code", tmp_path))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_trial_begins_anew(tmp_path: Path):
+    trial = Trial(Digits(), "b", backprop(), SGD(0.1), 4, "tune", 0)
+    work = Work("code", tmp_path)
+    (quiet,) = Local(1).perform([trial], work)
+    path = tmp_path / "trials" / trial.name("code") / "checkpoint"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a checkpoint")
+    (anew,) = Local(1).perform([trial], work)
+    kept = tmp_path / "damaged" / trial.name("code")
+    assert kept.read_bytes() == b"not a checkpoint"
+    assert "its training checkpoint could not be used, so the trial began anew; it is kept as" in anew["note"]
+    assert {**anew, "seconds": 0} == {**quiet, "seconds": 0, "note": anew["note"]}
+
+
+def test_a_second_interrupt_does_not_cut_off_the_end_of_the_workers(tmp_path: Path):
+    trial = Trial(Behaves(kind="sleep", pids=str(tmp_path / "pids")), "b", backprop(), SGD(0.1), 2, "tune", 0)
+    performing = Local(2).perform(
+        [trial, Trial(Behaves(), "b", backprop(), SGD(0.1), 2, "tune", 0)], Work("code", tmp_path, behaves.__file__)
+    )
+    next(performing)
+    while not (tmp_path / "pids").exists():
+        time.sleep(0.05)
+    (pid,) = map(int, (tmp_path / "pids").read_text().split())
+
+    def twice(killed: int, number: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        os_killpg(killed, number)  # raises if the group has ended already
+
+    os_killpg, os.killpg = os.killpg, twice
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            performing.close()
+    finally:
+        os.killpg = os_killpg
+    assert not runs(pid)
