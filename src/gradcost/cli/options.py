@@ -197,6 +197,20 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
+class AuditOptions:
+    """The options of `gradcost audit`."""
+
+    function: Annotated[
+        str,
+        typer.Argument(
+            help="MODULE:FUNCTION or FILE.py:FUNCTION. FUNCTION(model, loss) fills .grad; loss() returns the loss."
+        ),
+    ]
+    draws: Annotated[int, typer.Option(min=100, help="Estimates per mean.")] = 1000
+    as_json: Json = False
+
+
+@dataclass(frozen=True)
 class StudyOptions:
     """The options of `gradcost study`."""
 
