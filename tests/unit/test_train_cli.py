@@ -105,7 +105,10 @@ def test_a_resumed_run_has_the_files_of_one_run(tmp_path: Path, way: list[str]):
 @pytest.mark.parametrize(
     ("model", "data", "steps"), [("make", "loader", 3), ("make", "listed", 3), ("with_loss", "one", 1)]
 )
-def test_a_model_and_data_of_one_s_own(tmp_path: Path, model: str, data: str, steps: int):
+def test_a_model_and_data_of_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, data: str, steps: int
+):
+    monkeypatch.delitem(sys.modules, "my", raising=False)  # another test's module of this name
     (tmp_path / "my.py").write_text(FILES)
     arguments = ["forward_gradient(2)", "--optimizer", "SGD(0.1)", "--model", f"my.py:{model}"]
     arguments += ["--data", f"my:{data}", "--batch", "8"]

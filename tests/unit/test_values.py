@@ -80,7 +80,7 @@ from gradcost.estimators import (
 )
 from gradcost.instruments import Allocator, Seconds
 from gradcost.planning import Within
-from gradcost.training import Master, Nesterov, StochasticallyRounded
+from gradcost.training import BatchParallel, DirectionParallel, Master, Nesterov, StochasticallyRounded
 from tables import ESTIMATORS
 
 OTHERS = ("noise", "results", "studies", "tasks")  # their values are tested with their studies
@@ -116,6 +116,7 @@ EXAMPLES: list[Any] = [
     *(backprop(), checkpointed(), forward_gradient(8), spsa(1e-2, 3), mezo(eps=1e-4)),
     *(SGD(0.1), SGD(lr=0.1, momentum=0.9, weight_decay=1e-4, decay=0.01), Nesterov(0.1), Adam(1e-3)),
     *(Master(Adam(1e-3)), StochasticallyRounded(SGD(0.1)), StochasticallyRounded(SGD(0.1), Key(3))),
+    *(DirectionParallel(Probing(Jvp(), probes=4)), BatchParallel(Probing(Jvp()))),
     *(Recorder(), Recorder(every=7, rise=2.5)),
     *(Seconds(), Seconds(samples=5), Allocator(), Allocator(device="cpu")),
     *(Adam(1e-3, 0.8, 0.99, 1e-6, 0.1), AdamW(1e-3), AdamW(1e-3, weight_decay=0.0)),
