@@ -143,5 +143,6 @@ def public(kind: type) -> Iterator[type]:
 
 
 def test_every_kind_of_directions_has_a_row():
-    kinds = set(public(Directions))
+    # Not the directions of a paper's code, which are reproduced with their faults.
+    kinds = {kind for kind in public(Directions) if not kind.__module__.startswith("gradcost.papers.")}
     assert kinds == {type(directions) for directions in DIRECTIONS.values()}

@@ -87,6 +87,7 @@ def test_dropout_autocast_and_autograd_take_the_math_kernel():
         assert not attention.serves(q.requires_grad_(), k, v, None, dropout_p=0.0)
 
 
+@pytest.mark.slow
 def test_the_memory_is_linear_in_the_length():
     import gradcost
     from gradcost.tasks.architectures import Gpt

@@ -335,6 +335,7 @@ def test_a_page_in_the_docs_is_that_of_the_records_beside_it():
         assert page_of(folder, written) == written
 
 
+@pytest.mark.slow
 def test_the_steps_can_be_timed_alone_and_the_same_folder_trains_later(tmp_path: Path):
     options = ["--rows", "logistic", "--steps", "2", "--seeds", "3", "-o", "out"]
     timed = here(tmp_path, *options, "--times-only", "--page", "page.md")

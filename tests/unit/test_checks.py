@@ -215,7 +215,7 @@ class Unkeyed(nn.Module):
     """A layer that draws from the operating system, so that no key sets its noise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + 0.1 * os.urandom(1)[0] / 256)
+        return x * (1 + 0.1 * int.from_bytes(os.urandom(4), "little") / 2**32)
 
 
 @pytest.mark.parametrize("estimator", [mezo(), forward_gradient()], ids=repr)

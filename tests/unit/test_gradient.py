@@ -10,11 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.gradient import Dense, Gradient, Seeded
 from gradcost.estimators.presets import backprop, mezo
+from gradcost.estimators.surrogate import as_loss
 from snapshot import bits
 from tables import DIRECTIONS, ESTIMATORS, OBJECTIVES
 
@@ -74,6 +76,76 @@ def test_the_norm_is_over_all_leaves(estimator: str, objective: str):
     _, gradient = gradient_of(estimator, objective)
     expected = torch.cat([leaf.double().flatten() for _, leaf in gradient.leaves()]).norm()
     assert gradient.norm() == pytest.approx(float(expected), rel=1e-12)
+
+
+# ---- write
+
+
+WRITTEN = ("backprop", "gaussian-central", "spsa", "sign-central", "mixed-backprop-central")
+
+
+@pytest.mark.parametrize("estimator", [name for name in WRITTEN if name in ESTIMATORS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_accumulating_has_the_bits_of_backward(estimator: str, dtype: torch.dtype):
+    """Law: write(accumulate=True, scale=s) adds s * gradient to `.grad`, as `(s * loss).backward()` does."""
+    row = ESTIMATORS[estimator].estimator
+    made, batch = OBJECTIVES["transformer"].make(dtype)
+    other, _ = OBJECTIVES["transformer"].make(dtype)
+    for number, scale in enumerate((0.5, 0.25, 1.0)):
+        key = KEY.fold("micro-batch", number)
+        row.estimate(made, batch, key).gradient.write(accumulate=True, scale=scale)
+        (scale * as_loss(row.estimate(other, batch, key))).backward()
+    for leaf, expected in zip(made.leaves, other.leaves, strict=True):
+        assert leaf.parameter.grad is not None
+        assert bits(leaf.parameter.grad) == bits(expected.parameter.grad), leaf.name
+
+
+@pytest.mark.parametrize("estimator", ["backprop", "gaussian-central"])
+def test_micro_batches_by_hand_are_the_batch(estimator: str):
+    """k calls with scale 1/k are `Accumulated`: no micro-batch is lost. A call without `accumulate` replaces."""
+    row = ESTIMATORS[estimator].estimator
+    made, batch = OBJECTIVES["mlp"].make(torch.float64)
+    rows = len(batch[0]) // 2 * 2
+    batch = batch[0][:rows], batch[1][:rows]
+    for _ in range(2):
+        made.model.zero_grad()
+        for half in (slice(0, rows // 2), slice(rows // 2, rows)):
+            piece = batch[0][half], batch[1][half]
+            row.estimate(made, piece, KEY).gradient.write(accumulate=True, scale=0.5)
+    whole = dict(row.estimate(made, batch, KEY).gradient.leaves())
+    for leaf in made.leaves:
+        assert leaf.parameter.grad is not None
+        torch.testing.assert_close(leaf.parameter.grad, whole[leaf.name], rtol=1e-6, atol=1e-9)
+    row.estimate(made, batch, KEY).gradient.write(scale=2.0)
+    for leaf in made.leaves:
+        assert leaf.parameter.grad is not None
+        assert torch.equal(leaf.parameter.grad, 2.0 * whole[leaf.name])
+
+
+def test_a_sparse_gradient_adds_to_a_dense_one_and_the_other_way_round():
+    def objective(sparse: bool) -> Objective:
+        model = nn.Embedding(6, 3, sparse=sparse)
+        nn.init.ones_(model.weight)
+        return Objective(model, lambda model, batch: model(batch).square().sum())
+
+    batch = torch.tensor([0, 2, 2])
+    for first, second in ((True, True), (True, False), (False, True)):
+        written = objective(first)
+        backprop().estimate(written, batch, KEY).gradient.write(accumulate=True)
+        other = backprop().estimate(objective(second), batch, KEY).gradient
+        assert isinstance(other, Dense)
+        Dense(written, other.tensors).write(accumulate=True, scale=2.0)
+        grad = written.leaves[0].parameter.grad
+        assert isinstance(grad, Tensor)
+        assert grad.is_sparse == (first and second)
+        assert grad.to_dense()[:, 0].tolist() == [6.0, 0.0, 12.0, 0.0, 0.0, 0.0]
+
+
+def test_a_factor_that_is_not_finite_is_refused():
+    _, gradient = gradient_of("gaussian-central", "mlp")
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(BadInput, match="finite"):
+            gradient.write(accumulate=True, scale=scale)
 
 
 # ---- messages

@@ -139,8 +139,8 @@ def budgets(name: str, count: int) -> list[int]:
         model(**batch)
     least = int(str(refused.value).split("The least is ")[1].split(" bytes")[0].replace(",", ""))
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    low = least + gradients
-    return [low + (most + gradients - low) * i // max(count - 1, 1) for i in range(count)]
+    assert f"({gradients:,} of them for gradients of a plain loop" in str(refused.value)
+    return [least + (most + gradients - least) * i // max(count - 1, 1) for i in range(count)]
 
 
 def test_a_plain_loop_stays_within_the_budget():

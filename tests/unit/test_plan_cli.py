@@ -146,6 +146,18 @@ def test_a_pair_a_module_by_name_and_a_task_are_models_too(here: Path):
     assert task["batch"] == 16
 
 
+def test_fail_over_is_exit_code_4_if_a_listed_method_exceeds_the_budget(here: Path):
+    arguments = ("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--fail-over")
+    methods = ("--method", "backprop()", "--method", "mezo()")
+    peaks = [row["peak"] for row in planned(here, *arguments[1:5], "--memory", "1GiB", *methods)["rows"]]
+    fits, over = f"{max(peaks)}B", f"{max(peaks) - 1}B"
+    assert inside(*arguments, "--memory", fits, *methods, folder=here).returncode == 0
+    ran = inside(*arguments, "--memory", over, *methods, folder=here)
+    assert ran.returncode == 4
+    assert f"gradcost: over the budget of {over}: " in ran.stderr
+    assert inside(*arguments, "--memory", fits, folder=here).returncode == 2
+
+
 def test_nothing_that_fits_is_exit_code_4_and_says_the_least(here: Path):
     arguments = ("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "50kB", *TWO)
     ran = gradcost(*arguments, folder=here)

@@ -250,16 +250,19 @@ def test_kill_9_loses_no_step(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_2000_steps_take_under_100_kb_and_replay_faster_than_they_ran(tmp_path: Path):
-    begun = time.perf_counter()
-    expected = run(mezo(1e-3), SGD(1e-3), 2000, tmp_path / "log")
-    trained = time.perf_counter()
+def test_2000_steps_take_under_100_kb_and_replay_in_a_fifth_of_their_time(tmp_path: Path):
+    """In processor seconds, which other programs do not change."""
+    begun = time.process_time()
+    digest = b""
+    for step in train(TASK, mezo(1e-3), SGD(1e-3), KEY, 2000, log=StepLog(tmp_path / "log")):
+        digest = weights_digest(step.objective) if step.number == 1999 else b""
+    trained = time.process_time()
     objective = initial()
     replay(tmp_path / "log", objective, Gaussian(), SGD(1e-3))
-    replayed = time.perf_counter()
-    assert weights_digest(objective) == expected[-1]
+    replayed = time.process_time()
+    assert weights_digest(objective) == digest
     assert (tmp_path / "log").stat().st_size < 100_000
-    assert replayed - trained < 0.5 * (trained - begun)  # 0.2 on an idle machine
+    assert replayed - trained < 0.2 * (trained - begun)
 
 
 # ---- gradcost replay

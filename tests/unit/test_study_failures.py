@@ -56,6 +56,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [r for r in ledger.records(folder) if r["kind"] == "trial"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_checkpoint(tmp_path: Path):
     """The task comes from the user's own file, too: a worker knows it before it is handed the trial."""
     (tmp_path / "small.py").write_text(OWN.format(steps=1200, trials=1))

@@ -32,6 +32,7 @@ from gradcost.tasks import (
     digits,
     fashion_mnist,
     mnist,
+    pretrained,
 )
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp, Vgg
 from gradcost.tasks.cifar10_png import write_batch
@@ -56,7 +57,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_task_is_a_value_with_models_for_the_command_line(name):
     task = TASKS[name]()
-    names = vars(architectures) | {kind.__name__: kind for kind in TASKS.values()}
+    names = vars(architectures) | vars(pretrained) | {kind.__name__: kind for kind in TASKS.values()}
     assert eval(repr(task), names) == task
     assert task.model in task.models.values()
     assert len({task, TASKS[name](), TASKS[name](batch=3)}) == 2  # pyright: ignore[reportCallIssue]
@@ -296,7 +297,7 @@ def test_the_activations_of_the_long_gpt_dominate():
 
 def test_charlm_windows_follow_each_other():
     task = CharLm(length=50)
-    text = charlm._text("")
+    text = charlm.plain_text("")
     assert len(text) == 169_034
     assert text.isascii()
     assert text.startswith("Call me Ishmael.")

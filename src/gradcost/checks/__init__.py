@@ -1,8 +1,10 @@
 """Check an estimator on the user's own model: is it correct, and how good are its estimates?
 
-`check` compares it with backpropagation once. A `Recorder` compares them repeatedly during a training.
+`check` compares it with backpropagation once. A `Recorder` compares them repeatedly during a training. `audit` runs
+the laws on a gradient function of another package.
 """
 
+from gradcost.checks.audit import audit
 from gradcost.checks.check import check
 from gradcost.checks.recorder import Alignment, Recorder, Recording
 from gradcost.checks.reference import Reference
@@ -15,5 +17,6 @@ __all__ = [
     "Recorder",
     "Recording",
     "Reference",
+    "audit",
     "check",
 ]

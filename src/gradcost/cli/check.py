@@ -33,18 +33,18 @@ def check_methods(options: CheckOptions) -> int:
         reference = Reference(objective, batch, Key(0))  # the same for every method
         for label, estimator in estimators.items():
 
-            def show(stage: str, label: str = label) -> None:
+            def on_progress(stage: str, label: str = label) -> None:
                 progress(f"{label}: {stage}" if method is None else stage)
 
             usable = reference if micro_batches(estimator) == 1 else None  # micro-batches need their own
-            reports.append(check(estimator, objective, batch, Key(0), options.draws, show, usable))
+            reports.append(check(estimator, objective, batch, Key(0), options.draws, on_progress, usable))
     if options.as_json:
         records = [report.record() for report in reports]
         print(json.dumps(records if method is None else records[0], indent=2))
     elif method is None:
         _show_all(list(estimators), reports)
     else:
-        _show(reports[0])
+        show(reports[0])
     failed = any(map(_is_wrong, reports)) if method is None else bool(reports[0].failed)
     return 1 if failed else 0
 
@@ -81,7 +81,8 @@ def _call_seeded(factory: Callable[[], Any]) -> Any:
         return factory()
 
 
-def _show(report: CheckReport) -> None:
+def show(report: CheckReport) -> None:
+    """Print a report and what failed."""
     title, *rows = str(report).split("\n")
     console.show(title, bold=True)
     for row in rows:

@@ -110,7 +110,7 @@ def _fits(argument: Any, hint: Any) -> bool:
         return len(argument) == len(kinds) and all(map(_fits, argument, kinds))
     if hint in (int, float):
         return isinstance(argument, int if hint is int else (int, float)) and not isinstance(argument, bool)
-    return not isinstance(hint, type) or isinstance(argument, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(argument, hint)
 
 
 def _described(hint: Any, known: Mapping[str, Any]) -> str:

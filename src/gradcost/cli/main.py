@@ -14,6 +14,7 @@ import typer
 
 from gradcost.cli import init, results, setup
 from gradcost.cli.options import (
+    AuditOptions,
     CheckOptions,
     CompareOptions,
     Folder,
@@ -24,6 +25,7 @@ from gradcost.cli.options import (
     StudyOptions,
     with_options,
 )
+from gradcost.cli.train_options import TrainOptions
 from gradcost.core.errors import GradcostError
 
 app = typer.Typer(
@@ -97,6 +99,26 @@ def check(options: CheckOptions) -> int:
     from gradcost.cli.check import check_methods
 
     return check_methods(options)
+
+
+@app.command()
+@reported
+@with_options(AuditOptions)
+def audit(options: AuditOptions) -> int:
+    """Run the laws on somebody else's gradient function: bias, length, and side effects."""
+    from gradcost.cli.audit import audit_function
+
+    return audit_function(options)
+
+
+@app.command()
+@reported
+@with_options(TrainOptions)
+def train(options: TrainOptions) -> int:
+    """Train a model with one method. With --resume, an interrupted run continues with the same bits."""
+    from gradcost.cli.train import train_model
+
+    return train_model(options)
 
 
 @app.command()

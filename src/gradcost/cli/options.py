@@ -173,6 +173,10 @@ class PlanOptions:
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
     ] = None
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
+    fail_over: Annotated[
+        bool,
+        typer.Option("--fail-over", help="Exit with 4 if a method listed with --method exceeds the budget, for CI."),
+    ] = False
     as_json: Json = False
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
 
@@ -189,6 +193,20 @@ class CheckOptions:
     task: Annotated[str | None, typer.Option(help="Use the model and batch of this task. Default: digits.")] = None
     batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8, or as in the task.")] = None
     draws: Annotated[int, typer.Option(min=1, help="Estimates to compare with the exact gradient.")] = 16
+    as_json: Json = False
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """The options of `gradcost audit`."""
+
+    function: Annotated[
+        str,
+        typer.Argument(
+            help="MODULE:FUNCTION or FILE.py:FUNCTION. FUNCTION(model, loss) fills .grad; loss() returns the loss."
+        ),
+    ]
+    draws: Annotated[int, typer.Option(min=100, help="Estimates per mean.")] = 1000
     as_json: Json = False
 
 
@@ -210,17 +228,34 @@ class StudyOptions:
 class ReproduceOptions:
     """The options of `gradcost reproduce`."""
 
-    paper: Annotated[str, typer.Argument(help="The paper: rike2022 or baydin2022.")]
+    paper: Annotated[str, typer.Argument(help="The paper: rike2022, baydin2022 or panchal2025.")]
     rows: Annotated[
-        str, typer.Option(help="Its rows to run. rike2022: nn, cnn or cifar10. baydin2022: logistic, nn or cnn.")
-    ] = "nn"
+        str | None,
+        typer.Option(
+            help="Rows to run. rike2022: nn (the default), cnn or cifar10. baydin2022: logistic, nn (the default) or "
+            'cnn. panchal2025: names of methods, such as "BP-Vanilla; MeZO"; default: all whose estimates differ.'
+        ),
+    ] = None
     protocol: Annotated[
-        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it.")
+        str, typer.Option(help="paper: as the paper says. code: as the authors' notebooks ran it. rike2022 only.")
     ] = "paper"
     epochs: Annotated[
-        float | None, typer.Option(help="Epochs of each run; may be a fraction. Default: the paper's.")
+        float | None, typer.Option(help="rike2022: epochs of each run; may be a fraction. Default: the paper's.")
     ] = None
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each row, one per seed.")] = 1
+    forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
+    rates: Annotated[
+        int,
+        typer.Option(
+            min=1, max=5, help="panchal2025: learning rates in a method's grid; the largest ones of the five."
+        ),
+    ] = 5
+    more: Annotated[
+        int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")
+    ] = 2
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3."),
+    ] = None
     uncapped: Annotated[
         bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
     ] = False

@@ -16,11 +16,14 @@ from gradcost.planning.curve import curve
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.row import COLUMNS
 
+NOTHING_FITS = 4  # exit code
 _FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
 
 
 def plan_methods(options: PlanOptions) -> int:
     """Print the forecast of each method and the recommended one, and return the exit code."""
+    if options.fail_over and not options.method:
+        raise BadInput("--fail-over needs the methods that must fit: add --method EXPRESSION, once or more.")
     budget, device = spec.size(options.memory), spec.device(options.device)
     estimators = [spec.method(text) for text in options.method or ()] or None
     optimizer = spec.optimizer(options.optimizer)
@@ -46,7 +49,11 @@ def plan_methods(options: PlanOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         _show(result, record, options.output)
-    return 0 if result.choice is not None else 4  # the exit code if nothing fits the budget
+    over = [row.method for row in result.rows[: len(options.method or ())] if not row.fits]
+    if options.fail_over and over:
+        console.complain(f"over the budget of {options.memory}: {', '.join(over)}.")
+        return NOTHING_FITS
+    return 0 if result.choice is not None else NOTHING_FITS
 
 
 def _objective(options: PlanOptions) -> tuple[Objective, Any]:

@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.cli.reproduce_baydin import reproduce_baydin2022
@@ -15,6 +15,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 from gradcost.papers.baydin2022 import table as baydin2022
 from gradcost.papers.claims import outcome
+from gradcost.papers.panchal2025 import methods
 from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
@@ -25,7 +26,11 @@ from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS, run_study
 from gradcost.tasks import TASKS
 
-PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE}
+PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE, "panchal2025": methods.TITLE}
+ROWS = "nn"  # of rike2022, by default
+OF_PANCHAL2025 = ("forwards", "rates", "more")
+_TUNING = ("tuned", "tuned_epochs", "tuned_steps", "tuning_points")
+OF_OTHERS = ("protocol", "epochs", "steps", "uncapped", "points", "times_only", *_TUNING)
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -34,8 +39,23 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
+    _refuse_options_of_other_papers(options)
     if options.paper == "baydin2022":
         return reproduce_baydin2022(options)
+    if options.paper == "panchal2025":
+        return reproduce_panchal2025.reproduce(options)
+    return _reproduce_rike2022(options)
+
+
+def _refuse_options_of_other_papers(options: ReproduceOptions) -> None:
+    has_forwards = options.paper == "panchal2025"
+    foreign = OF_OTHERS if has_forwards else OF_PANCHAL2025
+    for name in foreign:
+        if getattr(options, name) != getattr(ReproduceOptions, name):
+            raise BadInput(f"--{name.replace('_', '-')} is not an option of {options.paper}: leave it out.")
+
+
+def _reproduce_rike2022(options: ReproduceOptions) -> int:
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
@@ -47,7 +67,7 @@ def reproduce_paper(options: ReproduceOptions) -> int:
             run = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
             for _ in run_study(reproduction.study, folder, **run, measure=False, on_event=printer):
                 pass
-    results, table = read(folder), rike2022.rows(options.rows)
+    results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:
         options.page.parent.mkdir(parents=True, exist_ok=True)
         text = rike2022_page.page(results, table, _command(options), folder.name)
@@ -57,12 +77,13 @@ def reproduce_paper(options: ReproduceOptions) -> int:
 
 
 def _default_folder(options: ReproduceOptions) -> Path:
-    return RUNS / f"{options.paper}-{options.rows}{'' if options.protocol == 'paper' else '-as-run'}"
+    return RUNS / f"{options.paper}-{options.rows or ROWS}{'' if options.protocol == 'paper' else '-as-run'}"
 
 
 def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
+    rows = options.rows or ROWS
     for option, name, known in (
-        ("rows", options.rows, rike2022_study.MODELS),
+        ("rows", rows, rike2022_study.MODELS),
         ("protocol", options.protocol, PROTOCOLS),
         ("task", options.task, {None, *TASKS}),
     ):
@@ -75,19 +96,19 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
     if options.steps is not None or options.tuned_steps is not None:
         raise BadInput("rike2022 counts epochs: write --epochs or --tuned-epochs, not --steps or --tuned-steps.")
     return rike2022_study.Reproduction(
-        group=options.rows,
+        group=rows,
         epochs=_epochs(options),
-        seeds=options.seeds,
+        seeds=options.seeds or 1,
         protocol=PROTOCOLS[options.protocol],
         tuning=rike2022_study.Tuning(_points(options), epochs=options.tuned_epochs) if options.tuned else None,
         uncapped=options.uncapped,
         points=options.points,
-        task=rike2022_study.task_of(options.rows, options.task),
+        task=rike2022_study.task_of(rows, options.task),
     )
 
 
 def _epochs(options: ReproduceOptions) -> float:
-    return float(rike2022.rows(options.rows)[0].epochs) if options.epochs is None else options.epochs
+    return float(rike2022.rows(options.rows or ROWS)[0].epochs) if options.epochs is None else options.epochs
 
 
 def _points(options: ReproduceOptions) -> int:
@@ -96,8 +117,8 @@ def _points(options: ReproduceOptions) -> int:
 
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
-    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--protocol", options.protocol]
-    words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds)]
+    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows or ROWS, "--protocol", options.protocol]
+    words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds or 1)]
     words += ["--task", options.task] if options.task is not None else []
     words += ["--uncapped"] if options.uncapped else []
     words += ["--points", str(options.points)] if options.points != ReproduceOptions.points else []

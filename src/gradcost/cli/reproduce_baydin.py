@@ -27,7 +27,7 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
     """Run or resume the study, print the verdicts, and return the exit code."""
     reproduction = _reproduction(options)
     executor = spec.executor(options.executor, options.workers)
-    folder = options.output or RUNS / f"{options.paper}-{options.rows}"
+    folder = options.output or RUNS / f"{options.paper}-{_rows(options)}"
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
@@ -40,16 +40,16 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
                 pass
     if not options.records and not printer.failed:
         with locked(folder):
-            for times in speed.time_seeds(reproduction.training_task, folder, options.seeds):
+            for times in speed.time_seeds(reproduction.training_task, folder, _seeds(options)):
                 console.say(f"paired times of seed {times.seed}: forward / backprop {times.ratio:.2f}")
     _show(folder, printer.ran, options, _command(options, reproduction))
     return 1 if printer.failed else 0
 
 
 def _reproduction(options: ReproduceOptions) -> Reproduction:
-    if options.rows not in MODELS:
+    if _rows(options) not in MODELS:
         raise BadInput(
-            f"there are no rows {options.rows!r}.{spec.hint(options.rows, MODELS)} Rows: {', '.join(MODELS)}."
+            f"there are no rows {_rows(options)!r}.{spec.hint(_rows(options), MODELS)} Rows: {', '.join(MODELS)}."
         )
     if options.epochs is not None or options.tuned_epochs is not None:
         raise BadInput("baydin2022 counts steps: write --steps 20000 instead of --epochs, or --tuned-steps.")
@@ -58,9 +58,9 @@ def _reproduction(options: ReproduceOptions) -> Reproduction:
     if wrong:
         raise BadInput(f"--{wrong[0]} is an option of rike2022; baydin2022 does not have it.")
     reproduction = Reproduction(
-        rows=options.rows,
+        rows=_rows(options),
         steps=options.steps,
-        seeds=options.seeds,
+        seeds=_seeds(options),
         is_tuned=options.tuned,
         points=POINTS if options.tuning_points is None else options.tuning_points,
         tuned_steps=options.tuned_steps,
@@ -78,8 +78,8 @@ def _reproduction(options: ReproduceOptions) -> Reproduction:
 
 def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
     """Return the command that writes the page."""
-    words = ["gradcost", "reproduce", options.paper, "--rows", options.rows, "--steps", str(reproduction.length)]
-    words += ["--seeds", str(options.seeds)]
+    words = ["gradcost", "reproduce", options.paper, "--rows", _rows(options), "--steps", str(reproduction.length)]
+    words += ["--seeds", str(_seeds(options))]
     if options.tuned:
         words += ["--tuned", "--tuning-points", str(reproduction.points)]
     if reproduction.tuned_length != reproduction.length:
@@ -104,12 +104,12 @@ def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> No
     results, times = read(folder), speed.recorded(folder)
     if options.page is not None:
         options.page.parent.mkdir(parents=True, exist_ok=True)
-        text = pages.page(results, times, options.rows, command, f"`{folder.name}`")
+        text = pages.page(results, times, _rows(options), command, f"`{folder.name}`")
         options.page.write_text(text, encoding="utf-8")
-    listed = list(claims(results, times, options.rows, command, folder.name))
+    listed = list(claims(results, times, _rows(options), command, folder.name))
     headers = ["claim", "published", "measured", "verdict"]
     lines = [[c.name, str(c.published), format_interval(e.values), outcome(c, e)] for c, e in listed]
-    rows = pages.run_rows(results, times, options.rows)
+    rows = pages.run_rows(results, times, _rows(options))
     if options.as_json:
         found = {
             "runs": [dict(zip(pages.HEADERS, row, strict=True)) for row in rows],
@@ -122,3 +122,11 @@ def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> No
     if options.page is not None:
         console.show(f"page     {os.fspath(options.page)}")
     console.show(RESUME)
+
+
+def _rows(options: ReproduceOptions) -> str:
+    return options.rows or "nn"
+
+
+def _seeds(options: ReproduceOptions) -> int:
+    return options.seeds or 1

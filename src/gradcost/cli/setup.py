@@ -14,12 +14,12 @@ from gradcost.core.errors import BadInput
 
 def tasks(as_json: Json = False) -> None:
     """List the tasks and their models."""
-    from gradcost.cli import console
+    from gradcost.cli import console, plugins
     from gradcost.tasks import TASKS
 
     entries = [
-        {"name": name, "models": list(task.models), "what": (task.__doc__ or "").split("\n")[0]}
-        for name, task in TASKS.items()
+        {"name": name, "models": list(getattr(task, "models", ())), "what": (task.__doc__ or "").split("\n")[0]}
+        for name, task in {**TASKS, **plugins.added(["task"], ())}.items()
     ]
     if as_json:
         print(json.dumps(entries, indent=2))
@@ -47,10 +47,11 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show versions, hardware and optional features of this installation."""
+    """Show versions, threads, allocators, GPUs and clock noise, and what is missing and how to get it."""
     import torch
 
     from gradcost.cli import console
+    from gradcost.instruments.doctor import diagnose
     from gradcost.noise.add import has_fused_path
     from gradcost.studies.environment import describe, fingerprint
 
@@ -58,15 +59,17 @@ def doctor(
         "cuda": str(torch.cuda.is_available()),
         "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
     }
-    rows = [[name, str(value)] for name, value in facts.items()]
+    findings = diagnose()
+    rows = [[name, str(value), ""] for name, value in facts.items()]
+    rows += [[finding.what, finding.found, finding.advice or ""] for finding in findings]
     if calibrate:
         from gradcost.planning import roofline
 
         rates = roofline.calibrate()
         console.say(f"stored in {roofline.store_rates(rates)}")
         facts |= {"rates": asdict(rates)}
-        rows += [list(row) for row in rates.rows()]
+        rows += [[*row, ""] for row in rates.rows()]
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(facts | {"findings": [asdict(finding) for finding in findings]}, indent=2))
         return
-    console.show_table(["", ""], rows, left=True)
+    console.show_table(["", "", "advice"], rows, left=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.cli import expressions
+from gradcost.cli import expressions, plugins
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import is_value
 
@@ -25,7 +25,10 @@ from gradcost.core.value import is_value
 _MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding"),
-    "task": tuple(f"tasks.{n}" for n in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+    "task": (
+        *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
+        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub")),
+    ),
 }
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -40,7 +43,7 @@ def names(*kinds: str) -> dict[str, Callable[..., Any]]:
             is_defined_here = getattr(thing, "__module__", None) == module.__name__
             if is_defined_here and not name.startswith("_") and _makes_a_value(thing):
                 known[name] = thing
-    return dict(sorted(known.items()))
+    return dict(sorted((known | plugins.added(kinds, known)).items()))
 
 
 def _import(name: str) -> Iterator[ModuleType]:
@@ -248,7 +251,7 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
         result, name = _from_file(file, match[2]), match[2]
     elif text in TASKS:
         result, name, file = TASKS[text](), text, None  # pyright: ignore[reportAbstractUsage]
-    elif "(" in text:
+    elif "(" in text or text in names("task"):
         result, file = parse(text, "task"), None
         name = task_name(result)
     else:

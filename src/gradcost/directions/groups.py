@@ -32,6 +32,14 @@ class EachLeaf(Grouping):
 
 
 @value
+class Whole(Grouping):
+    """One group with all leaves."""
+
+    def groups(self, objective: Objective) -> dict[str, int]:
+        return {leaf.name: 0 for leaf in objective.leaves}
+
+
+@value
 class EachModule(Grouping):
     """One group per module (the weight and bias of a layer). A tied leaf belongs to the module of its first name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +38,21 @@ class Gradient(ABC):
         """Bytes needed to send this gradient: `nbytes`, or for `Streamed` the bytes before it was passed on."""
         return self.nbytes
 
-    def write(self) -> None:
-        """Fill `.grad` of every trainable parameter, for any torch optimizer. `.grad` takes the parameters' bytes."""
+    def write(self, *, accumulate: bool = False, scale: float = 1.0) -> None:
+        """Fill `.grad` of every trainable parameter, for any torch optimizer. `.grad` takes the parameters' bytes.
+
+        Law: `write(accumulate=True, scale=s)` adds s * gradient to `.grad`, with the bits of `(s * loss).backward()`
+        in torch. So k calls with scale 1/k give the mean over k micro-batches.
+
+        Args:
+            accumulate: add to the values that `.grad` has. False replaces them.
+            scale: the factor of the gradient.
+        Raises:
+            BadInput: scale is not finite.
+        """
         parameters = {leaf.name: leaf.parameter for leaf in self.objective.leaves}
         for name, gradient in self.leaves():
-            parameters[name].grad = gradient
+            _put(parameters[name], gradient, accumulate, scale)
 
     def norm(self) -> float:
         """Return the Euclidean norm over all parameters, computed in float64."""
@@ -68,14 +79,28 @@ class Dense(Gradient):
             tensor = self.tensors[leaf.name]
             yield leaf.name, tensor.to_dense() if tensor.is_sparse else tensor.clone()
 
-    def write(self) -> None:
-        """Fill `.grad` of every trainable parameter with copies. That of a sparse embedding stays sparse."""
+    def write(self, *, accumulate: bool = False, scale: float = 1.0) -> None:
+        """As in `Gradient`, with copies. The gradient of a sparse embedding stays sparse."""
         for leaf in self.objective.leaves:
-            leaf.parameter.grad = self.tensors[leaf.name].clone()
+            _put(leaf.parameter, self.tensors[leaf.name].clone(), accumulate, scale)
 
     @property
     def nbytes(self) -> int:
         return sum(_nbytes(tensor) for tensor in self.tensors.values())
+
+
+def _put(parameter: Tensor, gradient: Tensor, accumulate: bool, scale: float) -> None:
+    """Set `.grad` to scale * gradient, or add it to `.grad` as torch's backward pass does."""
+    if not math.isfinite(scale):
+        raise BadInput(f"scale is the factor of the gradient, a finite number, not {scale!r}.")
+    gradient = gradient if scale == 1.0 else gradient.mul_(scale)
+    present = parameter.grad if accumulate else None
+    if present is None:
+        parameter.grad = gradient
+    elif present.is_sparse and not gradient.is_sparse:
+        parameter.grad = gradient.add_(present)
+    else:
+        present.add_(gradient)
 
 
 def _nbytes(tensor: Tensor) -> int:

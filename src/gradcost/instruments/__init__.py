@@ -3,6 +3,7 @@
 `measure(work, Bytes(), Operations(), Seconds())` returns memory, FLOPs and time.
 """
 
+from gradcost.instruments.doctor import Finding, diagnose
 from gradcost.instruments.measure import (
     Allocator,
     Bytes,
@@ -17,10 +18,12 @@ from gradcost.instruments.measure import (
 __all__ = [
     "Allocator",
     "Bytes",
+    "Finding",
     "Instrument",
     "Measurement",
     "Operations",
     "Seconds",
     "TrainingStep",
+    "diagnose",
     "measure",
 ]

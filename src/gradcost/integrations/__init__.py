@@ -1,1 +1,1 @@
-"""Adapters for other libraries. Each module needs the gradcost extra named after its library."""
+"""Adapters for other libraries: transformers and TRL, Lightning, accelerate. Each needs its library installed."""

@@ -5,16 +5,19 @@ This module needs the extra `gradcost[transformers]`. Tested with the `Trainer` 
 
 from __future__ import annotations
 
+import copy
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from gradcost.core.errors import Unsupported
-from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.surrogate import as_loss
+from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
 from gradcost.training.seeded_sgd import SeededSGD
 
 TrainerClass = TypeVar("TrainerClass", bound=type)
@@ -74,41 +77,34 @@ def refuse(trainer: Any, estimator: Estimator) -> None:
     """
     args = trainer.args
     if args.max_grad_norm and not estimator.exact:
-        raise Unsupported(
-            f"max_grad_norm={args.max_grad_norm} would shorten almost every estimate of {estimator} to that norm: "
-            "with d parameters and n probes it is about sqrt(d/n) times as long as the gradient. Set "
-            "max_grad_norm=0, and limit slopes with Clipped(estimator, slope) if needed."
-        )
+        raise Unsupported(norm_message(f"max_grad_norm={args.max_grad_norm}", estimator) + " To leave it out, set 0.")
     if args.fp16:
-        raise Unsupported(
-            "fp16=True scales the loss after the estimate, so the estimator's own passes in float16 are not "
-            "protected from underflow. Set bf16=True, or neither."
-        )
+        raise Unsupported(f"fp16=True {FP16}")
     checkpointed = [name for name in _CHECKPOINTING if getattr(args, name, None)]
     if checkpointed and not estimator.exact:
         raise Unsupported(
             f"{checkpointed[0]}=True saves memory in a backward pass of the whole model, which {estimator} "
             "does not run. Leave it out."
         )
+    if getattr(args, "activation_offloading", False):
+        raise Unsupported(
+            "activation_offloading=True acts in TRL's own training_step, which is replaced here. Leave it out."
+        )
     kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
     if trainer.accelerator.num_processes > 1 or args.n_gpu > 1 or kind not in ("NO", "no"):
-        raise Unsupported(
-            f"the Trainer runs on {max(trainer.accelerator.num_processes, args.n_gpu)} processes or GPUs ({kind}), "
-            "and their estimates would not be averaged. Run one process with one GPU: CUDA_VISIBLE_DEVICES=0."
-        )
+        raise Unsupported(processes_message(max(trainer.accelerator.num_processes, args.n_gpu), kind))
 
 
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the name since 5.23, and before
 
 
 class _Steps:
-    """The training steps of one Trainer: the objective, made at the first step, and the estimator's state."""
+    """The training steps of one Trainer, with the objective, which is made at the first step."""
 
     def __init__(self, trainer: Any, estimator: Estimator) -> None:
-        self.trainer, self.estimator = trainer, estimator
+        self.trainer = trainer
+        self.estimates = MicroBatches(estimator, trainer.args.seed)
         self.objective: Objective | None = None
-        self.state: Any = None
-        self.first, self.place = True, (-1, 0)
 
     def step(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Tensor:
         trainer = self.trainer
@@ -116,14 +112,10 @@ class _Steps:
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
         batch = {"inputs": dict(trainer._prepare_inputs(inputs)), "num_items_in_batch": items}
-        key = self._key()
         if self.objective is None or self.objective.model is not model:
             self.objective = Objective(model, _Loss(trainer))
-            if (objection := self.estimator.objection(self.objective, batch)) is not None:
-                raise Unsupported(objection)
-        estimate = self.estimator.estimate(self.objective, batch, key, self._state())
-        self.state = estimate.state
-        self.objective.advance(batch, key)
+        with _metrics_of_one_evaluation(trainer):
+            estimate = self.estimates.estimate(self.objective, batch, trainer.state.global_step)
         parts = 1 if self._is_scaled(items) else trainer.current_gradient_accumulation_steps
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         if isinstance(optimizer, SeededSGD):
@@ -131,22 +123,6 @@ class _Steps:
         else:
             (as_loss(estimate) / parts).backward()
         return estimate.loss.detach() / parts
-
-    def _key(self) -> Key:
-        number = self.trainer.state.global_step
-        self.place = (number, self.place[1] + 1 if self.place[0] == number else 0)
-        return Key(self.trainer.args.seed).fold("step", number).fold("micro-batch", self.place[1])
-
-    def _state(self) -> Any:
-        if self.first and self.trainer.state.global_step > 0:
-            assert self.objective is not None
-            if self.estimator.init(self.objective) is not None:
-                raise Unsupported(
-                    f"{self.estimator} has a state, which the Trainer's checkpoints do not contain: a resumed run "
-                    "would differ. Train without resume_from_checkpoint, or with gradcost.train(resume=...)."
-                )
-        self.first = False
-        return self.state
 
     def _is_scaled(self, items: Any) -> bool:
         """Return whether the loss is already divided by what all micro-batches of the step contain."""
@@ -168,3 +144,26 @@ class _Loss:
         assert trainer is not None
         with trainer.compute_loss_context_manager():
             return trainer.compute_loss(model, dict(batch["inputs"]), num_items_in_batch=batch["num_items_in_batch"])
+
+
+@contextmanager
+def _metrics_of_one_evaluation(trainer: Any) -> Iterator[None]:
+    """Keep what TRL's compute_loss records, such as token counts, of one evaluation per step."""
+    names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
+    compute_loss, first = trainer.compute_loss, {}
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        result = compute_loss(*args, **kwargs)
+        if not first:
+            first.update({name: copy.deepcopy(getattr(trainer, name)) for name in names})
+        return result
+
+    if not names:
+        yield
+        return
+    trainer.compute_loss = recording
+    try:
+        yield
+    finally:
+        del trainer.compute_loss
+        vars(trainer).update(first)

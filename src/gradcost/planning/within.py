@@ -112,7 +112,7 @@ class Within(Saving):
             batch: a typical training batch.
         """
         with _disable_current_modes():
-            return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside).items
+            return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside, self.beside).items
 
 
 def within(
@@ -184,9 +184,12 @@ class MemoryTradeoff:
             self._known.least = best if self.is_chain else lower_peak(best, self._simulated, self._estimated)
         return self._known.least
 
-    def cheapest(self, budget: int) -> Point:
+    def cheapest(self, budget: int, beside: int = 0) -> Point:
         """Return the schedule with the fewest FLOPs that fits, with its simulated peak.
 
+        Args:
+            budget: the largest peak, in bytes.
+            beside: bytes beside this budget; the message of the error counts them.
         Raises:
             DoesNotFit: no schedule fits; the message states the least memory that is needed.
         """
@@ -204,18 +207,19 @@ class MemoryTradeoff:
         if fits >= 0 and self.is_chain:
             return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
         if fits < 0 and self.least().peak > budget:
-            raise DoesNotFit(self._too_small(budget))
+            raise DoesNotFit(self._too_small(budget, beside))
         candidates = [self.least()] if fits < 0 else [self._simulated(self.points[fits].items)]
         if not self.is_chain:
             candidates += [point for point in map(self._simulated, self._uniform()) if point.peak <= budget]
         best = min(candidates, key=lambda point: (point.flops, point.peak))
         return best if self.is_chain else fewer_flops(best, budget, self._simulated, self._estimated)
 
-    def _too_small(self, budget: int) -> str:
+    def _too_small(self, budget: int, beside: int) -> str:
+        parts = f" ({beside:,} of them for gradients of a plain loop or an optimizer)" if beside else ""
         return (
-            f"{budget:,} bytes are fewer than any exact gradient of the whole batch needs here, with the schedules "
-            f"that were tried. The least is {self.least().peak:,} bytes, by nested checkpointing; "
-            "Accumulated(..., parts) needs less."
+            f"{budget + beside:,} bytes{parts} are fewer than any exact gradient of the whole batch needs here, with "
+            f"the schedules that were tried. The least is {self.least().peak + beside:,} bytes, by nested "
+            "checkpointing; Accumulated(..., parts) needs less."
         )
 
     def _uniform(self) -> list[Items]:

@@ -8,9 +8,12 @@ from gradcost.tasks.charlm import CharLm
 from gradcost.tasks.cifar10 import Cifar10
 from gradcost.tasks.digits import Digits
 from gradcost.tasks.fashion_mnist import FashionMnist
+from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc
 from gradcost.tasks.loaders import LoaderTask, from_loaders
 from gradcost.tasks.mnist import Mnist
+from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
+from gradcost.tasks.texts import Movies, Prompted, TextLm, TextTask, Trec
 
 TASKS: dict[str, type[Task]] = {
     "digits": Digits,
@@ -18,25 +21,48 @@ TASKS: dict[str, type[Task]] = {
     "fashion_mnist": FashionMnist,
     "cifar10": Cifar10,
     "charlm": CharLm,
+    "trec": Trec,
+    "movies": Movies,
+    "smollm2": Prompted,
+    "smollm2-text": TextLm,
+    "ag_news": AgNews,
+    "boolq": BoolQ,
+    "multirc": MultiRc,
+    "mmlu": Mmlu,
+    "gsm8k": Gsm8k,
 }
 
 __all__ = [
     "TASKS",
+    "AgNews",
     "Architecture",
+    "BoolQ",
+    "CausalLm",
     "CharLm",
     "Cifar10",
     "Cnn",
     "Digits",
+    "Encoder",
     "FashionMnist",
     "Gpt",
+    "Gsm8k",
     "LoaderTask",
     "Logistic",
+    "Lora",
     "Mlp",
+    "Mmlu",
     "Mnist",
+    "Movies",
+    "MultiRc",
+    "Prompted",
     "Score",
     "Split",
     "Splits",
     "Task",
+    "TextLm",
+    "TextTask",
+    "Trec",
+    "Verbalizer",
     "Vgg",
     "cross_entropy",
     "from_loaders",

@@ -54,14 +54,15 @@ class CharLm(Task):
 
     @property
     def classes(self) -> int:
-        return len(set(_text(self.text)))
+        return len(set(plain_text(self.text)))
 
     def splits(self) -> Splits:
         return _splits(self.text, self.length)
 
 
 @lru_cache(maxsize=4)
-def _text(path: str) -> str:
+def plain_text(path: str) -> str:
+    """Return the text of a file in UTF-8; the default text for ""."""
     if not path:
         return files("gradcost.tasks").joinpath("moby_dick.txt").read_text(encoding="utf-8")
     try:
@@ -83,14 +84,27 @@ def _text(path: str) -> str:
 
 @lru_cache(maxsize=4)
 def _splits(path: str, length: int) -> Splits:
-    text = _text(path)
+    text = plain_text(path)
     index_of = {character: index for index, character in enumerate(sorted(set(text)))}
     tokens = torch.tensor([index_of[character] for character in text], dtype=torch.int64)
-    parts = tokens.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
+    return split_windows(tokens, length, f"the text {path!r}")
+
+
+def split_windows(tokens: Tensor, length: int, name: str) -> Splits:
+    """Divide the tokens of a text 90 : 5 : 5, and cut each part into windows of `length` tokens with their targets.
+
+    Args:
+        tokens: int64, one dimension.
+        length: number of tokens per window.
+        name: the text's name in an error message.
+    Raises:
+        BadInput: the text is too short for a window of each part.
+    """
+    parts = tokens.tensor_split([len(tokens) * 90 // 100, len(tokens) * 95 // 100])
     shortest = min(len(part) for part in parts)
     if shortest <= length:
         raise BadInput(
-            f"the text {path!r} is too short: 5 % of its {len(text)} characters are {shortest}, but a window "
+            f"{name} is too short: 5 % of its {len(tokens)} tokens are {shortest}, but a window "
             f"with its targets has {length + 1}. Use a longer text or a smaller length."
         )
     return Splits(*(_windows(part, length) for part in parts))

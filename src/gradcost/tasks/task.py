@@ -19,6 +19,7 @@ from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
 SCORED_AT_ONCE = 1000  # examples per forward pass
+IGNORED = -100  # a target that is padding or part of a prompt: neither the loss nor the score counts it
 
 
 class Split(NamedTuple):
@@ -26,7 +27,7 @@ class Split(NamedTuple):
 
     Args:
         x: the inputs.
-        y: the targets, int64.
+        y: the targets, int64. A target of -100 is not counted.
     """
 
     x: Tensor
@@ -187,6 +188,8 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 def score(model: nn.Module, split: Split) -> Score:
     """Return the mean loss and accuracy over all targets of a split, in evaluation mode. The mean is in float64.
 
+    Targets of -100 are not counted.
+
     Args:
         model: maps inputs to logits of shape (..., classes). The mode of each module is restored.
         split: the examples to score.
@@ -209,8 +212,8 @@ def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
         model: maps inputs to logits of shape (..., classes).
         split: the examples to score.
     Returns:
-        (losses, right), both of shape (targets,), in the order of the targets, on the CPU. losses: cross-entropy in
-        nats. right: bool, True for a correct prediction.
+        (losses, right), both of shape (targets,), in the order of the targets that count, on the CPU. losses:
+        cross-entropy in nats. right: bool, True for a correct prediction.
     Raises:
         BadInput: the split is empty.
     """
@@ -225,8 +228,9 @@ def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     losses, right = [], []
     for x, y in zip(split.x.split(SCORED_AT_ONCE), split.y.split(SCORED_AT_ONCE), strict=True):
         logits, targets = model(x.to(device)).flatten(0, -2), y.to(device).flatten()
-        losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
-        right.append((logits.argmax(-1) == targets).cpu())
+        counted = targets != IGNORED
+        losses.append(F.cross_entropy(logits, targets, reduction="none")[counted].cpu())
+        right.append((logits.argmax(-1) == targets)[counted].cpu())
     return torch.cat(losses), torch.cat(right)
 
 

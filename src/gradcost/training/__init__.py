@@ -4,8 +4,16 @@ Each parameter moves as soon as its gradient is complete. A resumed training run
 uninterrupted one.
 """
 
+from gradcost.training.distributed import (
+    BatchParallel,
+    DirectionParallel,
+    part_of,
+    require_equal_weights,
+    share_log,
+)
 from gradcost.training.loop import StepResult, Trainable, train
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
+from gradcost.training.recorded import recorded
 from gradcost.training.replay import replay
 from gradcost.training.rounding import Master, StochasticallyRounded
 from gradcost.training.seeded_sgd import SeededSGD
@@ -16,6 +24,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BatchParallel",
+    "DirectionParallel",
     "Master",
     "Nesterov",
     "Optimizer",
@@ -25,7 +35,11 @@ __all__ = [
     "StochasticallyRounded",
     "TrainState",
     "Trainable",
+    "part_of",
     "read_log",
+    "recorded",
     "replay",
+    "require_equal_weights",
+    "share_log",
     "train",
 ]

@@ -1,0 +1,104 @@
+"""`gradcost reproduce panchal2025`: train with the methods of the paper, at equal FLOPs and equal tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+
+from gradcost.cli import console, spec
+from gradcost.cli.options import ReproduceOptions
+from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.core.errors import BadInput
+from gradcost.papers.panchal2025 import page as panchal2025_page
+from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
+from gradcost.results.records import read
+from gradcost.studies.run import RUNS, run_study
+
+
+def reproduce(options: ReproduceOptions) -> int:
+    """Run or resume the study of the paper, show the results of each method, and return the exit code."""
+    if options.tuned:
+        raise BadInput("panchal2025 has no --tuned: all its runs are tuned. Leave the option out.")
+    reproduction, file = _reproduction(options)
+    if options.dry_run:
+        _show_dry_run(reproduction, options)
+        return 0
+    study = dataclasses.replace(reproduction.study, file=file or reproduction.study.file)
+    folder = options.output or RUNS / options.paper
+    executor = spec.executor(options.executor, options.workers)
+    with EventPrinter() as printer:
+        if not options.records:
+            for _ in run_study(study, folder, executor=executor, every=options.every, on_event=printer):
+                pass
+    results, lengths = read(folder), reproduction.lengths()
+    rows = panchal2025_page.table_rows(results, lengths)
+    if options.page is not None:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        text = panchal2025_page.page(results, reproduction, lengths, _command(options), f"`{folder.name}`")
+        options.page.write_text(text, encoding="utf-8")
+    if options.as_json:
+        answers = [dict(zip(panchal2025_page.HEADERS, row, strict=True)) for row in rows]
+        print(json.dumps({"folder": str(folder), "ran": printer.ran, "rows": answers}, indent=2))
+    else:
+        console.show_table(list(panchal2025_page.HEADERS), rows)
+        if options.page is not None:
+            console.show(f"page     {os.fspath(options.page)}")
+        console.show(RESUME)
+    return 1 if printer.failed else 0
+
+
+def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
+    """Return the settings of the study, and the user's file that defines the task or None."""
+    names = tuple(name.strip() for name in options.rows.split(";")) if options.rows else DISTINCT
+    reproduction = Reproduction(
+        methods=names,
+        forwards=options.forwards,
+        rates=_rates(options.rates),
+        more=options.more,
+        seeds=options.seeds or Reproduction.seeds,
+    )
+    if options.task is None:
+        return reproduction, None
+    task, _, _, file = spec.task(options.task)
+    return dataclasses.replace(reproduction, task=task), file
+
+
+def _rates(points: int) -> tuple[float, ...]:
+    """Return the `points` largest rates of the grid."""
+    return RATES[len(RATES) - points :]
+
+
+def _command(options: ReproduceOptions) -> str:
+    """Return the command that writes the page."""
+    words = ["gradcost", "reproduce", options.paper]
+    for name in ("rows", "task", "seeds"):
+        words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
+    for name in ("forwards", "rates", "more"):
+        chosen = getattr(options, name)
+        words += [f"--{name}", f"{chosen:g}"] if chosen != getattr(ReproduceOptions, name) else []
+    assert options.page is not None
+    return shlex.join([*words, "--page", options.page.name])
+
+
+def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None:
+    lengths = reproduction.lengths()
+    seconds = forward_seconds(reproduction.task)
+    hours = reproduction.hours(seconds, lengths)
+    rows = [
+        [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", str(reproduction.runs), repr(each.estimator)]
+        for each in lengths
+    ]
+    total = (
+        f"{len(lengths) * reproduction.runs} runs, {hours:.1f} core-hours: a forward pass takes {1000 * seconds:.0f} "
+        "ms of one core here. Other processes on this machine make it slower."
+    )
+    if options.as_json:
+        keys = ("method", "forwards per step", "steps", "runs", "estimator")
+        answers = [dict(zip(keys, row, strict=True)) for row in rows]
+        print(json.dumps({"hours": hours, "seconds per forward": seconds, "rows": answers}, indent=2))
+        return
+    console.show(reproduction.study.question)
+    console.show_table(["method", "forwards per step", "steps", "runs", "gradient"], rows, left=True)
+    console.show(total)

@@ -1,0 +1,169 @@
+"""`gradcost train`: train with one method, record the run in a folder, and resume it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gradcost.cli import console, spec
+from gradcost.cli.objective import EXAMPLES, from_factory, refuse, with_batch
+from gradcost.cli.train_options import TrainOptions
+from gradcost.core.batches import Batches, require_loader
+from gradcost.core.errors import BadInput, require
+from gradcost.core.files import write_whole
+from gradcost.core.isolation import seeded_generators
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.tasks.contract import PARTS
+from gradcost.tasks.metrics import default_loss
+from gradcost.training.loop import StepResult, train
+from gradcost.training.recorded import CHECKPOINT, LOSSES, recorded
+from gradcost.training.step_log import StepLog
+
+LOG, RUN, WEIGHTS = "steps.log", "run.json", "weights.safetensors"
+
+
+class _Run:
+    """The task of one run. Its objective is made once, so that its weights can be saved after the last step."""
+
+    def __init__(self, task: Any, name: str, key: Key) -> None:
+        self.task, self.name = task, name
+        self.made: Objective = task.objective(key.fold("init"))
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def objective(self, key: Key) -> Objective:
+        return self.made
+
+    def batch_at(self, key: Key, step: int) -> Any:
+        return self.task.batch_at(key, step)
+
+
+def train_model(options: TrainOptions) -> int:
+    """Train, write weights and losses, and return the exit code."""
+    safetensors = require("safetensors.torch", "A file of weights", "study")
+    estimator, optimizer = spec.method(options.method), spec.optimizer(options.optimizer)
+    _require_new(options)
+    run, steps = _run(options)
+    if options.dry_run:
+        _show_plan(options, run, steps)
+        return 0
+    _require_same(
+        options, {"method": repr(estimator), "optimizer": repr(optimizer), "seed": options.seed, "task": repr(run)}
+    )
+    log = StepLog(options.output / LOG) if options.log else None
+    resume = None if options.log else options.output / CHECKPOINT
+    taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
+    last: StepResult | None = None
+    with console.status(f"training {steps:,} steps") as progress:
+        for last in recorded(taken, options.output, None if options.log else options.every):
+            progress(f"{last.number + 1:,}")
+    weights = options.output / WEIGHTS
+    safetensors.save_model(run.made.model, str(weights))
+    _show(options, steps, last, weights)
+    return 0
+
+
+def _require_new(options: TrainOptions) -> None:
+    existing = next((name for name in (CHECKPOINT, LOG) if (options.output / name).exists()), None)
+    if existing is None:
+        return
+    if not options.resume:
+        raise BadInput(f"{options.output} has a run: add --resume to continue it, or give another --output.")
+    if (existing == LOG) != options.log:
+        wanted = "add --log" if existing == LOG else "leave --log out"
+        raise BadInput(f"the run in {options.output} has the file {existing}: {wanted}.")
+
+
+def _require_same(options: TrainOptions, arguments: dict[str, Any]) -> None:
+    """Write the arguments of a new run; compare those of a resumed one."""
+    path = options.output / RUN
+    if not (options.resume and path.exists()):
+        write_whole(path, json.dumps(arguments, indent=2) + "\n")
+        return
+    earlier = json.loads(path.read_text())
+    for name, given in arguments.items():
+        if earlier.get(name) != given:
+            raise BadInput(f"the run in {options.output} has the {name} {earlier.get(name)}, not {given}.")
+
+
+def _run(options: TrainOptions) -> tuple[_Run, int]:
+    """Return what to train, and the number of steps."""
+    key = Key(options.seed)
+    if options.data is None:
+        if options.model is not None and ":" in options.model:
+            raise BadInput(f"--model {options.model} needs data: add --data FILE.py:LOADER.")
+        task = with_batch(
+            spec.task(options.task or "digits", options.model)[0], options.batch, options.task or "digits"
+        )
+        return _Run(task, repr(task), key), options.steps or task.steps
+    if options.model is None:
+        raise BadInput("--data needs a model: add --model FILE.py:MAKE.")
+    refuse("--data", **{"--task": options.task})
+    loader = _loader(options.data, options.batch or EXAMPLES, key)
+    steps = options.steps
+    if steps is None:
+        if not hasattr(loader, "__len__"):
+            raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
+        steps = len(loader)  # type: ignore[arg-type]
+    name = f"{options.model} on {options.data}"
+    return _Run(_OwnTask(options.model, loader), name, key), steps
+
+
+class _OwnTask:
+    """The task of --model and --data."""
+
+    def __init__(self, model: str, loader: Iterable[Any]) -> None:
+        self.model, self.loader, self.batches = model, loader, Batches(loader)
+
+    def objective(self, key: Key) -> Objective:
+        def seeded(factory: Callable[[], Any]) -> Any:
+            with seeded_generators(key):
+                return factory()
+
+        module, loss = from_factory(self.model, None, seeded)
+        return Objective(module, loss or default_loss, data=lambda: iter(self.loader))
+
+    def batch_at(self, key: Key, step: int) -> Any:
+        return self.batches.at(key, step)
+
+
+def _loader(text: str, examples: int, key: Key) -> Iterable[Any]:
+    """Call the function that --data names; return its training batches."""
+    function = spec.named(text, "--data")
+    try:
+        with seeded_generators(key.fold("loader")):
+            made = function(examples)
+    except Exception as error:
+        raise BadInput(f"{text} could not make batches of {examples}: {type(error).__name__}: {error}") from error
+    if isinstance(made, Mapping) and set(made) == set(PARTS):
+        made = made["train"]
+    if isinstance(made, Tensor | tuple | Mapping):  # one batch
+        return [made]
+    require_loader(made, f"what {text} returns")
+    return made
+
+
+def _show_plan(options: TrainOptions, run: _Run, steps: int) -> None:
+    count = run.made.dimension
+    if options.as_json:
+        print(json.dumps({"steps": steps, "weights": count, "folder": str(options.output)}, indent=2))
+        return
+    console.show(f"{options.method} would train {count:,} weights of {run} for {steps:,} steps in {options.output}")
+
+
+def _show(options: TrainOptions, steps: int, last: StepResult | None, weights: Path) -> None:
+    loss = None if last is None else float(last.loss)
+    if options.as_json:
+        record = {"steps": steps, "loss": loss, "weights": str(weights), "losses": str(options.output / LOSSES)}
+        print(json.dumps(record, indent=2))
+        return
+    reached = "was complete" if loss is None else f"reached loss {loss:.4g}"
+    console.show(
+        f"{steps:,} steps: {options.method} {reached}. Weights: {weights}. Losses: {options.output / LOSSES}"
+    )

@@ -1,0 +1,83 @@
+"""Train with any estimator in Lightning: one line in `__init__`, one in `training_step`.
+
+Automatic and manual optimization. This module imports no Lightning; it uses the Trainer of the module it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.objective import Objective
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.surrogate import as_loss
+from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
+
+
+class EstimatedLoss:
+    """The loss of a LightningModule, with a backward pass that writes an estimate of the gradient.
+
+    - The module, `training_step` excepted, stays: optimizers, schedules, accumulation, logging, checkpoints.
+    - The key of a step follows from `seed`, `trainer.global_step` and the micro-batch, so a resumed run continues
+      with the same keys.
+    - The backward pass holds one whole gradient (`surrogate_loss`).
+
+    Args:
+        estimator: how each gradient is obtained, such as `mezo()`.
+        model: the module with the trained parameters: a part of the LightningModule, not itself.
+        loss: returns the loss of the model on a batch, a scalar. A function, not a method of the LightningModule.
+        seed: the seed of all randomness of the estimates.
+    Raises:
+        BadInput: `loss` is a method of a module: it reaches the Trainer, whose state an evaluation would change.
+    """
+
+    def __init__(
+        self, estimator: Estimator, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], seed: int = 0
+    ) -> None:
+        if isinstance(getattr(loss, "__self__", None), nn.Module):
+            raise BadInput(
+                f"the loss is a method of a {type(loss.__self__).__name__}: "  # type: ignore[attr-defined]
+                "give a function loss(model, batch)."
+            )
+        self.objective = Objective(model, loss)
+        self.estimates = MicroBatches(estimator, seed)
+        self._checked: Any = None
+
+    def __call__(self, module: Any, batch: Any) -> Tensor:
+        """Return the loss of a batch. Return it from `training_step`, or pass it to `manual_backward`.
+
+        Args:
+            module: the LightningModule in training.
+            batch: any pytree; passed to the loss as it is.
+        Returns:
+            A scalar tensor, equal to the loss.
+        Raises:
+            Unsupported: an argument of the Trainer would make training silently wrong: `gradient_clip_val` with an
+                estimator that is not exact, `precision="16-mixed"`, or several processes. Also if the estimator
+                cannot be used here, or has a state and the run was resumed.
+        """
+        trainer = module.trainer
+        if self._checked is not trainer:
+            refuse(trainer, self.estimates.estimator)
+            self._checked = trainer
+        return as_loss(self.estimates.estimate(self.objective, batch, trainer.global_step))
+
+
+def refuse(trainer: Any, estimator: Estimator) -> None:
+    """Raise if arguments of a Trainer would make training with this estimator silently wrong.
+
+    Args:
+        trainer: a `lightning.Trainer`.
+        estimator: the estimator.
+    Raises:
+        Unsupported: the message names the argument and what to set instead.
+    """
+    if trainer.gradient_clip_val and not estimator.exact:
+        raise Unsupported(norm_message(f"gradient_clip_val={trainer.gradient_clip_val}", estimator))
+    if str(trainer.precision) == "16-mixed":
+        raise Unsupported(f'precision="16-mixed" {FP16}')
+    if trainer.world_size > 1:
+        raise Unsupported(processes_message(trainer.world_size, type(trainer.strategy).__name__))

@@ -1,0 +1,92 @@
+"""The estimates of a training loop of another package: a key for each micro-batch, and the estimator's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradcost.core.errors import Unsupported
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.estimators.estimator import Estimate, Estimator
+
+
+class MicroBatches:
+    """Estimate micro-batch after micro-batch.
+
+    Law: the key of micro-batch m of step t is `Key(seed).fold("step", t).fold("micro-batch", m)`. So a resumed run
+    continues with the same keys.
+
+    Args:
+        estimator: how each gradient is obtained.
+        seed: the seed of the keys.
+    """
+
+    def __init__(self, estimator: Estimator, seed: int) -> None:
+        self.estimator, self.seed = estimator, seed
+        self.state: Any = None
+        self.objective: Objective | None = None
+        self.place = (-1, 0)  # the step and the micro-batch of the last estimate
+
+    def estimate(self, objective: Objective, batch: Any, step: int) -> Estimate:
+        """Estimate the gradient of the next micro-batch, and advance the model's state.
+
+        Args:
+            objective: the model and the loss, the same object at each call.
+            batch: any pytree.
+            step: the number of optimizer steps before this micro-batch.
+        Returns:
+            The estimate.
+        Raises:
+            Unsupported: the estimator cannot be used here, or it has a state and the run was resumed.
+        """
+        self.place = (step, self.place[1] + 1 if self.place[0] == step else 0)
+        key = Key(self.seed).fold("step", step).fold("micro-batch", self.place[1])
+        if objective is not self.objective:
+            self._begin(objective, batch, step)
+        estimate = self.estimator.estimate(objective, batch, key, self.state)
+        self.state = estimate.state
+        objective.advance(batch, key)
+        return estimate
+
+    def _begin(self, objective: Objective, batch: Any, step: int) -> None:
+        if (objection := self.estimator.objection(objective, batch)) is not None:
+            raise Unsupported(objection)
+        if self.objective is None and step > 0 and self.estimator.init(objective) is not None:
+            raise Unsupported(
+                f"{self.estimator} has a state, which the checkpoints of this trainer do not contain: a resumed run "
+                "would differ. Train without resuming, or with gradcost.train(resume=...)."
+            )
+        self.objective = objective
+
+
+def norm_message(limit: str, estimator: Estimator) -> str:
+    """Return why a limit on the norm of the estimate is refused.
+
+    Args:
+        limit: the argument that sets the limit, with its value.
+        estimator: the estimator.
+    """
+    return (
+        f"{limit} would shorten almost every estimate of {estimator} to that norm: with d parameters and n probes it "
+        "is about sqrt(d/n) times as long as the gradient. Leave the limit out, and limit slopes with "
+        "Clipped(estimator, slope) if needed."
+    )
+
+
+FP16 = (
+    "scales the loss after the estimate, so the estimator's own passes in float16 are not protected from underflow. "
+    "Use bfloat16, or no mixed precision."
+)
+
+
+def processes_message(count: int, kind: str) -> str:
+    """Return why several processes are refused.
+
+    Args:
+        count: the number of processes.
+        kind: the strategy or type of distribution.
+    """
+    return (
+        f"the trainer runs {count} processes or GPUs ({kind}), and their estimates would not be averaged. Run one "
+        "process, or use gradcost.train with an estimator of gradcost.training.distributed."
+    )

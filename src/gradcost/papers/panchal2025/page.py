@@ -1,0 +1,155 @@
+"""The Markdown page on Panchal et al. 2025: the headline claims, and what every method reached, from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf, isfinite
+
+from gradcost.core.units import count, number
+from gradcost.papers.claims import Evidence, Glance, claims_page, format_interval, markdown_table
+from gradcost.papers.panchal2025.headline import ACCURACY, CHECKPOINTED, COMPUTATIONS, CONVERGENCE, values
+from gradcost.papers.panchal2025.methods import TITLE
+from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
+from gradcost.results.records import Cost, Results, TrialRecord
+from gradcost.results.tuning import edge, finals
+from gradcost.results.wording import DASH, percent, rate, size
+
+HEADERS = (
+    "method",
+    "forwards per step",
+    "steps",
+    "learning rate",
+    "test accuracy",
+    "step at target",
+    "FLOPs",
+    "memory",
+)
+
+
+def page(results: Results, reproduction: Reproduction, lengths: Sequence[Length], command: str, folder: str) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        results: the records of a results folder.
+        reproduction: the settings of the study.
+        lengths: the cost of a step of every method (`Reproduction.lengths`).
+        command: the command that writes the page.
+        folder: the name of the results folder, or a link to it.
+    """
+    forwards = {each.name: each.forwards for each in lengths}
+    found = values(results.trials, forwards)
+    scale = f"{reproduction.forwards:g} forward passes per run, {count(len(found[ACCURACY.name]), 'seed')}"
+    shown = [
+        (claim, Evidence(found[claim.name], command, folder, scale, is_reduced=True, note=note))
+        for claim, note in ((ACCURACY, _ACCURACY), (CONVERGENCE, _CONVERGENCE), (COMPUTATIONS, _COMPUTATIONS))
+    ]
+    title = "Panchal et al. 2025: what the headline claims are worth here"
+    return claims_page(title, _glance(results, reproduction), shown, list(_sections(results, reproduction, lengths)))
+
+
+def table_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
+    """Return the cells of the table whose columns are HEADERS.
+
+    Args:
+        results: the records of a results folder.
+        lengths: the cost of a step of every method.
+    """
+    forwards = {each.name: each.forwards for each in lengths}
+    base = {run.seed: run for run in finals(results.trials, CHECKPOINTED)}
+    costs = {cost.method: cost for cost in results.costs}
+    rows = []
+    for each in lengths:
+        runs = finals(results.trials, each.name)
+        rows.append(
+            [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", _rate(results, each.name, runs)]
+            + [_accuracy(runs), _steps(runs), _flops(runs, base, each, forwards.get(CHECKPOINTED))]
+            + [_memory(costs.get(each.name))]
+        )
+    return rows
+
+
+def _glance(results: Results, reproduction: Reproduction) -> Glance:
+    scope = (
+        f"*{TITLE}*. {count(len(reproduction.methods), 'method')} on `{reproduction.task!r}`. Each run has the FLOPs "
+        f"of {reproduction.forwards:g} forward passes. Every method has "
+        f"{count(len(reproduction.rates) + reproduction.more, 'learning rate')}, chosen on the validation split. The "
+        "paper's models and data sets are larger, and were not run."
+    )
+    hours = sum(run.seconds or 0.0 for run in results.trials) / 3600
+    environment = ", ".join(f"{name} {version}" for name, version in results.environment.items())
+    return Glance(scope, environment, hours)
+
+
+def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Length]) -> Iterator[str]:
+    """Yield the parts of the page after its claims."""
+    yield "## Method by method"
+    yield markdown_table(HEADERS, table_rows(results, lengths))
+    yield "\n".join(
+        (
+            f"- The target is a validation accuracy of {percent(reproduction.target)}. A run reaches it at its first "
+            "evaluation with at least this accuracy.",
+            "- Step at target: the Kaplan-Meier median over seeds. A run that does not reach the target needs more "
+            "than its steps.",
+            f"- FLOPs: those until the target, as a ratio to {CHECKPOINTED}, paired by seed.",
+            "- Memory: the most bytes of one step at once, beyond the weights and the batch.",
+            "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
+        )
+    )
+    coded = [method for method in reproduction.named() if method.as_coded is not None]
+    if coded:
+        yield "## What the public code computes"
+        yield f"A name that ends in `{AS_CODED}` is the estimate of the paper's public code, where it differs:"
+        yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
+    yield "## What this scale cannot tell"
+    yield (
+        "The paper trains models of 110 million to 13 billion weights with 64 to 512 tokens per example. Memory and "
+        "FLOPs of such models follow from their shapes (`gradcost plan`). Accuracy and steps to a target do not: the "
+        "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
+        "these results do not transfer to larger adapters or to full fine-tuning."
+    )
+
+
+def _rate(results: Results, name: str, runs: Sequence[TrialRecord]) -> str:
+    if not runs:
+        return DASH
+    grid = sorted({run.lr for run in results.trials if run.method == name and run.phase == "tune"})
+    return rate(runs[0].lr) + ("" if edge(grid, runs[0].lr) is None else " *")
+
+
+def _accuracy(runs: Sequence[TrialRecord]) -> str:
+    scores = [_test_accuracy(run) for run in runs]
+    return f"{format_interval([100 * score for score in scores])}" if scores else DASH
+
+
+def _test_accuracy(run: TrialRecord) -> float:
+    return (run.test.accuracy or 0.0) if run.test is not None else 0.0
+
+
+def _steps(runs: Sequence[TrialRecord]) -> str:
+    if not runs:
+        return DASH
+    steps = sorted(inf if run.reached is None else run.reached for run in runs)
+    middle = steps[(len(steps) - 1) // 2]
+    reached = sum(map(isfinite, steps))
+    return f"{middle:,.0f}" if isfinite(middle) else f"not reached ({reached} of {len(steps)})"
+
+
+def _flops(runs: Sequence[TrialRecord], base: Mapping[int, TrialRecord], each: Length, unit: float | None) -> str:
+    pairs = [(run.reached, base[run.seed].reached) for run in runs if run.seed in base]
+    if unit is None or not pairs or any(other is None for _, other in pairs):
+        return DASH
+    ratios = [inf if own is None else own * each.forwards / (other * unit) for own, other in pairs if other]
+    known = [ratio for ratio in ratios if isfinite(ratio)]
+    if len(known) < len(ratios):
+        least = each.steps * each.forwards / max(other * unit for _, other in pairs if other)
+        return f"above {number(least, 2)} ({len(ratios) - len(known)} of {len(ratios)} runs)"
+    return format_interval(ratios)
+
+
+def _memory(cost: Cost | None) -> str:
+    return DASH if cost is None or cost.peak_bytes is None else size(cost.peak_bytes)
+
+
+_ACCURACY = "The interval is over seeds; each value is the largest difference over methods for one seed."
+_CONVERGENCE = "100% means that a method did not reach the target within its FLOPs."
+_COMPUTATIONS = "Diverged means that a method did not reach the target within its FLOPs: the ratio has no upper end."

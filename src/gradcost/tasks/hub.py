@@ -1,0 +1,342 @@
+"""Tasks on data sets of the Hugging Face hub, loaded by the library `datasets`.
+
+`source` is the name on the hub, or a folder with files of the same columns, one per split, such as `train.jsonl`.
+The test split is the official split with labels that is not for training. If there is only one such split, the
+validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation.
+
+This module needs the extras `gradcost[hub,transformers]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradcost.core.errors import BadInput, require
+from gradcost.core.isolation import eval_mode
+from gradcost.core.key import Key
+from gradcost.core.value import value
+from gradcost.tasks.answers import is_right, number_answer
+from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
+from gradcost.tasks.pretrained_files import tokenizer
+from gradcost.tasks.sources import DataError
+from gradcost.tasks.task import IGNORED, Split, Splits, Task, permutation, score
+from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
+
+Row = Mapping[str, Any]
+MOST_HELD_OUT = 1000
+
+
+class Parts(NamedTuple):
+    """The names of the splits of a data set on the hub, and the configuration that has them.
+
+    Args:
+        test: the split for the final score.
+        train: the split for training.
+        validation: the split on which learning rates are chosen. None: a part of the training split.
+        name: the configuration; None if the data set has only one.
+    """
+
+    test: str
+    train: str = "train"
+    validation: str | None = None
+    name: str | None = None
+
+
+@lru_cache(maxsize=4)
+def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the examples of the splits (train, validation, test).
+
+    Raises:
+        DataError: the data set cannot be loaded, or lacks a split.
+        MissingExtra: `datasets` is not installed.
+    """
+    library = require("datasets", f"The data set {source}", "hub")
+    files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
+    if Path(source).is_dir() and not files:
+        raise DataError(
+            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or "
+            "give a name on the Hugging Face hub."
+        )
+    try:
+        where = ("json", None, None, files) if files else (source, parts.name)
+        loaded = library.load_dataset(*where)
+    except Exception as error:  # `datasets` raises exceptions of many types, also those of other libraries
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"the data set {source!r} cannot be loaded: {type(error).__name__}: {reason} Give a name on the Hugging "
+            f"Face hub (needs a network), or a folder with {parts.train}.jsonl and {parts.test}.jsonl."
+        ) from error
+    for part in {parts.train, parts.test, parts.validation or parts.train} - set(loaded):
+        raise DataError(f"the data set {source!r} has no split {part!r}; it has {', '.join(loaded)}.")
+    train, test = list(loaded[parts.train]), list(loaded[parts.test])
+    if parts.validation is not None:
+        return train, list(loaded[parts.validation]), test
+    order = permutation(Key(0).fold("held out"), len(train)).tolist()
+    held_out = min(MOST_HELD_OUT, len(train) // 10)
+    return [train[i] for i in order[held_out:]], [train[i] for i in order[:held_out]], test
+
+
+@lru_cache(maxsize=16)
+def _loader(source: str, parts: Parts, text: Callable[[Row], str], label: str) -> Callable[[], TextSplits]:
+    """Return the function that loads labelled texts; the same function for the same arguments."""
+
+    @lru_cache(maxsize=1)
+    def load() -> TextSplits:
+        return TextSplits(
+            *(
+                Texts(tuple(text(row) for row in part), tuple(int(row[label]) for row in part))
+                for part in rows(source, parts)
+            )
+        )
+
+    return load
+
+
+@value
+class AgNews(TextTask):
+    """News articles of four topics: world, sports, business, technology.
+
+    Args:
+        model: the architecture.
+        batch: number of articles per batch.
+        length: number of tokens per article.
+        source: the data set.
+    Source: Zhang, Zhao, LeCun 2015 (arXiv 1509.01626).
+    """
+
+    model: Architecture = Encoder()
+    batch: int = 8
+    length: int = 64
+    source: str = "fancyzhx/ag_news"
+    models: ClassVar[dict[str, Architecture]] = ENCODERS
+    words: ClassVar[tuple[str, ...]] = ("world", "sports", "business", "technology")
+    prompt: ClassVar[str] = "{text}\nThe topic is"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _loader(self.source, Parts("test"), _article, "label")
+
+
+@value
+class BoolQ(TextTask):
+    """Questions about a passage, answered by no (class 0) or yes (class 1).
+
+    Args:
+        model: the architecture.
+        batch: number of questions per batch.
+        length: number of tokens per question with its passage; the passage is cut.
+        source: the data set.
+    Source: Clark et al. 2019 (arXiv 1905.10044).
+    """
+
+    model: Architecture = Encoder()
+    batch: int = 8
+    length: int = 128
+    source: str = "google/boolq"
+    models: ClassVar[dict[str, Architecture]] = ENCODERS
+    words: ClassVar[tuple[str, ...]] = ("no", "yes")
+    prompt: ClassVar[str] = "{text}\nAnswer yes or no:"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _loader(self.source, Parts("validation"), _question, "answer")
+
+
+@value
+class MultiRc(TextTask):
+    """Answers to questions about a paragraph, which are wrong (class 0) or right (class 1).
+
+    Args:
+        model: the architecture.
+        batch: number of answers per batch.
+        length: number of tokens per answer with its question and paragraph; the paragraph is cut.
+        source: the data set.
+    Source: Khashabi et al. 2018 (NAACL).
+    """
+
+    model: Architecture = Encoder()
+    batch: int = 8
+    length: int = 256
+    source: str = "aps/super_glue"
+    models: ClassVar[dict[str, Architecture]] = ENCODERS
+    words: ClassVar[tuple[str, ...]] = ("no", "yes")
+    prompt: ClassVar[str] = "{text}\nIs the answer right?"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _loader(self.source, Parts("validation", name="multirc"), _answer, "label")
+
+
+@value
+class Mmlu(TextTask):
+    """Questions with four choices, A to D, for a prompted language model: `Prompted(Mmlu(), ...)`.
+
+    Args:
+        model: the architecture.
+        batch: number of questions per batch.
+        length: number of tokens per question with its choices.
+        source: the data set.
+    Source: Hendrycks et al. 2021 (arXiv 2009.03300).
+    """
+
+    model: Architecture = Encoder()
+    batch: int = 8
+    length: int = 128
+    source: str = "cais/mmlu"
+    models: ClassVar[dict[str, Architecture]] = ENCODERS
+    words: ClassVar[tuple[str, ...]] = ("A", "B", "C", "D")
+    prompt: ClassVar[str] = "{text}\nAnswer:"
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _loader(self.source, Parts("test", "auxiliary_train", "validation", "all"), _choices, "answer")
+
+
+# The question comes first, because a text that is too long is cut at its end.
+
+
+def _article(row: Row) -> str:
+    return row["text"]
+
+
+def _question(row: Row) -> str:
+    return f"{row['question']}?\n{row['passage']}"
+
+
+def _answer(row: Row) -> str:
+    return f"{row['question']} {row['answer']}\n{row['paragraph']}"
+
+
+def _choices(row: Row) -> str:
+    choices = (f"{letter}. {choice}" for letter, choice in zip(Mmlu.words, row["choices"], strict=True))
+    return "\n".join([row["question"], *choices])
+
+
+# ---- GSM8K
+
+
+class GeneratedScore(NamedTuple):
+    """The score of a model that generates answers.
+
+    Args:
+        loss: mean cross-entropy per token of the gold answers, in nats.
+        accuracy: fraction of the examples whose generated answer equals the gold answer, 0 to 1.
+        token_accuracy: fraction of the tokens of the gold answers that are predicted, given those before.
+    """
+
+    loss: float
+    accuracy: float
+    token_accuracy: float
+
+
+@value
+class Gsm8k(Task):
+    """Word problems with worked answers: x int64 tokens of shape (N, length); y is x shifted by one token.
+
+    Only the tokens of the answer and its end count: y is -100 in the prompt and in the padding. The accuracy is that
+    of generated answers, which are parsed (`answers.number_answer`). Prompts for generation are padded on the left.
+
+    Args:
+        model: a causal language model.
+        batch: number of problems per batch.
+        length: number of tokens per problem with its answer. Longer examples are left out of every split.
+        generated: the largest number of generated tokens.
+        source: the data set.
+    Source: Cobbe et al. 2021 (arXiv 2110.14168).
+    """
+
+    model: Architecture = CausalLm(lora=Lora())
+    batch: int = 4
+    length: int = 256
+    generated: int = 128
+    source: str = "openai/gsm8k"
+    models: ClassVar[dict[str, Architecture]] = {"smollm2-lora": CausalLm(lora=Lora()), "smollm2": CausalLm()}
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    @property
+    def classes(self) -> int:
+        return len(tokenizer(_weights(self.model)))
+
+    def splits(self) -> Splits:
+        return _answered(self.source, _weights(self.model), self.length)
+
+    def score(self, model: nn.Module, split: Split) -> GeneratedScore:  # type: ignore[override]
+        """Return the loss on the gold answers, and the accuracy of generated answers.
+
+        Args:
+            model: the model of `objective`.
+            split: one of the three `splits()`.
+        """
+        teacher = score(model, split)
+        encode = tokenizer(_weights(self.model))
+        right = 0
+        for x, y in zip(split.x.split(self.batch), split.y.split(self.batch), strict=True):
+            prompts = [row[: int((target != IGNORED).nonzero()[0]) + 1] for row, target in zip(x, y, strict=True)]
+            found = generate(model, prompts, encode, self.generated)
+            gold = [encode.decode(target[target != IGNORED], skip_special_tokens=True) for target in y]
+            right += sum(is_right(one, other, number_answer) for one, other in zip(found, gold, strict=True))
+        return GeneratedScore(teacher.loss, right / len(split.x), teacher.accuracy)
+
+
+def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) -> list[str]:
+    """Return the continuation of each prompt by the most probable tokens.
+
+    The prompts are padded on the left, so that each continuation follows its prompt. The mode of each module is
+    restored.
+
+    Args:
+        model: the module that `CausalLm` builds.
+        prompts: int64 tokens, one dimension each.
+        encode: the tokenizer, with a padding token.
+        tokens: the largest number of tokens to generate.
+    """
+    length = max(len(prompt) for prompt in prompts)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    padded = torch.full((len(prompts), length), encode.pad_token_id, dtype=torch.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[length - len(prompt) :] = prompt
+    mask = (torch.arange(length) >= length - lengths[:, None]).long()
+    inner: Any = model.model
+    device = next(inner.parameters()).device
+    options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True, "pad_token_id": encode.pad_token_id}
+    with eval_mode(model), torch.no_grad():
+        output = inner.generate(input_ids=padded.to(device), attention_mask=mask.to(device), **options)
+    return encode.batch_decode(output[:, length:], skip_special_tokens=True)
+
+
+@lru_cache(maxsize=4)
+def _answered(source: str, weights: str, length: int) -> Splits:
+    encode = tokenizer(weights)
+    return Splits(*(_targets(part, encode, length, source) for part in rows(source, Parts("test", name="main"))))
+
+
+def _targets(part: Iterable[Row], encode: Any, length: int, source: str) -> Split:
+    inputs, targets = [], []
+    for row in part:
+        prompt = encode(f"Question: {row['question']}\nAnswer:", add_special_tokens=False)["input_ids"]
+        answer = [*encode(f" {row['answer']}", add_special_tokens=False)["input_ids"], encode.eos_token_id]
+        if len(prompt) + len(answer) - 1 > length:
+            continue
+        tokens = prompt + answer
+        padding = length + 1 - len(tokens)
+        inputs.append((tokens + [encode.pad_token_id] * padding)[:-1])
+        targets.append([IGNORED] * (len(prompt) - 1) + answer + [IGNORED] * padding)
+    if not inputs:
+        raise BadInput(f"no example of {source!r} has at most {length} tokens: choose a larger length.")
+    return Split(torch.tensor(inputs, dtype=torch.int64), torch.tensor(targets, dtype=torch.int64))
+
+
+def _weights(model: Architecture) -> str:
+    if not isinstance(model, CausalLm):
+        raise BadInput(f"Gsm8k needs a causal language model, such as CausalLm('smollm2-135m'), not {model!r}.")
+    return model.weights

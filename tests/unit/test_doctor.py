@@ -1,0 +1,64 @@
+"""`diagnose`: what is missing, how to get it, and what makes timings doubtful."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradcost.instruments import diagnose, doctor
+from in_process import inside
+
+
+def found(what: str) -> Any:
+    return next(finding for finding in diagnose() if finding.what == what)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
+    assert {"extra fast", "extra study", "extra transformers"} <= {finding.what for finding in diagnose()}
+    assert found("extra fast").advice is None
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else known(name, *rest)
+    )
+    assert found("extra fast").found == "no numba"
+    assert found("extra fast").advice == 'pip install "gradcost[fast]"'
+
+
+def test_more_threads_than_cores_are_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(doctor, "_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert found("threads").found == "64 of 2 cores (OMP_NUM_THREADS=64)"
+    assert "OMP_NUM_THREADS=2" in found("threads").advice
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert found("threads").advice is None
+
+
+def test_allocator_gpu_and_clock_are_described(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+    assert found("CPU allocator").found == "jemalloc (LD_PRELOAD)"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert found("GPU").found.startswith("none: ")
+    assert found("clock").found.endswith("ns resolution")
+    assert "spread of" in found("noise of timings").found
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_described():
+    assert "GiB, CUDA" in found("GPU 0").found
+    assert found("GPU allocator").found == torch.cuda.get_allocator_backend()
+
+
+def test_the_command_prints_the_findings(tmp_path: Path):
+    ran = inside("doctor", "--json", folder=tmp_path)
+    assert ran.returncode == 0
+    record = json.loads(ran.stdout)
+    assert {"python", "torch", "threads", "cuda", "findings"} <= record.keys()
+    whats = [finding["what"] for finding in record["findings"]]
+    assert {"threads", "CPU allocator", "clock", "noise of timings"} <= set(whats)
+    assert "noise of timings" in inside("doctor", folder=tmp_path).stdout

@@ -1,0 +1,200 @@
+"""Data sets of the hub, from small files of the same columns, and the parsing of generated answers."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from gradcost.core.errors import BadInput
+from gradcost.core.key import Key
+from gradcost.tasks import hub, pretrained_files
+from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
+from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
+from gradcost.tasks.pretrained import CausalLm, Encoder
+from gradcost.tasks.sources import DataError
+from gradcost.tasks.task import IGNORED
+
+# ---- answers
+
+
+def test_the_final_number_is_the_answer():
+    """A substring test finds "5" in "15 apples ... #### 20" and counts a wrong answer as right."""
+    assert number_answer("15 apples and 5 pears are 20. #### 20") == 20
+    assert not is_right("15 apples ... #### 20", "#### 5", number_answer)
+    assert number_answer("#### 1,234.50 dollars") == Decimal("1234.5")
+    assert number_answer("so it costs $-3 or $7.") == 7
+    assert number_answer("#### 18\nQuestion: what is 5?") == 18
+    assert number_answer("-12") == -12
+    assert is_right("the answer is 18.0", "#### 18", number_answer)
+    assert number_answer("a #### none") is None
+
+
+def test_no_answer_is_never_right():
+    """An empty answer scored 1.0 in a published metric."""
+    for parse, gold in ((number_answer, "#### 7"), (choice_answer, "B"), (yes_no_answer, "yes")):
+        assert parse("") is None
+        assert not is_right("", gold, parse)
+        assert not is_right("I do not know", gold, parse)
+        assert is_right(gold, gold, parse)
+    with pytest.raises(ValueError, match="gold text has no answer"):
+        is_right("", "", number_answer)
+
+
+def test_a_choice_is_a_letter_and_not_an_article():
+    assert [choice_answer(text) for text in ("B", "(C)", " D. Paris", "A\nQuestion", "The answer is B.")] == list(
+        "BCDAB"
+    )
+    assert [choice_answer(text) for text in ("A dog is shown", "E", "Because", "The answer is a dog")] == [None] * 4
+    assert choice_answer("A man. The answer: (D)") == "D"
+
+
+def test_yes_and_no_are_first_words():
+    assert [yes_no_answer(text) for text in ("Yes, it is", "no.", "  NO", "nothing", "maybe yes")] == [
+        True,
+        False,
+        False,
+        None,
+        None,
+    ]
+
+
+# ---- data sets
+
+NEWS = [{"text": f"a b {number}", "label": number % 4} for number in range(40)]
+ROWS: dict[type[Any], tuple[dict[str, Any], str, int]] = {
+    AgNews: ({"text": "a b c", "label": 2}, "a b c", 2),
+    BoolQ: ({"question": "is a b", "passage": "a c", "answer": True}, "is a b?\na c", 1),
+    MultiRc: ({"paragraph": "a b", "question": "who ?", "answer": "c", "label": 0}, "who ? c\na b", 0),
+    Mmlu: (
+        {"question": "what ?", "choices": ["a", "b", "c", "d"], "answer": 3},
+        "what ?\nA. a\nB. b\nC. c\nD. d",
+        3,
+    ),
+}
+FILES = {AgNews: ("train", "test"), BoolQ: ("train", "validation"), MultiRc: ("train", "validation")} | {
+    Mmlu: ("auxiliary_train", "validation", "test")
+}
+
+
+def folder_of(path: Path, names: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    for name in names:
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return `datasets` with its cache in a temporary folder, or a stand-in that reads jsonl files alone."""
+    try:
+        import datasets.config
+    except ImportError:
+        return monkeypatch.setattr(hub, "require", lambda *_: _Jsonl)
+    return monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+class _Jsonl:
+    """A stand-in for `datasets` where it is not installed."""
+
+    @staticmethod
+    def load_dataset(source: str, name: None, folder: None, data_files: dict[str, str]) -> Any:
+        assert (source, name, folder) == ("json", None, None)
+        return {
+            part: [json.loads(line) for line in Path(path).read_text().splitlines()]
+            for part, path in data_files.items()
+        }
+
+
+@pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
+def test_the_columns_of_the_hub_become_texts_and_labels(kind: type[Any], tmp_path: Path, library: Any):
+    row, text, label = ROWS[kind]
+    task = kind(source=folder_of(tmp_path, FILES[kind], [row] * 20))
+    splits = task.texts()
+    assert {(one, other) for part in splits for one, other in zip(part.texts, part.labels, strict=True)} == {
+        (text, label)
+    }
+    assert task.texts is kind(source=task.source, batch=1).texts
+    assert len(splits.test.texts) == 20
+    held_out = 0 if kind is Mmlu else 2  # a tenth of the training split, where there is no third one
+    assert len(splits.train.texts) == 20 - held_out
+    assert len(splits.validation.texts) == (held_out or 20)
+
+
+def test_a_validation_split_is_taken_from_the_training_split(tmp_path: Path, library: Any):
+    task = AgNews(source=folder_of(tmp_path, ("train", "test"), NEWS))
+    train, validation, _ = task.texts()
+    assert len(validation.texts) == 4
+    assert sorted(train.texts + validation.texts) == sorted(row["text"] for row in NEWS)
+
+
+def test_a_task_of_the_hub_has_tokens(tmp_path: Path, library: Any):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "data").mkdir()
+    weights = tiny_models.encoder(tmp_path / "model")
+    task = AgNews(Encoder(weights), 4, 8, folder_of(tmp_path / "data", ("train", "test"), NEWS))
+    assert task.batch_at(Key(1), 0).x.shape == (4, 8)
+    assert task.objective(Key(1)).evaluate(task.batch_at(Key(1), 0), Key(1)).isfinite()
+
+
+def test_what_the_hub_cannot_give_is_explained(tmp_path: Path, library: Any):
+    with pytest.raises(DataError, match=r"holds no \.jsonl file: .* train\.jsonl and test\.jsonl"):
+        AgNews(source=str(tmp_path)).texts()
+    with pytest.raises(DataError, match="has no split 'test'; it has train"):
+        AgNews(source=folder_of(tmp_path, ("train",), NEWS)).texts()
+
+
+# ---- GSM8K
+
+
+@pytest.fixture
+def problems(tmp_path: Path, library: Any) -> Gsm8k:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "data").mkdir()
+    rows = [{"question": "what is a", "answer": "a b #### 1"}, {"question": "who", "answer": "c #### 2"}] * 10
+    rows += [{"question": "a " * 50, "answer": "#### 3"}]
+    weights = tiny_models.causal(tmp_path / "model")
+    return Gsm8k(CausalLm(weights), 3, 16, 5, folder_of(tmp_path / "data", ("train", "test"), rows))
+
+
+def test_only_the_answer_counts_and_long_examples_are_left_out(problems: Gsm8k):
+    test = problems.splits().test
+    decode = pretrained_files.tokenizer(problems.model.weights).decode  # pyright: ignore[reportAttributeAccessIssue]
+    assert test.x.shape == test.y.shape == (20, 16)
+    assert decode(test.y[0][test.y[0] != IGNORED]) == "a b #### 1 [END]"
+    assert decode(test.y[1][test.y[1] != IGNORED]) == "c #### 2 [END]"
+    counted = test.y != IGNORED
+    after = torch.cat([test.x[:, 1:], test.x[:, :1]], 1)
+    assert (after == test.y)[counted].all(), "y is x shifted by one token"
+
+
+def test_generated_answers_are_parsed(problems: Gsm8k, monkeypatch: pytest.MonkeyPatch):
+    model = problems.objective(Key(1)).model
+    split = problems.splits().test
+    monkeypatch.setattr(hub, "generate", lambda model, prompts, encode, tokens: ["1 2 #### 1"] * len(prompts))
+    found = problems.score(model, split)
+    assert found.accuracy == 0.5
+    assert found.loss > 0
+    assert 0 <= found.token_accuracy <= 1
+
+
+def test_a_continuation_does_not_depend_on_the_other_prompts_of_its_batch(problems: Gsm8k):
+    """With padding on the right, short prompts are continued after their padding."""
+    model = problems.objective(Key(1)).model
+    encode = pretrained_files.tokenizer(problems.model.weights)  # pyright: ignore[reportAttributeAccessIssue]
+    prompts = [torch.tensor(encode(text)["input_ids"]) for text in ("a b c d e f who what", "b", "c d")]
+    together = generate(model, prompts, encode, 6)
+    assert together == [generate(model, [prompt], encode, 6)[0] for prompt in prompts]
+    assert len(set(together)) > 1
+    assert model.training
+
+
+def test_gsm8k_needs_a_language_model_and_short_examples(problems: Gsm8k):
+    with pytest.raises(BadInput, match="causal language model"):
+        Gsm8k(Encoder()).splits()
+    with pytest.raises(BadInput, match="no example of"):
+        Gsm8k(problems.model, 3, 4, 5, problems.source).splits()

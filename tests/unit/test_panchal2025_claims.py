@@ -1,0 +1,95 @@
+"""The quantities of the headline claims of Panchal et al. 2025, from records whose values are known."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
+from gradcost.papers.claims import Verdict, verdict
+from gradcost.papers.panchal2025.headline import ACCURACY, COMPUTATIONS, CONVERGENCE, values
+from gradcost.papers.panchal2025.page import HEADERS, page, table_rows
+from gradcost.papers.panchal2025.study import Length, Reproduction
+from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord, trial_record
+
+FORWARDS = {"BP-Vanilla": 2.0, "BP-Checkpointing": 3.0, "FmAD-Vanilla": 2.0, "MeZO": 2.0}
+
+
+def record(method: str, seed: int, accuracy: float, reached: int | None) -> TrialRecord:
+    test = {"loss": 1.0, "accuracy": accuracy, "targets": 500, "of": 500}
+    return trial_record(
+        {"trial": f"{method}{seed}", "method": method, "estimator": "-", "optimizer": "-", "phase": "final"}
+        | {"lr": 0.1, "seed": seed, "status": "finished", "steps": 900, "test": test, "reached": reached}
+        | {"curve": {"step": [900], "loss": [1.0]}}
+    )
+
+
+def test_each_quantity_is_the_largest_over_methods_for_each_seed():
+    trials = [
+        record("BP-Vanilla", 1, 0.99, 10),
+        *(record("BP-Checkpointing", seed, 0.9, 100) for seed in (1, 2)),
+        *(record("FmAD-Vanilla", seed, 0.8, 125) for seed in (1, 2)),
+        record("MeZO", 1, 0.7, 300),
+        record("MeZO", 2, 0.85, None),
+    ]
+    found = values(trials, FORWARDS)
+    assert found["accuracy"] == pytest.approx((20.0, 10.0))
+    assert found["convergence"] == pytest.approx((100 * (1 - 100 / 300), 100.0))
+    assert found["computations"] == pytest.approx((2.0, inf))  # 300 * 2 / (100 * 3)
+
+
+def test_without_the_target_there_is_no_speed_and_without_rivals_nothing():
+    alone = values([record("BP-Checkpointing", 1, 0.9, 100)], FORWARDS)
+    assert alone == {"accuracy": (), "convergence": (), "computations": ()}
+    slow = values([record("BP-Checkpointing", 1, 0.3, None), record("MeZO", 1, 0.2, None)], FORWARDS)
+    assert slow == {"accuracy": pytest.approx((10.0,)), "convergence": (), "computations": ()}
+
+
+def test_the_published_numbers_hold_against_themselves_and_fail_on_the_other_side():
+    for claim, number in ((ACCURACY, 31.1), (CONVERGENCE, 34.8), (COMPUTATIONS, 3.8)):
+        assert verdict(claim, [number] * 3) == Verdict.HOLDS
+        assert claim.reference is not None
+        assert verdict(claim, [claim.reference - 0.5] * 3) == Verdict.FAILS
+        assert verdict(claim, [number + 20] * 3) == Verdict.DIRECTION
+
+
+def recorded() -> Results:
+    trials = [
+        *(record("BP-Checkpointing", seed, 0.9, 100) for seed in (1, 2, 3)),
+        *(record("FmAD-Vanilla", seed, 0.7 + seed / 100, 450) for seed in (1, 2, 3)),
+        record("MeZO", 1, 0.5, 600),
+        *(record("MeZO", seed, 0.5, None) for seed in (2, 3)),
+    ]
+    study = StudyRecord("Trec()", "trec", "minilm", (), (1, 2, 3), 1, 900, 0.8, "AdamW", 32)
+    return Results(study, {"torch": "0"}, tuple(trials), (Cost("MeZO", "mezo()", peak_bytes=2**20),), ())
+
+
+LENGTHS = (
+    Length("BP-Vanilla", backprop(), 2.0, 900),
+    Length("BP-Checkpointing", checkpointed(), 3.0, 600),
+    Length("FmAD-Vanilla", forward_gradient(), 2.0, 900),
+    Length("MeZO", mezo(), 2.0, 900),
+)
+
+
+def test_the_table_has_a_row_per_method_and_a_ratio_only_where_all_runs_reach_the_target():
+    rows = {row[0]: dict(zip(HEADERS, row, strict=True)) for row in table_rows(recorded(), LENGTHS)}
+    assert set(rows["BP-Vanilla"].values()) == {"BP-Vanilla", "2.00", "900", "–"}, "not run"
+    assert rows["FmAD-Vanilla"]["test accuracy"].startswith("72 [")
+    assert rows["FmAD-Vanilla"]["step at target"] == "450"
+    assert rows["FmAD-Vanilla"]["FLOPs"].startswith("3 [")  # 450 * 2 / (100 * 3)
+    assert rows["MeZO"]["step at target"] == "not reached (1 of 3)"
+    assert rows["MeZO"]["FLOPs"] == "above 6 (2 of 3 runs)"  # 900 * 2 / (100 * 3)
+    assert rows["MeZO"]["memory"] == "1 MiB"
+
+
+def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
+    reproduction = Reproduction(methods=("BP-Checkpointing", "FmAD-Vanilla", "ZO-SVRG, as coded"), seeds=3)
+    text = page(recorded(), reproduction, LENGTHS, "gradcost reproduce", "`folder`")
+    for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS):
+        assert f"### {claim.name}" in text
+    assert text.count("(reduced scale)") >= 3
+    assert "40 [40, 40], 3 seeds" in text, "accuracy: 90% less 50% of MeZO"
+    assert "- ZO-SVRG: It updates along eps z, not z." in text
+    assert "- FmAD-Vanilla:" not in text

@@ -1,0 +1,213 @@
+"""`gradcost train`: train a task or a model of one's own, resume with the same bits, also after `kill -9`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gradcost
+from gradcost import Adam, Key, mezo
+from gradcost.cli.check import _presets
+from gradcost.cli.train import train_model
+from gradcost.cli.train_options import TrainOptions
+from gradcost.tasks.digits import Digits
+from gradcost.training import SGD, recorded
+from gradcost.training.recorded import CHECKPOINT, LOSSES
+from in_process import inside
+
+FILES = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def make():
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3))
+
+def with_loss():
+    return make(), lambda model, batch: model(batch["x"]).square().mean()
+
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(24, 6, generator=generator), torch.randint(3, (24,), generator=generator)
+
+def loader(size):
+    return DataLoader(TensorDataset(*rows()), size, shuffle=True)
+
+def listed(size):
+    x, y = rows()
+    return [(x[i:i + size], y[i:i + size]) for i in range(0, 24, size)]
+
+def one(size):
+    return {"x": rows()[0][:size]}
+
+class Endless:
+    def __iter__(self):
+        while True:
+            yield one(8)
+
+def endless(size):
+    return Endless()
+"""
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> Any:
+    ran = inside("train", *arguments, folder=folder)
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran
+
+
+def content(folder: Path) -> tuple[bytes, str]:
+    return (folder / "weights.safetensors").read_bytes(), (folder / LOSSES).read_text()
+
+
+def test_a_task_is_trained_as_by_the_library(tmp_path: Path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    arguments = ["mezo(1e-3)", "--optimizer", "Adam(0.01)", "--task", "Digits(batch=16)", "--steps", "5"]
+    ran = run(tmp_path, *arguments, "--seed", "3", "-o", "out", "--json")
+    steps = list(gradcost.train(Digits(batch=16), mezo(1e-3), Adam(0.01), Key(3), 5))
+    saved = safetensors.load_file(str(tmp_path / "out" / "weights.safetensors"))
+    assert all(torch.equal(saved[name], p) for name, p in steps[-1].objective.model.named_parameters())
+    lines = (tmp_path / "out" / LOSSES).read_text().splitlines()
+    assert lines == ["step,loss", *(f"{step.number},{float(step.loss)!r}" for step in steps)]
+    assert json.loads(ran.stdout)["loss"] == float(steps[-1].loss)
+
+
+@pytest.mark.parametrize("way", [[], ["--log"]], ids=["checkpoint", "log"])
+def test_a_resumed_run_has_the_files_of_one_run(tmp_path: Path, way: list[str]):
+    arguments = ["mezo(1e-3)", "--optimizer", "AdamW(0.01)", "--task", "Digits(batch=16)", *way]
+    run(tmp_path, *arguments, "--steps", "7", "-o", "whole")
+    run(tmp_path, *arguments, "--steps", "4", "-o", "parts")
+    refused = run(tmp_path, *arguments, "--steps", "7", "-o", "parts", code=2)
+    assert "add --resume" in refused.stderr
+    run(tmp_path, *arguments, "--steps", "7", "-o", "parts", "--resume")
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    run(tmp_path, *arguments, "--steps", "7", "-o", "parts", "--resume")
+    assert content(tmp_path / "parts") == content(tmp_path / "whole"), "a complete run stays as it is"
+    other = [*arguments]
+    other[0] = "spsa(1e-3)"
+    refused = run(tmp_path, *other, "--steps", "9", "-o", "parts", "--resume", code=2)
+    assert "has the method" in " ".join(refused.stderr.split())
+    swapped = [part for part in arguments if part != "--log"] + ([] if way else ["--log"])
+    refused = run(tmp_path, *swapped, "--steps", "9", "-o", "parts", "--resume", code=2)
+    assert ("add --log" if way else "leave --log out") in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "steps"), [("make", "loader", 3), ("make", "listed", 3), ("with_loss", "one", 1)]
+)
+def test_a_model_and_data_of_one_s_own(tmp_path: Path, model: str, data: str, steps: int):
+    (tmp_path / "my.py").write_text(FILES)
+    arguments = ["forward_gradient(2)", "--optimizer", "SGD(0.1)", "--model", f"my.py:{model}"]
+    arguments += ["--data", f"my:{data}", "--batch", "8"]
+    run(tmp_path, *arguments, "-o", "a")
+    assert len((tmp_path / "a" / LOSSES).read_text().splitlines()) == 1 + steps
+    run(tmp_path, *arguments, "-o", "b", "--steps", str(steps + 2))
+    run(tmp_path, *arguments, "-o", "a", "--steps", str(steps + 2), "--resume")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_wrong_options_are_refused_with_a_way_out(tmp_path: Path):
+    (tmp_path / "my.py").write_text(FILES)
+    base = ["mezo()", "--optimizer", "SGD(0.1)", "-o", "out"]
+    for further, message in [
+        (["--model", "my.py:make"], "add --data"),
+        (["--data", "my.py:loader"], "add --model"),
+        (["--data", "my.py:loader", "--model", "my.py:make", "--task", "digits"], "--task cannot be combined"),
+        (["--data", "my.py:absent", "--model", "my.py:make"], "defines no absent"),
+        (["--data", "my.py:endless", "--model", "my.py:make"], "has no length"),
+    ]:
+        ran = run(tmp_path, *base, *further, code=2)
+        assert message in " ".join(ran.stderr.split()), ran.stderr
+    ran = run(tmp_path, "backprop()", *base[1:], "--log", "--steps", "2", code=2)
+    assert "cannot be logged" in " ".join(ran.stderr.split())
+    ran = run(tmp_path, *base[:3], "-o", "plan", "--dry-run", "--steps", "9")
+    assert "4,810 weights" in ran.stdout
+    assert not (tmp_path / "plan").exists()
+
+
+def test_losses_after_the_checkpoint_are_written_once(tmp_path: Path):
+    """The run stopped after step 3, its checkpoint is of step 1, and the last line is incomplete."""
+    arguments = (Digits(batch=16), mezo(1e-3), SGD(0.01), Key(5))
+    list(recorded(gradcost.train(*arguments, 2, tmp_path / CHECKPOINT), tmp_path))
+    with (tmp_path / LOSSES).open("a") as file:
+        file.write("2,0.5\n3,0.")
+    resumed = [step.number for step in recorded(gradcost.train(*arguments, 5, tmp_path / CHECKPOINT), tmp_path)]
+    assert resumed == [2, 3, 4]
+    expected = [f"{step.number},{float(step.loss)!r}" for step in gradcost.train(*arguments, 5)]
+    assert (tmp_path / LOSSES).read_text().splitlines()[1:] == expected
+
+
+# ---- kill -9
+
+
+def options(folder: Path, method: str, optimizer: str) -> TrainOptions:
+    return TrainOptions(
+        method, folder, optimizer, task="Digits(batch=16)", steps=8, seed=1, resume=True, every=0.0, as_json=True
+    )
+
+
+def work(folder: Path, method: str, optimizer: str) -> None:
+    torch.set_num_threads(1)
+    train_model(options(folder, method, optimizer))
+    os._exit(0)
+
+
+def started(folder: Path, method: str, optimizer: str) -> Any:
+    """Start a run in a process that is forked from one with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    loaded = [name for name in sys.modules if name.startswith("gradcost.") and "user_code" not in name]
+    context.set_forkserver_preload(["gradcost.studies.preload", "sklearn.datasets", *loaded])
+    child = context.Process(target=work, args=(folder, method, optimizer))
+    child.start()
+    return child
+
+
+def wait_for_step(child: Any, losses: Path, count: int) -> None:
+    while child.is_alive() and not (losses.exists() and losses.read_bytes().count(b"\n") > count):
+        time.sleep(0.001)
+
+
+OPTIMIZERS = ("SGD(lr=0.01)", "Nesterov(lr=0.01)", "Adam(lr=0.01)", "AdamW(lr=0.01)")
+FURTHER = (
+    "VarianceReduced(mezo(1e-3), every=3)",
+    "Probing(Jvp(), LazyLowRank(rank=2, every=3))",
+    "Momentum(mezo(1e-3))",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_is_killed_at_a_random_moment_resumes_with_the_same_bits(optimizer: str, tmp_path: Path):
+    """Every preset without a required argument and three stateful methods, with each optimizer: 56 kills."""
+    moments, interrupted = random.Random(optimizer), 0
+    methods = [*_presets(), *FURTHER]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number, method in enumerate(methods):
+            whole, killed = tmp_path / f"{number}-whole", tmp_path / f"{number}-killed"
+            train_model(options(whole, method, optimizer))
+            child = started(killed, method, optimizer)
+            wait_for_step(child, killed / LOSSES, moments.randint(1, 7))
+            time.sleep(moments.uniform(0.0, 0.01))
+            child.kill()
+            child.join()
+            interrupted += not (killed / "weights.safetensors").exists() and (killed / CHECKPOINT).exists()
+            again = started(killed, method, optimizer)
+            again.join()
+            assert again.exitcode == 0, method
+            assert content(killed) == content(whole), method
+    finally:
+        torch.set_num_threads(threads)
+    assert len(methods) == 14
+    assert interrupted >= 8, "kills between the first training checkpoint and the end"
