@@ -272,7 +272,7 @@ def endless(every: float) -> Iterator[str]:
                     self.wfile.write(bytes(1024))
                     time.sleep(every)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)

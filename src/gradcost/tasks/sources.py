@@ -243,7 +243,7 @@ def checksum(path: Path, algorithm: str) -> str:
 
 
 def _download(base_url: str, archive: Piece, path: Path) -> None:
-    requests = require("requests", "A download", "tasks")  # which pooch downloads with
+    _, requests = (require(name, "A download", "tasks") for name in ("pooch", "requests"))  # pooch brings requests
     try:
         timeout = (CONNECT_SECONDS, STALL_SECONDS)
         with requests.get(base_url + archive.name, stream=True, timeout=timeout) as answer, open(path, "wb") as file:
