@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -9,11 +10,12 @@ import struct
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ import pytest
 from gradcost.core.errors import MissingExtra
 from gradcost.core.files import cache_folder
 from gradcost.core.value import value
-from gradcost.tasks import data
+from gradcost.tasks import data, sources
 from gradcost.tasks.cifar10_png import CifarPngs, read_png
 from gradcost.tasks.data import Dataset
 from gradcost.tasks.last_lines import LastLines
@@ -256,6 +258,58 @@ def test_official_refuses_another_archive_a_missing_one_and_no_answer(served):
         data.fetch(toy(Official(url, archives)))
     with pytest.raises(DataError, match=r"no answer from 127\.0\.0\.1:9 \(ConnectionError\)"):
         data.fetch(toy(Official("http://127.0.0.1:9/", archives)))
+
+
+def endless(every: float) -> Iterator[str]:
+    """The address of a server whose files never end: a kilobyte after each pause."""
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1024))
+                    time.sleep(every)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("every", "limit", "told"),
+    [
+        (0.0, ("MOST_BYTES", 100_000), "a.bin.gz has more than 100,000 bytes"),
+        (0.1, ("DOWNLOAD_SECONDS", 0.5), r"a.bin.gz was not complete after 0.5 s"),
+    ],
+)
+def test_a_download_that_never_ends_is_refused(cache, monkeypatch, every, limit, told):
+    monkeypatch.setattr(sources, *limit)
+    addresses = endless(every)
+    with pytest.raises(DataError, match=told):
+        data.fetch(toy(Official(next(addresses), (Piece("a.bin.gz", "0" * 32),))))
+    next(addresses, None)
+    assert everything_in(cache) == set()
+
+
+def test_a_file_of_an_absurd_size_is_refused(served, cache, monkeypatch):
+    url, folder = served
+    archives = gzipped(folder)
+    packed(folder / "toy.tar.gz")
+    archive = Piece("toy.tar.gz", md5((folder / "toy.tar.gz").read_bytes()))
+    monkeypatch.setattr(sources, "MOST_BYTES", 4000)
+    with pytest.raises(DataError, match=r"a\.bin has more than 4,000 bytes"):
+        data.fetch(toy(Official(url, archives)))
+    with pytest.raises(DataError, match=r"a\.bin in the archive has 5,000 bytes, more than 4,000"):
+        data.fetch(toy(OfficialTar(url, archive, MEMBERS)))
+    assert everything_in(cache) == set()
 
 
 def test_files_are_downloaded_as_they_are_and_verified(served, cache):

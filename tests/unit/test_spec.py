@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import re
+import warnings
 from collections import Counter
 from typing import get_args, get_type_hints
 
@@ -209,6 +210,13 @@ def test_a_mutated_expression_is_a_value_or_a_sentence(number: int):
             counts["a value"] += 1
     print(counts)
     assert min(counts.values()) > 0.05 * number
+
+
+def test_an_expression_with_a_warning_of_python_is_one_sentence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(gradcost.BadInput):
+            spec.method("mezo(probes=1or 2)")
 
 
 def test_a_whole_number_for_a_float_is_the_same_value_with_the_same_text():

@@ -15,6 +15,7 @@ from test_study import finished, write_study
 import behaves
 from behaves import Behaves
 from gradcost import SGD, Trial, backprop
+from gradcost.core.notes import Note
 from gradcost.studies import processes
 from gradcost.studies.executors import Local
 from gradcost.studies.processes import Record, Work
@@ -78,6 +79,29 @@ def test_a_trial_that_hangs_ends_at_its_time_limit(tmp_path: Path, kind: str):
     assert (record["status"], record["reason"]) == ("failed", "its process was ended at the time limit of a trial")
     assert 4 <= time.monotonic() - start < 60
     assert remaining(tmp_path / "pids") == []
+
+
+def test_a_trial_that_saves_no_step_for_long_is_noticed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "HANGS_LEAST", 2.0)
+    trial = Trial(Behaves(kind="sleep", pids=str(tmp_path / "pids")), "slow", backprop(), SGD(0.1), 2, "tune", 0)
+    work = Work("code", tmp_path, behaves.__file__, every=0.1, trial_timeout=8.0)
+    with pytest.warns(Note, match=r"of slow has saved no step for \d+ s, so it may hang.*--trial-timeout") as notes:
+        (record,) = Local(1).perform([trial], work)
+    assert len(notes) == 1
+    assert record["status"] == "failed"
+
+
+def test_a_saved_step_is_progress(tmp_path: Path):
+    path = tmp_path / "checkpoint"
+    progress = processes._Progress(path, limit=0.2)
+    for content in ("1", "2", "3"):
+        time.sleep(0.15)
+        path.write_text(content)
+        progress.check({"trial": "1f", "method": "a"})
+    time.sleep(0.25)
+    with pytest.warns(Note, match="trial 1f of a"):
+        progress.check({"trial": "1f", "method": "a"})
+    progress.check({"trial": "1f", "method": "a"})
 
 
 def test_a_record_is_yielded_before_the_worker_is_waited_for(tmp_path: Path):

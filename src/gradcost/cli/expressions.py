@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import types
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from math import isinf
@@ -33,7 +34,9 @@ def tree(text: str) -> ast.expr:
     if len(text) > LONGEST:
         raise BadInput(f"an expression has at most {LONGEST:,} characters, and {_short(text)} has {len(text):,}.")
     try:
-        expression = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # such as of `1or 2`, which is refused in any case
+            expression = ast.parse(text, mode="eval").body
     except (RecursionError, MemoryError):
         raise BadInput(f"{_short(text)} is nested too deep.") from None
     except SyntaxError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from unicodedata import category
 
+_NUMBERS = frozenset({int, float, bool, type(None)})
+
 
 def printable(text: str, keep: str = "") -> str:
     """Return the text with each character that a terminal or a page would not show replaced by its escape sequence.
@@ -30,6 +32,6 @@ def all_printable(tree: Any) -> Any:
         return printable(tree)
     if isinstance(tree, dict):
         return {all_printable(name): all_printable(item) for name, item in tree.items()}
-    if isinstance(tree, list | tuple) and any(isinstance(item, str | dict | list | tuple) for item in tree):
+    if isinstance(tree, list | tuple) and not _NUMBERS.issuperset(map(type, tree)):
         return type(tree)(map(all_printable, tree))
     return tree

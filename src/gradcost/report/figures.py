@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcost.core.errors import require
 from gradcost.report import breakdown, estimates, losses, series, tunings
 from gradcost.report.theme import (
     BYTES,
@@ -28,6 +29,11 @@ from gradcost.results.wording import number, size
 
 def figures(results: Results) -> list[Figure]:
     """Return every figure that the results have data for, accuracy against memory first."""
+    with require("altair.utils.schemapi", "A report", "report").debug_mode(False):  # the tests validate every figure
+        return _drawn(results)
+
+
+def _drawn(results: Results) -> list[Figure]:
     drawn = [frontier(results), *losses.validation(results), losses.training(results), memory(results)]
     drawn += [forwards(results), milliseconds(results)]
     drawn += [

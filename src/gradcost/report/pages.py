@@ -9,6 +9,7 @@ Needs the extra gradcost[report].
 
 from __future__ import annotations
 
+import contextlib
 import json
 from base64 import b64encode
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from gradcost.core.errors import require
+from gradcost.core.errors import MissingExtra, require
+from gradcost.core.files import cache_folder, write_whole
 from gradcost.report.theme import Figure
+
+_EMBED = "window.vegaEmbed = vegaEmbed;"
 
 
 def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
@@ -35,7 +39,7 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
     """
     jinja2, safe = require("jinja2", "A report", "report"), require("markupsafe", "A report", "report").Markup
     scripts = [
-        require("vl_convert", "A report", "report").javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        _vega(),
         _packaged("report.js"),
     ]
     specs = {figure.name: {k: v for k, v in figure.spec.items() if k != "$schema"} for figure in drawn}
@@ -50,6 +54,27 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
         scripts=[safe(script) for script in scripts],
         **context,
     )
+
+
+def _vega() -> str:
+    """Return the JavaScript of Vega. It is kept in the cache folder, because making it takes a second and 100 MiB."""
+    converter = require("vl_convert", "A report", "report")
+    try:
+        path = cache_folder() / f"vega-{converter.__version__}.js"
+    except MissingExtra:
+        return converter.javascript_bundle(_EMBED)
+    with contextlib.suppress(OSError, ValueError):
+        checksum, _, script = path.read_text("utf-8").partition("\n")
+        if checksum == _checksum(script):
+            return script
+    script = converter.javascript_bundle(_EMBED)
+    with contextlib.suppress(OSError):
+        write_whole(path, f"{_checksum(script)}\n{script}")
+    return script
+
+
+def _checksum(script: str) -> str:
+    return f"// {sha256(script.encode()).hexdigest()}"
 
 
 def cell(label: str, text: str) -> dict[str, Any]:

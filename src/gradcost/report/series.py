@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from math import ceil, inf, isfinite
-from statistics import mean, median
+from statistics import fmean, median
 from typing import Any
 
 from gradcost.results.records import Curve, Results
 from gradcost.results.statistics import expected_best, time_to_target
 from gradcost.results.summary import MethodSummary, span, summarise, tuning
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import final_runs, runs_of
 from gradcost.results.wording import percent
 
 WINDOWS = 100  # largest number of points of a thinned curve
@@ -47,7 +47,7 @@ def _stride(steps: tuple[int, ...]) -> int:
     return steps[1] - steps[0] if len(steps) > 1 else 1
 
 
-def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = mean) -> list[dict[str, Any]]:
+def curves(results: Results, points: Points, gather: Callable[[list[float]], float] = fmean) -> list[dict[str, Any]]:
     """Return the median over seeds at each step, and the lowest and highest seed.
 
     From its divergence on, the value of a run counts as infinite. A step whose median is infinite has no row.
@@ -63,7 +63,7 @@ def curves(results: Results, points: Points, gather: Callable[[list[float]], flo
     rows = []
     for method in _methods(results):
         by_step: dict[int, dict[int, float]] = {}  # the value of each run, by the index of the run
-        runs = [trial for trial in finals(results.trials, method) if trial.status in _ENDED]
+        runs = [trial for trial in final_runs(results, method) if trial.status in _ENDED]
         for i, trial in enumerate(runs):
             for step, value in _thinned(*points(trial.curve), width, gather):
                 by_step.setdefault(step, {})[i] = value
@@ -93,6 +93,8 @@ def _thinned(
     gather: Callable[[list[float]], float],
 ) -> list[tuple[int, float]]:
     """Return (step, value) for each window of `width` steps; the step is the middle of the window."""
+    if width == 1:
+        return [(step, value) for step, value in zip(steps, values, strict=False) if value is not None]
     if not steps:
         return []
     windows: dict[int, list[float]] = {}
@@ -100,7 +102,7 @@ def _thinned(
     for step, value in zip(steps, values, strict=False):
         if value is not None:
             windows.setdefault((step - first) // width, []).append(value)
-    middle = 0 if width == 1 else (width - stride) // 2
+    middle = (width - stride) // 2
     return [(first + i * width + middle, gather(members)) for i, members in windows.items()]
 
 
@@ -119,7 +121,7 @@ def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
         texts = {"middle": percent(accuracy.median), "reach": span(accuracy), "lost": not isfinite(accuracy.median)}
         family = re.sub(r"\d[\d.e-]*", "#", f"{row.estimator} {row.optimizer}")
         rows.append({**place, **ends, **texts, "seeds": accuracy.n, "family": family})
-        for trial in finals(results.trials, row.method):
+        for trial in final_runs(results, row.method):
             run = {**place, "seed": trial.seed, "status": trial.status}
             if trial.status == "diverged":
                 diverged.append(run)
@@ -145,7 +147,7 @@ def grid(results: Results) -> list[dict[str, Any]]:
     methods = summarise(results)
     height = min(0.035, 0.25 / max(len(methods), 1))
     for row in methods:
-        tried = tuning(results.trials, row.method)
+        tried = tuning(runs_of(results, row.method), row.method)
         cross_row += any(t.status == "diverged" for t in tried)
         for trial in tried:
             point = {"method": row.method, "lr": trial.lr, "status": trial.status}
@@ -183,7 +185,7 @@ def spikes(results: Results) -> tuple[Rows, dict[str, tuple[int, int]]]:
     """Return one row per spike of the final runs, and {method: (number of spikes, number of slopes)}."""
     rows, counted = [], {}
     for method in _methods(results):
-        runs = [run for run in finals(results.trials, method) if run.slopes]
+        runs = [run for run in final_runs(results, method) if run.slopes]
         if runs:
             slopes = [run.slopes or {} for run in runs]
             counted[method] = (sum(each["spikes"] for each in slopes), sum(each["number"] for each in slopes))
@@ -208,7 +210,7 @@ def expected(results: Results) -> list[dict[str, Any]]:
     rows = []
     for method in _methods(results):
         scores = []
-        for run in tuning(results.trials, method):
+        for run in tuning(runs_of(results, method), method):
             accuracy = run.validation.accuracy if run.validation else None
             if run.status == "diverged":
                 accuracy = results.study.chance or 0.0
@@ -228,7 +230,7 @@ def reaching(results: Results) -> tuple[list[dict[str, Any]], bool, list[str]]:
         (rows, timed, never). timed: True for times in seconds, False for steps because some method has no seconds per
         step. never: methods that never reached the target; they have no rows.
     """
-    ended = {m: [t for t in finals(results.trials, m) if t.status in _ENDED] for m in _methods(results)}
+    ended = {m: [t for t in final_runs(results, m) if t.status in _ENDED] for m in _methods(results)}
     runs = {method: trials for method, trials in ended.items() if trials}
     seconds = {cost.method: cost.ms / 1000 for cost in results.costs if cost.ms is not None}
     timed = set(runs) <= set(seconds)

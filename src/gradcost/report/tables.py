@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gradcost.core.metric import Metric
 from gradcost.results.records import Results, StudyRecord, TrialRecord
 from gradcost.results.summary import MethodSummary, metric_text, span, summarise, tuning
-from gradcost.results.tuning import chosen, finals
+from gradcost.results.tuning import chosen, final_runs, runs_of
 from gradcost.results.wording import (
     DASH,
     alike,
@@ -172,11 +172,11 @@ def audit(results: Results) -> Table:
 
 def _tuning(results: Results, row: MethodSummary) -> list[str]:
     """Return the cells of one method in the tuning table."""
-    tried = tuning(results.trials, row.method)
-    best = chosen((t for t in results.trials if t.phase != "final"), row.method)
+    tried = tuning(runs_of(results, row.method), row.method)
+    best = chosen((t for t in runs_of(results, row.method) if t.phase != "final"), row.method)
     winner = [t for t in tried if t.lr == best and t.status == "finished" and t.validation]
     scores = [t.validation.score for t in winner if t.validation and t.validation.score is not None]
-    trained = finals(results.trials, row.method)
+    trained = final_runs(results, row.method)
     done = len({t.lr for t in tried if t.status == "finished"})
     return [
         row.method,
@@ -192,8 +192,9 @@ def _tuning(results: Results, row: MethodSummary) -> list[str]:
 
 def _tuning_notes(results: Results, row: MethodSummary, tried: list[TrialRecord], best: float | None) -> list[str]:
     """Return the notes of one method in the tuning table."""
-    added = [lr for lr in row.grid if lr not in _common_grid(results)]
-    confirmed = [t for t in results.trials if t.method == row.method and t.phase == "confirm"]
+    common = _common_grid(results)
+    added = [lr for lr in row.grid if lr not in common]
+    confirmed = [t for t in runs_of(results, row.method) if t.phase == "confirm"]
     notes = []
     if added and len(added) < len(row.grid) / 2:  # else the methods have grids of their own
         notes.append(f"{count(len(added), 'extra point')}: {listed([rate(lr) for lr in added])}")

@@ -9,7 +9,7 @@ from math import isfinite, log, log10
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.summary import is_exact
-from gradcost.results.tuning import best, scores
+from gradcost.results.tuning import best, runs_of, scores
 
 GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
 EXPLODED = 100.0  # a finished run has exploded if its loss is above so many times that of guessing
@@ -76,7 +76,7 @@ def at_given_rates(results: Results) -> set[str]:
     """
     tuned = {run.method for run in results.trials if run.phase == "tune"}
     untuned = {run.method for run in results.trials if run.phase == "final"} - tuned
-    kinds = {is_exact(run for run in results.trials if run.method == method) for method in untuned}
+    kinds = {is_exact(runs_of(results, method)) for method in untuned}
     return untuned if len(kinds) == 2 else set()
 
 

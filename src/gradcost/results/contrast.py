@@ -13,7 +13,7 @@ from math import inf
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.statistics import Interval, SignFlip, interval, probability_better, sign_flip
 from gradcost.results.targets import best_estimated, reference
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import final_runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def planned_contrast(results: Results) -> Contrast | None:
 
 def _accuracies(results: Results, method: str) -> dict[int, float]:
     """The test accuracy of each seed; -inf where the run diverged."""
-    return {run.seed: value for run in finals(results.trials, method) if (value := _accuracy(run)) is not None}
+    return {run.seed: value for run in final_runs(results, method) if (value := _accuracy(run)) is not None}
 
 
 def _accuracy(run: TrialRecord) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import require
 from gradcost.results.records import Results, TrialRecord, read
+
+PART = 500  # number of trials whose curves are in memory at once
 
 # Fields of TrialRecord without a column of the same name.
 _NESTED = ("curve", "validation", "test", "slopes", "environment")
@@ -34,13 +36,21 @@ def _row(run: TrialRecord) -> dict[str, Any]:
     return row
 
 
-def curves(results: Results) -> Iterator[dict[str, Any]]:
-    """Yield one row per point of a curve: "trial", "step", "what" (the field of `Curve`) and "value"."""
-    for run in results.trials:
+def curves(runs: Iterable[TrialRecord]) -> dict[str, list[Any]]:
+    """Return the points of the curves as columns: "trial", "step", "what" (the field of `Curve`) and "value".
+
+    Args:
+        runs: records of trials.
+    """
+    columns: dict[str, list[Any]] = {"trial": [], "step": [], "what": [], "value": []}
+    for run in runs:
         for step_name, name in _CURVES:
-            numbers = getattr(run.curve, name)  # empty for slopes that were not measured
-            for step, number in zip(getattr(run.curve, step_name)[: len(numbers)], numbers, strict=True):
-                yield {"trial": run.trial, "step": step, "what": name, "value": number}
+            values = getattr(run.curve, name)  # empty for slopes that were not measured
+            columns["trial"] += [run.trial] * len(values)
+            columns["step"] += getattr(run.curve, step_name)[: len(values)]
+            columns["what"] += [name] * len(values)
+            columns["value"] += values
+    return columns
 
 
 def write(folder: Path, path: Path) -> tuple[Path, Path]:
@@ -62,10 +72,11 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     curves_path = path.with_name(f"{path.stem}.curves{path.suffix}")
     text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     types = {"trial": text, "step": integer, "what": text, "value": real}
-    parquet.write_table(
-        pyarrow.Table.from_pylist(list(curves(results)), pyarrow.schema(list(types.items()))),
-        curves_path,
-    )
+    schema = pyarrow.schema(list(types.items()))
+    with parquet.ParquetWriter(curves_path, schema) as writer:
+        for start in range(0, len(results.trials), PART):
+            part = results.trials[start : start + PART]
+            writer.write_table(pyarrow.Table.from_pydict(curves(part), schema))
     rows = trials(results)
     names = [*rows[0]] if rows else []
     numbers = dict.fromkeys(("seed", "steps", "reached"), integer) | {

@@ -22,6 +22,7 @@ from gradcost.core.note import Note
 RECORDS = "records.jsonl"
 CHECKSUM = "crc"
 _SEAL = re.compile(rb',\s*"crc":\s*"([0-9a-f]{8})"\s*}\s*$')
+_LARGE = re.compile(rb"\d{20}|[eE]\+?\d{3}")  # may be a number that is not finite, or too long; others are fast
 _MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before UTF-8
 
 
@@ -95,7 +96,8 @@ def _parsed(text: bytes, has_checksum: bool = False) -> dict[str, Any]:
     seal = _SEAL.search(text, max(0, len(text) - 60))
     if has_checksum and seal is None:
         raise ValueError("it has no checksum")
-    content = json.loads(text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
+    numbers = {"parse_float": _finite, "parse_int": _whole} if _LARGE.search(text) else {}
+    content = json.loads(text, parse_constant=lambda _: None, **numbers)
     if seal is not None and zlib.crc32(text[: seal.start()]) != int(seal[1], 16):
         raise ValueError("its checksum differs")
     if not isinstance(content, dict):

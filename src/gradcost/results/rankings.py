@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isinf
 
+import numpy as np
+
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import (
     Interval,
@@ -23,7 +25,7 @@ from gradcost.results.statistics import (
     probability_better,
 )
 from gradcost.results.summary import summarise
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import final_runs
 from gradcost.results.wording import count, duration, flops, size
 
 SWEEP = 48  # number of budgets at which the leader is determined
@@ -81,7 +83,7 @@ def final_curves(results: Results) -> list[FinalCurves]:
     costs = {cost.method: cost for cost in results.costs}
     curves = []
     for row in summarise(results):
-        ended = [t for t in finals(results.trials, row.method) if t.status in ("finished", "diverged")]
+        ended = [t for t in final_runs(results, row.method) if t.status in ("finished", "diverged")]
         runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in t.curve.validation_accuracy)]
         finished = [t.steps for t in runs if t.status == "finished"]
         evaluated = [t.curve.validation_step[0] for t in runs if t.curve.validation_step]
@@ -119,6 +121,18 @@ def _interpolated(steps: list[float], values: list[float], step: float) -> float
         return left
     fraction = (step - steps[right - 1]) / (steps[right] - steps[right - 1])
     return left + fraction * (values[right] - left)
+
+
+def _interpolated_at(steps: list[float], values: list[float], at: np.ndarray) -> np.ndarray:
+    """`_interpolated` for an array of steps."""
+    x, y = np.array(steps, dtype=float), np.array(values, dtype=float)
+    found = np.searchsorted(x, at)
+    right = np.minimum(found, len(x) - 1)
+    left = np.maximum(right - 1, 0)
+    with np.errstate(invalid="ignore"):  # differences of infinite values, which are replaced below
+        between = y[left] + (at - x[left]) / np.maximum(x[right] - x[left], 1e-300) * (y[right] - y[left])
+    between = np.where(np.isinf(y[right]) | np.isinf(y[left]), y[left], between)
+    return np.where((found == len(x)) | (right == 0) | (x[right] == at), y[right], between)
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,8 @@ def _by_resource(results: Results, curves: Sequence[FinalCurves], resource: Reso
     budget = min(each.steps * costs[each.method] for each in measured)
     smallest = min(min(each.first * costs[each.method] for each in measured), budget)
     budgets = [smallest * (budget / smallest) ** (i / (SWEEP - 1)) for i in range(SWEEP - 1)] + [budget]
-    leaders = [(_standings(measured, {m: b / cost for m, cost in costs.items()})[0].method, b) for b in budgets]
+    ranks = _ranks(measured, {method: [b / cost for b in budgets] for method, cost in costs.items()})
+    leaders = [(max(ranks, key=lambda method: ranks[method][i]), b) for i, b in enumerate(budgets)]
     out = [
         (each.method, f"the {resource.noun} of a step were not measured") for each in curves if each not in measured
     ]
@@ -228,10 +243,11 @@ def _by_memory(results: Results, curves: Sequence[FinalCurves]) -> Ranking | Non
     if not within:
         return None
     steps: dict[str, float] = {each.method: each.steps for each in within}
-    leaders = []
-    for limit in sorted({peaks[each.method] for each in within}):
-        fitting = [each for each in within if peaks[each.method] <= limit]
-        leaders.append((_standings(fitting, steps)[0].method, float(limit)))
+    ranks = _ranks(within, {method: [taken] for method, taken in steps.items()})
+    leaders = [
+        (max((method for method in ranks if peaks[method] <= limit), key=ranks.__getitem__), float(limit))
+        for limit in sorted({peaks[each.method] for each in within})
+    ]
     leaders.append((leaders[-1][0], float(budget)))
     out = [
         (
@@ -263,6 +279,17 @@ def _standings(curves: Sequence[FinalCurves], steps: dict[str, float]) -> list[S
     return sorted(
         standings, key=lambda s: (s.accuracy.median, sum(max(v, 0.0) for v in s.values.values())), reverse=True
     )
+
+
+def _ranks(curves: Sequence[FinalCurves], steps: dict[str, list[float]]) -> dict[str, list[tuple[float, float]]]:
+    """The values that `_standings` sorts by, of each method, for each of several numbers of steps."""
+    ranks = {}
+    for each in curves:
+        at = np.array(steps[each.method])
+        values = np.array([_interpolated_at(*run, at) for run in each.runs.values()])
+        medians, sums = np.median(values, axis=0), np.maximum(values, 0.0).sum(axis=0)
+        ranks[each.method] = list(zip(medians.tolist(), sums.tolist(), strict=True))
+    return ranks
 
 
 def _ranking(

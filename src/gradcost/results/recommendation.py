@@ -13,7 +13,7 @@ from gradcost.results.records import Results, StudyRecord
 from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import final_runs
 from gradcost.results.wording import bare, chance, count, listed, number, percent, points, size, times
 
 ALPHA = 0.05
@@ -131,7 +131,7 @@ def _to_target(contrast: Contrast | None, results: Results) -> str | None:
 def _use(choice: Recommendation, results: Results) -> str:
     """The sentence that recommends a method and names those within its interval."""
     row, alike = choice.row, choice.alike
-    steps = max((run.steps for run in finals(results.trials, row.method)), default=0)
+    steps = max((run.steps for run in final_runs(results, row.method)), default=0)
     first = f"Use {row.method}: {_result(row)} after {count(steps, 'step')}{_within(row)}"
     if row.peak_bytes is not None:
         first += " beyond the weights"

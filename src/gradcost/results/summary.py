@@ -18,7 +18,7 @@ from typing import Any
 from gradcost.core.metric import Metric
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
-from gradcost.results.tuning import chosen, edge, finals
+from gradcost.results.tuning import chosen, edge, final_runs, runs_of
 from gradcost.results.wording import bare
 
 _BACKPROP = ("Reverse(", "Accumulated(estimator=Reverse(")
@@ -96,8 +96,7 @@ def _rows(results: Results) -> tuple[MethodSummary, ...]:
 
 def _row(results: Results, method: str) -> MethodSummary:
     cost = next((c for c in results.costs if c.method == method), None)
-    trials = [t for t in results.trials if t.method == method]
-    runs = finals(trials, method)
+    trials, runs = runs_of(results, method), final_runs(results, method)
     finished = [t for t in runs if t.status == "finished" and t.test]
     grid = tuple(sorted({t.lr for t in trials if t.phase == "tune"}))
     lr = runs[0].lr if runs else chosen(trials, method)

@@ -6,10 +6,11 @@ Every method gets the same number of learning rates.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from math import inf, isfinite, log, sqrt
 
 from gradcost.core.errors import BadInput
-from gradcost.results.records import TrialRecord
+from gradcost.results.records import Results, TrialRecord
 
 Score = tuple[float, float, float]  # (score of the metric, -loss, -lr): the greatest is the best
 
@@ -105,6 +106,35 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     if runs and lr not in {t.lr for t in runs}:
         lr = runs[-1].lr
     return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
+
+
+@lru_cache(maxsize=4)
+def _grouped(results: Results) -> dict[str, tuple[list[TrialRecord], list[TrialRecord]]]:
+    """The runs and the `finals` of each method. Results are compared by identity."""
+    runs: dict[str, list[TrialRecord]] = {}
+    for run in results.trials:
+        runs.setdefault(run.method, []).append(run)
+    return {method: (of_method, finals(of_method, method)) for method, of_method in runs.items()}
+
+
+def runs_of(results: Results, method: str) -> list[TrialRecord]:
+    """Return the runs of a method, in the order of the records.
+
+    Args:
+        results: from `records.read`. The runs of all methods are cached per object.
+        method: label of the method.
+    """
+    return list(_grouped(results).get(method, ((), ()))[0])
+
+
+def final_runs(results: Results, method: str) -> list[TrialRecord]:
+    """Return `finals` of a method; cached as in `runs_of`.
+
+    Args:
+        results: from `records.read`.
+        method: label of the method.
+    """
+    return list(_grouped(results).get(method, ((), ()))[1])
 
 
 def edge(grid: Sequence[float], lr: float | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.notes import Note
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import UserCode, locate
 from gradcost.studies.worker import perform, prepare
@@ -36,6 +39,8 @@ PRELOADED = (
 )
 
 SAFE_PATH = "PYTHONSAFEPATH"  # the environment variable that keeps the current folder off sys.path
+HANGS = 10  # times `Work.every`: a trial that saves no step for so long may hang
+HANGS_LEAST = 60.0  # seconds that a trial may need for its data and its first step
 LEAVING = 5.0  # seconds that a worker may take to exit after it has sent its record; then it is killed
 
 Record = dict[str, Any]
@@ -75,6 +80,38 @@ class Job:
     record: Record
 
 
+class _Progress:
+    """Notices when a trial saves no step for a long time.
+
+    checkpoint: the file in which the trial saves its steps. limit: seconds.
+    """
+
+    def __init__(self, checkpoint: Path, limit: float) -> None:
+        self.checkpoint, self.limit = checkpoint, limit
+        self.saved, self.since = self._saved(), time.monotonic()
+
+    def check(self, record: Record) -> None:
+        """Issue a `Note` once, if nothing was saved for `limit` seconds."""
+        saved, now = self._saved(), time.monotonic()
+        if saved != self.saved:
+            self.saved, self.since = saved, now
+        elif now - self.since >= self.limit:
+            warnings.warn(
+                f"trial {record['trial']} of {record['method']} has saved no step for {now - self.since:.0f} s, so "
+                "it may hang. Ctrl-C ends the study and keeps what is finished. A time limit ends only a trial that "
+                "hangs: trial_timeout=SECONDS, on the command line --trial-timeout SECONDS.",
+                Note,
+                stacklevel=2,
+            )
+            self.limit = math.inf
+
+    def _saved(self) -> int | None:
+        try:
+            return self.checkpoint.stat().st_mtime_ns
+        except OSError:
+            return None
+
+
 @dataclass(frozen=True)
 class _Running:
     """A worker process that runs a job. It sends its record to `receiver`."""
@@ -83,6 +120,7 @@ class _Running:
     process: Any
     receiver: Connection
     deadline: float  # on the clock of time.monotonic
+    progress: _Progress
 
     def has_ended(self) -> bool:
         """Whether it has sent its record, or has exited, or has reached its time limit."""
@@ -162,8 +200,11 @@ def _ended(running: Sequence[_Running]) -> list[_Running]:
         if wait(sentinels, 0):
             wait(sources, 0.1)  # the server was killed, so that the sentinels no longer tell when a worker exits
         else:
-            deadline = min(each.deadline for each in running)
-            wait([*sources, *sentinels], None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+            limits = [(each.deadline, each.progress.since + each.progress.limit) for each in running]
+            until = min(itertools.chain(*limits))
+            wait([*sources, *sentinels], None if until == math.inf else max(0.0, until - time.monotonic()))
+            for each in running:
+                each.progress.check(each.job.record)
     return ended
 
 
@@ -188,7 +229,10 @@ def _started(context: Any, job: Job, work: Work) -> _Running:
         ) from error
     sender.close()  # the worker has the only other copy, so the pipe closes if the worker dies
     limit = work.trial_timeout
-    return _Running(job, process, receiver, math.inf if limit is None else time.monotonic() + limit)
+    progress = _Progress(
+        work.folder / "trials" / job.record["trial"] / "checkpoint", max(HANGS * work.every, HANGS_LEAST)
+    )
+    return _Running(job, process, receiver, math.inf if limit is None else time.monotonic() + limit, progress)
 
 
 @contextmanager

