@@ -236,7 +236,7 @@ def test_a_forecast_is_exact_for_the_other_estimators_and_without_an_optimizer(m
     assert_forecast_is_exact(OTHERS[method], objective, batch, None)
 
 
-@pytest.mark.parametrize("wrapper", [Master, StochasticallyRounded])
+@pytest.mark.parametrize("wrapper", [Master, pytest.param(StochasticallyRounded, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "dtype",
     [torch.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.float16, torch.float32))],
@@ -278,7 +278,7 @@ AGAIN = {"gpt": 3 * (4 - 1), "llama": 3 * (7 - 1), "bert": 2 * 6}
 
 
 @pytest.mark.parametrize(
-    "model", ["mlp", "gpt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("bert", "llama"))]
+    "model", ["mlp", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gpt", "bert", "llama"))]
 )
 def test_a_forecast_counts_the_matmuls_that_law_9_states(model: str):
     objective, batch = made(model, torch.float32)

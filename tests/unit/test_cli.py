@@ -176,9 +176,10 @@ LONGER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blow", "code"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -signal.SIGKILL)],
+    [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_what_finished_is_kept_and_the_same_command_goes_on(
     tmp_path: Path, undisturbed: dict[str, dict], blow: signal.Signals, code: int

@@ -61,6 +61,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_compares_methods_on_its_own_model(tmp_path: Path):
     (tmp_path / "script.py").write_text(NET + COMPARE)
     ran = python(tmp_path, "script.py")

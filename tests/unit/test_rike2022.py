@@ -38,6 +38,7 @@ from gradcost.results.records import Results, StudyRecord, read, trial_record
 from gradcost.tasks import TASKS, Digits, cross_entropy
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Batch, Split, score
+from in_process import inside
 
 # The published table, to compare the copied numbers with.
 CSV = """\
@@ -461,6 +462,7 @@ def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_runs_the_rows_once_and_writes_the_page_from_their_records(tmp_path: Path):
     options = ["rike2022", "--task", "digits", "--epochs", "0.1", "-o", "out"]
     first = reproduce(tmp_path, *options, "--json", "-j", "2")
@@ -486,16 +488,16 @@ def test_the_command_runs_the_rows_once_and_writes_the_page_from_their_records(t
 
 
 def test_the_command_explains_what_it_refuses(tmp_path: Path):
-    wrong = reproduce(tmp_path, "rike2020")
+    wrong = inside("reproduce", "rike2020", folder=tmp_path)
     assert wrong.returncode == 2
     assert "Did you mean rike2022?" in wrong.stderr
-    vgg = reproduce(tmp_path, "rike2022", "--rows", "vgg")
+    vgg = inside("reproduce", "rike2022", "--rows", "vgg", folder=tmp_path)
     assert vgg.returncode == 2
     assert "Choose from: nn, cnn, cifar10" in vgg.stderr
-    steps = reproduce(tmp_path, "rike2022", "--steps", "20")
+    steps = inside("reproduce", "rike2022", "--steps", "20", folder=tmp_path)
     assert steps.returncode == 2
     assert "counts epochs" in steps.stderr
-    dry = reproduce(tmp_path, "rike2022", "--task", "digits", "--tuned", "--dry-run")
+    dry = inside("reproduce", "rike2022", "--task", "digits", "--tuned", "--dry-run", folder=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "Then the same rows with equal tuning: 48 more." in dry.stdout
     assert "hours of one core" in dry.stdout
