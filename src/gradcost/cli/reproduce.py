@@ -9,8 +9,9 @@ from pathlib import Path
 
 from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
-from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.progress import RESUME
 from gradcost.cli.reproduce_baydin import reproduce_baydin2022
+from gradcost.cli.reproduction import refuse_options_of_other_papers, run_or_resume, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 from gradcost.papers.baydin2022 import table as baydin2022
@@ -23,14 +24,11 @@ from gradcost.papers.rike2022.claims import claims
 from gradcost.papers.rike2022.protocols import PROTOCOLS
 from gradcost.papers.rike2022.runs import is_published_setup, row_results
 from gradcost.results.records import Results, read
-from gradcost.studies.run import RUNS, run_study
+from gradcost.studies.run import RUNS
 from gradcost.tasks import TASKS
 
 PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE, "panchal2025": methods.TITLE}
 ROWS = "nn"  # of rike2022, by default
-OF_PANCHAL2025 = ("forwards", "rates", "more")
-_TUNING = ("tuned", "tuned_epochs", "tuned_steps", "tuning_points")
-OF_OTHERS = ("protocol", "epochs", "steps", "uncapped", "points", "times_only", *_TUNING)
 
 
 def reproduce_paper(options: ReproduceOptions) -> int:
@@ -39,7 +37,7 @@ def reproduce_paper(options: ReproduceOptions) -> int:
         raise BadInput(
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
-    _refuse_options_of_other_papers(options)
+    refuse_options_of_other_papers(options)
     if options.paper == "baydin2022":
         return reproduce_baydin2022(options)
     if options.paper == "panchal2025":
@@ -47,31 +45,16 @@ def reproduce_paper(options: ReproduceOptions) -> int:
     return _reproduce_rike2022(options)
 
 
-def _refuse_options_of_other_papers(options: ReproduceOptions) -> None:
-    has_forwards = options.paper == "panchal2025"
-    foreign = OF_OTHERS if has_forwards else OF_PANCHAL2025
-    for name in foreign:
-        if getattr(options, name) != getattr(ReproduceOptions, name):
-            raise BadInput(f"--{name.replace('_', '-')} is not an option of {options.paper}: leave it out.")
-
-
 def _reproduce_rike2022(options: ReproduceOptions) -> int:
     reproduction = _reproduction(options)
-    executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
     folder = options.output or _default_folder(options)
-    with EventPrinter() as printer:
-        if not options.records:
-            run = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
-            for _ in run_study(reproduction.study, folder, **run, measure=False, on_event=printer):
-                pass
+    printer = run_or_resume(reproduction.study, folder, options)
     results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        text = rike2022_page.page(results, table, _command(options), folder.name)
-        options.page.write_text(text, encoding="utf-8")
+        write_page(options.page, rike2022_page.page(results, table, _command(options), folder.name))
     _show(results, table, folder, printer.ran, options)
     return 1 if printer.failed else 0
 
@@ -91,8 +74,6 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
             others = [other for other in known if other is not None]
             near = spec.hint(str(name), dict.fromkeys(others))
             raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
-    if options.times_only:
-        raise BadInput("--times-only is an option of baydin2022; rike2022 does not have it.")
     if options.steps is not None or options.tuned_steps is not None:
         raise BadInput("rike2022 counts epochs: write --epochs or --tuned-epochs, not --steps or --tuned-steps.")
     return rike2022_study.Reproduction(

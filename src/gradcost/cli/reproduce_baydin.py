@@ -10,6 +10,7 @@ from pathlib import Path
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.reproduction import run_or_resume, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import count, number
 from gradcost.papers.baydin2022 import page as pages
@@ -19,25 +20,22 @@ from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_o
 from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
-from gradcost.studies.run import RUNS, locked, open_study, run_study
+from gradcost.studies.run import RUNS, locked, open_study
 from gradcost.tasks import TASKS
 
 
 def reproduce_baydin2022(options: ReproduceOptions) -> int:
     """Run or resume the study, print the verdicts, and return the exit code."""
     reproduction = _reproduction(options)
-    executor = spec.executor(options.executor, options.workers)
     folder = options.output or RUNS / f"{options.paper}-{_rows(options)}"
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
-    with EventPrinter() as printer:
-        if options.times_only:
-            open_study(reproduction.study, folder)
-        elif not options.records:
-            run = {"executor": executor, "every": options.every, "measure": False, "on_event": printer}
-            for _ in run_study(reproduction.study, folder, **run):
-                pass
+    if options.times_only:
+        open_study(reproduction.study, folder)
+        printer = EventPrinter()
+    else:
+        printer = run_or_resume(reproduction.study, folder, options)
     if not options.records and not printer.failed:
         with locked(folder):
             for times in speed.time_seeds(reproduction.training_task, folder, _seeds(options)):
@@ -53,10 +51,6 @@ def _reproduction(options: ReproduceOptions) -> Reproduction:
         )
     if options.epochs is not None or options.tuned_epochs is not None:
         raise BadInput("baydin2022 counts steps: write --steps 20000 instead of --epochs, or --tuned-steps.")
-    others = ("protocol", "uncapped", "points")
-    wrong = [name for name in others if getattr(options, name) != getattr(ReproduceOptions, name)]
-    if wrong:
-        raise BadInput(f"--{wrong[0]} is an option of rike2022; baydin2022 does not have it.")
     reproduction = Reproduction(
         rows=_rows(options),
         steps=options.steps,
@@ -103,9 +97,7 @@ def _show_dry_run(reproduction: Reproduction) -> None:
 def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> None:
     results, times = read(folder), speed.recorded(folder)
     if options.page is not None:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        text = pages.page(results, times, _rows(options), command, f"`{folder.name}`")
-        options.page.write_text(text, encoding="utf-8")
+        write_page(options.page, pages.page(results, times, _rows(options), command, f"`{folder.name}`"))
     listed = list(claims(results, times, _rows(options), command, folder.name))
     headers = ["claim", "published", "measured", "verdict"]
     lines = [[c.name, str(c.published), format_interval(e.values), outcome(c, e)] for c, e in listed]

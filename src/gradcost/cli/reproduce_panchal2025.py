@@ -9,12 +9,13 @@ import shlex
 
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
-from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.progress import RESUME
+from gradcost.cli.reproduction import run_or_resume, write_page
 from gradcost.core.errors import BadInput
 from gradcost.papers.panchal2025 import page as panchal2025_page
 from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
 from gradcost.results.records import read
-from gradcost.studies.run import RUNS, run_study
+from gradcost.studies.run import RUNS
 
 
 def reproduce(options: ReproduceOptions) -> int:
@@ -27,17 +28,12 @@ def reproduce(options: ReproduceOptions) -> int:
         return 0
     study = dataclasses.replace(reproduction.study, file=file or reproduction.study.file)
     folder = options.output or RUNS / options.paper
-    executor = spec.executor(options.executor, options.workers)
-    with EventPrinter() as printer:
-        if not options.records:
-            for _ in run_study(study, folder, executor=executor, every=options.every, on_event=printer):
-                pass
+    printer = run_or_resume(study, folder, options, measure=True)
     results, lengths = read(folder), reproduction.lengths()
     rows = panchal2025_page.table_rows(results, lengths)
     if options.page is not None:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
         text = panchal2025_page.page(results, reproduction, lengths, _command(options), f"`{folder.name}`")
-        options.page.write_text(text, encoding="utf-8")
+        write_page(options.page, text)
     if options.as_json:
         answers = [dict(zip(panchal2025_page.HEADERS, row, strict=True)) for row in rows]
         print(json.dumps({"folder": str(folder), "ran": printer.ran, "rows": answers}, indent=2))

@@ -1,0 +1,45 @@
+"""What the commands `gradcost reproduce PAPER` share: which options a paper has, the run, and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradcost.cli import spec
+from gradcost.cli.options import ReproduceOptions
+from gradcost.cli.progress import EventPrinter
+from gradcost.core.errors import BadInput
+from gradcost.results.wording import listed
+from gradcost.studies.run import run_study
+from gradcost.studies.study import Study
+
+# The papers that read an option; the other options are for all papers. A paper that reads an option only to explain
+# what to write instead is among them.
+PAPERS_OF = {
+    **dict.fromkeys(("protocol", "uncapped", "points"), ("rike2022",)),
+    "times_only": ("baydin2022",),
+    **dict.fromkeys(("forwards", "rates", "more"), ("panchal2025",)),
+    **dict.fromkeys(("epochs", "tuned_epochs", "steps", "tuned_steps", "tuning_points"), ("rike2022", "baydin2022")),
+}
+
+
+def refuse_options_of_other_papers(options: ReproduceOptions) -> None:
+    for name, papers in PAPERS_OF.items():
+        if options.paper not in papers and getattr(options, name) != getattr(ReproduceOptions, name):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} is an option of {listed(list(papers))}; {options.paper} does not have it.")
+
+
+def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure: bool = False) -> EventPrinter:
+    """Run or resume the study; with --records run nothing. Return the events: how many trials ran, and failed."""
+    executor = spec.executor(options.executor, options.workers)
+    settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
+    with EventPrinter() as printer:
+        if not options.records:
+            for _ in run_study(study, folder, **settings, measure=measure, on_event=printer):
+                pass
+    return printer
+
+
+def write_page(page: Path, text: str) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
