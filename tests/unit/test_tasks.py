@@ -30,8 +30,7 @@ from gradcost.tasks import (
     cifar10,
     data,
     digits,
-    fashion_mnist,
-    mnist,
+    idx_images,
     pretrained,
 )
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp, Vgg
@@ -215,17 +214,17 @@ def write_tiny_images(folder: Path) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-@pytest.fixture(params=[(mnist, "MNIST"), (fashion_mnist, "FASHION_MNIST")], ids=["mnist", "fashion_mnist"])
+@pytest.fixture(params=[Mnist, FashionMnist], ids=["mnist", "fashion_mnist"])
 def tiny_images(request, tmp_path, monkeypatch):
     """A task with 35 images, and the folder of its files."""
-    module, constant = request.param
+    kind = request.param
     monkeypatch.setenv("GRADCOST_CACHE", str(tmp_path))
-    folder = tmp_path / constant.lower()
-    monkeypatch.setattr(data, constant, Dataset(constant.lower(), write_tiny_images(folder), (), "none"))
-    monkeypatch.setattr(module, "TRAIN", 20)
-    module._splits.cache_clear()
-    yield {mnist: Mnist, fashion_mnist: FashionMnist}[module](), folder
-    module._splits.cache_clear()
+    folder = tmp_path / kind.dataset.name
+    monkeypatch.setattr(kind, "dataset", Dataset(kind.dataset.name, write_tiny_images(folder), (), "none"))
+    monkeypatch.setattr(idx_images, "TRAIN", 20)
+    idx_images._splits.cache_clear()
+    yield kind(), folder
+    idx_images._splits.cache_clear()
 
 
 def test_mnist_and_fashion_mnist_read_the_idx_files(tiny_images):

