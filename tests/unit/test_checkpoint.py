@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from damage import damaged
-from gradcost import SGD, Adam, AdamW, backprop, mezo, train
+from gradcost import SGD, Adam, AdamW, Objective, backprop, mezo, train
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.tasks.digits import Digits
 from gradcost.training import Nesterov, checkpoint
@@ -94,12 +96,14 @@ def test_a_file_cannot_call_arbitrary_code():
             checkpoint._named_tuple(name, [1, 2])
 
 
-def rewritten(path: Path, old: str, new: str) -> None:
+def rewritten(path: Path, old: str, new: str, schema: str = checkpoint.SCHEMA) -> None:
     """Change the tree of a training checkpoint and give it the right checksum, as an attacker would."""
     with safe_open(path, "pt") as file:
-        tree = file.metadata()["tree"].replace(old, new)
+        tree = file.metadata()["tree"]
+        assert old in tree
+        tree = tree.replace(old, new)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    metadata = {"schema": checkpoint.SCHEMA, "tree": tree, "checksum": checkpoint._checksum(tree, tensors)}
+    metadata = {"schema": schema, "tree": tree, "checksum": checkpoint._checksum(tree, tensors)}
     path.write_bytes(save(tensors, metadata))
 
 
@@ -148,13 +152,70 @@ def test_a_crafted_file_without_the_state_of_this_training_is_refused(tmp_path: 
 def test_a_file_of_another_schema_or_of_a_device_is_refused(tmp_path: Path):
     trained, _ = train_state("backprop", "mlp", AdamW(1e-2))
     checkpoint.write(tmp_path / "at", trained)
-    (tmp_path / "at").write_bytes((tmp_path / "at").read_bytes().replace(b'"schema":"2"', b'"schema":"7"'))
-    with pytest.raises(checkpoint.BadCheckpoint, match="has schema 7, but this version of gradcost reads 2"):
+    (tmp_path / "at").write_bytes((tmp_path / "at").read_bytes().replace(b'"schema":"3"', b'"schema":"7"'))
+    with pytest.raises(checkpoint.BadCheckpoint, match="has schema 7, but this version of gradcost reads 3"):
         checkpoint.notes(tmp_path / "at")
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         with pytest.raises(checkpoint.BadCheckpoint, match="is not a regular file"):
             checkpoint.notes(path)
+
+
+class Adapted(nn.Module):
+    """A large frozen layer, a trained one, and a frozen average of the trained one."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with seeded_generators(Key(seed)):
+            self.base, self.head, self.average = nn.Linear(64, 64), nn.Linear(64, 2), nn.Linear(64, 2)
+        self.base.requires_grad_(False)
+        self.average.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.base(x)) + self.average(self.base(x)).tanh()
+
+
+def adapted(path: Path, steps: int, seed: int = 1) -> tuple[Adapted, list[int]]:
+    """Train from a training checkpoint, and move the average after each step. Return the model and the steps."""
+    model, taken = Adapted(seed), []
+    objective = Objective(model, lambda model, batch: model(batch).square().mean())
+    loader = [torch.ones(4, 64)] * steps
+    for step in train(objective, loader, backprop(), Adam(1e-2), KEY, steps, path):
+        with torch.no_grad():
+            model.average.weight.lerp_(model.head.weight, 0.5)
+        checkpoint.write(path, step.train_state)
+        taken.append(step.number)
+    return model, taken
+
+
+def test_frozen_weights_are_not_written_unless_they_change(tmp_path: Path):
+    adapted(tmp_path / "at", 2)
+    with safe_open(tmp_path / "at", "pt") as file:
+        sizes = [file.get_tensor(name).numel() for name in file.keys()]  # noqa: SIM118 (not a dictionary)
+    assert max(sizes) == 128, "the base has 4,096 weights, the average and the head have 128"
+    resumed, taken = adapted(tmp_path / "at", 4)
+    straight, _ = adapted(tmp_path / "other", 4)
+    assert taken == [2, 3]
+    assert [bits(p) for p in resumed.parameters()] == [bits(p) for p in straight.parameters()]
+
+
+def test_other_frozen_weights_are_refused(tmp_path: Path):
+    adapted(tmp_path / "at", 2)
+    with pytest.raises(
+        checkpoint.BadCheckpoint, match=r"another model: base\.weight, which does not train, has other"
+    ):
+        adapted(tmp_path / "at", 4, seed=2)
+
+
+def test_a_file_of_schema_2_is_read(tmp_path: Path):
+    """It contains all parameters and no hashes."""
+    trained, batch = train_state("backprop", "mlp", Adam(1e-2))
+    trained.step(batch, KEY)
+    checkpoint.write(tmp_path / "at", trained)
+    rewritten(tmp_path / "at", '["frozen", ["dict", []]], ', "", schema="2")
+    resumed, _ = train_state("backprop", "mlp", Adam(1e-2))
+    checkpoint.read(tmp_path / "at", resumed)
+    assert state(resumed) == state(trained)
 
 
 def test_numbers_keep_their_bits(tmp_path: Path):

@@ -26,7 +26,8 @@ from gradcost.core.files import write_whole
 from gradcost.core.next_state import carried, restore
 from gradcost.training.train_state import TrainState
 
-SCHEMA = "2"
+SCHEMA = "3"
+_OLDER = {"2": {"frozen": {}}}  # by schema: what its document lacks. A file of schema 2 contains all parameters.
 
 
 class BadCheckpoint(BadInput):
@@ -37,7 +38,8 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """Write a training checkpoint: weights, buffers, optimizer state and estimator state. The write is atomic.
 
     The file also contains attributes that training steps change, such as hidden states, and the buffers of modules
-    that only the loss uses.
+    that only the loss uses. Of a frozen parameter that still has its first value (`TrainState.frozen`) it contains a
+    hash only.
 
     Args:
         path: the file. An existing file is replaced.
@@ -50,9 +52,12 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
     """
     tensors: dict[str, Tensor] = {}
     objective = train_state.objective
+    tensors_of_model, frozen = _tensors(objective.model), train_state.frozen or {}
+    unchanged = {name: known for name, known in frozen.items() if _hash(tensors_of_model[name]) == known}
     document = {
         "training": train_state.training,
-        "model": _tensors(objective.model),
+        "model": {name: tensor for name, tensor in tensors_of_model.items() if name not in unchanged},
+        "frozen": unchanged,
         "steps": train_state.state_dict(),
         "notes": notes,
         "further": carried(objective),
@@ -85,7 +90,12 @@ def read(path: Path, train_state: TrainState) -> None:
 
 def _install(path: Path, document: dict[str, Any], train_state: TrainState) -> None:
     saved, current = document["model"], _tensors(train_state.objective.model)
-    if difference := _difference(document["training"], train_state.training) or _other_model(saved, current):
+    frozen = {name: current.pop(name) for name in document["frozen"] if name in current}
+    if difference := (
+        _difference(document["training"], train_state.training)
+        or _other_model(saved | dict.fromkeys(document["frozen"].keys() - frozen.keys()), current)
+        or _other_frozen(document["frozen"], frozen)
+    ):
         part, details = difference
         raise BadCheckpoint(
             f"{path} is a training checkpoint of another {part}: {details}. Pass the same {part}, or delete the file."
@@ -123,7 +133,7 @@ def _document(path: Path) -> dict[str, Any]:
         tree, schema, checksum = metadata["tree"], metadata.get("schema", "1"), metadata.get("checksum")
     except Exception as error:
         raise BadCheckpoint(f"{path} is not a training checkpoint, or is incomplete ({error}): delete it.") from error
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, *_OLDER):
         raise BadCheckpoint(
             f"{path} has schema {schema}, but this version of gradcost reads {SCHEMA}: delete it, or resume with the "
             "version that wrote it."
@@ -131,11 +141,22 @@ def _document(path: Path) -> dict[str, Any]:
     if checksum != _checksum(tree, tensors):
         raise BadCheckpoint(f"{path} is damaged, because its checksum differs: delete it; training then begins anew.")
     try:
-        document = _decode(json.loads(tree), tensors)
-        assert document.keys() == {"training", "model", "steps", "notes", "further"}
+        document = _OLDER.get(schema, {}) | _decode(json.loads(tree), tensors)
+        assert document.keys() == {"training", "model", "frozen", "steps", "notes", "further"}
     except Exception as error:
         raise BadCheckpoint(f"{path} is not a training checkpoint ({error}): delete it.") from error
     return document
+
+
+def frozen(model: nn.Module) -> dict[str, str]:
+    """Return a hash of each parameter of the model that does not train, for `TrainState.frozen`."""
+    trained = {f"p.{name}" for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name: tensor for name, tensor in _tensors(model).items() if name.startswith("p.")}
+    return {name: _hash(tensor) for name, tensor in found.items() if name not in trained}
+
+
+def _hash(tensor: Tensor) -> str:
+    return _checksum("", {"": tensor})
 
 
 def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
@@ -163,6 +184,13 @@ def _other_model(saved: dict[str, Tensor], current: dict[str, Tensor]) -> tuple[
         one, other = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (saved[name], tensor))
         if one != other:
             return "model", f"{name[2:]} is {one} in the file and {other} in this model"
+    return None
+
+
+def _other_frozen(saved: dict[str, str], current: dict[str, Tensor]) -> tuple[str, str] | None:
+    for name, tensor in current.items():
+        if _hash(tensor) != saved[name]:
+            return "model", f"{name[2:]}, which does not train, has other values in this model"
     return None
 
 

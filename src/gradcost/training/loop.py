@@ -230,6 +230,8 @@ class _Start(NamedTuple):
         if objection is not None:
             raise Unsupported(objection)
         train_state = TrainState(self.objective, self.estimator, self.optimizer, key=self.key, **self.parts)
+        if self.resume is not None:
+            train_state.frozen = checkpoint.frozen(self.objective.model)
         if self.resume is not None and self.resume.exists():
             # This finds modules outside of the model. The file may contain their buffers.
             self.objective.prepare(first, self.key)

@@ -43,6 +43,8 @@ class TrainState:
         self.state: State | None = estimator.init(objective)
         self.taken = 0  # steps so far
         self.log: LogWriter | None = None
+        # A hash of each frozen parameter at the start (`checkpoint.frozen`): training checkpoints omit these values.
+        self.frozen: dict[str, str] | None = None
 
     @one_at_a_time
     def step(self, batch: Any, key: Key) -> Estimate:
