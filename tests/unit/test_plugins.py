@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import gradcost
 from gradcost.cli import plugins, spec
 from gradcost.core.errors import BadInput
+from gradcost.studies import environment
+from gradcost.studies.trial import Trial
+from gradcost.tasks import Digits
 from in_process import inside
 
 METHODS = '''
@@ -134,6 +138,22 @@ def test_check_runs_the_laws_on_it_and_the_lists_contain_it(package: Path):
     kinds = {entry["name"]: entry["kind"] for entry in listed}
     assert (kinds["Halved"], kinds["Flipped"], kinds["flipped_spsa"]) == ("estimator", "directions", "preset")
     assert "SmallDigits" in inside("tasks", folder=package).stdout
+
+
+def test_trials_run_again_after_a_change_of_the_plug_in(package: Path):
+    def names() -> list[str]:
+        for cached in (environment._plug_in_packages, environment._stamp):
+            cached.cache_clear()
+        estimators = (spec.method("flipped_spsa()"), spec.method("Halved()"), gradcost.backprop())
+        return [Trial(Digits(), "a", estimator, gradcost.SGD(0.1), 5).name("code") for estimator in estimators]
+
+    before = names()
+    file = package / "their_methods.py"
+    file.write_text(file.read_text() + "\n# a comment changes nothing\n")
+    assert names() == before
+    file.write_text(file.read_text().replace("return 1", "return 2"))
+    after = names()
+    assert (after[0] != before[0], after[1] != before[1], after[2] == before[2]) == (True, True, True)
 
 
 def test_without_plug_ins_nothing_is_added():

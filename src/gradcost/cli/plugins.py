@@ -19,9 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.user_modules import PLUGINS
 from gradcost.core.value import is_value
-
-GROUP = "gradcost.plugins"
 
 
 def added(kinds: Collection[str], known: Collection[str]) -> dict[str, Callable[..., Any]]:
@@ -45,7 +44,7 @@ def added(kinds: Collection[str], known: Collection[str]) -> dict[str, Callable[
 def _modules() -> tuple[tuple[str, ModuleType], ...]:
     """Import the modules of all installed plug-ins, once per process."""
     found = []
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
+    for entry in sorted(importlib.metadata.entry_points(group=PLUGINS)):
         label = f"{entry.name} ({entry.value})"
         try:
             module = entry.load()

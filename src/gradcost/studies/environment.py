@@ -6,10 +6,15 @@ import ast
 import functools
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
+
+from gradcost.core.user_modules import PLUGINS, module_file
+from gradcost.studies.user_code import origins
 
 _SOURCE = Path(__file__).parents[2]  # the folder that contains the package
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -37,6 +42,30 @@ def fingerprint(user_file: str | None = None) -> str:
     if user_file is not None:
         for file in _with_siblings(Path(user_file)):
             digest.update(file.name.encode() + b"\0" + _code(file))
+    return digest.hexdigest()
+
+
+def plug_in_code(*parts: Any) -> list[str]:
+    """Return a hash of the code of each plug-in whose classes occur in `parts`, such as an estimator or a task.
+
+    The hash covers the module that defines the class and the files beside it that it imports.
+    """
+    packages = _plug_in_packages()
+    names = {module for part in parts for _, module in origins(part)} if packages else set[str]()
+    files = [module_file(sys.modules.get(name)) for name in sorted(names) if name.partition(".")[0] in packages]
+    return [_stamp(file) for file in files if file is not None]
+
+
+@functools.cache
+def _plug_in_packages() -> set[str]:
+    return {entry.module.partition(".")[0] for entry in entry_points(group=PLUGINS)}
+
+
+@functools.cache
+def _stamp(file: str) -> str:
+    digest = blake2b(digest_size=6)
+    for each in _with_siblings(Path(file)):
+        digest.update(each.name.encode() + b"\0" + _code(each))
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from gradcost.core.key import Key
 from gradcost.core.printable import printable
 from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
+from gradcost.studies.environment import plug_in_code
 from gradcost.training.optimizers import Optimizer
 
 POINTS = 200  # points of the curve of the training loss
@@ -63,14 +64,14 @@ class Trial:
         return Key(self.seed).fold(self.phase)
 
     def name(self, code: str) -> str:
-        """Return the id of the trial: a hash of its repr and of `code`.
+        """Return the id of the trial: a hash of its repr, of `code`, and of the code of plug-ins that it uses.
 
         Args:
             code: the fingerprint of the code that trials run (`environment.fingerprint`).
         Returns:
             Hexadecimal digits.
         """
-        return digest((self, code))
+        return digest((self, code, *plug_in_code(self.task, self.estimator, self.optimizer)))
 
 
 def check_label(label: str) -> None:
