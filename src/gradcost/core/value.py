@@ -31,7 +31,7 @@ def value(cls: type[T]) -> type[T]:
     Returns:
         The same class. Its constructor raises BadInput if a checked field has another type.
     """
-    check = cls.__dict__.get("__post_init__", lambda self: None)
+    check = getattr(cls, "__post_init__", lambda self: None)  # its own one, or that of a value that it extends
 
     def __post_init__(self: Any) -> None:
         _normalise_numbers(self)

@@ -5,7 +5,7 @@ These estimators are for comparison only: each breaks a law that the method of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,11 +17,9 @@ from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
-from gradcost.estimators.gradient import Dense, Sum
+from gradcost.estimators.gradient import Sum
 from gradcost.estimators.probing import replayed
-from gradcost.estimators.variance_reduced import Snapshot, full_gradient
-
-NO_DATA = "SVRG passes over all of the data, and this objective has none: set Objective(..., data=...)."
+from gradcost.estimators.variance_reduced import VarianceReduced
 
 
 @value
@@ -133,19 +131,12 @@ class FirstStep(Estimator):
         return self.first.objection(objective, batch) or self.later.objection(objective, batch)
 
 
-class Stale(NamedTuple):
-    """The state of `StaleGradient`: the number of estimates so far, and the latest full gradient by leaf name."""
-
-    number: int
-    gradient: Mapping[str, Tensor]
-
-
 @value
-class StaleGradient(Estimator):
+class StaleGradient(VarianceReduced):
     """g = mu, the full gradient at the latest snapshot: SVRG whose correction is exactly 0.
 
-    With an empty snapshot, both estimates of SVRG are at the same weights, so that their difference is 0 and one
-    stale vector is applied at `every` steps. A snapshot that shares its storage with the weights does the same.
+    With a snapshot that shares its storage with the weights, both estimates of SVRG are at the same weights, so that
+    their difference is 0 and one stale vector is applied at `every` steps. An empty snapshot does the same.
 
     Law: between two snapshots g does not depend on the batch or the weights. Cost per step: two estimates, as for
     SVRG, and 1/every of a pass over the data.
@@ -153,92 +144,33 @@ class StaleGradient(Estimator):
     Args:
         estimator: the estimator of mu, and of the two estimates that cancel.
         every: number of estimates from one snapshot to the next.
+        anchor: the estimator of mu; None uses `estimator`.
     Raises:
         BadInput: every < 1, or the objective has no data.
     """
-
-    estimator: Estimator
-    every: int = 100
-
-    def __post_init__(self) -> None:
-        _check_every(self.every)
 
     @property
     def facts(self) -> Facts:
         return Facts(inner=self.estimator)
 
-    def init(self, objective: Objective) -> Stale:
-        return Stale(0, {})
-
-    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        stale: Stale = self.init(objective) if state is None else state
-        if stale.number % self.every == 0:
-            stale = stale._replace(gradient=full_gradient(self.estimator, objective, key))
-        current = self.estimator.estimate(objective, batch, key)
-        past = self.estimator.estimate(objective, batch, key)
-        terms = (current.gradient, past.gradient, Dense(objective, stale.gradient))
-        gradient = Sum(objective, terms, (1.0, -1.0, 1.0))
-        return Estimate(current.loss, gradient, current.slopes, stale._replace(number=stale.number + 1))
-
-    def stream(
-        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
-    ) -> Estimate:
-        return replayed(self.estimate(objective, batch, key, state), use)
-
-    def objection(self, objective: Objective, batch: Any) -> str | None:
-        return NO_DATA if objective.data is None else self.estimator.objection(objective, batch)
+    def _saved_weights(self, objective: Objective) -> dict[str, Tensor]:
+        return {leaf.name: leaf.parameter.detach() for leaf in objective.leaves}  # views, which move with the weights
 
 
 @value
-class Unpaired(Estimator):
+class Unpaired(VarianceReduced):
     """SVRG with independent directions: g = ghat(theta; z) - ghat(snapshot; u) + mu, with independent z and u.
 
     Law: at the snapshot the variances of the two estimates add, and do not cancel as those of `VarianceReduced` do.
     Cost per step: as `VarianceReduced`.
 
     Args:
-        estimator: the estimator of ghat and of mu, the full gradient at the snapshot.
+        estimator: the estimator of ghat.
         every: number of estimates from one snapshot to the next.
+        anchor: the estimator of mu, the full gradient at the snapshot; None uses `estimator`.
     Raises:
         BadInput: every < 1, or the objective has no data.
     """
 
-    estimator: Estimator
-    every: int = 100
-
-    def __post_init__(self) -> None:
-        _check_every(self.every)
-
-    @property
-    def facts(self) -> Facts:
-        return Facts(inner=self.estimator, unbiased=self.estimator.unbiased)
-
-    def init(self, objective: Objective) -> Snapshot:
-        return Snapshot(0, {}, {}, None)
-
-    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
-        snapshot: Snapshot = self.init(objective) if state is None else state
-        if snapshot.step % self.every == 0:
-            weights = {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
-            gradient = full_gradient(self.estimator, objective, key)
-            snapshot = snapshot._replace(weights=weights, gradient=gradient)
-        current = self.estimator.estimate(objective, batch, key)
-        with objective.at_weights(snapshot.weights):
-            past = self.estimator.estimate(objective, batch, key.fold("past"))
-            past = Dense(objective, {name: part.clone() for name, part in past.gradient.leaves()})
-        terms = (current.gradient, past, Dense(objective, snapshot.gradient))
-        next_state = snapshot._replace(step=snapshot.step + 1)
-        return Estimate(current.loss, Sum(objective, terms, (1.0, -1.0, 1.0)), current.slopes, next_state)
-
-    def stream(
-        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
-    ) -> Estimate:
-        return replayed(self.estimate(objective, batch, key, state), use)
-
-    def objection(self, objective: Objective, batch: Any) -> str | None:
-        return NO_DATA if objective.data is None else self.estimator.objection(objective, batch)
-
-
-def _check_every(every: int) -> None:
-    if every < 1:
-        raise BadInput(f"every is the number of estimates between snapshots, 1 or more, not {every!r}.")
+    def _key_at_snapshot(self, key: Key) -> Key:
+        return key.fold("past")

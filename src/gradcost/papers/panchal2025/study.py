@@ -15,7 +15,7 @@ from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import VarianceReduced
-from gradcost.papers.panchal2025.as_coded import Scaled, StaleGradient, Unpaired
+from gradcost.papers.panchal2025.as_coded import Scaled
 from gradcost.papers.panchal2025.methods import Method, Settings, method
 from gradcost.planning.forecast import forecast
 from gradcost.studies.phases import phases
@@ -198,7 +198,7 @@ def _anchor(estimator: Estimator) -> tuple[Estimator | None, int]:
         return _anchor(estimator.estimator)
     if isinstance(estimator, VarianceReduced):
         return estimator.anchor or estimator.estimator, estimator.every
-    return (estimator.estimator, estimator.every) if isinstance(estimator, StaleGradient | Unpaired) else (None, 1)
+    return None, 1
 
 
 def _most_steps(budget: float, step: float, snapshot: float, every: int) -> int:
