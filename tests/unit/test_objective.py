@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import UserDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_leaves
 
+from gradcost.core.errors import BadInput
 from gradcost.core.isolation import restored_generators, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.micro_batches import split
@@ -263,3 +270,22 @@ def test_a_loss_of_the_table_is_what_it_says():
 def test_an_embedding_that_rewrites_its_table_is_refused():
     with pytest.raises(ValueError, match="max_norm=None"):
         Objective(nn.Embedding(5, 3, max_norm=1.0), lambda model, batch: model(batch).mean())
+
+
+def test_sharded_parameters_are_refused(tmp_path: Path):
+    """As FSDP makes them. One process is enough for a DTensor."""
+    with temporary_group(tmp_path / "store"):
+        model = nn.Linear(3, 2)
+        mesh = init_device_mesh("cpu", (1,))
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
+        with pytest.raises(BadInput, match="`weight` is sharded over processes"):
+            Objective(model, lambda model, batch: model(batch).sum())
+
+
+@contextmanager
+def temporary_group(store: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -38,6 +38,12 @@ class Structure:
                 f"`{lazy[0]}` has no shape before its module's first forward: run the model on a batch, and "
                 "make the Objective after that."
             )
+        sharded = [name for name, tensor in named if hasattr(tensor, "device_mesh")]  # a DTensor
+        if sharded:
+            raise BadInput(
+                f"`{sharded[0]}` is sharded over processes (FSDP or a DTensor), and gradcost needs whole parameters. "
+                "Use DistributedDataParallel, or DirectionParallel and BatchParallel, which send no gradient."
+            )
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
         self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
