@@ -21,7 +21,7 @@ from gradcost.studies.task_info import chance, check_task, metric_fields, task_m
 from gradcost.studies.trial import Trial, check_label
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, LoaderTask, Task
-from gradcost.training.optimizers import SGD, Optimizer, with_rate
+from gradcost.training.optimizers import SGD, Optimizer, require_optimizer, with_rate
 
 TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
 MOST_RUNS = 10_000  # of one kind and method; their list must fit in memory
@@ -168,8 +168,7 @@ def make_comparison(
         task = TASKS[task]()  # pyright: ignore[reportAbstractUsage]
     check_task(task)
     optimizer = SGD(1.0) if optimizer is None else optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise BadInput(f"the optimizer is {optimizer!r}: give a gradcost optimizer such as gradcost.AdamW(1e-3).")
+    require_optimizer(optimizer)
     check_contract(task)
     if target is None:
         target = TARGET if task_metric(task).is_accuracy else None
