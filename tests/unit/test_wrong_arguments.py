@@ -37,7 +37,10 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: gradcost.plan(objective(), BATCH, given(1.5)), "a number of bytes, not 1.5"),
     (lambda: gradcost.plan(objective(), BATCH, given(True)), "a number of bytes, not True"),
     (lambda: gradcost.plan(objective(), BATCH, 10**9, optimizer=ADAMW), r"of type AdamW: give gradcost.SGD\(0.1\)"),
-    (lambda: gradcost.plan(MODEL, BATCH, 10**9), r"the objective is a Linear: write gradcost.Objective\(model, loss\)"),
+    (
+        lambda: gradcost.plan(MODEL, BATCH, 10**9),
+        r"the objective is a Linear: write gradcost.Objective\(model, loss\)",
+    ),
     (lambda: gradcost.forecast(mezo(), objective(), BATCH, ADAMW), "of type AdamW: give gradcost.SGD"),
     (lambda: gradcost.forecast(given(mezo), objective(), BATCH), r"mezo, a function: write .* gradcost.mezo\(\)"),
     (lambda: gradcost.forecast(mezo(), MODEL, BATCH), "the objective is a Linear"),
@@ -70,7 +73,9 @@ def test_a_wrong_argument_is_refused_with_what_to_write(call: Callable[[], Any],
 @pytest.mark.parametrize("method", [backprop(), checkpointed(), mezo(), forward_gradient()], ids=repr)
 def test_an_estimate_of_a_model_on_the_meta_device_is_a_sentence(method: gradcost.Estimator):
     on_meta = Objective(objective().model.to("meta"), loss)
-    with pytest.raises(BadInput, match="`0.weight` is on the meta device, which stores no numbers: load the weights"):
+    with pytest.raises(
+        BadInput, match=r"`0\.weight` is on the meta device, which stores no numbers: load the weights"
+    ):
         method.estimate(on_meta, BATCH, Key(0))
     assert gradcost.forecast(method, on_meta, BATCH).peak > 0
 
@@ -79,7 +84,7 @@ def test_an_estimate_of_a_model_on_the_meta_device_is_a_sentence(method: gradcos
 def test_a_loss_of_another_model_is_no_gradient_of_zeros(method: gradcost.Estimator):
     other = objective().model
     wrong = Objective(objective().model, lambda model, batch: loss(other, batch))
-    with pytest.raises(GradcostError, match="does not depend on the trainable parameters|uses another model"):
+    with pytest.raises(GradcostError, match=r"does not depend on the trainable parameters|uses another model"):
         method.estimate(wrong, BATCH, Key(0))
 
 

@@ -12,6 +12,7 @@ from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.quantities import lr_range, seconds_of
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number, size
 from gradcost.planning.forecast import Forecast
@@ -39,12 +40,17 @@ def compare_methods(options: CompareOptions) -> int:
         tuning_points=options.tuning_points,
         extra_points=options.extra_points,
         confirm_seeds=options.confirm_seeds,
-        lr_range=spec.lr_range(options.lr_range),
+        lr_range=lr_range(options.lr_range),
         target=options.target,
         memory_beyond_weights=spec.size(options.memory) if options.memory else None,
         optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
+        device=options.device,
+        dtype=spec.dtype(options.dtype),
+        autocast=spec.dtype(options.autocast),
+        is_coarse=options.time is not None,
         file=file,
     )
+    seconds = None if options.time is None else seconds_of(options.time)
     executor = spec.executor(options.executor, options.workers)
     names = {"task": task_name, "model": model_name}
     with EventPrinter() as printer:
@@ -59,6 +65,7 @@ def compare_methods(options: CompareOptions) -> int:
                 executor=executor,
                 every=options.every,
                 trial_timeout=options.trial_timeout,
+                time=seconds,
                 on_event=printer,
                 task=task_name,
                 model=model_name,

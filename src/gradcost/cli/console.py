@@ -91,6 +91,8 @@ def trial_line(trial: TrialRecord, metric: Metric = ACCURACY) -> str:
     if score is not None:
         result = f"{score:.4f}" if metric.is_accuracy else metric.text(score)
         result += f" validation {metric.name}"
+    if trial.status == "failed":
+        result += f", {(trial.reason or 'no reason was recorded').splitlines()[0]}"
     return f"{trial.phase} lr {trial.lr:.3g} seed {trial.seed}: {result}"
 
 

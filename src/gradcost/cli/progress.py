@@ -6,13 +6,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gradcost.cli import console
+from gradcost.core.units import count
 from gradcost.studies.events import (
     ComparisonStarted,
     EstimatesAssessed,
     Event,
     MethodForecast,
     MethodRefused,
+    RoundEnded,
     StepTimed,
+    TimeIsUp,
     TrialFinished,
     TrialsEnded,
     TrialsStarted,
@@ -63,13 +66,17 @@ class EventPrinter:
                     self._board.finished(trial)
                 else:
                     console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial)}")
-            case TrialsEnded(folder, _, failed):
+            case RoundEnded(text):
+                console.say(text)
+            case TimeIsUp(finished, most):
+                console.say(f"The time is up: {finished} of at most {most} trials ran. The same command continues.")
+            case TrialsEnded(folder, _, failed, reason):
                 self.failed = failed
                 self.close()  # a thread redraws the bars, and would disturb the timing of steps
                 if failed:
                     console.complain(
-                        f"{failed} trials failed; {folder / 'records.jsonl'} has their tracebacks. Run the same "
-                        "command again to repeat them."
+                        f"{count(failed, 'trial')} failed. The first: {reason}. {folder / 'records.jsonl'} has the "
+                        "tracebacks. Run the same command again to repeat them."
                     )
             case StepTimed(method):
                 console.say(f"timed a step of {method}")

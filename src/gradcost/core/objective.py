@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.complex_numbers import real_count
 from gradcost.core.arguments import require_model_and_loss
+from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.fake import is_fake
 from gradcost.core.first_use import can_check, findings

@@ -68,7 +68,9 @@ def _check_parts(instance: Any) -> None:
         if not isinstance(part, kind):
             call = f": write {part.__name__}()" if isinstance(part, FunctionType | type) else ""
             given = getattr(part, "__name__", repr(part))
-            raise BadInput(f"{name} of {type(instance).__name__} is a value of type {kind.__name__}, not {given}{call}.")
+            raise BadInput(
+                f"{name} of {type(instance).__name__} is a value of type {kind.__name__}, not {given}{call}."
+            )
 
 
 @functools.cache

@@ -89,8 +89,8 @@ def _checked(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
         first = objective.leaves[0]
         if first.parameter.is_meta and not is_fake(first.parameter):
             raise BadInput(
-                f"`{first.name}` is on the meta device, which stores no numbers: load the weights, or make the model on "
-                "the CPU. forecast and plan take a model on the meta device."
+                f"`{first.name}` is on the meta device, which stores no numbers: load the weights, or make the model "
+                "on the CPU. forecast and plan take a model on the meta device."
             )
         return function(self, objective, batch, key, *args, **kwargs)
 
@@ -108,7 +108,7 @@ class Estimator(ABC):
         for name in {"estimate", "stream"} & vars(cls).keys():
             setattr(cls, name, interruptible(_checked(vars(cls)[name])))
         if "objection" in vars(cls):
-            setattr(cls, "objection", interruptible(vars(cls)["objection"]))
+            cls.objection = interruptible(vars(cls)["objection"])
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from statistics import median
 from gradcost.results.contrast import Contrast, planned_contrast
 from gradcost.results.rankings import FLOPS
 from gradcost.results.records import Results, StudyRecord
+from gradcost.results.so_far import so_far
 from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches
@@ -190,6 +191,11 @@ def _no_choice(rows: list[MethodSummary], results: Results) -> str:
     """Why no method can be recommended."""
     if results.refused and not rows:
         return "No method can be used here; the list of refused methods gives the reasons."
+    failed = [trial for trial in results.trials if trial.status == "failed"]
+    if failed:
+        return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {failed[0].reason}."
+    if results.trials and not any(trial.phase == "final" for trial in results.trials):
+        return so_far(results.trials, results.study.metric)
     return f"No method can be recommended: none {_absence(rows, results.study)}."
 
 

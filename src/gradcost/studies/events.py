@@ -89,6 +89,30 @@ class TrialFinished:
 
 
 @dataclass(frozen=True)
+class RoundEnded:
+    """A comparison under a time limit has new trials of every method.
+
+    Args:
+        text: what is known so far, as sentences.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TimeIsUp:
+    """The time limit of a comparison ended it before its last trial. The same call continues.
+
+    Args:
+        finished: the number of trials on record.
+        most: the largest number of trials of the comparison.
+    """
+
+    finished: int
+    most: int
+
+
+@dataclass(frozen=True)
 class TrialsEnded:
     """All trials of a call ended.
 
@@ -133,6 +157,8 @@ Event = (
     | MethodRefused
     | TrialsStarted
     | TrialFinished
+    | RoundEnded
+    | TimeIsUp
     | TrialsEnded
     | StepTimed
     | EstimatesAssessed
