@@ -16,6 +16,7 @@ from gradcost import SGD, AdamW, Key, backprop, checkpointed, forward_gradient, 
 from gradcost.core.errors import BadInput
 from gradcost.core.precision import coarsest
 from gradcost.core.pytree import tensors
+from gradcost.results.comparability import MethodDesign
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
 from gradcost.studies import Customary
@@ -69,7 +70,8 @@ def test_autocast_rounds_the_loss_and_leaves_the_weights(task: Any):
     plain = task.objective(Key(0)).evaluate(batch, Key(0))
     with torch.autocast("cpu", BFLOAT16):
         expected = task.objective(Key(0)).evaluate(batch, Key(0))
-    assert torch.equal(objective.evaluate(batch, Key(0)), expected) and not torch.equal(expected, plain)
+    assert torch.equal(objective.evaluate(batch, Key(0)), expected)
+    assert not torch.equal(expected, plain)
     assert coarsest(objective) is BFLOAT16  # so eps=None takes the round-off of the operations
     split = cast.splits().validation
     scores = cast.score(objective.model, split), task.score(objective.model, split)
@@ -117,11 +119,25 @@ def test_what_this_machine_cannot_do_is_a_sentence(options: dict[str, Any], sent
         placed(Digits(), **options)
 
 
+@pytest.mark.slow
 def test_a_comparison_under_autocast_says_so_in_its_records(tmp_path: Path):
     results = gradcost.compare("digits", [mezo()], autocast=BFLOAT16, folder=tmp_path / "r", workers=1, **QUICK)
     assert [trial.status for trial in results.trials] == ["finished"] * 3
     assert results.study.task.endswith("autocast=torch.bfloat16)")
     assert results.study.task_name == "digits"
+
+
+def _with_task(optimizers: dict[str, str]) -> list[tuple[str, str, str]]:
+    return [(method, "Digits()", optimizer) for method, optimizer in optimizers.items()]
+
+
+@pytest.mark.slow
+def test_a_comparison_with_customary_optimizers_is_recorded_and_linted(tmp_path: Path):
+    settings: Any = {"folder": tmp_path / "r", "workers": 1, **QUICK}
+    results = gradcost.compare("digits", [backprop(), checkpointed(), mezo()], optimizer=Customary(), **settings)
+    assert {trial.optimizer.partition("(")[0] for trial in results.trials if trial.exact} == {"AdamW"}
+    codes = {finding.code for finding in lint(facts(results))}
+    assert ("W105" in codes, "E206" in codes) == (True, False)
 
 
 def test_the_customary_optimizer_is_adamw_for_exact_gradients_alone():
@@ -139,10 +155,12 @@ def test_the_customary_optimizer_is_adamw_for_exact_gradients_alone():
     assert comparison.document("digits", "mlp")["optimizer"] == "customary"
 
 
-def test_the_linter_knows_that_customary_optimizers_differ_by_design(tmp_path: Path):
-    settings: Any = {"folder": tmp_path / "r", "workers": 1, **QUICK}
-    results = gradcost.compare("digits", [backprop(), checkpointed(), mezo()], optimizer=Customary(), **settings)
-    codes = {finding.code: finding for finding in lint(facts(results))}
-    assert "E206" not in codes
+def test_the_linter_knows_that_customary_optimizers_differ_by_design():
+    optimizers = {"backprop()": "AdamW", "checkpointed()": "AdamW", "mezo()": "SGD"}
+    assert [each.code for each in lint(MethodDesign(*pair) for pair in _with_task(optimizers))] == ["E206"]
+    codes = {
+        each.code: each for each in lint(MethodDesign(*pair, is_customary=True) for pair in _with_task(optimizers))
+    }
+    assert list(codes) == ["W105"]
     assert codes["W105"].method == "mezo()"
     assert codes["W105"].found == "trained by SGD, and backprop() by AdamW"

@@ -110,6 +110,7 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     if printer.folder is None or not (printer.folder / "study.json").exists():
         raise KeyboardInterrupt
     printer.close()
+    printer.end_page()
     done = sum(trial.status != "failed" for trial in read(printer.folder).trials)
     console.complain(f"interrupted. {printer.folder} has {done} finished trials; the same command resumes.")
     console.abandon(130)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gradcost.cli import console
+from gradcost.cli.live import LivePage
 from gradcost.core.units import count
 from gradcost.studies.events import (
     ComparisonStarted,
@@ -19,6 +20,7 @@ from gradcost.studies.events import (
     TrialFinished,
     TrialsEnded,
     TrialsStarted,
+    TrialsWarned,
 )
 
 MANY_FORWARDS = 1000  # forward passes in a step, above which they are printed before anything runs
@@ -34,6 +36,7 @@ class EventPrinter:
         self.folder: Path | None = None
         self.ran, self.failed = 0, 0
         self._board: console.Board | None = None
+        self._page: LivePage | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> EventPrinter:
@@ -45,6 +48,11 @@ class EventPrinter:
     def close(self) -> None:
         """Remove the progress bars."""
         self._stack.close()
+
+    def end_page(self) -> None:
+        """Write the page of an interrupted comparison a last time, if it has one."""
+        if self._page is not None:
+            self._page.end()
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -59,6 +67,8 @@ class EventPrinter:
             case MethodForecast(method, forecast) if forecast.forwards > MANY_FORWARDS:
                 console.say(f"    {method}: each step costs {forecast.forwards:,.0f} forward passes")
             case TrialsStarted(totals, finished, metric):
+                if self.folder is not None:
+                    self._page = LivePage(self.folder)
                 self._board = self._stack.enter_context(console.board(totals, finished, metric))
             case TrialFinished(trial):
                 self.ran += 1
@@ -66,6 +76,8 @@ class EventPrinter:
                     self._board.finished(trial)
                 else:
                     console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial)}")
+                if self._page is not None and self._page.update():
+                    console.say(f"{self._page.path} shows the results so far, also while trials run")
             case RoundEnded(text):
                 console.say(text)
             case TimeIsUp(finished, most):
@@ -78,6 +90,11 @@ class EventPrinter:
                         f"{count(failed, 'trial')} failed. The first: {reason}. {folder / 'records.jsonl'} has the "
                         "tracebacks. Run the same command again to repeat them."
                     )
+            case TrialsWarned(warned):
+                console.say(
+                    f"{count(warned.trials, 'trial')} issued {count(warned.warnings, 'different warning')}, such as "
+                    f'"{warned.example}". The output of each trial is in {warned.folder}.'
+                )
             case StepTimed(method):
                 console.say(f"timed a step of {method}")
             case EstimatesAssessed(method):

@@ -11,6 +11,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.notes import Note
 from gradcost.planning.forecast import Forecast
 from gradcost.results.records import TrialRecord
+from gradcost.studies.output import Warned
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,17 @@ class TrialsEnded:
 
 
 @dataclass(frozen=True)
+class TrialsWarned:
+    """Trials of this call issued warnings.
+
+    Args:
+        warned: how many, an example, and where the trials' output is.
+    """
+
+    warned: Warned
+
+
+@dataclass(frozen=True)
 class StepTimed:
     """One step of a method was timed, and its cost was added to the records.
 
@@ -160,6 +172,7 @@ Event = (
     | RoundEnded
     | TimeIsUp
     | TrialsEnded
+    | TrialsWarned
     | StepTimed
     | EstimatesAssessed
 )

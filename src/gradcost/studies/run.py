@@ -24,10 +24,12 @@ from gradcost.studies.events import (
     StepTimed,
     TrialFinished,
     TrialsEnded,
+    TrialsWarned,
     warn_of_failures,
 )
 from gradcost.studies.executors import Executor, local_or
 from gradcost.studies.folder import locked, make_folder, open_folder
+from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
@@ -166,9 +168,11 @@ class Tally:
     ran: int = 0
     failed: int = 0
     reason: str | None = None  # why the first failed trial failed
+    trials: list[str] = field(default_factory=list)  # their ids
 
     def add(self, trial: TrialRecord) -> None:
         self.ran += 1
+        self.trials.append(trial.trial)
         if trial.status == "failed":
             self.failed += 1
             self.reason = self.reason or trial.reason
@@ -176,6 +180,9 @@ class Tally:
 
     def end(self, folder: Path) -> None:
         self.on_event(TrialsEnded(folder, self.ran, self.failed, self.reason))
+        found = warned(folder, self.trials)
+        if found is not None:
+            self.on_event(TrialsWarned(found))
 
 
 def measure_methods(
