@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gradcost.cli import console, spec
+from gradcost.cli.answer import show_answer
 from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
@@ -16,7 +17,7 @@ from gradcost.cli.quantities import lr_range, seconds_of
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number, size
 from gradcost.planning.forecast import Forecast
-from gradcost.report import html, tables
+from gradcost.report import html
 from gradcost.results import summary
 from gradcost.results.records import Results, read
 from gradcost.results.verdict import verdict
@@ -154,17 +155,7 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
         answer = {"verdict": verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
         print(json.dumps(answer, indent=2, default=str))
         return
-    console.show()
-    console.show(verdict(results), bold=True)
-    console.show()
-    table = tables.table(results)
-    console.show_table(table.columns, table.rows)
-    for refusal in results.refused:
-        console.show(f"{refusal.method}: {refusal.reason}")
-    for cost in results.costs:
-        if cost.doubt is not None:  # "~" marks a timing that is not reliable, also in the table
-            console.show(f"~ {cost.method}: {cost.doubt}.")
-    console.show()
+    show_answer(results)
     if report is not None:
         console.show(f"report   {report}")
     console.show(RESUME)

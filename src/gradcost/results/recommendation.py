@@ -92,11 +92,24 @@ def sentences(results: Results) -> list[str]:
         ]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
-    known = [_use(choice, results), second, _tested(contrast, results), _to_target(contrast, results)]
+    tested = [_tested(contrast, results), _to_target(contrast, results)]
+    known = [_use(choice, results), second, *tested, at_edge(rows)]
     sentences = [sentence for sentence in known if sentence is not None]
     if best.seeds + best.diverged < 2 and len(rows) > 1:
         return [ONE_SEED, *sentences]
     return sentences
+
+
+def at_edge(rows: Iterable[MethodSummary]) -> str | None:
+    """A sentence on the methods whose best learning rate is the smallest or largest of those tried, or None."""
+    names = [row.method for row in rows if row.edge is not None]
+    if not names:
+        return None
+    more = [count(len(names) - 3, "other")] if len(names) > 3 else []
+    return (
+        f"Tuning is not complete: the best learning rate of {listed(names[:3] + more)} is at the edge of those "
+        "that were tried, so a better one may lie beyond it."
+    )
 
 
 def _tested(contrast: Contrast | None, results: Results) -> str | None:
