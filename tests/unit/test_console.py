@@ -72,8 +72,8 @@ def test_doubtful_timings_are_one_line():
     busy = "other programs used {} cores during the timing; time it again on an idle machine"
     costs = [Cost("a", "", doubt=busy.format("1.4")), Cost("b", "", doubt=busy.format("0.9"))]
     assert _doubts(costs) == (
-        "~ a and b: other programs used 0.9 to 1.4 cores during the timing. On an idle machine, the same command times "
-        "them again."
+        "~ a and b: other programs used 0.9 to 1.4 cores during the timing. On an idle machine, the same command "
+        "times them again."
     )
     assert _doubts([Cost("a", "", doubt="the samples are too few")]).startswith("~ a: the samples are too few. On an")
 

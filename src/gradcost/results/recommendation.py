@@ -204,11 +204,12 @@ def _no_choice(rows: list[MethodSummary], results: Results) -> str:
     """Why no method can be recommended."""
     if results.refused and not rows:
         return "No method can be used here; the list of refused methods gives the reasons."
-    failed = [trial for trial in results.trials if trial.status == "failed"]
-    if failed:
-        return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {failed[0].reason}."
-    if results.trials and not any(trial.phase == "final" for trial in results.trials):
-        return so_far(results.trials, results.study.metric)
+    if not any(trial.phase == "final" for trial in results.trials):
+        failed = [trial for trial in results.trials if trial.status == "failed"]
+        if failed:
+            return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {failed[0].reason}."
+        if any(trial.status == "finished" for trial in results.trials):
+            return so_far(results.trials, results.study.metric)
     return f"No method can be recommended: none {_absence(rows, results.study)}."
 
 
