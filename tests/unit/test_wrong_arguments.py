@@ -52,7 +52,10 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: mezo().estimate(objective(), BATCH, given(0)), r"the key is 0: write gradcost.Key\(0\)"),
     (lambda: backprop().estimate(objective(), BATCH, given(torch.Generator())), r"write gradcost.Key\(0\)"),
     (lambda: mezo().estimate(MODEL, BATCH, Key(0)), "the objective is a Linear"),
-    (lambda: Objective(MODEL, F.cross_entropy), r"lambda model, batch: cross_entropy\(model\(batch\[0\]\), batch"),
+    (
+        lambda: Objective(MODEL, given(F.cross_entropy)),
+        r"lambda model, batch: cross_entropy\(model\(batch\[0\]\), batch",
+    ),
     (lambda: Objective(MODEL, nn.CrossEntropyLoss()), r"lambda model, batch: nn.CrossEntropyLoss\(\)\(model\(batch"),
     (lambda: Objective(MODEL, given(3)), "int cannot be called"),
     (lambda: Objective(given(loss), loss), "needs a torch.nn.Module, not function"),
