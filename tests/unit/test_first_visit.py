@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from report_records import write_folder
 
 from gradcost import Key, Reverse
@@ -20,8 +19,8 @@ from gradcost.planning.within import Within
 from gradcost.results.records import read
 from gradcost.results.status import notes_on
 from gradcost.studies.folder import make_folder
-from gradcost.tasks import Mlp
-from gradcost.tasks.task import Split, Splits, Task
+from gradcost.tasks import Digits
+from gradcost.tasks.task import Split, Splits
 from in_process import inside
 
 
@@ -71,17 +70,12 @@ def test_a_report_of_damaged_or_missing_records_says_so(tmp_path: Path):
 
 
 @value
-class Empty(Task):
-    """A task without training data."""
-
-    model: Mlp = Mlp(hidden=(4,))
-    batch: int = 8
-    inputs = (4,)
-    classes = 2
+class Empty(Digits):
+    """Digits without training data."""
 
     def splits(self) -> Splits:
-        x, y = torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64)
-        return Splits(Split(x[:0], y[:0]), Split(x, y), Split(x, y))
+        train, *others = super().splits()
+        return Splits(Split(train.x[:0], train.y[:0]), *others)
 
 
 def test_an_empty_training_split_is_a_sentence():

@@ -92,7 +92,11 @@ def test_every_preset_trains_and_its_forecast_is_that_of_the_dtype(method: Any, 
 
 
 def test_a_placed_task_keeps_its_names_and_is_a_value():
-    for task, options in ((Digits(), {"dtype": BFLOAT16}), (regression(), {"device": "cpu", "autocast": BFLOAT16})):
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (Digits(), {"dtype": BFLOAT16}),
+        (regression(), {"device": "cpu", "autocast": BFLOAT16}),
+    ]
+    for task, options in cases:
         cast = placed(task, **options)
         assert pickle.loads(pickle.dumps(cast)) == cast
         assert hash(cast) == hash(pickle.loads(pickle.dumps(cast))) != hash(task)
