@@ -63,8 +63,8 @@ def of(lines: Lines, method: str, phase: str) -> Lines:
     return [line for line in lines if line.get("phase") == phase and line["method"] == method]
 
 
-def found(folder: Path, lines: Lines) -> list[Finding]:
-    return lint(facts(read(report_records.write_folder(folder, lines))))
+def found(folder: Path, lines: Lines, **study: Any) -> list[Finding]:
+    return lint(facts(read(report_records.write_folder(folder, lines, **study))))
 
 
 def edge(lines: Lines) -> None:
@@ -90,6 +90,12 @@ def changed(what: str, to: Any) -> Callable[[Lines], None]:
             line[what] = to
 
     return change
+
+
+def customary(lines: Lines) -> None:
+    for line in lines:
+        if line["method"] == BACKPROP and line["kind"] == "trial":
+            line["optimizer"] = f"AdamW(lr={line['lr']})"
 
 
 def noise(lines: Lines) -> None:
@@ -217,6 +223,7 @@ FAULTS = [
     ("E305", confirmed_on_the_tuning_seed, "confirmed on seed 0, on which it was tuned"),
     ("W102", cliff, "the next rate, 3 times the winner, diverged"),
     ("W104", published, "lr=0.1 was given, not tuned"),
+    ("W105", customary, "trained by SGD, and backprop() by AdamW"),
     ("W103", sparse, "the rates next to the winner are up to 1e+03 times away, and 3.33 times for backprop()"),
     ("W121", exploded, "1 finished with a loss above 100 times that of guessing"),
 ]
@@ -226,7 +233,8 @@ FAULTS = [
 def test_a_fault_is_found_by_its_rule_alone(tmp_path: Path, code: str, spoil: Any, sentence: str):
     lines = clean()
     spoil(lines)
-    findings = found(tmp_path / "study", lines)
+    study = {"optimizer": "customary"} if code == "W105" else {}
+    findings = found(tmp_path / "study", lines, **study)
     assert {finding.code for finding in findings} == {code}
     assert sentence in findings[0].found, findings[0].found
     assert all(finding.remedy and finding.method for finding in findings)

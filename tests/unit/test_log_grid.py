@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gradcost.cli import spec
+from gradcost.cli.quantities import lr_range
 from gradcost.core.errors import BadInput
 from gradcost.results.tuning import log_grid
 
@@ -27,7 +27,7 @@ def test_a_grid_rises_evenly_in_the_logarithm_to_two_digits(ends: tuple[float, f
 
 
 def test_the_command_line_reads_a_range():
-    low, high = spec.lr_range("1e-4:10")
+    low, high = lr_range("1e-4:10")
     assert (low, high) == (1e-4, 10.0)
     assert log_grid(low, high, 11)[:4] == (0.0001, 0.00032, 0.001, 0.0032)
 

@@ -78,7 +78,7 @@ def test_the_choice_is_the_exact_gradient_that_fits_with_the_fewest_flops(planne
     assert planned.chosen is not None
     assert planned.chosen.forecast is not None
     assert planned.chosen.forecast.flops == min(found.flops for found in exact)
-    assert planned.sentence.startswith(f"{planned.chosen.method} is the cheapest exact gradient that fits")
+    assert planned.sentence.startswith(f"Use {planned.chosen.method}, the cheapest exact gradient that fits")
     again = forecast(planned.choice, chain(), examples(64), ADAM)  # type: ignore[arg-type]
     assert again.peak == planned.chosen.forecast.peak <= planned.budget
 
@@ -169,7 +169,7 @@ def test_estimated_seconds_decide_where_the_rates_are_known(monkeypatch: pytest.
     monkeypatch.setattr(roofline, "seconds", lambda counts, rates, dtype, stream: 1e9 / counts.flops)
     found = plan(chain(), examples(64), 1 << 20, [gradcost.backprop(), gradcost.checkpointed()])
     assert found.choice == gradcost.checkpointed()  # here, what computes more is faster
-    assert "is the fastest exact gradient that fits" in found.sentence
+    assert ", the fastest exact gradient that fits" in found.sentence
     assert "--calibrate" not in str(found)
 
 

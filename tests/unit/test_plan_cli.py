@@ -106,7 +106,7 @@ def test_the_first_line_after_the_table_answers_and_what_follows_can_be_acted_on
     assert "2,000,000,000 bytes = 1.86 GiB" in lines[0]
     assert lines[2].split()[:3] == ["method", "peak", "fits"]
     assert [line.split()[0] for line in lines[3:5]] == ["backprop()", "mezo()"]
-    assert lines[6].startswith("backprop() is the only exact gradient here that fits")
+    assert lines[6].startswith("Use backprop(), the only exact gradient here that fits")
     assert lines[7].startswith("peak of backprop():  parameters 17.8 KiB")
     assert "gradcost doctor --calibrate" in ran.stdout
 

@@ -237,3 +237,24 @@ def test_estimated_gradients_that_are_alike_are_named_together(tmp_path: Path):
     assert "are alike and 10.5 to 11.5 points behind." in verdict
     verdict = recommended(results_of(tmp_path / "apart", exact, one, {**other, "accuracies": [0.3] * 3}))
     assert "The best method with an estimated gradient, fg(), is 10.5 points behind" in verdict
+
+
+def test_before_the_first_final_run_the_answer_is_that_of_validation(tmp_path: Path):
+    score = {"loss": 1.0, "accuracy": 0.5}
+    lines = [trial("a()", "tune", validation=score), trial("a()", "tune", lr=1.0, status="diverged")]
+    lines += [trial("b()", "tune", validation=score)]
+    verdict = recommended(read(write_folder(tmp_path / "r", lines)))
+    assert verdict.startswith("So far, by validation accuracy at 2 learning rates each: a() 50.0%, b() 50.0%. Not")
+    failed = [*lines, trial("b()", "tune", lr=1.0, status="failed", reason="RuntimeError: no luck")]
+    verdict = recommended(read(write_folder(tmp_path / "f", failed)))
+    assert verdict == "No method can be recommended: 1 run failed. The first: RuntimeError: no luck."
+
+
+def test_a_winner_at_an_edge_of_the_rates_is_named(tmp_path: Path):
+    lines = [trial("a()", "tune", lr=lr, validation={"loss": 1.0, "accuracy": lr}) for lr in (0.1, 0.5)]
+    score = {"loss": 1.0, "accuracy": 0.9}
+    lines += [trial("a()", "final", lr=0.5, seed=seed, validation=score, test=score) for seed in (1, 2)]
+    assert recommended(read(write_folder(tmp_path / "r", lines))).endswith(
+        "Tuning is not complete: the best learning rate of a() is at the edge of those that were tried, so a better "
+        "one may lie beyond it."
+    )

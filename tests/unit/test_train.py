@@ -104,7 +104,7 @@ SGD = gradcost.SGD(0.1)
         (([1], gradcost.mezo, SGD), "the estimator is <function mezo"),
         (
             ([1], gradcost.backprop(), torch.optim.SGD([X.clone().requires_grad_()])),
-            "the optimizer is a SGD: give grad",
+            "the optimizer is of type SGD: give grad",
         ),
         (([1], gradcost.backprop(), SGD, 7), "write gradcost.Key(7)"),
     ],

@@ -19,7 +19,7 @@ from gradcost.core.interrupts import interruptible
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective, loss_errors
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches
 from gradcost.slopes.slope import Slope
@@ -73,6 +73,8 @@ def check(
     Raises:
         BadInput: draws < 1, or the loss cannot be evaluated on the batch.
     """
+    require_estimator(estimator)
+    require_objective(objective)
     if draws < 1:
         raise BadInput(f"draws is a number of estimates, at least 1, not {draws!r}.")
     if reference is None:

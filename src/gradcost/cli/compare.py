@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gradcost.cli import console, spec
+from gradcost.cli.answer import show_answer
 from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.quantities import lr_range, seconds_of
 from gradcost.core.errors import BadInput
 from gradcost.core.units import number, size
 from gradcost.planning.forecast import Forecast
-from gradcost.report import html, tables
+from gradcost.report import html
 from gradcost.results import summary
 from gradcost.results.records import Results, read
 from gradcost.results.verdict import verdict
@@ -39,12 +41,17 @@ def compare_methods(options: CompareOptions) -> int:
         tuning_points=options.tuning_points,
         extra_points=options.extra_points,
         confirm_seeds=options.confirm_seeds,
-        lr_range=spec.lr_range(options.lr_range),
+        lr_range=lr_range(options.lr_range),
         target=options.target,
         memory_beyond_weights=spec.size(options.memory) if options.memory else None,
         optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
+        device=options.device,
+        dtype=spec.dtype(options.dtype),
+        autocast=spec.dtype(options.autocast),
+        is_coarse=options.time is not None,
         file=file,
     )
+    seconds = None if options.time is None else seconds_of(options.time)
     executor = spec.executor(options.executor, options.workers)
     names = {"task": task_name, "model": model_name}
     with EventPrinter() as printer:
@@ -59,6 +66,7 @@ def compare_methods(options: CompareOptions) -> int:
                 executor=executor,
                 every=options.every,
                 trial_timeout=options.trial_timeout,
+                time=seconds,
                 on_event=printer,
                 task=task_name,
                 model=model_name,
@@ -103,6 +111,7 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     if printer.folder is None or not (printer.folder / "study.json").exists():
         raise KeyboardInterrupt
     printer.close()
+    printer.end_page()
     done = sum(trial.status != "failed" for trial in read(printer.folder).trials)
     console.complain(f"interrupted. {printer.folder} has {done} finished trials; the same command resumes.")
     console.abandon(130)
@@ -146,17 +155,7 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
         answer = {"verdict": verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
         print(json.dumps(answer, indent=2, default=str))
         return
-    console.show()
-    console.show(verdict(results), bold=True)
-    console.show()
-    table = tables.table(results)
-    console.show_table(table.columns, table.rows)
-    for refusal in results.refused:
-        console.show(f"{refusal.method}: {refusal.reason}")
-    for cost in results.costs:
-        if cost.doubt is not None:  # "~" marks a timing that is not reliable, also in the table
-            console.show(f"~ {cost.method}: {cost.doubt}.")
-    console.show()
+    show_answer(results)
     if report is not None:
         console.show(f"report   {report}")
     console.show(RESUME)

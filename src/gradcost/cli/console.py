@@ -20,11 +20,14 @@ from gradcost.core.printable import printable
 from gradcost.results.records import TrialRecord
 from gradcost.results.wording import duration
 
-# Without a terminal, rich assumes 80 columns and would wrap table lines.
-out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 240)
+# Without a terminal and without COLUMNS, rich assumes 80 columns and would wrap table lines.
+_KNOWS_WIDTH = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if _KNOWS_WIDTH else 240)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ALL = "all trials"
+NARROW = 80  # columns below which a wide table is printed as blocks
+GAP = 3  # columns between two columns of a table
 
 
 class Board:
@@ -91,6 +94,8 @@ def trial_line(trial: TrialRecord, metric: Metric = ACCURACY) -> str:
     if score is not None:
         result = f"{score:.4f}" if metric.is_accuracy else metric.text(score)
         result += f" validation {metric.name}"
+    if trial.status == "failed":
+        result += f", {(trial.reason or 'no reason was recorded').splitlines()[0]}"
     return f"{trial.phase} lr {trial.lr:.3g} seed {trial.seed}: {result}"
 
 
@@ -127,18 +132,33 @@ def complain(text: str) -> None:
 
 
 def show(text: str = "", bold: bool = False) -> None:
-    """Print a line of the result on standard output."""
-    out.print(_safe(text), markup=False, style="bold" if bold else None)
+    """Print a line of the result on standard output. A terminal gets it wrapped between words."""
+    out.print(_safe(text), markup=False, style="bold" if bold else None, soft_wrap=not out.is_terminal)
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> None:
-    """Print a table without ruled lines. `left` left-aligns every column, not only the first."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    """Print a table without ruled lines; where it does not fit a narrow screen, one block of lines for each row.
+
+    `left` left-aligns every column, not only the first.
+    """
+    widest = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    if out.width < NARROW and sum(widest) + GAP * len(widest) > out.width:
+        _show_blocks(headers, rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if left or i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_safe, row))
     out.print(table, markup=False)
+
+
+def _show_blocks(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    width = max(map(len, headers[1:]), default=0)
+    for first, *cells in rows:
+        show(first, bold=True)
+        for header, cell in zip(headers[1:], cells, strict=True):
+            show(f"    {header.ljust(width)}  {cell}")
 
 
 def _safe(text: str) -> str:

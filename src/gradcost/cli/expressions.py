@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import types
 import warnings
 from collections import deque
@@ -19,11 +20,13 @@ LARGEST = 2**64  # of a whole number
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "True or False"}
 _LITERALS = (int, float, str, bool, type(None))
+BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)({'|'.join(BYTES)})(?!\w)")
 _PARTS = (ast.Tuple, ast.List, ast.Name, ast.Load, ast.USub, ast.keyword)
 
 
 def tree(text: str) -> ast.expr:
-    """Return the syntax tree of an expression: literals, tuples, names, and calls of names.
+    """Return the syntax tree of an expression: literals, tuples, names, and calls of names. `8GiB` is a number.
 
     Args:
         text: the expression.
@@ -31,6 +34,8 @@ def tree(text: str) -> ast.expr:
         BadInput: the text is too long or nested too deep, or contains anything else.
     """
     text = text.strip()
+    if not {"'", '"'} & set(text):  # Within(8GiB); a text in quotes stays as it is
+        text = _SIZE.sub(lambda found: str(int(float(found[1]) * BYTES[found[2]])), text)
     if len(text) > LONGEST:
         raise BadInput(f"an expression has at most {LONGEST:,} characters, and {_short(text)} has {len(text):,}.")
     try:

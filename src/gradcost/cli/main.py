@@ -178,8 +178,13 @@ def report(
     from gradcost.cli import console
     from gradcost.report import assets as files
     from gradcost.report import html
+    from gradcost.results.records import read
+    from gradcost.results.status import notes_on
 
     console.show(str(html.write(folder, output)))
+    note = notes_on(read(folder))
+    if note is not None:
+        console.complain(note)
     if assets:
         written = files.write(folder)
         console.show(f"{written[0].parent}: {len(written)} files")

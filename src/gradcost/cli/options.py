@@ -93,13 +93,19 @@ class CompareOptions:
     optimizer: Annotated[
         str | None,
         typer.Option(
-            help='The optimizer of every method: "AdamW(weight_decay=0.1)". '
-            "Its learning rate is searched. "
-            "Default: SGD."
+            help='The optimizer of every method: "AdamW(weight_decay=0.1)"; or customary: AdamW for exact gradients, '
+            "SGD for estimated ones. Its learning rate is searched. Default: SGD."
         ),
     ] = None
     batch: Annotated[
         int | None, typer.Option(min=1, help="Examples in a batch. Default: the task or LOADERS sets them.")
+    ] = None
+    device: Annotated[str | None, typer.Option(help="Where trials run: cpu or cuda. Default: cpu.")] = None
+    dtype: Annotated[str | None, typer.Option(help="Dtype of weights and inputs: bfloat16. Default: unchanged.")] = (
+        None
+    )
+    autocast: Annotated[
+        str | None, typer.Option(help="Dtype of autocast around the loss: bfloat16. Default: no autocast.")
     ] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each trial. Default: the task sets them.")] = None
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method, one per seed.")] = 6
@@ -130,6 +136,13 @@ class CompareOptions:
     target: Annotated[
         float | None,
         typer.Option(help="Record when the validation metric first reaches this. Default: 0.9 for the accuracy."),
+    ] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Time for the trials of this call: 10m. A coarse answer comes first and is refined until the time "
+            "is up; the same command continues. Default: no limit."
+        ),
     ] = None
     workers: Workers = None
     executor: Executor = "local"

@@ -20,7 +20,8 @@ from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_o
 from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
-from gradcost.studies.run import RUNS, locked, open_study
+from gradcost.studies.folder import locked
+from gradcost.studies.run import RUNS, open_study
 from gradcost.tasks import TASKS
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from gradcost.cli import expressions, plugins
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import is_value
+from gradcost.results.comparability import CUSTOMARY
 
 # The modules of gradcost that define the values and presets of each kind of expression.
 _MODULES = {
@@ -30,7 +31,6 @@ _MODULES = {
         *(f"tasks.{name}" for name in ("pretrained", "texts", "hub")),
     ),
 }
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "fp64": "float64"}
 
@@ -130,10 +130,13 @@ def hint(name: str, known: Mapping[str, Any]) -> str:
 
 
 def method(text: str) -> Any:
-    """Return the estimator that an expression describes."""
+    """Return the estimator that an expression describes. A policy such as `Within(8GiB)` is backprop with it."""
+    from gradcost.checkpointing.policies import Saving
     from gradcost.estimators.estimator import Estimator
+    from gradcost.estimators.reverse import Reverse
 
     estimator = parse(text, "method")
+    estimator = Reverse(estimator) if isinstance(estimator, Saving) else estimator
     if not isinstance(estimator, Estimator):
         raise BadInput(f"{text!r} is a part of a method, not a method: write Probing(slope=..., directions=...).")
     return estimator
@@ -150,7 +153,14 @@ def optimizer(text: str) -> Any:
 
 
 def optimizer_template(text: str) -> Any:
-    """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr."""
+    """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr.
+
+    The text `customary` gives each method the optimizer that is customary for it.
+    """
+    if text.strip() == CUSTOMARY:
+        from gradcost.studies.customary import Customary
+
+        return Customary()
     known, tree = names("optimizer"), expressions.tree(text)
 
     class WithRate(ast.NodeTransformer):
@@ -178,15 +188,6 @@ def executor(name: str, workers: int | None) -> Any:
     if name not in known:
         raise BadInput(f"no executor {name!r}.{hint(name, known)} Executors: {', '.join(known)}.")
     return known[name](workers or os.cpu_count() or 1)
-
-
-def lr_range(text: str) -> tuple[float, float]:
-    """Parse LOW:HIGH into two numbers."""
-    try:
-        low, high = (float(end) for end in text.split(":"))
-    except ValueError:
-        raise BadInput(f"{text!r} is not a range of learning rates: write LOW:HIGH, such as 1e-4:10.") from None
-    return low, high
 
 
 def dtype(text: str | None) -> Any:
@@ -332,9 +333,10 @@ def _refuse_model(result: Any, path: str, name: str) -> None:
 def size(text: str) -> int:
     """Parse a number of bytes: `64MiB` is 64 x 2^20, `64MB` is 64 x 10^6."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    known = {"B": 1} | expressions.BYTES
+    units = {unit.lower(): factor for unit, factor in known.items()}
     if not match or match[2].lower() not in units:
-        raise BadInput(f"{text!r} is not a number of bytes: write a number above 0 and one of {', '.join(_UNITS)}.")
+        raise BadInput(f"{text!r} is not a number of bytes: write a number above 0 and one of {', '.join(known)}.")
     amount = float(match[1]) * units[match[2].lower()]
     if not 1 <= amount < 2**63:
         raise BadInput(f"{text!r} is not a number of bytes: it must be above 0, and below 2^63 bytes.")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from gradcost.cli import console, spec
+from gradcost.cli.answer import show_answer
 from gradcost.cli.options import StudyOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
@@ -38,7 +39,7 @@ def run_file(options: StudyOptions) -> int:
         answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": recorded}
         print(json.dumps(answer if report is None else answer | {"report": str(report)}, indent=2))
     else:
-        _show(study, printer.ran, recorded, report)
+        _show(study, folder, printer.ran, report)
     return 1 if printer.failed else 0
 
 
@@ -66,7 +67,9 @@ def _show_dry_run(study: Study, workers: int) -> None:
     console.show_table(["method", "phase", "lr", "seed"], rows)
 
 
-def _show(study: Study, ran: int, recorded: int, report: Path | None) -> None:
-    console.show(f"{study.question} {ran} trials ran now, {recorded - ran} earlier.")
+def _show(study: Study, folder: Path, ran: int, report: Path | None) -> None:
+    results = read(folder)
+    console.show(f"{study.question} {ran} trials ran now, {len(results.trials) - ran} earlier.")
+    show_answer(results)
     console.show(f"report   {report or 'none: some trials failed'}")
     console.show(RESUME)

@@ -29,13 +29,18 @@ def write_whole(path: Path, data: bytes | str) -> Path:
         path.write_bytes(content)
         return path
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # a killed process with the same id left it, or someone else a link
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)  # a killed process with the same id left it, or someone else a link
     try:
         with temporary.open("xb") as file:  # "x" does not follow a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.arguments import require_model_and_loss
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.fake import is_fake
@@ -87,8 +88,7 @@ class Objective:
     structure: Structure | None = field(default=None, kw_only=True)  # `replace` passes it on to derived objectives
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, nn.Module):
-            raise BadInput(f"an Objective needs a torch.nn.Module, not {type(self.model).__name__}.")
+        require_model_and_loss(self.model, self.loss)
         if self.parts < 1:
             raise BadInput(f"a batch is cut into 1 micro-batch or more, not {self.parts}.")
         structure = self.structure

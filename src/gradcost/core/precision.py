@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gradcost.core.autocast import UnderAutocast
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import numbers
@@ -133,6 +134,8 @@ def coarsest(objective: Objective) -> torch.dtype:
     device = objective.leaves[0].parameter.device.type
     if torch.is_autocast_enabled(device):
         types.add(torch.get_autocast_dtype(device))
+    if isinstance(objective.loss, UnderAutocast):
+        types.add(objective.loss.dtype)
     return max(types, key=unit_roundoff)
 
 

@@ -8,8 +8,10 @@ of a string.
 from __future__ import annotations
 
 import functools
+from abc import ABCMeta
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from types import FunctionType
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from gradcost.core.errors import BadInput
@@ -23,8 +25,9 @@ _NUMBERS = {"int": int, "float": float, "float | None": float | None}  # the ann
 def value(cls: type[T]) -> type[T]:
     """Turn a class into a frozen dataclass whose hash is computed from its repr, the same in every process.
 
-    Fields annotated `int`, `float` or `float | None` are checked at construction, before the class's own
-    `__post_init__`. A float field accepts an int and stores it as a float, so that equal values have equal reprs.
+    Fields annotated `int`, `float`, `float | None` or an abstract class of gradcost, such as `Estimator`, are checked
+    at construction, before the class's own `__post_init__`. A float field accepts an int and stores it as a float, so
+    that equal values have equal reprs.
 
     Args:
         cls: the class; its fields are its annotations, as in a dataclass.
@@ -35,6 +38,7 @@ def value(cls: type[T]) -> type[T]:
 
     def __post_init__(self: Any) -> None:
         _normalise_numbers(self)
+        _check_parts(self)
         check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
@@ -56,6 +60,33 @@ def _normalise_numbers(instance: Any) -> None:
                 object.__setattr__(instance, name, float(number))
             except OverflowError:
                 raise BadInput(f"{name} of {type(instance).__name__} is too large for a number.") from None
+
+
+def _check_parts(instance: Any) -> None:
+    for name, kind in _part_fields(type(instance)):
+        part = getattr(instance, name)
+        if not isinstance(part, kind):
+            call = f": write {part.__name__}()" if isinstance(part, FunctionType | type) else ""
+            given = getattr(part, "__name__", repr(part))
+            raise BadInput(
+                f"{name} of {type(instance).__name__} is a value of type {kind.__name__}, not {given}{call}."
+            )
+
+
+@functools.cache
+def _part_fields(cls: type) -> tuple[tuple[str, type], ...]:
+    """Return the name and the type of each field annotated with an abstract class of gradcost."""
+    try:
+        types = get_type_hints(cls)
+    except Exception:  # some annotation cannot be resolved at run time
+        return ()
+    found = [(field.name, types[field.name]) for field in fields(cls)]
+    return tuple((name, kind) for name, kind in found if _is_abstract_class(kind))
+
+
+def _is_abstract_class(kind: Any) -> bool:
+    is_protocol = getattr(kind, "_is_protocol", False)
+    return isinstance(kind, ABCMeta) and not is_protocol and kind.__module__.startswith("gradcost.")
 
 
 @functools.cache  # once per class, because values are created in inner loops

@@ -10,7 +10,7 @@ import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from gradcost.core.errors import Unsupported
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.objective import Objective
 
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
@@ -39,6 +39,7 @@ class BackwardPasses:
         self.foreign: list[tuple[Tensor, Tensor | None]] = []  # other tensors of the graph, with their .grad
         self.missing: set[str] = set()  # leaves whose gradient is not passed on yet
         self.hooks: list[Callable[[Tensor], None]] = []
+        self.depends_on_others = False  # whether a loss has other tensors than the leaves in its graph
         self.task: int | None = None  # id of the outer backward pass; None: no other pass runs inside it
 
     def prepare(self) -> None:
@@ -77,6 +78,7 @@ class BackwardPasses:
             is_last: whether this is the last micro-batch.
         """
         foreign, functions = ([], set[str]()) if loss is None else _graph(loss, self.trained)
+        self.depends_on_others |= bool(foreign)
         if is_last:
             self.missing = set(self.parameters)
             if not any("Checkpoint" in name for name in functions):
@@ -132,6 +134,12 @@ class BackwardPasses:
     def _finish(self) -> None:
         """Pass on the gradients that no hook has passed on, such as zeros for unused parameters."""
         self._remove_hooks()
+        has_none = len(self.missing) == len(self.parameters) and all(p.grad is None for p in self.parameters.values())
+        if has_none and self.depends_on_others:
+            raise BadInput(
+                "the loss depends on tensors that require a gradient, and on no trainable parameter of the model: it "
+                "uses another model. Use the first argument of loss(model, batch)."
+            )
         for name, parameter in self.parameters.items():
             if name in self.missing:
                 # An earlier micro-batch may have used a parameter that the last one did not.

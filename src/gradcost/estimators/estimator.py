@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gradcost.core.arguments import require_key
+from gradcost.core.errors import BadInput
+from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import interruptible
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -61,6 +66,37 @@ class Facts(NamedTuple):
     transparent: bool = False
 
 
+def require_objective(objective: Any) -> None:
+    """Raise BadInput if `objective` is not an `Objective`."""
+    if not isinstance(objective, Objective):
+        raise BadInput(f"the objective is a {type(objective).__name__}: write gradcost.Objective(model, loss).")
+
+
+def require_estimator(estimator: Any) -> None:
+    """Raise BadInput if `estimator` is not an `Estimator`."""
+    if not isinstance(estimator, Estimator):
+        given = f"{estimator.__name__}, a function" if isinstance(estimator, FunctionType) else repr(estimator)
+        raise BadInput(f"the estimator is {given}: write a value such as gradcost.mezo().")
+
+
+def _checked(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
+    """Check the objective and the key before a call of `estimate` or `stream`."""
+
+    @functools.wraps(function)
+    def run(self: Any, objective: Any, batch: Any, key: Any, *args: Any, **kwargs: Any) -> Estimate:
+        require_objective(objective)
+        require_key(key)
+        first = objective.leaves[0]
+        if first.parameter.is_meta and not is_fake(first.parameter):
+            raise BadInput(
+                f"`{first.name}` is on the meta device, which stores no numbers: load the weights, or make the model "
+                "on the CPU. forecast and plan take a model on the meta device."
+            )
+        return function(self, objective, batch, key, *args, **kwargs)
+
+    return run
+
+
 class Estimator(ABC):
     """A method that returns a batch's loss and an estimate of its gradient. Immutable; usable with every objective.
 
@@ -69,8 +105,10 @@ class Estimator(ABC):
     """
 
     def __init_subclass__(cls) -> None:
-        for name in {"estimate", "stream", "objection"} & vars(cls).keys():
-            setattr(cls, name, interruptible(vars(cls)[name]))
+        for name in {"estimate", "stream"} & vars(cls).keys():
+            setattr(cls, name, interruptible(_checked(vars(cls)[name])))
+        if "objection" in vars(cls):
+            cls.objection = interruptible(vars(cls)["objection"])
 
     @property
     @abstractmethod

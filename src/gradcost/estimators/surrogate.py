@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.estimator import Estimate, Estimator, require_estimator, require_objective
 from gradcost.estimators.gradient import Gradient
 
 
@@ -37,6 +37,8 @@ def surrogate_loss(estimator: Estimator, objective: Objective, batch: Any, key: 
         BadInput: the loss is not a differentiable scalar. NotFinite: the loss or a slope is not finite.
         Unsupported: the estimator cannot be used here, it has a state, or the model is a DistributedDataParallel.
     """
+    require_estimator(estimator)
+    require_objective(objective)
     _refuse_wrapped(objective)
     estimate = estimator.estimate(objective, batch, key)
     if estimate.state is not None:

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from gradcost.core.errors import Unsupported
+from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.core.value import value
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.estimator import Estimate, Estimator, require_estimator, require_objective
 from gradcost.instruments.allocator import Allocated, allocated
 from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker
 from gradcost.instruments.timing import Timing, time_steps
-from gradcost.training.optimizers import Optimizer
+from gradcost.training.optimizers import Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
 
 Work = Callable[[], object]
@@ -43,6 +43,10 @@ class TrainingStep:
     def __init__(
         self, objective: Objective, batch: Any, estimator: Estimator, optimizer: Optimizer | None = None
     ) -> None:
+        require_estimator(estimator)
+        require_objective(objective)
+        if optimizer is not None:
+            require_optimizer(optimizer)
         objection = estimator.objection(objective, batch)
         if objection is not None:
             raise Unsupported(objection)
@@ -199,8 +203,13 @@ def measure(work: Work, *instruments: Instrument, warmup: int = 1) -> Measuremen
     Returns:
         Measurement(memory, standing, counts, timing, allocated); str() of it is a table.
     Raises:
-        BadInput: `Bytes` finds no tensor operation in a run.
+        BadInput: `work` is no function, or `Bytes` finds no tensor operation in a run.
     """
+    if not callable(work):
+        raise BadInput(
+            f"measure takes a function, not {work!r}: for a training step, write measure(gradcost.instruments."
+            "TrainingStep(objective, batch, estimator, optimizer))."
+        )
     for _ in range(warmup):
         work()
     measurement = Measurement()

@@ -17,12 +17,12 @@ from gradcost.core.next_state import moving
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.refusals import simulation_errors
-from gradcost.training.optimizers import Optimizer
+from gradcost.training.optimizers import Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
 
 CUDA_BLOCK = 512  # bytes: CUDA's caching allocator rounds each request up to a multiple of this
@@ -138,6 +138,10 @@ def forecast(
         Unsupported: the estimator cannot be used with this model and batch, or the model cannot be simulated, for
             example because it reads values of tensors. The message names the module and an alternative.
     """
+    require_estimator(estimator)
+    require_objective(objective)
+    if optimizer is not None:
+        require_optimizer(optimizer)
     where = device_type(objective, device)
     with (
         warnings.catch_warnings(),

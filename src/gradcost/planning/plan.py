@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from gradcost.core.arguments import require_bytes
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_objective
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning import roofline
 from gradcost.planning.candidates import described, label, options, terse
@@ -26,7 +27,7 @@ from gradcost.planning.refusals import simulation_errors
 from gradcost.planning.row import COLUMNS, Row
 from gradcost.planning.within import Within
 from gradcost.theory.moments import second_moment
-from gradcost.training.optimizers import Optimizer
+from gradcost.training.optimizers import Optimizer, require_optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,10 @@ def plan(
         BadInput: the budget is not above 0, or the loss cannot be evaluated on the batch.
         Unsupported: the loss can be evaluated, but not simulated on tensors without data.
     """
-    if budget <= 0:
-        raise BadInput(f"budget is a number of bytes above 0, not {budget}.")
+    require_objective(objective)
+    budget = require_bytes(budget, "the budget")
+    if optimizer is not None:
+        require_optimizer(optimizer)
     where = device_type(objective, device)
     on_progress("the loss on this batch")
     _evaluated(objective, batch, where)

@@ -60,13 +60,13 @@ def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tup
         which = (
             "the only exact gradient here that fits" if len(exact) == 1 else f"the {rank} exact gradient that fits"
         )
-        return best.estimator, f"{best.method} is {which}: {_cost_text(best)}."
+        return best.estimator, f"Use {best.method}, {which}: {_cost_text(best)}."
     reason = _why_none_exact(budget, least)
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
         best = min(inexact, key=lambda row: tuple(cost * (row.steps or 1) for cost in _preference(row)[1:]))
         steps = "" if best.steps is None else f", and in theory {number(best.steps, 2)} times the steps"
-        return best.estimator, f"{reason} {best.method} fits: {_cost_text(best)}{steps}."
+        return best.estimator, f"{reason} Use {best.method}, which fits: {_cost_text(best)}{steps}."
     others = [row for row in rows if not row.exact and row.forecast is not None]
     if others:
         best = min(others, key=lambda row: (row.forecast.peak, row.forecast.flops) if row.forecast else (0, 0))
@@ -90,10 +90,10 @@ def _cost_text(row: Row) -> str:
 def _why_none_exact(budget: int, least: Least | None) -> str:
     """Return why no row has an exact gradient that fits, with the least memory that an exact gradient needs."""
     if least is None:
-        return "no exact gradient can be computed here, whatever the budget."
+        return "No exact gradient can be computed here, whatever the budget."
     if least.forecast.peak <= budget:
         return (
-            f"none of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "
+            f"None of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "
             f"{size(least.forecast.peak)}, {least.forecast.forwards:.1f} forwards, written {label(least.estimator)}."
         )
     how = f"{described(least.estimator)}, {least.forecast.forwards:.1f} forwards"

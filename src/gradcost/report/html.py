@@ -19,12 +19,13 @@ from gradcost.results.verdict import choose, sentences
 from gradcost.results.wording import count, listed, percent, rate, size
 
 
-def write(folder: str | Path, output: str | Path | None = None) -> Path:
+def write(folder: str | Path, output: str | Path | None = None, *, reload: int | None = None) -> Path:
     """Write the report of a results folder.
 
     Args:
         folder: a results folder.
         output: the file. None: report.html inside `folder`.
+        reload: seconds after which a browser loads the page again, while the study runs. None: it does not.
     Returns:
         The path of the file, which is written atomically.
     Raises:
@@ -32,11 +33,11 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
         MissingExtra: a package of gradcost[report] is not installed.
     """
     path = Path(output) if output is not None else Path(folder) / "report.html"
-    return write_whole(path, page(read(folder)))
+    return write_whole(path, page(read(folder), reload))
 
 
-def page(results: Results) -> str:
-    """Return the HTML of the report, which depends on `results` alone."""
+def page(results: Results, reload: int | None = None) -> str:
+    """Return the HTML of the report, which depends on `results` alone, and on `reload` (see `write`)."""
     rows, study = summarise(results), results.study
     choice = choose(results)
     findings = lint(facts(results))
@@ -45,7 +46,8 @@ def page(results: Results) -> str:
         "report.html.j2",
         figures(results),
         title=f"{study.task_name} / {study.model_name}",
-        facts=_facts(results),
+        reload=reload,
+        facts=[*_facts(results), *([] if reload is None else [f"still running, reloaded every {reload} s"])],
         sentences=sentences(results),
         targets=targets.sections(results),
         target_note=targets.note(results),

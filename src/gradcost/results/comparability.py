@@ -11,6 +11,7 @@ from gradcost.results.records import Results, TrialRecord
 from gradcost.results.summary import is_exact
 from gradcost.results.tuning import best, runs_of, scores
 
+CUSTOMARY = "customary"  # the optimizer in study.json if each method has the one that is customary for it
 GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
 EXPLODED = 100.0  # a finished run has exploded if its loss is above so many times that of guessing
 
@@ -31,6 +32,7 @@ class MethodDesign:
         exploded: number of finished runs with a loss far above that of guessing.
         given: the learning rates of a method that was not tuned, in a study that tunes neither the exact gradient nor
             an estimated one, such as published rates; "" for any other method.
+        is_customary: whether each method of the study has, by design, the optimizer that is customary for it.
     """
 
     method: str
@@ -43,6 +45,7 @@ class MethodDesign:
     diverged_above: float | None = None
     exploded: int = 0
     given: str = ""
+    is_customary: bool = False
 
 
 def designs(results: Results) -> Iterator[MethodDesign]:
@@ -66,6 +69,7 @@ def designs(results: Results) -> Iterator[MethodDesign]:
             above,
             sum(_has_exploded(run, results.study.chance) for run in runs),
             " and ".join(f"{lr:.3g}" for lr in rates),
+            results.study.optimizer == CUSTOMARY,
         )
 
 
@@ -115,6 +119,8 @@ def different_settings(facts: Sequence[MethodDesign]) -> Violations:
     """A setting that one method has alone, while others share one. Pairs with settings of their own are a design."""
     for what in ("task", "optimizer"):
         known = {fact.method: getattr(fact, what) for fact in facts if getattr(fact, what)}
+        if what == "optimizer" and any(fact.is_customary for fact in facts):
+            continue  # see customary_optimizers
         common = Counter(known.values()).most_common()
         if len(common) < 2 or (len(known) > 2 and common[0][1] == 1):
             continue
@@ -123,6 +129,14 @@ def different_settings(facts: Sequence[MethodDesign]) -> Violations:
         for method, setting in known.items():
             if setting != usual and list(known.values()).count(setting) == 1:
                 yield method, f"{what}: {setting}, but {example} has {usual}"
+
+
+def customary_optimizers(facts: Sequence[MethodDesign]) -> Violations:
+    """Methods with another optimizer than the first one, in a study that gives each its customary optimizer."""
+    known = [fact for fact in facts if fact.is_customary and fact.optimizer]
+    for fact in known:
+        if fact.optimizer != known[0].optimizer:
+            yield fact.method, f"trained by {fact.optimizer}, and {known[0].method} by {known[0].optimizer}"
 
 
 def different_seeds(facts: Sequence[MethodDesign]) -> Violations:

@@ -281,6 +281,13 @@ RULES = (
         "State that the comparison holds at these rates only.",
     ),
     Rule(
+        "W105",
+        "customary optimizers",
+        MethodDesign,
+        comparability.customary_optimizers,
+        "The result is one of method and optimizer together. Repeat it with one optimizer for all to separate them.",
+    ),
+    Rule(
         "W110",
         "noise",
         TuningScores,
@@ -301,13 +308,7 @@ RULES = (
         nothing_learned,
         "Widen the grid or train longer: no point learned enough to choose by.",
     ),
-    Rule(
-        "W121",
-        "exploded",
-        MethodDesign,
-        comparability.exploded_runs,
-        "Count these runs as diverged.",
-    ),
+    Rule("W121", "exploded", MethodDesign, comparability.exploded_runs, "Count these runs as diverged."),
     Rule(
         "W401",
         "environment",

@@ -10,6 +10,7 @@ from statistics import median
 from gradcost.results.contrast import Contrast, planned_contrast
 from gradcost.results.rankings import FLOPS
 from gradcost.results.records import Results, StudyRecord
+from gradcost.results.so_far import so_far
 from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches
@@ -91,11 +92,24 @@ def sentences(results: Results) -> list[str]:
         ]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
-    known = [_use(choice, results), second, _tested(contrast, results), _to_target(contrast, results)]
+    tested = [_tested(contrast, results), _to_target(contrast, results)]
+    known = [_use(choice, results), second, *tested, at_edge(rows)]
     sentences = [sentence for sentence in known if sentence is not None]
     if best.seeds + best.diverged < 2 and len(rows) > 1:
         return [ONE_SEED, *sentences]
     return sentences
+
+
+def at_edge(rows: Iterable[MethodSummary]) -> str | None:
+    """A sentence on the methods whose best learning rate is the smallest or largest of those tried, or None."""
+    names = [row.method for row in rows if row.edge is not None]
+    if not names:
+        return None
+    more = [count(len(names) - 3, "other")] if len(names) > 3 else []
+    return (
+        f"Tuning is not complete: the best learning rate of {listed(names[:3] + more)} is at the edge of those "
+        "that were tried, so a better one may lie beyond it."
+    )
 
 
 def _tested(contrast: Contrast | None, results: Results) -> str | None:
@@ -190,6 +204,12 @@ def _no_choice(rows: list[MethodSummary], results: Results) -> str:
     """Why no method can be recommended."""
     if results.refused and not rows:
         return "No method can be used here; the list of refused methods gives the reasons."
+    if not any(trial.phase == "final" for trial in results.trials):
+        failed = [trial for trial in results.trials if trial.status == "failed"]
+        if failed:
+            return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {failed[0].reason}."
+        if any(trial.status == "finished" for trial in results.trials):
+            return so_far(results.trials, results.study.metric)
     return f"No method can be recommended: none {_absence(rows, results.study)}."
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.core.metric import Metric
+from gradcost.core.units import count
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
 from gradcost.results.records import Results, TrialRecord, read, read_lines
@@ -75,6 +76,14 @@ def status(folder: Path) -> Status:
         _running_process(folder),
         results.torn,
     )
+
+
+def notes_on(results: Results) -> str | None:
+    """Return a sentence on records that are missing or damaged; None if there is nothing to say."""
+    damaged = f"{count(results.torn, 'damaged line')} of records.jsonl skipped; such a trial runs again."
+    if not results.trials:
+        return "the folder has no trial on record" + (f": {damaged}" if results.torn else ".")
+    return damaged if results.torn else None
 
 
 def _running_process(folder: Path) -> int | None:

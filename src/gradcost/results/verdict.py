@@ -44,6 +44,7 @@ def sentences(results: Results) -> list[str]:
     others = candidates(other for other in rows if other.exact is not row.exact)
     if others:
         known.append(_other(max(others, key=lambda other: penalized_accuracy(other, study)), choice, metric))
+    known += filter(None, [recommendation.at_edge(rows)])
     if row.seeds + row.diverged < 2 and len(rows) > 1:
         return [ONE_SEED, *known]
     return known

@@ -6,6 +6,7 @@ function of trials. Both resume if they are called again.
 
 from gradcost.studies.compare import compare
 from gradcost.studies.comparison import Comparison
+from gradcost.studies.customary import Customary
 from gradcost.studies.executors import Executor, Local, Ray
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study, study
@@ -13,6 +14,7 @@ from gradcost.studies.trial import Trial
 
 __all__ = [
     "Comparison",
+    "Customary",
     "Executor",
     "Local",
     "Ray",

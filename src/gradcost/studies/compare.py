@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from gradcost.core.errors import BadInput
+from gradcost.core.metric import Metric
 from gradcost.planning.forecast import Forecast
-from gradcost.results.records import Results, read
+from gradcost.results.records import Results, TrialRecord, read
+from gradcost.results.so_far import so_far
+from gradcost.results.verdict import verdict
 from gradcost.studies.comparison import Comparison, GivenMethods, make_comparison
 from gradcost.studies.costs import forecast_methods, record_refusal
+from gradcost.studies.customary import Customary
 from gradcost.studies.events import (
     ComparisonStarted,
     MethodForecast,
     MethodRefused,
     OnEvent,
+    RoundEnded,
+    TimeIsUp,
     TrialsStarted,
     warn_of_failures,
 )
 from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.folder import locked, make_folder, open_folder
 from gradcost.studies.processes import Work
-from gradcost.studies.run import RUNS, Tally, locked, measure_methods, open_folder, run_trials
+from gradcost.studies.run import RUNS, Tally, measure_methods, run_trials
 from gradcost.studies.task_info import model_name, task_metric, task_name, weights
+from gradcost.studies.timed import Pace
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.tasks import LoaderTask, Task
 from gradcost.training.optimizers import Optimizer
@@ -39,7 +51,11 @@ def compare(
     lr_range: tuple[float, float] = (1e-4, 10.0),
     target: float | None = None,
     memory_beyond_weights: int | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Customary | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
+    time: float | None = None,
     folder: str | Path | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
@@ -69,7 +85,13 @@ def compare(
         memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.
             A method that exceeds it does not run. None: no budget.
         optimizer: the optimizer of every method, such as `AdamW(1e-3, weight_decay=0.1)`. Its learning rate is
-            replaced by those of the grid. None: SGD.
+            replaced by those of the grid. `gradcost.studies.Customary()`: each method has the optimizer that is
+            customary for it. None: SGD.
+        device: where trials run: "cpu" or "cuda". None: the CPU.
+        dtype: the dtype of the weights and of floating-point inputs. None: unchanged.
+        autocast: the dtype of `torch.autocast` around the loss and the score, bfloat16. None: no autocast.
+        time: seconds for this call's trials. The first trials give a coarse answer, which the others refine
+            (`studies.timed`); the same call continues. None: all trials run, however long that takes.
         folder: the results folder. None: `gradcost-runs/TASK-MODEL-HASH`, where HASH identifies the comparison.
         executor: where trials run. None: in processes of this machine.
         workers: the number of trials that run at the same time on this machine. None: one per CPU core.
@@ -95,9 +117,13 @@ def compare(
         target=target,
         memory_beyond_weights=memory_beyond_weights,
         optimizer=optimizer,
+        device=device,
+        dtype=dtype,
+        autocast=autocast,
+        is_coarse=time is not None,
     )
-    settings = {"executor": local_or(executor, workers), "every": every, "trial_timeout": trial_timeout}
-    return run_comparison(comparison, folder, **settings, on_event=on_event)
+    settings: Any = {"executor": local_or(executor, workers), "every": every, "trial_timeout": trial_timeout}
+    return run_comparison(comparison, folder, **settings, time=time, on_event=on_event)
 
 
 def run_comparison(
@@ -107,6 +133,7 @@ def run_comparison(
     executor: Executor,
     every: float = 30.0,
     trial_timeout: float | None = None,
+    time: float | None = None,
     on_event: OnEvent = warn_of_failures,
     task: str | None = None,
     model: str | None = None,
@@ -114,19 +141,22 @@ def run_comparison(
     """Run a comparison, or resume it, and return the records of its folder.
 
     Args:
+        time: seconds for the trials of this call. None: no limit.
         task: the name of the task in reports. None: the name of its class in lower case.
         model: the name of the model in reports. None: its key in `task.models`, or its repr.
     """
+    if time is not None and not time > 0:
+        raise BadInput(f"the time is a number of seconds above 0, not {time}.")
     task, model = task or task_name(comparison.task), model or model_name(comparison.task)
     started, forecasts, reasons = forecast_comparison(comparison, folder, on_event=on_event, task=task, model=model)
     folder = started.folder
     work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder):
         open_folder(folder, comparison.document(task, model), comparison.code)
         for name, reason in reasons.items():
             record_refusal(folder, name, dict(comparison.methods)[name], reason)
-        failed = _run(comparison, executor, work, forecasts, on_event) if forecasts else 0
+        failed = _run(comparison, executor, work, forecasts, time, on_event) if forecasts else 0
         if not failed:
             methods = comparison.with_optimizers
             measure_methods(comparison.task, methods, comparison.memory, folder, forecasts, on_event)
@@ -173,15 +203,42 @@ def default_folder(comparison: Comparison, task: str, model: str) -> Path:
     return RUNS / f"{task}-{model if model.isidentifier() else 'model'}-{comparison.name[:4]}"
 
 
-def _run(comparison: Comparison, executor: Executor, work: Work, labels: Collection[str], on_event: OnEvent) -> int:
+def _run(
+    comparison: Comparison,
+    executor: Executor,
+    work: Work,
+    labels: Collection[str],
+    time: float | None,
+    on_event: OnEvent,
+) -> int:
     """Run all phases of the methods in `labels`; return the number of failed trials."""
-    finished = [trial.method for trial in read(work.folder).trials if trial.status != "failed"]
+    recorded = [trial for trial in read(work.folder).trials if trial.status != "failed"]
+    finished = [trial.method for trial in recorded]
     names = [name for name, _ in comparison.methods if name in labels]
-    done = {name: finished.count(name) for name in names}
-    on_event(TrialsStarted(dict.fromkeys(names, comparison.trials), done, task_metric(comparison.task)))
+    totals = dict.fromkeys(names, comparison.trials)
+    on_event(TrialsStarted(totals, {name: finished.count(name) for name in names}, task_metric(comparison.task)))
+    pace = None
+    if time is not None:
+        has_final = any(trial.phase == "final" for trial in recorded)
+        ids = {trial.trial for trial in recorded}
+        on_round = _reporter(work.folder, task_metric(comparison.task), on_event)
+        pace = Pace(time, executor.workers, ids, has_final, lambda trial: trial.name(work.code), on_round)
     tally = Tally(on_event)
-    with closing(run_trials(comparison.study(labels), executor, work)) as trials:
+    is_over = (lambda: False) if pace is None else pace.is_over
+    with closing(run_trials(comparison.study(labels, pace), executor, work, is_over=is_over)) as trials:
         for trial in trials:
             tally.add(trial)
+    if pace is not None and (pace.is_cut or pace.is_over()):
+        on_event(TimeIsUp(len(recorded) + tally.ran - tally.failed, sum(totals.values())))
     tally.end(work.folder)
     return tally.failed
+
+
+def _reporter(folder: Path, metric: Metric, on_event: OnEvent) -> Callable[[Sequence[TrialRecord]], None]:
+    """Return a function that sends what is known after a round of trials: the verdict, once there are final runs."""
+
+    def report(records: Sequence[TrialRecord]) -> None:
+        is_tested = any(record.phase == "final" for record in records)
+        on_event(RoundEnded(verdict(read(folder)) if is_tested else so_far(records, metric)))
+
+    return report

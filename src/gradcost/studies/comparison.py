@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
+import torch
+
 from gradcost.core.errors import BadInput
 from gradcost.core.units import size
 from gradcost.core.value import digest, value
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
 from gradcost.planning.candidates import label
+from gradcost.results.comparability import CUSTOMARY
 from gradcost.results.tuning import log_grid
 from gradcost.studies.costs import Methods, exact_within
+from gradcost.studies.customary import Customary
 from gradcost.studies.environment import fingerprint
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
+from gradcost.studies.timed import COARSE, Pace, timed_phases
 from gradcost.studies.trial import Trial, check_label
 from gradcost.studies.user_code import user_file
-from gradcost.tasks import TASKS, LoaderTask, Task
-from gradcost.training.optimizers import SGD, Optimizer, with_rate
+from gradcost.tasks import TASKS, LoaderTask, Task, placed
+from gradcost.training.optimizers import SGD, Optimizer, require_optimizer, with_rate
 
 TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
 MOST_RUNS = 10_000  # of one kind and method; their list must fit in memory
@@ -46,7 +51,7 @@ class Comparison:
             at an edge, otherwise next to the best rate.
         confirm: the number of new seeds on which the best three learning rates run again. The best mean over these
             seeds wins. 0 skips this.
-        optimizer: the optimizer of every method. Its learning rate is replaced by those of the grid.
+        optimizer: the optimizer of every method, or `Customary()`. The rates of the grid replace its learning rate.
         user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
     Raises:
         BadInput: a label occurs twice, or there is no method, step, seed or learning rate.
@@ -62,7 +67,7 @@ class Comparison:
     more: int = 0
     confirm: int = 0
     user_file: str | None = None
-    optimizer: Optimizer = SGD(1.0)
+    optimizer: Optimizer | Customary = SGD(1.0)
 
     def __post_init__(self) -> None:
         labels = [label for label, _ in self.methods]
@@ -79,7 +84,7 @@ class Comparison:
     @property
     def with_optimizers(self) -> Methods:
         """Each method with an optimizer for forecasts and timings: its learning rate hardly changes the weights."""
-        return {label: (estimator, with_rate(self.optimizer, 1e-9)) for label, estimator in self.methods}
+        return {label: (each, with_rate(optimizer_of(self.optimizer, each), 1e-9)) for label, each in self.methods}
 
     @property
     def code(self) -> str:
@@ -96,13 +101,18 @@ class Comparison:
         points = len(self.rates) + self.more
         return points + min(3, points) * self.confirm + len(self.seeds)
 
-    def study(self, labels: Collection[str]) -> Study:
-        """Return the study that tunes, confirms and finally runs the methods in `labels`."""
+    def study(self, labels: Collection[str], pace: Pace | None = None) -> Study:
+        """Return the study that tunes, confirms and finally runs the methods in `labels`; with `pace` in time."""
         names = [label for label, _ in self.methods if label in labels]
         rates = dict.fromkeys(names, self.rates)
+        protocol: Any = {"more": self.more, "confirm": self.confirm, "seeds": self.seeds}
         return Study(
             f"Which of {', '.join(names)} is best for {self.task}?",
-            lambda: phases(rates, self._trial, more=self.more, confirm=self.confirm, seeds=self.seeds),
+            lambda: (
+                phases(rates, self._trial, **protocol)
+                if pace is None
+                else timed_phases(rates, self._trial, **protocol, pace=pace)
+            ),
         )
 
     def document(self, task: str, model: str) -> dict[str, Any]:
@@ -122,14 +132,30 @@ class Comparison:
             "batch": getattr(self.task, "batch", None),
             "target": self.target,
             "memory": self.memory,
-            "optimizer": type(self.optimizer).__name__,
+            "optimizer": type(self.optimizer).__name__.replace("Customary", CUSTOMARY),
             "chance": chance(self.task),
             **metric_fields(self.task),
         }
 
     def _trial(self, label: str, lr: float, phase: str, seed: int) -> Trial:
-        estimator, optimizer = dict(self.methods)[label], with_rate(self.optimizer, lr)
+        estimator = dict(self.methods)[label]
+        optimizer = with_rate(optimizer_of(self.optimizer, estimator), lr)
         return Trial(self.task, label, estimator, optimizer, self.steps, phase, seed, self.target)
+
+
+def grid(low: float, high: float, points: int) -> tuple[float, ...]:
+    """Return the learning rates of a tuning grid; one rate if `low` is `high`."""
+    return log_grid(low, high, 1 if low == high else points)
+
+
+def coarse_grid(low: float, high: float, points: int) -> tuple[float, ...]:
+    """Return the middles of `points` equal parts of the range, in the logarithm: next_rate refines them."""
+    return log_grid(low, high, 1) if low == high else log_grid(low, high, 2 * points + 1)[1::2]
+
+
+def optimizer_of(optimizer: Optimizer | Customary, estimator: Estimator) -> Optimizer:
+    """Return the optimizer with which a comparison trains by an estimator."""
+    return optimizer.of(estimator) if isinstance(optimizer, Customary) else optimizer
 
 
 def make_comparison(
@@ -144,13 +170,18 @@ def make_comparison(
     lr_range: tuple[float, float],
     target: float | None,
     memory_beyond_weights: int | None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Customary | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
+    is_coarse: bool = False,
     file: str | None = None,
 ) -> Comparison:
     """Return the comparison that `compare` runs with these arguments.
 
     Args:
-        optimizer: the optimizer of every method. None: SGD.
+        optimizer: the optimizer of every method, or `Customary()`. None: SGD.
+        is_coarse: whether the grid has a few learning rates only, and the others are tried after it (`timed_phases`).
         file: the user's file that defines the task. None: the file that defines its class.
     """
     runs = {
@@ -168,8 +199,10 @@ def make_comparison(
         task = TASKS[task]()  # pyright: ignore[reportAbstractUsage]
     check_task(task)
     optimizer = SGD(1.0) if optimizer is None else optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise BadInput(f"the optimizer is {optimizer!r}: give a gradcost optimizer such as gradcost.AdamW(1e-3).")
+    if not isinstance(optimizer, Customary):
+        require_optimizer(optimizer)
+        optimizer = with_rate(optimizer, 1.0)
+    task = placed(task, device, dtype, autocast)
     check_contract(task)
     if target is None:
         target = TARGET if task_metric(task).is_accuracy else None
@@ -178,25 +211,28 @@ def make_comparison(
             f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage."
         )
     pairs = _default_methods(task, memory_beyond_weights, optimizer) if methods is None else _pairs(methods)
-    low, high = lr_range
+    points = tuning_points + extra_points
+    rates = coarse_grid(*lr_range, min(points, COARSE)) if is_coarse else grid(*lr_range, tuning_points)
     return Comparison(
         task,
         tuple(pairs),
-        log_grid(low, high, 1 if low == high else tuning_points),
+        rates,
         getattr(task, "steps", 1000) if steps is None else steps,
         tuple(range(1, seeds + 1)),
         target,
         memory_beyond_weights,
-        extra_points,
+        points - len(rates) if is_coarse else extra_points,
         confirm_seeds,
         file or user_file(task, *(estimator for _, estimator in pairs)),
-        with_rate(optimizer, 1.0),
+        optimizer,
     )
 
 
-def _default_methods(task: Any, memory: int | None, optimizer: Optimizer) -> list[tuple[str, Estimator]]:
+def _default_methods(task: Any, memory: int | None, optimizer: Optimizer | Customary) -> list[tuple[str, Estimator]]:
     pairs = _pairs((backprop(), checkpointed(), forward_gradient(), spsa(), mezo()))
-    exact = None if memory is None else exact_within(task, memory, with_rate(optimizer, 1e-9))
+    exact = (
+        None if memory is None else exact_within(task, memory, with_rate(optimizer_of(optimizer, backprop()), 1e-9))
+    )
     if exact is not None:  # None: no budget, or plain backprop fits it
         pairs.insert(1, (f"backprop in {size(memory)}", exact))
     return pairs

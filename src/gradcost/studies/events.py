@@ -11,6 +11,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.notes import Note
 from gradcost.planning.forecast import Forecast
 from gradcost.results.records import TrialRecord
+from gradcost.studies.output import Warned
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,30 @@ class TrialFinished:
 
 
 @dataclass(frozen=True)
+class RoundEnded:
+    """A comparison under a time limit has new trials of every method.
+
+    Args:
+        text: what is known so far, as sentences.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TimeIsUp:
+    """The time limit of a comparison ended it before its last trial. The same call continues.
+
+    Args:
+        finished: the number of trials on record.
+        most: the largest number of trials of the comparison.
+    """
+
+    finished: int
+    most: int
+
+
+@dataclass(frozen=True)
 class TrialsEnded:
     """All trials of a call ended.
 
@@ -103,6 +128,17 @@ class TrialsEnded:
     ran: int
     failed: int
     reason: str | None
+
+
+@dataclass(frozen=True)
+class TrialsWarned:
+    """Trials of this call issued warnings.
+
+    Args:
+        warned: how many, an example, and where the trials' output is.
+    """
+
+    warned: Warned
 
 
 @dataclass(frozen=True)
@@ -133,7 +169,10 @@ Event = (
     | MethodRefused
     | TrialsStarted
     | TrialFinished
+    | RoundEnded
+    | TimeIsUp
     | TrialsEnded
+    | TrialsWarned
     | StepTimed
     | EstimatesAssessed
 )

@@ -25,6 +25,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.notes import Note
+from gradcost.studies.output import OUTPUT, remove_if_empty, to_file
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import UserCode, locate
 from gradcost.studies.worker import perform, prepare
@@ -218,7 +219,8 @@ def _exists(pid: int) -> bool:
 
 def _started(context: Any, job: Job, work: Work) -> _Running:
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, job.trial, work))
+    output = work.folder / OUTPUT / f"{job.record['trial']}.txt"
+    process = context.Process(target=_work, args=(sender, job.trial, work, output))
     try:
         with _main_hidden(), _without_current_folder():
             process.start()
@@ -280,10 +282,12 @@ def _interrupt_deferred() -> Iterator[None]:
             signal.raise_signal(interrupts[0])
 
 
-def _work(sender: Connection, pickled: bytes, work: Work) -> None:
+def _work(sender: Connection, pickled: bytes, work: Work, output: Path) -> None:
     os.setpgid(0, 0)  # a group of its own, so that processes which the trial leaves behind end with it
     os.environ.pop(SAFE_PATH, None)  # it was meant for the server alone
+    to_file(output)
     record = _perform_pickled(pickled, work)
+    remove_if_empty(output)
     with contextlib.suppress(BrokenPipeError):  # the study was interrupted meanwhile
         sender.send(record)
     sender.close()

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradcost.core.errors import BadInput
-from gradcost.core.files import no_link
-from gradcost.core.notes import Note
 from gradcost.core.user_modules import source_file
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.results import ledger
-from gradcost.results.ledger import document
-from gradcost.results.records import TrialRecord, read, read_lines, trial_record
+from gradcost.results.records import TrialRecord, read_lines, trial_record
 from gradcost.studies.costs import Methods, forecast_methods, time_methods
-from gradcost.studies.environment import describe, fingerprint
+from gradcost.studies.environment import fingerprint
 from gradcost.studies.events import (
     EstimatesAssessed,
     MethodForecast,
@@ -32,9 +24,12 @@ from gradcost.studies.events import (
     StepTimed,
     TrialFinished,
     TrialsEnded,
+    TrialsWarned,
     warn_of_failures,
 )
 from gradcost.studies.executors import Executor, local_or
+from gradcost.studies.folder import locked, make_folder, open_folder
+from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
@@ -97,7 +92,7 @@ def _run_study(
     study: Study, work: Work, executor: Executor, measure: bool, on_event: OnEvent
 ) -> Generator[TrialRecord]:
     forecasts = _Forecasts(on_event)
-    work.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(work.folder)
     with locked(work.folder):
         first = first_stage(study)[0]
         open_folder(work.folder, study_document(study, first, work.code), work.code)
@@ -173,9 +168,11 @@ class Tally:
     ran: int = 0
     failed: int = 0
     reason: str | None = None  # why the first failed trial failed
+    trials: list[str] = field(default_factory=list)  # their ids
 
     def add(self, trial: TrialRecord) -> None:
         self.ran += 1
+        self.trials.append(trial.trial)
         if trial.status == "failed":
             self.failed += 1
             self.reason = self.reason or trial.reason
@@ -183,6 +180,9 @@ class Tally:
 
     def end(self, folder: Path) -> None:
         self.on_event(TrialsEnded(folder, self.ran, self.failed, self.reason))
+        found = warned(folder, self.trials)
+        if found is not None:
+            self.on_event(TrialsWarned(found))
 
 
 def measure_methods(
@@ -196,7 +196,11 @@ def measure_methods(
 
 
 def run_trials(
-    study: Study, executor: Executor, work: Work, before_stage: Callable[[Stage], None] = lambda stage: None
+    study: Study,
+    executor: Executor,
+    work: Work,
+    before_stage: Callable[[Stage], None] = lambda stage: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Generator[TrialRecord]:
     """Run the trials of a study that are not on record; yield each new record when it is on disk.
 
@@ -208,6 +212,7 @@ def run_trials(
         executor: where trials run.
         work: the settings that all trials share.
         before_stage: called with each stage before it runs.
+        is_over: whether to stop, asked after each new trial. Running trials keep their training checkpoints.
     """
     stages = study.trials()
     previous: list[TrialRecord] | None = None
@@ -226,6 +231,8 @@ def run_trials(
                     records[record["trial"]] = record
                     if is_new:
                         yield trial_record(record)
+                        if is_over():
+                            return
             if not all(_is_done(record) for record in records.values()):
                 return
             previous = [trial_record(records[trial.name(work.code)]) for trial in stage]
@@ -255,35 +262,6 @@ def _is_done(record: Record) -> bool:
     return record["status"] in ("finished", "diverged")
 
 
-def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
-    """Create the files of a results folder, or check that the existing ones belong to the same study.
-
-    Args:
-        folder: the results folder; it exists.
-        document_: the content of study.json. Its fields "comparison" and "question" identify the study.
-        code: the fingerprint of the code, for environment.json.
-    Raises:
-        BadInput: the folder contains another study.
-        OSError: the folder cannot be written.
-    """
-    path = folder / "study.json"
-    if path.exists():
-        _repair_environment(folder / "environment.json", code)
-        read(folder)  # raises if the folder is incomplete or has another schema
-        existing = document(path) or {}
-        if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
-            kind = "study" if "question" in document_ else "comparison"
-            raise BadInput(
-                f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
-                "(on the command line: -o DIR)."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
-    (folder / "records.jsonl").touch()
-    ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
-
-
 def open_study(study: Study, folder: Path) -> None:
     """Create the folder of a study without running it, or check that an existing folder belongs to the study.
 
@@ -295,40 +273,6 @@ def open_study(study: Study, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     code = fingerprint(study.file)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder):
         open_folder(folder, study_document(study, first_stage(study)[0], code), code)
-
-
-def _repair_environment(path: Path, code: str) -> None:
-    """Replace a damaged environment.json, and keep it beside the new one: every record has its own environment."""
-    try:
-        document(path)
-    except BadInput as error:
-        kept = path.with_name(f"{path.name}.damaged")
-        os.replace(path, kept)
-        ledger.write_document(path, dict(describe(torch.get_num_threads(), code)))
-        warnings.warn(f"{error} It is kept as {kept}, and a new one was written.", Note, stacklevel=2)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.
-
-    Raises:
-        BadInput: another process has locked the folder; the message contains its process id.
-        OSError: the folder cannot be written, or its lock is a symbolic link.
-    """
-    with open(folder / "lock", "a+", opener=no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BadInput(
-                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
-                "folder (on the command line: -o DIR)."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

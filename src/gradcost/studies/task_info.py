@@ -36,7 +36,7 @@ def task_metric(task: Any) -> Metric:
 def model_name(task: Any) -> str:
     """Return the name of a task's model for reports: its key in `task.models`, else its repr."""
     model = getattr(task, "model", None)
-    names = getattr(type(task), "models", {})
+    names = getattr(task, "models", {})
     return next((name for name, entry in names.items() if entry == model), repr(model) if model else "its own model")
 
 

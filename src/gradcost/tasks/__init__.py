@@ -11,6 +11,7 @@ from gradcost.tasks.fashion_mnist import FashionMnist
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc
 from gradcost.tasks.loaders import LoaderTask, from_loaders
 from gradcost.tasks.mnist import Mnist
+from gradcost.tasks.placed import Placed, placed
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
 from gradcost.tasks.texts import Movies, Prompted, TextLm, TextTask, Trec
@@ -54,6 +55,7 @@ __all__ = [
     "Mnist",
     "Movies",
     "MultiRc",
+    "Placed",
     "Prompted",
     "Score",
     "Split",
@@ -66,5 +68,6 @@ __all__ = [
     "Vgg",
     "cross_entropy",
     "from_loaders",
+    "placed",
     "score",
 ]

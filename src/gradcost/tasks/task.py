@@ -131,6 +131,8 @@ class Task(ABC):
             BadInput: `batch` is not between 1 and the size of the training split.
         """
         examples = len(self.splits().train.x)
+        if not examples:
+            raise BadInput(f"the training split of {type(self).__name__} has no examples: it needs one or more.")
         if not 1 <= self.batch <= examples:
             raise BadInput(
                 f"batch is {self.batch!r}, but the training split has {examples} examples: choose 1 to {examples}."

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
+from gradcost.core.arguments import require_key
 from gradcost.core.batches import Batches
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_estimator
 from gradcost.training import checkpoint
-from gradcost.training.optimizers import Optimizer
+from gradcost.training.optimizers import Optimizer, require_optimizer
 from gradcost.training.replay import catch_up
 from gradcost.training.step_log import LogWriter, StepLog
 from gradcost.training.train_state import TrainState
@@ -203,13 +204,9 @@ def _train_task(
 
 
 def _require_types(estimator: Any, optimizer: Any, key: Any) -> None:
-    if not isinstance(estimator, Estimator):
-        raise BadInput(f"the estimator is {estimator!r}: give one such as gradcost.mezo().")
-    if not isinstance(optimizer, Optimizer):
-        hint = "gradcost.SGD(0.1) or gradcost.AdamW(1e-3), which are torch's optimizers applied leaf by leaf"
-        raise BadInput(f"the optimizer is a {type(optimizer).__name__}: give {hint}.")
-    if not isinstance(key, Key):
-        raise BadInput(f"the key is {key!r}: write gradcost.Key({key if isinstance(key, int) else 0}).")
+    require_estimator(estimator)
+    require_optimizer(optimizer)
+    require_key(key)
 
 
 class _Start(NamedTuple):

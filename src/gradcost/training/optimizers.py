@@ -46,6 +46,13 @@ class Optimizer(ABC):
         """
 
 
+def require_optimizer(optimizer: Any) -> None:
+    """Raise BadInput if `optimizer` is not an `Optimizer`."""
+    if not isinstance(optimizer, Optimizer):
+        hint = "gradcost.SGD(0.1) or gradcost.AdamW(1e-3), which are torch's optimizers applied leaf by leaf"
+        raise BadInput(f"the optimizer is of type {type(optimizer).__name__}: give {hint}.")
+
+
 def with_rate(optimizer: Optimizer, lr: float) -> Optimizer:
     """Return an optimizer with another learning rate; for `Master` and `StochasticallyRounded` that of the inner one.
 

@@ -1,0 +1,99 @@
+"""The results folder of a study: create it, check that it belongs to the study, and lock it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradcost.core.errors import BadInput
+from gradcost.core.files import no_link
+from gradcost.core.notes import Note
+from gradcost.results import ledger
+from gradcost.results.ledger import document
+from gradcost.results.records import read
+from gradcost.studies.environment import describe
+
+
+def make_folder(folder: Path) -> None:
+    """Create a results folder, if there is none.
+
+    Raises:
+        BadInput: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise BadInput(
+            f"{folder} cannot be a results folder ({reason}): choose another one (on the command line: -o DIR)."
+        ) from error
+
+
+def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
+    """Create the files of a results folder, or check that the existing ones belong to the same study.
+
+    Args:
+        folder: the results folder; it exists.
+        document_: the content of study.json. Its fields "comparison" and "question" identify the study.
+        code: the fingerprint of the code, for environment.json.
+    Raises:
+        BadInput: the folder contains another study.
+        OSError: the folder cannot be written.
+    """
+    path = folder / "study.json"
+    if path.exists():
+        _repair_environment(folder / "environment.json", code)
+        read(folder)  # raises if the folder is incomplete or has another schema
+        existing = document(path) or {}
+        if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
+            kind = "study" if "question" in document_ else "comparison"
+            raise BadInput(
+                f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
+                "(on the command line: -o DIR)."
+            )
+        return
+    make_folder(folder)
+    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
+    (folder / "records.jsonl").touch()
+    ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
+
+
+def _repair_environment(path: Path, code: str) -> None:
+    """Replace a damaged environment.json, and keep it beside the new one: every record has its own environment."""
+    try:
+        document(path)
+    except BadInput as error:
+        kept = path.with_name(f"{path.name}.damaged")
+        os.replace(path, kept)
+        ledger.write_document(path, dict(describe(torch.get_num_threads(), code)))
+        warnings.warn(f"{error} It is kept as {kept}, and a new one was written.", Note, stacklevel=2)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.
+
+    Raises:
+        BadInput: another process has locked the folder; the message contains its process id.
+        OSError: the folder cannot be written, or its lock is a symbolic link.
+    """
+    with open(folder / "lock", "a+", opener=no_link) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BadInput(
+                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
+                "folder (on the command line: -o DIR)."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

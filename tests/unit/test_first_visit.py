@@ -1,0 +1,83 @@
+"""Wrong inputs of a first visit to the command line, each with its sentence and exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_records import write_folder
+
+from gradcost import Key, Reverse
+from gradcost.checkpointing import Blocks
+from gradcost.cli import spec
+from gradcost.core.errors import BadInput
+from gradcost.core.files import write_whole
+from gradcost.core.value import value
+from gradcost.planning.within import Within
+from gradcost.results.records import read
+from gradcost.results.status import notes_on
+from gradcost.studies.folder import make_folder
+from gradcost.tasks import Digits
+from gradcost.tasks.task import Split, Splits
+from in_process import inside
+
+
+def test_the_package_can_be_run():
+    ran = subprocess.run([sys.executable, "-m", "gradcost", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("gradcost ")
+
+
+def test_a_row_of_a_plan_can_be_passed_as_a_method():
+    assert spec.method("Within(8GiB)") == Reverse(Within(8 << 30))
+    assert spec.method("Reverse(saving=Within(1.5MB))") == Reverse(Within(1_500_000))
+    assert spec.method("Blocks()") == Reverse(Blocks())
+    with pytest.raises(BadInput, match="is not an expression like"):
+        spec.method("Within(8GiBs)")
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        BadInput, match=r"file cannot be a results folder \(it is a file\): choose another one .*-o DIR"
+    ):
+        make_folder(tmp_path / "file")
+    with pytest.raises(BadInput, match=r"cannot be a results folder \(Not a directory\)"):
+        make_folder(tmp_path / "file" / "below")
+    ran = inside("compare", "--steps", "5", "--method", "backprop()", "-o", "file", folder=tmp_path)
+    assert ran.returncode == 2
+    assert "file cannot be a results folder (it is a file)" in ran.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_without_a_temporary_one():
+    with pytest.raises(OSError, match=r"'/proc/x.html'$"):
+        write_whole(Path("/proc/x.html"), "")
+
+
+def test_a_report_of_damaged_or_missing_records_says_so(tmp_path: Path):
+    records = write_folder(tmp_path / "r") / "records.jsonl"
+    assert notes_on(read(tmp_path / "r")) is None
+    lines = records.read_text().splitlines()
+    lines[2] = lines[2][: len(lines[2]) // 2]
+    records.write_text("\n".join(lines) + "\n")
+    assert notes_on(read(tmp_path / "r")) == "1 damaged line of records.jsonl skipped; such a trial runs again."
+    records.write_text("")
+    assert notes_on(read(tmp_path / "r")) == "the folder has no trial on record."
+    ran = inside("report", "r", folder=tmp_path)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "r/report.html")
+    assert "the folder has no trial on record." in ran.stderr
+
+
+@value
+class Empty(Digits):
+    """Digits without training data."""
+
+    def splits(self) -> Splits:
+        train, *others = super().splits()
+        return Splits(Split(train.x[:0], train.y[:0]), *others)
+
+
+def test_an_empty_training_split_is_a_sentence():
+    with pytest.raises(BadInput, match="the training split of Empty has no examples: it needs one or more"):
+        Empty().batch_at(Key(0), 0)
