@@ -23,8 +23,9 @@ from gradcost.results.records import read
 from gradcost.results.statistics import SignFlip
 from gradcost.studies import Comparison, costs
 from gradcost.studies.executors import Local
+from gradcost.studies.folder import open_folder
 from gradcost.studies.processes import Work
-from gradcost.studies.run import open_folder, run_trials
+from gradcost.studies.run import run_trials
 from gradcost.studies.trial_log import score_record
 from gradcost.tasks import Digits
 from gradcost.tasks.task import Score, Split

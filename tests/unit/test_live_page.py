@@ -9,6 +9,7 @@ from report_records import write_folder
 
 from gradcost.cli import live
 from gradcost.cli.live import LivePage
+from gradcost.report import html
 
 
 class Clock:
@@ -63,7 +64,7 @@ def test_without_the_packages_of_a_report_nothing_is_written(
     def missing(*args: object, **kwargs: object) -> None:
         raise ImportError
 
-    monkeypatch.setattr(live.html, "write", missing)
+    monkeypatch.setattr(html, "write", missing)
     page = LivePage(tmp_path)
     clock.now = live.FIRST
     assert not page.update()

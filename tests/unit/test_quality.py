@@ -13,7 +13,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.results.records import Quality, read
 from gradcost.slopes.slope import Jvp
 from gradcost.studies import Comparison, quality
-from gradcost.studies.run import open_folder
+from gradcost.studies.folder import open_folder
 from gradcost.tasks import Digits
 
 METHODS = {
