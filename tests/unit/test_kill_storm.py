@@ -9,21 +9,52 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_study import call, command, descendants, finished, write_study
+from test_study import NOT_COMPARED, call_inside, command, descendants
 
-# Process, signals in turn, and how often in a storm of 60.
-STORM = [
-    ("worker", (signal.SIGKILL,), 14),
-    ("fork server", (signal.SIGKILL,), 10),
-    ("resource tracker", (signal.SIGKILL,), 10),
-    ("parent", (signal.SIGKILL,), 6),
-    ("parent", (signal.SIGTERM,), 6),
-    ("parent", (signal.SIGHUP,), 5),
-    ("parent", (signal.SIGINT,), 5),
-    ("parent", (signal.SIGINT, signal.SIGINT), 4),
+from gradcost.results import ledger
+from presets_under_test import METHODS
+
+# Every preset with four optimizers.
+STUDY = """
+from gradcost import Trial, study
+from presets_under_test import METHODS, OPTIMIZERS, Points
+
+
+@study("Which one is best?")
+def small():
+    yield [
+        Trial(Points(), method, METHODS[method], optimizer, {steps}, "final")
+        for method in {methods}
+        for optimizer in OPTIMIZERS.values()
+    ]
+"""
+STEPS = 60
+PAIRS = [[*METHODS][place : place + 2] for place in range(0, len(METHODS), 2)]
+# Process, and how often it is killed in each storm.
+STORM = {"worker": 4, "fork server": 2, "resource tracker": 1}
+# Signals in turn; the parent gets three of these in each storm.
+SIGNALS = [
+    (signal.SIGKILL,),
+    (signal.SIGTERM,),
+    (signal.SIGHUP,),
+    (signal.SIGINT,),
+    (signal.SIGINT, signal.SIGINT),
 ]
+
+
+def kills(number: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The ten kills of a storm, in a random order: process, and signals in turn."""
+    found = [(kind, SIGNALS[0]) for kind, times in STORM.items() for _ in range(times)]
+    found += [("parent", SIGNALS[(number + place) % len(SIGNALS)]) for place in range(3)]
+    random.Random(number).shuffle(found)
+    return found
+
+
+def write_study(folder: Path, methods: list[str], steps: int) -> None:
+    (folder / "small.py").write_text(STUDY.format(methods=methods, steps=steps))
 
 
 def processes_of(parent: int) -> dict[str, list[int]]:
@@ -41,7 +72,7 @@ def processes_of(parent: int) -> dict[str, list[int]]:
 
 def started(folder: Path, output: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(folder, "-j", "2", "-o", output, "--every", "0.2"),
+        command(folder, "-j", "2", "-o", output, "--every", "0.1"),
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=(folder / "stderr").open("ab"),
@@ -85,27 +116,56 @@ def run_until_killed(
     return running.returncode
 
 
+def ended(folder: Path) -> list[dict[str, Any]]:
+    """The records of the trials that ended, without what differs between two runs."""
+    trials = [each for each in ledger.records(folder) if each["kind"] == "trial" and each["status"] != "failed"]
+    return [{name: item for name, item in each.items() if name not in NOT_COMPARED} for each in trials]
+
+
+def harm(folder: Path, expected: list[dict[str, Any]]) -> Counter[str]:
+    """Count the trials of a complete study that are missing, recorded twice, or have other numbers."""
+    found, right = ended(folder), {each["trial"]: each for each in expected}
+    times = Counter(each["trial"] for each in found)
+    return Counter(
+        {
+            "lost": len(right.keys() - times.keys()),
+            "twice": sum(number > 1 for number in times.values()),
+            "other numbers": sum(right.get(each["trial"]) != each for each in found),
+        }
+    )
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose studies know the presets of the tests, and do not spend seconds on importing scikit-learn."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sklearn.py").write_text("raise ImportError")
+    before = os.environ.get("PYTHONPATH", "")
+    paths = [str(tmp_path / "path"), str(Path(__file__).parents[1]), *([before] if before else [])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return tmp_path
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [8, 60])
-def test_a_study_survives_kills_of_all_its_processes(tmp_path: Path, kills: int):
-    write_study(tmp_path, (0.01, 0.1, 1.0), (1, 2), 500)
-    assert call(tmp_path, "-j", "2", "-o", "quiet").returncode == 0
-    expected = finished(tmp_path / "quiet")
-    assert len(expected) == 15
-    todo = [(kind, signals) for kind, signals, times in STORM for _ in range(times if kills == 60 else 1)]
-    assert len(todo) == kills
-    chance = random.Random(19)
-    chance.shuffle(todo)
-    folders, codes = 1, Counter[int]()
-    while True:
-        code = run_until_killed(tmp_path, f"killed{folders}", todo, chance)
-        codes[code] += 1
-        if code == 0:  # this folder is complete
-            assert finished(tmp_path / f"killed{folders}") == expected
-            assert list((tmp_path / f"killed{folders}" / "trials").glob("*")) == []
-            if not todo:
-                break
-            folders += 1
-    print({"kills": kills - len(todo), "studies": folders, "trials": 15 * folders, "exit codes": dict(codes)})
+@pytest.mark.parametrize("number", range(len(PAIRS)))
+def test_a_study_survives_kills_of_all_its_processes(here: Path, number: int):
+    write_study(here, PAIRS[number], STEPS)
+    quiet = call_inside(here, "-j", "2", "-o", "quiet")
+    assert quiet.returncode == 0, quiet.stderr
+    expected = ended(here / "quiet")
+    assert len(expected) == 8
+    todo, chance = kills(number), random.Random(number)
+    studies, codes, found = 0, Counter[int](), Counter[str]()
+    while todo:
+        studies += 1
+        code = None
+        while code != 0:
+            code = run_until_killed(here, f"killed{studies}", todo, chance)
+            codes[code] += 1
+        found.update(harm(here / f"killed{studies}", expected))
+        assert list((here / f"killed{studies}" / "trials").glob("*")) == []
+    said = (here / "stderr").read_text()
+    found["tracebacks"] = said.count("Traceback")
+    print(PAIRS[number], {"kills": len(kills(number)), "trials": 8 * studies, **found, "exit codes": dict(codes)})
     assert set(codes) <= {0, 1, 130, -signal.SIGKILL, -signal.SIGINT}
-    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert set(found.values()) == {0}, said
