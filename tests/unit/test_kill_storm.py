@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_study import NOT_COMPARED, call_inside, command, descendants
+import torch
+from test_study import NOT_COMPARED, command, descendants
 
 from gradcost.results import ledger
-from presets_under_test import METHODS
+from gradcost.studies.environment import fingerprint
+from gradcost.studies.trial import Trial
+from gradcost.studies.worker import perform
+from presets_under_test import METHODS, OPTIMIZERS, Points
 
-# Every preset with four optimizers.
+STEPS, SEEDS = 60, (1, 2)
+# One preset with four optimizers.
 STUDY = """
 from gradcost import Trial, study
 from presets_under_test import METHODS, OPTIMIZERS, Points
@@ -26,16 +32,12 @@ from presets_under_test import METHODS, OPTIMIZERS, Points
 @study("Which one is best?")
 def small():
     yield [
-        Trial(Points(), method, METHODS[method], optimizer, {steps}, "final")
-        for method in {methods}
+        Trial(Points(), "{method}", METHODS["{method}"], optimizer, {steps}, "final", seed)
         for optimizer in OPTIMIZERS.values()
+        for seed in {seeds}
     ]
 """
-STEPS = 60
-PAIRS = [[*METHODS][place : place + 2] for place in range(0, len(METHODS), 2)]
-# Process, and how often it is killed in each storm.
-STORM = {"worker": 4, "fork server": 2, "resource tracker": 1}
-# Signals in turn; the parent gets three of these in each storm.
+# Signals in turn, which the parent gets in one storm each.
 SIGNALS = [
     (signal.SIGKILL,),
     (signal.SIGTERM,),
@@ -46,15 +48,25 @@ SIGNALS = [
 
 
 def kills(number: int) -> list[tuple[str, tuple[int, ...]]]:
-    """The ten kills of a storm, in a random order: process, and signals in turn."""
-    found = [(kind, SIGNALS[0]) for kind, times in STORM.items() for _ in range(times)]
-    found += [("parent", SIGNALS[(number + place) % len(SIGNALS)]) for place in range(3)]
+    """The five kills of a storm, in a random order: process, and signals in turn. Twelve storms have 60."""
+    kinds = ["worker", "worker", "fork server", "resource tracker" if number % 2 else "worker"]
+    found = [*((kind, SIGNALS[0]) for kind in kinds), ("parent", SIGNALS[number % len(SIGNALS)])]
     random.Random(number).shuffle(found)
     return found
 
 
-def write_study(folder: Path, methods: list[str], steps: int) -> None:
-    (folder / "small.py").write_text(STUDY.format(methods=methods, steps=steps))
+def undisturbed(folder: Path, method: str) -> list[dict[str, Any]]:
+    """Write the study to `folder`, and return the records of its trials, which run in this process."""
+    file = folder / "small.py"
+    file.write_text(STUDY.format(method=method, steps=STEPS, seeds=SEEDS))
+    torch.set_num_threads(1)
+    code = fingerprint(str(file))
+    trials = [
+        Trial(Points(), method, METHODS[method], optimizer, STEPS, "final", seed)
+        for optimizer in OPTIMIZERS.values()
+        for seed in SEEDS
+    ]
+    return [compared(json.loads(json.dumps(perform(trial, code, folder)))) for trial in trials]
 
 
 def processes_of(parent: int) -> dict[str, list[int]]:
@@ -119,7 +131,11 @@ def run_until_killed(
 def ended(folder: Path) -> list[dict[str, Any]]:
     """The records of the trials that ended, without what differs between two runs."""
     trials = [each for each in ledger.records(folder) if each["kind"] == "trial" and each["status"] != "failed"]
-    return [{name: item for name, item in each.items() if name not in NOT_COMPARED} for each in trials]
+    return [compared(each) for each in trials]
+
+
+def compared(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in record.items() if name not in NOT_COMPARED}
 
 
 def harm(folder: Path, expected: list[dict[str, Any]]) -> Counter[str]:
@@ -147,13 +163,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(PAIRS)))
-def test_a_study_survives_kills_of_all_its_processes(here: Path, number: int):
-    write_study(here, PAIRS[number], STEPS)
-    quiet = call_inside(here, "-j", "2", "-o", "quiet")
-    assert quiet.returncode == 0, quiet.stderr
-    expected = ended(here / "quiet")
-    assert len(expected) == 8
+@pytest.mark.parametrize("method", METHODS)
+def test_a_study_survives_kills_of_all_its_processes(here: Path, method: str):
+    expected = undisturbed(here, method)
+    assert len({each["trial"] for each in expected}) == 8
+    number = [*METHODS].index(method)
     todo, chance = kills(number), random.Random(number)
     studies, codes, found = 0, Counter[int](), Counter[str]()
     while todo:
@@ -166,6 +180,7 @@ def test_a_study_survives_kills_of_all_its_processes(here: Path, number: int):
         assert list((here / f"killed{studies}" / "trials").glob("*")) == []
     said = (here / "stderr").read_text()
     found["tracebacks"] = said.count("Traceback")
-    print(PAIRS[number], {"kills": len(kills(number)), "trials": 8 * studies, **found, "exit codes": dict(codes)})
+    killed = Counter(kind for kind, _ in kills(number))
+    print(method, {"kills": dict(killed), "trials": 8 * studies, **found, "exit codes": dict(codes)})
     assert set(codes) <= {0, 1, 130, -signal.SIGKILL, -signal.SIGINT}
     assert set(found.values()) == {0}, said
