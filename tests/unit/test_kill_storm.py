@@ -1,14 +1,20 @@
-"""Kills of every process of a study, by every signal: each trial runs once, with the undisturbed numbers."""
+"""Kills of every process of a study, by every signal: each trial runs once, with the undisturbed numbers.
+
+A storm that is cut off, as by Ctrl-C, goes on in the next call of pytest: it is kept in the cache folder of pytest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +22,14 @@ import pytest
 import torch
 from test_study import NOT_COMPARED, command, descendants
 
+from gradcost.core.files import write_whole
 from gradcost.results import ledger
 from gradcost.studies.environment import fingerprint
 from gradcost.studies.trial import Trial
 from gradcost.studies.worker import perform
 from presets_under_test import METHODS, OPTIMIZERS, Points
 
-STEPS, SEEDS = 60, (1, 2)
-# One preset with four optimizers.
+STEPS = 60
 STUDY = """
 from gradcost import Trial, study
 from presets_under_test import METHODS, OPTIMIZERS, Points
@@ -32,40 +38,61 @@ from presets_under_test import METHODS, OPTIMIZERS, Points
 @study("Which one is best?")
 def small():
     yield [
-        Trial(Points(), "{method}", METHODS["{method}"], optimizer, {steps}, "final", seed)
+        Trial(Points(), method, METHODS[method], optimizer, {steps}, "final")
+        for method in {methods}
         for optimizer in OPTIMIZERS.values()
-        for seed in {seeds}
     ]
 """
-# Signals in turn, which the parent gets in one storm each.
-SIGNALS = [
-    (signal.SIGKILL,),
-    (signal.SIGTERM,),
-    (signal.SIGHUP,),
-    (signal.SIGINT,),
-    (signal.SIGINT, signal.SIGINT),
+GROUPS = [[*METHODS][place : place + 4] for place in range(0, len(METHODS), 4)]
+# Process, signals in turn, and how often in each storm.
+STORM = [
+    ("worker", (signal.SIGKILL,), 9),
+    ("fork server", (signal.SIGKILL,), 3),
+    ("resource tracker", (signal.SIGKILL,), 3),
+    ("parent", (signal.SIGKILL,), 1),
+    ("parent", (signal.SIGTERM,), 1),
+    ("parent", (signal.SIGHUP,), 1),
+    ("parent", (signal.SIGINT,), 1),
+    ("parent", (signal.SIGINT, signal.SIGINT), 1),
 ]
+Kill = tuple[str, tuple[int, ...]]
 
 
-def kills(number: int) -> list[tuple[str, tuple[int, ...]]]:
-    """The five kills of a storm, in a random order: process, and signals in turn. Twelve storms have 60."""
-    kinds = ["worker", "worker", "fork server", "resource tracker" if number % 2 else "worker"]
-    found = [*((kind, SIGNALS[0]) for kind in kinds), ("parent", SIGNALS[number % len(SIGNALS)])]
+def kills(number: int) -> list[Kill]:
+    """The 20 kills of a storm, in a random order: process, and signals in turn."""
+    found: list[Kill] = [(kind, signals) for kind, signals, times in STORM for _ in range(times)]
     random.Random(number).shuffle(found)
     return found
 
 
-def undisturbed(folder: Path, method: str) -> list[dict[str, Any]]:
-    """Write the study to `folder`, and return the records of its trials, which run in this process."""
-    file = folder / "small.py"
-    file.write_text(STUDY.format(method=method, steps=STEPS, seeds=SEEDS))
+@dataclass
+class Storm:
+    """The kills that are left, the studies that were finished, and the counts. `folder` keeps it."""
+
+    folder: Path
+    todo: list[Kill]
+    finished: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    harm: Counter[str] = field(default_factory=Counter)
+
+    def save(self) -> None:
+        state = {"left": len(self.todo), "finished": self.finished, "codes": self.codes, "harm": self.harm}
+        write_whole(self.folder / "storm.json", json.dumps(state))
+
+    def restore(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            state = json.loads((self.folder / "storm.json").read_text())
+            del self.todo[state["left"] :]
+            self.finished = state["finished"]
+            self.codes, self.harm = Counter(state["codes"]), Counter(state["harm"])
+
+
+def undisturbed(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
+    """Return the records of the study's trials, which run in this process."""
     torch.set_num_threads(1)
-    code = fingerprint(str(file))
-    trials = [
-        Trial(Points(), method, METHODS[method], optimizer, STEPS, "final", seed)
-        for optimizer in OPTIMIZERS.values()
-        for seed in SEEDS
-    ]
+    code = fingerprint(str(folder / "small.py"))
+    pairs = [(method, optimizer) for method in methods for optimizer in OPTIMIZERS.values()]
+    trials = [Trial(Points(), method, METHODS[method], optimizer, STEPS, "final") for method, optimizer in pairs]
     return [compared(json.loads(json.dumps(perform(trial, code, folder)))) for trial in trials]
 
 
@@ -103,29 +130,35 @@ def hit(pids: list[int], signals: tuple[int, ...]) -> bool:
     return True
 
 
-def run_until_killed(
-    folder: Path, output: str, todo: list[tuple[str, tuple[int, ...]]], chance: random.Random
-) -> int:
+def run_until_killed(storm: Storm, output: str, chance: random.Random) -> int:
     """Start the study once, and apply the next kills to its processes until it ends. Return its exit code."""
-    running = started(folder, output)
-    everything: set[int] = set()
-    while running.poll() is None:
-        found = processes_of(running.pid)
-        everything.update(*found.values())
-        if not todo or not found["worker"]:  # what is killed before anything runs shows nothing
+    running = started(storm.folder, output)
+    everything = {running.pid}
+    try:
+        while running.poll() is None:
+            found = processes_of(running.pid)
+            everything.update(*found.values())
+            if not storm.todo or not found["worker"]:  # what is killed before anything runs shows nothing
+                time.sleep(0.05)
+                continue
+            time.sleep(chance.uniform(0.0, 1.0))
+            kind, signals = storm.todo[-1]
+            if running.poll() is None and hit(processes_of(running.pid)[kind], signals):
+                storm.todo.pop()
+                storm.save()
+                if kind == "parent":
+                    running.wait(120)
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}/exe").exists() for pid in everything - {running.pid}):
+            assert time.monotonic() < deadline, "a process of the study stays"
             time.sleep(0.05)
-            continue
-        time.sleep(chance.uniform(0.0, 1.0))
-        kind, signals = todo[-1]
-        if running.poll() is None and hit(processes_of(running.pid)[kind], signals):
-            todo.pop()
-            if kind == "parent":
-                running.wait(60)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in everything - {running.pid}):
-        assert time.monotonic() < deadline, "a process of the study stays"
-        time.sleep(0.05)
-    return running.returncode
+        return running.returncode
+    except BaseException:
+        for pid in everything:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        running.wait()
+        raise
 
 
 def ended(folder: Path) -> list[dict[str, Any]]:
@@ -147,40 +180,53 @@ def harm(folder: Path, expected: list[dict[str, Any]]) -> Counter[str]:
             "lost": len(right.keys() - times.keys()),
             "twice": sum(number > 1 for number in times.values()),
             "other numbers": sum(right.get(each["trial"]) != each for each in found),
+            "checkpoints left": len(list((folder / "trials").glob("*"))),
         }
     )
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose studies know the presets of the tests, and do not spend seconds on importing scikit-learn."""
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "sklearn.py").write_text("raise ImportError")
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, number: int) -> Path:
+    """The folder of a storm. Its studies know the presets of the tests, and do not import scikit-learn: seconds."""
+    assert request.config.cache is not None
+    study = STUDY.format(methods=GROUPS[number], steps=STEPS)
+    folder = request.config.cache.mkdir("kill-storm") / str(number)
+    (folder / "path").mkdir(parents=True, exist_ok=True)
+    (folder / "path" / "sklearn.py").write_text("raise ImportError")
+    (folder / "small.py").write_text(study)
+    code = fingerprint(str(folder / "small.py"))
+    if (folder / "code").exists() and (folder / "code").read_text() != code:  # it began with other code
+        for path in (*folder.glob("killed*"), folder / "storm.json", folder / "stderr"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (folder / "code").write_text(code)
     before = os.environ.get("PYTHONPATH", "")
-    paths = [str(tmp_path / "path"), str(Path(__file__).parents[1]), *([before] if before else [])]
+    paths = [str(folder / "path"), str(Path(__file__).parents[1]), *([before] if before else [])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    return tmp_path
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_a_study_survives_kills_of_all_its_processes(here: Path, method: str):
-    expected = undisturbed(here, method)
-    assert len({each["trial"] for each in expected}) == 8
-    number = [*METHODS].index(method)
-    todo, chance = kills(number), random.Random(number)
-    studies, codes, found = 0, Counter[int](), Counter[str]()
-    while todo:
-        studies += 1
+@pytest.mark.parametrize("number", range(len(GROUPS)))
+def test_a_study_survives_kills_of_all_its_processes(here: Path, number: int):
+    """Of four presets with four optimizers."""
+    expected = undisturbed(here, GROUPS[number])
+    assert len({each["trial"] for each in expected}) == 16
+    storm = Storm(here, kills(number))
+    storm.restore()
+    chance = random.Random(len(storm.todo))
+    while storm.todo or not storm.finished or (here / f"killed{storm.finished + 1}").exists():
         code = None
         while code != 0:
-            code = run_until_killed(here, f"killed{studies}", todo, chance)
-            codes[code] += 1
-        found.update(harm(here / f"killed{studies}", expected))
-        assert list((here / f"killed{studies}" / "trials").glob("*")) == []
+            code = run_until_killed(storm, f"killed{storm.finished + 1}", chance)
+            storm.codes[str(code)] += 1
+        storm.finished += 1
+        storm.harm.update(harm(here / f"killed{storm.finished}", expected))
+        storm.save()
     said = (here / "stderr").read_text()
-    found["tracebacks"] = said.count("Traceback")
-    killed = Counter(kind for kind, _ in kills(number))
-    print(method, {"kills": dict(killed), "trials": 8 * studies, **found, "exit codes": dict(codes)})
-    assert set(codes) <= {0, 1, 130, -signal.SIGKILL, -signal.SIGINT}
-    assert set(found.values()) == {0}, said
+    storm.harm["tracebacks"] = said.count("Traceback")
+    by_process = Counter(kind for kind, _ in kills(number))
+    counts = {"kills": dict(by_process), "trials": 16 * storm.finished, **storm.harm}
+    print(GROUPS[number], counts, {"exit codes": dict(storm.codes)})
+    assert set(storm.codes) <= {"0", "1", "130", "-9", "-2"}
+    assert set(storm.harm.values()) == {0}, said
+    shutil.rmtree(here)
