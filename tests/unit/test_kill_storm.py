@@ -88,12 +88,16 @@ class Storm:
 
 
 def undisturbed(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
-    """Return the records of the study's trials, which run in this process."""
+    """Return the records of the study's trials, which run in this process, once for all calls of pytest."""
+    file = folder / "undisturbed.json"
+    if file.exists():
+        return json.loads(file.read_text())
     torch.set_num_threads(1)
     code = fingerprint(str(folder / "small.py"))
     pairs = [(method, optimizer) for method in methods for optimizer in OPTIMIZERS.values()]
     trials = [Trial(Points(), method, METHODS[method], optimizer, STEPS, "final") for method, optimizer in pairs]
-    return [compared(json.loads(json.dumps(perform(trial, code, folder)))) for trial in trials]
+    write_whole(file, json.dumps([compared(perform(trial, code, folder)) for trial in trials]))
+    return json.loads(file.read_text())
 
 
 def processes_of(parent: int) -> dict[str, list[int]]:
@@ -196,7 +200,10 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, number
     (folder / "small.py").write_text(study)
     code = fingerprint(str(folder / "small.py"))
     if (folder / "code").exists() and (folder / "code").read_text() != code:  # it began with other code
-        for path in (*folder.glob("killed*"), folder / "storm.json", folder / "stderr"):
+        for path in (
+            *folder.glob("killed*"),
+            *(folder / name for name in ("storm.json", "undisturbed.json", "stderr")),
+        ):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (folder / "code").write_text(code)
     before = os.environ.get("PYTHONPATH", "")
