@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from gradcost.core.value import value
 from gradcost.tasks.digits import Digits
-from gradcost.tasks.task import Splits
+from gradcost.tasks.task import Split, Splits
 
 Write = Callable[..., object]  # notes the ids of the processes that must not stay
 
@@ -52,11 +58,50 @@ def segfault(write: Write) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def limited_memory() -> None:
+    """Leave 256 MiB of address space, as `ulimit -v` does."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)
+
+
+def memory(write: Write) -> None:
+    limited_memory()
+    bytearray(1 << 30)
+
+
+def memory_of_torch(write: Write) -> None:
+    limited_memory()
+    torch.empty(1 << 30)
+
+
+def exit_quietly(write: Write) -> None:
+    sys.exit()
+
+
+def exit_at_once(write: Write) -> None:
+    os._exit(0)
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def unprintable(write: Write) -> None:
+    raise Unprintable
+
+
+def change_folder(write: Write) -> None:
+    os.chdir("/")
+
+
 def none(write: Write) -> None:
     pass
 
 
-KINDS = {each.__name__: each for each in (thread, process, crash_with_child, sleep, stop, segfault, none)}
+_KINDS = (thread, process, crash_with_child, sleep, stop, segfault, memory, memory_of_torch, exit_quietly)
+_KINDS += (exit_at_once, unprintable, change_folder, none)
+KINDS = {each.__name__: each for each in _KINDS}
 
 
 @value
@@ -69,3 +114,11 @@ class Behaves(Digits):
     def splits(self) -> Splits:
         KINDS[self.kind](lambda *ids: Path(self.pids).write_text(" ".join(map(str, ids))))
         return super().splits()
+
+
+@value
+class Scores(Digits):
+    """Digits whose score has a number of targets that no record can hold."""
+
+    def score(self, model: nn.Module, split: Split) -> Any:
+        return {"loss": 1.0, "accuracy": 0.5, "targets": torch.ones(2)}

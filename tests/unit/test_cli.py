@@ -227,6 +227,14 @@ def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_million_probes_tells_what_a_step_takes(tmp_path: Path):
+    """Before, it ran three such steps first: hours."""
+    ran = inside("compare", "--method", "fzoo(probes=1000000)", "--steps", "5", "--dry-run", folder=tmp_path)
+    assert ran.returncode == 0
+    assert "fzoo(probes=1000000): each step costs 1,000,001 forward passes" in ran.stdout + ran.stderr
+    assert re.search(r"The steps take about [0-9.]+ h with -j", ran.stdout)
+
+
 def test_what_does_not_fit_the_memory_is_a_row_with_its_reason(tmp_path: Path):
     ran = inside(*SHORT, *TWO, "--memory-beyond-weights", "40000B", "-o", "r", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr

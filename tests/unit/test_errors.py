@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -23,6 +24,18 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(MissingExtra, match=r'This statistic needs scipy.*pip install "gradcost\[study\]"'):
         require("scipy.stats", "This statistic", "study")
+
+
+def test_a_package_that_is_installed_and_broken_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken_package.py").write_text("raise ImportError('failed to map segment')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        Unsupported, match=r"which is installed and cannot be imported: ImportError: failed to"
+    ) as told:
+        require("broken_package", "This statistic", "study")
+    assert not isinstance(told.value, MissingExtra)
 
 
 def run(error: BaseException):

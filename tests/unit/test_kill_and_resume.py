@@ -1,4 +1,4 @@
-"""`gradcost.train` with checkpoints, killed at random moments: the weights are those of an undisturbed run."""
+"""`gradcost.train` with checkpoints, killed at random steps: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -14,32 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import gradcost
-from gradcost import SGD, Adam, AdamW, Objective, train
+from gradcost import Objective, train
 from gradcost.core.files import write_whole
 from gradcost.core.key import Key
-from gradcost.estimators import presets
-from gradcost.tasks.digits import Digits
-from gradcost.training import Nesterov, checkpoint
+from gradcost.studies.processes import PRELOADED
+from gradcost.training import checkpoint
+from presets_under_test import METHODS, OPTIMIZERS, Points, public_presets
 
-METHODS = {
-    "backprop": gradcost.backprop(),
-    "checkpointed": gradcost.checkpointed(),
-    "forward_gradient": gradcost.forward_gradient(),
-    "spsa": gradcost.spsa(),
-    "mezo": gradcost.mezo(),
-    "zo_svrg": gradcost.zo_svrg(every=7),
-    "zo_sgd_sign": gradcost.zo_sgd_sign(),
-    "fzoo": gradcost.fzoo(),
-    "multi_tangent": gradcost.multi_tangent(),
-    "hizoo": gradcost.hizoo(),
-    "activity_perturbation": gradcost.activity_perturbation(),
-    "addax": gradcost.addax(longest=64),
-}
-OPTIMIZERS = {"SGD": SGD(1e-3), "Nesterov": Nesterov(1e-3), "Adam": Adam(1e-3), "AdamW": AdamW(1e-3)}
 STEPS = 30
-KEY, TASK = Key(19), Digits(batch=8)
-CELLS = [(method, optimizer) for method in METHODS for optimizer in OPTIMIZERS]
+KEY, TASK = Key(19), Points(batch=8)
 
 
 def digest(objective: Objective) -> str:
@@ -54,48 +37,53 @@ def undisturbed(method: str, optimizer: str) -> str:
     return digest(last.objective)
 
 
-def finish(cells: list[tuple[str, str]], folder: Path, told: Connection) -> None:
-    """Train each cell from its training checkpoint, write the digest of its weights, and send each step."""
+def finish(method: str, optimizer: str, file: Path, told: Connection) -> None:
+    """Train from the training checkpoint, if there is one, send each step, and write the digest of the weights."""
     torch.set_num_threads(1)
-    for method, optimizer in cells:
-        file, last = folder / f"{method}-{optimizer}.checkpoint", None
-        resume = file if file.exists() else None
-        for last in train(TASK, METHODS[method], OPTIMIZERS[optimizer], KEY, STEPS, resume):
-            checkpoint.write(file, last.train_state)
-            told.send(last.number)
-        if last is None:  # it was killed between its last step and its digest
-            file.unlink()
-        else:
-            write_whole(folder / f"{method}-{optimizer}", digest(last.objective))
+    last, resume = None, file if file.exists() else None
+    for last in train(TASK, METHODS[method], OPTIMIZERS[optimizer], KEY, STEPS, resume):
+        checkpoint.write(file, last.train_state)
+        told.send(last.number)
+    if last is None:  # it was killed between its last step and its digest
+        file.unlink()
+    else:
+        write_whole(file.with_suffix(".weights"), digest(last.objective))
 
 
-def until_killed(cells: list[tuple[str, str]], folder: Path, chance: random.Random) -> int:
+def until_killed(method: str, optimizer: str, file: Path, chance: random.Random) -> int:
     """Train in a process that is killed after a random number of steps; return whether the kill came in time."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=finish, args=(cells, folder, sender))
+    process = context.Process(target=finish, args=(method, optimizer, file, sender))
     process.start()
     sender.close()
     with receiver, contextlib.suppress(EOFError):
-        for _ in range(chance.randrange(1, 80)):
+        for _ in range(chance.randrange(1, STEPS // 2)):
             receiver.recv()
         time.sleep(chance.uniform(0.0, 0.005))
         process.kill()
     process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode == -signal.SIGKILL
 
 
+def test_all_presets_are_trained_here():
+    assert set(METHODS) == public_presets()
+
+
 @pytest.mark.slow
-def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path):
-    """For every preset with four optimizers."""
-    public = {name for name, each in vars(presets).items() if getattr(each, "__module__", "") == presets.__name__}
-    assert {name for name in public if not name.startswith("_")} == set(METHODS)
-    chance, kills, missing = random.Random(19), 0, CELLS
-    while missing:
-        kills += until_killed(missing, tmp_path, chance)
-        missing = [cell for cell in missing if not (tmp_path / "-".join(cell)).exists()]
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, method: str):
+    """With four optimizers."""
+    chance, kills, same = random.Random(method), 0, 0
     torch.set_num_threads(1)
-    same = sum((tmp_path / "-".join(cell)).read_text() == undisturbed(*cell) for cell in CELLS)
-    print({"cells": len(CELLS), "kills": kills, "same weights": same})
-    assert same == len(CELLS)
-    assert kills >= 15
+    for optimizer in OPTIMIZERS:
+        file = tmp_path / f"{optimizer}.checkpoint"
+        weights = file.with_suffix(".weights")
+        while not weights.exists():
+            kills += until_killed(method, optimizer, file, chance)
+        same += weights.read_text() == undisturbed(method, optimizer)
+    print({"preset": method, "optimizers": len(OPTIMIZERS), "kills": kills, "same weights": same})
+    assert same == len(OPTIMIZERS)
+    assert kills >= len(OPTIMIZERS)

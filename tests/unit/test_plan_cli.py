@@ -83,6 +83,7 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "no.json").write_text("{")
     (tmp_path / "unknown.json").write_text(json.dumps({"model_type": "lama"}))
     (tmp_path / "less.json").write_text(json.dumps({"hidden_size": 3}))
+    (tmp_path / "endless.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 10**8}))
     (tmp_path / "t5.json").write_text(
         json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
     )
@@ -195,6 +196,7 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "hf:nothing.json"), "cannot be read: No such file"),
         (("--model", "hf:no.json"), "is not JSON"),
         (("--model", "hf:less.json"), "has no model_type"),
+        (("--model", "hf:endless.json"), "has 100,000,000 layers, and 10,000 are the most"),
         (("--model", "hf:unknown.json"), "Did you mean llama"),
         (("--model", "hf:deep.json"), "is not JSON"),
         (("--model", "hf:one.json"), "architectures"),

@@ -29,6 +29,7 @@ from gradcost.studies.trial import Trial
 from gradcost.studies.worker import empty_record
 from gradcost.tasks.digits import Digits
 
+KILLED = "its process was killed by signal 9, which the system sends when its memory is exhausted"
 OWN = '''
 from gradcost import SGD, Trial, backprop, study
 from gradcost.tasks.digits import Digits
@@ -74,7 +75,7 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
     assert running.returncode == 1
     assert "1 trial failed. The first: its process was killed by signal 9." in said
     (failed,) = records(tmp_path / "killed")
-    assert (failed["status"], failed["reason"]) == ("failed", "its process was killed by signal 9")
+    assert (failed["status"], failed["reason"]) == ("failed", KILLED)
     (kept,) = (tmp_path / "killed").glob("trials/*/checkpoint")
     damaged = tmp_path / "damaged"
     shutil.copytree(tmp_path / "killed", damaged)

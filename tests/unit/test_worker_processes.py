@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from test_study import finished, write_study
 
 import behaves
-from behaves import Behaves
+from behaves import Behaves, Scores
 from gradcost import SGD, Trial, backprop
 from gradcost.core.notes import Note
 from gradcost.studies import processes
@@ -68,6 +69,47 @@ def test_a_segmentation_fault_is_a_failed_trial(tmp_path: Path):
     records, _ = performed(tmp_path, "segfault")
     assert [record["status"] for record in records] == ["failed", "finished"]
     assert records[0]["reason"] == "its process was killed by signal 11"
+
+
+REASONS = {
+    "memory": "MemoryError: the memory is exhausted, or a limit of it, such as `ulimit -v`",
+    "memory_of_torch": r"RuntimeError: .*DefaultCPUAllocator: can't allocate memory",
+    "exit_quietly": "SystemExit",
+    "exit_at_once": "its process exited with code 0",
+    "unprintable": "Unprintable: an error whose text cannot be made",
+}
+
+
+def test_every_end_of_a_trial_has_its_reason(tmp_path: Path):
+    """Before, an exception without a text and a call of sys.exit had no reason."""
+    tasks = [Behaves(kind=kind) for kind in REASONS] + [Scores()]
+    trials = [Trial(task, "b", backprop(), SGD(0.1), 2, "tune", 0) for task in tasks]
+    found = {each["task"]: each for each in Local(2).perform(trials, Work("code", tmp_path, behaves.__file__))}
+    for task, reason in zip(tasks, [*REASONS.values(), "ValueError|RuntimeError"], strict=True):
+        record = found[repr(task)]
+        assert record["status"] == "failed"
+        assert re.match(reason, record["reason"]), record["reason"]
+
+
+def test_a_trial_that_changes_the_folder_leaves_its_checkpoint_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    trial = Trial(Behaves(kind="change_folder"), "b", backprop(), SGD(0.1), 3, "tune", 0)
+    work = Work("code", Path("results"), behaves.__file__, every=0.0)
+    (record,) = Local(1).perform([trial], work)
+    assert record["status"] == "finished"
+    assert list(tmp_path.glob("results/trials/*/checkpoint"))
+    assert not Path("/results").exists()
+
+
+def test_too_little_memory_for_torch_is_a_sentence():
+    """Before, torch crashed or the import of scikit-learn never ended."""
+    limited = ["bash", "-c", f"ulimit -v 700000; {sys.executable} -m gradcost.cli.main study none.py"]
+    ran = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("gradcost: this process may use 683 MiB of address space, and torch needs 1536 MiB")
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("kind", ["sleep", "stop"])

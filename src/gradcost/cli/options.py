@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from gradcost.core.errors import Unsupported
+
+ADDRESS_SPACE = 3 << 29  # bytes with which torch, scikit-learn and the fork server can be imported
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")]
@@ -25,12 +29,23 @@ TrialTimeout = Annotated[
 Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
 
 
+def check_address_space() -> None:
+    """Raise Unsupported if a limit leaves too little memory to import torch: the import would crash or never end."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+        raise Unsupported(
+            f"this process may use {limit >> 20} MiB of address space, and torch needs {ADDRESS_SPACE >> 20} MiB: "
+            "raise the limit, such as with `ulimit -v unlimited`."
+        )
+
+
 def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
     """Return a decorator: the command takes one `options` value; its fields become the options that Typer parses."""
 
     def decorate(command: Callable[[Any], int]) -> Callable[..., int]:
         @functools.wraps(command)
         def run(**parsed: Any) -> int:
+            check_address_space()  # every command with options imports torch
             return command(options(**parsed))
 
         hints = get_type_hints(options, include_extras=True)

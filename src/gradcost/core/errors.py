@@ -29,6 +29,17 @@ class MissingExtra(Unsupported, ImportError):
     """A package of an optional extra is not installed; the message names the extra to install."""
 
 
+def described(error: BaseException) -> str:
+    """Return the type of an exception and its text, as the last line of a traceback does, also if it has no text."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "an error whose text cannot be made"
+    if isinstance(error, MemoryError):
+        text = text or "the memory is exhausted, or a limit of it, such as `ulimit -v`"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class DoesNotFit(GradcostError):
     """No method or setting fits the budget; the message states the smallest budget that would suffice."""
 
@@ -44,11 +55,17 @@ def require(module: str, purpose: str, extra: str) -> Any:
         The imported module.
     Raises:
         MissingExtra: the module is not installed; the message names the extra.
+        Unsupported: the module is installed and cannot be imported, such as for lack of memory.
     """
+    package = module.partition(".")[0]
     try:
         return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
+    except ModuleNotFoundError as error:
         raise MissingExtra(
             f'{purpose} needs {package}, which is not installed: pip install "gradcost[{extra}]".'
+        ) from error
+    except (ImportError, MemoryError) as error:
+        raise Unsupported(
+            f"{purpose} needs {package}, which is installed and cannot be imported: {described(error)}. Check that "
+            f"`python -c 'import {module}'` works."
         ) from error

@@ -22,6 +22,7 @@ from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
 LENGTH = 512  # tokens per example by default
+MOST_LAYERS = 10_000  # of a model that is built in seconds
 
 
 def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -46,6 +47,9 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     architectures = getattr(config, "architectures", None) or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise BadInput(f"{path} is not a configuration of a model: architectures is a list of names of classes.")
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise BadInput(f"{path} has {layers:,} layers, and {MOST_LAYERS:,} are the most that can be built.")
     kind = getattr(transformers, architectures[0], None) if architectures else None
     options = {} if dtype is None else {"dtype": dtype}
     try:

@@ -113,8 +113,8 @@ class Theme:
 
     def opacity(self, full: float, faded: float = FADED) -> Any:
         """Return an opacity of `full`, or of `faded` while another method is in focus."""
-        value = self.alt.value
-        return self.alt.condition("focus == '' || datum.method == focus", value(full), value(min(faded, full)))
+        condition = {"test": "focus == '' || datum.method == focus", "value": full}
+        return self.alt.OpacityValue(min(faded, full), condition=condition)
 
     def tip(self, name: str, form: str, title: str | None = None) -> Any:
         """Return one line of a tooltip: the field `name` as a number in d3's format `form`."""
@@ -122,11 +122,12 @@ class Theme:
 
     def figure(self, name: str, title: str, caption: str, layers: list[Any], height: int = HEIGHT) -> Figure:
         """Return a figure that overlays `layers`. It is as wide as its HTML container and `height` pixels high."""
-        framed = self.alt.layer(*layers).properties(width="container", height=height)
-        framed = framed.add_params(self.alt.param(name="focus", value=""))
-        framed = framed.configure_view(stroke=None)
-        framed = framed.configure_legend(orient="bottom", columns=2, labelLimit=0, symbolOpacity=1)
-        spec = framed.to_dict(validate=False)  # the tests validate every figure
+        # Altair copies all layers at every call, so the rest is added to the specification.
+        spec = self.alt.layer(*layers).to_dict(validate=False)  # the tests validate every figure
+        spec |= {"width": "container", "height": height}
+        spec["params"] = [*spec.get("params", ()), {"name": "focus", "value": ""}]
+        legend = {"orient": "bottom", "columns": 2, "labelLimit": 0, "symbolOpacity": 1}
+        spec["config"] |= {"view": {**spec["config"]["view"], "stroke": None}, "legend": legend}
         spec["datasets"] = {f"rows-{place}": list(rows) for place, rows in enumerate(self.data)}
         return Figure(name, title, caption, spec)
 

@@ -245,8 +245,8 @@ def time_to_target(times: Sequence[float | None], ends: Sequence[float]) -> Reac
 def expected_best(scores: Sequence[float], budget: int) -> float:
     """Return the expected maximum of `budget` validation scores, drawn without replacement from `scores`.
 
-    Law: sum_i x_(i) [C(i, b) - C(i-1, b)] / C(n, b), with b = budget, the n scores sorted as
-    x_(1) <= ... <= x_(n), and the binomial coefficient C.
+    Law: sum_i x_(i) C(i-1, b-1) / C(n, b), with b = budget, the n scores sorted as x_(1) <= ... <= x_(n), and the
+    binomial coefficient C.
 
     Args:
         scores: one per hyperparameter setting that was tried.
@@ -262,7 +262,7 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
     ways = math.comb(len(scores), budget)
     best = 0.0
     for rank, score in enumerate(sorted(scores), start=1):
-        probability = (math.comb(rank, budget) - math.comb(rank - 1, budget)) / ways
+        probability = math.comb(rank - 1, budget - 1) / ways
         best += probability * score if probability else 0.0
     return best
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.errors import BadInput, Unsupported, described
 from gradcost.core.notes import Note
 from gradcost.studies.output import OUTPUT, remove_if_empty, to_file
 from gradcost.studies.trial import Trial
@@ -147,6 +147,7 @@ class _Running:
             ending = "was ended at the time limit of a trial" if limit else "closed its pipe without a record"
         else:
             ending = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            ending += ", which the system sends when its memory is exhausted" if code == -signal.SIGKILL else ""
         return self.job.record | {"status": "failed", "reason": f"its process {ending}", "traceback": None}
 
     def leave(self, seconds: float) -> None:
@@ -301,8 +302,8 @@ def _perform_pickled(pickled: bytes, work: Work) -> Record:
                 f"{work.user_file} changed while the study ran: undo the change, or start a new folder"
             )
         trial = _unpickled(pickled, work)
-    except Exception as error:
-        return {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    except (Exception, SystemExit) as error:
+        return {"reason": described(error), "traceback": traceback.format_exc()}
     return perform(trial, work.code, work.folder, work.every)
 
 

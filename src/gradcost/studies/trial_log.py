@@ -165,7 +165,7 @@ def score_record(score: Any, split: Any, metric: Metric = ACCURACY) -> dict[str,
     if metric.name not in numbers:
         raise BadInput(f"the score of the task has no {metric.name!r}, which ranks the runs: it has {[*numbers]}.")
     targets, of = numbers.pop("targets", None), numbers.pop("of", None)
-    counts = {} if targets is None else {"targets": targets, "of": of or split.y.numel()}
+    counts = {} if targets is None else {"targets": int(targets), "of": int(of or split.y.numel())}
     record = {name: json_number(number) for name, number in numbers.items()} | counts
     if not metric.is_accuracy:
         record["score"] = json_number(metric.score(numbers[metric.name]))

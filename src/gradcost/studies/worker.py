@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gradcost.core.errors import GradcostError
+from gradcost.core.errors import GradcostError, described
 from gradcost.core.notes import Note
 from gradcost.studies.environment import describe
 from gradcost.studies.trial import Trial
@@ -77,6 +78,7 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
         every: seconds between two training checkpoints.
     """
     start = time.perf_counter()
+    folder = folder.absolute()  # the trial may change the current folder
     name = trial.name(code)
     path = folder / "trials" / name / "checkpoint"
     try:
@@ -85,9 +87,9 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
         except checkpoint.BadCheckpoint as error:
             note = _set_aside(path, folder / "damaged" / name, error)
             result = _run(trial, path, every, start) | {"note": note}
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        result = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        json.dumps(result, allow_nan=False)  # the task may have returned anything
+    except (Exception, SystemExit) as error:
+        result = {"status": "failed", "reason": described(error), "traceback": traceback.format_exc()}
     record = empty_record(trial, code) | {"environment": describe(torch.get_num_threads(), code)}
     return record | {"seconds": round(time.perf_counter() - start, 3)} | result
 
