@@ -61,7 +61,8 @@ def segfault(write: Write) -> None:
 def limited_memory() -> None:
     """Leave 256 MiB of address space, as `ulimit -v` does."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)
+    limit = used + (256 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def memory(write: Write) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gradcost.core.files import write_whole
 from gradcost.results import ledger
-from gradcost.studies.run import locked
+from gradcost.studies.folder import locked
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -29,7 +29,7 @@ from gradcost.studies.trial import Trial
 from gradcost.studies.worker import empty_record
 from gradcost.tasks.digits import Digits
 
-KILLED = "its process was killed by signal 9, which the system sends when its memory is exhausted"
+KILLED = "its process was killed by signal 9, perhaps because the memory of the system was exhausted"
 OWN = '''
 from gradcost import SGD, Trial, backprop, study
 from gradcost.tasks.digits import Digits

@@ -147,7 +147,7 @@ class _Running:
             ending = "was ended at the time limit of a trial" if limit else "closed its pipe without a record"
         else:
             ending = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            ending += ", which the system sends when its memory is exhausted" if code == -signal.SIGKILL else ""
+            ending += ", perhaps because the memory of the system was exhausted" if code == -signal.SIGKILL else ""
         return self.job.record | {"status": "failed", "reason": f"its process {ending}", "traceback": None}
 
     def leave(self, seconds: float) -> None:
