@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +121,8 @@ def forecast_costs(
 
     The optimizer is AdamW; its state is part of the peak. The forecasts are for a CPU: there the peak is exact.
 
+    Law: the cost of a model with adapters is linear in its number of blocks, so that of two shallow models gives it.
+
     Args:
         folder: the folder of the records. Each forecast is written as soon as it is there.
         models: the models.
@@ -138,8 +140,8 @@ def forecast_costs(
             missing = [key for key in keys if key not in known]
             if not missing:
                 continue
-            case = model.make(attention)
-            forecasts = Forecasts(case.objective, case.batch, AdamW(1e-3), "cpu")
+            cases = [model.make(attention, layers) for layers in model.simulated or (model.layers,)]
+            forecasts = [Forecasts(case.objective, case.batch, AdamW(1e-3), "cpu") for case in cases]
             for key in missing:
                 on_progress(key)
                 record = _forecast(model, key, forecasts)
@@ -148,15 +150,40 @@ def forecast_costs(
     return read_costs(folder)
 
 
-def _forecast(model: CostModel, key: CostKey, forecasts: Forecasts) -> CostRecord:
+def _forecast(model: CostModel, key: CostKey, forecasts: Sequence[Forecasts]) -> CostRecord:
     start = time.process_time()
     estimator = method(key.method, SETTINGS).estimator
-    found = forecasts.of(estimator)
-    facts = (*key, repr(estimator), model.dtype, model.batch, forecasts.objective.dimension)
-    if isinstance(found, str):
-        return CostRecord(*facts, refusal=found)
-    seconds = round(time.process_time() - start, 1)
-    return CostRecord(*facts, None, found.peak, dict(found.breakdown), found.flops, found.forward, seconds)
+    found = [each.of(estimator) for each in forecasts]
+    weights = _at_depth(model, [each.objective.dimension for each in forecasts])
+    facts = CostRecord(
+        model=key.model,
+        trained=key.trained,
+        attention=key.attention,
+        method=key.method,
+        estimator=repr(estimator),
+        dtype=model.dtype,
+        batch=model.batch,
+        weights=weights,
+    )
+    done = [each for each in found if not isinstance(each, str)]
+    if len(done) < len(found):
+        return replace(facts, refusal=next(each for each in found if isinstance(each, str)))
+    return replace(
+        facts,
+        peak=_at_depth(model, [each.peak for each in done]),
+        breakdown={name: _at_depth(model, [each.breakdown[name] for each in done]) for name in done[0].breakdown},
+        flops=_at_depth(model, [each.flops for each in done]),
+        forward=_at_depth(model, [each.forward for each in done]),
+        seconds=round(time.process_time() - start, 1),
+    )
+
+
+def _at_depth(model: CostModel, numbers: Sequence[int]) -> int:
+    """Extrapolate from two numbers of blocks to those of the model; a single number is that of the model itself."""
+    if len(numbers) == 1:
+        return numbers[0]
+    (near, far), (one, two) = model.simulated, numbers
+    return two + (model.layers - far) * (two - one) // (far - near)
 
 
 def _end_with_a_whole_line(path: Path) -> None:
