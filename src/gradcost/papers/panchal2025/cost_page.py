@@ -104,7 +104,7 @@ def _glance(table: CostTable) -> Iterator[str]:
         yield (
             f"An independent reproduction of the paper counted {REPRODUCED:,} FLOPs per step of backprop for "
             f"{_CHECKED} ({_RANK_1}, 40 texts of 64 tokens). The forecast is "
-            f" {check.flops:,}, {100 * abs(check.flops / REPRODUCED - 1):.3f}% from it."
+            f"{check.flops:,}, {100 * abs(check.flops / REPRODUCED - 1):.3f}% from it."
         )
     yield (
         "Whether a method reaches the same accuracy, and after how many steps, does not follow from these numbers: "
@@ -190,8 +190,8 @@ def _conditions(table: CostTable) -> Iterator[str]:
     )
     yield (
         f"FmAD-Multiple has {SETTINGS.probes} directions, which share a forward pass where the code of a model "
-        "permits it. Layers in 4 bits and the images of Qwen2-VL do not; there it takes one direction after another. More "
-        "directions need more FLOPs, and no more memory."
+        "permits it. Layers in 4 bits and the images of Qwen2-VL do not; there it takes one direction after another. "
+        "More directions need more FLOPs, and no more memory."
     )
     yield (
         "A layer in 4 bits has half a byte per weight and one scale per 64 weights; its weights in 16 bits exist "
@@ -199,7 +199,7 @@ def _conditions(table: CostTable) -> Iterator[str]:
     )
     yield (
         "Models with adapters: simulated with 3 and 4 blocks and extrapolated to all, because each block adds the "
-        "same bytes and FLOPs. For RoBERTa-base and BERT-large this equals the forecast of the whole model to the byte."
+        "same bytes and FLOPs. For RoBERTa-base this equals the forecast of the whole model to the byte."
     )
     yield (
         "The forecasts are for a CPU, where the peak of tensors is exact. Workspaces inside kernels and the rounding "
