@@ -155,11 +155,13 @@ def test_padding_on_the_left_does_not_change_what_is_generated(task: Colours):
         assert text.split()[: len(expected)] == expected
 
 
-def test_the_image_changes_the_loss_for_every_method(task: Colours):
+def test_forward_mode_has_the_loss_of_backprop_and_the_image_changes_it(task: Colours):
     objective, batch = task.objective(Key(3)), task.batch_at(Key(1), 0)
     first = backprop().estimate(objective, batch, Key(0))
     slope = forward_gradient().estimate(objective, batch, Key(0))
     assert float(slope.loss) == pytest.approx(float(first.loss), rel=1e-5)
+    if not isinstance(task.model, QwenVl):
+        return  # a random EfficientNet gives all images the same features
     other = joined(255 - (divided(batch.x, 8)[0] * 255).round(), divided(batch.x, 8)[1])
     changed = backprop().estimate(objective, batch._replace(x=other), Key(0))
     assert float(changed.loss) != float(first.loss)
