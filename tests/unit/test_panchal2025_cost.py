@@ -31,7 +31,7 @@ from gradcost.training.train_state import TrainState
 from in_process import inside
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-LLAMA = cost_models.LLAMA_8B | {
+LLAMA = dict(cost_models.LLAMA_8B) | {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -42,7 +42,9 @@ LLAMA = cost_models.LLAMA_8B | {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-QWEN = cost_models.QWEN2_VL_7B | {key: LLAMA[key] for key in LLAMA if key.endswith("size") or key.startswith("num")}
+QWEN = dict(cost_models.QWEN2_VL_7B) | {
+    key: LLAMA[key] for key in LLAMA if key.endswith("size") or key.startswith("num")
+}
 QWEN |= {"image_token_id": 30, "vision_start_token_id": 31, "vision_end_token_id": 32, "video_token_id": 33}
 QWEN |= {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "bos_token_id": 1, "eos_token_id": 2}
 QWEN |= {"vision_config": QWEN["vision_config"] | {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}}
@@ -72,6 +74,7 @@ def test_the_product_its_gradient_and_its_tangent_are_those_of_the_stored_weight
     _, stored = layer()
     x = torch.randn(3, 2 * GROUP, dtype=torch.float64, requires_grad=True)
     weight, bias = stored.dequantized(), stored.bias
+    assert bias is not None
     torch.testing.assert_close(stored(x), x @ weight.mT + bias)
     (gradient,) = torch.autograd.grad(stored(x).square().sum(), x)
     torch.testing.assert_close(gradient, 2 * (x @ weight.mT + bias) @ weight)

@@ -139,6 +139,7 @@ def test_a_batch_has_pixels_then_tokens_and_only_the_answer_counts(task: Colours
 def test_padding_on_the_left_does_not_change_what_is_generated(task: Colours):
     """Prompts of different lengths in one batch are answered as each prompt alone."""
     model = task.objective(Key(3)).model
+    assert isinstance(model, vision_language.ImageLogits)
     split = task.splits().test
     images, tokens = divided(split.x, 8)
     encode = vision_language.vocabulary(task.model)
@@ -179,7 +180,9 @@ def test_after_training_the_image_decides_the_answer(tmp_path: Path):
     score = task.score(objective.model, task.splits().test)
     assert score.accuracy == 1.0
     assert score.loss < 0.3
-    assert [right for _, _, right in task.answers(objective.model, task.splits().test)] == [True] * 6
+    model = objective.model
+    assert isinstance(model, vision_language.ImageLogits)
+    assert [right for _, _, right in task.answers(model, task.splits().test)] == [True] * 6
 
 
 def test_the_patches_of_qwen_are_those_of_a_plain_loop(tmp_path: Path):

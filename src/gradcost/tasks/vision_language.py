@@ -264,9 +264,8 @@ class _Qwen(ImageLogits):
         order = torch.cat([mask, mask.new_ones(len(mask), len(self.prefix))], 1).sort(1).values
         given = {"pixel_values": self.patches(images), "image_grid_thw": self.grid(len(images))}
         kinds = self.kinds(full)
-        output = self.model.generate(
-            input_ids=full, attention_mask=order, mm_token_type_ids=kinds, **given, **options
-        )
+        model: Any = self.model
+        output = model.generate(input_ids=full, attention_mask=order, mm_token_type_ids=kinds, **given, **options)
         return output[:, full.shape[1] :]
 
     def patches(self, images: Tensor) -> Tensor:
