@@ -61,3 +61,31 @@ def causal(folder: Path) -> str:
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
     tokenizer(folder, is_encoder=False)
     return str(folder)
+
+
+def vision_language(folder: Path) -> str:
+    """Save a Qwen2-VL of two layers in `folder`, and return the folder as a string."""
+    special = {"vision_start_token_id": 1, "vision_end_token_id": 2, "image_token_id": 3, "video_token_id": 3}
+    ends = {"bos_token_id": None, "eos_token_id": WORDS.index("[END]")}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    config = transformers.Qwen2VLConfig.from_dict(
+        {
+            "text_config": {
+                "vocab_size": len(WORDS),
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "max_position_embeddings": 128,
+                "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+                **ends,
+            },
+            "vision_config": vision,
+            **special,
+        }
+    )
+    with seeded_generators(Key(7)):
+        transformers.Qwen2VLForConditionalGeneration(config).float().save_pretrained(folder)
+    tokenizer(folder, is_encoder=False)
+    return str(folder)

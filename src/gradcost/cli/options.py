@@ -308,6 +308,10 @@ class ReproduceOptions:
     times_only: Annotated[
         bool, typer.Option("--times-only", help="Of baydin2022: time the steps; train nothing.")
     ] = False
+    costs: Annotated[
+        bool,
+        typer.Option("--costs", help="Of panchal2025: forecast a step on the paper's models; train nothing."),
+    ] = False
     task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
     workers: Workers = None
     executor: Executor = "local"

@@ -12,7 +12,11 @@ from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
 from gradcost.cli.reproduction import run_or_resume, write_page
 from gradcost.core.errors import BadInput
+from gradcost.core.units import DASH, size
 from gradcost.papers.panchal2025 import page as panchal2025_page
+from gradcost.papers.panchal2025.cost import FILE, METHODS, CostRecord, forecast_costs, read_costs
+from gradcost.papers.panchal2025.cost_models import COST_MODELS
+from gradcost.papers.panchal2025.cost_page import CostTable, cost_page
 from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS
@@ -22,6 +26,8 @@ def reproduce(options: ReproduceOptions) -> int:
     """Run or resume the study of the paper, show the results of each method, and return the exit code."""
     if options.tuned:
         raise BadInput("panchal2025 has no --tuned: all its runs are tuned. Leave the option out.")
+    if options.costs:
+        return _costs(options)
     reproduction, file = _reproduction(options)
     if options.dry_run:
         _show_dry_run(reproduction, options)
@@ -43,6 +49,35 @@ def reproduce(options: ReproduceOptions) -> int:
             console.show(f"page     {os.fspath(options.page)}")
         console.show(RESUME)
     return 1 if printer.failed else 0
+
+
+def _costs(options: ReproduceOptions) -> int:
+    """Forecast the costs on the paper's models, or resume; show the peaks, write the page, return the exit code."""
+    folder = options.output or RUNS / f"{options.paper}-costs"
+    models = () if options.records or options.dry_run else COST_MODELS
+    if options.dry_run:
+        done = {record.key[:2] for record in read_costs(folder)}
+        left = [model for model in COST_MODELS if (model.name, model.trained) not in done]
+        for model in left:
+            console.show(f"{model.name}, {model.trained}: {model.batch}")
+        console.show(f"{len(left)} of {len(COST_MODELS)} models are left, two to six minutes of one core each.")
+        return 0
+    records = forecast_costs(folder, models, lambda key: console.say(" ".join(key)))
+    if options.page is not None:
+        command = shlex.join(["gradcost", "reproduce", options.paper, "--costs", "-o", folder.name])
+        text = cost_page(records, f"{command} --page {options.page.name}", f"[{folder.name}]({folder.name}/{FILE})")
+        write_page(options.page, text)
+    if options.as_json:
+        print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
+    else:
+        table = CostTable(records)
+        rows = [[*case, *(_peak_of(table.best(case, name)) for name in METHODS)] for case in table.cases]
+        console.show_table(["model", "trained", *METHODS], rows, left=True)
+    return 1 if any(record.refusal for record in records) else 0
+
+
+def _peak_of(record: CostRecord | None) -> str:
+    return DASH if record is None else size(record.peak)
 
 
 def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:

@@ -17,7 +17,7 @@ from gradcost.studies.study import Study
 PAPERS_OF = {
     **dict.fromkeys(("protocol", "uncapped", "points"), ("rike2022",)),
     "times_only": ("baydin2022",),
-    **dict.fromkeys(("forwards", "rates", "more"), ("panchal2025",)),
+    **dict.fromkeys(("forwards", "rates", "more", "costs"), ("panchal2025",)),
     **dict.fromkeys(("epochs", "tuned_epochs", "steps", "tuned_steps", "tuning_points"), ("rike2022", "baydin2022")),
 }
 

@@ -9,12 +9,15 @@ from gradcost.tasks.cifar10 import Cifar10
 from gradcost.tasks.digits import Digits
 from gradcost.tasks.fashion_mnist import FashionMnist
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc
+from gradcost.tasks.hub_images import TextVqa, VqaV2
 from gradcost.tasks.loaders import LoaderTask, from_loaders
 from gradcost.tasks.mnist import Mnist
 from gradcost.tasks.placed import Placed, placed
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.task import Score, Split, Splits, Task, cross_entropy, score
 from gradcost.tasks.texts import Movies, Prompted, TextLm, TextTask, Trec
+from gradcost.tasks.vision_language import QwenVl, VisionLanguage
+from gradcost.tasks.vqa import Vqa
 
 TASKS: dict[str, type[Task]] = {
     "digits": Digits,
@@ -31,6 +34,9 @@ TASKS: dict[str, type[Task]] = {
     "multirc": MultiRc,
     "mmlu": Mmlu,
     "gsm8k": Gsm8k,
+    "vqa": Vqa,
+    "vqav2": VqaV2,
+    "textvqa": TextVqa,
 }
 
 __all__ = [
@@ -57,15 +63,20 @@ __all__ = [
     "MultiRc",
     "Placed",
     "Prompted",
+    "QwenVl",
     "Score",
     "Split",
     "Splits",
     "Task",
     "TextLm",
     "TextTask",
+    "TextVqa",
     "Trec",
     "Verbalizer",
     "Vgg",
+    "VisionLanguage",
+    "Vqa",
+    "VqaV2",
     "cross_entropy",
     "from_loaders",
     "placed",

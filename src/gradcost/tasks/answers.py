@@ -52,6 +52,34 @@ def yes_no_answer(text: str) -> bool | None:
     return {"yes": True, "no": False}.get(first[1].lower()) if first else None
 
 
+def word_answer(text: str) -> str | None:
+    """Return the first word of a text in lower case, without an article before it.
+
+    Args:
+        text: such as " A cat.", whose answer is "cat". "a caterpillar" is not an answer "cat".
+    Returns:
+        The word; None if there is none.
+    """
+    words = re.findall(r"\w+", text.lower())
+    if len(words) > 1 and words[0] in ("a", "an", "the"):
+        words = words[1:]
+    return words[0] if words else None
+
+
+def normal_answer(text: str) -> str | None:
+    """Return the first line of a text in lower case, without punctuation at its ends and without an article.
+
+    Args:
+        text: such as " A red bus.", whose answer is "red bus".
+    Returns:
+        The words, with single spaces; None if there is none.
+    """
+    words = text.strip().partition("\n")[0].lower().strip(" .,;:!?\"'").split()
+    if len(words) > 1 and words[0] in ("a", "an", "the"):
+        words = words[1:]
+    return " ".join(words) or None
+
+
 def is_right(generated: str, gold: str, parse: Callable[[str], object]) -> bool:
     """Return whether the answers in two texts are equal.
 

