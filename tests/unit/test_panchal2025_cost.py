@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ LLAMA = dict(cost_models.LLAMA_8B) | {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-QWEN = dict(cost_models.QWEN2_VL_7B) | {
+QWEN: dict[str, Any] = dict(cost_models.QWEN2_VL_7B) | {
     key: LLAMA[key] for key in LLAMA if key.endswith("size") or key.startswith("num")
 }
 QWEN |= {"image_token_id": 30, "vision_start_token_id": 31, "vision_end_token_id": 32, "video_token_id": 33}
