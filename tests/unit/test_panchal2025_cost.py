@@ -48,7 +48,10 @@ QWEN: dict[str, Any] = dict(cost_models.QWEN2_VL_7B) | {
 }
 QWEN |= {"image_token_id": 30, "vision_start_token_id": 31, "vision_end_token_id": 32, "video_token_id": 33}
 QWEN |= {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "bos_token_id": 1, "eos_token_id": 2}
-QWEN |= {"vision_config": QWEN["vision_config"] | {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}}
+QWEN |= {
+    "vision_config": cost_models.QWEN2_VL_7B["vision_config"]
+    | {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+}
 
 # ---- layers in 4 bits
 
