@@ -177,6 +177,7 @@ def tiny(name: str = "tiny") -> CostModel:
     return CostModel(name, "LoRA, rank 1", "float32", "a batch", 2, (), make)
 
 
+@pytest.mark.slow
 def test_an_interrupted_forecast_resumes_where_it_was(tmp_path: Path):
     chosen = ("BP-Vanilla", "MeZO")
     done: list[CostKey] = []
@@ -221,6 +222,7 @@ def test_the_better_kind_of_attention_has_the_smaller_peak(tmp_path: Path):
     assert table.best(case, "MeZO") is None
 
 
+@pytest.mark.slow
 def test_the_cost_of_more_blocks_is_that_of_two_shallow_models(tmp_path: Path):
     whole, shallow = replace(tiny(), layers=6), replace(tiny(), layers=6, simulated=(2, 3))
     found = []
