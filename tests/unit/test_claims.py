@@ -151,7 +151,7 @@ def test_the_outcome_has_the_mark_of_a_reduced_scale():
     assert outcome(TWICE, evidence(2.0, 2.0, 2.0, is_reduced=True)) == "holds (reduced scale)"
     assert outcome(TWICE, evidence()) == "inconclusive (not run)"
     assert format_interval((2.0,)) == "2, 1 seed"
-    assert format_interval((1.0, 2.0, inf)) == "2 [1, diverged], 3 seeds"
+    assert format_interval((1.0, 2.0, inf)) == "2 [1, infinite], 3 seeds"
 
 
 def test_the_page_has_every_claim_at_a_glance_and_in_full():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from gradcost.tasks.pretrained import CausalLm, Encoder
 from gradcost.tasks.texts import Movies, Trec
 from gradcost.training.loop import train
 from gradcost.training.optimizers import AdamW
+from in_process import inside
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +79,15 @@ def test_backprop_reaches_92_percent_on_trec():
     for step in train(task, backprop(), AdamW(1e-4), Key(1), 205):
         model = step.objective.model
     assert task.score(model, task.splits().validation).accuracy >= 0.92
+
+
+@needs("trec", "minilm-l6")
+def test_the_page_on_panchal2025_is_that_of_the_records_beside_it(tmp_path: Path):
+    docs = Path(__file__).parents[2] / "docs" / "results"
+    written = (docs / "panchal2025.md").read_text()
+    command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
+    words = shlex.split(command)[1:-1]
+    page = tmp_path / "panchal2025.md"
+    ran = inside(*words, str(page), "--records", "-o", str(docs / "panchal2025"), folder=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert page.read_text() == written

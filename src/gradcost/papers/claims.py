@@ -291,5 +291,5 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def _number(x: float) -> str:
-    """Format with three significant digits; `diverged` for inf."""
-    return number(x) if isfinite(x) else "diverged" if x == inf else "-inf"
+    """Format with three significant digits."""
+    return number(x) if isfinite(x) else "infinite" if x == inf else "-infinite"

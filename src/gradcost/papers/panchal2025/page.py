@@ -7,7 +7,14 @@ from math import inf, isfinite
 
 from gradcost.core.units import count, number
 from gradcost.papers.claims import Evidence, Glance, claims_page, format_interval, markdown_table
-from gradcost.papers.panchal2025.headline import ACCURACY, CHECKPOINTED, COMPUTATIONS, CONVERGENCE, values
+from gradcost.papers.panchal2025.headline import (
+    ACCURACY,
+    CHECKPOINTED,
+    COMPUTATIONS,
+    CONVERGENCE,
+    FORWARD_ONLY,
+    values,
+)
 from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
@@ -101,6 +108,12 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         yield f"A name that ends in `{AS_CODED}` is the estimate of the paper's public code, where it differs:"
         yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
     yield "## What this scale cannot tell"
+    tried = [each for each in lengths if each.name.startswith(FORWARD_ONLY)]
+    if tried and all(run.reached is None for each in tried for run in finals(results.trials, each.name)):
+        yield (
+            f"No run without backprop reached the target within {reproduction.forwards:g} forward passes. So the "
+            "ratios are lower bounds, and how many more computations the target would take is not known."
+        )
     yield (
         "The paper trains models of 110 million to 13 billion weights with 64 to 512 tokens per example. Memory and "
         "FLOPs of such models follow from their shapes (`gradcost plan`). Accuracy and steps to a target do not: the "
@@ -152,4 +165,6 @@ def _memory(cost: Cost | None) -> str:
 
 _ACCURACY = "The interval is over seeds; each value is the largest difference over methods for one seed."
 _CONVERGENCE = "100% means that a method did not reach the target within its FLOPs."
-_COMPUTATIONS = "Diverged means that a method did not reach the target within its FLOPs: the ratio has no upper end."
+_COMPUTATIONS = (
+    "Infinite: a method did not reach the target within its FLOPs. The table has the ratio that it exceeds."
+)
