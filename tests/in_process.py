@@ -9,9 +9,11 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from gradcost.cli import console
 from gradcost.cli.main import app
 
 WIDE = {"COLUMNS": "200"}  # typer wraps its messages at the width of the terminal
+console.out.width = 240  # as in a pipe: pytest-xdist sets COLUMNS, which the console reads when it is imported
 
 
 def inside(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

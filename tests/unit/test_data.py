@@ -564,7 +564,7 @@ def test_pip_package_downloads_a_wheel_and_installs_nothing(tmp_path, cache, mon
 def test_every_dataset_has_more_than_one_source():
     for name, dataset in data.DATASETS.items():
         assert dataset.name == name
-        assert len(dataset.sources) > 1
+        assert len(dataset.sources) > 1 or name == "efficientnet-lite0"  # one package alone has these weights
         assert dataset.licence
         assert all(len(piece.md5) == 32 for piece in dataset.pieces)
         assert hash(dataset) == hash(eval(repr(dataset), dict(vars(data))))

@@ -49,8 +49,8 @@ def test_the_list_has_a_row_a_preset_and_one_a_part(tmp_path: Path):
     assert ran.returncode == 0
     lines = ran.stdout.splitlines()
     assert lines[0].split() == ["method", "law", "cost", "memory", "source"]
-    for name, thing in spec.names("method").items():
-        assert any(spec.signature(thing) in line for line in lines), name
+    for name in spec.names("method"):
+        assert any(f"{name}(" in line for line in lines), name
     found = json.loads(inside("methods", "--json", folder=tmp_path).stdout)
     assert {one["name"] for one in found} == set(spec.names("method"))
     kinds = {one["name"]: one["kind"] for one in found}

@@ -444,7 +444,7 @@ def test_an_optimizer_is_a_template_whose_learning_rate_is_searched(text: str, e
 
 def test_a_torch_optimizer_is_a_sentence():
     wrong: Any = torch.optim.SGD([X_.requires_grad_()])
-    with pytest.raises(BadInput, match=r"give a gradcost optimizer such as gradcost\.AdamW"):
+    with pytest.raises(BadInput, match=r"give gradcost\.SGD\(0\.1\) or gradcost\.AdamW\(1e-3\)"):
         gradcost.compare(Digits(), optimizer=wrong)
 
 

@@ -32,6 +32,7 @@ from gradcost.tasks import (
     digits,
     idx_images,
     pretrained,
+    vision_language,
 )
 from gradcost.tasks.architectures import Cnn, Gpt, Logistic, Mlp, Vgg
 from gradcost.tasks.cifar10_png import write_batch
@@ -56,7 +57,12 @@ def weights(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_task_is_a_value_with_models_for_the_command_line(name):
     task = TASKS[name]()
-    names = vars(architectures) | vars(pretrained) | {kind.__name__: kind for kind in TASKS.values()}
+    names = (
+        vars(architectures)
+        | vars(pretrained)
+        | vars(vision_language)
+        | {kind.__name__: kind for kind in TASKS.values()}
+    )
     assert eval(repr(task), names) == task
     assert task.model in task.models.values()
     assert len({task, TASKS[name](), TASKS[name](batch=3)}) == 2  # pyright: ignore[reportCallIssue]

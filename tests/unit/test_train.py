@@ -101,7 +101,7 @@ SGD = gradcost.SGD(0.1)
         ((3, gradcost.backprop(), SGD), "is of type int, which yields no batches"),
         (([], gradcost.backprop(), SGD), "yields no batch"),
         ((DataLoader(DATA, 64, drop_last=True), gradcost.backprop(), SGD, Key(0), 5), "smaller than one batch"),
-        (([1], gradcost.mezo, SGD), "the estimator is <function mezo"),
+        (([1], gradcost.mezo, SGD), "the estimator is mezo, a function: write a value such as gradcost.mezo()"),
         (
             ([1], gradcost.backprop(), torch.optim.SGD([X.clone().requires_grad_()])),
             "the optimizer is of type SGD: give grad",

@@ -235,7 +235,7 @@ def test_a_server_that_does_not_start_is_a_sentence(tmp_path: Path, monkeypatch:
             raise EOFError
 
     with pytest.raises(ValueError, match="the server process that starts the workers has ended"):
-        processes._started(Broken(), processes.Job(b"", {}), Work("code", tmp_path))
+        processes._started(Broken(), processes.Job(b"", {"trial": "a"}), Work("code", tmp_path))
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_trial_begins_anew(tmp_path: Path):

@@ -33,9 +33,12 @@ def given(argument: Any) -> Any:
 
 
 WRONG: list[tuple[Callable[[], Any], str]] = [
-    (lambda: gradcost.plan(objective(), BATCH, given("8GB")), r"a number of bytes, not '8GB': write 8 \* 10\*\*9"),
-    (lambda: gradcost.plan(objective(), BATCH, given(1.5)), "a number of bytes, not 1.5"),
-    (lambda: gradcost.plan(objective(), BATCH, given(True)), "a number of bytes, not True"),
+    (
+        lambda: gradcost.plan(objective(), BATCH, given("8GB")),
+        r"a number of bytes above 0, not '8GB': write 8 \* 10\*\*9",
+    ),
+    (lambda: gradcost.plan(objective(), BATCH, given(1.5)), "a number of bytes above 0, not 1.5"),
+    (lambda: gradcost.plan(objective(), BATCH, given(True)), "a number of bytes above 0, not True"),
     (lambda: gradcost.plan(objective(), BATCH, 10**9, optimizer=ADAMW), r"of type AdamW: give gradcost.SGD\(0.1\)"),
     (
         lambda: gradcost.plan(MODEL, BATCH, 10**9),

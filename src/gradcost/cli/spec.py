@@ -28,7 +28,7 @@ _MODULES = {
     "optimizer": ("training.optimizers", "training.rounding"),
     "task": (
         *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
-        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub")),
+        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub", "hub_images", "vision_language", "vqa")),
     ),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")

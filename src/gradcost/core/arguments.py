@@ -44,6 +44,6 @@ def require_bytes(number: Any, what: str) -> int:
     """
     if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1 or number < 1:
         raise BadInput(
-            f"{what} is a number of bytes, not {number!r}: write 8 * 10**9 for 8 GB, or 8 << 30 for 8 GiB."
+            f"{what} is a number of bytes above 0, not {number!r}: write 8 * 10**9 for 8 GB, or 8 << 30 for 8 GiB."
         )
     return int(number)

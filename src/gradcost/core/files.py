@@ -40,6 +40,8 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
         raise type(error)(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -25,9 +25,10 @@ _NUMBERS = {"int": int, "float": float, "float | None": float | None}  # the ann
 def value(cls: type[T]) -> type[T]:
     """Turn a class into a frozen dataclass whose hash is computed from its repr, the same in every process.
 
-    Fields annotated `int`, `float`, `float | None` or an abstract class of gradcost, such as `Estimator`, are checked
-    at construction, before the class's own `__post_init__`. A float field accepts an int and stores it as a float, so
-    that equal values have equal reprs.
+    Fields annotated `int`, `float` or `float | None` are checked at construction, before the class's own
+    `__post_init__`. A float field accepts an int and stores it as a float, so that equal values have equal reprs.
+    Fields annotated with an abstract class of gradcost, such as `Estimator`, are checked after it. The parts of tasks
+    are not: there a class of the user needs the methods only.
 
     Args:
         cls: the class; its fields are its annotations, as in a dataclass.
@@ -38,8 +39,14 @@ def value(cls: type[T]) -> type[T]:
 
     def __post_init__(self: Any) -> None:
         _normalise_numbers(self)
+        try:
+            check(self)
+        except BadInput:
+            raise
+        except Exception:
+            _check_parts(self)  # the likely cause
+            raise
         _check_parts(self)
-        check(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     frozen = dataclass(frozen=True)(cls)
@@ -85,8 +92,9 @@ def _part_fields(cls: type) -> tuple[tuple[str, type], ...]:
 
 
 def _is_abstract_class(kind: Any) -> bool:
-    is_protocol = getattr(kind, "_is_protocol", False)
-    return isinstance(kind, ABCMeta) and not is_protocol and kind.__module__.startswith("gradcost.")
+    if not isinstance(kind, ABCMeta) or getattr(kind, "_is_protocol", False):
+        return False
+    return kind.__module__.startswith("gradcost.") and not kind.__module__.startswith("gradcost.tasks.")
 
 
 @functools.cache  # once per class, because values are created in inner loops
