@@ -29,7 +29,7 @@ def test_every_way_of_measuring_gives_the_same_gradient_on_a_linear_loss(name: s
     assert (one - other).abs().max() <= 1e-11
 
 
-@pytest.mark.parametrize("probes", [1, 4])
+@pytest.mark.parametrize("probes", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_the_mean_coefficient_is_one(name: str, probes: int):
     grad = true_gradient(LINEAR, BATCH, KEY)

@@ -93,6 +93,7 @@ def test_it_is_unbiased(name: str, slope: Any, directions: Any):
     assert 5 * float(along.std()) / len(along) ** 0.5 < 0.9, "too few draws to say so"
 
 
+@pytest.mark.slow
 def test_the_second_moment_on_the_outputs_is_that_of_their_number():
     """With inputs whose Gram matrix is the identity, |g_W|^2 is |s u|^2: 1 + (m + 1)/n over m = 6
     outputs, as many as weights here."""
