@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -123,7 +124,8 @@ def test_backprop_has_the_bits_of_the_trainer(name: str | None, tmp_path: Path):
 
 def plain_loop(model: Any, estimator: Any, optimizer: Any, steps: int = 4, parts: int = 2) -> list[float]:
     """What the Trainer computes, written out: equal keys, batches in its order, its loss, its linear schedule."""
-    trainer = transformers.Trainer(model=model, args=arguments(Path("unused")), train_dataset=examples())
+    with tempfile.TemporaryDirectory() as folder:  # a Trainer creates its folder
+        trainer = transformers.Trainer(model=model, args=arguments(Path(folder)), train_dataset=examples())
     batches = list(trainer.get_train_dataloader())
     objective = Objective(model, lambda model, batch: model(**batch[0], num_items_in_batch=batch[1]).loss)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
