@@ -229,7 +229,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
-    app(prog_name="gradcost")
+    try:
+        app(prog_name="gradcost")
+    finally:
+        # While Python exits, a further Ctrl-C would be a traceback of some library. It ends the process at once.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.default_int_handler:
+                signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
