@@ -227,8 +227,8 @@ def _started(context: Any, job: Job, work: Work) -> _Running:
             process.start()
     except (EOFError, ConnectionError) as error:
         raise Unsupported(
-            "the server process that starts the workers has ended. If it was killed, run the same command again. If an "
-            "error message is above, check that `python -P -c 'import gradcost, torch'` works."
+            "the server process that starts the workers has ended. If it was killed, run the same command again. If "
+            "an error message is above, check that `python -P -c 'import gradcost, torch'` works."
         ) from error
     sender.close()  # the worker has the only other copy, so the pipe closes if the worker dies
     limit = work.trial_timeout
