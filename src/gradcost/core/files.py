@@ -37,14 +37,11 @@ def write_whole(path: Path, data: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.errno is None:
-            raise
-        raise type(error)(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # name the file, not the temporary one
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
     return path

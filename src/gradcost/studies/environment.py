@@ -40,8 +40,7 @@ def fingerprint(user_file: str | None = None) -> str:
     for file in sorted(executed_files()):
         digest.update(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file))
     if user_file is not None:
-        for file in _with_siblings(Path(user_file)):
-            digest.update(file.name.encode() + b"\0" + _code(file))
+        digest.update(_code_with_siblings(Path(user_file)))
     return digest.hexdigest()
 
 
@@ -63,10 +62,11 @@ def _plug_in_packages() -> set[str]:
 
 @functools.cache
 def _stamp(file: str) -> str:
-    digest = blake2b(digest_size=6)
-    for each in _with_siblings(Path(file)):
-        digest.update(each.name.encode() + b"\0" + _code(each))
-    return digest.hexdigest()
+    return blake2b(_code_with_siblings(Path(file)), digest_size=6).hexdigest()
+
+
+def _code_with_siblings(file: Path) -> bytes:
+    return b"".join(each.name.encode() + b"\0" + _code(each) for each in _with_siblings(file))
 
 
 def _with_siblings(file: Path) -> list[Path]:

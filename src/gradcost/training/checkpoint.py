@@ -150,9 +150,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 def frozen(model: nn.Module) -> dict[str, str]:
     """Return a hash of each parameter of the model that does not train, for `TrainState.frozen`."""
-    trained = {f"p.{name}" for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {name: tensor for name, tensor in _tensors(model).items() if name.startswith("p.")}
-    return {name: _hash(tensor) for name, tensor in found.items() if name not in trained}
+    return {f"p.{name}": _hash(each) for name, each in model.named_parameters() if not each.requires_grad}
 
 
 def _hash(tensor: Tensor) -> str:
