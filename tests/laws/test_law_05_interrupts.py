@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import gradcost
+from gradcost.core import gradient_mode
 from gradcost.core.interrupts import interruptible, undoing
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
+from gradcost.slopes import forward_mode
 from interruption import Moments, after
 from snapshot import differences, snapshot
 from tables import ESTIMATORS, REPRESENTATIVE, raising
@@ -108,6 +110,46 @@ def test_an_interrupt_in_the_first_estimate_changes_no_later_one(estimator: Any)
 
 
 # ---- the mechanism
+
+
+def test_an_interrupt_at_every_line_of_an_evaluation_leaves_no_state():
+    made, batch, _ = raising()
+    state = gradient_mode._state
+    defaults = {name: value for name, value in vars(type(state)).items() if name in type(state).__annotations__}
+    assert {"evaluation", "raises_unknown"} <= {*vars(type(state))}
+    for _ in range(2):
+        gradcost.mezo().estimate(made, batch, KEY)  # what is found out at first use is known
+    counted = Moments()
+    counted.of(lambda: made.evaluate(batch, KEY))
+    for at in range(1, counted.count + 1):
+        error = Moments(at).of(lambda: made.evaluate(batch, KEY))
+        assert isinstance(error, KeyboardInterrupt)
+        assert {name: getattr(state, name) for name in defaults} == defaults
+        assert torch.is_grad_enabled(), at
+
+
+def test_an_interrupt_that_another_error_hides_is_no_reason_to_try_again(monkeypatch: pytest.MonkeyPatch):
+    made, batch, _ = raising()
+    gradcost.mezo().estimate(made, batch, KEY)
+
+    def interrupted(evaluate: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("a level is missing")
+
+    monkeypatch.setattr(forward_mode, "_in_transform", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gradcost.forward_gradient(4, together=4).estimate(made, batch, KEY)
+
+
+def test_an_interrupt_that_the_caller_is_handling_is_not_raised_again():
+    made, batch, _ = raising()
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(TypeError):
+            gradcost.mezo().estimate(made, (batch, "not a batch"), KEY)
 
 
 def test_an_undo_that_is_interrupted_runs_again():

@@ -21,6 +21,7 @@ from gradcost.core import memory_events
 from gradcost.core.blocks import Block
 from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.generator_states import numpy_words, python_state
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
 from gradcost.core.mutable_state import is_generator, version_of
 from gradcost.core.notes import warn_once
@@ -116,7 +117,8 @@ def _plain_loss(objective: Objective, batch: Any, key: Key) -> Tensor | None:
     try:
         with torch.no_grad(), closing(objective.losses(batch, key)) as losses:
             return next(losses)[1].detach()
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         return None
 
 
@@ -295,6 +297,7 @@ def _first_failure(calls: list[_Recorded]) -> tuple[nn.Module, str] | None:
         try:
             out = run_call(recorded.call, leaves, lambda index, tensor, saved=saved: saved.append(tensor.detach()))
         except Exception as error:
+            raise_interrupt(error)
             sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return recorded.module, sentence.removesuffix("Use Everything().").rstrip(" .")
         outputs = tensors_in(out)

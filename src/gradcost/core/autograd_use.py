@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gradcost.core.compiled import is_compiled_function
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.first_use import can_check, findings
-from gradcost.core.interrupts import Hooks, undoing
+from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 
 
 class AutogradUse(NamedTuple):
@@ -183,6 +183,7 @@ def _with_gradients(objective: Any, batch: Any, key: Any) -> tuple[AutogradUse, 
         except GradcostError:
             raise  # such as BadInput at the first write into the batch
         except Exception as error:
+            raise_interrupt(error)
             if not keeps_graph and "saved tensor hooks" in str(error):  # torch.func.grad does not allow them
                 continue
             return None
@@ -196,7 +197,8 @@ def _without_gradients(objective: Any, batch: Any, key: Any) -> Tensor | None:
             return _first_loss(objective, batch, key)
     except GradcostError:
         raise
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         return None
 
 

@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gradcost.core.autograd_use import SET_GRAD_ENABLED, AutogradUse, ConstantParts, drop, examine, known_use
 from gradcost.core.errors import Unsupported
 from gradcost.core.first_use import can_check
-from gradcost.core.interrupts import undoing
+from gradcost.core.interrupts import raise_interrupt, undoing
 
 T = TypeVar("T")
 
@@ -86,6 +86,7 @@ def with_known_use(method: Callable[..., T]) -> Callable[..., T]:
                     with _attempt(examines=True):
                         return method(self, objective, batch, key, *rest)
                 except (_Unknown, RuntimeError, NotImplementedError) as error:
+                    raise_interrupt(error)
                     use = examine(objective, batch, key)
                     if not isinstance(error, _Unknown) and (use is None or not any(use)):
                         raise
@@ -94,7 +95,8 @@ def with_known_use(method: Callable[..., T]) -> Callable[..., T]:
         if use is not None:
             try:
                 return method(self, objective, batch, key, *rest)
-            except (_Unknown, RuntimeError, NotImplementedError):
+            except (_Unknown, RuntimeError, NotImplementedError) as error:
+                raise_interrupt(error)
                 if _state.evaluation is not None or examine(objective, batch, key) in (None, use):
                     raise
             return method(self, objective, batch, key, *rest)
@@ -129,9 +131,10 @@ def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tenso
     use = known_use(objective)
     if use is None or not use.needs_gradients:
         try:
-            with _GradientsOff(raises_unknown=use is not None and not use.sets_mode):
+            with _gradients_off(raises_unknown=use is not None and not use.sets_mode):
                 return evaluate()
-        except RuntimeError:
+        except RuntimeError as error:
+            raise_interrupt(error)
             if use is not None or _state.is_attempt or not is_plain():
                 raise
             use = examine(objective, batch, key)
@@ -141,22 +144,25 @@ def evaluated(objective: Any, batch: Any, key: Any, evaluate: Callable[[], Tenso
         return without_graph(evaluate())
 
 
-class _GradientsOff:
-    """`torch.no_grad()` that torch function modes do not see: they see only the gradient modes that the loss sets."""
+@contextmanager
+def _gradients_off(raises_unknown: bool) -> Iterator[None]:
+    """Like `torch.no_grad()`, but torch function modes do not see it: they see only the modes that the loss sets.
 
-    def __init__(self, raises_unknown: bool) -> None:
-        self.raises_unknown = raises_unknown
+    Args:
+        raises_unknown: whether the loss raises `_Unknown` if it sets the gradient mode.
+    """
+    before = torch.is_grad_enabled(), _state.raises_unknown
 
-    def __enter__(self) -> None:
-        self.before = torch.is_grad_enabled(), _state.raises_unknown
-        with torch._C.DisableTorchFunction():
-            SET_GRAD_ENABLED(False)
-        _state.raises_unknown = self.raises_unknown or _state.examines
-
-    def __exit__(self, *exception: object) -> None:
-        enabled, _state.raises_unknown = self.before
+    def restore() -> None:
+        enabled, _state.raises_unknown = before
         with torch._C.DisableTorchFunction():
             SET_GRAD_ENABLED(enabled)
+
+    with undoing(restore):
+        with torch._C.DisableTorchFunction():
+            SET_GRAD_ENABLED(False)
+        _state.raises_unknown = raises_unknown or _state.examines
+        yield
 
 
 def is_plain() -> bool:
@@ -174,7 +180,8 @@ def in_either_mode(evaluate: Callable[[], Tensor]) -> Tensor:
     try:
         with torch.no_grad():
             return evaluate()
-    except RuntimeError:
+    except RuntimeError as error:
+        raise_interrupt(error)
         with torch.enable_grad():
             return evaluate().detach()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, GeneratorType
@@ -37,10 +38,15 @@ _LIBRARIES = tuple(
 
 
 class _Registered(threading.local):
-    """The undo functions of this thread whose context has not ended, in the order of registration."""
+    """The undo functions of this thread whose context has not ended, in the order of registration.
+
+    handled: the exception that the caller of the current interruptible function was handling. It belongs to the
+    caller, although Python makes it the `__context__` of every exception raised meanwhile.
+    """
 
     def __init__(self) -> None:
         self.contexts: list[undoing] = []
+        self.handled: BaseException | None = None
 
 
 _registered = _Registered()
@@ -107,8 +113,9 @@ def interruptible(function: Function) -> Function:
     @one_at_a_time
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        before, depth = modes(), len(_registered.contexts)
+        before, depth, outer = modes(), len(_registered.contexts), _registered.handled
         try:
+            _registered.handled = sys.exc_info()[1]
             return function(*args, **kwargs)
         except BaseException as error:
             try:
@@ -116,10 +123,10 @@ def interruptible(function: Function) -> Function:
             except BaseException:  # another interrupt
                 _restore(error, Modes(*before), depth)
                 raise
-            interrupt = _interrupt(error)
-            if interrupt is error:
-                raise
-            raise interrupt from None
+            raise_interrupt(error)
+            raise
+        finally:
+            _registered.handled = outer
 
     return run  # pyright: ignore[reportReturnType]
 
@@ -130,8 +137,7 @@ def _restore(error: BaseException, before: Modes, depth: int) -> None:
         for frame in _frames(error):
             for suspended in _suspended(frame):
                 if suspended is not None:
-                    with contextlib.suppress(Exception):  # such as an attempt to pop a mode twice
-                        suspended.close()
+                    _close(suspended)
         contexts = _registered.contexts
         while len(contexts) > depth:
             contexts[-1].finish()
@@ -139,28 +145,55 @@ def _restore(error: BaseException, before: Modes, depth: int) -> None:
     before.restore()
 
 
-def _interrupt(error: BaseException) -> BaseException:
-    """Return the KeyboardInterrupt during which this exception was raised, or the exception itself."""
+def _close(suspended: Any) -> None:
+    """Close a generator or exit stack. Only a KeyboardInterrupt leaves this function.
+
+    Closing may fail, as by popping a mode twice or by a mode that raises a BaseException of its own.
+    """
+    try:
+        suspended.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        pass
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise the KeyboardInterrupt whose clean-up raised this exception, if there is one.
+
+    Call it before an exception is handled by another attempt: after an interrupt, clean-up code may fail, and its
+    exception then hides the interrupt.
+
+    Args:
+        error: an exception that was raised inside an interruptible function.
+    Raises:
+        KeyboardInterrupt: an exception in the `__context__` chain of `error` is one.
+    """
+    for seen in _chain(error):
+        if isinstance(seen, KeyboardInterrupt):
+            if seen is error:
+                return
+            raise seen from None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those in its `__context__` chain, without what the caller was handling before."""
     seen: BaseException | None = error
     for _ in range(100):
-        if seen is None or isinstance(seen, KeyboardInterrupt):
-            break
+        if seen is None or seen is _registered.handled:
+            return
+        yield seen
         seen = seen.__context__
-    return seen if isinstance(seen, KeyboardInterrupt) else error
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
     """Yield the frames in the tracebacks of an exception and of its `__context__` chain, innermost first."""
     frames: list[FrameType] = []
-    seen: BaseException | None = error
-    for _ in range(100):
-        if seen is None:
-            break
+    for seen in _chain(error):
         trace = seen.__traceback__
         while trace is not None:
             frames.append(trace.tb_frame)
             trace = trace.tb_next
-        seen = seen.__context__
     yield from reversed(frames)
 
 

@@ -37,6 +37,7 @@ from gradcost.core.errors import BadInput, GradcostError, Unsupported
 from gradcost.core.fake import is_fake
 from gradcost.core.first_use import can_check, findings, is_due
 from gradcost.core.gradient_mode import is_plain
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.loss_without_draws import loss_without_draws
 from gradcost.core.micro_batches import selected
 from gradcost.core.notes import warn_once
@@ -225,6 +226,7 @@ def _errors_of_parts() -> Iterator[None]:
     except (GradcostError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        raise_interrupt(error)
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise Unsupported(
             f"the loss cannot be evaluated on some of the examples of this batch ({reason}), as micro-batches need. "
@@ -251,7 +253,8 @@ def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> N
     small = [first[:1], last[: (len(last) + 1) // 2]]
     try:
         evaluate(selected(batch, small[0]), 0)
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         small = [first, last]  # a layer that needs several examples, such as batch norm
     combined = evaluate(selected(batch, [*itertools.chain(*small)]), 0)
     candidates = [*divisions(combined), EXAMPLES, SUM]

@@ -13,6 +13,7 @@ from torch import nn
 from gradcost.core.autograd_use import known_use
 from gradcost.core.candidate_weights import Evaluate
 from gradcost.core.denominators import Observed, observed
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.isolation import eval_mode, seeded_generators
 
 
@@ -55,7 +56,8 @@ def loss_without_draws(objective: Any, key: Any) -> Evaluate:
     def chosen(batch: Any) -> _Mode:
         try:
             one, other = (float(evaluate_in(_Mode.QUIET, batch, number, False).loss) for number in range(2))
-        except Exception:
+        except Exception as error:
+            raise_interrupt(error)
             one, other = 0.0, 1.0
         if one == other or (math.isnan(one) and math.isnan(other)):
             return _Mode.QUIET
@@ -63,7 +65,8 @@ def loss_without_draws(objective: Any, key: Any) -> Evaluate:
             with eval_mode(objective.model):
                 objective.prepare(batch, key)
             evaluate_in(_Mode.EVAL, batch, 0, False)
-        except Exception:
+        except Exception as error:
+            raise_interrupt(error)
             return _Mode.CURRENT
         return _Mode.EVAL
 

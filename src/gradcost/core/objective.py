@@ -19,12 +19,12 @@ from gradcost.core.fake import is_fake
 from gradcost.core.first_use import can_check, findings
 from gradcost.core.given_batch import copied, name_in, put_back, watch
 from gradcost.core.gradient_mode import evaluated, in_either_mode
+from gradcost.core.interrupts import interruptible
 from gradcost.core.isolation import grads_set_aside, seeded_generators, weights_replaced
 from gradcost.core.key import Key
 from gradcost.core.loss_weights import WeightedLoss, Weights, settled, weighted_sum
 from gradcost.core.micro_batches import split
 from gradcost.core.next_state import moving, next_state
-from gradcost.core.one_at_a_time import one_at_a_time
 from gradcost.core.purity import Isolation, Purity, examine
 from gradcost.core.structure import Structure
 from gradcost.core.weight_writes import without_writes
@@ -148,7 +148,7 @@ class Objective:
         parameters = [leaf.parameter for leaf in self.leaves]
         return weights_replaced(parameters, [weights[leaf.name] for leaf in self.leaves])
 
-    @one_at_a_time
+    @interruptible
     def evaluate(self, batch: Any, key: Key) -> Tensor:
         """Return the loss at the current weights. Cost: one forward pass.
 
@@ -165,7 +165,7 @@ class Objective:
     def _evaluate(self, batch: Any, key: Key) -> Tensor:
         return evaluated(self, batch, key, lambda: weighted_sum(self.losses(batch, key)))
 
-    @one_at_a_time
+    @interruptible
     def prepare(self, batch: Any, key: Key) -> None:
         """Examine at first use what an evaluation of the loss changes, so that later evaluations isolate it.
 
@@ -257,7 +257,7 @@ class Objective:
                 else:
                     yield weights.of(fraction, weights.observed(functools.partial(self.scalar_loss, micro_batch)))
 
-    @one_at_a_time
+    @interruptible
     def advance(self, batch: Any, key: Key) -> None:
         """Run one forward pass that changes the state of the model, as a training step in torch does.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake, known
 from gradcost.core.first_use import can_check, findings
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
 from gradcost.core.loss_without_draws import loss_without_draws
 from gradcost.core.micro_batches import selected
@@ -212,7 +213,8 @@ def _is_same(objective: Objective, key: Key, without: Any, padded: Any) -> bool:
     expected = evaluate(padded, 0).loss
     try:
         found = evaluate(without, 0).loss
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         return False  # such as a model with another input of the padded length
     types = {expected.dtype, *(leaf.parameter.dtype for leaf in objective.leaves)}
     precision = max(torch.finfo(dtype).eps for dtype in types)

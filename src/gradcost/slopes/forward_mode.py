@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradcost.core.autograd_use import ORDINARY, known_use
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.gradient_mode import in_constant_part
-from gradcost.core.interrupts import Hooks, undoing
+from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.notes import Note
@@ -293,6 +293,7 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
         except BadInput:
             raise  # wrong arguments, not a limit of forward mode
         except (NotImplementedError, RuntimeError, ValueError) as raised:
+            raise_interrupt(raised)
             causes = list(_causes(raised))
             # `Jvp.measure` converts a NotImplementedError to Unsupported: report the original error.
             error = next((cause for cause in causes if isinstance(cause, NotImplementedError)), raised)

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradcost.core.autograd_use import custom_functions, examine, known_use
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.first_use import can_check, findings, is_due
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.isolation import weights_replaced
 from gradcost.core.key import Key
 from gradcost.core.mutable_state import Traversal
@@ -164,7 +165,8 @@ def _differs(evaluate: Callable[[Sequence[_Source]], Tensor], sources: Sequence[
         loss = evaluate(sources)
     except (GradcostError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         return True  # the code has read numbers that it does not accept
     if torch.equal(loss, expected) or expected.isnan():
         return False

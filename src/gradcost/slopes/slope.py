@@ -15,6 +15,7 @@ from gradcost.core.autograd_use import known_use
 from gradcost.core.errors import BadInput, GradcostError, Unsupported
 from gradcost.core.first_use import findings
 from gradcost.core.gradient_mode import in_constant_part, with_known_use
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
 from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.notes import warn_once
@@ -292,6 +293,7 @@ def _differentiate(
         except (GradcostError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, NotImplementedError, ValueError) as error:
+            raise_interrupt(error)
             if len(seeds) == 1:
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
