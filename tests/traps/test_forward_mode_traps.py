@@ -22,7 +22,7 @@ from gradcost.directions import Gaussian, Rademacher
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.slopes import forward_mode
+from gradcost.slopes import tangent_rules
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope
 from tables import OBJECTIVES, Transformer, cross_entropy, seeded_generators
 from vectors import assert_agrees, direction
@@ -71,7 +71,7 @@ def test_attention_has_a_rule_for_jvp_and_runs_fused_for_other_methods():
 
 def test_the_switch_to_the_math_kernel_for_dropout_is_noted_once():
     objective, batch = OBJECTIVES["transformer"].make()
-    forward_mode._note_math_attention.cache_clear()
+    tangent_rules.note_math_attention.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(3):

@@ -234,7 +234,8 @@ def test_a_study_survives_kills_of_all_its_processes(here: Path, number: int):
     by_process = Counter(kind for kind, _ in kills(number))
     counts = {"kills": dict(by_process), "trials": 16 * storm.finished, **storm.harm}
     print(GROUPS[number], counts, {"exit codes": dict(storm.codes)})
-    # 2: the fork server was killed while it started a worker.
-    assert set(storm.codes) <= {"0", "1", "2", "130", "-9", "-2"}
+    # 2: the fork server was killed while it started a worker. -1, -2, -15: the signal came before Python handles it,
+    # or while it exits.
+    assert set(storm.codes) <= {"0", "1", "2", "130", "-9", "-1", "-2", "-15"}
     assert set(storm.harm.values()) == {0}, said
     shutil.rmtree(here)

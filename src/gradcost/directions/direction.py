@@ -55,16 +55,18 @@ class Directions(ABC):
             A tensor of the shape and dtype of `base`, or `base` itself.
         """
 
-    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], out: Tensor | None = None) -> Tensor:
         """Return sum_k scales[k] * z_k on one leaf: a tensor of the leaf's shape, dtype and device.
 
         Args:
             leaf: the leaf.
             seeds: one seed per direction z_k.
             scales: one factor per seed.
+            out: a contiguous tensor for the result, whose content is ignored; None allocates one.
         """
-        zero = torch.zeros_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
-        return self.add(zero, leaf, seeds, scales, in_place=True)
+        if out is None:
+            out = torch.empty_like(leaf.parameter, requires_grad=False, memory_format=torch.contiguous_format)
+        return self.add(out.zero_(), leaf, seeds, scales, in_place=True)
 
 
 class SparseDirections(Directions):

@@ -33,8 +33,8 @@ class Gaussian(Directions):
     ) -> Tensor:
         return add_noise(_NORMALS, seeds, scales, leaf.start, base, in_place)
 
-    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise(_NORMALS, seeds, scales, leaf.start, leaf.parameter.detach())
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], out: Tensor | None = None) -> Tensor:
+        return noise(_NORMALS, seeds, scales, leaf.start, leaf.parameter.detach(), out)
 
 
 @value
@@ -54,5 +54,5 @@ class Rademacher(Directions):
     ) -> Tensor:
         return add_noise(_SIGNS, seeds, scales, leaf.start, base, in_place)
 
-    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float]) -> Tensor:
-        return noise(_SIGNS, seeds, scales, leaf.start, leaf.parameter.detach())
+    def draw(self, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], out: Tensor | None = None) -> Tensor:
+        return noise(_SIGNS, seeds, scales, leaf.start, leaf.parameter.detach(), out)

@@ -30,7 +30,8 @@ from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsum
 from gradcost.estimators.gradient import Concatenated, Dense, Gradient, Seeded, Streamed
 from gradcost.estimators.outputs import Layers, Output, layers_of, visited
 from gradcost.estimators.probing import replayed
-from gradcost.slopes.forward_mode import differentiate, with_tangent
+from gradcost.slopes.duals import with_tangent
+from gradcost.slopes.forward_mode import differentiate
 from gradcost.slopes.read_check import check_reads
 from gradcost.slopes.slope import CentralDifference, Jvp, Slope, shifted
 from gradcost.slopes.substitution import substituted

@@ -58,7 +58,14 @@ def add_noise(
     return _tagged(base if in_place else out.reshape(base.shape), seeds)
 
 
-def noise(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, like: Tensor) -> Tensor:
+def noise(
+    stream: Stream,
+    seeds: Sequence[int],
+    scales: Sequence[float],
+    start: int,
+    like: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return sum_k scales[k] * z_k: the bits of `add_noise` on zeros, without a pass that writes the zeros.
 
     Args:
@@ -67,12 +74,13 @@ def noise(stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: 
         scales: one factor per seed.
         start: stream index of the first element.
         like: a tensor with the shape, dtype and device of the result.
+        out: a contiguous tensor for the result, whose content is ignored; None allocates one.
     """
-    if like.is_complex():
-        return torch.view_as_complex(noise(stream, seeds, scales, start, as_real(like.detach())))
-    out = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
-    _fill(stream, seeds, scales, start, None, out)
-    return _tagged(out.view(like.shape), seeds)
+    if out is None:
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    real = as_real(out) if out.is_complex() else out
+    _fill(stream, seeds, scales, start, None, real.view(-1))
+    return _tagged(out, seeds)
 
 
 def _fill(

@@ -11,112 +11,16 @@ import math
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
+
+from gradcost.slopes.duals import Dual, apart, ordinary
 
 _SCORES = 1 << 18  # scores of one block; fewer are slower
 _ROWS = 2  # queries of a block, at least, per entry of a head: its scores then are about as many as queries and keys
 
 
-def serves(query: Tensor, *others: Any, dropout_p: float) -> bool:
-    """Return whether `attention` gives the function of F.scaled_dot_product_attention.
-
-    Dropout draws one mask for all scores, and a loss that calls autograd needs PyTorch's rule.
-
-    Args:
-        query: the queries.
-        others: keys, values and mask.
-        dropout_p: the dropout rate.
-    """
-    tensors = [query, *(other for other in others if isinstance(other, Tensor))]
-    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    casts = torch.is_autocast_enabled(query.device.type)
-    return dropout_p == 0 and query.ndim == 4 and not needs_gradient and not casts
-
-
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Return F.scaled_dot_product_attention of dual tensors, with its tangent.
-
-    Law: the function of F.scaled_dot_product_attention; sums are added in another order. Memory: the scores of a
-    block, 2^18 or about as many as queries and keys have entries, with one tangent per direction.
-
-    Args:
-        query: shape (batch, heads, length, size), as in F.scaled_dot_product_attention.
-        key: shape (batch, heads or fewer, source, size).
-        value: shape (batch, heads or fewer, source, size of the output).
-        attn_mask: bool (False: ignored) or added to the scores; None: no mask.
-        is_causal: whether query i attends to keys 0 .. i only.
-        scale: the factor of the scores. None: 1 / sqrt(size).
-        enable_gqa: whether several heads share keys and values.
-    """
-    heads, length, source = query.shape[-3], query.shape[-2], key.shape[-2]
-    if enable_gqa and key.shape[-3] != heads:
-        query = query.unflatten(-3, (key.shape[-3], -1))
-        key, value = key.unsqueeze(-3), value.unsqueeze(-3)
-        if attn_mask is not None and attn_mask.ndim == 4:
-            groups = (key.shape[-4], -1) if attn_mask.shape[-3] > 1 else (1, 1)
-            attn_mask = attn_mask.unflatten(-3, groups)
-    duals = [forward_ad.unpack_dual(tensor) for tensor in (query, key, value)]
-    (q, dq), (k, dk), (v, dv) = duals
-    mask, dmask = (None, None) if attn_mask is None else forward_ad.unpack_dual(attn_mask)
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    rows = max(1, int(_ROWS * query.shape[-1]), _SCORES // (source * math.prod(query.shape[:-2])))
-    outs, tangents = [], []
-    for start in range(0, length, rows):
-        stop = min(start + rows, length)
-        seen = min(stop, source) if is_causal else source  # later keys have no weight
-        block = q[..., start:stop, :] * factor
-        scores = block @ k[..., :seen, :].mT
-        dscores = _sum(
-            None if dq is None else (dq[..., start:stop, :] * factor) @ k[..., :seen, :].mT,
-            None if dk is None else block @ dk[..., :seen, :].mT,
-            None if dmask is None else _rows(dmask, start, stop, seen),
-        )
-        if mask is not None:
-            part = _rows(mask, start, stop, seen)
-            scores = scores.masked_fill(~part, -math.inf) if part.dtype == torch.bool else scores + part
-        if is_causal:
-            later = torch.arange(seen, device=q.device) > torch.arange(start, stop, device=q.device).unsqueeze(-1)
-            scores = scores.masked_fill(later, -math.inf)
-        weights = torch.ops.aten._safe_softmax(scores, -1)
-        outs.append(weights @ v[..., :seen, :])
-        moved = None if dv is None else weights @ dv[..., :seen, :]
-        if dscores is not None:
-            weighted = weights * dscores
-            dweights = weighted - weights * weighted.sum(-1, keepdim=True)
-            moved = _sum(moved, dweights @ v[..., :seen, :])
-        tangents.append(moved)
-    out = torch.cat(outs, -2) if len(outs) > 1 else outs[0]
-    if tangents[0] is not None:
-        out = forward_ad.make_dual(out, torch.cat(tangents, -2) if len(tangents) > 1 else tangents[0])
-    return out.flatten(-4, -3) if out.ndim > 4 else out
-
-
-def _rows(mask: Tensor, start: int, stop: int, seen: int) -> Tensor:
-    """Return the part of a mask for some queries and the first keys. A dimension of size 1 is for all."""
-    mask = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
-    return mask[..., :seen] if mask.shape[-1] > 1 else mask
-
-
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    """Return the sum of the terms that are not None, or None."""
-    total: Tensor | None = None
-    for term in terms:
-        if term is not None:
-            total = term if total is None else total + term
-    return total
-
-
-def dispatch(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -126,9 +30,118 @@ def dispatch(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> tuple[Tensor, bool]:
+) -> Tensor | None:
+    """Return F.scaled_dot_product_attention of dual tensors, with its tangent.
+
+    Law: the function of F.scaled_dot_product_attention; sums are added in another order. Memory: the scores of a
+    block, 2^18 or about as many as queries and keys have entries, for one direction at a time.
+
+    Args:
+        query: shape (batch, heads, length, size), as in F.scaled_dot_product_attention.
+        key: shape (batch, heads or fewer, source, size).
+        value: shape (batch, heads or fewer, source, size of the output).
+        attn_mask: bool (False: ignored) or added to the scores; None: no mask.
+        dropout_p: the dropout rate.
+        is_causal: whether query i attends to keys 0 .. i only.
+        scale: the factor of the scores. None: 1 / sqrt(size).
+        enable_gqa: whether several heads share keys and values.
+    Returns:
+        None where this rule does not serve: with dropout, which draws one mask for all scores, where `apart` refuses
+        the tensors, and for tensors of other than four dimensions.
+    """
+    is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
+    served = dropout_p == 0 and query.ndim == 4
+    parts = apart(query, key, value, None if is_bool else attn_mask) if served else None
+    if parts is None:
+        return None
+    q, k, v, mask = parts.duals
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    shared = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    with ordinary():
+        if attn_mask is not None and is_bool:
+            mask = Dual(attn_mask, None)
+        out, tangents = _in_blocks(q, k, v, mask, shared, factor, is_causal)
+    return out if tangents is None else parts.joined(out, tangents)
+
+
+def _in_blocks(
+    q: Dual, k: Dual, v: Dual, mask: Dual | None, shared: int, factor: float, is_causal: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output and its tangents. shared: number of heads that use the same keys and values."""
+    batch, heads, length, _ = q.primal.shape
+    source, directions = k.primal.shape[-2], max(dual.directions for dual in (q, k, v, mask) if dual is not None)
+    rows = max(1, int(_ROWS * q.primal.shape[-1]), _SCORES // (source * batch * heads))
+    # The memory order of torch's own kernels: the heads of a token lie side by side.
+    size = (batch, length, heads, v.primal.shape[-1])
+    out = q.primal.new_empty(size).transpose(1, 2)
+    tangents = q.primal.new_empty((directions, *size)).transpose(2, 3) if directions else None
+    keys, values = _flat(k.primal, shared), _flat(v.primal, shared)
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        seen = min(stop, source) if is_causal else source  # later keys have no weight
+        block = _flat(q.primal[..., start:stop, :])
+        scores = _added(None, block, keys[:, :seen].mT, factor)
+        _mask(scores.view(batch, heads, stop - start, seen), mask, start, stop, is_causal)
+        weights = torch.ops.aten._safe_softmax(scores, -1)
+        del scores
+        out[..., start:stop, :] = torch.bmm(weights, values[:, :seen]).view(batch, heads, stop - start, -1)
+        for number in range(directions):
+            moved = None
+            if q.tangents is not None:
+                moved = _added(None, _flat(q.tangents[number][..., start:stop, :]), keys[:, :seen].mT, factor)
+            if k.tangents is not None:
+                moved = _added(moved, block, _flat(k.tangents[number][..., :seen, :], shared).mT, factor)
+            if mask is not None and mask.tangents is not None:
+                moved = torch.zeros_like(weights) if moved is None else moved
+                moved.view(batch, heads, stop - start, seen).add_(_rows(mask.tangents[number], start, stop, seen))
+            if moved is not None:
+                moved = torch.ops.aten._softmax_backward_data(moved, weights, -1, weights.dtype)
+                moved = torch.bmm(moved, values[:, :seen])
+            if v.tangents is not None:
+                moved = _added(moved, weights, _flat(v.tangents[number][..., :seen, :], shared))
+            assert moved is not None
+            assert tangents is not None
+            tangents[number][..., start:stop, :] = moved.view(batch, heads, stop - start, -1)
+    return out, tangents
+
+
+def _mask(scores: Tensor, mask: Dual | None, start: int, stop: int, is_causal: bool) -> None:
+    """Mask the scores of a block of queries in place."""
+    seen = scores.shape[-1]
+    if mask is not None:
+        part = _rows(mask.primal, start, stop, seen)
+        scores.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else scores.add_(part)
+    if is_causal:
+        queries, keys = (torch.arange(*ends, device=scores.device) for ends in ((start, stop), (0, seen)))
+        scores.masked_fill_(keys > queries.unsqueeze(-1), -math.inf)
+
+
+def _flat(tensor: Tensor, shared: int = 1) -> Tensor:
+    """Return a tensor with batch and heads in one dimension, each head repeated `shared` times."""
+    if shared > 1:
+        tensor = tensor.unsqueeze(2).expand(-1, -1, shared, -1, -1)
+    return tensor.reshape(-1, *tensor.shape[-2:])
+
+
+def _added(total: Tensor | None, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+    """Add factor * a b to `total` in place; None stands for zero."""
+    is_first = total is None
+    total = a.new_empty((len(a), a.shape[1], b.shape[2])) if total is None else total
+    return torch.baddbmm(total, a, b, beta=0 if is_first else 1, alpha=factor, out=total)
+
+
+def _rows(mask: Tensor, start: int, stop: int, seen: int) -> Tensor:
+    """Return the part of a mask for some queries and the first keys. A dimension of size 1 is for all."""
+    mask = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
+    return mask[..., :seen] if mask.shape[-1] > 1 else mask
+
+
+def dispatch(*args: Any, **options: Any) -> tuple[Tensor, bool]:
     """Return attention, and whether it ran on the math kernel."""
-    if serves(query, key, value, attn_mask, dropout_p=dropout_p):
-        return attention(query, key, value, attn_mask, is_causal, scale, enable_gqa), False
-    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options), True
+    out = attention(*args, **options)
+    if out is not None:
+        return out, False
+    return F.scaled_dot_product_attention(*args, **options), True

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions.low_rank import Factors
+from gradcost.slopes.duals import apart, ordinary, with_directions, with_tangent
 
 
 def only_linear_reads(module: nn.Module, name: str) -> bool:
@@ -46,11 +47,11 @@ class LowRankLinearMode(TorchFunctionMode):
         self,
         objective: Objective,
         factors: Callable[[Leaf], Factors],
-        with_tangent: Callable[[str, Tensor, Tensor], Tensor],
+        level: int | None,
     ) -> None:
         super().__init__()
         self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if _is_real_matrix(leaf.parameter)}
-        self.factors, self.with_tangent = factors, with_tangent
+        self.factors, self.level = factors, level
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (self._linear if func is F.linear else func)(*args, **(kwargs or {}))
@@ -60,8 +61,34 @@ class LowRankLinearMode(TorchFunctionMode):
         if leaf is None or in_constant_part():
             return F.linear(input, weight, bias)
         with torch._C.DisableTorchFunction():  # the enclosing substitution mode would replace the leaf
-            constant_weight, (left, right) = leaf.parameter.detach(), self.factors(leaf)
-        out, tangent = forward_ad.unpack_dual(F.linear(input, constant_weight, bias))
-        projected_input = forward_ad.unpack_dual(input).primal @ right.mT * len(left) ** -0.5
-        weight_part = projected_input @ left
-        return self.with_tangent(leaf.name, out, weight_part if tangent is None else tangent.add_(weight_part))
+            constant_weight = leaf.parameter.detach()
+        out = F.linear(input, constant_weight, bias)
+        with torch._C.DisableTorchFunction():
+            with ordinary():
+                factors = self.factors(leaf)
+            return self._with_weight_part(leaf.name, factors, input, out)
+
+    def _with_weight_part(self, name: str, factors: Factors, input: Tensor, out: Tensor) -> Tensor:
+        """Return `out` with x dW' added to its tangent. The tangent is fresh, so it is changed in place."""
+        given, result = apart(input), apart(out)
+        if given is None or result is None:  # autocast
+            left, right = (with_directions(stack, self.level) for stack in factors)
+            primal, tangent = forward_ad.unpack_dual(out)
+            weight_part = (forward_ad.unpack_dual(input).primal @ right.mT * len(left) ** -0.5) @ left
+            return with_tangent(name, primal, weight_part if tangent is None else tangent.add_(weight_part))
+        (x,), (y,) = given.duals, result.duals
+        assert x is not None
+        assert y is not None
+        with ordinary():
+            left, right = factors
+            directions, rank, outputs = left.shape
+            rows = x.primal.reshape(-1, x.primal.shape[-1])
+            projected = (rows @ right.reshape(-1, rows.shape[-1]).t()).mul_(rank**-0.5)
+            tangents = y.primal.new_empty((directions, *y.primal.shape)) if y.tangents is None else y.tangents
+            for number, target in enumerate(tangents.view(directions, len(rows), outputs)):
+                part = projected[:, number * rank : (number + 1) * rank]
+                if y.tangents is None:
+                    torch.mm(part, left[number], out=target)
+                else:
+                    torch.addmm(target, part, left[number], out=target)
+        return with_tangent(name, y.primal, with_directions(tangents, self.level))
