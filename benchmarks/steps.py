@@ -62,7 +62,7 @@ METHODS = {
     "Probing(Jvp(), directions.Rademacher())": JVP,
     "forward_gradient(8)": VMAP,
     "forward_gradient(8, together=1)": VMAP,
-    "Probing(Jvp(4), directions.LowRank(1), 8)": VMAP,
+    "Probing(Jvp(8), directions.LowRank(1), 8)": VMAP,
 }
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot")} | {
     "aten::_scaled_dot_product_flash_attention_for_cpu",

@@ -119,7 +119,7 @@ def layer_norm(
                 moved = _ATEN.native_layer_norm_backward(*arguments)[0]
                 tangent.copy_(moved) if scale is None else torch.mul(moved, scale, out=tangent)
                 del moved
-            if along_scale is not None:
+            if along_scale is not None and normalized is not None:
                 tangent.addcmul_(normalized, along_scale[number])
             if b is not None and b.tangents is not None:
                 tangent.add_(b.tangents[number])
