@@ -75,6 +75,7 @@ _BACKWARD = {Tensor.backward, torch.autograd.backward}
 _DERIVATIVES = {torch.autograd.grad, *_BACKWARD}
 _PURPOSE = "use of autograd"
 _PROVISIONAL = "use of autograd on fake tensors"  # without `depends_on_mode`
+_STORED_GRAPH = "the loss reuses a tensor with its autograd graph from an earlier evaluation: store it detached."
 _TOLERANCE = 1e3  # machine epsilons between losses with gradients on and off: kernels round differently
 
 
@@ -101,9 +102,6 @@ def custom_functions(objective: Any) -> list[str]:
     """Return the names of the custom functions of this objective's loss, without those of checkpointing."""
     use = known_use(objective)
     return [] if use is None else [name for name in use.functions if "Checkpoint" not in name]
-
-
-_STORED_GRAPH = "the loss reuses a tensor with its autograd graph from an earlier evaluation: store it detached."
 
 
 class ConstantParts:

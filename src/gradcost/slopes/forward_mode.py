@@ -120,7 +120,7 @@ def _evaluate(
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         use = known_use(objective) or ORDINARY
-        rules = RULES | ({} if use.transforms else tangent_rules.OF_DUALS)
+        rules = RULES | ({} if use.transforms else tangent_rules.at_this_level())
         rules |= tangent_rules.IN_TRANSFORM if in_transform else {}
         if isinstance(directions, Factored) and not (use.differentiates or use.transforms):
             stack.enter_context(substituted(objective, make, rules, only_linear_reads))

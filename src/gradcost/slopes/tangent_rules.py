@@ -229,7 +229,7 @@ def _dropout(
     return input * (mask if p == 1 else mask.div_(1 - p))
 
 
-# Rules that take dual tensors apart. Transforms of the loss wrap these tensors, so the rules are not used there.
+# Rules that take dual tensors apart.
 OF_DUALS: dict[Any, Callable[..., Tensor]] = {
     F.linear: linear,
     F.layer_norm: layer_norm,
@@ -239,8 +239,26 @@ OF_DUALS: dict[Any, Callable[..., Tensor]] = {
     F.gelu: _elementwise(F.gelu, _ATEN.gelu_backward),
     F.silu: _elementwise(F.silu, _ATEN.silu_backward),
 }
+# Rules of functions that functorch computes in another way than plain torch.
 IN_TRANSFORM: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     torch.dropout: _dropout,
 }
+
+
+def at_this_level() -> dict[Any, Callable[..., Tensor]]:
+    """Return `OF_DUALS` for the current functorch level.
+
+    A transform that the loss itself applies is another level. There the tensors are wrapped once more, and PyTorch's
+    own rules run.
+    """
+    level = functorch.maybe_current_level()
+
+    def rule_or_function(function: Any, rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def chosen(*args: Any, **kwargs: Any) -> Tensor:
+            return (rule if functorch.maybe_current_level() == level else function)(*args, **kwargs)
+
+        return chosen
+
+    return {function: rule_or_function(function, rule) for function, rule in OF_DUALS.items()}

@@ -95,8 +95,8 @@ def activations(estimator: Estimator, layers: int) -> int | None:
 
     Law:
     - finite differences: 2 (one layer's input and output), for any number of probes;
-    - forward mode, with t tangents per forward pass: 2 + 3 t for t > 1, and 6 for t = 1. The 3 are one tangent of the
-      layer's input and two terms that add up to the tangent of its output;
+    - forward mode, with t tangents per forward pass: 4 + 2 t. At the loss these are its output and the square of it,
+      each with t tangents, and two intermediate values;
     - backprop: L + 4 (the outputs of all layers; at the loss, its square, its gradient and intermediate values);
     - backprop with Segments(k): max(k + 4, k + ceil(L/k)). These are the inputs of all segments and the outputs
       inside one segment. Blocks() has the memory of k = L.
@@ -126,7 +126,7 @@ def activations(estimator: Estimator, layers: int) -> int | None:
             return None
         case Probing(slope=Jvp(together), probes=probes):
             tangents = min(together, probes)
-            return 6 if tangents == 1 else 2 + 3 * tangents
+            return 4 + 2 * tangents
         case Probing(slope=CentralDifference() | ForwardDifference()):
             return 2
     return None
