@@ -73,7 +73,7 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
     kill(worker)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert "1 trial failed. The first: its process was killed by signal 9." in said
+    assert "1 trial failed. The first: its process was killed by signal 9, perhaps because the memory of the" in said
     (failed,) = records(tmp_path / "killed")
     assert (failed["status"], failed["reason"]) == ("failed", KILLED)
     (kept,) = (tmp_path / "killed").glob("trials/*/checkpoint")

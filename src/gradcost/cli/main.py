@@ -181,12 +181,13 @@ def report(
     from gradcost.results.records import read
     from gradcost.results.status import notes_on
 
-    console.show(str(html.write(folder, output)))
-    note = notes_on(read(folder))
+    results = read(folder)
+    console.show(str(html.write(folder, output, results=results)))
+    note = notes_on(results)
     if note is not None:
         console.complain(note)
     if assets:
-        written = files.write(folder)
+        written = files.write(folder, results=results)
         console.show(f"{written[0].parent}: {len(written)} files")
 
 

@@ -34,19 +34,20 @@ _CONFIG: dict[str, Any] = {
 _FORMATS = {"csv": tables.formatted_csv, "md": tables.markdown, "tex": tables.latex}
 
 
-def write(folder: str | Path, output: str | Path | None = None) -> list[Path]:
+def write(folder: str | Path, output: str | Path | None = None, *, results: Results | None = None) -> list[Path]:
     """Write the figures and tables of a results folder as files, and the captions to captions.md.
 
     Args:
         folder: a results folder.
         output: the folder for the files. None: report-files inside `folder`.
+        results: the content of `folder`. None: it is read.
     Returns:
         The paths of the files. Each file is written atomically.
     Raises:
         BadInput: `folder` is not a results folder.
         MissingExtra: a package of gradcost[report] is not installed.
     """
-    results = read(folder)
+    results = read(folder) if results is None else results
     target = Path(output) if output is not None else Path(folder) / "report-files"
     drawn = figures(results)
     captions = "".join(tables.inert(f"**{figure.title}** ({figure.name}). {figure.caption}\n\n") for figure in drawn)

@@ -19,13 +19,20 @@ from gradcost.results.verdict import choose, sentences
 from gradcost.results.wording import count, listed, percent, rate, size
 
 
-def write(folder: str | Path, output: str | Path | None = None, *, reload: int | None = None) -> Path:
+def write(
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    reload: int | None = None,
+    results: Results | None = None,
+) -> Path:
     """Write the report of a results folder.
 
     Args:
         folder: a results folder.
         output: the file. None: report.html inside `folder`.
         reload: seconds after which a browser loads the page again, while the study runs. None: it does not.
+        results: the content of `folder`. None: it is read.
     Returns:
         The path of the file, which is written atomically.
     Raises:
@@ -33,7 +40,7 @@ def write(folder: str | Path, output: str | Path | None = None, *, reload: int |
         MissingExtra: a package of gradcost[report] is not installed.
     """
     path = Path(output) if output is not None else Path(folder) / "report.html"
-    return write_whole(path, page(read(folder), reload))
+    return write_whole(path, page(read(folder) if results is None else results, reload))
 
 
 def page(results: Results, reload: int | None = None) -> str:
