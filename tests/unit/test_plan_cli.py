@@ -99,17 +99,29 @@ def planned(folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(ran.stdout) | {"code": ran.returncode}
 
 
-def test_the_first_line_after_the_table_answers_and_what_follows_can_be_acted_on(here: Path):
+def test_the_first_line_answers_and_what_follows_can_be_acted_on(here: Path):
     ran = gradcost("plan", "--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "2GB", *TWO, folder=here)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert "4,554 trainable weights, batch 8, cpu, AdamW(0.001)" in lines[0]
-    assert "2,000,000,000 bytes = 1.86 GiB" in lines[0]
-    assert lines[2].split()[:3] == ["method", "peak", "fits"]
-    assert [line.split()[0] for line in lines[3:5]] == ["backprop()", "mezo()"]
-    assert lines[6].startswith("Use backprop(), the only exact gradient here that fits")
-    assert lines[7].startswith("peak of backprop():  parameters 17.8 KiB")
+    assert lines[0].startswith("Use backprop(), the only exact gradient here that fits")
+    assert "4,554 trainable weights, batch 8, cpu, AdamW(0.001)" in lines[2]
+    assert "2,000,000,000 bytes = 1.86 GiB" in lines[2]
+    assert lines[4].split()[:3] == ["method", "peak", "fits"]
+    assert [line.split()[0] for line in lines[5:7]] == ["backprop()", "mezo()"]
+    assert lines[8].startswith("peak of backprop():  parameters 17.8 KiB")
     assert "gradcost doctor --calibrate" in ran.stdout
+
+
+def test_one_row_of_each_family_is_printed_and_the_rest_on_request(here: Path):
+    model = ("--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "2GB")
+    short, whole = (gradcost("plan", *model, *more, folder=here).stdout.splitlines() for more in ((), ("--all",)))
+    rows = [line for line in short if " yes " in line]
+    assert len(rows) <= 6
+    assert {"backprop()", "forward_gradient()", "mezo()"} <= {line.split()[0] for line in rows}
+    assert all(line.split() in [other.split() for other in whole] for line in rows)
+    assert [line for line in short if "further method" in line] == [
+        f"{len(whole) - len(short) + 1} further methods: --all"
+    ]
 
 
 def test_what_is_written_is_read_back_and_planned_alike(here: Path):

@@ -200,6 +200,9 @@ class PlanOptions:
     method: Annotated[
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
     ] = None
+    all_rows: Annotated[
+        bool, typer.Option("--all", help="Print every method. Default: the one to use, and one of each family.")
+    ] = False
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
     fail_over: Annotated[
         bool,

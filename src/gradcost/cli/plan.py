@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from gradcost.core.objective import Objective
 from gradcost.core.units import DASH
 from gradcost.planning.curve import curve
 from gradcost.planning.plan import Plan, plan
-from gradcost.planning.row import COLUMNS
+from gradcost.planning.recommend import main_rows
+from gradcost.planning.row import COLUMNS, Row
+from gradcost.results.wording import count
 
 NOTHING_FITS = 4  # exit code
 _FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
@@ -48,7 +51,8 @@ def plan_methods(options: PlanOptions) -> int:
     if options.as_json:
         print(json.dumps(record, indent=2))
     else:
-        _show(result, record, options.output)
+        rows = result.rows if options.all_rows or options.method else main_rows(result.rows, result.choice)
+        _show(result, rows, record, options.output)
     over = [row.method for row in result.rows[: len(options.method or ())] if not row.fits]
     if options.fail_over and over:
         console.complain(f"over the budget of {options.memory}: {', '.join(over)}.")
@@ -72,14 +76,17 @@ def _objective(options: PlanOptions) -> tuple[Objective, Any]:
         )
 
 
-def _show(result: Plan, record: dict[str, Any], output: Path | None) -> None:
+def _show(result: Plan, shown: Sequence[Row], record: dict[str, Any], output: Path | None) -> None:
+    console.show(result.sentence, bold=True)
+    console.show()
     console.show(f"{result.title}   {record['dtype']}")
     console.show()
-    rows = [row.cells() for row in result.rows]
+    rows = [row.cells() for row in shown]
     columns = [i for i in range(len(COLUMNS)) if i < _FIXED_COLUMNS or any(row[i] != DASH for row in rows)]
     console.show_table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows])
+    if len(shown) < len(result.rows):
+        console.show(f"{count(len(result.rows) - len(shown), 'further method')}: --all")
     console.show()
-    console.show(result.sentence, bold=True)
     for line in result.lines():
         console.show(line)
     if output is not None:

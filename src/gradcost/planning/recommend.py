@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.policies import Everything, Schedule
 from gradcost.core.units import number, size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
@@ -98,3 +99,40 @@ def _why_none_exact(budget: int, least: Least | None) -> str:
         )
     how = f"{described(least.estimator)}, {least.forecast.forwards:.1f} forwards"
     return f"{size(budget)} is less than any exact gradient needs here: {size(least.forecast.peak)} ({how})."
+
+
+def main_rows(rows: Sequence[Row], choice: Estimator | None, most: int = 6) -> list[Row]:
+    """Return the rows to read first, in the order of the table: the choice, and one of each family.
+
+    Families: backprop without recomputation, with it, with micro-batches, forward mode, finite differences, and each
+    other type of estimator. Of a family it is the row that fits with the fewest FLOPs; if none fits, the one with the
+    smallest peak.
+
+    Args:
+        rows: the rows of a plan.
+        choice: the estimator that the plan recommends.
+        most: the largest number of rows.
+    """
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(_family(row.estimator), []).append(row)
+    chosen = [row for row in rows if row.estimator == choice]
+    firsts = [min(family, key=_order) for family in families.values()]
+    kept = [*chosen, *(row for row in firsts if row not in chosen)][:most]
+    return [row for row in rows if row in kept]
+
+
+def _order(row: Row) -> tuple[bool, bool, float, float]:
+    if row.forecast is None:
+        return True, True, 0.0, 0.0
+    flops, peak = row.forecast.flops, row.forecast.peak
+    return False, not row.fits, *((flops, peak) if row.fits else (peak, flops))
+
+
+def _family(estimator: Estimator) -> str:
+    match estimator:
+        case Reverse(Everything()):
+            return "backprop"
+        case Probing(slope=slope):
+            return "forward mode" if slope.exact else "finite differences"
+    return type(estimator).__name__
