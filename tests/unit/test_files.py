@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradcost.core.files import write_whole
+from gradcost.core.files import locked, write_whole
 from gradcost.results import ledger
-from gradcost.studies.folder import locked
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from gradcost import SGD, Key, backprop
 from gradcost.cli import results as inspect
 from gradcost.results import export, ledger, status
+from gradcost.results.records import read
 from gradcost.tasks.digits import Digits
 from gradcost.training import checkpoint
 from gradcost.training.train_state import TrainState
+from in_process import inside
 
 STUDY = {
     "schema": 1,
@@ -187,6 +190,35 @@ def test_an_export_holds_every_trial_and_every_point(folder: Path, tmp_path: Pat
         {"trial": "aa01", "step": 2, "what": "validation_loss", "value": 1.5},
         {"trial": "aa01", "step": 2, "what": "validation_accuracy", "value": 0.8},
     ]
+
+
+def test_an_export_has_a_column_of_the_type_of_each_field(tmp_path: Path):
+    """The field `exact` is a bool. Before, every folder of this version failed."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: gradcost[export]")
+    ledger.write_document(tmp_path / "study.json", STUDY)
+    for record in TRIALS:
+        ledger.append(tmp_path, {**record, "exact": record["seed"] == 0, "note": "new", "clip_rate": 0.5})
+    first, _ = export.write(tmp_path, tmp_path / "out.parquet")
+    rows = parquet.read_table(first).to_pylist()
+    assert [row["exact"] for row in rows] == [record["seed"] == 0 for record in TRIALS]
+    for row, run in zip(rows, read(tmp_path).trials, strict=True):
+        for field in dataclasses.fields(run):
+            if field.name in row:
+                assert row[field.name] == getattr(run, field.name)
+                assert type(row[field.name]) is type(getattr(run, field.name))
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "study.json", "environment.json", "lock"])
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_no_output_replaces_a_file_of_the_study(folder: Path, command: str, name: str):
+    path = folder / name
+    path.touch()
+    before = path.read_bytes()
+    for output in (str(path), str(folder / ".." / folder.name / name)):
+        ran = inside(command, str(folder), "-o", output, folder=folder)
+        assert ran.returncode == 2
+        assert "is a file of the study itself" in ran.stderr
+    assert path.read_bytes() == before
 
 
 def test_an_export_of_nothing_yet_has_no_rows(tmp_path: Path):

@@ -19,6 +19,7 @@ from gradcost import Adam, Key, mezo
 from gradcost.cli.check import _presets
 from gradcost.cli.train import train_model
 from gradcost.cli.train_options import TrainOptions
+from gradcost.core.files import locked
 from gradcost.tasks.digits import Digits
 from gradcost.training import SGD, recorded
 from gradcost.training.recorded import CHECKPOINT, LOSSES
@@ -214,3 +215,93 @@ def test_a_run_that_is_killed_at_a_random_moment_resumes_with_the_same_bits(opti
         torch.set_num_threads(threads)
     assert len(methods) == 14
     assert interrupted >= 8, "kills between the first training checkpoint and the end"
+
+
+# ---- files that are someone else's, damaged, or in use
+
+MEZO = ("mezo()", "--optimizer", "SGD(lr=0.01)")
+
+
+@pytest.mark.parametrize("name", [LOSSES, "weights.safetensors"])
+def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, name: str):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_text("mine")
+    for more in ((), ("--resume",)):
+        ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "a", *more, code=2)
+        assert "give another --output" in ran.stderr
+    assert (tmp_path / "a" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"method"', b"\xff", b"[" * 100_000], ids=lambda text: repr(text[:9]))
+def test_a_damaged_list_of_arguments_is_a_sentence(tmp_path: Path, text: bytes):
+    run(tmp_path, *MEZO, "--steps", "2", "-o", "a")
+    (tmp_path / "a" / "run.json").write_bytes(text)
+    ran = run(tmp_path, *MEZO, "--steps", "3", "-o", "a", "--resume", code=2)
+    assert "run.json is damaged: delete it" in ran.stderr
+    (tmp_path / "a" / "run.json").unlink()
+    run(tmp_path, *MEZO, "--steps", "3", "-o", "a", "--resume")
+
+
+@pytest.mark.parametrize(
+    "line", [b"abc,1\n", b"\n", b"\xff\n", b"9" * 5000 + b",1\n"], ids=lambda line: repr(line[:9])
+)
+def test_a_damaged_line_of_losses_is_a_sentence_with_its_number(tmp_path: Path, line: bytes):
+    run(tmp_path, *MEZO, "--steps", "2", "-o", "a")
+    losses = tmp_path / "a" / LOSSES
+    losses.write_bytes(losses.read_bytes() + line)
+    damaged = losses.read_bytes()
+    ran = run(tmp_path, *MEZO, "--steps", "3", "-o", "a", "--resume", code=2)
+    assert "line 4 of" in ran.stderr
+    assert losses.read_bytes() == damaged
+    losses.rename(tmp_path / "kept.csv")
+    run(tmp_path, *MEZO, "--steps", "3", "-o", "a", "--resume")
+    assert losses.read_text().splitlines()[1].startswith("2,")
+
+
+def test_one_process_trains_in_a_folder_at_a_time(tmp_path: Path):
+    """Two of them wrote into one step log, and damaged it."""
+    run(tmp_path, *MEZO, "--steps", "2", "--log", "-o", "a")
+    before = (tmp_path / "a" / "steps.log").read_bytes()
+    with locked(tmp_path / "a"):
+        ran = run(tmp_path, *MEZO, "--steps", "3", "--log", "-o", "a", "--resume", code=2)
+    assert f"in use by process {os.getpid()}" in ran.stderr
+    assert (tmp_path / "a" / "steps.log").read_bytes() == before
+
+
+def test_another_batch_of_own_data_is_another_run(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(FILES)
+    own = ("--model", "mine.py:make", "--data", "mine.py:listed")
+    run(tmp_path, *MEZO, *own, "--batch", "8", "--steps", "2", "-o", "a")
+    ran = run(tmp_path, *MEZO, *own, "--batch", "2", "--steps", "3", "-o", "a", "--resume", code=2)
+    assert "batch 8, not mine.py:make on mine.py:listed, batch 2" in " ".join(ran.stderr.split())
+
+
+def test_weights_that_cannot_be_written_are_a_sentence_and_replace_nothing(tmp_path: Path):
+    run(tmp_path, *MEZO, "--steps", "2", "--log", "-o", "a")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for output in ("pipe", "folder"):
+        ran = inside("replay", "a/steps.log", "-o", output, folder=tmp_path)
+        assert ran.returncode == 2
+        assert "give another name" in ran.stderr
+    assert (tmp_path / "pipe").is_fifo()
+    ran = inside("replay", "a/steps.log", "-o", "a/../a/steps.log", folder=tmp_path)
+    assert (ran.returncode, "is also read" in ran.stderr) == (2, True)
+    assert inside("replay", "a/steps.log", "-o", "b", folder=tmp_path).returncode == 0
+    (tmp_path / "new").touch()
+    assert (tmp_path / "b").stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a" / "weights.safetensors").read_bytes()
+
+
+def test_a_full_disk_under_the_weights_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def full(model: object, file: str) -> None:
+        raise __import__("safetensors").SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors, "save_model", full)
+    ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "a", code=2)
+    assert "weights.safetensors cannot be written: I/O error: No space left" in " ".join(ran.stderr.split())
+    monkeypatch.undo()
+    run(tmp_path, *MEZO, "--steps", "2", "-o", "a", "--resume")
+    assert not [*(tmp_path / "a").glob(".weights*")]

@@ -18,6 +18,7 @@ from behaves import Behaves, Scores
 from gradcost import SGD, Trial, backprop
 from gradcost.core.notes import Note
 from gradcost.studies import processes
+from gradcost.studies.environment import _code_with_siblings
 from gradcost.studies.executors import Local
 from gradcost.studies.processes import Record, Work
 from gradcost.tasks.digits import Digits
@@ -273,3 +274,27 @@ def test_a_second_interrupt_does_not_cut_off_the_end_of_the_workers(tmp_path: Pa
     finally:
         os.killpg = os_killpg
     assert not runs(pid)
+
+
+def test_the_code_of_a_study_covers_packages_beside_its_file(tmp_path: Path):
+    """Before, only the module NAME.py was found, so that one folder mixed the records of two codes."""
+    (tmp_path / "lib" / "deep").mkdir(parents=True)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "study.py").write_text("from lib.h import A\nimport plain.part\nimport one\nimport json\n")
+    files = ["lib/__init__.py", "lib/h.py", "lib/deep/x.py", "plain/part.py", "one.py", "json.txt", "other.py"]
+    for name in files:
+        (tmp_path / name).write_text("A = 1\n")
+    seen = set()
+    for name in files:
+        (tmp_path / name).write_text("A = 2\n")
+        seen.add((name, _code_with_siblings(tmp_path / "study.py")))
+        (tmp_path / name).write_text("A = 1\n")
+    same = _code_with_siblings(tmp_path / "study.py")
+    assert {name for name, code in seen if code != same} == {*files[:5]}
+
+
+def test_the_interval_between_checkpoints_may_be_longer_than_the_system_can_wait(tmp_path: Path):
+    """Before, `--every 1e6` was an OverflowError as soon as a trial ran."""
+    trial = Trial(Digits(), "b", backprop(), SGD(0.1), 2, "tune", 0)
+    (record,) = Local(1).perform([trial], Work("code", tmp_path, every=1e9))
+    assert record["status"] == "finished"

@@ -9,6 +9,7 @@ from typing import Any
 from gradcost.cli import console, spec
 from gradcost.cli.objective import from_factory
 from gradcost.cli.options import ReplayOptions
+from gradcost.cli.train import save_weights
 from gradcost.core.errors import BadInput, require
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -20,6 +21,9 @@ from gradcost.training.step_log import Logged, read_log
 def replay_log(options: ReplayOptions) -> int:
     """Write the weights after a step, and return the exit code."""
     safetensors = require("safetensors.torch", "A file of weights", "study")
+    for given in (options.log, options.weights):
+        if given is not None and options.output.resolve() == given.resolve():
+            raise BadInput(f"--output {options.output} is also read: give another name.")
     logged = read_log(options.log)
     objective = _objective(options.log, logged, options.model)
     if options.weights is not None:
@@ -29,8 +33,7 @@ def replay_log(options: ReplayOptions) -> int:
     if not isinstance(parsed, Directions):
         raise BadInput(f"{options.log} is along {directions}, which this version of gradcost does not have.")
     taken = replay(options.log, objective, parsed, spec.optimizer(logged.optimizer), options.to)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.save_model(objective.model, str(options.output))
+    save_weights(safetensors, objective.model, options.output)
     if options.as_json:
         print(json.dumps({"steps": taken, "logged": len(logged.steps), "weights": str(options.output)}, indent=2))
     else:

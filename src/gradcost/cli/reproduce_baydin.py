@@ -12,6 +12,7 @@ from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.cli.reproduction import run_or_resume, write_page
 from gradcost.core.errors import BadInput
+from gradcost.core.files import locked
 from gradcost.core.units import count, number
 from gradcost.papers.baydin2022 import page as pages
 from gradcost.papers.baydin2022 import speed
@@ -20,7 +21,6 @@ from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_o
 from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
-from gradcost.studies.folder import locked
 from gradcost.studies.run import RUNS, open_study
 from gradcost.tasks import TASKS
 

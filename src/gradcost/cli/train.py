@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradcost.cli import console, spec
 from gradcost.cli.objective import EXAMPLES, from_factory, refuse, with_batch
 from gradcost.cli.train_options import TrainOptions
 from gradcost.core.batches import Batches, require_loader
 from gradcost.core.errors import BadInput, require
-from gradcost.core.files import write_whole
+from gradcost.core.files import locked, replacing, write_whole
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -58,23 +58,46 @@ def train_model(options: TrainOptions) -> int:
     )
     log = StepLog(options.output / LOG) if options.log else None
     resume = None if options.log else options.output / CHECKPOINT
-    taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
     last: StepResult | None = None
-    with console.status(f"training {steps:,} steps") as progress:
+    weights = options.output / WEIGHTS
+    with locked(options.output), console.status(f"training {steps:,} steps") as progress:
+        taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
         for last in recorded(taken, options.output, None if options.log else options.every):
             progress(f"{last.number + 1:,}")
-    weights = options.output / WEIGHTS
-    safetensors.save_model(run.made.model, str(weights))
+        save_weights(safetensors, run.made.model, weights)
     _show(options, steps, last, weights)
     return 0
 
 
+def save_weights(safetensors: Any, model: nn.Module, path: Path) -> None:
+    """Write the weights of a model to a file of safetensors, atomically.
+
+    Args:
+        safetensors: the module `safetensors.torch`.
+        model: the model.
+        path: the file.
+    Raises:
+        BadInput: `path` is a folder or a device, or the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        try:
+            safetensors.save_model(model, str(temporary))
+        except OSError:
+            raise
+        except Exception as error:  # such as SafetensorError for a full disk
+            raise BadInput(f"{path} cannot be written: {' '.join(str(error).split())}") from error
+
+
 def _require_new(options: TrainOptions) -> None:
+    is_run = (options.output / RUN).exists()
     existing = next((name for name in (CHECKPOINT, LOG) if (options.output / name).exists()), None)
-    if existing is None:
-        return
-    if not options.resume:
+    if (is_run or existing is not None) and not options.resume:
         raise BadInput(f"{options.output} has a run: add --resume to continue it, or give another --output.")
+    if existing is None:
+        others = [name for name in (WEIGHTS, LOSSES) if (options.output / name).exists()]
+        if others and not is_run:
+            raise BadInput(f"{options.output} has a file {others[0]} of something else: give another --output.")
+        return
     if (existing == LOG) != options.log:
         wanted = "add --log" if existing == LOG else "leave --log out"
         raise BadInput(f"the run in {options.output} has the file {existing}: {wanted}.")
@@ -86,7 +109,14 @@ def _require_same(options: TrainOptions, arguments: dict[str, Any]) -> None:
     if not (options.resume and path.exists()):
         write_whole(path, json.dumps(arguments, indent=2) + "\n")
         return
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError):
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise BadInput(
+            f"{path} is damaged: delete it, and repeat the command with the arguments that the run began with."
+        )
     for name, given in arguments.items():
         if earlier.get(name) != given:
             raise BadInput(f"the run in {options.output} has the {name} {earlier.get(name)}, not {given}.")
@@ -105,13 +135,14 @@ def _run(options: TrainOptions) -> tuple[_Run, int]:
     if options.model is None:
         raise BadInput("--data needs a model: add --model FILE.py:MAKE.")
     refuse("--data", **{"--task": options.task})
-    loader = _loader(options.data, options.batch or EXAMPLES, key)
+    examples = options.batch or EXAMPLES
+    loader = _loader(options.data, examples, key)
     steps = options.steps
     if steps is None:
         if not hasattr(loader, "__len__"):
             raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
         steps = len(loader)  # type: ignore[arg-type]
-    name = f"{options.model} on {options.data}"
+    name = f"{options.model} on {options.data}, batch {examples}"
     return _Run(_OwnTask(options.model, loader), name, key), steps
 
 

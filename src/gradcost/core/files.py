@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from gradcost.core.errors import MissingExtra
+from gradcost.core.errors import BadInput, MissingExtra
 
 
 def write_whole(path: Path, data: bytes | str) -> Path:
@@ -28,13 +30,35 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return path
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`. It replaces `path` at the end of the context, if nothing is raised.
+
+    Law: as `write_whole`, for code that writes a file itself. The file has the permissions of any new file.
+
+    Args:
+        path: the file to write. Missing parent folders are created.
+    Raises:
+        BadInput: `path` exists and is no file, such as a folder or a device.
+        OSError: the file cannot be written; the old file is unchanged.
+    """
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'device'}, and no file: give another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)  # a killed process with the same id left it, or someone else a link
     try:
         with temporary.open("xb") as file:  # "x" does not follow a link
-            file.write(content)
-            file.flush()
+            permissions = os.fstat(file.fileno()).st_mode
+        yield temporary
+        os.chmod(temporary, permissions)  # the context may have replaced the file
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
@@ -44,7 +68,29 @@ def write_whole(path: Path, data: bytes | str) -> Path:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
-    return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that one process writes there at a time. The lock is released when the process ends.
+
+    Raises:
+        BadInput: another process has locked the folder; the message contains its process id.
+        OSError: the folder cannot be written, or its lock is a symbolic link.
+    """
+    with open(folder / "lock", "a+", opener=no_link) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BadInput(
+                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
+                "folder (on the command line: -o DIR)."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from gradcost.report.budgets import panels, strip
 from gradcost.report.figures import figures
 from gradcost.report.pages import cell, rendered
 from gradcost.report.theme import intervals, marks, protocol
+from gradcost.results import ledger
 from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
 from gradcost.results.records import Results, TrialRecord, read
@@ -36,10 +37,11 @@ def write(
     Returns:
         The path of the file, which is written atomically.
     Raises:
-        BadInput: `folder` is not a results folder.
+        BadInput: `folder` is not a results folder, or `output` is one of its files.
         MissingExtra: a package of gradcost[report] is not installed.
     """
     path = Path(output) if output is not None else Path(folder) / "report.html"
+    ledger.refuse_own(folder, path)
     return write_whole(path, page(read(folder) if results is None else results, reload))
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import require
+from gradcost.core.files import replacing
+from gradcost.results import ledger
 from gradcost.results.records import Results, TrialRecord, read
 
 PART = 500  # number of trials whose curves are in memory at once
 
 # Fields of TrialRecord without a column of the same name.
 _NESTED = ("curve", "validation", "test", "slopes", "environment")
+# The type of each field of TrialRecord, such as "int", without None.
+_TYPES = {field.name: str(field.type).removesuffix(" | None") for field in dataclasses.fields(TrialRecord)}
 # Pairs of fields of Curve: steps, and the values at these steps.
 _CURVES = (
     ("step", "loss"),
@@ -62,28 +66,28 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     Returns:
         Both paths.
     Raises:
-        BadInput: the folder is not a results folder.
+        BadInput: the folder is not a results folder, or `path` is one of its files.
         MissingExtra: pyarrow is not installed.
         OSError: a file cannot be written.
     """
     parquet = require("pyarrow.parquet", "An export", "export")
     pyarrow = require("pyarrow", "An export", "export")
     results = read(folder)
+    ledger.refuse_own(folder, path)
     curves_path = path.with_name(f"{path.stem}.curves{path.suffix}")
     text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     types = {"trial": text, "step": integer, "what": text, "value": real}
     schema = pyarrow.schema(list(types.items()))
-    with parquet.ParquetWriter(curves_path, schema) as writer:
+    with replacing(curves_path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(results.trials), PART):
             part = results.trials[start : start + PART]
             writer.write_table(pyarrow.Table.from_pydict(curves(part), schema))
     rows = trials(results)
-    names = [*rows[0]] if rows else []
-    numbers = dict.fromkeys(("seed", "steps", "reached"), integer) | {
-        name: real
-        for name in names
-        if name in ("lr", "seconds", "clip_rate") or name.endswith(("_loss", "_accuracy"))
+    columns = {"int": integer, "float": real, "bool": pyarrow.bool_()}
+    types = {
+        name: real if name.endswith(("_loss", "_accuracy")) else columns.get(_TYPES[name], text)
+        for name in (rows[0] if rows else ())
     }
-    types = {name: numbers.get(name, text) for name in names}
-    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(types.items()))), path)
+    with replacing(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(list(types.items()))), temporary)
     return path, curves_path

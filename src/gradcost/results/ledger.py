@@ -20,6 +20,7 @@ from gradcost.core.files import no_link, write_whole
 from gradcost.core.note import Note
 
 RECORDS = "records.jsonl"
+_OWN = (RECORDS, "study.json", "environment.json", "lock")
 CHECKSUM = "crc"
 _SEAL = re.compile(rb',\s*"crc":\s*"([0-9a-f]{8})"\s*}\s*$')
 _LARGE = re.compile(rb"\d{20}|[eE]\+?\d{3}")  # may be a number that is not finite, or too long; others are fast
@@ -156,3 +157,15 @@ def _content(path: Path) -> bytes:
     if not path.is_file():  # reading a FIFO or a device could last for ever
         raise BadInput(f"{path} is not a regular file: remove it.")
     return path.read_bytes()
+
+
+def refuse_own(folder: str | Path, output: Path) -> None:
+    """Raise BadInput if `output` is a file of the study in `folder`, which it would replace.
+
+    Args:
+        folder: a results folder.
+        output: the file to write.
+    """
+    own = {(Path(folder) / name).resolve() for name in _OWN}
+    if output.resolve() in own:
+        raise BadInput(f"{output} is a file of the study itself: give another name for the output.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import locked
 from gradcost.core.metric import Metric
 from gradcost.planning.forecast import Forecast
 from gradcost.results.records import Results, TrialRecord, read
@@ -29,7 +30,7 @@ from gradcost.studies.events import (
     warn_of_failures,
 )
 from gradcost.studies.executors import Executor, local_or
-from gradcost.studies.folder import locked, make_folder, open_folder
+from gradcost.studies.folder import make_folder, open_folder
 from gradcost.studies.processes import Work
 from gradcost.studies.run import RUNS, Tally, measure_methods, run_trials
 from gradcost.studies.task_info import model_name, task_metric, task_name, weights

@@ -76,10 +76,18 @@ def _with_siblings(file: Path) -> list[Path]:
         for node in ast.walk(_tree(waiting.pop())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            siblings = {file.with_name(f"{name.partition('.')[0] or '_'}.py") for name in names}
-            new = {sibling for sibling in siblings - found if sibling.is_file()}
+            new = {beside for name in names for beside in _beside(file, name)} - found
             found, waiting = found | new, [*waiting, *new]
     return [file, *sorted(found - {file})]
+
+
+def _beside(file: Path, name: str) -> list[Path]:
+    """Return the files that `import name` may execute if it is found beside `file`: a module, or all of a package."""
+    first = name.partition(".")[0] or "_"
+    module, package = file.with_name(f"{first}.py"), file.with_name(first)
+    if module.is_file() and not (package / "__init__.py").is_file():
+        return [module]
+    return [each for each in sorted(package.rglob("*.py")) if each.is_file()] if package.is_dir() else []
 
 
 def executed_files() -> set[Path]:

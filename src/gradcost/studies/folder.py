@@ -1,19 +1,15 @@
-"""The results folder of a study: create it, check that it belongs to the study, and lock it."""
+"""The results folder of a study: create it, and check that it belongs to the study."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gradcost.core.errors import BadInput
-from gradcost.core.files import no_link
 from gradcost.core.notes import Note
 from gradcost.results import ledger
 from gradcost.results.ledger import document
@@ -74,26 +70,3 @@ def _repair_environment(path: Path, code: str) -> None:
         os.replace(path, kept)
         ledger.write_document(path, dict(describe(torch.get_num_threads(), code)))
         warnings.warn(f"{error} It is kept as {kept}, and a new one was written.", Note, stacklevel=2)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a results folder, so that one process uses it at a time. The lock is released when the process ends.
-
-    Raises:
-        BadInput: another process has locked the folder; the message contains its process id.
-        OSError: the folder cannot be written, or its lock is a symbolic link.
-    """
-    with open(folder / "lock", "a+", opener=no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BadInput(
-                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
-                "folder (on the command line: -o DIR)."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

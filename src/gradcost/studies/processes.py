@@ -45,6 +45,7 @@ HANGS_LEAST = 60.0  # seconds that a trial may need for its data and its first s
 LEAVING = 5.0  # seconds that a worker may take to exit after it has sent its record; then it is killed
 
 Record = dict[str, Any]
+_LONGEST_WAIT = 3600.0  # seconds; the operating system refuses waits of many days
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ def _ended(running: Sequence[_Running]) -> list[_Running]:
         else:
             limits = [(each.deadline, each.progress.since + each.progress.limit) for each in running]
             until = min(itertools.chain(*limits))
-            wait([*sources, *sentinels], None if until == math.inf else max(0.0, until - time.monotonic()))
+            left = max(0.0, until - time.monotonic())
+            wait([*sources, *sentinels], min(left, _LONGEST_WAIT))
             for each in running:
                 each.progress.check(each.job.record)
     return ended

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import locked
 from gradcost.core.user_modules import source_file
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
@@ -28,7 +29,7 @@ from gradcost.studies.events import (
     warn_of_failures,
 )
 from gradcost.studies.executors import Executor, local_or
-from gradcost.studies.folder import locked, make_folder, open_folder
+from gradcost.studies.folder import make_folder, open_folder
 from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gradcost.core.errors import BadInput
 from gradcost.core.files import write_whole
 from gradcost.training import checkpoint
 from gradcost.training.loop import StepResult
@@ -30,6 +31,7 @@ def recorded(steps: Iterator[StepResult], folder: Path, every: float | None = 30
     Yields:
         The steps.
     Raises:
+        BadInput: `losses.csv` of the run that is resumed is damaged.
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,18 @@ def recorded(steps: Iterator[StepResult], folder: Path, every: float | None = 30
 
 def _opened(path: Path, step: int) -> io.FileIO:
     """Open the losses to append that of this step: the lines of it and of later steps are removed."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) < step]
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is no file: move it away, and repeat the command.")
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines[1:], 2):
+        place = line.partition(",")[0]
+        if not (place.isdecimal() and place.isascii() and len(place) < 19):
+            raise BadInput(
+                f"line {number} of {path} is damaged: move the file away, and repeat the command. The training goes "
+                "on from its checkpoint; a new file begins with the next step."
+            )
+        if line.endswith("\n") and int(place) < step:
+            kept.append(line)
     write_whole(path, "".join([_HEAD, *kept]))
     return path.open("ab", buffering=0)
