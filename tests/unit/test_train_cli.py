@@ -305,3 +305,10 @@ def test_a_full_disk_under_the_weights_is_a_sentence(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     run(tmp_path, *MEZO, "--steps", "2", "-o", "a", "--resume")
     assert not [*(tmp_path / "a").glob(".weights*")]
+
+
+def test_fewer_steps_than_the_run_has_taken_are_refused(tmp_path: Path):
+    run(tmp_path, *MEZO, "--steps", "4", "-o", "a")
+    ran = run(tmp_path, *MEZO, "--steps", "3", "-o", "a", "--resume", code=2)
+    assert "has taken 4 steps, more than 3" in " ".join(ran.stderr.split())
+    run(tmp_path, *MEZO, "--steps", "4", "-o", "a", "--resume")

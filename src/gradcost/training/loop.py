@@ -241,6 +241,8 @@ class _Start(NamedTuple):
 def _steps(start: _Start, batch_of: Callable[[int], Any], steps: int | None) -> Iterator[StepResult]:
     objective, key = start.objective, start.key
     train_state = start.train_state(batch_of(0))
+    if steps is not None and steps < train_state.taken:
+        raise BadInput(f"the run that is resumed has taken {train_state.taken:,} steps, more than {steps:,}.")
     for number in itertools.count(train_state.taken) if steps is None else range(train_state.taken, steps):
         batch = batch_of(number)
         step_key = key.fold("step", number)
