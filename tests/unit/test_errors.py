@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from gradcost.cli import main
-from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, MissingExtra, Unsupported, require
+from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, MissingExtra, Unsupported, described, require
 
 
 def test_every_error_is_a_gradcost_error_and_a_value_error():
@@ -72,3 +72,13 @@ def test_a_bug_shows_its_traceback_and_exits_with_70(error: Exception):
     assert type(error).__name__ in ran.output
     assert "bug in gradcost" in ran.output
     assert "usage" not in ran.output.lower()
+
+
+def test_a_very_long_text_is_recorded_without_its_middle():
+    error = ValueError("a" * 1_000_000 + "the end")
+    said = described(error)
+    assert len(said) < 21_000
+    assert said.startswith("ValueError: aaa")
+    assert said.endswith("the end")
+    assert "characters left out" in said
+    assert described(ValueError("short")) == "ValueError: short"

@@ -37,7 +37,15 @@ def described(error: BaseException) -> str:
         text = "an error whose text cannot be made"
     if isinstance(error, MemoryError):
         text = text or "the memory is exhausted, or a limit of it, such as `ulimit -v`"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def shortened(text: str, most: int = 20_000) -> str:
+    """Return a text without the middle part if it has more than `most` characters: it may be a printed tensor."""
+    left_out = len(text) - most
+    if left_out <= 0:
+        return text
+    return f"{text[: most // 2]} ... ({left_out:,} characters left out) ... {text[len(text) - most // 2 :]}"
 
 
 class DoesNotFit(GradcostError):

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcost.core.errors import BadInput, Unsupported, described
+from gradcost.core.errors import BadInput, Unsupported, described, shortened
 from gradcost.core.notes import Note
 from gradcost.studies.output import OUTPUT, remove_if_empty, to_file
 from gradcost.studies.trial import Trial
@@ -305,7 +305,7 @@ def _perform_pickled(pickled: bytes, work: Work) -> Record:
             )
         trial = _unpickled(pickled, work)
     except (Exception, SystemExit) as error:
-        return {"reason": described(error), "traceback": traceback.format_exc()}
+        return {"reason": described(error), "traceback": shortened(traceback.format_exc())}
     return perform(trial, work.code, work.folder, work.every)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gradcost.core.errors import GradcostError, described
+from gradcost.core.errors import GradcostError, described, shortened
 from gradcost.core.notes import Note
 from gradcost.studies.environment import describe
 from gradcost.studies.trial import Trial
@@ -89,7 +89,7 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
             result = _run(trial, path, every, start) | {"note": note}
         json.dumps(result, allow_nan=False)  # the task may have returned anything
     except (Exception, SystemExit) as error:
-        result = {"status": "failed", "reason": described(error), "traceback": traceback.format_exc()}
+        result = {"status": "failed", "reason": described(error), "traceback": shortened(traceback.format_exc())}
     record = empty_record(trial, code) | {"environment": describe(torch.get_num_threads(), code)}
     return record | {"seconds": round(time.perf_counter() - start, 3)} | result
 

@@ -86,7 +86,7 @@ def train(
     optimizer: Optimizer,
     key: Key = ...,
     steps: int | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     *,
     log: StepLog | None = None,
 ) -> Iterator[StepResult]: ...
@@ -99,7 +99,7 @@ def train(
     optimizer: Optimizer,
     key: Key = ...,
     steps: int | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     *,
     log: StepLog | None = None,
 ) -> Iterator[StepResult]: ...
@@ -164,7 +164,7 @@ def _train_objective(
     optimizer: Optimizer,
     key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
     steps: int | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     *,
     log: StepLog | None = None,
 ) -> Iterator[StepResult]:
@@ -185,7 +185,7 @@ def _train_task(
     optimizer: Optimizer,
     key: Key = Key(0),  # noqa: B008 (a key is an immutable value)
     steps: int | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     *,
     log: StepLog | None = None,
 ) -> Iterator[StepResult]:
@@ -216,7 +216,7 @@ class _Start(NamedTuple):
     estimator: Estimator
     optimizer: Optimizer
     key: Key
-    resume: Path | None
+    resume: str | Path | None
     log: StepLog | None
     task: str
     parts: Mapping[str, Any] = MappingProxyType({})
@@ -227,12 +227,13 @@ class _Start(NamedTuple):
         if objection is not None:
             raise Unsupported(objection)
         train_state = TrainState(self.objective, self.estimator, self.optimizer, key=self.key, **self.parts)
-        if self.resume is not None:
+        file = None if self.resume is None else Path(self.resume)
+        if file is not None:
             train_state.frozen = checkpoint.frozen(self.objective.model)
-        if self.resume is not None and self.resume.exists():
+        if file is not None and file.exists():
             # This finds modules outside of the model. The file may contain their buffers.
             self.objective.prepare(first, self.key)
-            checkpoint.read(self.resume, train_state)
+            checkpoint.read(file, train_state)
         if self.log is not None:
             _open_log(self.log, train_state, {"task": self.task, "key": self.key.seed})
         return train_state

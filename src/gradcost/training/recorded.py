@@ -21,7 +21,7 @@ def recorded(steps: Iterator[StepResult], folder: Path, every: float | None = 30
     """Yield the steps of `train`, and record them in a folder.
 
     Law: a run that is killed at any moment and repeated with `train(resume=folder / "training.safetensors")` leaves
-    the files of an undisturbed run.
+    the files of an undisturbed run. With a log, `losses.csv` may lack the step that was interrupted.
 
     Args:
         steps: the iterator that `train` returns, with `resume=folder / "training.safetensors"`, or with a log.
