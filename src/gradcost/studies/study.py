@@ -12,6 +12,8 @@ from gradcost.studies.trial import Trial
 Stage = Sequence[Trial]
 Stages = Generator[Stage, list[TrialRecord], None]
 
+_ADVICE = "write `yield [Trial(...), ...]` for each stage"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -28,6 +30,32 @@ class Study:
     question: str
     trials: Callable[[], Stages]
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str):
+            raise BadInput(f'a study has a question, a text: write @study("your question"), not {self.question!r}.')
+
+    def stages(self) -> Stages:
+        """Start the generator of trials, and check each stage that it yields.
+
+        Raises:
+            BadInput: `trials` is not a generator function, or a stage is not a list of trials.
+        """
+        stages, name = self.trials(), f'the study "{self.question}"'
+        if not isinstance(stages, Generator):
+            raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
+        records: list[TrialRecord] | None = None
+        while True:
+            try:
+                stage = next(stages) if records is None else stages.send(records)
+            except StopIteration:
+                return
+            if not isinstance(stage, list | tuple):
+                raise BadInput(f"{name} yields {type(stage).__name__}, which is no list of trials: {_ADVICE}.")
+            for trial in stage:
+                if not isinstance(trial, Trial):
+                    raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
+            records = yield stage
 
 
 def study(question: str) -> Callable[[Callable[[], Stages]], Study]:
@@ -47,7 +75,7 @@ def first_stage(study: Study) -> Stage:
     Raises:
         BadInput: the study yields no trial.
     """
-    stages = study.trials()
+    stages = study.stages()
     try:
         stage = next(stages)
         while not stage:
