@@ -66,6 +66,19 @@ def message(folder: Path, body: str, *, objective: str = "pass", more: tuple[str
         ("    yield []\n    raise KeyError('a')", f"{QUESTION} failed: KeyError: 'a' (FILE, line LAST)."),
         ("    yield []\n    sys.exit(0)", f"{QUESTION} failed: {EXIT}"),
         ("    yield []\n    raise Stop('now')", f"{QUESTION} failed: Stop: now (FILE, line LAST)."),
+        (
+            "    yield []\n    raise StopIteration",
+            f"{QUESTION} failed: RuntimeError: generator raised StopIteration (FIL",
+        ),
+        (
+            "    pass\nown = study('Does it learn?')(lambda x: x)",
+            f"{QUESTION} has a function that needs arguments (missing",
+        ),
+        ("    yield [trial(task=5)]", f"the task 5 of {QUESTION} is not a task: it has no `objective`. Subclass"),
+        (
+            "    yield [trial(task=Mine)]",
+            f"the task <class 'gradcost_user_mine.Mine'> of {QUESTION} is a class: write Mine()",
+        ),
         ("    yield []\n    raise GeneratorExit", f"{QUESTION} failed: GeneratorExit (FILE, line LAST)."),
         ("    yield [trial()]\nsys.exit(0)", f"your own code failed: {EXIT}"),
         ("    yield [trial()]\nraise Stop", "your own code failed: Stop (FILE, line LAST)."),
@@ -81,6 +94,8 @@ def test_a_wrong_study_file_is_a_sentence(tmp_path: Path, body: str, said: str):
     [
         ("target=float('nan')", "the target is nan: give a finite number, or None for no target."),
         ("target=float('inf')", "the target is inf: give a finite number, or None for no target."),
+        ("steps=0", "a trial of b has 0 steps and 200 points: give 1 or more."),
+        ("points=-1", "a trial of b has 2 steps and -1 points: give 1 or more."),
         ("method=5", 'the label of a method is a text, such as "backprop", not 5.'),
         ("optimizer=0.1", "the optimizer of a trial of b is 0.1: give an Optimizer."),
         ("estimator=backprop", "the estimator of a trial of b is <"),

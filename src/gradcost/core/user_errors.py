@@ -16,15 +16,21 @@ _GRADCOST = Path(__file__).parents[1]
 
 def line_of(error: BaseException) -> str:
     """Return the user's line that an error has passed last, as " (FILE, line N)"; "" if there is none."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(_path(frame))]
+    frames = [frame for frame in _frames(error) if is_users(_path(frame))]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def is_of_user(error: BaseException) -> bool:
     """Return whether the user's code raised an error: the user's own lines are inside those of gradcost."""
-    paths = [_path(frame) for frame in traceback.extract_tb(error.__traceback__)]
+    paths = [_path(frame) for frame in _frames(error)]
     ours = (is_users(path) for path in reversed(paths) if is_users(path) or Path(path).is_relative_to(_GRADCOST))
     return next(ours, False)
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    """Return the lines that an error has passed. Python converts a StopIteration that a generator raises."""
+    cause = error.__cause__
+    return traceback.extract_tb((cause if isinstance(cause, StopIteration) else error).__traceback__)
 
 
 def _path(frame: traceback.FrameSummary) -> str:

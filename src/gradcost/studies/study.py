@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
+from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
 
 Stage = Sequence[Trial]
@@ -41,7 +43,12 @@ class Study:
         Raises:
             BadInput: `trials` is not a generator function, or a stage is not a list of trials.
         """
-        stages, name = self.trials(), f'the study "{self.question}"'
+        name = f'the study "{self.question}"'
+        try:
+            inspect.signature(self.trials).bind()
+        except TypeError as error:
+            raise BadInput(f"{name} has a function that needs arguments ({error}): write it without.") from None
+        stages = self.trials()
         if not isinstance(stages, Generator):
             raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
         records: list[TrialRecord] | None = None
@@ -55,6 +62,7 @@ class Study:
             for trial in stage:
                 if not isinstance(trial, Trial):
                     raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
+                check_task(trial.task, f"the task {trial.task!r} of {name}")
             records = yield stage
 
 

@@ -37,8 +37,8 @@ class Trial:
         points: number of points of the curve of the training loss. Each is the mean loss since the previous point.
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
-            hash of these reprs, so it would differ between processes. Or a part has the wrong type, the target is not
-            finite, or the label has a character that cannot be shown.
+            hash of these reprs, so it would differ between processes. Or a part has the wrong type, a number is out
+            of range, or the label has a character that cannot be shown.
     """
 
     task: Any
@@ -54,6 +54,10 @@ class Trial:
     def __post_init__(self) -> None:
         check_label(self.method)
         check_target(self.target)
+        if self.steps < 1 or self.points < 1:
+            raise BadInput(
+                f"a trial of {self.method} has {self.steps} steps and {self.points} points: give 1 or more."
+            )
         for name, part, kind in (("estimator", self.estimator, Estimator), ("optimizer", self.optimizer, Optimizer)):
             if not isinstance(part, kind):
                 raise BadInput(f"the {name} of a trial of {self.method} is {part!r}: give an {kind.__name__}.")
