@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -208,3 +209,61 @@ def test_a_label_that_cannot_be_shown_is_refused(name: str):
             target=None,
             memory_beyond_weights=None,
         )
+
+
+NOT_UTF8 = os.fsdecode(b"\xff")
+OWN = """
+from gradcost import SGD, Trial, backprop, study
+from gradcost.core.value import value
+from gradcost.tasks.digits import Digits
+
+@value
+class Mine(Digits):
+    pass
+
+@study("Does it learn?")
+def own():
+    yield [Trial(Mine(), "b", backprop(), SGD(0.1), 2, "tune", 0)]
+"""
+
+
+@pytest.mark.parametrize("name", [f"{NOT_UTF8}.py", "a\\N.py", 'a"""b.py', "a\nb.py", "it's.py"])
+def test_a_name_that_cannot_stand_in_the_example_is_refused_and_no_file_is_left(tmp_path: Path, name: str):
+    ran = inside("init", name, folder=tmp_path)
+    assert ran.returncode == 2
+    assert "cannot stand in a Python text: choose a name of letters, digits and _" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my.task.py", "my task.py", "é.py", "%s{x}.py"])
+def test_an_example_of_any_other_name_compiles(tmp_path: Path, name: str):
+    assert inside("init", name, folder=tmp_path).returncode == 0
+    text = (tmp_path / name).read_text("utf-8")
+    compile(text, name, "exec")
+    assert f"--model {name}:make" in text
+
+
+def test_a_study_file_may_have_dots_and_bytes_that_are_no_text_in_its_name(tmp_path: Path):
+    """A worker finds the file's own classes by the name of its module, where a dot would name a package."""
+    (tmp_path / f"{NOT_UTF8}.b%2E.py").write_text(OWN)
+    ran = inside("study", f"{NOT_UTF8}.b%2E.py", "-o", "st", "-j", "1", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [run.status for run in read(tmp_path / "st").trials] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (f"{NOT_UTF8}.parquet", r"gradcost: \udcff.parquet is no name in UTF-8, which Parquet needs: choose another"),
+        ("", "gradcost: . is a folder: name a file in it, such as trials.parquet."),
+        ("st", "gradcost: st is a folder: name a file in it, such as st/trials.parquet."),
+    ],
+)
+def test_a_table_needs_a_name_of_a_file(tmp_path: Path, output: str, said: str):
+    pytest.importorskip("pyarrow")
+    write_folder(tmp_path / "st")
+    before = sorted(tmp_path.rglob("*"))
+    ran = inside("export", "st", "-o", output, folder=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(said)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -67,6 +67,10 @@ def init(
         raise BadInput(f"{file} is not a Python file: write {file.with_suffix('.py')}.")
     if file.exists() and not force:
         raise BadInput(f"{file} exists: choose another name, or replace it with --force.")
+    if not file.name.isprintable() or any(character in file.name for character in "\\\"'"):
+        raise BadInput(
+            f"{file} cannot stand in a Python text: choose a name of letters, digits and _, such as my_task.py."
+        )
     file.write_text(EXAMPLE.format(name=file.name), encoding="utf-8")
     console.show(f"wrote {file}. Next:")
     console.show(f"    gradcost compare --model {file}:make --data {file}:loaders --dry-run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,7 @@ from gradcost.cli.options import (
 )
 from gradcost.cli.train_options import TrainOptions
 from gradcost.core.errors import GradcostError
+from gradcost.core.streams import open_closed_streams
 
 app = typer.Typer(
     help="Measure what a gradient costs and choose how to get one: backprop, checkpointing, forward or zero-order.",
@@ -62,13 +64,25 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
             code = 2
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except Exception:
-            traceback.print_exc()
-            complain("this is a bug in gradcost: please report it with the traceback above and your command.")
-            code = BUG
+        except BaseException as error:
+            code = _unexpected(error, complain)
         raise typer.Exit(code or 0)
 
     return run
+
+
+def _unexpected(error: BaseException, complain: Callable[[str], None]) -> int:
+    """Print an error that is not one of gradcost's as a sentence if the user's code raised it; else as a bug."""
+    from gradcost.core.user_errors import is_of_user, sentence
+
+    if is_of_user(error):
+        complain(f"your own code failed: {sentence(error)}")
+        return 2
+    if not isinstance(error, Exception):  # rich exits when the reader of standard output has closed it
+        raise error
+    traceback.print_exception(error)
+    complain("this is a bug in gradcost: please report it with the traceback above and your command.")
+    return BUG
 
 
 @app.command()
@@ -226,7 +240,19 @@ def options(
     pass
 
 
+def _without_bad_widths() -> None:
+    """Leave out widths of the terminal that are no numbers, where rich raises, or 0, where it shows nothing."""
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        text = os.environ.get(name, "1")
+        if not (text.isascii() and text.isdigit() and 0 < int(text[:7]) < 100_000):
+            del os.environ[name]
+
+
 def main() -> None:
+    _without_bad_widths()
+    if "stdout" in open_closed_streams():
+        print("gradcost: standard output is closed, so no result can be shown: send it to a file.", file=sys.stderr)
+        sys.exit(2)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, signal.default_int_handler)

@@ -58,8 +58,10 @@ def _no_loss(model: Any, batch: Any) -> Any:
 
 
 def _load(safetensors: Any, objective: Objective, path: Path) -> None:
-    if not path.exists():
-        raise BadInput(f"there is no file {path}.")
+    if not path.is_file():
+        raise BadInput(
+            f"{path} is not a regular file: give a file of weights." if path.exists() else f"there is no file {path}."
+        )
     try:
         safetensors.load_model(objective.model, str(path))
     except Exception as error:

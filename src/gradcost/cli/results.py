@@ -24,9 +24,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(progress), indent=2))
         return
-    console.show(
-        f"{folder}   {'no process works on it' if progress.pid is None else f'process {progress.pid} works on it'}"
-    )
+    user = "no process" if progress.pid is None else f"process {progress.pid}" if progress.pid else "another process"
+    console.show(f"{folder}   {user} works on it")
     console.show_table(["phase", "done"], [[phase, str(n)] for phase, n in progress.done.items()])
     for trial in progress.kept:
         place = "at an unknown step" if trial.step is None else f"at step {trial.step:,}"

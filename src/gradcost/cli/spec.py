@@ -278,6 +278,7 @@ def _with_model(task: Any, name: str, model: str) -> Any:
 
 def loaded(path: str) -> ModuleType:
     """Import a Python file and return its module."""
+    from gradcost.core.user_errors import line_of
     from gradcost.studies.user_code import load_file
 
     if not Path(path).is_file():
@@ -286,7 +287,7 @@ def loaded(path: str) -> ModuleType:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result of the command
             return load_file(path)
     except Exception as error:
-        raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}{line_of(error)}") from error
 
 
 def _from_file(path: str, name: str) -> Any:

@@ -12,6 +12,7 @@ from gradcost.cli.answer import show_answer
 from gradcost.cli.options import StudyOptions
 from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
+from gradcost.core.user_errors import user_errors
 from gradcost.report import html
 from gradcost.results.records import read
 from gradcost.results.wording import duration
@@ -24,6 +25,11 @@ def run_file(options: StudyOptions) -> int:
     """Run or resume a study, write its report, and return the exit code."""
     file, _, name = options.file.partition(":")
     study = dataclasses.replace(_find(file, name), file=os.path.abspath(file))
+    with user_errors(f'the study "{study.question}" failed'):
+        return _run(study, options)
+
+
+def _run(study: Study, options: StudyOptions) -> int:
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
         _show_dry_run(study, executor.workers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +25,13 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     Returns:
         `path`.
     Raises:
+        BadInput: the file is a FIFO that no process reads.
         OSError: the file cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = data.encode() if isinstance(data, str) else data
     if path.exists() and not path.is_file():
-        path.write_bytes(content)
+        _write_through(path, content)
         return path
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -75,22 +78,39 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a folder, so that one process writes there at a time. The lock is released when the process ends.
 
     Raises:
-        BadInput: another process has locked the folder; the message contains its process id.
+        BadInput: another process has locked the folder, and the message contains its process id; or the lock is not
+            a regular file.
         OSError: the folder cannot be written, or its lock is a symbolic link.
     """
-    with open(folder / "lock", "a+", opener=no_link) as file:
+    with open(folder / "lock", "ab+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            pid = process_id(file.read())
+            user = f"process {pid}" if pid else "another process"
             raise BadInput(
-                f"{folder} is in use by process {file.read().strip() or '(unknown)'}: wait for it, or choose another "
-                "folder (on the command line: -o DIR)."
+                f"{folder} is in use by {user}: wait for it, or choose another folder (on the command line: -o DIR)."
             ) from None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(str(os.getpid()).encode())
         file.flush()
         yield
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write a device, or a FIFO that a process reads."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BadInput(
+                f"{path} is a FIFO or a socket that no process reads: write another file, or start its reader first."
+            ) from None
+        raise
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "wb") as file:
+        file.write(content)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -102,9 +122,47 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def regular(path: str, flags: int) -> int:
+    """Open a regular file, as the `opener` of `open`.
+
+    Raises:
+        BadInput: it is a FIFO, a socket or a device, which may never have anything to read.
+        OSError: the file cannot be opened.
+    """
+    refusal = BadInput(f"{path} is not a regular file, but a FIFO, a socket or a device: remove it, or name a file.")
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a FIFO that no process reads
+            raise refusal from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `open` refuses a folder itself
+        os.close(descriptor)
+        raise refusal
+    return descriptor
+
+
 def no_link(path: str, flags: int) -> int:
-    """Open a file, as the `opener` of `open`. A symbolic link raises OSError: a link could lead out of the folder."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Open a file like `regular`. A symbolic link raises OSError, too: a link could lead out of the folder."""
+    return regular(path, flags | os.O_NOFOLLOW)
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        BadInput: it is a FIFO, a socket or a device.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb", opener=regular) as file:
+        return file.read()
+
+
+def process_id(lock: bytes) -> int:
+    """Return the process id that a lock file contains; 0 if it contains none."""
+    text = lock.strip()
+    return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
 def cache_folder() -> Path:
@@ -114,10 +172,16 @@ def cache_folder() -> Path:
     "gradcost" in the operating system's user cache; pooch knows its path.
 
     Raises:
+        BadInput: `GRADCOST_CACHE` is below the home folder of a user who has none.
         MissingExtra: `GRADCOST_CACHE` is not set and pooch is not installed.
     """
     if folder := os.environ.get("GRADCOST_CACHE"):
-        return Path(folder).expanduser().absolute()
+        try:
+            return Path(folder).expanduser().absolute()
+        except RuntimeError:
+            raise BadInput(
+                f"GRADCOST_CACHE is {folder}, the home folder of a user who has none: set it to an absolute path."
+            ) from None
     try:
         import pooch
     except ImportError as error:

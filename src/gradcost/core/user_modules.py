@@ -26,9 +26,12 @@ def module_file(module: Any) -> str | None:
 def users_file(module: Any) -> str | None:
     """Return the file of a module of the user; None for gradcost, installed packages and the standard library."""
     file = module_file(module)
-    if file is None or not Path(file).is_file():
-        return None
-    return None if any(Path(file).is_relative_to(folder) for folder in _INSTALLED) else file
+    return file if file is not None and is_users(file) else None
+
+
+def is_users(file: str) -> bool:
+    """Return whether a path is a file of the user: not of gradcost, an installed package or the standard library."""
+    return Path(file).is_file() and not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
 
 
 def source_file(thing: Any) -> str | None:

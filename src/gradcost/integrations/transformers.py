@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
 from gradcost.core.errors import BadInput, Unsupported, require
+from gradcost.core.files import read_regular
 from gradcost.core.objective import Objective
 from gradcost.tasks.task import Batch
 
@@ -68,7 +69,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
 def _config(transformers: Any, path: Path) -> Any:
     path = path / "config.json" if path.is_dir() else path
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = json.loads(read_regular(path))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Give a model's config.json.") from None
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradcost.core.errors import MissingExtra, Unsupported
-from gradcost.core.files import cache_folder, write_whole
+from gradcost.core.files import cache_folder, read_regular, write_whole
 from gradcost.instruments.flops import Counts
 from gradcost.instruments.timing import Timing, time_steps
 from gradcost.noise.add import add_noise
@@ -173,7 +173,7 @@ def _entry(device: str, threads: int) -> str:
 def _read(path: Path) -> dict[str, dict]:
     """The content of the file; empty if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_regular(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.errors import require
+from gradcost.core.errors import BadInput, require
 from gradcost.core.files import replacing
 from gradcost.results import ledger
 from gradcost.results.records import Results, TrialRecord, read
@@ -66,13 +66,19 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     Returns:
         Both paths.
     Raises:
-        BadInput: the folder is not a results folder, or `path` is one of its files.
+        BadInput: the folder is not a results folder, or `path` is one of its files, a folder or no UTF-8.
         MissingExtra: pyarrow is not installed.
         OSError: a file cannot be written.
     """
     parquet = require("pyarrow.parquet", "An export", "export")
     pyarrow = require("pyarrow", "An export", "export")
     results = read(folder)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name a file in it, such as {path / 'trials.parquet'}.")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{path} is no name in UTF-8, which Parquet needs: choose another name.") from None
     ledger.refuse_own(folder, path)
     curves_path = path.with_name(f"{path.stem}.curves{path.suffix}")
     text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import process_id, regular
 from gradcost.core.metric import Metric
 from gradcost.core.units import count
 from gradcost.results import ledger
@@ -89,11 +90,11 @@ def notes_on(results: Results) -> str | None:
 def _running_process(folder: Path) -> int | None:
     """The id of the process that has locked the folder; 0 if unknown, None if the folder is not locked."""
     try:
-        with (folder / "lock").open() as file:
+        with open(folder / "lock", "rb", opener=regular) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not block each other
             except BlockingIOError:
-                return int(file.read().strip() or 0)
+                return process_id(file.read())
     except FileNotFoundError:
         pass
     return None
@@ -102,7 +103,7 @@ def _running_process(folder: Path) -> int | None:
 def _step(path: Path) -> int | None:
     """The number of steps taken before a training checkpoint, from the header of its file; None if unreadable."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, path.stat().st_size)))
         return _item(_item(json.loads(header["__metadata__"]["tree"]), "steps"), "taken")

@@ -23,7 +23,7 @@ from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
 from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
 from gradcost.studies.timed import COARSE, Pace, timed_phases
-from gradcost.studies.trial import Trial, check_label
+from gradcost.studies.trial import Trial, check_label, check_target
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, LoaderTask, Task, placed
 from gradcost.training.optimizers import SGD, Optimizer, require_optimizer, with_rate
@@ -76,6 +76,7 @@ class Comparison:
             raise BadInput(f"{', '.join(twice)} is given twice: name each method once.")
         for name in labels:
             check_label(name)
+        check_target(self.target)
         if not labels:
             raise BadInput("there is no method to compare: name one or more.")
         if self.steps < 1 or not self.seeds or not self.rates:

@@ -66,7 +66,7 @@ def _stamp(file: str) -> str:
 
 
 def _code_with_siblings(file: Path) -> bytes:
-    return b"".join(each.name.encode() + b"\0" + _code(each) for each in _with_siblings(file))
+    return b"".join(os.fsencode(each.name) + b"\0" + _code(each) for each in _with_siblings(file))
 
 
 def _with_siblings(file: Path) -> list[Path]:

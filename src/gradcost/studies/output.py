@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradcost.core.errors import BadInput
 from gradcost.core.files import no_link
+from gradcost.core.streams import open_closed_streams
 
 OUTPUT = "output"  # the folder of these files in a results folder
 LARGEST = 1 << 20  # bytes of a file in which warnings are looked for
@@ -24,8 +26,9 @@ def to_file(path: Path) -> None:
     Args:
         path: the file. What a process prints is added to its end.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BadInput):
         path.parent.mkdir(exist_ok=True)
+        open_closed_streams()
         with open(path, "ab", opener=no_link) as file:
             for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
                 stream.flush()
@@ -71,7 +74,7 @@ def warned(folder: Path, trials: Iterable[str]) -> Warned | None:
         try:
             with open(folder / OUTPUT / f"{trial}.txt", encoding="utf-8", errors="replace", opener=no_link) as file:
                 messages = set(_WARNING.findall(file.read(LARGEST)))
-        except OSError:
+        except (OSError, BadInput):
             continue
         found.update(messages)
         affected += bool(messages)

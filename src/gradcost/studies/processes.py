@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -25,6 +26,7 @@ from typing import Any
 
 from gradcost.core.errors import BadInput, Unsupported, described, shortened
 from gradcost.core.notes import Note
+from gradcost.core.streams import open_closed_streams
 from gradcost.studies.output import OUTPUT, remove_if_empty, to_file
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import UserCode, locate
@@ -175,6 +177,7 @@ def in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Generator[Rec
     Raises:
         Unsupported: no worker process can be started.
     """
+    open_closed_streams()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     waiting, running = deque(jobs), list[_Running]()
@@ -231,6 +234,13 @@ def _started(context: Any, job: Job, work: Work) -> _Running:
         raise Unsupported(
             "the server process that starts the workers has ended. If it was killed, run the same command again. If "
             "an error message is above, check that `python -P -c 'import gradcost, torch'` works."
+        ) from error
+    except OSError as error:
+        if "AF_UNIX path too long" not in str(error):
+            raise
+        raise BadInput(
+            f"the folder for temporary files has a path that is too long for a socket: {tempfile.gettempdir()}. Set "
+            "TMPDIR to a folder with a path of at most 60 characters."
         ) from error
     sender.close()  # the worker has the only other copy, so the pipe closes if the worker dies
     limit = work.trial_timeout
@@ -304,7 +314,9 @@ def _perform_pickled(pickled: bytes, work: Work) -> Record:
                 f"{work.user_file} changed while the study ran: undo the change, or start a new folder"
             )
         trial = _unpickled(pickled, work)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return {"reason": described(error), "traceback": shortened(traceback.format_exc())}
     return perform(trial, work.code, work.folder, work.every)
 

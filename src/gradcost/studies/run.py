@@ -215,7 +215,7 @@ def run_trials(
         before_stage: called with each stage before it runs.
         is_over: whether to stop, asked after each new trial. Running trials keep their training checkpoints.
     """
-    stages = study.trials()
+    stages = study.stages()
     previous: list[TrialRecord] | None = None
     with executor.ready():
         while True:

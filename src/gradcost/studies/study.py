@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
+from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
 
 Stage = Sequence[Trial]
 Stages = Generator[Stage, list[TrialRecord], None]
+
+_ADVICE = "write `yield [Trial(...), ...]` for each stage"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,38 @@ class Study:
     question: str
     trials: Callable[[], Stages]
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str):
+            raise BadInput(f'a study has a question, a text: write @study("your question"), not {self.question!r}.')
+
+    def stages(self) -> Stages:
+        """Start the generator of trials, and check each stage that it yields.
+
+        Raises:
+            BadInput: `trials` is not a generator function, or a stage is not a list of trials.
+        """
+        name = f'the study "{self.question}"'
+        try:
+            inspect.signature(self.trials).bind()
+        except TypeError as error:
+            raise BadInput(f"{name} has a function that needs arguments ({error}): write it without.") from None
+        stages = self.trials()
+        if not isinstance(stages, Generator):
+            raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
+        records: list[TrialRecord] | None = None
+        while True:
+            try:
+                stage = next(stages) if records is None else stages.send(records)
+            except StopIteration:
+                return
+            if not isinstance(stage, list | tuple):
+                raise BadInput(f"{name} yields {type(stage).__name__}, which is no list of trials: {_ADVICE}.")
+            for trial in stage:
+                if not isinstance(trial, Trial):
+                    raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
+                check_task(trial.task, f"the task {trial.task!r} of {name}")
+            records = yield stage
 
 
 def study(question: str) -> Callable[[Callable[[], Stages]], Study]:
@@ -47,7 +83,7 @@ def first_stage(study: Study) -> Stage:
     Raises:
         BadInput: the study yields no trial.
     """
-    stages = study.trials()
+    stages = study.stages()
     try:
         stage = next(stages)
         while not stage:

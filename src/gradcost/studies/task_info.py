@@ -16,8 +16,10 @@ def check_task(task: Any, name: str | None = None) -> None:
     """Check that a study can use an object as its task.
 
     Raises:
-        BadInput: a method is missing; the message names it.
+        BadInput: a method is missing, and the message names it; or it is a class.
     """
+    if isinstance(task, type):
+        raise BadInput(f"{name or task.__name__} is a class: write {task.__name__}(), which makes a task.")
     for method in REQUIRED:
         if not hasattr(task, method):
             raise BadInput(f"{name or repr(task)} is not a task: it has no `{method}`. Subclass gradcost.tasks.Task.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from gradcost.core.errors import BadInput
@@ -36,8 +37,8 @@ class Trial:
         points: number of points of the curve of the training loss. Each is the mean loss since the previous point.
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
-            hash of these reprs, so it would differ between processes. Or the label has a character that cannot be
-            shown.
+            hash of these reprs, so it would differ between processes. Or a part has the wrong type, a number is out
+            of range, or the label has a character that cannot be shown.
     """
 
     task: Any
@@ -52,6 +53,14 @@ class Trial:
 
     def __post_init__(self) -> None:
         check_label(self.method)
+        check_target(self.target)
+        if self.steps < 1 or self.points < 1:
+            raise BadInput(
+                f"a trial of {self.method} has {self.steps} steps and {self.points} points: give 1 or more."
+            )
+        for name, part, kind in (("estimator", self.estimator, Estimator), ("optimizer", self.optimizer, Optimizer)):
+            if not isinstance(part, kind):
+                raise BadInput(f"the {name} of a trial of {self.method} is {part!r}: give an {kind.__name__}.")
         for part in (self.task, self.estimator, self.optimizer):
             if " at 0x" in repr(part):
                 raise BadInput(
@@ -75,6 +84,14 @@ class Trial:
 
 
 def check_label(label: str) -> None:
-    """Raise BadInput if the label of a method has a character that cannot be shown."""
-    if printable(str(label)) != str(label):
+    """Raise BadInput if the label of a method is no text, or has a character that cannot be shown."""
+    if not isinstance(label, str):
+        raise BadInput(f'the label of a method is a text, such as "backprop", not {label!r}.')
+    if printable(label) != label:
         raise BadInput(f"the label {label!r} of a method has a character that cannot be shown: leave it out.")
+
+
+def check_target(target: float | None) -> None:
+    """Raise BadInput if a target is not a finite number or None."""
+    if target is not None and not isfinite(target):
+        raise BadInput(f"the target is {target}: give a finite number, or None for no target.")

@@ -129,7 +129,7 @@ def load_file(path: str) -> ModuleType:
     Its folder goes to the end of `sys.path`, so it can import the files beside it. A file beside it that has the name
     of an installed package or of a standard module, such as `random.py`, is not imported.
     """
-    name = f"{PREFIX}{Path(path).stem}"
+    name = PREFIX + Path(path).stem.replace("%", "%25").replace(".", "%2E")  # a dot would name a package
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

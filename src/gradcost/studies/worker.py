@@ -88,7 +88,9 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
             note = _set_aside(path, folder / "damaged" / name, error)
             result = _run(trial, path, every, start) | {"note": note}
         json.dumps(result, allow_nan=False)  # the task may have returned anything
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         result = {"status": "failed", "reason": described(error), "traceback": shortened(traceback.format_exc())}
     record = empty_record(trial, code) | {"environment": describe(torch.get_num_threads(), code)}
     return record | {"seconds": round(time.perf_counter() - start, 3)} | result

@@ -22,7 +22,7 @@ from torch import Tensor
 from gradcost.core.candidate_weights import SUM, Candidate, count_of
 from gradcost.core.denominators import observed
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.files import write_whole
+from gradcost.core.files import read_regular, write_whole
 from gradcost.core.finite import require_finite
 from gradcost.core.key import Key
 from gradcost.core.loss_weights import rule_of, settled
@@ -263,7 +263,7 @@ def share_log(path: Path) -> int:
         raise BadInput(reason)
     error, own = None, b""
     try:
-        own = path.read_bytes()[: read_log(path).nbytes] if path.exists() else b""
+        own = read_regular(path)[: read_log(path).nbytes] if path.exists() else b""
     except BadInput as found:
         error = found
     rows = _integers([-1 if error is not None else len(own)])

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.files import write_whole
+from gradcost.core.files import read_regular, write_whole
 from gradcost.core.objective import Objective
 from gradcost.estimators.gradient import Gradient, Seeded
 from gradcost.training.optimizers import Optimizer
@@ -103,10 +103,10 @@ def read_log(path: Path) -> Logged:
     Returns:
         The content.
     Raises:
-        BadInput: the file is not a log, or is damaged.
+        BadInput: the file is not a log, is damaged, or is not a regular file.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_regular(path)
     if not data.startswith(_MAGIC):
         raise BadInput(f"{path} is not a step log of gradcost.")
     header: dict[str, Any] | None = None
