@@ -219,7 +219,7 @@ class Leafwise:
             gradient: the leaf's gradient, with the shape and dtype of the leaf.
         """
         group, parameter = self.groups[name], self.parameters[name]
-        if self.takes_pieces and not gradient.is_sparse:  # by its operation alone: a call of step() takes much longer
+        if self.takes_pieces:  # by its operation alone: a call of step() takes much longer
             parameter.detach().add_(gradient, alpha=-self._rate())
             return
         waiting, part = self.waiting[group], self.parts[group]
