@@ -187,10 +187,12 @@ class Leafwise:
     """One torch optimizer per group of leaves, so that each gradient can be freed before the next one is computed.
 
     A large leaf forms a group alone. Small leaves (below 64 KiB) are grouped, because an optimizer call per small
-    leaf would cost more time than grouping costs memory. Plain SGD needs no groups: it moves each leaf by one addition.
+    leaf would cost more time than grouping costs memory. Plain SGD needs no groups: it moves each leaf by one
+    addition.
 
     Law: a step equals the step of one optimizer over all leaves after `gradient.write()`, bit for bit, because the
-    update rules are elementwise. Memory: the gradient of one large leaf, plus the gradients of one group of small leaves.
+    update rules are elementwise. Memory: the gradient of one large leaf, plus the gradients of one group of small
+    leaves.
 
     Args:
         optimizer: the configuration that every group uses.
