@@ -187,8 +187,7 @@ class Leafwise:
     """One torch optimizer per group of leaves, so that each gradient can be freed before the next one is computed.
 
     A large leaf forms a group alone. Small leaves (below 64 KiB) are grouped, because an optimizer call per small
-    leaf would cost more time than grouping costs memory. Plain SGD needs no groups: it moves each leaf by one
-    addition.
+    leaf would cost more time than grouping costs memory.
 
     Law: a step equals the step of one optimizer over all leaves after `gradient.write()`, bit for bit, because the
     update rules are elementwise. Memory: the gradient of one large leaf, plus the gradients of one group of small
@@ -220,9 +219,6 @@ class Leafwise:
             gradient: the leaf's gradient, with the shape and dtype of the leaf.
         """
         group, parameter = self.groups[name], self.parameters[name]
-        if self.takes_pieces:  # by its operation alone: a call of step() takes much longer
-            parameter.detach().add_(gradient, alpha=-self._rate())
-            return
         waiting, part = self.waiting[group], self.parts[group]
         if gradient.is_sparse and not _accepts_sparse(self.optimizer):
             gradient = gradient.to_dense()
