@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import write_whole
 
 EXAMPLE = """\
 \"\"\"Your own model and data for gradcost. This example runs as it is; replace the three functions.
@@ -71,6 +72,8 @@ def init(
         raise BadInput(
             f"{file} cannot stand in a Python text: choose a name of letters, digits and _, such as my_task.py."
         )
-    file.write_text(EXAMPLE.format(name=file.name), encoding="utf-8")
+    if file.is_symlink():
+        raise BadInput(f"{file} is a link: name the file itself.")
+    write_whole(file, EXAMPLE.format(name=file.name))
     console.show(f"wrote {file}. Next:")
     console.show(f"    gradcost compare --model {file}:make --data {file}:loaders --dry-run")

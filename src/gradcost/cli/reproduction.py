@@ -8,6 +8,8 @@ from gradcost.cli import spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
+from gradcost.core.files import write_whole
+from gradcost.results import ledger
 from gradcost.results.wording import listed
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study
@@ -41,5 +43,5 @@ def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure
 
 
 def write_page(page: Path, text: str) -> None:
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    ledger.refuse_own(page.parent, page)
+    write_whole(page, text)

@@ -92,6 +92,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise BadInput(
                 f"{folder} is in use by {user}: wait for it, or choose another folder (on the command line: -o DIR)."
             ) from None
+        file.seek(0)
+        if (text := file.read(64).strip(b"\0\n ")) and not process_id(text):
+            raise BadInput(f"{folder / 'lock'} is not a lock of gradcost: move it away, or choose another folder.")
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         file.flush()

@@ -21,6 +21,7 @@ from gradcost.core.note import Note
 
 RECORDS = "records.jsonl"
 _OWN = (RECORDS, "study.json", "environment.json", "lock")
+_READ = (".jsonl", ".safetensors", ".log", ".py")  # of records, weights, step logs and the user's own code
 CHECKSUM = "crc"
 _SEAL = re.compile(rb',\s*"crc":\s*"([0-9a-f]{8})"\s*}\s*$')
 _LARGE = re.compile(rb"\d{20}|[eE]\+?\d{3}")  # may be a number that is not finite, or too long; others are fast
@@ -160,12 +161,15 @@ def _content(path: Path) -> bytes:
 
 
 def refuse_own(folder: str | Path, output: Path) -> None:
-    """Raise BadInput if `output` is a file of the study in `folder`, which it would replace.
+    """Raise BadInput if `output` is a file that is read, which it would replace: of the study, or of another one.
 
     Args:
         folder: a results folder.
         output: the file to write.
     """
     own = {(Path(folder) / name).resolve() for name in _OWN}
-    if output.resolve() in own:
-        raise BadInput(f"{output} is a file of the study itself: give another name for the output.")
+    is_read = output.is_file() and (output.name in _OWN or output.suffix in _READ)
+    if is_read or output.resolve() in own:
+        raise BadInput(
+            f"{output} is a file of the study itself, or one that is read: give another name for the output."
+        )

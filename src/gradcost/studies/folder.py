@@ -56,9 +56,27 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
             )
         return
     make_folder(folder)
+    _require_free(folder)
     ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
     (folder / "records.jsonl").touch()
     ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
+
+
+def _require_free(folder: Path) -> None:
+    """Raise BadInput if a folder without a study has files of something else under the names of a study's files."""
+    records, environment = folder / "records.jsonl", folder / "environment.json"
+    lines = [line for _, line in ledger.numbered_lines(records)] if records.is_file() else []
+    foreign = [records] if lines and not any(line and "schema" in line for line in lines) else []
+    if environment.is_file():
+        try:
+            known = document(environment)
+        except BadInput:
+            known = {}
+        foreign += [] if known is None or not known or "gradcost" in known else [environment]
+    if foreign:
+        raise BadInput(
+            f"{foreign[0]} belongs to something else: choose another folder (on the command line: -o DIR)."
+        )
 
 
 def _repair_environment(path: Path, code: str) -> None:

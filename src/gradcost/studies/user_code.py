@@ -128,9 +128,15 @@ def load_file(path: str) -> ModuleType:
 
     Its folder goes to the end of `sys.path`, so it can import the files beside it. A file beside it that has the name
     of an installed package or of a standard module, such as `random.py`, is not imported.
+
+    Raises:
+        BadInput: it is not a Python file, or a file of the same name in another folder was imported before.
     """
     name = PREFIX + Path(path).stem.replace("%", "%25").replace(".", "%2E")  # a dot would name a package
     if name in sys.modules:
+        known = module_file(sys.modules[name])
+        if known is not None and not os.path.samefile(known, path):
+            raise BadInput(f"{known} and {path} are two files of one name: rename one of them.")
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:

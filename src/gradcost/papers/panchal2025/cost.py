@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from gradcost.core.errors import BadInput
+from gradcost.core.files import write_whole
 from gradcost.papers.panchal2025.cost_models import COST_MODELS, CostModel
 from gradcost.papers.panchal2025.methods import Settings, method
 from gradcost.planning.forecasts import Forecasts
@@ -97,7 +98,7 @@ def read_costs(folder: Path) -> list[CostRecord]:
         BadInput: another line is damaged.
     """
     path = folder / FILE
-    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1] if path.is_file() else []
     names = {each.name for each in fields(CostRecord)}
     found = []
     for number, line in enumerate(lines, 1):
@@ -106,7 +107,7 @@ def read_costs(folder: Path) -> list[CostRecord]:
             if set(values) != names:
                 raise ValueError("other fields than those of a forecast")
             found.append(CostRecord(**values))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BadInput(f"{path}, line {number}: {error}. Delete the file and forecast again.") from error
     return found
 
@@ -190,4 +191,7 @@ def _end_with_a_whole_line(path: Path) -> None:
     """Remove what an interrupted process wrote of its last line."""
     if path.is_file():
         data = path.read_bytes()
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+        if not data.endswith(b"\n") and data:
+            if not data.startswith(b"{"):
+                raise BadInput(f"{path} is not a file of forecasts: choose another folder.")
+            write_whole(path, data[: data.rfind(b"\n") + 1])
