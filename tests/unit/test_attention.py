@@ -87,6 +87,14 @@ def test_dropout_autocast_and_autograd_take_the_math_kernel():
         assert attention.attention(q.requires_grad_(), k, v) is None
 
 
+def test_what_is_broadcast_takes_the_math_kernel():
+    q, k, v, _ = tensors()
+    assert attention.attention(q, k[:, :1], v[:, :1]) is None
+    assert attention.attention(q, k[:1], v[:1]) is None
+    assert attention.attention(q, k[:, :2], v[:, :1], enable_gqa=True) is None
+    assert attention.attention(q, k[:, :1], v[:, :1], enable_gqa=True) is not None
+
+
 @pytest.mark.slow
 def test_the_memory_is_linear_in_the_length():
     import gradcost

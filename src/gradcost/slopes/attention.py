@@ -8,10 +8,8 @@ math kernel, whose memory is quadratic in the length.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradcost.slopes.duals import Dual, apart, ordinary
@@ -47,10 +45,11 @@ def attention(
         enable_gqa: whether several heads share keys and values.
     Returns:
         None where this rule does not serve: with dropout, which draws one mask for all scores, where `apart` refuses
-        the tensors, and for tensors of other than four dimensions.
+        the tensors, for tensors of other than four dimensions, and where batches or heads are broadcast.
     """
     is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
-    served = dropout_p == 0 and query.ndim == 4
+    served = dropout_p == 0 and query.ndim == 4 and key.shape[:-2] == value.shape[:-2]
+    served = served and len(query) == len(key) and (enable_gqa or query.shape[1] == key.shape[1])
     parts = apart(query, key, value, None if is_bool else attn_mask) if served else None
     if parts is None:
         return None
@@ -137,11 +136,3 @@ def _rows(mask: Tensor, start: int, stop: int, seen: int) -> Tensor:
     """Return the part of a mask for some queries and the first keys. A dimension of size 1 is for all."""
     mask = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
     return mask[..., :seen] if mask.shape[-1] > 1 else mask
-
-
-def dispatch(*args: Any, **options: Any) -> tuple[Tensor, bool]:
-    """Return attention, and whether it ran on the math kernel."""
-    out = attention(*args, **options)
-    if out is not None:
-        return out, False
-    return F.scaled_dot_product_attention(*args, **options), True

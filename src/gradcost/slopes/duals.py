@@ -111,8 +111,7 @@ def apart(*arguments: Tensor | None) -> Apart | None:
     if not all(level is None and _is_dense(primal, primals[0][0].dtype) for primal, level in primals):
         return None
     tangents = [None if tangent is None else _unwrapped(tangent) for _, tangent in unpacked]
-    levels = {level for tangent in tangents if tangent is not None for level in tangent[1:] if level is not None}
-    level = max(levels, default=None)
+    level = next((tangent[1] for tangent in tangents if tangent is not None and tangent[1] is not None), None)
     with ordinary():
         stacks = [_stacked(tangent) for tangent in tangents]
         directions = max((len(stack) for stack in stacks if stack is not None), default=0)

@@ -190,8 +190,9 @@ def _normalizing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
-    out, is_math = attention.dispatch(*args, **kwargs)
-    if is_math:
+    out = attention.attention(*args, **kwargs)
+    if out is None:
+        out = F.scaled_dot_product_attention(*args, **kwargs)
         note_math_attention()
     return out
 

@@ -14,7 +14,7 @@ from gradcost.training.loop import StepResult
 
 CHECKPOINT = "training.safetensors"
 LOSSES = "losses.csv"
-_HEAD = "step,loss\n"
+_HEAD = b"step,loss\n"
 
 
 def recorded(steps: Iterator[StepResult], folder: Path, every: float | None = 30.0) -> Iterator[StepResult]:
@@ -57,16 +57,16 @@ def _opened(path: Path, step: int) -> io.FileIO:
     """Open the losses to append that of this step: the lines of it and of later steps are removed."""
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is no file: move it away, and repeat the command.")
-    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines[1:], 2):
-        place = line.partition(",")[0]
-        if not (place.isdecimal() and place.isascii() and len(place) < 19):
+        place = line.partition(b",")[0]
+        if not (place.isdigit() and len(place) < 19):
             raise BadInput(
                 f"line {number} of {path} is damaged: move the file away, and repeat the command. The training goes "
                 "on from its checkpoint; a new file begins with the next step."
             )
-        if line.endswith("\n") and int(place) < step:
+        if line.endswith(b"\n") and int(place) < step:
             kept.append(line)
-    write_whole(path, "".join([_HEAD, *kept]))
+    write_whole(path, b"".join([_HEAD, *kept]))
     return path.open("ab", buffering=0)

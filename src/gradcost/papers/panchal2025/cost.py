@@ -98,7 +98,7 @@ def read_costs(folder: Path) -> list[CostRecord]:
         BadInput: another line is damaged.
     """
     path = folder / FILE
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1] if path.is_file() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     names = {each.name for each in fields(CostRecord)}
     found = []
     for number, line in enumerate(lines, 1):
