@@ -40,6 +40,11 @@ app = typer.Typer(
 data = typer.Typer(help="Download data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+KEPT = {  # what an interrupted command keeps
+    "study": "finished trials are kept; the same command resumes",
+    "reproduce": "finished trials are kept; the same command resumes",
+    "train": "the run goes on from its last checkpoint with --resume",
+}
 BUG = 70  # the exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 
@@ -53,7 +58,7 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
-            complain("interrupted; finished trials are kept.")
+            complain("; ".join(filter(None, ["interrupted", KEPT.get(command.__name__)])) + ".")
             code = 130
         except OSError as error:
             reason = error.strerror or str(error)
