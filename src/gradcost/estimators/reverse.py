@@ -29,6 +29,9 @@ class Reverse(Estimator):
     Law: every `saving` gives the same gradient, bit for bit. L linear layers cost L + (2L - 1) forward matmuls, plus
     those that `saving` recomputes.
 
+    In a DistributedDataParallel or after `fully_shard` the gradient is the mean of the processes' gradients, and the
+    loss is that of this process's batch. Sharded parameters are served with `Everything()` only.
+
     Args:
         saving: which activations are saved for the backward pass, and which are recomputed.
     Source: Linnainmaa 1970; Rumelhart, Hinton, Williams 1986.
@@ -62,6 +65,8 @@ class Reverse(Estimator):
                 "torch.inference_mode() is on around the estimate, and backprop cannot record a graph there. Use "
                 "torch.no_grad() around the training loop instead."
             )
+        if (reason := self._refusal(objective)) is not None:
+            raise Unsupported(reason)
         objective.prepare(batch, key)  # before hooks and frozen parameters
         passes = BackwardPasses(objective, use)
         total: Tensor | None = None
@@ -95,7 +100,15 @@ class Reverse(Estimator):
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        return hooks_message(parameters) or self.saving.objection(objective, batch)
+        return hooks_message(parameters) or self._refusal(objective) or self.saving.objection(objective, batch)
+
+    def _refusal(self, objective: Objective) -> str | None:
+        if objective.structure.sharded is None or self.saving == Everything():
+            return None
+        return (
+            f"{objective.structure.sharded}, and {self.saving} serves whole parameters. Use backprop(), with "
+            "torch.utils.checkpoint in the model where memory is short."
+        )
 
 
 def _rescale_gradients(parameters: Iterable[Tensor], factor: float) -> None:

@@ -136,12 +136,18 @@ def forecast(
     Raises:
         BadInput: the loss cannot be evaluated on this batch.
         Unsupported: the estimator cannot be used with this model and batch, or the model cannot be simulated, for
-            example because it reads values of tensors. The message names the module and an alternative.
+            example because it reads values of tensors. The message names the module and an alternative. Or several
+            processes train the model.
     """
     require_estimator(estimator)
     require_objective(objective)
     if optimizer is not None:
         require_optimizer(optimizer)
+    if objective.structure.processes_message() is not None:
+        raise Unsupported(
+            "a forecast simulates one process, and several train this model. Make the Objective of the model before "
+            "DistributedDataParallel or fully_shard; DistributedDataParallel holds all gradients and a copy of them."
+        )
     where = device_type(objective, device)
     with (
         warnings.catch_warnings(),
