@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradcost.core import memory_events
 from gradcost.core.errors import BadInput
 from gradcost.core.pytree import tensors
+from gradcost.instruments.cuda_allocator import Event
 from gradcost.instruments.module_tracker import ModuleTracker
 from gradcost.instruments.workspaces import workspace_bound
 
@@ -142,6 +143,7 @@ class MemoryTracker(TorchDispatchMode):
         self._model = model
         self._storages: dict[int, _Storage | None] = {}  # by address; None: from before tracking, not counted
         self._events: list[tuple[_Storage, int]] = []
+        self._requests: list[int] = []  # of each event: the bytes of the storage after it, not rounded
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
         self._workspaces: list[tuple[int, int, str]] = []  # number of events, bound in bytes, operator
         self.register("parameters", model.parameters())
@@ -195,6 +197,16 @@ class MemoryTracker(TorchDispatchMode):
     def moment(self) -> int:
         """Return the number of allocations, resizes and frees so far: an index into the timeline."""
         return len(self._events)
+
+    def log(self) -> list[Event]:
+        """Return the allocations, resizes and frees so far, for `cuda_allocator.replay_step`."""
+        numbers: dict[int, int] = {}  # by the identity of the storage
+        events = []
+        for at, ((storage, _), size) in enumerate(zip(self._events, self._requests, strict=True)):
+            if not storage.elsewhere:
+                number = numbers.setdefault(id(storage), len(numbers))
+                events.append(Event(number, size, " in ".join(filter(None, self._origins.get(at, ())))))
+        return events
 
     @property
     def standing(self) -> int:
@@ -254,6 +266,7 @@ class MemoryTracker(TorchDispatchMode):
         if size != storage.size:
             self._origins[len(self._events)] = (operator, self.modules.here)
             self._events.append((storage, size - storage.size))
+            self._requests.append(untyped.nbytes())
             storage.size = size
         return storage
 
@@ -261,6 +274,7 @@ class MemoryTracker(TorchDispatchMode):
         storage = self._storages.pop(address, None)
         if storage is not None:
             self._events.append((storage, -storage.size))
+            self._requests.append(0)
 
     def _tag_saved(self, tensor: Tensor) -> Tensor:
         self.on_tag("saved", tensor)
