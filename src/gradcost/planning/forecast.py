@@ -105,10 +105,11 @@ class Forecast:
         if self.within_kernels:
             lines.append(f"    and up to {self.within_kernels:,} bytes more inside {self.memory.kernel}")
         if self.cuda is not None:
-            lines.append(
-                f"    requested {self.cuda.requested:,}, allocated {self.cuda.allocated:,}, reserved by CUDA's "
-                f"allocator up to {self.cuda.reserved:,}, and {CONTEXT[0] >> 20} to {CONTEXT[1] >> 20} MiB for the CUDA context"
-            )
+            low, high = (size >> 20 for size in CONTEXT)
+            lines += [
+                f"    requested {self.cuda.requested:,}, allocated {self.cuda.allocated:,}",
+                f"    reserved by CUDA's allocator up to {self.cuda.reserved:,}, and {low} to {high} MiB for the context",
+            ]
         lines.append(
             f"{self.flops:,} FLOPs ({self.forwards:.2f} forwards), {self.matmuls} matmuls, {self.moved:,} bytes moved"
         )
