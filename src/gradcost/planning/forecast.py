@@ -108,7 +108,7 @@ class Forecast:
             low, high = (size >> 20 for size in CONTEXT)
             lines += [
                 f"    requested {self.cuda.requested:,}, allocated {self.cuda.allocated:,}",
-                f"    reserved by CUDA's allocator up to {self.cuda.reserved:,}, and {low} to {high} MiB for the context",
+                f"    reserved by CUDA's allocator up to {self.cuda.reserved:,}; and {low} to {high} MiB of context",
             ]
         lines.append(
             f"{self.flops:,} FLOPs ({self.forwards:.2f} forwards), {self.matmuls} matmuls, {self.moved:,} bytes moved"
