@@ -99,6 +99,22 @@ def trained(model: nn.Module, data: list[Batch], optimizer: Any) -> list[float]:
     return flat(model.parameters())
 
 
+def with_statistics() -> nn.Module:
+    with seeded_generators(KEY):
+        return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+
+
+def plain_loop(data: list[Batch]) -> list[float]:
+    """Return weights and buffers after the training of `trained` with SGD, written by hand."""
+    model = with_statistics()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(10):
+        optimizer.zero_grad()
+        loss(model, data[step % len(data)]).backward()
+        optimizer.step()
+    return flat([*model.parameters(), *model.buffers()])
+
+
 def own(batch: Batch) -> Batch:
     rank, count = dist.get_rank(), dist.get_world_size()
     return batch[0][rank::count], batch[1][rank::count]
@@ -121,6 +137,11 @@ def work(folder: Path) -> dict[str, Any]:
             "gradients": [gradient(make(), estimator, data[0]) for estimator in estimators],
             "weights": {one: trained(make(), data, optimizer) for one, optimizer in OPTIMIZERS.items()},
         }
+    model = with_statistics()
+    trained(model, data, SGD(0.1))
+    found["statistics"] = [flat([*model.parameters(), *model.buffers()]), plain_loop(data)]
+    static = Objective(ddp(static_graph=True), loss)
+    found["static graph"] = refused(lambda: backprop().estimate(static, data[0], KEY))
     for name, model in (("ddp refuses", ddp()), ("fsdp refuses", fsdp())):
         objective = Objective(model, loss)
         methods = (gradcost.mezo(), gradcost.forward_gradient(), gradcost.activity_perturbation())
@@ -162,6 +183,12 @@ def test_training_gives_the_weights_of_one_process_that_has_all_data(way: str, o
     torch.testing.assert_close(torch.tensor(first), expected, rtol=0, atol=1e-6)
 
 
+def test_training_of_a_model_with_batch_norm_has_the_bits_of_a_plain_loop(results: Results):
+    for result in results:
+        ours, plain = result["statistics"]
+        assert ours == plain
+
+
 def test_estimates_that_would_differ_between_processes_are_refused(results: Results):
     for result in results:
         for name, reason in (
@@ -171,6 +198,7 @@ def test_estimates_that_would_differ_between_processes_are_refused(results: Resu
             for said in (*result[name]["estimates"], *result[name]["training"]):
                 assert reason in said
                 assert "BatchParallel or DirectionParallel" in said
+            assert "static_graph=False" in result["static graph"]
             assert "a forecast simulates one process" in result[name]["forecast"]
             assert "backward pass" in result[name]["surrogate"]
 
