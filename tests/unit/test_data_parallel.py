@@ -55,7 +55,8 @@ def fsdp(recompute: bool = False) -> nn.Module:
     model, mesh = made(recompute), init_device_mesh("cpu", (dist.get_world_size(),))
     for part in model.children():
         fully_shard(part, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 WAYS: dict[str, Callable[[], nn.Module]] = {
