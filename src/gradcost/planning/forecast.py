@@ -23,7 +23,7 @@ from gradcost.instruments.flops import Counts, OpCounter
 from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.refusals import simulation_errors
-from gradcost.training.optimizers import Optimizer, require_optimizer
+from gradcost.training.optimizers import Leafwise, Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
 
 
@@ -122,6 +122,8 @@ def forecast(
     batch: Any,
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
+    *,
+    held: bool = False,
 ) -> Forecast:
     """Predict the cost of a training step without computing its numbers or moving data.
 
@@ -139,6 +141,9 @@ def forecast(
         batch: a typical training batch.
         optimizer: the optimizer; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
+        held: whether all gradients are held until one step of the optimizer, as in a loop of `loss.backward();
+            optimizer.step()` or in a Trainer. False: each parameter moves as soon as its gradient is complete, as in
+            `train`.
     Returns:
         The peak memory with its breakdown, FLOPs and matrix products.
     Raises:
@@ -173,7 +178,10 @@ def forecast(
         objection = estimator.objection(fake, fake_batch)
         if objection is not None:
             raise Unsupported(objection)
-        train_state = _after_first_step(TrainState(fake, estimator, optimizer), fake_batch)
+        train_state = TrainState(fake, estimator, optimizer)
+        if held and optimizer is not None:
+            train_state.leafwise = Leafwise(optimizer, fake, at_once=True)
+        train_state = _after_first_step(train_state, fake_batch)
         tracker.register("optimizer state", train_state.held_tensors())
         standing = tracker.moment
         with counter.followed(), tracker.followed():
