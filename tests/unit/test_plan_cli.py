@@ -152,6 +152,33 @@ def test_a_configuration_is_enough_for_a_model_of_transformers(here: Path):
     assert factory["rows"][0]["fits"]
 
 
+def test_weights_in_four_bits_are_planned_as_such_or_refused(here: Path):
+    """As the option or the configuration says; they used to be planned in 16 bits without a word."""
+    settings = json.loads((here / "llama.json").read_text()) | {"hidden_size": 64, "intermediate_size": 128}
+    kinds: dict[str, Any] = {"plain": {}, "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    kinds |= {"gptq": {"quant_method": "gptq", "bits": 4}}
+    for name, kind in kinds.items():
+        (here / f"{name}.json").write_text(json.dumps(settings | ({"quantization_config": kind} if kind else {})))
+    rest = ("--memory", "1GiB", "--length", "8", "--batch", "1", "--method", "backprop()", "--dtype", "bfloat16")
+    lora = (*rest, "--lora", "1")
+    plain, option, config = (
+        planned(here, "--model", f"hf:{name}.json", *lora, *bits)["rows"][0]["breakdown"]["parameters"]
+        for name, bits in (("plain", ()), ("plain", ("--bits", "4")), ("nf4", ()))
+    )
+    assert option == config
+    blocks = settings["num_hidden_layers"] * (4 * 64 * 64 + 3 * 64 * 128)
+    assert plain - option == pytest.approx(blocks * (2 - 0.5 - 2 / 64), rel=0.2)  # keys may have fewer heads
+    for arguments, told in (
+        (("--model", "hf:nf4.json", *rest), "weights in 4 bits cannot be trained: add --lora RANK"),
+        (("--model", "hf:plain.json", *rest, "--bits", "4"), "weights in 4 bits cannot be trained: add --lora RANK"),
+        (("--model", "hf:gptq.json", *lora), "has a quantization_config (gptq)"),
+        ((*FACTORY, "--memory", "1GiB", "--bits", "4"), "--bits is for models of transformers"),
+    ):
+        ran = inside("plan", *arguments, folder=here)
+        assert ran.returncode == 2
+        assert told in ran.stderr
+
+
 def test_a_pair_a_module_by_name_and_a_task_are_models_too(here: Path):
     memory = ("--memory", "1MiB", "--method", "mezo()")
     assert planned(here, "--model", "mine:pair", "--data", "mine.py:inputs", *memory)["choice"] == "mezo()"

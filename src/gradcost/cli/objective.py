@@ -55,6 +55,7 @@ def of_model(
     length: int | None = None,
     lora: int | None = None,
     chunks: int | None = None,
+    bits: int | None = None,
 ) -> tuple[Objective, Any]:
     """Return the objective of --model, and a batch: from --data, or random tokens for a model of transformers."""
     from gradcost.integrations import transformers
@@ -69,11 +70,13 @@ def of_model(
     # `is_model` imports transformers, which may not be installed: call it only for models that need transformers.
     is_transformers = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
     if not is_transformers:
-        options = {"--length": length, "--lora": lora, "--chunks": chunks}
+        options = {"--length": length, "--lora": lora, "--chunks": chunks, "--bits": bits}
         for name in (name for name, value in options.items() if value is not None):
             raise BadInput(f"{name} is for models of transformers, but {model} returns a {type(module).__name__}.")
     if lora is not None:
         module = transformers.with_lora(module, lora)
+    if bits is not None or (model.startswith("hf:") and transformers.bits_of(module.config)):
+        module = transformers.quantized(module)
     if data is not None:
         made = _batch_of(data, examples)
         return Objective(module, loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)), made

@@ -192,6 +192,7 @@ class PlanOptions:
         int | None, typer.Option(help="Tokens in an example. Default: 512, or the model's maximum.")
     ] = None
     lora: Annotated[int | None, typer.Option(help="Freeze the model and train LoRA adapters of this rank.")] = None
+    bits: Annotated[int | None, typer.Option(min=4, max=4, help="4: frozen weights in 4 bits, with --lora.")] = None
     chunks: Annotated[
         int | None,
         typer.Option(min=1, help="Split the output head and loss of a language model into this many parts."),

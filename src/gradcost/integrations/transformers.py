@@ -20,6 +20,7 @@ from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
 from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.files import read_regular
 from gradcost.core.objective import Objective
+from gradcost.integrations.four_bit import in_four_bits
 from gradcost.tasks.task import Batch
 
 LENGTH = 512  # tokens per example by default
@@ -51,6 +52,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise BadInput(f"{path} has {layers:,} layers, and {MOST_LAYERS:,} are the most that can be built.")
+    _require_known_quantization(path, config)
     kind = getattr(transformers, architectures[0], None) if architectures else None
     options = {} if dtype is None else {"dtype": dtype}
     try:
@@ -89,6 +91,39 @@ def _config(transformers: Any, path: Path) -> Any:
     except Exception as error:  # a configuration validates itself and raises exceptions of many types
         message = " ".join(str(error).split())
         raise BadInput(f"{path} is not a configuration of {kind!r}: {message}") from error
+
+
+def bits_of(config: Any) -> int | None:
+    """Return how many bits a configuration stores a frozen weight in: 4, or None if it says nothing."""
+    return None if getattr(config, "quantization_config", None) is None else 4
+
+
+def _require_known_quantization(path: str | Path, config: Any) -> None:
+    settings = getattr(config, "quantization_config", None)
+    settings = settings if settings is None or isinstance(settings, dict) else settings.to_dict()
+    if settings is None or settings.get("load_in_4bit") is True:
+        return
+    raise Unsupported(
+        f"{path} has a quantization_config ({settings.get('quant_method', 'no method')}), and a forecast knows only "
+        '"load_in_4bit": true of bitsandbytes. Delete quantization_config to forecast the weights without it.'
+    )
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    """Store the frozen linear layers of a model in 4 bits, except its head, and return the model.
+
+    Half a byte per weight, and a scale for each 64: nearly the layout of bitsandbytes' NF4. A layer's weights are
+    computed in the dtype of the model when they are needed, and not saved.
+
+    Args:
+        model: a transformers model with adapters from `with_lora`. It is changed in place.
+    Raises:
+        BadInput: no weight is frozen, or the number of inputs of a layer is not a multiple of 64.
+    Source: Dettmers et al. 2023 (arXiv 2305.14314).
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        raise BadInput("weights in 4 bits cannot be trained: add --lora RANK, which trains adapters instead.")
+    return in_four_bits(model, head=_inner(model).get_output_embeddings())  # type: ignore[operator]
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
