@@ -279,7 +279,7 @@ def test_sharded_parameters_are_refused_but_by_backprop(tmp_path: Path):
         model = nn.Linear(3, 2)
         mesh = init_device_mesh("cpu", (1,))
         model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-        objective = Objective(model, lambda model, batch: model.weight.sum() * batch)
+        objective = Objective(model, lambda model, batch: model.get_parameter("weight").sum() * batch)
         with pytest.raises(Unsupported, match="`weight` is sharded over processes"):
             mezo().estimate(objective, torch.ones(()), KEY)
 

@@ -84,8 +84,9 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "unknown.json").write_text(json.dumps({"model_type": "lama"}))
     (tmp_path / "less.json").write_text(json.dumps({"hidden_size": 3}))
     (tmp_path / "endless.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 10**8}))
-    (tmp_path / "t5.json").write_text(
-        json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
+    (tmp_path / "bare.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (tmp_path / "images.json").write_text(
+        json.dumps({"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]})
     )
     (tmp_path / "deep.json").write_text('{"model_type": "llama", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}")
     for name, change in HOSTILE.items():
@@ -242,7 +243,8 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "hf:map.json"), "architectures"),
         (("--model", "hf:relu7.json"), "relu7"),
         (("--model", "hf:headless.json"), "headless.json"),
-        (("--model", "hf:t5.json"), "not a decoder-only or masked language model"),
+        (("--model", "hf:bare.json"), "no language model, and no classifier of sequences, tokens, answers or images"),
+        (("--model", "hf:images.json"), "takes images and text"),
         (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
         (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),
         (("--task", "digits", "--data", "mine.py:batch"), "leave one out"),

@@ -21,6 +21,7 @@ from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.files import read_regular
 from gradcost.core.objective import Objective
 from gradcost.integrations.four_bit import in_four_bits
+from gradcost.integrations.inputs import made_for, own_loss
 from gradcost.tasks.task import Batch
 
 LENGTH = 512  # tokens per example by default
@@ -175,6 +176,8 @@ def objective(
     - a masked language model predicts the token at the same position;
     - a sequence classifier predicts the label of the sequence.
 
+    Encoder-decoder models of text and speech, and classifiers of tokens, answers and images, compute their own loss.
+
     Args:
         model: a model from `from_config`, `with_lora` or transformers.
         examples: number of sequences in the batch.
@@ -182,7 +185,8 @@ def objective(
         chunks: number of parts in which the head and the loss are computed (`chunked_cross_entropy`). None: all
             logits are computed at once. Ignored for a classifier.
     Returns:
-        (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels).
+        (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels); for
+        a model with its own loss a dictionary of its arguments.
     Raises:
         BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, or the model is of
             another kind.
@@ -199,10 +203,12 @@ def objective(
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
         return Objective(model, classification), Batch(tokens, torch.zeros(examples, dtype=torch.int64))
-    head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
-    if head is None or getattr(config, "is_encoder_decoder", False):
+    inputs = made_for(name, config, examples, length)
+    if inputs is not None:
+        return Objective(model, own_loss), inputs
+    if getattr(_inner(model), "get_output_embeddings", lambda: None)() is None:
         raise BadInput(
-            f"{name} is not a decoder-only or masked language model, and not a sequence classifier: give "
+            f"{name} is no language model, and no classifier of sequences, tokens, answers or images: give "
             "FILE.py:FACTORY that returns (model, loss), and --data."
         )
     shift = 0 if name.endswith("ForMaskedLM") else 1
