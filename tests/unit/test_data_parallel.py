@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tests.processes import Results, in_processes
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +20,7 @@ from gradcost import Accumulated, Key, Objective, backprop, checkpointed
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.isolation import seeded_generators
 from gradcost.training import SGD, Adam, TrainState, checkpoint
+from processes import Results, in_processes
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tests.processes import Results, in_processes
 from torch import Tensor, nn
 
 import gradcost
@@ -32,6 +31,7 @@ from gradcost.training.distributed import (
     share_log,
 )
 from gradcost.training.step_log import weights_digest
+from processes import Results, in_processes
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
@@ -273,7 +273,6 @@ from gradcost.tasks.digits import Digits
 from gradcost.training import Adam, StepLog
 from gradcost.training.distributed import DirectionParallel, share_log
 from gradcost.training.step_log import weights_digest
-from tests.processes import Results, in_processes
 
 torch.set_num_threads(1)
 folder, kill = Path(sys.argv[1]), len(sys.argv) == 2
