@@ -75,7 +75,7 @@ def of_model(
             raise BadInput(f"{name} is for models of transformers, but {model} returns a {type(module).__name__}.")
     if lora is not None:
         module = transformers.with_lora(module, lora)
-    if bits is not None or (model.startswith("hf:") and transformers.bits_of(module.config)):
+    if bits is not None or (model.startswith("hf:") and transformers.is_quantized(module)):
         module = transformers.quantized(module)
     if data is not None:
         made = _batch_of(data, examples)

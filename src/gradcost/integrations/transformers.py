@@ -94,9 +94,9 @@ def _config(transformers: Any, path: Path) -> Any:
         raise BadInput(f"{path} is not a configuration of {kind!r}: {message}") from error
 
 
-def bits_of(config: Any) -> int | None:
-    """Return how many bits a configuration stores a frozen weight in: 4, or None if it says nothing."""
-    return None if getattr(config, "quantization_config", None) is None else 4
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether the configuration of a model from `from_config` stores frozen weights in 4 bits."""
+    return getattr(model.config, "quantization_config", None) is not None
 
 
 def _require_known_quantization(path: str | Path, config: Any) -> None:
