@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_records import write_folder
@@ -18,6 +21,7 @@ from gradcost.core.value import value
 from gradcost.planning.within import Within
 from gradcost.results.records import read
 from gradcost.results.status import notes_on
+from gradcost.studies import environment
 from gradcost.studies.folder import make_folder
 from gradcost.tasks import Digits
 from gradcost.tasks.task import Split, Splits
@@ -81,3 +85,17 @@ class Empty(Digits):
 def test_an_empty_training_split_is_a_sentence():
     with pytest.raises(BadInput, match="the training split of Empty has no examples: it needs one or more"):
         Empty().batch_at(Key(0), 0)
+
+
+def test_an_installation_without_numba_measures_something_else_and_continues_no_folder(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Without numba, `mezo()` needs four times the memory: the same folder would hold two kinds of figures."""
+    assert any(re.match("numba[>=]", each) for each in project()["dependencies"])
+    before = environment.fingerprint.__wrapped__()
+    monkeypatch.setattr(environment, "has_fused_path", lambda: False)
+    assert environment.fingerprint.__wrapped__() != before
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
