@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,42 @@ class Empty(Digits):
     def splits(self) -> Splits:
         train, *others = super().splits()
         return Splits(Split(train.x[:0], train.y[:0]), *others)
+
+
+def test_the_memory_of_compare_is_named(tmp_path: Path):
+    ran = inside("compare", "--memory", "10KiB", "--dry-run", folder=tmp_path)
+    assert ran.returncode == 2
+    assert "write --memory-beyond-weights 10KiB, without parameters, buffers and batch" in ran.stderr
+    ran = inside("compare", "--memory-beyond-weights", "10KiB", "--dry-run", folder=tmp_path)
+    assert ran.returncode == 4
+    assert "36,136 bytes of parameters, buffers and batch" in ran.stderr  # 46,376 - 10 KiB
+
+
+def test_a_page_that_cannot_be_written_there_is_an_error_of_input(tmp_path: Path):
+    write_folder(tmp_path / "r")
+    ran = inside("report", "r", "-o", "/proc/x.html", folder=tmp_path)
+    assert ran.returncode == 2
+    assert "/proc/x.html cannot be written (No such file or directory): choose another file (-o FILE)" in ran.stderr
+
+
+def test_a_function_without_arguments_makes_a_batch(tmp_path: Path):
+    source = """
+        import torch
+        def make():
+            return torch.nn.Linear(3, 2)
+        def batch():
+            return torch.zeros(5, 3), torch.zeros(5, dtype=torch.long)
+    """
+    (tmp_path / "my.py").write_text(textwrap.dedent(source))
+    command = ("plan", "--model", "my.py:make", "--data", "my.py:batch", "--memory", "1MiB")
+    assert "batch 5" in inside(*command, folder=tmp_path).stdout
+
+
+def test_a_note_is_one_line(tmp_path: Path):
+    code = "import warnings; from gradcost.core.note import Note; from gradcost.cli import main; "
+    code += "main.app = lambda **_: warnings.warn('mind this', Note); main.main()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr == "note: mind this\n"
 
 
 def test_an_empty_training_split_is_a_sentence():

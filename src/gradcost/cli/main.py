@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -248,8 +249,24 @@ def _without_bad_widths() -> None:
             del os.environ[name]
 
 
+def _show_notes_plainly() -> None:
+    """Print a `Note` as one line, without the place in the code that issued it."""
+    from gradcost.core.note import Note
+
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, Note):
+            shown(message, category, *place, **options)
+        elif sys.stderr is not None:
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     _without_bad_widths()
+    _show_notes_plainly()
     if "stdout" in open_closed_streams():
         print("gradcost: standard output is closed, so no result can be shown: send it to a file.", file=sys.stderr)
         sys.exit(2)

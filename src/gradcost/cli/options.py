@@ -105,6 +105,7 @@ class CompareOptions:
             "Methods above it do not run.",
         ),
     ] = None
+    whole_memory: Annotated[str | None, typer.Option("--memory", hidden=True)] = None
     optimizer: Annotated[
         str | None,
         typer.Option(

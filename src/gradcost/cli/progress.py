@@ -60,7 +60,7 @@ class EventPrinter:
                 self.folder = event.folder
                 console.say(
                     f"{event.task} / {event.model}, {event.weights:,} weights   {event.steps:,} steps   "
-                    f"{event.points} learning rates per method   {event.seeds} seeds"
+                    f"{count(event.points, 'learning rate')} per method   {count(event.seeds, 'seed')}"
                 )
             case MethodRefused(method, reason):
                 console.say(f"    {method}: not run. {reason}")
@@ -87,7 +87,7 @@ class EventPrinter:
                 self.close()  # a thread redraws the bars, and would disturb the timing of steps
                 if failed:
                     console.complain(
-                        f"{count(failed, 'trial')} failed. The first: {reason}. {folder / 'records.jsonl'} has the "
+                        f"{count(failed, 'trial')} failed. The first: {(reason or '').rstrip('.')}. {folder / 'records.jsonl'} has the "
                         "tracebacks. Run the same command again to repeat them."
                     )
             case TrialsWarned(warned):

@@ -11,7 +11,6 @@ import typer
 from gradcost.cli.options import Json
 from gradcost.core.errors import BadInput
 
-
 NO_NUMBA = "plain torch: slower, and in two to four times the memory; pip install numba"
 
 

@@ -38,6 +38,25 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     return path
 
 
+# Errors of a path that the user has chosen, not of the machine.
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def write_chosen(path: Path, data: bytes | str) -> Path:
+    """Write a file like `write_whole`; a path where no file can be is an error of input.
+
+    Raises:
+        BadInput: no file can be written there.
+        OSError: the machine failed; the old file is unchanged.
+    """
+    try:
+        return write_whole(path, data)
+    except OSError as error:
+        if error.errno not in _WRONG_PATH:
+            raise
+        raise BadInput(f"{path} cannot be written ({error.strerror}): choose another file (-o FILE).") from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`. It replaces `path` at the end of the context, if nothing is raised.

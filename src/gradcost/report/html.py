@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.files import write_whole
+from gradcost.core.files import write_chosen
 from gradcost.report import tables, targets
 from gradcost.report.budgets import panels, strip
 from gradcost.report.figures import figures
@@ -42,7 +42,7 @@ def write(
     """
     path = Path(output) if output is not None else Path(folder) / "report.html"
     ledger.refuse_own(folder, path)
-    return write_whole(path, page(read(folder) if results is None else results, reload))
+    return write_chosen(path, page(read(folder) if results is None else results, reload))
 
 
 def page(results: Results, reload: int | None = None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.files import write_whole
+from gradcost.core.files import write_chosen
 from gradcost.report.breakdown import bars
 from gradcost.report.pages import cell, rendered
 from gradcost.report.theme import BYTES, NEUTRAL, Figure, Theme, marks, powers_of_ten, powers_of_two
@@ -25,7 +25,7 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
         OSError: the file cannot be written.
         MissingExtra: a package of gradcost[report] is not installed.
     """
-    return write_whole(Path(output), page(record))
+    return write_chosen(Path(output), page(record))
 
 
 def page(record: dict[str, Any]) -> str:
