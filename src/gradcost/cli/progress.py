@@ -86,8 +86,9 @@ class EventPrinter:
                 self.failed = failed
                 self.close()  # a thread redraws the bars, and would disturb the timing of steps
                 if failed:
+                    why = (reason or "no reason was recorded").rstrip(".")
                     console.complain(
-                        f"{count(failed, 'trial')} failed. The first: {(reason or '').rstrip('.')}. {folder / 'records.jsonl'} has the "
+                        f"{count(failed, 'trial')} failed. The first: {why}. {folder / 'records.jsonl'} has the "
                         "tracebacks. Run the same command again to repeat them."
                     )
             case TrialsWarned(warned):
