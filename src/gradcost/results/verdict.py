@@ -31,6 +31,13 @@ def choose(results: Results) -> Recommendation | None:
     return recommendation.choose(*_by_score(results))
 
 
+def is_sure(results: Results) -> bool:
+    """Return whether the evidence allows a recommendation: several seeds, no edge of the rates, a loss that fell."""
+    rows, study = _by_score(results)
+    choice = recommendation.choose(rows, study)
+    return choice is not None and recommendation.nothing_yet(choice, rows, results) is None
+
+
 def sentences(results: Results) -> list[str]:
     """Return the sentences of the verdict."""
     metric = results.study.metric
