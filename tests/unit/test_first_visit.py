@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from report_records import write_folder
 
 from gradcost import Key, Reverse
@@ -117,6 +118,15 @@ def test_a_note_is_one_line(tmp_path: Path):
     code += "main.app = lambda **_: warnings.warn('mind this', Note); main.main()"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr == "note: mind this\n"
+
+
+def test_the_page_names_the_date_the_machine_and_the_command(tmp_path: Path):
+    quick = ("--points", "1", "--more", "0", "--confirm", "0", "--seeds", "1", "--steps", "3")
+    assert inside("compare", *quick, "--method", "backprop()", "-o", "r", folder=tmp_path).returncode == 0
+    environment = read(tmp_path / "r").environment
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", environment["started"])
+    assert all(str(escape(environment[name])) in page for name in ("started", "command", "cpu"))
 
 
 def test_an_empty_training_split_is_a_sentence():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from html import escape, unescape
@@ -15,6 +16,7 @@ from report_records import HOSTILE, cost, records, trial, write_folder
 
 from gradcost.report import html
 from gradcost.report.quality import pictures
+from gradcost.results.rankings import rankings
 from gradcost.results.records import read
 
 # Shows the page in a frame of a given width, presses the first method of the legend, and returns what it observed.
@@ -35,6 +37,7 @@ const ask = (page, view) => {
   found.number = page.querySelectorAll("table.decision tbody tr").length;
   found.over = page.querySelectorAll("tr.over").length;
   page.querySelector('input[name="budget"][value="flops"]').click();
+  found.all_flops = said();
   found.picture = shown(page, ".choice").map((choice) => choice.id);
   set("500");
   found.flops = said();
@@ -203,6 +206,14 @@ def test_the_slider_answers_for_a_budget_of_memory_and_of_flops(chromium: str, r
     assert "No method with backprop fits this budget." in found["least"]
     assert found["over"] == found["number"] - 1
     assert found["picture"] == ["choice-quality-flops"]
+    picked, rest = found["all_flops"].removeprefix("Use ").split(": ", 1)
+    ranking = next(each for each in rankings(read(report.parent)) if each.name == "flops")
+    standing = next(each for each in ranking.standings if each.method == picked)
+    low, middle, high = (
+        f"{100 * x:.1f}%" for x in (standing.accuracy.low, standing.accuracy.median, standing.accuracy.high)
+    )
+    steps = math.floor(standing.steps)
+    assert rest.startswith(f"{middle} [{low}, {high}] validation accuracy after {steps} steps")
     assert " steps, " in found["flops"]
     assert found["amount"].endswith("FLOP")
     assert found["back"] == "memory"

@@ -6,8 +6,10 @@ import ast
 import functools
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -154,6 +156,16 @@ def describe(threads: int, code: str) -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "threads": threads,
         "code": code,
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Return when a study was started, and the command that started it, for the page of its report."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    program = ["gradcost"] if name in ("gradcost", "__main__.py") else ["python", name]
+    return {
+        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join([*program, *sys.argv[1:]]),
     }
 
 
