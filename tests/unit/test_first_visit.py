@@ -125,7 +125,7 @@ def test_the_page_names_the_date_the_machine_and_the_command(tmp_path: Path):
     assert inside("compare", *quick, "--method", "backprop()", "-o", "r", folder=tmp_path).returncode == 0
     environment = read(tmp_path / "r").environment
     page = (tmp_path / "r" / "report.html").read_text()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", environment["started"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", str(environment["started"]))
     assert all(str(escape(environment[name])) in page for name in ("started", "command", "cpu"))
 
 

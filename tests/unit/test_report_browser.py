@@ -36,7 +36,9 @@ const ask = (page, view) => {
   found.least = said();
   found.number = page.querySelectorAll("table.decision tbody tr").length;
   found.over = page.querySelectorAll("tr.over").length;
-  page.querySelector('input[name="budget"][value="flops"]').click();
+  const flops = page.querySelector('input[name="budget"][value="flops"]');
+  if (!flops) return found;  // the page of a plan
+  flops.click();
   found.all_flops = said();
   found.picture = shown(page, ".choice").map((choice) => choice.id);
   set("500");
