@@ -29,6 +29,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     assert found("extra export").advice == 'pip install "gradcost[export]"'
 
 
+def test_a_torch_that_lacks_a_private_name_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    assert found("torch").found == f"{torch.__version__}, with all that is used of it"
+    names = doctor._private_names()
+    assert {"torch._C._is_fwd_grad_enabled", "torch._C.DisableTorchFunction"} <= names
+    monkeypatch.setattr(doctor, "_private_names", lambda: {*names, "torch._C._no_such_name"})
+    assert found("torch").found.endswith("without torch._C._no_such_name")
+    assert "install the one of constraints-newest.txt" in found("torch").advice
+
+
 def test_more_threads_than_cores_are_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(doctor, "_cores", lambda: 2)

@@ -41,6 +41,8 @@ app = typer.Typer(
 data = typer.Typer(help="Download data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+# Signals that end a process like Ctrl-C; Windows has no SIGHUP.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 BUG = 70  # the exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 
@@ -270,14 +272,14 @@ def main() -> None:
     if "stdout" in open_closed_streams():
         print("gradcost: standard output is closed, so no result can be shown: send it to a file.", file=sys.stderr)
         sys.exit(2)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     try:
         app(prog_name="gradcost")
     finally:
         # While Python exits, a further Ctrl-C would be a traceback of some library. It ends the process at once.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, *_ENDING):
             if signal.getsignal(number) is signal.default_int_handler:
                 signal.signal(number, signal.SIG_DFL)
 
