@@ -31,6 +31,7 @@ from report_records import (
 
 from gradcost.report import assets, html, plan, series, tables
 from gradcost.report.figures import figures
+from gradcost.report.quality import pictures
 from gradcost.results import summary, wording
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
@@ -267,6 +268,28 @@ def test_a_task_without_a_batch_is_read_and_drawn(tmp_path: Path):
     results = read(write_folder(tmp_path / "whole", batch=None))
     assert results.study.batch is None
     assert "of batch" not in html.page(results)
+
+
+def test_a_study_of_a_loss_has_one_column_for_it_and_a_page(tmp_path: Path):
+    """Its scores are losses with the other sign: the slider and the picture show the losses."""
+    metric = {"metric": "loss", "lower_is_better": True}
+    seen = {"validation_step": [100, 600], "validation_loss": [2.0, 0.5], "validation_score": [-2.0, -0.5]}
+    test = {"loss": 0.5, "accuracy": None, "score": -0.5}
+    lines = [trial("a()", seed=seed, test=test, curve=seen) for seed in (0, 1)] + [
+        cost("a()", 1024, 1.0, "Reverse()")
+    ]
+    results = read(write_folder(tmp_path, lines, **metric, chance=None, target=None))
+    columns, (row,) = tables.table(results)
+    assert columns.count("test loss") == 1
+    assert len(columns) == len(row)
+    assert {figure.name for figure in pictures(results)} == {"quality-flops", "quality-seconds", "quality-steps"}
+    specs = json.loads(html.page(results).split('id="specs">')[1].split("</script>")[0])
+    assert specs["answer"]["metric"] == {"name": "loss", "sign": -1, "percent": False}
+    assert specs["answer"]["methods"][0]["runs"]["0"] == [[100, 600], [-2.0, -0.5]]
+    (rows,) = [data for data in specs["quality-steps"]["datasets"].values() if len(data) == 2 and "low" in data[0]][
+        :1
+    ]
+    assert [row["median"] for row in rows] == [2.0, 0.5]
 
 
 def test_a_run_that_reached_the_target_and_then_diverged_never_reached_it(tmp_path: Path):

@@ -158,7 +158,7 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
     made = {}
     for row, line in zip(rows, lines, strict=True):
         cells = dict(zip(columns[1:], (cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)), strict=True))
-        for name, value in zip(columns[1:], _sort_keys(row), strict=True):
+        for name, value in zip(columns[1:], _sort_keys(row, len(columns)), strict=True):
             cells[name]["value"] = "" if value is None or not isfinite(value) else f"{value:.8g}"
         if row.accuracy:
             cells[columns[1]]["strip"] = strip(row.accuracy, row.accuracies)
@@ -181,11 +181,11 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
     return {"title": "Cost and accuracy of each method", "columns": columns, "rows": table_rows}
 
 
-def _sort_keys(row: MethodSummary) -> list[float | None]:
+def _sort_keys(row: MethodSummary, columns: int) -> list[float | None]:
     """Return the numbers by which the columns of the table are sorted, in the order of `tables.table`."""
     score, loss = (None if x is None else x.median for x in (row.score, row.loss))
     rest = [row.peak_bytes, row.forwards, row.ms, row.steps_to_target, row.diverged, row.lr]
-    return [score, loss, *rest]
+    return [score, *([loss] if columns == len(rest) + 3 else []), *rest]
 
 
 def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:

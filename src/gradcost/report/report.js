@@ -350,7 +350,7 @@
       if (others.length) {
         const best = least(alike(others)), behind = picked.middle - best.middle;
         line(reply, [`The best ${kind}: `, { text: best.method }, `, ${text(best.middle)}${span(best)}, ${gap(Math.abs(behind))} ${behind >= 0 ? "behind" : "ahead"}${cost(best)}.`]);
-      } else if (!same.some((x) => x.exact !== picked.exact)) line(reply, [`No method ${kind} fits this budget.`]);
+      } else if (known.some((x) => x.exact !== picked.exact) && !same.some((x) => x.exact !== picked.exact)) line(reply, [`No method ${kind} fits this budget.`]);
       const rest = known.length - fitting.length;
       if (rest) line(reply, [`${rest} of ${known.length} methods do not fit.`]);
       if (axis.name === "seconds" && pool.some((x) => x.doubt)) line(reply, ["Some timings are not reliable: see ~ in the table."]);

@@ -18,6 +18,7 @@ from gradcost.results.tuning import final_runs
 from gradcost.results.wording import alike, bare, chance, count, listed, number, percent, points, rate, size, times
 
 ALPHA = 0.05
+_NOISE = 1.1  # a test loss so many times the loss of the first batch is above it by more than the batch explains
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def nothing_yet(choice: Recommendation, rows: list[MethodSummary], results: Resu
     runs = final_runs(results, row.method)
     starts = [run.curve.loss[0] for run in runs if run.curve is not None and run.curve.loss]
     start = max((x for x in starts if x is not None), default=inf)
-    if row.loss is not None and row.loss.median > start:
+    if row.loss is not None and row.loss.median > _NOISE * start:
         after, before = alike(row.loss.median)[0], alike(start)[0]
         reasons.append(f"the test loss of {row.method}, {after}, is above its training loss at the start, {before}")
     return f"Nothing can be said yet: {'; '.join(reasons)}." if reasons else None
