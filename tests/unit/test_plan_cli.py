@@ -296,6 +296,12 @@ def test_the_page_fits_a_phone_and_has_a_dark_side(chromium: str, page: Path, tm
     assert found["before"] == found["again"] == 0
     assert found["after"] > 10
     assert (found["paper"] == "rgb(20, 23, 26)") == dark
+    asked = found["questions"]
+    assert asked["all"].startswith("Use ")
+    assert asked["least"].startswith("Use spsa(): estimated gradient")
+    assert "No exact gradient here fits." in asked["least"]
+    assert asked["over"] > 0
+    assert len(asked["rows"]) < asked["number"], "other members of a family are folded"
 
 
 EIGHT = ["backprop()", "checkpointed()", "Reverse(Segments(4))", "Reverse(Segments(8))", "Reverse(Selective())"]

@@ -123,8 +123,12 @@ def from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.M
 def _batch_of(text: str, examples: int) -> Any:
     """Call the function that --data names; return its batch."""
     function = spec.named(text, "--data")
+    arguments = (examples,)
     try:
-        inspect.signature(function).bind(examples)
+        signature = inspect.signature(function)
+        if not signature.parameters:  # a batch of a fixed size
+            arguments = ()
+        signature.bind(*arguments)
     except TypeError as error:
         raise BadInput(
             f"{text} is called with the batch size alone, which does not fit its arguments: {error}."
@@ -132,7 +136,7 @@ def _batch_of(text: str, examples: int) -> Any:
     except ValueError:
         pass  # a builtin without a signature
     try:
-        made = function(examples)
+        made = function(*arguments)
     except Exception as error:
         raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
     if isinstance(made, Mapping) and set(made) == set(PARTS):  # the loaders of `compare`
