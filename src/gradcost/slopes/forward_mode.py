@@ -27,8 +27,10 @@ from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes import tangent_rules
 from gradcost.slopes.duals import ordinary, with_directions, with_tangent
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
+from gradcost.slopes.perturbed_products import only_products_read
 from gradcost.slopes.rules import RULES
 from gradcost.slopes.substitution import substituted
+from gradcost.slopes.tangent_products import TangentProducts
 
 
 def differentiate(
@@ -130,6 +132,9 @@ def _evaluate(
                 return Factors(*tag("tangents", stack).split(list(leaf.parameter.shape), dim=2))
 
             stack.enter_context(LowRankLinearMode(objective, factors, level))
+        elif _in_blocks(directions) and not (use.needs_gradients or use.transforms or use.forward_mode):
+            products = TangentProducts(objective, directions, seeds, level)
+            stack.enter_context(substituted(objective, make, rules, only_products_read, products.rules()))
         else:
             stack.enter_context(substituted(objective, make, rules))
         loss = objective.evaluate(batch, key)
@@ -144,6 +149,11 @@ def _evaluate(
             "differentiable path (.data, .detach() or .item() inside the model or the loss cut it). Remove the cut."
         )
     return loss
+
+
+def _in_blocks(directions: Directions) -> bool:
+    """Return whether `TangentProducts` serves these directions: all leaves have a tangent, defined by positions."""
+    return directions.elementwise and not isinstance(directions, SparseDirections)
 
 
 # Code that a user cannot change. `first_blocked` reports the innermost line outside these folders.

@@ -45,6 +45,28 @@ def only_products_read(module: nn.Module, name: str) -> bool:
     return only_linear_reads(module, name)
 
 
+def block_rows(weight: Tensor, inputs: int) -> int:
+    """Return how many rows of a linear layer's weight are perturbed at once.
+
+    Args:
+        weight: the weight, shape (outputs, inputs of the layer).
+        inputs: number of rows that the layer is applied to.
+    """
+    rows, columns = weight.shape
+    size = max(_LEAST_BLOCK, inputs * (rows + columns)) // columns
+    return min(rows, max(1, size - size % 16))
+
+
+def few_rows(tokens: Tensor, weight: Tensor) -> bool:
+    """Return whether drawing the embedding's rows of these tokens takes less time than drawing all rows."""
+    return tokens.numel() * _ROW_COST < weight.numel()
+
+
+def is_plain_embedding(padding_idx: int | None, max_norm: float | None, scale_grad_by_freq: bool) -> bool:
+    """Return whether F.embedding with these arguments only selects rows."""
+    return padding_idx is None and max_norm is None and not scale_grad_by_freq
+
+
 class PerturbedProducts:
     """F.linear and F.embedding with a leaf as weight, computed at W + step Z: rules `of_leaves` for `substituted`.
 
@@ -80,9 +102,8 @@ class PerturbedProducts:
         sparse: bool = False,
     ) -> Tensor:
         leaf = self.leaves.get(id(weight))
-        few = leaf is not None and input.numel() * _ROW_COST < weight.numel()
-        is_plain = padding_idx is None and max_norm is None and not scale_grad_by_freq
-        if leaf is None or not few or not is_plain or not _is_plain(input, weight):
+        is_plain = is_plain_embedding(padding_idx, max_norm, scale_grad_by_freq)
+        if leaf is None or not few_rows(input, weight) or not is_plain or not _is_plain(input, weight):
             return NotImplemented
         with torch._C.DisableTorchFunction():
             out = F.embedding(input, leaf.parameter.detach())
@@ -104,8 +125,7 @@ class PerturbedProducts:
     def _in_blocks(self, input: Tensor, leaf: Leaf, bias: Tensor | None) -> Tensor:
         weight = leaf.parameter.detach()
         rows, columns = weight.shape
-        size = max(_LEAST_BLOCK, len(input) * (rows + columns)) // columns
-        size = min(rows, max(1, size - size % 16))
+        size = block_rows(weight, len(input))
         if size == rows:
             return F.linear(input, self.directions.add(weight, leaf, [self.seed], [self.step]), bias)
         out = input.new_empty(len(input), rows)
