@@ -56,9 +56,9 @@ class TangentProducts:
             return NotImplemented
         with torch._C.DisableTorchFunction():
             parts = apart(input, leaf.parameter.detach(), bias)
-            if parts is None or parts.duals[0] is None or not parts.duals[0].primal.numel():
+            x, _, b = (None, None, None) if parts is None else parts.duals
+            if x is None or not x.primal.numel():
                 return NotImplemented
-            x, _, b = parts.duals
             with ordinary():
                 weight = leaf.parameter.detach()
                 out = F.linear(x.primal, weight, None if b is None else b.primal)
