@@ -129,6 +129,18 @@ def test_the_page_names_the_date_the_machine_and_the_command(tmp_path: Path):
     assert all(str(escape(environment[name])) in page for name in ("started", "command", "cpu"))
 
 
+def test_torchs_own_warnings_are_not_those_of_a_forward_gradient():
+    """torch 2.14 issued ten of them in each process, at the first dual tensor."""
+    code = (
+        "import torch, gradcost\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "objective = gradcost.Objective(model, lambda model, batch: model(batch).square().mean())\n"
+        "gradcost.forward_gradient().estimate(objective, torch.ones(2, 3), gradcost.Key(0))\n"
+    )
+    ran = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert "torch.jit.script" not in ran.stderr
+
+
 def test_an_empty_training_split_is_a_sentence():
     with pytest.raises(BadInput, match="the training split of Empty has no examples: it needs one or more"):
         Empty().batch_at(Key(0), 0)

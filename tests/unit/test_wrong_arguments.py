@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import gradcost
 from gradcost import Key, Objective, backprop, checkpointed, forward_gradient, mezo
 from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.notes import Note
 
 BATCH = (torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2]))
 ADAMW: Any = torch.optim.AdamW([nn.Parameter(torch.zeros(2))])
@@ -94,6 +95,13 @@ def test_a_loss_of_another_model_is_no_gradient_of_zeros(method: gradcost.Estima
     wrong = Objective(objective().model, lambda model, batch: loss(other, batch))
     with pytest.raises(GradcostError, match=r"does not depend on the trainable parameters|uses another model"):
         method.estimate(wrong, BATCH, Key(0))
+
+
+def test_a_difference_of_a_loss_of_another_model_says_so():
+    other = objective().model
+    wrong = Objective(objective().model, lambda model, batch: loss(other, batch))
+    with pytest.warns(Note, match="the loss uses another model: it must use its first argument"):
+        mezo().estimate(wrong, BATCH, Key(0))
 
 
 def test_a_parameter_that_one_batch_does_not_use_has_a_gradient_of_zeros():

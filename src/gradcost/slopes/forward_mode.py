@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +59,7 @@ def differentiate(
             "torch.inference_mode() is on around the estimate, and forward mode is off there. Use torch.no_grad() "
             "around the training loop instead, or mezo(), which needs no derivative."
         )
+    _load_torchs_rules()
     use = known_use(objective) or ORDINARY
     if len(seeds) > 1 and (use.differentiates or use.forward_mode or use.functions):  # these do not work under vmap
         results = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
@@ -77,6 +81,15 @@ def differentiate(
     indices = torch.arange(len(seeds), device=objective.leaves[0].parameter.device)
     losses, slopes = torch.func.vmap(slope_of, randomness="same")(indices)
     return losses[0], slopes
+
+
+@functools.cache
+def _load_torchs_rules() -> None:
+    """Import what torch imports at the first dual tensor, without its own dozen warnings about torch.jit.script."""
+    with warnings.catch_warnings(), suppress(ImportError):
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _in_transform(evaluate: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -216,4 +216,5 @@ def _warn_if_loss_is_coarse(model: nn.Module, slope: object, eps: float, losses:
         warn_once(model, f"half-precision loss at {slope!r}", f"{figures}. {advice}")
     elif apart < MIN_UNITS * unit:
         advice = "Use a larger eps, or eps=None, which chooses one; a float64 loss has finer units."
+        advice += "" if apart else " Or the loss uses another model: it must use its first argument."
         warn_once(model, f"coarse loss at {slope!r}", f"{figures}: the slope is mostly rounding. {advice}")
