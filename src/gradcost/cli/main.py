@@ -226,7 +226,10 @@ def lint(
     return lint_folder(folder, strict, as_json)
 
 
-for _command in (init.init, setup.tasks, setup.doctor, results.status, results.show, results.why, results.export):
+for _command in (
+    *(init.init, setup.tasks, setup.doctor),
+    *(results.status, results.show, results.why, results.diff, results.export),
+):
     app.command()(reported(_command))
 data.command()(reported(setup.fetch))
 

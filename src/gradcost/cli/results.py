@@ -1,4 +1,4 @@
-"""`gradcost status`, `show`, `why` and `export`: inspect a results folder. None of them imports torch."""
+"""`gradcost status`, `show`, `why`, `diff` and `export`: inspect results folders. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -66,6 +66,32 @@ def why(folder: Folder, trial: Id, as_json: Json = False) -> None:
         console.show(reason)
     if record.get("traceback"):
         console.show(record["traceback"])
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(help="A results folder.")],
+    second: Annotated[Path, typer.Argument(help="The results folder to compare it with.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two results folders: settings and versions that differ, and each method's score and costs."""
+    from gradcost.cli import console
+    from gradcost.results import difference
+    from gradcost.results.records import read
+
+    one, other = read(first), read(second)
+    settings, rows = difference.settings(one, other), difference.differences(one, other)
+    cells = [row.cells(other.study.metric) for row in rows]
+    if as_json:
+        named = [dict(zip(difference.COLUMNS, row, strict=True)) for row in cells]
+        print(json.dumps({"settings": [list(setting) for setting in settings], "methods": named}, indent=2))
+        return
+    if settings:
+        console.show_table(["differs", str(first), str(second)], [list(setting) for setting in settings], left=True)
+    else:
+        console.show("The settings and versions of both are the same.")
+    console.show()
+    console.show_table(list(difference.COLUMNS), cells)
+    console.show("second - first: median of the differences between runs with one seed, and its interval")
 
 
 def export(
