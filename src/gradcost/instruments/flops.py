@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from gradcost.core import memory_events
-from gradcost.core.pytree import tensors
+from gradcost.core.fake import DEVICE
+from gradcost.core.pytree import operands
 from gradcost.instruments.memory import strided_parts
 from gradcost.instruments.module_tracker import ModuleTracker
 
@@ -137,6 +138,8 @@ class OpCounter(TorchDispatchMode):
             self.counts.drawn += tensor.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if _is_view(func) or func.namespace != "aten":
@@ -187,9 +190,9 @@ def _kind(func: Any) -> str:
 
 
 def _numel(tree: Any) -> int:
-    return sum(tensor.numel() for tensor in tensors(tree))
+    return sum(tensor.numel() for tensor in operands((tree,)))
 
 
 def _bytes(tree: Any) -> int:
-    parts = (part for tensor in tensors(tree) for part in strided_parts(tensor))
+    parts = (part for tensor in operands((tree,)) for part in strided_parts(tensor))
     return sum(part.numel() * part.element_size() for part in parts)

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core import memory_events
 from gradcost.core.errors import BadInput
-from gradcost.core.pytree import tensors
+from gradcost.core.fake import DEVICE
+from gradcost.core.pytree import operands
 from gradcost.instruments.module_tracker import ModuleTracker
 from gradcost.instruments.workspaces import workspace_bound
 
@@ -210,8 +211,10 @@ class MemoryTracker(TorchDispatchMode):
                 storage.tangent |= kind == "tangents"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].device
         kwargs = kwargs or {}
-        inputs = tensors((args, kwargs))
+        inputs = operands((args, kwargs))
         for tensor in inputs:
             for part in self._counted(tensor):
                 self._add(part.untyped_storage(), None)  # if new, it existed before tracking
@@ -222,7 +225,7 @@ class MemoryTracker(TorchDispatchMode):
         if self.device == "cpu" and (bound := workspace_bound(func, args, out)):
             self._workspaces.append((len(self._events), bound, str(func)))
         tangent = any(storage.tangent for tensor in inputs for storage in self._storages_of(tensor))
-        for tensor in tensors(out):
+        for tensor in operands((out,)):
             for part in self._counted(tensor):
                 self._follow(part.untyped_storage(), str(func))
             if tangent:
