@@ -35,9 +35,10 @@ class _Result(NamedTuple):
     dtype: torch.dtype | None = None
 
 
+_SAME_STORAGE = torch.ops.aten._has_same_storage_numel.default  # the one operator that reads the size of a storage
 _CPU = torch.device("cpu")
 
-_known: dict[Any, tuple[_Result, ...] | _Result] = {}
+_known: dict[Any, _Result | bool | list[_Result] | tuple[_Result, ...]] = {}
 
 
 class FakeResults:
@@ -60,17 +61,23 @@ class FakeResults:
         named = _key(tuple(kwargs.items()), self._mode, inputs) if kwargs and key is not None else ()
         if key is None or named is None or not inputs:
             return compute(func, args, kwargs)
+        if func is _SAME_STORAGE:
+            key = (*key, *(tensor.untyped_storage().nbytes() for tensor in inputs))
         key = func, torch.is_inference_mode_enabled(), torch.get_default_dtype(), key, named
         known = _known.get(key)
         if known is None:
             out = compute(func, args, kwargs)
-            results = _results(out, inputs)
+            # An operator that changes the shape of its argument has to run.
+            results = None if torch.Tag.inplace_view in func.tags else _results(out, inputs)
             if results is not None and len(_known) < _MOST:
                 _known[key] = results
             return out
         if isinstance(known, _Result):
             return self._made(known, inputs)
-        return tuple(self._made(result, inputs) for result in known)
+        if isinstance(known, bool):
+            return known
+        made = [self._made(result, inputs) for result in known]
+        return tuple(made) if isinstance(known, tuple) else made
 
     def _made(self, result: _Result, inputs: list[FakeTensor]) -> Tensor:
         argument, shape, stride, offset, dtype = result
@@ -113,24 +120,34 @@ def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor]) -> tuple[A
     return tuple(parts)
 
 
-def _results(out: Any, inputs: list[FakeTensor]) -> tuple[_Result, ...] | _Result | None:
+def _results(out: Any, inputs: list[FakeTensor]) -> _Result | bool | list[_Result] | tuple[_Result, ...] | None:
     """Return what to remember of a result; None if it cannot be made again from the inputs alone."""
-    if type(out) is tuple:
-        found = [_results(value, inputs) for value in out]
-        new = [result for result in found if isinstance(result, _Result) and result.argument is None]
-        return tuple(new) if len(new) == len(out) else None
+    if type(out) is bool:
+        return out
+    if type(out) is tuple or type(out) is list:
+        results = [_results(value, inputs) for value in out]
+        made = [result for result in results if isinstance(result, _Result)]
+        new = [value for value, result in zip(out, results, strict=True) if _is_new(result)]
+        is_complete = len(made) == len(out) and len({value.untyped_storage()._cdata for value in new}) == len(new)
+        return type(out)(made) if is_complete else None
     if type(out) is not FakeTensor or out.constant is not None or out.layout is not torch.strided:
         return None
-    for index, tensor in enumerate(inputs):
-        if out is tensor:
-            return _Result(index)
+    same = [index for index, tensor in enumerate(inputs) if out is tensor]
+    address, size = out.untyped_storage()._cdata, out.untyped_storage().nbytes()
+    viewed = [index for index, tensor in enumerate(inputs) if tensor.untyped_storage()._cdata == address]
+    if len(viewed) > 1:
+        return None  # in another call, only one of these arguments may be the result
+    if same:
+        return _Result(same[0])
     if out.is_conj() or out.is_neg() or out._is_zerotensor() or out.device.type != "cpu":
         return None
-    description = out.shape, out.stride(), out.storage_offset(), out.dtype
-    address, size = out.untyped_storage()._cdata, out.untyped_storage().nbytes()
-    for index, tensor in enumerate(inputs):
-        if tensor.untyped_storage()._cdata == address:
-            return _Result(index, *description)
+    description = out.shape, out.stride(), int(out.storage_offset()), out.dtype
+    if viewed:
+        return _Result(viewed[0], *description)
     with no_dispatch():
         alone = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device="meta")
     return _Result(None, *description) if alone.untyped_storage().nbytes() == size and not description[2] else None
+
+
+def _is_new(result: object) -> bool:
+    return isinstance(result, _Result) and result.argument is None
