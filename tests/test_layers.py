@@ -111,12 +111,11 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter({path: imported_files(path) for path in PACKAGED}).prepare()
 
 
-REQUIRED = {"lazy_loader", "numpy", "rich", "torch", "typer"}
+REQUIRED = {"filelock", "lazy_loader", "numba", "numpy", "psutil", "rich", "torch", "typer"}
 OPTIONAL = {
     "altair",
     "jinja2",
     "markupsafe",
-    "numba",
     "peft",
     "pooch",
     "pyarrow",

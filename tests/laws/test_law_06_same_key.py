@@ -116,7 +116,7 @@ def test_a_replay_is_the_same_bits_on_the_fused_and_the_reference_path(
     objective = wide(dtype)
     seeds = DIRECTIONS[name].seeds(KEY, 2, objective.dimension)
     gradient = Seeded(objective, DIRECTIONS[name], seeds, (0.5, -0.3))
-    assert noise.has_fused_path(), "the tests need numba (extra `fast`): without it both paths are one"
+    assert noise.has_fused_path(), "the tests need numba: without it both paths are one"
     fused = [bits(leaf) for _, leaf in gradient.leaves()]
     monkeypatch.setattr(noise, "has_fused_path", lambda: False)
     sphere._norm.cache_clear()

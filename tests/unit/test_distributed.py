@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +31,11 @@ from gradcost.training.distributed import (
     share_log,
 )
 from gradcost.training.step_log import weights_digest
+from processes import Results, in_processes
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
 KEY = Key(18)
-Results = list[dict[str, Any]]
 
 
 def objective(shift: float = 0.0) -> Objective:
@@ -85,32 +82,6 @@ def train(estimator: Any, optimizer: Any, steps: int, data: Any, log: Path | Non
 
 def weights(made: Objective) -> list[float]:
     return torch.cat([leaf.parameter.detach().flatten() for leaf in made.leaves]).tolist()
-
-
-# ---- processes
-
-
-def in_processes(work: Callable[[Path], dict[str, Any]], folder: Path, count: int) -> Results:
-    """Run `work(folder)` in `count` processes of one group; return what each one returns."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradcost.studies.preload"])
-    children = [context.Process(target=enter, args=(work, folder, rank, count)) for rank in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-    assert [child.exitcode for child in children] == [0] * count
-    return [json.loads((folder / f"result{rank}").read_text()) for rank in range(count)]
-
-
-def enter(work: Callable[[Path], dict[str, Any]], folder: Path, rank: int, count: int) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, timedelta(seconds=120), world_size=count, rank=rank)
-    result = work(folder)
-    (folder / f"result{rank}").write_text(json.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def counted(run: Callable[[], Any]) -> tuple[Any, list[int]]:

@@ -19,14 +19,23 @@ def found(what: str) -> Any:
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
-    assert {"extra fast", "extra study", "extra transformers"} <= {finding.what for finding in diagnose()}
-    assert found("extra fast").advice is None
+    assert {"extra export", "extra study", "extra transformers"} <= {finding.what for finding in diagnose()}
+    assert found("extra export").advice is None
     known = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else known(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else known(name, *rest)
     )
-    assert found("extra fast").found == "no numba"
-    assert found("extra fast").advice == 'pip install "gradcost[fast]"'
+    assert found("extra export").found == "no pyarrow"
+    assert found("extra export").advice == 'pip install "gradcost[export]"'
+
+
+def test_a_torch_that_lacks_a_private_name_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    assert found("torch").found == f"{torch.__version__}, with all that is used of it"
+    names = doctor._private_names()
+    assert {"torch._C._is_fwd_grad_enabled", "torch._C.DisableTorchFunction"} <= names
+    monkeypatch.setattr(doctor, "_private_names", lambda: {*names, "torch._C._no_such_name"})
+    assert found("torch").found.endswith("without torch._C._no_such_name")
+    assert "install the one of constraints-newest.txt" in found("torch").advice
 
 
 def test_more_threads_than_cores_are_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -20,12 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_leaves
 
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import Unsupported
 from gradcost.core.isolation import restored_generators, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.micro_batches import split
 from gradcost.core.next_state import moving
 from gradcost.core.objective import Objective
+from gradcost.estimators.presets import mezo
 from tables import OBJECTIVES, cross_entropy
 
 KEY = Key(30)
@@ -272,14 +273,15 @@ def test_an_embedding_that_rewrites_its_table_is_refused():
         Objective(nn.Embedding(5, 3, max_norm=1.0), lambda model, batch: model(batch).mean())
 
 
-def test_sharded_parameters_are_refused(tmp_path: Path):
+def test_sharded_parameters_are_refused_but_by_backprop(tmp_path: Path):
     """As FSDP makes them. One process is enough for a DTensor."""
     with temporary_group(tmp_path / "store"):
         model = nn.Linear(3, 2)
         mesh = init_device_mesh("cpu", (1,))
         model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-        with pytest.raises(BadInput, match="`weight` is sharded over processes"):
-            Objective(model, lambda model, batch: model(batch).sum())
+        objective = Objective(model, lambda model, batch: model.get_parameter("weight").sum() * batch)
+        with pytest.raises(Unsupported, match="`weight` is sharded over processes"):
+            mezo().estimate(objective, torch.ones(()), KEY)
 
 
 @contextmanager

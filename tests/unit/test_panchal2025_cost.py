@@ -20,11 +20,11 @@ from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
+from gradcost.integrations.four_bit import GROUP, FourBitLinear, in_four_bits
 from gradcost.papers.panchal2025 import cost_models
 from gradcost.papers.panchal2025.cost import EAGER, FILE, FUSED, METHODS, CostKey, forecast_costs, read_costs
 from gradcost.papers.panchal2025.cost_models import COST_MODELS, Case, CostModel, answers, classifier
 from gradcost.papers.panchal2025.cost_page import REPRODUCED, CostTable, cost_page
-from gradcost.papers.panchal2025.four_bit import GROUP, FourBitLinear, in_four_bits
 from gradcost.papers.panchal2025.methods import method, methods
 from gradcost.planning.forecast import forecast
 from gradcost.tasks.pretrained import Lora

@@ -84,8 +84,9 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "unknown.json").write_text(json.dumps({"model_type": "lama"}))
     (tmp_path / "less.json").write_text(json.dumps({"hidden_size": 3}))
     (tmp_path / "endless.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 10**8}))
-    (tmp_path / "t5.json").write_text(
-        json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
+    (tmp_path / "bare.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (tmp_path / "images.json").write_text(
+        json.dumps({"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]})
     )
     (tmp_path / "deep.json").write_text('{"model_type": "llama", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}")
     for name, change in HOSTILE.items():
@@ -152,6 +153,33 @@ def test_a_configuration_is_enough_for_a_model_of_transformers(here: Path):
     assert factory["rows"][0]["fits"]
 
 
+def test_weights_in_four_bits_are_planned_as_such_or_refused(here: Path):
+    """As the option or the configuration says; they used to be planned in 16 bits without a word."""
+    settings = json.loads((here / "llama.json").read_text()) | {"hidden_size": 64, "intermediate_size": 128}
+    kinds: dict[str, Any] = {"plain": {}, "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    kinds |= {"gptq": {"quant_method": "gptq", "bits": 4}}
+    for name, kind in kinds.items():
+        (here / f"{name}.json").write_text(json.dumps(settings | ({"quantization_config": kind} if kind else {})))
+    rest = ("--memory", "1GiB", "--length", "8", "--batch", "1", "--method", "backprop()", "--dtype", "bfloat16")
+    lora = (*rest, "--lora", "1")
+    plain, option, config = (
+        planned(here, "--model", f"hf:{name}.json", *lora, *bits)["rows"][0]["breakdown"]["parameters"]
+        for name, bits in (("plain", ()), ("plain", ("--bits", "4")), ("nf4", ()))
+    )
+    assert option == config
+    blocks = settings["num_hidden_layers"] * (4 * 64 * 64 + 3 * 64 * 128)
+    assert plain - option == pytest.approx(blocks * (2 - 0.5 - 2 / 64), rel=0.2)  # keys may have fewer heads
+    for arguments, told in (
+        (("--model", "hf:nf4.json", *rest), "weights in 4 bits cannot be trained: add --lora RANK"),
+        (("--model", "hf:plain.json", *rest, "--bits", "4"), "weights in 4 bits cannot be trained: add --lora RANK"),
+        (("--model", "hf:gptq.json", *lora), "has a quantization_config (gptq)"),
+        ((*FACTORY, "--memory", "1GiB", "--bits", "4"), "--bits is for models of transformers"),
+    ):
+        ran = inside("plan", *arguments, folder=here)
+        assert ran.returncode == 2
+        assert told in ran.stderr
+
+
 def test_a_pair_a_module_by_name_and_a_task_are_models_too(here: Path):
     memory = ("--memory", "1MiB", "--method", "mezo()")
     assert planned(here, "--model", "mine:pair", "--data", "mine.py:inputs", *memory)["choice"] == "mezo()"
@@ -215,7 +243,8 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "hf:map.json"), "architectures"),
         (("--model", "hf:relu7.json"), "relu7"),
         (("--model", "hf:headless.json"), "headless.json"),
-        (("--model", "hf:t5.json"), "not a decoder-only or masked language model"),
+        (("--model", "hf:bare.json"), "no language model, and no classifier of sequences, tokens, answers or images"),
+        (("--model", "hf:images.json"), "takes images and text"),
         (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
         (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),
         (("--task", "digits", "--data", "mine.py:batch"), "leave one out"),
@@ -267,6 +296,12 @@ def test_the_page_fits_a_phone_and_has_a_dark_side(chromium: str, page: Path, tm
     assert found["before"] == found["again"] == 0
     assert found["after"] > 10
     assert (found["paper"] == "rgb(20, 23, 26)") == dark
+    asked = found["questions"]
+    assert asked["all"].startswith("Use ")
+    assert asked["least"].startswith("Use spsa(): estimated gradient")
+    assert "No exact gradient here fits." in asked["least"]
+    assert asked["over"] > 0
+    assert len(asked["rows"]) < asked["number"], "other members of a family are folded"
 
 
 EIGHT = ["backprop()", "checkpointed()", "Reverse(Segments(4))", "Reverse(Segments(8))", "Reverse(Selective())"]

@@ -9,8 +9,10 @@ import pytest
 from report_records import cost, trial, write_folder
 
 from gradcost.report import budgets, html
-from gradcost.results.rankings import Ranking, final_curves, rankings
+from gradcost.results.rankings import Ranking, Standing, final_curves, rankings
 from gradcost.results.records import Results, read
+from gradcost.results.statistics import interval
+from gradcost.results.wording import size
 
 STEPS = 100
 
@@ -132,3 +134,13 @@ def test_an_old_folder_without_evaluations_has_no_panel(tmp_path: Path):
 
 def test_there_is_no_winner_where_every_median_run_diverged(tmp_path: Path):
     assert rankings(results(tmp_path, runs("a()", [None, None, None], ms=1.0))) == []
+
+
+def test_leaders_that_differ_by_a_few_bytes_are_no_clause_each():
+    """Before: below 4.79 MiB c leads, below 4.5 MiB b leads, below 4.5 MiB a leads and below 4.5 MiB nothing fits."""
+    names = ("a", "b", "c", "d")
+    ends = (4_722_692, 4_722_716, 4_722_812, 5_025_840, 5_509_248)
+    leaders = tuple((name, float(low), float(high)) for name, low, high in zip(names, ends, ends[1:], strict=False))
+    standing = Standing("d", {0: 0.9}, interval([0.9]), 1.0)
+    ranking = Ranking("memory", "memory", "", (standing,), {}, {}, 1, leaders, size, ())
+    assert budgets.other_leaders(ranking) == ["Below 4.79 MiB c leads and below 4.5 MiB nothing fits."]

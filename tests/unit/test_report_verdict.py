@@ -254,7 +254,25 @@ def test_a_winner_at_an_edge_of_the_rates_is_named(tmp_path: Path):
     lines = [trial("a()", "tune", lr=lr, validation={"loss": 1.0, "accuracy": lr}) for lr in (0.1, 0.5)]
     score = {"loss": 1.0, "accuracy": 0.9}
     lines += [trial("a()", "final", lr=0.5, seed=seed, validation=score, test=score) for seed in (1, 2)]
-    assert recommended(read(write_folder(tmp_path / "r", lines))).endswith(
+    assert recommended(read(write_folder(tmp_path / "r", lines))).startswith(
+        "Nothing can be said yet: the best learning rate of a(), 0.5, is the largest that was tried, so a better one "
+        "may lie beyond it (--lr-range, --extra-points). So far a() leads: 90.0% test accuracy"
+    )
+    score = {"loss": 1.0, "accuracy": 0.95}
+    lines += [trial("b()", "final", lr=0.5, seed=seed, validation=score, test=score) for seed in (1, 2)]
+    assert recommended(read(write_folder(tmp_path / "r2", lines))).endswith(
         "Tuning is not complete: the best learning rate of a() is at the edge of those that were tried, so a better "
         "one may lie beyond it."
     )
+
+
+STARTS = ("Nothing can be said yet: the test loss of a(), 2.0e+17, is above its training loss", "Use a(): 90.0%")
+
+
+def test_a_loss_above_its_start_is_no_ground_for_a_recommendation(tmp_path: Path):
+    """The first try of many users: few steps, two learning rates, and a test loss of 2e17."""
+    runs = [{"loss": loss, "accuracy": 0.9} for loss in (2e17, 2.1)]
+    for number, (test, start) in enumerate(zip(runs, STARTS, strict=True)):
+        curve = {"step": [1, 2], "loss": [2.3, 2.2]}
+        lines = [trial("a()", "final", seed=seed, test=test, curve=curve) for seed in (1, 2)]
+        assert recommended(read(write_folder(tmp_path / str(number), lines))).startswith(start)

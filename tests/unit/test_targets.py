@@ -101,4 +101,4 @@ def test_one_comparison_is_planned_and_tuning_chooses_its_methods(tmp_path: Path
 
 def test_one_seed_allows_no_verdict(tmp_path: Path):
     found = results(tmp_path, runs("bp", [0], EXACT, 0.95), runs("fg", [0], test=0.8))
-    assert verdict(found).startswith("Nothing can be said yet, from one seed per method: six seeds can")
+    assert verdict(found).startswith("Nothing can be said yet: each method has one seed, and six can show")

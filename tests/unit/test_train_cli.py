@@ -232,6 +232,23 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, name: str):
     assert (tmp_path / "a" / name).read_text() == "mine"
 
 
+def test_the_folder_of_a_study_is_refused(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "study.json").write_text("{}")
+    ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "a", code=2)
+    assert "a has the results of a study: give another --output." in ran.stderr
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["study.json"]
+
+
+def test_an_interrupted_run_is_told_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradcost.cli.train.train", interrupted)
+    ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "a", code=130)
+    assert "interrupted; the run goes on from its last checkpoint with --resume." in ran.stderr
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"method"', b"\xff", b"[" * 100_000], ids=lambda text: repr(text[:9]))
 def test_a_damaged_list_of_arguments_is_a_sentence(tmp_path: Path, text: bytes):
     run(tmp_path, *MEZO, "--steps", "2", "-o", "a")

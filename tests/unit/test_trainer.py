@@ -122,6 +122,20 @@ def test_backprop_has_the_bits_of_the_trainer(name: str | None, tmp_path: Path):
     assert norms[0] == norms[1]
 
 
+@pytest.mark.slow
+def test_a_compiled_model_is_trained_by_backprop(tmp_path: Path):
+    reference, expected = trained(with_estimator(transformers.Trainer, backprop()), tmp_path)
+    compiled, losses = trained(with_estimator(transformers.Trainer, backprop()), tmp_path, torch_compile=True)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for one, other in zip(weights(compiled.model), weights(reference.model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-4)
+
+
+def test_a_compiled_model_whose_weights_are_to_be_perturbed_is_refused(tmp_path: Path):
+    with pytest.raises(Unsupported, match="Pass the module before it is compiled"):
+        trained(with_estimator(transformers.Trainer, mezo()), tmp_path, torch_compile=True)
+
+
 def plain_loop(model: Any, estimator: Any, optimizer: Any, steps: int = 4, parts: int = 2) -> list[float]:
     """What the Trainer computes, written out: equal keys, batches in its order, its loss, its linear schedule."""
     with tempfile.TemporaryDirectory() as folder:  # a Trainer creates its folder

@@ -40,6 +40,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: gradcost.plan(objective(), BATCH, given(1.5)), "a number of bytes above 0, not 1.5"),
     (lambda: gradcost.plan(objective(), BATCH, given(True)), "a number of bytes above 0, not True"),
     (lambda: gradcost.plan(objective(), BATCH, 10**9, optimizer=ADAMW), r"of type AdamW: give gradcost.SGD\(0.1\)"),
+    (lambda: gradcost.plan(objective(), BATCH, 10**9, ADAMW), r"estimators is a list, such as .*, not AdamW"),
+    (lambda: gradcost.plan(objective(), BATCH, 10**9, [given(mezo)]), r"mezo, a function: write a value"),
     (
         lambda: gradcost.plan(MODEL, BATCH, 10**9),
         r"the objective is a Linear: write gradcost.Objective\(model, loss\)",

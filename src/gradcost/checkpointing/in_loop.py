@@ -88,6 +88,11 @@ class AppliedPolicy:
 
     def __init__(self, model: nn.Module, saving: Saving, loss: _LossOfOutput) -> None:
         self._loss, self._objective = loss, Objective(model, loss)
+        if self._objective.structure.sharded is not None:
+            raise BadInput(
+                f"{self._objective.structure.sharded}, and checkpoint serves whole parameters. Use "
+                "torch.utils.checkpoint in the model."
+            )
         gradients = sum(leaf.parameter.nbytes for leaf in self._objective.leaves)
         self._saving = saving.beside_gradients(gradients)
         self._calls: list[ExitStack] = []  # one per running call of the model, outermost first

@@ -32,6 +32,11 @@ NOTHING_RUNS = 4  # exit code: no method can run, or none fits the budget
 
 def compare_methods(options: CompareOptions) -> int:
     """Run or resume a comparison, print its result, and return the exit code."""
+    if options.whole_memory is not None:
+        raise BadInput(
+            f"compare limits the memory beyond the weights: write --memory-beyond-weights {options.whole_memory}, "
+            "without parameters, buffers and batch. `gradcost plan --memory` includes them."
+        )
     task, task_name, model_name, file = _task(options)
     comparison = make_comparison(
         task,

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,13 @@ app = typer.Typer(
 data = typer.Typer(help="Download data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+KEPT = {  # what an interrupted command keeps
+    "study": "finished trials are kept; the same command resumes",
+    "reproduce": "finished trials are kept; the same command resumes",
+    "train": "the run goes on from its last checkpoint with --resume",
+}
+# Signals that end a process like Ctrl-C; Windows has no SIGHUP.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 BUG = 70  # the exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 
@@ -53,7 +61,7 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
-            complain("interrupted; finished trials are kept.")
+            complain("; ".join(filter(None, ["interrupted", KEPT.get(command.__name__)])) + ".")
             code = 130
         except OSError as error:
             reason = error.strerror or str(error)
@@ -248,19 +256,35 @@ def _without_bad_widths() -> None:
             del os.environ[name]
 
 
+def _show_notes_plainly() -> None:
+    """Print a `Note` as one line, without the place in the code that issued it."""
+    from gradcost.core.note import Note
+
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, Note):
+            shown(message, category, *place, **options)
+        elif sys.stderr is not None:
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     _without_bad_widths()
+    _show_notes_plainly()
     if "stdout" in open_closed_streams():
         print("gradcost: standard output is closed, so no result can be shown: send it to a file.", file=sys.stderr)
         sys.exit(2)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     try:
         app(prog_name="gradcost")
     finally:
         # While Python exits, a further Ctrl-C would be a traceback of some library. It ends the process at once.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, *_ENDING):
             if signal.getsignal(number) is signal.default_int_handler:
                 signal.signal(number, signal.SIG_DFL)
 

@@ -55,6 +55,7 @@ def of_model(
     length: int | None = None,
     lora: int | None = None,
     chunks: int | None = None,
+    bits: int | None = None,
 ) -> tuple[Objective, Any]:
     """Return the objective of --model, and a batch: from --data, or random tokens for a model of transformers."""
     from gradcost.integrations import transformers
@@ -69,11 +70,13 @@ def of_model(
     # `is_model` imports transformers, which may not be installed: call it only for models that need transformers.
     is_transformers = model.startswith("hf:") or (_is_from("transformers", module) and transformers.is_model(module))
     if not is_transformers:
-        options = {"--length": length, "--lora": lora, "--chunks": chunks}
+        options = {"--length": length, "--lora": lora, "--chunks": chunks, "--bits": bits}
         for name in (name for name, value in options.items() if value is not None):
             raise BadInput(f"{name} is for models of transformers, but {model} returns a {type(module).__name__}.")
     if lora is not None:
         module = transformers.with_lora(module, lora)
+    if bits is not None or (model.startswith("hf:") and transformers.is_quantized(module)):
+        module = transformers.quantized(module)
     if data is not None:
         made = _batch_of(data, examples)
         return Objective(module, loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)), made
@@ -120,8 +123,12 @@ def from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.M
 def _batch_of(text: str, examples: int) -> Any:
     """Call the function that --data names; return its batch."""
     function = spec.named(text, "--data")
+    arguments = (examples,)
     try:
-        inspect.signature(function).bind(examples)
+        signature = inspect.signature(function)
+        if not signature.parameters:  # a batch of a fixed size
+            arguments = ()
+        signature.bind(*arguments)
     except TypeError as error:
         raise BadInput(
             f"{text} is called with the batch size alone, which does not fit its arguments: {error}."
@@ -129,7 +136,7 @@ def _batch_of(text: str, examples: int) -> Any:
     except ValueError:
         pass  # a builtin without a signature
     try:
-        made = function(examples)
+        made = function(*arguments)
     except Exception as error:
         raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
     if isinstance(made, Mapping) and set(made) == set(PARTS):  # the loaders of `compare`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from gradcost.core.errors import Unsupported
+from gradcost.cli.limits import check_address_space
 
-ADDRESS_SPACE = 3 << 29  # bytes with which torch, scikit-learn and the fork server can be imported
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")]
@@ -27,16 +25,6 @@ TrialTimeout = Annotated[
     float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
 ]
 Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
-
-
-def check_address_space() -> None:
-    """Raise Unsupported if a limit leaves too little memory to import torch: the import would crash or never end."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
-        raise Unsupported(
-            f"this process may use {limit >> 20} MiB of address space, and torch needs {ADDRESS_SPACE >> 20} MiB: "
-            "raise the limit, such as with `ulimit -v unlimited`."
-        )
 
 
 def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
@@ -105,6 +93,7 @@ class CompareOptions:
             "Methods above it do not run.",
         ),
     ] = None
+    whole_memory: Annotated[str | None, typer.Option("--memory", hidden=True)] = None
     optimizer: Annotated[
         str | None,
         typer.Option(
@@ -192,6 +181,7 @@ class PlanOptions:
         int | None, typer.Option(help="Tokens in an example. Default: 512, or the model's maximum.")
     ] = None
     lora: Annotated[int | None, typer.Option(help="Freeze the model and train LoRA adapters of this rank.")] = None
+    bits: Annotated[int | None, typer.Option(min=4, max=4, help="4: frozen weights in 4 bits, with --lora.")] = None
     chunks: Annotated[
         int | None,
         typer.Option(min=1, help="Split the output head and loss of a language model into this many parts."),

@@ -66,11 +66,16 @@ def _objective(options: PlanOptions) -> tuple[Objective, Any]:
     dtype = spec.dtype(options.dtype)
     if options.task is not None:
         unusable = {"--data": options.data, "--dtype": dtype, "--length": options.length}
-        refuse("--task", **unusable, **{"--lora": options.lora, "--chunks": options.chunks})
+        refuse("--task", **unusable, **{"--lora": options.lora, "--chunks": options.chunks, "--bits": options.bits})
         return of_task(options.task, options.model, options.batch)
     if options.model is None:
         raise BadInput("no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits.")
-    transformers_options = {"length": options.length, "lora": options.lora, "chunks": options.chunks}
+    transformers_options = {
+        "length": options.length,
+        "lora": options.lora,
+        "chunks": options.chunks,
+        "bits": options.bits,
+    }
     with console.status("planning") as progress:
         progress(f"making {options.model}")
         return of_model(

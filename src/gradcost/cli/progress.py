@@ -60,7 +60,7 @@ class EventPrinter:
                 self.folder = event.folder
                 console.say(
                     f"{event.task} / {event.model}, {event.weights:,} weights   {event.steps:,} steps   "
-                    f"{event.points} learning rates per method   {event.seeds} seeds"
+                    f"{count(event.points, 'learning rate')} per method   {count(event.seeds, 'seed')}"
                 )
             case MethodRefused(method, reason):
                 console.say(f"    {method}: not run. {reason}")
@@ -86,8 +86,9 @@ class EventPrinter:
                 self.failed = failed
                 self.close()  # a thread redraws the bars, and would disturb the timing of steps
                 if failed:
+                    why = (reason or "no reason was recorded").rstrip(".")
                     console.complain(
-                        f"{count(failed, 'trial')} failed. The first: {reason}. {folder / 'records.jsonl'} has the "
+                        f"{count(failed, 'trial')} failed. The first: {why}. {folder / 'records.jsonl'} has the "
                         "tracebacks. Run the same command again to repeat them."
                     )
             case TrialsWarned(warned):

@@ -11,6 +11,8 @@ import typer
 from gradcost.cli.options import Json
 from gradcost.core.errors import BadInput
 
+NO_NUMBA = "plain torch: slower, and in two to four times the memory; pip install numba"
+
 
 def tasks(as_json: Json = False) -> None:
     """List the tasks and their models."""
@@ -57,7 +59,7 @@ def doctor(
 
     facts = describe(torch.get_num_threads(), fingerprint()) | {
         "cuda": str(torch.cuda.is_available()),
-        "noise": "fused with the update (numba)" if has_fused_path() else "plain torch: slow; install gradcost[fast]",
+        "noise": "fused with the update (numba)" if has_fused_path() else NO_NUMBA,
     }
     findings = diagnose()
     rows = [[name, str(value), ""] for name, value in facts.items()]

@@ -14,7 +14,7 @@ from gradcost.cli.progress import RESUME, EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.user_errors import user_errors
 from gradcost.report import html
-from gradcost.results.records import read
+from gradcost.results.records import Results, read
 from gradcost.results.wording import duration
 from gradcost.studies.costs import seconds_per_step
 from gradcost.studies.run import run_study, study_folder
@@ -39,13 +39,13 @@ def _run(study: Study, options: StudyOptions) -> int:
         settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
         for _ in run_study(study, folder, **settings, on_event=printer):
             pass
-    recorded = len(read(folder).trials)
-    report = None if printer.failed else html.write(folder)
+    results = read(folder)
+    report = None if printer.failed else html.write(folder, results=results)
     if options.as_json:
-        answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": recorded}
+        answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": len(results.trials)}
         print(json.dumps(answer if report is None else answer | {"report": str(report)}, indent=2))
     else:
-        _show(study, folder, printer.ran, report)
+        _show(study, results, printer.ran, report)
     return 1 if printer.failed else 0
 
 
@@ -73,8 +73,7 @@ def _show_dry_run(study: Study, workers: int) -> None:
     console.show_table(["method", "phase", "lr", "seed"], rows)
 
 
-def _show(study: Study, folder: Path, ran: int, report: Path | None) -> None:
-    results = read(folder)
+def _show(study: Study, results: Results, ran: int, report: Path | None) -> None:
     console.show(f"{study.question} {ran} trials ran now, {len(results.trials) - ran} earlier.")
     show_answer(results)
     console.show(f"report   {report or 'none: some trials failed'}")

@@ -89,6 +89,8 @@ def save_weights(safetensors: Any, model: nn.Module, path: Path) -> None:
 
 
 def _require_new(options: TrainOptions) -> None:
+    if (options.output / "study.json").exists():
+        raise BadInput(f"{options.output} has the results of a study: give another --output.")
     is_run = (options.output / RUN).exists()
     existing = next((name for name in (CHECKPOINT, LOG) if (options.output / name).exists()), None)
     if (is_run or existing is not None) and not options.resume:

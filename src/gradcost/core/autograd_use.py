@@ -99,9 +99,9 @@ def _findings_of(objective: Any) -> dict[Any, Any]:
 
 
 def custom_functions(objective: Any) -> list[str]:
-    """Return the names of the custom functions of this objective's loss, without those of checkpointing."""
-    use = known_use(objective)
-    return [] if use is None else [name for name in use.functions if "Checkpoint" not in name]
+    """Return the names of the custom functions of this loss, without those of checkpointing, DDP and FSDP."""
+    functions = getattr(known_use(objective), "functions", ())
+    return [name for name in functions if not any(part in name for part in ("Checkpoint", "DDPSink", "RegisterPost"))]
 
 
 class ConstantParts:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from gradcost.core.errors import BadInput, MissingExtra
 
@@ -36,6 +36,27 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has neither this flag nor FIFOs in folders
+
+# Errors of a path that the user has chosen, not of the machine.
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def write_chosen(path: Path, data: bytes | str) -> Path:
+    """Write a file like `write_whole`; a path where no file can be is an error of input.
+
+    Raises:
+        BadInput: no file can be written there.
+        OSError: the machine failed; the old file is unchanged.
+    """
+    try:
+        return write_whole(path, data)
+    except OSError as error:
+        if error.errno not in _WRONG_PATH:
+            raise
+        raise BadInput(f"{path} cannot be written ({error.strerror}): choose another file (-o FILE).") from error
 
 
 @contextlib.contextmanager
@@ -83,11 +104,8 @@ def locked(folder: Path) -> Iterator[None]:
         OSError: the folder cannot be written, or its lock is a symbolic link.
     """
     with open(folder / "lock", "ab+", opener=no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            pid = process_id(file.read())
+        if not try_lock(file):
+            pid = holder(file)
             user = f"process {pid}" if pid else "another process"
             raise BadInput(
                 f"{folder} is in use by {user}: wait for it, or choose another folder (on the command line: -o DIR)."
@@ -104,14 +122,15 @@ def locked(folder: Path) -> Iterator[None]:
 def _write_through(path: Path, content: bytes) -> None:
     """Write a device, or a FIFO that a process reads."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_WRONLY | _NO_WAIT)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BadInput(
                 f"{path} is a FIFO or a socket that no process reads: write another file, or start its reader first."
             ) from None
         raise
-    os.set_blocking(descriptor, True)
+    if _NO_WAIT:
+        os.set_blocking(descriptor, True)
     with open(descriptor, "wb") as file:
         file.write(content)
 
@@ -134,7 +153,7 @@ def regular(path: str, flags: int) -> int:
     """
     refusal = BadInput(f"{path} is not a regular file, but a FIFO, a socket or a device: remove it, or name a file.")
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(path, flags | _NO_WAIT, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, or a FIFO that no process reads
             raise refusal from None
@@ -148,7 +167,7 @@ def regular(path: str, flags: int) -> int:
 
 def no_link(path: str, flags: int) -> int:
     """Open a file like `regular`. A symbolic link raises OSError, too: a link could lead out of the folder."""
-    return regular(path, flags | os.O_NOFOLLOW)
+    return regular(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def read_regular(path: Path) -> bytes:
@@ -160,6 +179,22 @@ def read_regular(path: Path) -> bytes:
     """
     with open(path, "rb", opener=regular) as file:
         return file.read()
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process, on any system; return False if another process has locked it."""
+    from filelock import lock_descriptor  # imports asyncio, which takes a while
+
+    return lock_descriptor(file.fileno(), blocking=False)
+
+
+def holder(file: IO[bytes]) -> int:
+    """Return the id of the process that has locked a file; 0 if unknown."""
+    try:
+        file.seek(0)
+        return process_id(file.read())
+    except OSError:  # on Windows, a locked file cannot be read
+        return 0
 
 
 def process_id(lock: bytes) -> int:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Objective:
     parts: int = 1
     data: Callable[[], Iterable[Any]] | None = None
     leaves: tuple[Leaf, ...] = field(default=(), kw_only=True)
-    structure: Structure | None = field(default=None, kw_only=True)  # `replace` passes it on to derived objectives
+    structure: Structure = field(default=cast(Any, None), kw_only=True)  # `replace` passes it on to derived ones
 
     def __post_init__(self) -> None:
         require_model_and_loss(self.model, self.loss)
@@ -106,13 +106,11 @@ class Objective:
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The modules of the model."""
-        assert self.structure is not None
         return self.structure.modules
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """The CUDA devices whose generators an evaluation seeds."""
-        assert self.structure is not None
         return self.structure.devices
 
     @property
@@ -180,7 +178,6 @@ class Objective:
             BadInput: an evaluation writes into a parameter.
             Unsupported: two evaluations under one key give two losses. The message names the module.
         """
-        assert self.structure is not None
         self.structure.check_unfrozen(self.leaves)  # now, because `Reverse` freezes parameters before `losses`
         training, isolations = self.model.training, self.structure.isolations
         known = isolations.get((id(self.loss), training))
@@ -217,7 +214,6 @@ class Objective:
     @property
     def isolation(self) -> Isolation:
         """The contexts that isolate an evaluation, from the results of `prepare` if it has run."""
-        assert self.structure is not None
         prepared = self.structure.isolations.get((id(self.loss), self.model.training))
         return prepared or Isolation(self.model, self.structure.modules, self.loss, self._unexamined())
 
@@ -239,7 +235,6 @@ class Objective:
         Raises:
             Unsupported: the loss of the batch is not determined by the losses of its micro-batches.
         """
-        assert self.structure is not None
         is_known = (id(self.loss), self.model.training) in self.structure.isolations
         if not is_known and torch._C._len_torch_function_stack() == 0:
             self.prepare(batch, key)

@@ -7,6 +7,7 @@ from operator import is_
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from gradcost.core.errors import BadInput
@@ -38,12 +39,10 @@ class Structure:
                 f"`{lazy[0]}` has no shape before its module's first forward: run the model on a batch, and "
                 "make the Objective after that."
             )
-        sharded = [name for name, tensor in named if hasattr(tensor, "device_mesh")]  # a DTensor
-        if sharded:
-            raise BadInput(
-                f"`{sharded[0]}` is sharded over processes (FSDP or a DTensor), and gradcost needs whole parameters. "
-                "Use DistributedDataParallel, or DirectionParallel and BatchParallel, which send no gradient."
-            )
+        sharded = next((name for name, tensor in named if hasattr(tensor, "device_mesh")), None)
+        # Says which parameter each process has a part of; None: there is none.
+        self.sharded = sharded and f"`{sharded}` is sharded over processes (FSDP or a DTensor)"
+        self.averages = any(map(_averages_gradients, self.modules))  # whether a backward pass averages processes
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
         self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
@@ -57,6 +56,20 @@ class Structure:
 
     def __reduce__(self) -> tuple[type[Structure], tuple[nn.Module]]:
         return Structure, (self.model,)  # a deep copy is the structure of the copied model
+
+    def processes_message(self) -> str | None:
+        """Return why only the backward pass of the model as it is combines the processes that train it, or None."""
+        remedy = (
+            "Give each process the whole model, and use BatchParallel or DirectionParallel, which send no gradient."
+        )
+        if self.sharded is not None:
+            return f"{self.sharded}, and only backprop() serves sharded parameters. {remedy}"
+        if self.averages:
+            return (
+                "the model is a DistributedDataParallel, which averages the processes' gradients in its backward "
+                f"pass only. Make the Objective of its .module. {remedy}"
+            )
+        return None
 
     def check(self, leaves: Sequence[Any]) -> None:
         """Raise if the model has changed since construction. Costs less than 1 us per module and 0.1 us per leaf.
@@ -124,3 +137,8 @@ def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     """Return the CUDA devices that hold a parameter of the model."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     return tuple(sorted(devices, key=str))
+
+
+def _averages_gradients(module: nn.Module) -> bool:
+    """Return whether the backward pass of this module averages the gradients of several processes."""
+    return isinstance(module, nn.parallel.DistributedDataParallel) and dist.get_world_size(module.process_group) > 1

@@ -32,6 +32,7 @@ class BackwardPasses:
     def __init__(self, objective: Objective, use: Callable[[str, Tensor], None]) -> None:
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
         self.use = use
+        self.averages = objective.structure.averages  # between processes, once all gradients are complete
         self.trained = {id(parameter) for parameter in self.parameters.values()}
         parameters = objective.model.parameters()
         self.others = [p for p in parameters if p.requires_grad and id(p) not in self.trained]
@@ -81,7 +82,7 @@ class BackwardPasses:
         self.depends_on_others |= bool(foreign)
         if is_last:
             self.missing = set(self.parameters)
-            if not any("Checkpoint" in name for name in functions):
+            if not self.averages and not any("Checkpoint" in name for name in functions):
                 self._pass_gradients_on(loss if functions else None)
         if loss is None:
             pass

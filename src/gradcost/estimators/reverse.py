@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradcost.checkpointing.policies import Everything, Saving
 from gradcost.core.errors import BadInput, Unsupported
@@ -28,6 +28,9 @@ class Reverse(Estimator):
 
     Law: every `saving` gives the same gradient, bit for bit. L linear layers cost L + (2L - 1) forward matmuls, plus
     those that `saving` recomputes.
+
+    In a DistributedDataParallel or after `fully_shard` the gradient is the mean of the processes' gradients, and the
+    loss is that of this process's batch. Sharded parameters are served with `Everything()` only.
 
     Args:
         saving: which activations are saved for the backward pass, and which are recomputed.
@@ -62,6 +65,8 @@ class Reverse(Estimator):
                 "torch.inference_mode() is on around the estimate, and backprop cannot record a graph there. Use "
                 "torch.no_grad() around the training loop instead."
             )
+        if (reason := self._refusal(objective)) is not None:
+            raise Unsupported(reason)
         objective.prepare(batch, key)  # before hooks and frozen parameters
         passes = BackwardPasses(objective, use)
         total: Tensor | None = None
@@ -95,7 +100,20 @@ class Reverse(Estimator):
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        return hooks_message(parameters) or self.saving.objection(objective, batch)
+        return hooks_message(parameters) or self._refusal(objective) or self.saving.objection(objective, batch)
+
+    def _refusal(self, objective: Objective) -> str | None:
+        if any(isinstance(m, nn.parallel.DistributedDataParallel) and m.static_graph for m in objective.modules):
+            return (
+                "DistributedDataParallel(static_graph=True) counts on a backward pass after every forward pass, and "
+                "an estimate also evaluates the loss without one. Use static_graph=False."
+            )
+        if objective.structure.sharded is None or self.saving == Everything():
+            return None
+        return (
+            f"{objective.structure.sharded}, and {self.saving} serves whole parameters. Use backprop(), with "
+            "torch.utils.checkpoint in the model where memory is short."
+        )
 
 
 def _rescale_gradients(parameters: Iterable[Tensor], factor: float) -> None:

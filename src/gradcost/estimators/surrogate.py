@@ -86,6 +86,11 @@ class _Written(Function):
 
 def _refuse_wrapped(objective: Objective) -> None:
     """Raise if the model averages gradients in the backward pass of its own forward pass, which does not run here."""
+    if objective.structure.sharded is not None:
+        raise Unsupported(
+            f"{objective.structure.sharded}, and only a backward pass of the model itself averages its gradients. "
+            "Call backprop().estimate(...).gradient.write() instead."
+        )
     for module in objective.modules:
         if isinstance(module, DistributedDataParallel | DataParallel):
             raise Unsupported(

@@ -3,6 +3,7 @@
 `measure(work, Bytes(), Operations(), Seconds())` returns memory, FLOPs and time.
 """
 
+from gradcost.instruments.cuda_allocator import Reserved
 from gradcost.instruments.doctor import Finding, diagnose
 from gradcost.instruments.measure import (
     Allocator,
@@ -22,6 +23,7 @@ __all__ = [
     "Instrument",
     "Measurement",
     "Operations",
+    "Reserved",
     "Seconds",
     "TrainingStep",
     "diagnose",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -9,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,7 +38,7 @@ def diagnose() -> tuple[Finding, ...]:
     Returns:
         The findings. `advice` is set where something is missing or doubtful.
     """
-    return (*_extras(), *_threads(), _allocator(), *_gpus(), *_clock())
+    return (*_extras(), _torch(), *_threads(), _allocator(), *_gpus(), *_clock())
 
 
 # The import name of a package, if it differs from the name of the distribution.
@@ -55,6 +57,31 @@ def _extras() -> Iterator[Finding]:
         present = [f"{name} {importlib.metadata.version(name)}" for name in packages if name not in missing]
         found = ", ".join([*present, *(f"no {name}" for name in missing)])
         yield Finding(f"extra {extra}", found, f'pip install "gradcost[{extra}]"' if missing else None)
+
+
+def _torch() -> Finding:
+    """Look up every private name of torch that gradcost uses: another version of torch may lack one."""
+    missing = sorted(name for name in _private_names() if not _is_known(name))
+    found = f"{torch.__version__}, " + (f"without {', '.join(missing)}" if missing else "with all that is used of it")
+    advice = "this torch is not supported yet: install the one of constraints-newest.txt"
+    return Finding("torch", found, advice if missing else None)
+
+
+def _private_names() -> set[str]:
+    """Return the names below `torch._C` that occur in the source of this package."""
+    package = Path(__file__).parents[1]
+    names: set[str] = set()
+    for file in package.glob("*/*.py"):
+        names |= set(re.findall(r"\btorch\._C\.\w+", file.read_text(encoding="utf-8")))
+    return names
+
+
+def _is_known(name: str) -> bool:
+    try:
+        functools.reduce(getattr, name.split(".")[1:], torch)
+    except AttributeError:
+        return False
+    return True
 
 
 def _threads() -> Iterator[Finding]:

@@ -18,8 +18,10 @@ from gradcost.core import memory_events
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import DEVICE
 from gradcost.core.pytree import operands
+from gradcost.instruments.accumulation import is_accumulation
+from gradcost.instruments.cuda_allocator import Event
 from gradcost.instruments.module_tracker import ModuleTracker
-from gradcost.instruments.workspaces import workspace_bound
+from gradcost.instruments.workspaces import Workspace, workspace_bound
 
 Purpose = Literal[
     "parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations", "tangents and noise",
@@ -102,7 +104,7 @@ def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return ()  # an opaque layout of a library
 
 
-class Event(NamedTuple):
+class Change(NamedTuple):
     """An allocation, a resize or a free.
 
     Args:
@@ -116,14 +118,6 @@ class Event(NamedTuple):
     purpose: Purpose
     operator: str
     module: str
-
-
-class Workspace(NamedTuple):
-    """A bound of the bytes of a workspace inside a CPU kernel; `moment` is the number of events before it."""
-
-    moment: int
-    bound: int
-    operator: str
 
 
 class _Storage:
@@ -168,6 +162,7 @@ class MemoryTracker(TorchDispatchMode):
         self._model = model
         self._storages: dict[int, _Storage | None] = {}  # by address; None: from before tracking, not counted
         self._events: list[tuple[_Storage, int]] = []
+        self._requests: list[int] = []  # of each event: the bytes of the storage after it, not rounded
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
         self._has_tangents = False
         self.workspaces: list[Workspace] = []
@@ -219,10 +214,10 @@ class MemoryTracker(TorchDispatchMode):
             peak, breakdown, *self._origins.get(at, ("", "")), timeline, *((most, kernel) if most > 0 else (0, ""))
         )
 
-    def events(self) -> list[Event]:
+    def changes(self) -> list[Change]:
         """Return all events so far, in order. The first ones are those of `register`."""
         return [
-            Event(0 if storage.elsewhere else size, storage.purpose, *self._origins.get(index, ("", "")))
+            Change(0 if storage.elsewhere else size, storage.purpose, *self._origins.get(index, ("", "")))
             for index, (storage, size) in enumerate(self._events)
         ]
 
@@ -230,6 +225,16 @@ class MemoryTracker(TorchDispatchMode):
     def moment(self) -> int:
         """Return the number of allocations, resizes and frees so far: an index into the timeline."""
         return len(self._events)
+
+    def log(self) -> list[Event]:
+        """Return the allocations, resizes and frees so far, for `cuda_allocator.replay_step`."""
+        numbers: dict[int, int] = {}  # by the identity of the storage
+        events = []
+        for at, ((storage, _), size) in enumerate(zip(self._events, self._requests, strict=True)):
+            if not storage.elsewhere:
+                number = numbers.setdefault(id(storage), len(numbers))
+                events.append(Event(number, size, " in ".join(filter(None, self._origins.get(at, ())))))
+        return events
 
     @property
     def standing(self) -> int:
@@ -252,7 +257,7 @@ class MemoryTracker(TorchDispatchMode):
         inputs = operands((args, kwargs))
         for part in (part for tensor in inputs for part in self._counted(tensor)):
             self._add(part.untyped_storage(), None)  # if new, it existed before tracking
-        if func is _ADD and not kwargs and _is_accumulation(*args):
+        if func is _ADD and not kwargs and is_accumulation(*args):
             out = args[0].add_(args[1])
         else:
             out = func(*args, **kwargs)
@@ -294,6 +299,7 @@ class MemoryTracker(TorchDispatchMode):
         if size != storage.size:
             self._origins[len(self._events)] = (operator, self.modules.here)
             self._events.append((storage, size - storage.size))
+            self._requests.append(untyped.nbytes())
             storage.size = size
         return storage
 
@@ -301,6 +307,7 @@ class MemoryTracker(TorchDispatchMode):
         storage = self._storages.pop(address, None)
         if storage is not None:
             self._events.append((storage, -storage.size))
+            self._requests.append(0)
 
     def _tag_saved(self, tensor: Tensor) -> Tensor:
         self.on_tag("saved", tensor)
@@ -336,20 +343,3 @@ class MemoryTracker(TorchDispatchMode):
             yield
         finally:
             torch.UntypedStorage.resize_ = resize
-
-
-def _is_accumulation(old: Any, new: Any) -> bool:
-    """Return True if autograd adds a gradient to `old`, which nothing else references.
-
-    Autograd would add in place here (torch's `can_accumulate_inplace`), but it does not under a dispatch mode. The
-    tracker adds in place instead, to count the memory of a step without tracker. `old` has at most four references:
-    autograd's buffer, the call's arguments, this function's arguments and the Python wrapper.
-    """
-    if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
-        return False
-    if not (isinstance(old, Tensor) and isinstance(new, Tensor)) or (old.shape, old.dtype) != (new.shape, new.dtype):
-        return False
-    if torch.strided != old.layout or torch.strided != new.layout:
-        return False
-    unshared = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # the tensor and this call
-    return unshared and old._use_count() <= 4 and old.is_contiguous()  # type: ignore[attr-defined]

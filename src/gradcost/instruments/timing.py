@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 WIDE = 0.10  # a timing is doubtful if its interquartile range exceeds this fraction of the median
@@ -145,9 +145,7 @@ def _used_gpus() -> list[int]:
 def _busy_seconds() -> float | None:
     """Return the processor seconds used by all programs since the machine started; None if unknown."""
     try:
-        with open("/proc/stat") as file:
-            ticks = [int(field) for field in file.readline().split()[1:]]
-    except (OSError, ValueError):
+        times = psutil.cpu_times()
+    except (OSError, RuntimeError):
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks[:8]
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))

@@ -20,6 +20,8 @@ from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
 from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.files import read_regular
 from gradcost.core.objective import Objective
+from gradcost.integrations.four_bit import in_four_bits
+from gradcost.integrations.inputs import made_for, own_loss
 from gradcost.tasks.task import Batch
 
 LENGTH = 512  # tokens per example by default
@@ -51,6 +53,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise BadInput(f"{path} has {layers:,} layers, and {MOST_LAYERS:,} are the most that can be built.")
+    _require_known_quantization(path, config)
     kind = getattr(transformers, architectures[0], None) if architectures else None
     options = {} if dtype is None else {"dtype": dtype}
     try:
@@ -89,6 +92,39 @@ def _config(transformers: Any, path: Path) -> Any:
     except Exception as error:  # a configuration validates itself and raises exceptions of many types
         message = " ".join(str(error).split())
         raise BadInput(f"{path} is not a configuration of {kind!r}: {message}") from error
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether the configuration of a model from `from_config` stores frozen weights in 4 bits."""
+    return getattr(model.config, "quantization_config", None) is not None
+
+
+def _require_known_quantization(path: str | Path, config: Any) -> None:
+    settings = getattr(config, "quantization_config", None)
+    settings = settings if settings is None or isinstance(settings, dict) else settings.to_dict()
+    if settings is None or settings.get("load_in_4bit") is True:
+        return
+    raise Unsupported(
+        f"{path} has a quantization_config ({settings.get('quant_method', 'no method')}), and a forecast knows only "
+        '"load_in_4bit": true of bitsandbytes. Delete quantization_config to forecast the weights without it.'
+    )
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    """Store the frozen linear layers of a model in 4 bits, except its head, and return the model.
+
+    Half a byte per weight, and a scale for each 64: nearly the layout of bitsandbytes' NF4. A layer's weights are
+    computed in the dtype of the model when they are needed, and not saved.
+
+    Args:
+        model: a transformers model with adapters from `with_lora`. It is changed in place.
+    Raises:
+        BadInput: no weight is frozen, or the number of inputs of a layer is not a multiple of 64.
+    Source: Dettmers et al. 2023 (arXiv 2305.14314).
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        raise BadInput("weights in 4 bits cannot be trained: add --lora RANK, which trains adapters instead.")
+    return in_four_bits(model, head=_inner(model).get_output_embeddings())  # type: ignore[operator]
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -140,6 +176,8 @@ def objective(
     - a masked language model predicts the token at the same position;
     - a sequence classifier predicts the label of the sequence.
 
+    Encoder-decoder models of text and speech, and classifiers of tokens, answers and images, compute their own loss.
+
     Args:
         model: a model from `from_config`, `with_lora` or transformers.
         examples: number of sequences in the batch.
@@ -147,7 +185,8 @@ def objective(
         chunks: number of parts in which the head and the loss are computed (`chunked_cross_entropy`). None: all
             logits are computed at once. Ignored for a classifier.
     Returns:
-        (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels).
+        (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels); for
+        a model with its own loss a dictionary of its arguments.
     Raises:
         BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, or the model is of
             another kind.
@@ -164,10 +203,12 @@ def objective(
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
         return Objective(model, classification), Batch(tokens, torch.zeros(examples, dtype=torch.int64))
-    head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
-    if head is None or getattr(config, "is_encoder_decoder", False):
+    inputs = made_for(name, config, examples, length)
+    if inputs is not None:
+        return Objective(model, own_loss), inputs
+    if getattr(_inner(model), "get_output_embeddings", lambda: None)() is None:
         raise BadInput(
-            f"{name} is not a decoder-only or masked language model, and not a sequence classifier: give "
+            f"{name} is no language model, and no classifier of sequences, tokens, answers or images: give "
             "FILE.py:FACTORY that returns (model, loss), and --data."
         )
     shift = 0 if name.endswith("ForMaskedLM") else 1

@@ -1,7 +1,7 @@
 """Add noise to weights: base + sum_k scales[k] * z_k, by the fastest available path.
 
   - `reference`: torch operations, on any device.
-  - `fused`: one compiled pass over the weights on a CPU (extra `fast`).
+  - `fused`: one compiled pass over the weights on a CPU (numba).
 
 Both give the same bits. `philox` and `hartley` define the streams.
 """
@@ -141,7 +141,7 @@ def reference(
 
 @functools.cache
 def has_fused_path() -> bool:
-    """Return whether numba (extra `fast`) is installed."""
+    """Return whether numba is installed."""
     return importlib.util.find_spec("numba") is not None
 
 

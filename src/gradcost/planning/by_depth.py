@@ -50,6 +50,7 @@ class ByDepth:
     Law: each figure equals that of `forecast`, to the byte. The whole model is simulated instead if
 
     - it has fewer than 16 equal blocks, or the estimator may treat blocks differently;
+    - the step is for CUDA, whose allocator is replayed from the log of a whole step;
     - the blocks do not run one after the other with equal allocations (`planning.depth`, `planning.by_schedule`);
     - the counts of one forward pass or the bytes of the parameters are not those that the copies predict.
 
@@ -181,8 +182,8 @@ class ByDepth:
 
     def _is_regular(self, batch: Any, size: int | None) -> bool:
         """Return whether the counts of a forward pass are those that copies with 3 and 4 blocks predict."""
-        if not self._parts:
-            return False
+        if not self._parts or device_type(self._objective, self._device) == "cuda":
+            return False  # CUDA's allocator is replayed from the log of a whole step
         if size not in self._regular:
             small = [self._copy(count) for count in SMALL[:2]]
             for each in small:

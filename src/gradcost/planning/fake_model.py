@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._mode_utils import no_dispatch
 from gradcost.core.fake import is_fake, standing_for
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tree_map
+from gradcost.planning.cuda_kernels import cuda_kernels
 from gradcost.planning.fake_kernels import kernels_simulated
 from gradcost.planning.python_state import python_state_restored
 
@@ -45,6 +46,7 @@ def on_fakes(objective: Objective, batch: Any, device: str) -> Iterator[tuple[Ob
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
         standing_for(device),
         kernels_simulated(mode),
+        cuda_kernels() if device == "cuda" else nullcontext(),
     ):
         fakes = _Fakes(mode)
         try:

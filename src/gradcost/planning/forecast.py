@@ -19,14 +19,14 @@ from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
+from gradcost.instruments.cuda_allocator import BLOCK, CONTEXT, Reserved, replay_step
 from gradcost.instruments.flops import Counts, OpCounter, Operation
-from gradcost.instruments.memory import Event, Memory, MemoryTracker, Purpose, Workspace
+from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose
+from gradcost.instruments.workspaces import Workspace
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.refusals import simulation_errors
-from gradcost.training.optimizers import Optimizer, require_optimizer
+from gradcost.training.optimizers import Leafwise, Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
-
-CUDA_BLOCK = 512  # bytes: CUDA's caching allocator rounds each request up to a multiple of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class Forecast:
         forward: FLOPs of one forward pass of the batch.
         kept: bytes of the states of optimizer and estimator, which stay allocated between steps.
         message: bytes of a message that transmits the gradient.
+        cuda: requested, allocated and reserved bytes of training, by a model of CUDA's allocator; None on a CPU.
+            The CUDA context comes on top: about 0.4 to 0.6 GiB per process, by card and driver.
     """
 
     estimator: Estimator
@@ -50,6 +52,7 @@ class Forecast:
     forward: int
     kept: int
     message: int
+    cuda: Reserved | None = None
 
     @property
     def peak(self) -> int:
@@ -103,6 +106,12 @@ class Forecast:
         lines.append(f"    at {self.memory.operator} in {self.memory.module or 'no module'}")
         if self.within_kernels:
             lines.append(f"    and up to {self.within_kernels:,} bytes more inside {self.memory.kernel}")
+        if self.cuda is not None:
+            low, high = (size >> 20 for size in CONTEXT)
+            lines += [
+                f"    requested {self.cuda.requested:,}, allocated {self.cuda.allocated:,}",
+                f"    reserved by CUDA's allocator up to {self.cuda.reserved:,}; and {low} to {high} MiB of context",
+            ]
         lines.append(
             f"{self.flops:,} FLOPs ({self.forwards:.2f} forwards), {self.matmuls} matmuls, {self.moved:,} bytes moved"
         )
@@ -115,6 +124,8 @@ def forecast(
     batch: Any,
     optimizer: Optimizer | None = None,
     device: str | torch.device | None = None,
+    *,
+    held: bool = False,
 ) -> Forecast:
     """Predict the cost of a training step without computing its numbers or moving data.
 
@@ -132,18 +143,22 @@ def forecast(
         batch: a typical training batch.
         optimizer: the optimizer; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
+        held: whether all gradients are held until one step of the optimizer, as in a loop of `loss.backward();
+            optimizer.step()` or in a Trainer. False: each parameter moves as soon as its gradient is complete, as in
+            `train`.
     Returns:
         The peak memory with its breakdown, FLOPs and matrix products.
     Raises:
         BadInput: the loss cannot be evaluated on this batch.
         Unsupported: the estimator cannot be used with this model and batch, or the model cannot be simulated, for
-            example because it reads values of tensors. The message names the module and an alternative.
+            example because it reads values of tensors. The message names the module and an alternative. Or several
+            processes train the model.
     """
     require_estimator(estimator)
     require_objective(objective)
     if optimizer is not None:
         require_optimizer(optimizer)
-    return simulate(estimator, objective, batch, optimizer, device).forecast
+    return simulate(estimator, objective, batch, optimizer, device, held=held).forecast
 
 
 class Simulation(NamedTuple):
@@ -160,7 +175,7 @@ class Simulation(NamedTuple):
 
     forecast: Forecast
     forward: Counts
-    events: list[Event]
+    events: list[Change]
     start: int
     workspaces: list[Workspace]
     operations: list[Operation]
@@ -175,13 +190,20 @@ def simulate(
     *,
     forward: Counts | None = None,
     is_checked: bool = False,
+    held: bool = False,
 ) -> Simulation:
     """Return the forecast of a step with its record. Arguments and errors: as `forecast`.
 
     Args:
         forward: the counts of one forward pass, if they are known.
         is_checked: whether the estimator is known to have no objection, whose search may cost a forward pass.
+        held: as in `forecast`.
     """
+    if objective.structure.processes_message() is not None:
+        raise Unsupported(
+            "a forecast simulates one process, and several train this model. Make the Objective of the model before "
+            "DistributedDataParallel or fully_shard; DistributedDataParallel holds all gradients and a copy of them."
+        )
     where = device_type(objective, device)
     with _on_fakes(objective, batch, where) as (fake, fake_batch):
         tracker = MemoryTracker(fake.model, block=rounding(where))
@@ -193,16 +215,20 @@ def simulate(
         objection = None if is_checked else estimator.objection(fake, fake_batch)
         if objection is not None:
             raise Unsupported(objection)
-        train_state = _after_first_step(TrainState(fake, estimator, optimizer), fake_batch)
+        train_state = TrainState(fake, estimator, optimizer)
+        if held and optimizer is not None:
+            train_state.leafwise = Leafwise(optimizer, fake, at_once=True)
+        train_state = _after_first_step(train_state, fake_batch)
         tracker.register("optimizer state", train_state.held_tensors())
         start = tracker.moment
         with counter.followed(), tracker.followed():
             estimate = train_state.step(fake_batch, Key(0))
-        memory, events = tracker.memory(), tracker.events()
-        kept = sum(tensor.nbytes for tensor in train_state.held_tensors())
+        log = tracker.log() if where == "cuda" else []
+        changes, kept = tracker.changes(), sum(tensor.nbytes for tensor in train_state.held_tensors())
     message = estimate.gradient.message_nbytes
-    result = Forecast(estimator, where, memory, counter.counts, forward.flops, kept, message)
-    return Simulation(result, forward, events, start, tracker.workspaces, counter.operations)
+    cuda = replay_step(log[:start], log[start:]) if log else None
+    result = Forecast(estimator, where, tracker.memory(), counter.counts, forward.flops, kept, message, cuda)
+    return Simulation(result, forward, changes, start, tracker.workspaces, counter.operations)
 
 
 def forward_counts(objective: Objective, batch: Any, device: str | torch.device | None = None) -> Counts:
@@ -243,7 +269,7 @@ def device_type(objective: Objective, device: str | torch.device | None) -> str:
 
 def rounding(device: str) -> int:
     """Return the block size of a device's allocator, in bytes: it rounds sizes up to multiples of this."""
-    return CUDA_BLOCK if device == "cuda" else 1
+    return BLOCK if device == "cuda" else 1
 
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:

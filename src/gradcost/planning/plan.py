@@ -14,7 +14,7 @@ from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
-from gradcost.estimators.estimator import Estimator, require_objective
+from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning import roofline
 from gradcost.planning.candidates import described, label, options, terse
@@ -157,6 +157,8 @@ def plan(
     budget = require_bytes(budget, "the budget")
     if optimizer is not None:
         require_optimizer(optimizer)
+    is_default = estimators is None
+    estimators = None if estimators is None else _each_checked(estimators)
     where = device_type(objective, device)
     on_progress("the loss on this batch")
     forecasts = Forecasts(objective, batch, optimizer, where)
@@ -167,7 +169,6 @@ def plan(
         if largest:
             raise
         examples = None
-    is_default = estimators is None
     candidates = options(objective, examples or 1, budget, where) if is_default else estimators
     rows: list[Row] = []
     seconds = _seconds_estimator(objective, where)
@@ -187,6 +188,17 @@ def plan(
     name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
     dimension = objective.dimension
     return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least)
+
+
+def _each_checked(estimators: Any) -> list[Estimator]:
+    """Return a list of estimators; raise BadInput if it is something else, such as an optimizer or one estimator."""
+    if not isinstance(estimators, Iterable):
+        kind = type(estimators).__name__
+        raise BadInput(f"estimators is a list, such as [gradcost.mezo()], not {kind}. An optimizer is optimizer=.")
+    found = list(estimators)
+    for each in found:
+        require_estimator(each)
+    return found
 
 
 def _row(

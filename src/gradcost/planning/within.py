@@ -248,8 +248,14 @@ class MemoryTradeoff:
         return (
             f"{budget + beside:,} bytes{parts} are fewer than any exact gradient of the whole batch needs here, with "
             f"the schedules that were tried. The least is {self.least().peak + beside:,} bytes, by nested "
-            "checkpointing; Accumulated(..., parts) needs less."
+            "checkpointing; Accumulated(..., parts) needs less. Both numbers include "
+            f"{self._unavoidable():,} bytes of parameters, buffers and batch."
         )
+
+    def _unavoidable(self) -> int:
+        """Return the bytes of parameters, buffers and batch."""
+        step = self.forecast(self.least().items)
+        return step.peak - step.beyond
 
     def _uniform(self) -> list[Items]:
         """Return Everything(), and Segments(n) for 1, 2, 4, ... and for all blocks."""

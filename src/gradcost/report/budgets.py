@@ -67,7 +67,9 @@ def lead_of(ranking: Ranking) -> str:
 
 def other_leaders(ranking: Ranking) -> list[str]:
     """Describe the smaller budgets at which another method has the best median, with few seeds perhaps by chance."""
-    leaders = ranking.leaders
+    # A range whose ends look the same is left out: methods with a few bytes more or less.
+    *below, last = ranking.leaders
+    leaders = [*(each for each in below if ranking.text(each[1]) != ranking.text(each[2])), last]
     if len(leaders) < 2:
         return [] if ranking.name == "memory" else ["It leads at every smaller budget too."]
     if len(leaders) > 4:

@@ -1,6 +1,6 @@
 """The figures of a report: Vega-Lite specifications by Altair, each a pure function of the results.
 
-The Vega parameter `focus` is the label of a method; figures fade the other methods. The page's legend sets it in all
+The Vega parameter `focus` is a list of methods; figures fade the others. The page's legend sets it in all
 figures. A function returns None if the records lack the data of its figure. Needs the extra gradcost[report].
 """
 
@@ -83,7 +83,7 @@ def frontier(results: Results) -> Figure | None:
         .encode(y=alt.Y("median:Q", **y), shape=theme.shape)
     )
     medians = medians.encode(opacity=theme.opacity(1), tooltip=tip)
-    layers = [_families(theme, rows, x, y), whiskers, dots, medians]
+    layers = [theme.budget_line(x, "bytes"), _families(theme, rows, x, y), whiskers, dots, medians]
     caption = (
         f"{protocol(results)} Large marks are medians, whiskers {intervals(results)}, small dots single seeds. "
         "Memory is the peak of one step, on a logarithmic scale. A line joins methods that differ "
@@ -118,7 +118,8 @@ def memory(results: Results) -> Figure | None:
     study = results.study
     batch = "" if study.batch is None else f" of batch {study.batch}"
     caption = (
-        "The bytes allocated at the peak of one step by purpose, weights and batch included. "
+        "The bytes allocated at the peak of one step by purpose. The number “beyond weights” of the table leaves out "
+        "parameters, buffers and inputs. "
         f"Measured on one step{batch} with {study.optimizer}. Bytes are exact counts, so there is no interval."
     )
     return breakdown.bars(theme_of(results), rows, None, caption)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.files import write_whole
-from gradcost.report import tables, targets
+from gradcost.core.files import write_chosen
+from gradcost.report import series, tables, targets
+from gradcost.report.answer import answer
 from gradcost.report.budgets import panels, strip
+from gradcost.report.families import families, twins
 from gradcost.report.figures import figures
 from gradcost.report.pages import cell, rendered
-from gradcost.report.theme import intervals, marks, protocol
+from gradcost.report.quality import pictures
+from gradcost.report.theme import Figure, intervals, protocol, study_marks
 from gradcost.results import ledger
 from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
 from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import MethodSummary, summarise
-from gradcost.results.verdict import choose, sentences
+from gradcost.results.verdict import choose, is_sure, sentences
 from gradcost.results.wording import count, listed, percent, rate, size
 
 
@@ -42,40 +46,94 @@ def write(
     """
     path = Path(output) if output is not None else Path(folder) / "report.html"
     ledger.refuse_own(folder, path)
-    return write_whole(path, page(read(folder) if results is None else results, reload))
+    return write_chosen(path, page(read(folder) if results is None else results, reload))
 
 
 def page(results: Results, reload: int | None = None) -> str:
     """Return the HTML of the report, which depends on `results` alone, and on `reload` (see `write`)."""
     rows, study = summarise(results), results.study
     choice = choose(results)
-    findings = lint(facts(results))
-    labels = [*study.methods, *(row.method for row in rows), *(r.method for r in results.refused)]
+    drawn = {figure.name: figure for figure in [*figures(results), *pictures(results)]}
+    shown = [_switched(name, drawn[name], axis) for name, axis in _PICTURES.items() if name in drawn]
+    if len({row["probes"] for row in series.estimates(results, "cosine")[0]}) < 2:  # all marks above one number
+        drawn = {name: figure for name, figure in drawn.items() if name not in ("estimate-cosine", "estimate-error")}
+    groups = {key: [drawn[name] for name in names if name in drawn] for key, names in _GROUPS.items()}
+    lists = _lists(results)
+    audit, ranked, reached = tables.audit(results), panels(results), targets.sections(results)
+    filled = {"certainty": ranked or reached, "tuning": audit.rows or groups["tuning"], "where": True}
+    filled |= {"unfair": any(lines for *_, lines in lists)} | {k: groups[k] for k in ("time", "cost", "estimates")}
+    used = [*(drawn[each["name"]] for each in shown), *(figure for group in groups.values() for figure in group)]
     return rendered(
         "report.html.j2",
-        figures(results),
+        used,
+        answer(results),
         title=f"{study.task_name} / {study.model_name}",
         reload=reload,
         facts=[*_facts(results), *([] if reload is None else [f"still running, reloaded every {reload} s"])],
         sentences=sentences(results),
-        targets=targets.sections(results),
+        pictures=shown,
+        picture_title="Quality against cost",
+        groups=groups,
+        folds={key: heading for key, heading in _FOLDS.items() if filled[key]},
+        targets=reached,
         target_note=targets.note(results),
-        panels=panels(results),
+        panels=ranked,
         panel_notes=_panel_notes(results),
-        picked=choice.row.method if choice else None,
-        marks=marks(list(dict.fromkeys(labels))),
-        methods=[row.method for row in rows],
+        picked=choice.row.method if choice and is_sure(results) else None,
+        marks=study_marks(results),
+        entries=_entries(results),
         decision=_decision(results, rows),
         notes=_notes(results, rows),
-        audit=tables.audit(results),
-        lists=[
-            (_FAIRNESS, ("method", "rule", "finding"), [(f.method, _rule(f), _finding(f)) for f in findings]),
-            ("Refused methods", ("method", "reason"), [(r.method, r.reason) for r in results.refused]),
-            ("Runs that did not finish", ("method", "runs", "reason"), _unfinished(results)),
-        ],
+        audit=audit,
+        lists=lists,
         environment=results.environment,
         footer=_footer(results),
     )
+
+
+# Figures of the picture and the words of its switch. Each fold: its heading, and its figures.
+_PICTURES = {
+    "accuracy-memory": "memory",
+    "quality-flops": "FLOPs",
+    "quality-seconds": "seconds",
+    "quality-steps": "steps",
+}
+_FOLDS = {
+    "certainty": "How sure is this?",
+    "time": "What did each method do over time?",
+    "cost": "What does a step cost, and why?",
+    "estimates": "How good are the estimates?",
+    "tuning": "How was each method tuned?",
+    "unfair": "What is unfair here, or not finished?",
+    "where": "Where and how did it run?",
+}
+_GROUPS = {
+    "time": ("validation-loss", "training-loss", "time-to-target"),
+    "cost": ("memory", "forwards", "milliseconds"),
+    "estimates": ("estimate-cosine", "estimate-error", "slope-spikes"),
+    "tuning": ("tuning", "tuning-points"),
+}
+
+
+def _switched(name: str, figure: Figure, axis: str) -> dict[str, str]:
+    return {"name": name, "title": figure.title, "caption": figure.caption, "axis": axis}
+
+
+def _entries(results: Results) -> list[list[str]]:
+    """Return the entries of the legend: methods whose runs are identical share one."""
+    entries: dict[str, list[str]] = {}
+    for method, first in twins(results).items():
+        entries.setdefault(first, []).append(method)
+    return list(entries.values())
+
+
+def _lists(results: Results) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    findings = lint(facts(results))
+    return [
+        (_FAIRNESS, ("method", "rule", "finding"), [(f.method, _rule(f), _finding(f)) for f in findings]),
+        ("Refused methods", ("method", "reason"), [(r.method, r.reason) for r in results.refused]),
+        ("Runs that did not finish", ("method", "runs", "reason"), _unfinished(results)),
+    ]
 
 
 def _facts(results: Results) -> list[str]:
@@ -87,26 +145,47 @@ def _facts(results: Results) -> list[str]:
     facts.append(f"{count(study.points, 'tuning point')} per method")
     facts.append(count(study.steps, "step") + ("" if study.batch is None else f" of batch {study.batch}"))
     facts.append(study.optimizer)
+    facts += [str(results.environment[name]) for name in ("cpu", "started") if name in results.environment]
     if study.memory is not None:
         facts.append(f"budget {size(study.memory)} beyond the weights")
     return facts
 
 
 def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
-    """Return the decision table, with a strip of seeds under each accuracy and a bar under each peak."""
+    """Return the table: each family's best method first, then its other members, which the page folds in."""
     columns, lines = tables.table(results)
     most = max((row.peak_bytes or 0 for row in rows), default=0)
-    table_rows = []
+    made = {}
     for row, line in zip(rows, lines, strict=True):
-        cells = [cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)]
-        cells[0]["strip"] = strip(row.accuracy, row.accuracies) if row.accuracy else None
+        cells = dict(zip(columns[1:], (cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)), strict=True))
+        for name, value in zip(columns[1:], _sort_keys(row, len(columns)), strict=True):
+            cells[name]["value"] = "" if value is None or not isfinite(value) else f"{value:.8g}"
+        if row.accuracy:
+            cells[columns[1]]["strip"] = strip(row.accuracy, row.accuracies)
         if row.peak_bytes:
-            cells[2]["bar"] = f"{100 * row.peak_bytes / most:.1f}"
-        cells[2]["warn"] = row.fits is False
-        cells[6]["warn"] = row.diverged > 0
-        cells[7]["warn"] = row.edge is not None
-        table_rows.append({"method": row.method, "cells": cells})
+            cells["beyond weights"]["bar"] = f"{100 * row.peak_bytes / most:.1f}"
+        cells["beyond weights"]["warn"] = row.fits is False
+        cells["diverged"]["warn"] = row.diverged > 0
+        cells["lr"]["warn"] = row.edge is not None
+        made[row.method] = {"method": row.method, "cells": list(cells.values())}
+    by_family: dict[str, list[MethodSummary]] = {}
+    kinds = families(results)
+    for row in rows:
+        by_family.setdefault(kinds[row.method], []).append(row)
+    table_rows = []
+    for head, members in by_family.items():
+        ordered = sorted(members, key=lambda row: -inf if row.score is None else row.score.median, reverse=True)
+        for place, row in enumerate(ordered):
+            more = f"{len(members) - 1} more like it" if place == 0 and len(members) > 1 else ""
+            table_rows.append(made[row.method] | {"family": head, "is_member": place > 0, "members": more})
     return {"title": "Cost and accuracy of each method", "columns": columns, "rows": table_rows}
+
+
+def _sort_keys(row: MethodSummary, columns: int) -> list[float | None]:
+    """Return the numbers by which the columns of the table are sorted, in the order of `tables.table`."""
+    score, loss = (None if x is None else x.median for x in (row.score, row.loss))
+    rest = [row.peak_bytes, row.forwards, row.ms, row.steps_to_target, row.diverged, row.lr]
+    return [score, *([loss] if columns == len(rest) + 3 else []), *rest]
 
 
 def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:

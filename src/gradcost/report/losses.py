@@ -84,8 +84,8 @@ def _against_steps(results: Results, rows: list[dict[str, Any]], title: str, wha
         f"{protocol(results)} Shown is {what}{_logarithmic(y)}. Lines are medians over seeds, bands run from the "
         f"lowest to the highest seed.{_diverged(results)}"
     )
-    layers = [*_layers(theme, rows, x, y), _ruler(theme, rows, x)]
-    return theme.figure(title.lower().replace(" ", "-"), f"{title} against steps", caption, layers)
+    drawn = [*layers(theme, rows, x, y), _ruler(theme, rows, x)]
+    return theme.figure(title.lower().replace(" ", "-"), f"{title} against steps", caption, drawn)
 
 
 def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure | None:
@@ -97,7 +97,7 @@ def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure
     if not rows:
         return None
     theme = theme_of(results)
-    x, is_log = _cost_axis(theme, rows, axis)
+    x, is_log = cost_axis(theme, rows, axis)
     y = _loss_axis(theme, rows, "validation loss")
     dots = theme.chart(rows).mark_circle(size=140, opacity=0).encode(x=x, y=theme.alt.Y("median:Q", **y))
     tip = ["method:N", theme.tip("step", ","), theme.tip("spent", f".3{axis.form}", axis.title)]
@@ -107,10 +107,10 @@ def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure
         f"seed{_logarithmic(y)}{', and the horizontal scale is logarithmic' if is_log else ''}.{_diverged(results)}"
     )
     title = f"Validation loss against {axis.title}"
-    return theme.figure(f"validation-loss-{axis.name}", title, caption, [*_layers(theme, rows, x, y), dots])
+    return theme.figure(f"validation-loss-{axis.name}", title, caption, [*layers(theme, rows, x, y), dots])
 
 
-def _cost_axis(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
+def cost_axis(theme: Theme, rows: list[dict[str, Any]], axis: Axis) -> tuple[Any, bool]:
     """Return the horizontal axis, and whether it is logarithmic: the costs of two methods differ over fourfold."""
     alt = theme.alt
     ends: dict[str, float] = {}
@@ -149,7 +149,7 @@ def _diverged(results: Results) -> str:
     return f" {count(diverged, 'diverged run')} {verb} as an infinite loss from the divergence on."
 
 
-def _layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> list[Any]:
+def layers(theme: Theme, rows: list[dict[str, Any]], x: Any, y: dict[str, Any]) -> list[Any]:
     """Return three layers: bands, lines, and about eight marks on each line."""
     alt = theme.alt
     base = theme.chart(rows).encode(x=x)

@@ -24,14 +24,16 @@ from gradcost.report.theme import Figure
 _EMBED = "window.vegaEmbed = vegaEmbed;"
 
 
-def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
+def rendered(template: str, drawn: Sequence[Figure], answer: dict[str, Any] | None = None, **context: Any) -> str:
     """Return the HTML of a template, filled with figures and other values.
 
     Args:
         template: name of the template.
         drawn: the figures.
-        context: `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `methods`, `decision`, `notes`,
-            `lists`, and other values that the template uses.
+        answer: the data of the slider (`answer.answer`). None: no slider.
+        context: `title`, `facts`, `sentences`, `picked` (a method or None), `marks`, `entries` (of the legend: lists
+            of methods with one mark), `decision`, `notes`, `pictures` with `picture_title`, `folds` (headings by id),
+            `groups` (figures by id), `lists`, and other values that the template uses.
     Returns:
         HTML.
     Raises:
@@ -42,18 +44,29 @@ def rendered(template: str, drawn: Sequence[Figure], **context: Any) -> str:
         _vega(),
         _packaged("report.js"),
     ]
-    specs = {figure.name: {k: v for k, v in figure.spec.items() if k != "$schema"} for figure in drawn}
+    specs: dict[str, Any] = {f.name: {k: v for k, v in f.spec.items() if k != "$schema"} for f in drawn}
+    specs["entries"] = context["entries"]
+    if answer is not None:
+        specs["answer"] = answer
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_packaged), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template(template).render(
         css=safe(_packaged("report.css")),
         allowed=safe(" ".join(map(_csp_hash, scripts))),
-        figures=drawn,
+        has_answer=answer is not None,
+        contents=[("answer", "Answer"), *_contents(context)],
         specs=safe(_script_safe(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
         scripts=[safe(script) for script in scripts],
         **context,
     )
+
+
+def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the ids and headings of a page's sections below the answer."""
+    picture = [("picture", "Picture")] if context["pictures"] else []
+    table = [("table", "Table")] if context["decision"]["rows"] else []
+    return [*picture, *table, *context["folds"].items()]
 
 
 def _vega() -> str:
@@ -84,6 +97,7 @@ def cell(label: str, text: str) -> dict[str, Any]:
         "label": label,
         "text": text[:end],
         "more": text[end:].removeprefix(",").strip(),
+        "value": "",
         "strip": None,
         "bar": None,
         "warn": False,

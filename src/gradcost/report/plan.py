@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.files import write_whole
+from gradcost.core.files import write_chosen
 from gradcost.report.breakdown import bars
+from gradcost.report.families import family
 from gradcost.report.pages import cell, rendered
 from gradcost.report.theme import BYTES, NEUTRAL, Figure, Theme, marks, powers_of_ten, powers_of_two
 from gradcost.results.wording import DASH, size
@@ -25,35 +26,71 @@ def write(record: dict[str, Any], output: str | Path) -> Path:
         OSError: the file cannot be written.
         MissingExtra: a package of gradcost[report] is not installed.
     """
-    return write_whole(Path(output), page(record))
+    return write_chosen(Path(output), page(record))
 
 
 def page(record: dict[str, Any]) -> str:
     """Return the HTML of the plan, which depends on `record` alone."""
     methods = [row["method"] for row in record["rows"]]
-    method_marks = marks(list(dict.fromkeys(methods)))
     rows = [row for row in record["rows"] if row["refusal"] is None]
+    heads: dict[str, str] = {}
+    same = _same(rows)
+    kinds = {
+        row["method"]: heads.setdefault(family(row.get("estimator", row["method"]), None), row["method"])
+        for row in record["rows"]
+    }
+    kinds |= {method: kinds[first] for method, first in same.items()}
+    method_marks = marks(list(dict.fromkeys(methods)), kinds, same)
     theme = Theme([row["method"] for row in rows], method_marks)
-    figures = [memory(theme, rows, record["budget"]), trade(theme, rows, record.get("curve") or [], record["budget"])]
+    picture = trade(theme, rows, record.get("curve") or [], record["budget"])
+    bars = memory(theme, rows, record["budget"])
+    refused = [(r["method"], r["refusal"]) for r in record["rows"] if r["refusal"]]
+    folds = {"cost": "What is the memory for?"} if bars else {}
     return rendered(
         "plan.html.j2",
-        [figure for figure in figures if figure is not None],
+        [figure for figure in (picture, bars) if figure is not None],
+        _answer(record, rows),
+        pictures=[] if picture is None else [picture],
+        picture_title="Cost against memory",
+        entries=[
+            [other for other in theme.methods if same[other] == first] for first in dict.fromkeys(same.values())
+        ],
+        folds=folds | ({"unfair": "Which methods cannot be used?"} if refused else {}),
+        groups={"cost": [] if bars is None else [bars]},
         title=f"plan for {record['model']}",
         facts=_facts(record),
         sentences=[record["sentence"]],
         picked=record["choice"],
         marks=method_marks,
-        methods=theme.methods,
-        decision=_decision(rows),
+        decision=_decision(rows, kinds, record["choice"]),
         notes=record["lines"],
-        lists=[
-            (
-                "Refused methods",
-                ("method", "reason"),
-                [(r["method"], r["refusal"]) for r in record["rows"] if r["refusal"]],
-            )
-        ],
+        lists=[("Refused methods", ("method", "reason"), refused)],
     )
+
+
+def _same(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return {method: the first method with the same forecast}."""
+    seen: dict[tuple[Any, ...], str] = {}
+    keys = ("peak", "flops", "seconds", "exact", "steps", "forwards")
+    return {row["method"]: seen.setdefault(tuple(row.get(key) for key in keys), row["method"]) for row in rows}
+
+
+def _answer(record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the data of the slider: what each method needs and costs. `report.js` applies the rule of `plan`."""
+    known = [row for row in rows if "exact" in row and "flops" in row]
+    if len(known) < 2:
+        return None
+    peaks = [*(row["peak"] for row in known), record["budget"]]
+    names = ("method", "peak", "exact", "steps", "seconds", "flops", "forwards")
+    return {
+        "kind": "plan",
+        "axes": [
+            {"name": "memory", "title": "memory", "figure": "memory-cost", "low": min(peaks), "high": max(peaks)}
+        ],
+        "start": record["budget"],
+        "methods": [{n: row[n] for n in names} | {"offloads": "Offloaded" in row["estimator"]} for row in known],
+        "note": "Among the methods of the table. Weights, batch, gradients and the optimizer's state are included.",
+    }
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
@@ -67,8 +104,8 @@ def _facts(record: dict[str, Any]) -> list[str]:
     return facts
 
 
-def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the table of forecasts, without columns that have only dashes."""
+def _decision(rows: Sequence[dict[str, Any]], kinds: dict[str, str], choice: str | None) -> dict[str, Any]:
+    """Return the table of forecasts, without columns that have only dashes; one row of each family, others folded."""
     most = max((row["peak"] for row in rows), default=0)
     texts = [_cells(row) for row in rows]
     columns = [name for name in (texts[0] if texts else ()) if any(text[name] != DASH for text in texts)]
@@ -77,8 +114,28 @@ def _decision(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         cells = {name: cell(name, text[name]) for name in columns}
         cells["peak"]["bar"] = f"{100 * row['peak'] / most:.1f}"
         cells["fits"]["warn"] = not row["fits"]
-        lines.append({"method": row["method"], "cells": list(cells.values())})
-    return {"title": "Forecast of a step of each method", "columns": ["method", *columns], "rows": lines}
+        for name, value in {"peak": row["peak"], "forwards": row["forwards"], **_values(row)}.items():
+            if name in cells:
+                cells[name]["value"] = "" if value is None else f"{value:.8g}"
+        lines.append({"method": row["method"], "cells": list(cells.values()), "family": kinds[row["method"]]})
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(line["family"], []).append(line)
+    ordered = []
+    for group in groups.values():
+        group.sort(key=lambda line: line["method"] != choice)
+        for place, line in enumerate(group):
+            more = f"{len(group) - 1} more like it" if place == 0 and len(group) > 1 else ""
+            ordered.append(line | {"is_member": place > 0, "members": more})
+    return {"title": "Forecast of a step of each method", "columns": ["method", *columns], "rows": ordered}
+
+
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "est. s/step": row.get("seconds"),
+        "steps × (theory)": row.get("steps"),
+        "largest batch": row.get("largest"),
+    }
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -120,7 +177,7 @@ def trade(
     y = alt.Y(f"{what}:Q", title=title, axis=alt.Axis(values=powers_of_ten(bottom, top), format="~g"))
     y = y.scale(type="log", nice=False, domain=[bottom, top])
     rule = theme.plain([{"peak": budget, "label": size(budget)}]).mark_rule(strokeDash=[4, 4], color=NEUTRAL)
-    layers = [rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget"))]
+    layers = [theme.budget_line(x, "peak"), rule.encode(x=x, tooltip=alt.Tooltip("label:N", title="budget"))]
     tip = [alt.Tooltip("size:N", title="peak"), theme.tip(what, ".3~g", title)]
     for name, dash in (("Segments(k)", [2, 3]), ("best schedules", [1, 0])):
         curve_points = [point for point in lines if point["curve"] == name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from math import ceil, inf, isfinite
 from statistics import fmean, median
 from typing import Any
 
+from gradcost.report.families import family
 from gradcost.results.records import Curve, Results
 from gradcost.results.statistics import expected_best, time_to_target
 from gradcost.results.summary import MethodSummary, span, summarise, tuning
@@ -119,8 +119,8 @@ def frontier(results: Results) -> tuple[Rows, Rows, Rows]:
         place = {"method": row.method, "bytes": row.peak_bytes}
         ends = {name: max(getattr(accuracy, name), 0.0) for name in ("median", "low", "high")}
         texts = {"middle": percent(accuracy.median), "reach": span(accuracy), "lost": not isfinite(accuracy.median)}
-        family = re.sub(r"\d[\d.e-]*", "#", f"{row.estimator} {row.optimizer}")
-        rows.append({**place, **ends, **texts, "seeds": accuracy.n, "family": family})
+        kind = family(row.estimator, row.optimizer)
+        rows.append({**place, **ends, **texts, "seeds": accuracy.n, "family": kind})
         for trial in final_runs(results, row.method):
             run = {**place, "seed": trial.seed, "status": trial.status}
             if trial.status == "diverged":

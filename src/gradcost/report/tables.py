@@ -97,7 +97,10 @@ def table(results: Results) -> Table:
         "diverged",
         "lr",
     ]
-    return Table(columns, [_line(row, metric, results.study.target is not None) for row in summarise(results)])
+    lines = [_line(row, metric, results.study.target is not None) for row in summarise(results)]
+    if metric.name == "loss":  # the second column is the test loss already
+        columns, *lines = ([*line[:2], *line[3:]] for line in (columns, *lines))
+    return Table(columns, lines)
 
 
 def target(study: StudyRecord) -> str:

@@ -8,6 +8,7 @@ from math import ceil, floor, log
 from typing import Any
 
 from gradcost.core.errors import require
+from gradcost.report.families import families, twins
 from gradcost.results.records import Results
 from gradcost.results.summary import summarise
 from gradcost.results.wording import count, listed
@@ -54,10 +55,41 @@ class Mark:
     shape: str
 
 
-def marks(methods: Sequence[str]) -> dict[str, Mark]:
-    """Return a mark for each method. From the ninth method on, colours repeat with other shapes."""
+def marks(
+    methods: Sequence[str], families: Mapping[str, str] | None = None, twins: Mapping[str, str] | None = None
+) -> dict[str, Mark]:
+    """Return a mark for each method: the colour of its family, and a shape. Twins share one mark.
+
+    From the ninth family on, colours repeat. Two methods have the same colour and shape only if all pairs are used.
+
+    Args:
+        methods: labels of the methods.
+        families: the first method of each method's family. None: each method is a family of its own.
+        twins: the first method with the same runs. None: no two methods have the same runs.
+    """
     n, m = len(COLOURS), len(SHAPES)
-    return {name: Mark(COLOURS[i % n], SHAPES[(i + i // n) % m]) for i, name in enumerate(methods)}
+    found: dict[str, Mark] = {}
+    places: dict[str, int] = {}
+    for name in methods:
+        twin = (twins or {}).get(name, name)
+        if twin in found:
+            found[name] = found[twin]
+            continue
+        place = places.setdefault((families or {}).get(name, name), len(places))
+        pairs = (Mark(COLOURS[(place + shift) % n], SHAPES[(place + i) % m]) for shift in range(n) for i in range(m))
+        used = set(found.values())
+        found[name] = next((mark for mark in pairs if mark not in used), Mark(COLOURS[place % n], SHAPES[place % m]))
+    return found
+
+
+def study_marks(results: Results) -> dict[str, Mark]:
+    """Return the marks of a study's methods, refused ones included."""
+    labels = [
+        *results.study.methods,
+        *(row.method for row in summarise(results)),
+        *(r.method for r in results.refused),
+    ]
+    return marks(list(dict.fromkeys(labels)), families(results), twins(results))
 
 
 @dataclass(frozen=True)
@@ -80,7 +112,7 @@ class Figure:
 class Theme:
     """Makes figures that draw each method in its colour and shape.
 
-    Every figure has a Vega parameter `focus`: the label of the method to highlight, or "" for none.
+    Every figure has a Vega parameter `focus`: the labels of the methods to highlight; an empty list for none.
 
     Args:
         methods: labels of the methods in the figure.
@@ -113,19 +145,24 @@ class Theme:
 
     def opacity(self, full: float, faded: float = FADED) -> Any:
         """Return an opacity of `full`, or of `faded` while another method is in focus."""
-        condition = {"test": "focus == '' || datum.method == focus", "value": full}
+        condition = {"test": "!focus.length || indexof(focus, datum.method) >= 0", "value": full}
         return self.alt.OpacityValue(min(faded, full), condition=condition)
 
     def tip(self, name: str, form: str, title: str | None = None) -> Any:
         """Return one line of a tooltip: the field `name` as a number in d3's format `form`."""
         return self.alt.Tooltip(f"{name}:Q", title=title or name, format=form)
 
+    def budget_line(self, x: Any, field: str) -> Any:
+        """Return a vertical line at the Vega parameter `budget`, which the page sets. There is none at first."""
+        line = self.plain([{}]).transform_calculate(**{field: "budget"}).transform_filter(f"datum.{field} > 0")
+        return line.mark_rule(strokeDash=[4, 4], color=NEUTRAL, strokeWidth=1.5, clip=True).encode(x=x)
+
     def figure(self, name: str, title: str, caption: str, layers: list[Any], height: int = HEIGHT) -> Figure:
         """Return a figure that overlays `layers`. It is as wide as its HTML container and `height` pixels high."""
         # Altair copies all layers at every call, so the rest is added to the specification.
         spec = self.alt.layer(*layers).to_dict(validate=False)  # the tests validate every figure
         spec |= {"width": "container", "height": height}
-        spec["params"] = [*spec.get("params", ()), {"name": "focus", "value": ""}]
+        spec["params"] = [*spec.get("params", ()), {"name": "focus", "value": []}, {"name": "budget", "value": 0}]
         legend = {"orient": "bottom", "columns": 2, "labelLimit": 0, "symbolOpacity": 1}
         spec["config"] |= {"view": {**spec["config"]["view"], "stroke": None}, "legend": legend}
         spec["datasets"] = {f"rows-{place}": list(rows) for place, rows in enumerate(self.data)}
@@ -134,8 +171,7 @@ class Theme:
 
 def theme_of(results: Results) -> Theme:
     """Return the theme for the methods of a study."""
-    methods = [row.method for row in summarise(results)]
-    return Theme(methods, marks(list(dict.fromkeys([*results.study.methods, *methods]))))
+    return Theme([row.method for row in summarise(results)], study_marks(results))
 
 
 def powers_of_two(low: float, high: float) -> list[float]:

@@ -17,7 +17,7 @@ from math import inf, isfinite, isinf
 
 import numpy as np
 
-from gradcost.results.records import Cost, Results, TrialRecord
+from gradcost.results.records import Cost, Curve, Results, TrialRecord
 from gradcost.results.statistics import (
     Interval,
     interval,
@@ -57,12 +57,12 @@ SECONDS = Resource("seconds", "seconds", lambda cost: None if cost.ms is None el
 
 @dataclass(frozen=True)
 class FinalCurves:
-    """The validation accuracy of a method's final runs.
+    """The validation scores of a method's final runs.
 
     Args:
         method: label of the method.
         cost: the measured cost of one step of the method.
-        runs: (steps, accuracies) of each seed.
+        runs: (steps, scores) of each seed; the score is the accuracy, or `Metric.score`.
         steps: number of steps that every finished run covers.
         first: step of the earliest evaluation.
     """
@@ -74,7 +74,7 @@ class FinalCurves:
     first: int
 
     def at(self, step: float) -> dict[int, float]:
-        """Return the accuracy of each seed after `step` steps."""
+        """Return the score of each seed after `step` steps."""
         return {seed: _interpolated(*run, step) for seed, run in self.runs.items()}
 
 
@@ -84,25 +84,30 @@ def final_curves(results: Results) -> list[FinalCurves]:
     curves = []
     for row in summarise(results):
         ended = [t for t in final_runs(results, row.method) if t.status in ("finished", "diverged")]
-        runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in t.curve.validation_accuracy)]
+        runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in _scores(t.curve, results))]
         finished = [t.steps for t in runs if t.status == "finished"]
         evaluated = [t.curve.validation_step[0] for t in runs if t.curve.validation_step]
         if not runs or len(runs) < len(ended):
             continue
-        points = {t.seed: _points(t, results.study.chance or 0.0) for t in runs}
+        points = {t.seed: _points(t, results) for t in runs}
+        if not all(steps for steps, _ in points.values()):
+            continue
         cost = costs.get(row.method, Cost(row.method, ""))
         steps = min(finished, default=results.study.steps)
         curves.append(FinalCurves(row.method, cost, points, steps, max(1, min(evaluated, default=1))))
     return curves
 
 
-def _points(run: TrialRecord, chance: float) -> tuple[list[float], list[float]]:
-    """The steps and accuracies of a run: the accuracy of guessing at step 0, -inf from a divergence on."""
-    curve = run.curve
-    points = {0: chance}
+def _scores(curve: Curve, results: Results) -> tuple[float | None, ...]:
+    return curve.validation_accuracy if results.study.metric.is_accuracy else curve.validation_score
+
+
+def _points(run: TrialRecord, results: Results) -> tuple[list[float], list[float]]:
+    """The steps and scores of a run: an accuracy starts at that of guessing at step 0; -inf from a divergence on."""
+    points: dict[int, float] = {0: results.study.chance or 0.0} if results.study.metric.is_accuracy else {}
     points |= {
         step: -inf if value is None else value
-        for step, value in zip(curve.validation_step, curve.validation_accuracy, strict=False)
+        for step, value in zip(run.curve.validation_step, _scores(run.curve, results), strict=False)
     }
     if run.status == "diverged":
         points = {step: value for step, value in points.items() if step < run.steps} | {run.steps: -inf}
@@ -200,8 +205,11 @@ class Ranking:
 def rankings(results: Results) -> list[Ranking]:
     """Return the rankings at equal memory, FLOPs, seconds and steps.
 
-    A ranking is omitted if its resource was not measured, or if the median run of every method diverged.
+    A ranking is omitted if its resource was not measured, or if the median run of every method diverged. A
+    metric other than the accuracy has none.
     """
+    if not results.study.metric.is_accuracy:
+        return []
     curves = final_curves(results)
     by_budget = [_by_memory(results, curves), *(_by_resource(results, curves, r) for r in (FLOPS, SECONDS, STEPS))]
     return [ranking for ranking in by_budget if ranking is not None and isfinite(ranking.winner.accuracy.median)]

@@ -15,10 +15,10 @@ from gradcost.results.statistics import guessing_limit, interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches
 from gradcost.results.tuning import final_runs
-from gradcost.results.wording import bare, chance, count, listed, number, percent, points, size, times
+from gradcost.results.wording import alike, bare, chance, count, listed, number, percent, points, rate, size, times
 
 ALPHA = 0.05
-ONE_SEED = "Nothing can be said yet, from one seed per method: six seeds can show a difference (--seeds 6). So far:"
+_NOISE = 1.1  # a test loss so many times the loss of the first batch is above it by more than the batch explains
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,29 @@ def sentences(results: Results) -> list[str]:
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
     tested = [_tested(contrast, results), _to_target(contrast, results)]
-    known = [_use(choice, results), second, *tested, at_edge(rows)]
-    sentences = [sentence for sentence in known if sentence is not None]
-    if best.seeds + best.diverged < 2 and len(rows) > 1:
-        return [ONE_SEED, *sentences]
-    return sentences
+    doubt = nothing_yet(choice, rows, results)
+    edges = at_edge(row for row in rows if doubt is None or row is not choice.row)
+    known = [doubt, _use(choice, results, is_sure=doubt is None), second, *tested, edges]
+    return [sentence for sentence in known if sentence is not None]
+
+
+def nothing_yet(choice: Recommendation, rows: list[MethodSummary], results: Results) -> str | None:
+    """A sentence on why the evidence allows no recommendation, and what would settle it; None if it allows one."""
+    row, reasons = choice.row, list[str]()
+    if row.seeds + row.diverged < 2 and len(rows) > 1:
+        reasons.append("each method has one seed, and six can show a difference (--seeds 6)")
+    if row.edge is not None:
+        reasons.append(
+            f"the best learning rate of {row.method}, {rate(row.lr)}, is the {row.edge} that was tried, so a better "
+            "one may lie beyond it (--lr-range, --extra-points)"
+        )
+    runs = final_runs(results, row.method)
+    starts = [run.curve.loss[0] for run in runs if run.curve is not None and run.curve.loss]
+    start = max((x for x in starts if x is not None), default=inf)
+    if row.loss is not None and row.loss.median > _NOISE * start:
+        after, before = alike(row.loss.median)[0], alike(start)[0]
+        reasons.append(f"the test loss of {row.method}, {after}, is above its training loss at the start, {before}")
+    return f"Nothing can be said yet: {'; '.join(reasons)}." if reasons else None
 
 
 def at_edge(rows: Iterable[MethodSummary]) -> str | None:
@@ -142,11 +160,11 @@ def _to_target(contrast: Contrast | None, results: Results) -> str | None:
     )
 
 
-def _use(choice: Recommendation, results: Results) -> str:
+def _use(choice: Recommendation, results: Results, is_sure: bool) -> str:
     """The sentence that recommends a method and names those within its interval."""
     row, alike = choice.row, choice.alike
     steps = max((run.steps for run in final_runs(results, row.method)), default=0)
-    first = f"Use {row.method}: {_result(row)} after {count(steps, 'step')}{_within(row)}"
+    first = f"{advice(row, is_sure)}: {_result(row)} after {count(steps, 'step')}{_within(row)}"
     if row.peak_bytes is not None:
         first += " beyond the weights"
     if not alike:
@@ -163,6 +181,11 @@ def _use(choice: Recommendation, results: Results) -> str:
     return f"{first}; {listed(names)} are within its interval{memory_note}."
 
 
+def advice(row: MethodSummary, is_sure: bool) -> str:
+    """Return the beginning of the sentence on the best method: the advice to use it, or that it leads so far."""
+    return f"Use {row.method}" if is_sure else f"So far {row.method} leads"
+
+
 def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyRecord) -> str | None:
     """A sentence on the best method of the other kind (exact or estimated); None if the study has no such method."""
     row = choice.row
@@ -177,7 +200,9 @@ def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyR
     near = _alike(pool, other, study)
     if len(near) > 1 and other not in choice.alike and row.accuracy:
         behind = sorted(row.accuracy.median - r.accuracy.median for r in near if r.accuracy)
-        gap = f"{bare(behind[0])} to {points(behind[-1])}" if behind[0] > 0 else f"up to {points(behind[-1])}"
+        gap = f"up to {points(behind[-1])}" if behind[0] <= 0 else points(behind[-1])
+        if 0 < behind[0] < behind[-1] - 0.0005:
+            gap = f"{bare(behind[0])} to {gap}"
         names = listed([f"{r.method} ({_brief(r)})" for r in near])
         return f"The best methods {kind}, {names}, are alike and {gap} behind."
     result = f"{_result(other)}{_within(other)}"
@@ -207,7 +232,8 @@ def _no_choice(rows: list[MethodSummary], results: Results) -> str:
     if not any(trial.phase == "final" for trial in results.trials):
         failed = [trial for trial in results.trials if trial.status == "failed"]
         if failed:
-            return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {failed[0].reason}."
+            reason = (failed[0].reason or "no reason was recorded").rstrip(".")
+            return f"No method can be recommended: {count(len(failed), 'run')} failed. The first: {reason}."
         if any(trial.status == "finished" for trial in results.trials):
             return so_far(results.trials, results.study.metric)
     return f"No method can be recommended: none {_absence(rows, results.study)}."

@@ -5,8 +5,8 @@ These functions only read files. They require neither torch nor the packages tha
 
 from __future__ import annotations
 
-import fcntl
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.core.files import process_id, regular
+from gradcost.core.files import holder, regular, try_lock
 from gradcost.core.metric import Metric
 from gradcost.core.units import count
 from gradcost.results import ledger
 from gradcost.results.outcome import judged
 from gradcost.results.records import Results, TrialRecord, read, read_lines
 from gradcost.results.tuning import Score, best, chosen, confirmed_scores, scores
+
+_ATTEMPTS = 5  # to lock a folder, before it counts as in use
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def _running_process(folder: Path) -> int | None:
     """The id of the process that has locked the folder; 0 if unknown, None if the folder is not locked."""
     try:
         with open(folder / "lock", "rb", opener=regular) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not block each other
-            except BlockingIOError:
-                return process_id(file.read())
+            for _ in range(_ATTEMPTS):  # another reader holds the lock for a moment only
+                if try_lock(file):
+                    return None
+                time.sleep(0.01)
+            return holder(file)
     except FileNotFoundError:
         pass
     return None

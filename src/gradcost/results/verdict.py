@@ -7,7 +7,7 @@ from math import isfinite
 
 from gradcost.core.metric import Metric
 from gradcost.results import recommendation
-from gradcost.results.recommendation import ONE_SEED, Recommendation, candidates, penalized_accuracy, seeds_note
+from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy, seeds_note
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.summary import MethodSummary, metric_text, summarise
 from gradcost.results.wording import count, listed, number, size
@@ -31,6 +31,13 @@ def choose(results: Results) -> Recommendation | None:
     return recommendation.choose(*_by_score(results))
 
 
+def is_sure(results: Results) -> bool:
+    """Return whether the evidence allows a recommendation: several seeds, no edge of the rates, a loss that fell."""
+    rows, study = _by_score(results)
+    choice = recommendation.choose(rows, study)
+    return choice is not None and recommendation.nothing_yet(choice, rows, results) is None
+
+
 def sentences(results: Results) -> list[str]:
     """Return the sentences of the verdict."""
     metric = results.study.metric
@@ -40,14 +47,13 @@ def sentences(results: Results) -> list[str]:
     choice = recommendation.choose(rows, study)
     if choice is None:
         return recommendation.sentences(results)
-    row, known = choice.row, [_use(choice, metric)]
+    row, doubt = choice.row, recommendation.nothing_yet(choice, rows, results)
+    known = [*([] if doubt is None else [doubt]), _use(choice, metric, is_sure=doubt is None)]
     others = candidates(other for other in rows if other.exact is not row.exact)
     if others:
         known.append(_other(max(others, key=lambda other: penalized_accuracy(other, study)), choice, metric))
-    known += filter(None, [recommendation.at_edge(rows)])
-    if row.seeds + row.diverged < 2 and len(rows) > 1:
-        return [ONE_SEED, *known]
-    return known
+    edges = recommendation.at_edge(other for other in rows if doubt is None or other is not row)
+    return [*known, *([] if edges is None else [edges])]
 
 
 def _by_score(results: Results) -> tuple[list[MethodSummary], StudyRecord]:
@@ -59,10 +65,10 @@ def _by_score(results: Results) -> tuple[list[MethodSummary], StudyRecord]:
     return [replace(row, accuracy=row.score, accuracies=row.scores) for row in rows], replace(study, chance=worst)
 
 
-def _use(choice: Recommendation, metric: Metric) -> str:
+def _use(choice: Recommendation, metric: Metric, is_sure: bool) -> str:
     row = choice.row
     memory = "" if row.peak_bytes is None else f" in {size(row.peak_bytes)} beyond the weights"
-    text = f"Use {row.method}: {_result(row, metric)}{memory}"
+    text = f"{recommendation.advice(row, is_sure)}: {_result(row, metric)}{memory}"
     if choice.alike:
         names = [f"{other.method} ({_median(other, metric)})" for other in choice.alike[:3]]
         more = [count(len(choice.alike) - 3, "other")] if len(choice.alike) > 3 else []

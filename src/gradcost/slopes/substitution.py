@@ -63,8 +63,10 @@ def substituted(
             returns NotImplemented leaves the call to `make` and `rules`.
         constant: returns the result of `.detach()` and `.data` of a leaf. Default: its own value, as for backprop.
     Raises:
-        Unsupported: a module with trainable parameters is compiled.
+        Unsupported: a module with trainable parameters is compiled, or several processes train the model.
     """
+    if (message := objective.structure.processes_message()) is not None:
+        raise Unsupported(message)
     leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
     use = known_use(objective)
     if use is not None and use.of_parameters:

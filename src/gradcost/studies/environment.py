@@ -6,14 +6,17 @@ import ast
 import functools
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
 from gradcost.core.user_modules import PLUGINS, module_file
+from gradcost.noise.add import has_fused_path
 from gradcost.studies.user_code import origins
 
 _SOURCE = Path(__file__).parents[2]  # the folder that contains the package
@@ -28,7 +31,8 @@ def fingerprint(user_file: str | None = None) -> str:
     """Return a hash of the code that trials execute. If it changes, all trials run again.
 
     The hash covers the worker, the estimators, the optimizers, the tasks and every gradcost module that they import.
-    It is computed from syntax trees without docstrings and comments, so rewording those does not change it.
+    It is computed from syntax trees without docstrings and comments, so rewording those does not change it. Where
+    numba does not work, trials need more memory and time, so they have another fingerprint.
 
     Args:
         user_file: the user's Python file that defines the task or the study. It is hashed too, with the files beside
@@ -39,6 +43,8 @@ def fingerprint(user_file: str | None = None) -> str:
     digest = blake2b(digest_size=6)
     for file in sorted(executed_files()):
         digest.update(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file))
+    if not has_fused_path():
+        digest.update(b"noise by plain torch")
     if user_file is not None:
         digest.update(_code_with_siblings(Path(user_file)))
     return digest.hexdigest()
@@ -150,6 +156,16 @@ def describe(threads: int, code: str) -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "threads": threads,
         "code": code,
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Return when a study was started, and the command that started it, for the page of its report."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    program = ["gradcost"] if name in ("gradcost", "__main__.py") else ["python", name]
+    return {
+        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join([*program, *sys.argv[1:]]),
     }
 
 

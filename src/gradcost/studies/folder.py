@@ -14,7 +14,7 @@ from gradcost.core.notes import Note
 from gradcost.results import ledger
 from gradcost.results.ledger import document
 from gradcost.results.records import read
-from gradcost.studies.environment import describe
+from gradcost.studies.environment import describe, provenance
 
 
 def make_folder(folder: Path) -> None:
@@ -57,7 +57,7 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
         return
     make_folder(folder)
     _require_free(folder)
-    ledger.write_document(folder / "environment.json", dict(describe(torch.get_num_threads(), code)))
+    ledger.write_document(folder / "environment.json", {**describe(torch.get_num_threads(), code), **provenance()})
     (folder / "records.jsonl").touch()
     ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 from gradcost.core.errors import BadInput, Unsupported, described, shortened
 from gradcost.core.notes import Note
 from gradcost.core.streams import open_closed_streams
@@ -31,6 +33,9 @@ from gradcost.studies.output import OUTPUT, remove_if_empty, to_file
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import UserCode, locate
 from gradcost.studies.worker import perform, prepare
+
+_KILL = getattr(signal, "SIGKILL", 9)
+_INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 # The fork server imports these modules once, so that workers start fast. Modules that are not installed are skipped.
 # Why torch._dynamo: torch's optimizers import it at their first step.
@@ -132,7 +137,7 @@ class _Running:
             return True
         # A child that the worker left behind may hold the pipe open, so the end of the pipe is not enough. If the
         # server was killed, the sentinel is ready although the worker runs.
-        return bool(wait([self.process.sentinel], 0)) and not _exists(self.process.pid)
+        return bool(wait([self.process.sentinel], 0)) and not psutil.pid_exists(self.process.pid)
 
     def record(self) -> Record:
         """Return the record of a worker that has ended."""
@@ -150,14 +155,15 @@ class _Running:
             ending = "was ended at the time limit of a trial" if limit else "closed its pipe without a record"
         else:
             ending = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            ending += ", perhaps because the memory of the system was exhausted" if code == -signal.SIGKILL else ""
+            ending += ", perhaps because the memory of the system was exhausted" if code == -_KILL else ""
         return self.job.record | {"status": "failed", "reason": f"its process {ending}", "traceback": None}
 
     def leave(self, seconds: float) -> None:
         """Wait until the worker exits; after `seconds`, kill it and the processes that it started."""
         self.process.join(seconds)
         with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # a worker leads a process group (`_work`)
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)  # a worker leads a process group (`_work`)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join(LEAVING)
@@ -178,8 +184,10 @@ def in_processes(jobs: Sequence[Job], work: Work, workers: int) -> Generator[Rec
         Unsupported: no worker process can be started.
     """
     open_closed_streams()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()  # Windows has none
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload(list(PRELOADED))
     waiting, running = deque(jobs), list[_Running]()
     try:
         while waiting or running:
@@ -213,14 +221,6 @@ def _ended(running: Sequence[_Running]) -> list[_Running]:
             for each in running:
                 each.progress.check(each.job.record)
     return ended
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _started(context: Any, job: Job, work: Work) -> _Running:
@@ -281,7 +281,7 @@ def _interrupt_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in _INTERRUPTS}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     interrupts: list[int] = []
     for number in handlers:
@@ -296,7 +296,8 @@ def _interrupt_deferred() -> Iterator[None]:
 
 
 def _work(sender: Connection, pickled: bytes, work: Work, output: Path) -> None:
-    os.setpgid(0, 0)  # a group of its own, so that processes which the trial leaves behind end with it
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # a group of its own, so that processes which the trial leaves behind end with it
     os.environ.pop(SAFE_PATH, None)  # it was meant for the server alone
     to_file(output)
     record = _perform_pickled(pickled, work)

@@ -47,11 +47,17 @@ def write(path: Path, train_state: TrainState, notes: Any = None) -> None:
         notes: the caller's own data, saved in the same file: a tree of None, bool, int, float, str, tensors, dict,
             list and tuple (named tuples too).
     Raises:
-        BadInput: the estimator's state, an attribute or `notes` contains an object of another type.
+        BadInput: the estimator's state, an attribute or `notes` contains an object of another type; or parameters
+            are sharded over processes.
         OSError: the file cannot be written; the old file is unchanged.
     """
     tensors: dict[str, Tensor] = {}
     objective = train_state.objective
+    if objective.structure.sharded is not None:
+        raise BadInput(
+            f"{objective.structure.sharded}, and a training checkpoint has whole parameters: save the model with "
+            "torch.distributed.checkpoint."
+        )
     tensors_of_model, frozen = _tensors(objective.model), train_state.frozen or {}
     unchanged = {name: known for name, known in frozen.items() if _hash(tensors_of_model[name]) == known}
     document = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput
+from gradcost.core.fake import stands_for
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 
@@ -197,16 +198,22 @@ class Leafwise:
     Args:
         optimizer: the configuration that every group uses.
         objective: the objective whose leaves are moved.
+        at_once: whether all leaves form one group, as in a loop of `loss.backward(); optimizer.step()`, which holds
+            all gradients. For forecasts of such a loop.
     """
 
-    def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, objective: Objective, at_once: bool = False) -> None:
+        self.optimizer, self.at_once = optimizer, at_once
         self.step = 0
         self.rate: float | None = None  # the learning rate of the next step; None: that of the optimizer
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        self.groups = {name: group for group in _groups(objective) for name in group}
+        groups = [tuple(self.parameters)] if at_once else _groups(objective)
+        self.groups = {name: group for group in groups for name in group}
         leaves = {leaf.name: leaf for leaf in objective.leaves}
         self.parts = {group: optimizer.build([leaves[name] for name in group]) for group in self.groups.values()}
+        if at_once and stands_for() == "cuda":
+            for group in (group for part in self.parts.values() for group in part.param_groups):
+                group["foreach"] = True  # torch's choice for parameters on CUDA
         # Per group: the previous `.grad` of each leaf whose gradient has arrived.
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
 
@@ -241,7 +248,7 @@ class Leafwise:
     def takes_pieces(self) -> bool:
         """Whether `use_piece` may be called: for plain SGD, which needs no other elements and no state."""
         optimizer = self.optimizer
-        return type(optimizer) is SGD and not optimizer.momentum and not optimizer.weight_decay
+        return not self.at_once and type(optimizer) is SGD and not optimizer.momentum and not optimizer.weight_decay
 
     def use_piece(self, name: str, start: int, gradient: Tensor) -> None:
         """Move some elements of one leaf, by the operation of torch's SGD.

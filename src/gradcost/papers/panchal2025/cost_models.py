@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from gradcost.core.errors import require
 from gradcost.core.objective import Objective
+from gradcost.integrations.four_bit import in_four_bits
 from gradcost.integrations.transformers import classification
-from gradcost.papers.panchal2025.four_bit import in_four_bits
 from gradcost.tasks.pretrained import Lora
 from gradcost.tasks.task import Batch
 

@@ -83,7 +83,7 @@ def _glance(results: Results, reproduction: Reproduction) -> Glance:
         "paper's models and data sets are larger, and were not run."
     )
     hours = sum(run.seconds or 0.0 for run in results.trials) / 3600
-    environment = ", ".join(f"{name} {version}" for name, version in results.environment.items())
+    environment = ", ".join(f"{name} {version}" for name, version in results.environment.items() if name != "command")
     return Glance(scope, environment, hours)
 
 

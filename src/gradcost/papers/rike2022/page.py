@@ -88,7 +88,7 @@ def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
     if not is_published_setup(records, table):
         scope += " These runs use another task or another number of epochs than the paper."
     hours = sum(run.seconds or 0.0 for run in records.trials) / 3600
-    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items())
+    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items() if name != "command")
     return Glance(scope, environment, hours)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weights are stored in 4 bits, as the paper stores those of its largest models."""
+"""Linear layers whose frozen weights are stored in 4 bits."""
 
 from __future__ import annotations
 
@@ -87,15 +87,23 @@ def _dequantized(packed: Tensor, scale: Tensor) -> Tensor:
     return found.view(outputs, groups * half * 2)
 
 
-def in_four_bits(model: nn.Module, prefix: str) -> nn.Module:
+def in_four_bits(model: nn.Module, prefix: str = "", head: nn.Module | None = None) -> nn.Module:
     """Replace the frozen linear layers of a model, in place, by layers in 4 bits, and return the model.
 
     Args:
         model: any module; layers that are trained stay as they are.
         prefix: a part of the full name of the replaced layers, such as ".layers.".
+        head: a layer that stays as it is; None for none.
+    Raises:
+        BadInput: the number of inputs of a layer is not a multiple of 64.
     """
     for name, module in list(model.named_modules()):
         for child, layer in list(module.named_children()):
-            if type(layer) is nn.Linear and prefix in f"{name}.{child}." and not layer.weight.requires_grad:
+            if (
+                type(layer) is nn.Linear
+                and prefix in f"{name}.{child}."
+                and not layer.weight.requires_grad
+                and layer is not head
+            ):
                 setattr(module, child, FourBitLinear(layer.weight, layer.bias))
     return model

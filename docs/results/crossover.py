@@ -1,0 +1,243 @@
+"""For which memory, model, number of directions and of workers does something beat checkpointed backprop?
+
+    python docs/results/crossover.py
+
+Writes crossover.md and crossover.svg beside this file, from committed records alone: forecasts of the paper's models
+(panchal2025-cost) and three studies. Needs the extra report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradcost.core.units import number, size
+from gradcost.papers.claims import markdown_table
+from gradcost.papers.panchal2025.cost import read_costs
+from gradcost.papers.panchal2025.cost_page import Case, CostTable
+from gradcost.results.records import read
+from gradcost.results.statistics import Interval
+from gradcost.results.targets import Target, reaches
+
+HERE = Path(__file__).parent
+EXACT, DIFFERENCE = "BP-Checkpointing", "MeZO"
+# label of the page, folder, method, its directions n, target: the hardest loss that every run of the method reaches
+STUDIES = [
+    ("MNIST, 1,863,690 weights", "equal-flops-1", "forward gradient, cap, Adam, decay", 1, Target("loss", 1.6)),
+    ("MNIST, 1,863,690 weights", "equal-flops-1", "MeZO, cap, momentum, decay", 1, Target("loss", 1.6)),
+    ("MNIST, 1,863,690 weights", "equal-flops-1", "forward gradient 16, cap, SGD, decay", 16, Target("loss", 1.6)),
+    ("MNIST, 1,863,690 weights", "equal-flops-1", "one-sided 16, cap, SGD, decay", 16, Target("loss", 1.6)),
+    ("MNIST, 7,850 weights", "baydin2022-logistic", "forward logistic, tuned", 1, Target("loss", 1.2)),
+    ("TREC, 11,526 weights", "panchal2025", "MeZO", 1, Target("accuracy", 0.8)),
+    ("TREC, 11,526 weights", "panchal2025", "FmAD-Vanilla", 1, Target("accuracy", 0.8)),
+]
+
+
+class Steps(NamedTuple):
+    """The steps of a method to a target, as a ratio to those of backprop in its study (`targets.reference`).
+
+    ratio: over seeds, paired. Where no run reaches the target: the steps that the runs had, as a bound from below.
+    """
+
+    study: str
+    method: str
+    directions: int
+    target: Target
+    ratio: Interval
+    is_bound: bool
+
+    @property
+    def rank(self) -> float:
+        """Return r of the law ratio = 1 + (r + 1)/n, the effective rank of the Hessian in `effective_slowdown`."""
+        return self.directions * (self.ratio.median - 1) - 1
+
+
+class Model(NamedTuple):
+    """Forecasts for one model: peaks in bytes, and the FLOPs of a step of checkpointed backprop in those of MeZO."""
+
+    case: Case
+    weights: int
+    least: int
+    exact: int
+    advantage: float
+
+    def workers(self, rank: float) -> float:
+        """Return how many workers with one direction each make MeZO as fast as checkpointed backprop.
+
+        A step of all workers together takes as long as one of MeZO. So 1 + (r + 1)/n must be at most `advantage`.
+        """
+        return math.ceil((rank + 1) / (self.advantage - 1))
+
+
+def measured() -> Iterator[Steps]:
+    for label, folder, method, directions, target in STUDIES:
+        results = read(HERE / folder)
+        ratio = next(r.ratio["steps"] for r in reaches(results, [target]) if r.method == method)
+        is_bound = math.isinf(ratio.median)
+        if is_bound:
+            ratio = _bound(results, method, target, ratio)
+        yield Steps(label, method, directions, target, ratio, is_bound)
+
+
+def _bound(results: Any, method: str, target: Target, ratio: Interval) -> Interval:
+    finals = [run for run in results.trials if run.phase == "final"]
+    had = min(run.steps for run in finals if run.method == method)
+    needed = max(target.step(run) for run in finals if run.method == EXACT)
+    least = had / needed
+    return Interval(least, least, math.inf, ratio.confidence, ratio.n)
+
+
+def models() -> Iterator[Model]:
+    records = read_costs(HERE / "panchal2025-cost")
+    table = CostTable(records)
+    for case in table.cases:
+        least, exact = table.best(case, DIFFERENCE), table.best(case, EXACT)
+        assert least is not None
+        assert exact is not None
+        yield Model(case, least.weights, least.peak, exact.peak, exact.flops / least.flops)
+
+
+PAGE = """# When does anything beat checkpointed backprop?
+
+Written by `python docs/results/crossover.py` from committed records. Peaks and FLOPs are forecasts from the
+configurations of [the paper's models](panchal2025_cost.md); steps are measured on small models
+([equal FLOPs](equal_flops.md), [logistic regression](baydin2022_logistic.md), [TREC](panchal2025.md)).
+
+## At a glance
+
+- **Memory.** Something else is needed only between two budgets: the peak of MeZO, and that of backprop with per-block
+  checkpointing, which is {gaps} times as much. Below the first neither fits; above the second backprop fits.
+  (`Within` may need less than per-block checkpointing.)
+- **Computations.** Nothing else wins. A step of checkpointed backprop takes {advantages} times the FLOPs of a step of
+  MeZO, so MeZO may take at most so many times its steps. Measured with one direction are {ratios} times. By the law
+  below, n directions per step take n + r + 1 times the work, which is least for one.
+- **Time with n workers, one direction each.** All directions of a step take the time of one. By the law and with the
+  measured r, backprop on *one* worker is overtaken from {fewest} workers on. If the batch can be split, backprop uses
+  the workers too, and is not overtaken.
+- **What this cannot tell.** r is measured on models of 8 thousand to 1.9 million weights, at targets far from the end
+  of training; for the models of the second table it is unknown. On TREC no run reached the target, so r is a bound
+  from below.
+
+![Budgets and workers](crossover.svg)
+
+## Steps to a common target
+
+The ratio to the steps of backprop, paired by seed, with its interval; in the first study, of backprop with plain SGD
+(with Adam it takes a quarter of these steps, so the ratios to it are four times as large). r follows from the law of
+`effective_slowdown`: ratio = 1 + (r + 1)/n. If the law holds, the methods of one study have one r.
+
+{steps}
+
+## Budgets and workers
+
+*Only MeZO fits*: from the peak of MeZO to that of BP-Checkpointing, each with its better attention. *Workers*:
+directions that make MeZO as fast as checkpointed backprop on one worker, with r = {low} and r = {high}, the extremes
+with one direction in the table above.
+
+{models}
+"""
+
+
+def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
+    """Return the page as Markdown."""
+    known = [row for row in steps if row.directions == 1 and not row.is_bound]
+    low, high = (choose(known, key=lambda row: row.rank) for choose in (min, max))
+    return PAGE.format(
+        gaps=_range(model.exact / model.least for model in costs),
+        advantages=_range(model.advantage for model in costs),
+        ratios=_range(row.ratio.median for row in known),
+        fewest=number(min(model.workers(low.rank) for model in costs)),
+        low=number(low.rank, 2),
+        high=number(high.rank),
+        steps=markdown_table(
+            ["model", "method", "n", "target", "steps, ratio", "r"],
+            [
+                [
+                    row.study,
+                    row.method,
+                    str(row.directions),
+                    f"{row.target.quantity} {row.target.value:g}",
+                    *_cells(row),
+                ]
+                for row in steps
+            ],
+        ),
+        models=markdown_table(
+            ["model", "trained", "weights trained", "only MeZO fits", "step, ratio of FLOPs", "workers"],
+            [
+                [
+                    *model.case,
+                    f"{model.weights:,}",
+                    "nowhere" if model.exact < 1.01 * model.least else f"{size(model.least)} to {size(model.exact)}",
+                    number(model.advantage),
+                    f"{model.workers(low.rank):,.0f} to {model.workers(high.rank):,.0f}",
+                ]
+                for model in costs
+            ],
+        ),
+    )
+
+
+def _range(values: Iterable[float]) -> str:
+    listed = sorted(values)
+    return f"{number(listed[0])} to {number(listed[-1])}"
+
+
+def _cells(row: Steps) -> tuple[str, str]:
+    """Return the ratio and r of a row as text."""
+    if row.is_bound:
+        return f"> {number(row.ratio.median)}, no run reached it", f"> {number(row.rank, 2)}"
+    return f"{number(row.ratio.median)} [{number(row.ratio.low)}, {number(row.ratio.high)}]", number(row.rank)
+
+
+def picture(steps: Sequence[Steps], costs: Sequence[Model]) -> Any:
+    """Return the chart: shaded, the budgets that only MeZO fits, and the workers with which it is faster."""
+    import altair as alt
+
+    bars = [
+        {"model": f"{m.case[0]}, {m.case[1]}", "from": 1.0, "to": m.exact / m.least, "order": m.least} for m in costs
+    ]
+    memory = (
+        alt.Chart(alt.Data(values=bars), title="Budgets that only MeZO fits", width=300)
+        .mark_bar(color="#e8a33d")
+        .encode(
+            x=alt.X("from:Q", title="budget / peak of MeZO", scale=alt.Scale(domain=[0.95, 1.5])),
+            x2="to:Q",
+            y=alt.Y("model:N", title=None, sort=alt.EncodingSortField("order")),
+        )
+    )
+    counts = [2 ** (k / 4) for k in range(49)]
+    lines = [
+        {"workers": n, "ratio": 1 + (row.rank + 1) / n, "study": f"{row.study}, {row.method}"}
+        for row in steps
+        if row.directions == 1 and not row.is_bound
+        for n in counts
+    ]
+    best = max(model.advantage for model in costs)
+    region = [{"workers": n, "from": 1.0, "to": best} for n in counts]
+    points = [
+        {"workers": row.directions, "ratio": row.ratio.median, "study": f"{row.study}, {row.method}"}
+        for row in steps
+        if not row.is_bound
+    ]
+    x = alt.X("workers:Q", title="workers = directions n", scale=alt.Scale(type="log", domain=[1, 4096]))
+    y = alt.Y("ratio:Q", title="steps / steps of backprop", scale=alt.Scale(type="log", domain=[1, 300]))
+    shaded = alt.Chart(alt.Data(values=region), title="Shaded: faster than backprop on one worker", width=380)
+    chart = (
+        shaded.mark_area(color="#e8a33d", opacity=0.5).encode(x=x, y=alt.Y("from:Q"), y2="to:Q")
+        + alt.Chart(alt.Data(values=lines)).mark_line().encode(x=x, y=y, color=alt.Color("study:N", title=None))
+        + alt.Chart(alt.Data(values=points)).mark_point(filled=True, size=60).encode(x=x, y=y, color="study:N")
+    )
+    return (memory | chart.properties(height=220)).configure_axis(labelLimit=300).configure_legend(labelLimit=400)
+
+
+def main() -> None:
+    steps, costs = [*measured()], [*models()]
+    (HERE / "crossover.md").write_text(page(steps, costs), encoding="utf-8")
+    picture(steps, costs).save(str(HERE / "crossover.svg"))
+
+
+if __name__ == "__main__":
+    main()
