@@ -83,6 +83,15 @@ def test_the_choice_is_the_exact_gradient_that_fits_with_the_fewest_flops(planne
     assert again.peak == planned.chosen.forecast.peak <= planned.budget
 
 
+def test_among_equally_cheap_exact_gradients_that_fit_the_simplest_is_chosen():
+    budget = 1 << 33
+    candidates = [Reverse(Selective()), Reverse(Within(budget)), gradcost.checkpointed(), gradcost.backprop()]
+    found = plan(chain(), examples(64), budget, candidates, optimizer=ADAM)
+    flops = [row.forecast.flops for row in found.rows if row.forecast is not None]
+    assert flops[0] == flops[1] == flops[3] < flops[2]  # Selective, Within and backprop
+    assert found.choice == gradcost.backprop()
+
+
 def test_the_choice_fits_when_it_is_run(planned: Plan):
     from gradcost.training.train_state import TrainState
 

@@ -70,6 +70,7 @@ class Call:
     to_end: bool  # False: a rerun that ends with this call stops once it has recomputed the last saved tensor
     first: int  # index of the first value that this call saves
     kept: KeptOutputs | None  # outputs of operators that a rerun reuses
+    owner: nn.Module | None  # the module
     saved: list[int | None] = field(default_factory=list)  # per saved tensor: index of its value; None: not dropped
 
 
@@ -135,7 +136,7 @@ class Region:
         """
         arguments, used = self._packed_arguments(args, kwargs)
         state = CallState(self.generators, block)
-        call = Call(forward, arguments, used, state, block.to_end, self.value_count, kept)
+        call = Call(forward, arguments, used, state, block.to_end, self.value_count, kept, block.owner)
         self.calls.append(call)
         for module in block.modules:
             for parameter in module._parameters.values():
@@ -208,7 +209,7 @@ class Region:
         with self.generators.restored(), torch.enable_grad():
             start, previous = unit.start, unit.inputs
             try:
-                for item in _with_last_region_expanded(unit.items):
+                for item in with_last_region_expanded(unit.items):
                     stop = start + schedule_length(item)
                     if isinstance(item, int):
                         self._run(start, stop, previous, store)
@@ -255,7 +256,7 @@ _FORWARD_DIFFERS = (
 )
 
 
-def _with_last_region_expanded(items: Items) -> Items:
+def with_last_region_expanded(items: Items) -> Items:
     """Replace a last region by its items.
 
     The backward pass needs its values first. If they were discarded, the region would run again at once.
@@ -278,6 +279,7 @@ def run_call(call: Call, leaves: Sequence[Tensor | None], store: Callable[[int, 
     args, kwargs = _unpacked_arguments(call, leaves)
     expected = iter(call.saved)
     with (
+        memory_events.runs_again(call.owner),
         call.state.restored(),
         saved_tensors_hooks(partial(_pack_in_rerun, expected, store), _refuse_backward),
         _NOTHING if call.kept is None else call.kept.replayed(),

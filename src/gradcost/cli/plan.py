@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def plan_methods(options: PlanOptions) -> int:
     estimators = [spec.method(text) for text in options.method or ()] or None
     optimizer = spec.optimizer(options.optimizer)
     objective, batch = _objective(options)
+    gc.freeze()  # the collector passes over millions of objects of the imported libraries no more
     with console.status("planning") as progress:
         result = plan(
             objective,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+DEVICE = torch.ops.prim.device.default  # asks a fake tensor for its device; half of all calls of operators
 
 _simulated_devices: list[str] = ["cpu"]  # a stack; `standing_for` pushes and pops
 

@@ -1,4 +1,4 @@
-"""Tag tensors by purpose, such as "gradients", for the memory tracker and the FLOP counter."""
+"""Tag tensors by purpose, and name the block that runs again, for the memory tracker and the FLOP counter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 # The purposes of tensors. The memory tracker finds parameters, inputs and optimizer state without a tag.
 #   gradients  the gradient of a parameter
@@ -47,3 +47,24 @@ def tag(kind: Kind, tensor: Tensor) -> Tensor:
 def is_observed() -> bool:
     """Return whether an observer is active."""
     return bool(_observers)
+
+
+_running_again: list[nn.Module] = []
+
+
+@contextmanager
+def runs_again(module: nn.Module | None) -> Iterator[None]:
+    """Inside the context, `module` runs again in a backward pass, without its hooks. None: nothing is recorded."""
+    if module is None:
+        yield
+        return
+    _running_again.append(module)
+    try:
+        yield
+    finally:
+        _running_again.pop()
+
+
+def running_again() -> nn.Module | None:
+    """Return the innermost module that runs again in a backward pass, or None."""
+    return _running_again[-1] if _running_again else None

@@ -25,6 +25,19 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def operands(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among the arguments or results of an operator, in order: faster than `tensors`."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += operands(value)
+        elif isinstance(value, dict):
+            found += operands(value.values())
+    return found
+
+
 def leaves(tree: Any) -> Iterator[Any]:
     """Yield the values of a pytree that are not containers, in order."""
     for leaf in pytree.tree_leaves(tree):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from gradcost.core import memory_events
-from gradcost.core.pytree import tensors
-from gradcost.instruments.memory import strided_parts
+from gradcost.core.fake import DEVICE
+from gradcost.core.pytree import operands
+from gradcost.instruments.memory import MemoryTracker, strided_parts
 from gradcost.instruments.module_tracker import ModuleTracker
 
 _ATEN = torch.ops.aten
@@ -80,6 +81,17 @@ _MOVES = re.compile(
 )
 
 
+class Operation(NamedTuple):
+    """What one operator adds to the counts. uncounted: its name, if neither flops nor elementwise counts it."""
+
+    module: str
+    flops: int
+    is_matmul: bool
+    elementwise: int
+    moved: int
+    uncounted: str
+
+
 @dataclass
 class Counts:
     """Counts of the operators that ran.
@@ -107,6 +119,25 @@ class Counts:
     uncounted: Counter[str] = field(default_factory=Counter)
     work: Counter[tuple[int, int]] = field(default_factory=Counter)
 
+    def add(self, operation: Operation) -> None:
+        """Add an operator.
+
+        Args:
+            operation: what it adds.
+        """
+        module, flops, is_matmul, elementwise, moved, uncounted = operation
+        if flops:
+            self.flops += flops
+            self.flops_by_module[module] += flops
+        if is_matmul:
+            self.matmuls += 1
+            self.matmuls_by_module[module] += 1
+        if uncounted:
+            self.uncounted[uncounted] += 1
+        self.elementwise += elementwise
+        self.moved += moved
+        self.work[(flops, moved)] += 1
+
 
 class OpCounter(TorchDispatchMode):
     """Count every operator that runs inside `followed()`, also in forward-mode AD, vmap and recomputation.
@@ -115,20 +146,27 @@ class OpCounter(TorchDispatchMode):
 
     Args:
         model: the model whose module names appear in the counts.
+        tracker: a memory tracker whose operators are counted while both are followed: faster than two modes, and
+            `operations` then lists them. None: the counter sees the operators itself.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tracker: MemoryTracker | None = None) -> None:
         super().__init__()
         self.counts = Counts()
-        self.modules = ModuleTracker(model)
+        self.modules = ModuleTracker(model) if tracker is None else tracker.modules
+        self.operations: list[Operation] = []
+        self._tracker = tracker
 
     @contextmanager
     def followed(self) -> Iterator[Counts]:
         """Count inside the context; yield `counts`, which is updated at each operator."""
         with ExitStack() as stack:
-            stack.enter_context(self.modules.followed())
             stack.enter_context(memory_events.observe(self))
-            stack.enter_context(self)
+            if self._tracker is None:
+                stack.enter_context(self.modules.followed())
+                stack.enter_context(self)
+            else:
+                self._tracker.on_operator = self._count
             yield self.counts
 
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
@@ -137,32 +175,30 @@ class OpCounter(TorchDispatchMode):
             self.counts.drawn += tensor.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        return out
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if _is_view(func) or func.namespace != "aten":
-            return out
-        counts, packet = self.counts, func.overloadpacket
+            return
+        packet, flops, elementwise, uncounted = func.overloadpacket, 0, 0, ""
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
         elif packet in _EXTRA_FORMULAS:
             flops = _EXTRA_FORMULAS[packet](*args, **kwargs)
         else:
-            flops = 0
             kind = _kind(func)
-            if kind == "elementwise":
-                counts.elementwise += _numel(out)
-            elif kind == "unknown":
-                counts.uncounted[str(packet)] += 1
-        if flops:
-            counts.flops += flops
-            counts.flops_by_module[self.modules.here] += flops
-        if packet in _MATMULS:
-            counts.matmuls += 1
-            counts.matmuls_by_module[self.modules.here] += 1
+            elementwise = _numel(out) if kind == "elementwise" else 0
+            uncounted = str(packet) if kind == "unknown" else ""
         moved = _bytes(out) + (_bytes((args[1:], out)) if packet in _GATHER else _bytes((args, kwargs)))
-        counts.moved += moved
-        counts.work[(flops, moved)] += 1
-        return out
+        operation = Operation(self.modules.here, flops, packet in _MATMULS, elementwise, moved, uncounted)
+        self.counts.add(operation)
+        if self._tracker is not None:
+            self.operations.append(operation)
 
 
 @cache
@@ -187,9 +223,9 @@ def _kind(func: Any) -> str:
 
 
 def _numel(tree: Any) -> int:
-    return sum(tensor.numel() for tensor in tensors(tree))
+    return sum(tensor.numel() for tensor in operands((tree,)))
 
 
 def _bytes(tree: Any) -> int:
-    parts = (part for tensor in tensors(tree) for part in strided_parts(tensor))
+    parts = (part for tensor in operands((tree,)) for part in strided_parts(tensor))
     return sum(part.numel() * part.element_size() for part in parts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core import memory_events
 from gradcost.core.errors import BadInput
-from gradcost.core.pytree import tensors
+from gradcost.core.fake import DEVICE
+from gradcost.core.pytree import operands
+from gradcost.instruments.accumulation import is_accumulation
 from gradcost.instruments.cuda_allocator import Event
 from gradcost.instruments.module_tracker import ModuleTracker
-from gradcost.instruments.workspaces import workspace_bound
+from gradcost.instruments.workspaces import Workspace, workspace_bound
 
 Purpose = Literal[
     "parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations", "tangents and noise",
@@ -57,7 +59,8 @@ class Memory:
         breakdown: bytes by purpose, at the peak.
         operator: the torch operator that reached the peak; "" if none did.
         module: the module whose forward or backward pass ran the operator; "" if none.
-        timeline: bytes allocated after each allocation, resize or free of a storage.
+        timeline: bytes allocated after each allocation, resize or free of a storage; empty in a plan's forecast that
+            is computed from models of fewer blocks.
         within_kernels: bound of the bytes by which workspaces inside CPU kernels raise the peak; 0 on other devices.
         kernel: the operator that reaches this bound; "" if it is 0.
     """
@@ -99,6 +102,22 @@ def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     return ()  # an opaque layout of a library
+
+
+class Change(NamedTuple):
+    """An allocation, a resize or a free.
+
+    Args:
+        size: bytes by which the allocated memory grows; negative for a free.
+        purpose: the purpose of the storage.
+        operator: the torch operator that allocated; "" for a free, and for memory from before the run.
+        module: the module whose forward or backward pass ran the operator; "" if none.
+    """
+
+    size: int
+    purpose: Purpose
+    operator: str
+    module: str
 
 
 class _Storage:
@@ -145,7 +164,9 @@ class MemoryTracker(TorchDispatchMode):
         self._events: list[tuple[_Storage, int]] = []
         self._requests: list[int] = []  # of each event: the bytes of the storage after it, not rounded
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
-        self._workspaces: list[tuple[int, int, str]] = []  # number of events, bound in bytes, operator
+        self._has_tangents = False
+        self.workspaces: list[Workspace] = []
+        self.on_operator: Callable[[Any, Any, Any, Any], None] = lambda func, args, kwargs, out: None
         self.register("parameters", model.parameters())
         self.register("buffers", model.buffers())
 
@@ -187,11 +208,18 @@ class MemoryTracker(TorchDispatchMode):
         breakdown: dict[Purpose, int] = dict.fromkeys(PURPOSES, 0)
         for storage, size in events[: at + 1]:
             breakdown[storage.purpose] += size
-        inside = [(timeline[max(count - 1, 0)] + bound - peak, name) for count, bound, name in self._workspaces]
+        inside = [(timeline[max(count - 1, 0)] + bound - peak, name) for count, bound, name in self.workspaces]
         most, kernel = max(inside, default=(0, ""))
         return Memory(
             peak, breakdown, *self._origins.get(at, ("", "")), timeline, *((most, kernel) if most > 0 else (0, ""))
         )
+
+    def changes(self) -> list[Change]:
+        """Return all events so far, in order. The first ones are those of `register`."""
+        return [
+            Change(0 if storage.elsewhere else size, storage.purpose, *self._origins.get(index, ("", "")))
+            for index, (storage, size) in enumerate(self._events)
+        ]
 
     @property
     def moment(self) -> int:
@@ -220,25 +248,30 @@ class MemoryTracker(TorchDispatchMode):
             else:
                 storage.assign(_PURPOSE_OF_TAG[kind])
                 storage.tangent |= kind == "tangents"
+                self._has_tangents |= storage.tangent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].device
         kwargs = kwargs or {}
-        inputs = tensors((args, kwargs))
-        for tensor in inputs:
-            for part in self._counted(tensor):
-                self._add(part.untyped_storage(), None)  # if new, it existed before tracking
-        if func is _ADD and not kwargs and _is_accumulation(*args):
+        inputs = operands((args, kwargs))
+        for part in (part for tensor in inputs for part in self._counted(tensor)):
+            self._add(part.untyped_storage(), None)  # if new, it existed before tracking
+        if func is _ADD and not kwargs and is_accumulation(*args):
             out = args[0].add_(args[1])
         else:
             out = func(*args, **kwargs)
         if self.device == "cpu" and (bound := workspace_bound(func, args, out)):
-            self._workspaces.append((len(self._events), bound, str(func)))
-        tangent = any(storage.tangent for tensor in inputs for storage in self._storages_of(tensor))
-        for tensor in tensors(out):
+            self.workspaces.append(Workspace(len(self._events), bound, str(func)))
+        tangent = self._has_tangents and any(
+            storage.tangent for tensor in inputs for storage in self._storages_of(tensor)
+        )
+        for tensor in operands((out,)):
             for part in self._counted(tensor):
                 self._follow(part.untyped_storage(), str(func))
             if tangent:
                 self.on_tag("tangents", tensor)
+        self.on_operator(func, args, kwargs, out)
         return out
 
     def _counted(self, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -310,20 +343,3 @@ class MemoryTracker(TorchDispatchMode):
             yield
         finally:
             torch.UntypedStorage.resize_ = resize
-
-
-def _is_accumulation(old: Any, new: Any) -> bool:
-    """Return True if autograd adds a gradient to `old`, which nothing else references.
-
-    Autograd would add in place here (torch's `can_accumulate_inplace`), but it does not under a dispatch mode. The
-    tracker adds in place instead, to count the memory of a step without tracker. `old` has at most four references:
-    autograd's buffer, the call's arguments, this function's arguments and the Python wrapper.
-    """
-    if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
-        return False
-    if not (isinstance(old, Tensor) and isinstance(new, Tensor)) or (old.shape, old.dtype) != (new.shape, new.dtype):
-        return False
-    if torch.strided != old.layout or torch.strided != new.layout:
-        return False
-    unshared = torch._C._storage_Use_Count(old.untyped_storage()._cdata) == 2  # the tensor and this call
-    return unshared and old._use_count() <= 4 and old.is_contiguous()  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,14 @@ _RECURRENT = {_ATEN.mkldnn_rnn_layer, _ATEN.mkldnn_rnn_layer_backward}
 _REDUCED = {torch.bfloat16, torch.float16}
 _CHANNELS = 16  # oneDNN pads channels to a multiple of this
 _PACKED = 1 << 16  # bytes: buffers of a product of small matrices
+
+
+class Workspace(NamedTuple):
+    """A bound of the bytes of a workspace inside a CPU kernel; `moment` is the number of events before it."""
+
+    moment: int
+    bound: int
+    operator: str
 
 
 def workspace_bound(func: Any, args: Any, out: Any) -> int:

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradcost.core.fake import known
+from gradcost.core.fake import DEVICE, known
+from gradcost.planning.fake_results import FakeResults
 
 MAX_CONSTANT = 1 << 20  # elements; integer tensors and constants up to this size have values
 
@@ -50,9 +51,16 @@ class _Kernels(TorchDispatchMode):
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self.mode = mode
+        self.results = FakeResults(mode)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, packet = kwargs or {}, func.overloadpacket
+        if func is DEVICE:
+            return args[0].device
+        kwargs = kwargs or {}
+        return self.results.of(func, args, kwargs, self._computed)
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        packet = func.overloadpacket
         if packet is _ATEN._grouped_mm and args[0].dtype in _GROUPED_TYPES:
             return _grouped_mm(*args, **kwargs)
         out = func(*args, **kwargs)

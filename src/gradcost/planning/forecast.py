@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +20,9 @@ from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.instruments.cuda_allocator import BLOCK, CONTEXT, Reserved, replay_step
-from gradcost.instruments.flops import Counts, OpCounter
-from gradcost.instruments.memory import Memory, MemoryTracker, Purpose
+from gradcost.instruments.flops import Counts, OpCounter, Operation
+from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose
+from gradcost.instruments.workspaces import Workspace
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.refusals import simulation_errors
 from gradcost.training.optimizers import Leafwise, Optimizer, require_optimizer
@@ -156,26 +158,61 @@ def forecast(
     require_objective(objective)
     if optimizer is not None:
         require_optimizer(optimizer)
+    return simulate(estimator, objective, batch, optimizer, device, held=held).forecast
+
+
+class Simulation(NamedTuple):
+    """A forecast with the record that it was computed from.
+
+    Args:
+        forecast: the forecast.
+        forward: the counts of one forward pass.
+        events: the allocations and frees of the step.
+        start: the number of events before the step.
+        workspaces: bounds of the workspaces inside kernels.
+        operations: what each operator of the step adds to the counts.
+    """
+
+    forecast: Forecast
+    forward: Counts
+    events: list[Change]
+    start: int
+    workspaces: list[Workspace]
+    operations: list[Operation]
+
+
+def simulate(
+    estimator: Estimator,
+    objective: Objective,
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    device: str | torch.device | None = None,
+    *,
+    forward: Counts | None = None,
+    is_checked: bool = False,
+    held: bool = False,
+) -> Simulation:
+    """Return the forecast of a step with its record. Arguments and errors: as `forecast`.
+
+    Args:
+        forward: the counts of one forward pass, if they are known.
+        is_checked: whether the estimator is known to have no objection, whose search may cost a forward pass.
+        held: as in `forecast`.
+    """
     if objective.structure.processes_message() is not None:
         raise Unsupported(
             "a forecast simulates one process, and several train this model. Make the Objective of the model before "
             "DistributedDataParallel or fully_shard; DistributedDataParallel holds all gradients and a copy of them."
         )
     where = device_type(objective, device)
-    with (
-        warnings.catch_warnings(),
-        simulation_errors(objective, batch),
-        on_fakes(objective, batch, where) as (fake, fake_batch),
-    ):
-        warnings.simplefilter("ignore", Note)
+    with _on_fakes(objective, batch, where) as (fake, fake_batch):
         tracker = MemoryTracker(fake.model, block=rounding(where))
         tracker.register("inputs", tensors(fake_batch))
-        counter, forward_counter = OpCounter(fake.model), OpCounter(fake.model)
+        counter = OpCounter(fake.model, tracker)
         if known_use(fake) is None:
             examine(fake, fake_batch, Key(0))  # before the counters start
-        with forward_counter.followed():
-            fake.evaluate(fake_batch, Key(0))
-        objection = estimator.objection(fake, fake_batch)
+        forward = _forward_counts(fake, fake_batch) if forward is None else forward
+        objection = None if is_checked else estimator.objection(fake, fake_batch)
         if objection is not None:
             raise Unsupported(objection)
         train_state = TrainState(fake, estimator, optimizer)
@@ -183,21 +220,42 @@ def forecast(
             train_state.leafwise = Leafwise(optimizer, fake, at_once=True)
         train_state = _after_first_step(train_state, fake_batch)
         tracker.register("optimizer state", train_state.held_tensors())
-        standing = tracker.moment
+        start = tracker.moment
         with counter.followed(), tracker.followed():
             estimate = train_state.step(fake_batch, Key(0))
         log = tracker.log() if where == "cuda" else []
-        kept = sum(tensor.nbytes for tensor in train_state.held_tensors())
-    return Forecast(
-        estimator,
-        where,
-        tracker.memory(),
-        counter.counts,
-        forward_counter.counts.flops,
-        kept,
-        estimate.gradient.message_nbytes,
-        replay_step(log[:standing], log[standing:]) if log else None,
-    )
+        changes, kept = tracker.changes(), sum(tensor.nbytes for tensor in train_state.held_tensors())
+    message = estimate.gradient.message_nbytes
+    cuda = replay_step(log[:start], log[start:]) if log else None
+    result = Forecast(estimator, where, tracker.memory(), counter.counts, forward.flops, kept, message, cuda)
+    return Simulation(result, forward, changes, start, tracker.workspaces, counter.operations)
+
+
+def forward_counts(objective: Objective, batch: Any, device: str | torch.device | None = None) -> Counts:
+    """Return the counts of one forward pass of the batch. Raises: as `forecast`."""
+    with _on_fakes(objective, batch, device_type(objective, device)) as (fake, fake_batch):
+        if known_use(fake) is None:
+            examine(fake, fake_batch, Key(0))
+        return _forward_counts(fake, fake_batch)
+
+
+def _forward_counts(fake: Objective, fake_batch: Any) -> Counts:
+    counter = OpCounter(fake.model)
+    with counter.followed():
+        fake.evaluate(fake_batch, Key(0))
+    return counter.counts
+
+
+@contextmanager
+def _on_fakes(objective: Objective, batch: Any, where: str) -> Iterator[tuple[Objective, Any]]:
+    """Replace tensors by fakes, without Notes and with the errors of a simulation."""
+    with (
+        warnings.catch_warnings(),
+        simulation_errors(objective, batch),
+        on_fakes(objective, batch, where) as fakes,
+    ):
+        warnings.simplefilter("ignore", Note)
+        yield fakes
 
 
 def device_type(objective: Objective, device: str | torch.device | None) -> str:

@@ -19,10 +19,11 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.flops import Counts
-from gradcost.instruments.memory import round_up
+from gradcost.instruments.memory import STANDING, Purpose, round_up
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import resized
-from gradcost.planning.forecast import Forecast, device_type, forecast, rounding
+from gradcost.planning.by_depth import ByDepth
+from gradcost.planning.forecast import Forecast, device_type, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
@@ -33,9 +34,10 @@ MOST = 1 << 24  # examples: the largest batch that is tried
 class Forecasts:
     """Computes the forecasts of one objective and caches them; a failed forecast is cached as its reason.
 
-    Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
-    adds the FLOPs of the second probe and at most the bytes of one slope. Each micro-batch after the third costs as
-    much as the third.
+    - A model of at least 16 equal blocks is simulated with few of them (`ByDepth`).
+    - Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
+      adds the FLOPs of the second probe and at most the bytes of one slope. Each micro-batch after the third costs as
+      much as the third.
 
     objective, batch, optimizer, device: as in `forecast`.
     """
@@ -44,6 +46,17 @@ class Forecasts:
         self.objective, self.batch, self.optimizer, self.device = objective, batch, optimizer, device
         self._known: dict[tuple[Estimator, int | None], Forecast | str] = {}
         self._least: dict[tuple[int, int | None], int | None] = {}
+        self._by_depth = ByDepth(objective, optimizer, device)
+        self._depths: dict[tuple[int, int | None], ByDepth] = {(1, None): self._by_depth}
+
+    def evaluate(self) -> None:
+        """Simulate one forward pass of the batch.
+
+        Raises:
+            BadInput: the loss raises on this batch, or is not a scalar.
+            Unsupported: the loss cannot be simulated.
+        """
+        self._by_depth.evaluate(self.batch)
 
     def of(self, estimator: Estimator, size: int | None = None) -> Forecast | str:
         """Return the forecast for `size` examples (None: the size of `batch`), or the reason why it fails."""
@@ -56,6 +69,16 @@ class Forecasts:
                 reason = str(error).strip().split("\n")[0]
                 self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {reason}"
         return self._known[estimator, size]
+
+    @property
+    def standing(self) -> int:
+        """Return the bytes that every step needs: parameters, buffers, batch and the optimizer's state; 0 if unknown.
+
+        The estimators so far that keep no state have the smallest of these sums.
+        """
+        purposes: tuple[Purpose, ...] = (*STANDING, "optimizer state")
+        known = [result for result in self._known.values() if isinstance(result, Forecast)]
+        return min((sum(result.breakdown[purpose] for purpose in purposes) for result in known), default=0)
 
     def peak(self, estimator: Estimator, size: int, budget: int) -> int | None:
         """Return the peak bytes of a step with `size` examples; None if the step is impossible.
@@ -72,7 +95,10 @@ class Forecasts:
         if (parts, size) not in self._least:
             try:
                 tradeoff, omitted_bytes = self.tradeoff(parts, size)
-                self._least[parts, size] = omitted_bytes + tradeoff.least().peak
+                least = tradeoff.least()
+                self._least[parts, size] = omitted_bytes + least.peak
+                if parts == 1:
+                    self._known[Reverse(Schedule(least.items)), size] = tradeoff.forecast(least.items)
             except (GradcostError, RuntimeError):
                 self._least[parts, size] = None
         return self._least[parts, size]
@@ -83,15 +109,20 @@ class Forecasts:
         The schedules are simulated on a shorter batch (`fewer`). The bytes are those of the rest of the batch.
         """
         objective, batch, omitted_bytes = self.fewer(parts, size)
-        return MemoryTradeoff(objective, batch, self.optimizer, self.device), omitted_bytes
+        by_depth = self._depths.setdefault((parts, size), ByDepth(objective, self.optimizer, self.device))
+        return MemoryTradeoff(objective, batch, self.optimizer, self.device, by_depth), omitted_bytes
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
         """Return `Within(budget, beside)` with `parts` micro-batches, and its forecast or why the forecast fails."""
         try:
             tradeoff, omitted_bytes = self.tradeoff(parts)
-            schedule = Reverse(Schedule(tradeoff.cheapest(budget - omitted_bytes).items))
+            items = tradeoff.cheapest(budget - omitted_bytes).items
+            schedule = Reverse(Schedule(items))
+            if parts == 1:
+                self._known[schedule, None] = tradeoff.forecast(items)
             objective, batch, _ = self.fewer(parts)
-            without_optimizer = omitted_bytes + forecast(schedule, objective, batch, None, self.device).peak
+            bare = ByDepth(objective, None, self.device).forecast(schedule, batch)
+            without_optimizer = omitted_bytes + bare.peak
         except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
         estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
@@ -129,7 +160,7 @@ class Forecasts:
             return extrapolated
         two_rounds = _with_rounds(estimator, 2)
         if two_rounds is None or two_rounds == estimator:
-            return forecast(estimator, self.objective, self._batch(size), self.optimizer, self.device)
+            return self._by_depth.forecast(estimator, self._batch(size), size)
         one_round = _with_rounds(estimator, 1)
         assert one_round is not None
         one, two = self._forecast_or_raise(one_round, size), self._forecast_or_raise(two_rounds, size)

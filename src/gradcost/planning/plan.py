@@ -11,7 +11,6 @@ import torch
 
 from gradcost.core.arguments import require_bytes
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
@@ -19,11 +18,9 @@ from gradcost.estimators.estimator import Estimator, require_estimator, require_
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning import roofline
 from gradcost.planning.candidates import described, label, options, terse
-from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
-from gradcost.planning.refusals import simulation_errors
 from gradcost.planning.row import COLUMNS, Row
 from gradcost.planning.within import Within
 from gradcost.theory.moments import second_moment
@@ -137,8 +134,9 @@ def plan(
     an exact gradient, `Within` with micro-batches is added.
 
     Law: `choice` is the exact gradient that fits with the fewest estimated seconds per step, or the fewest FLOPs if
-    the device's rates are unknown. Offloaded is chosen only if no other exact gradient fits. If no exact gradient
-    fits, `choice` is the estimator that fits with the smallest product of the cost of a step and `Row.steps`.
+    the device's rates are unknown; among equals, the one with the shortest expression, such as `backprop()`.
+    Offloaded is chosen only if no other exact gradient fits. If no exact gradient fits, `choice` is the estimator
+    that fits with the smallest product of the cost of a step and `Row.steps`.
 
     Args:
         objective: the model and the loss.
@@ -163,14 +161,14 @@ def plan(
     estimators = None if estimators is None else _each_checked(estimators)
     where = device_type(objective, device)
     on_progress("the loss on this batch")
-    _evaluated(objective, batch, where)
+    forecasts = Forecasts(objective, batch, optimizer, where)
+    forecasts.evaluate()
     try:
         examples = batch_size(batch)
     except BadInput:
         if largest:
             raise
         examples = None
-    forecasts = Forecasts(objective, batch, optimizer, where)
     candidates = options(objective, examples or 1, budget, where) if is_default else estimators
     rows: list[Row] = []
     seconds = _seconds_estimator(objective, where)
@@ -223,6 +221,8 @@ def _in_micro_batches(
     forecasts: Forecasts, examples: int, budget: int, largest: bool, seconds: Callable[[Forecast], float | None]
 ) -> list[Row]:
     """The row of `Within(budget)` with the fewest micro-batches that fit; empty if none fits."""
+    if forecasts.standing > budget:
+        return []
     parts = 2
     while parts < 2 * examples:
         parts = min(parts, examples)
@@ -230,17 +230,6 @@ def _in_micro_batches(
             return [_row(forecasts, *forecasts.within(budget, parts), budget, largest, seconds)]
         parts *= 2
     return []
-
-
-def _evaluated(objective: Objective, batch: Any, device: str) -> None:
-    """Evaluate the loss once on fake tensors.
-
-    Raises:
-        BadInput: the loss raises on this batch, or is not a scalar.
-        Unsupported: the loss cannot be simulated.
-    """
-    with simulation_errors(objective, batch), on_fakes(objective, batch, device) as (fake, fake_batch):
-        fake.evaluate(fake_batch, Key(0))
 
 
 def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:

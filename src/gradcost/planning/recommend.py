@@ -65,7 +65,7 @@ def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tup
     reason = _why_none_exact(budget, least)
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
-        best = min(inexact, key=lambda row: tuple(cost * (row.steps or 1) for cost in _preference(row)[1:]))
+        best = min(inexact, key=lambda row: (_preference(row)[1] * (row.steps or 1), *_preference(row)[2:]))
         steps = "" if best.steps is None else f", and in theory {number(best.steps, 2)} times the steps"
         return best.estimator, f"{reason} Use {best.method}, which fits: {_cost_text(best)}{steps}."
     others = [row for row in rows if not row.exact and row.forecast is not None]
@@ -77,9 +77,10 @@ def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tup
 
 
 def _preference(row: Row) -> tuple[float, ...]:
-    """Sort key: no offloading (its transfers are not counted), then seconds or FLOPs, then bytes."""
+    """Sort key: no offloading (its transfers are not counted), seconds or FLOPs, the shortest expression, bytes."""
     assert row.forecast is not None
-    return (offloads(row.estimator), row.forecast.flops if row.seconds is None else row.seconds, row.forecast.peak)
+    cost = row.forecast.flops if row.seconds is None else row.seconds
+    return (offloads(row.estimator), cost, len(label(row.estimator)), row.forecast.peak)
 
 
 def _cost_text(row: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +24,14 @@ from gradcost.core.pytree import tensors
 from gradcost.core.value import value
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning.block_profile import Profile, profile
+from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.fake_model import on_fakes
-from gradcost.planning.forecast import device_type, forecast, rounding
+from gradcost.planning.forecast import Forecast, device_type, rounding
 from gradcost.planning.refusals import simulation_errors
 from gradcost.planning.schedule_search import fewer_flops, lower_peak, uniform
 from gradcost.training.optimizers import Optimizer
+
+_MARGIN = 8  # estimated peaks of a chain, less the base, are right to one part in 8
 
 
 @value
@@ -124,7 +128,7 @@ def within(
         DoesNotFit: no schedule fits.
     """
     items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
-    without_optimizer = forecast(Reverse(Schedule(items)), objective, batch, None, device).peak
+    without_optimizer = ByDepth(objective, None, device).forecast(Reverse(Schedule(items)), batch).peak
     return Within(budget, budget - without_optimizer)
 
 
@@ -132,6 +136,7 @@ class MemoryTradeoff:
     """The best checkpointing schedules of a chain of blocks, in the order of increasing peak.
 
     figures: the bytes and FLOPs of single blocks (`Profile`).
+    by_depth: computes the forecasts of these arguments; None for a new one.
     points: each schedule with its peak bytes and recomputed FLOPs, computed from `figures`.
     `peak`, `least` and `cheapest` instead simulate whole steps.
 
@@ -140,11 +145,17 @@ class MemoryTradeoff:
     """
 
     def __init__(
-        self, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
+        self,
+        objective: Objective,
+        batch: Any,
+        optimizer: Optimizer | None = None,
+        device: str | None = None,
+        by_depth: ByDepth | None = None,
     ) -> None:
         if not find_blocks(objective.model):
             raise Unsupported(f"no repeated blocks were found in {type(objective.model).__name__}: use Everything().")
         self._step = objective, batch, optimizer, device
+        self._by_depth = ByDepth(objective, optimizer, device) if by_depth is None else by_depth
         cache = _cache.setdefault(objective.model, {})
         cache_key = (*_shapes(objective, batch), optimizer, device_type(objective, device))
         if cache_key not in cache:
@@ -155,8 +166,10 @@ class MemoryTradeoff:
     def _best_schedules(self) -> tuple[Profile, list[Point]]:
         objective, batch, _, device = self._step
         where = device_type(objective, device)
-        with simulation_errors(objective, batch), on_fakes(objective, batch, where) as (fake, fake_batch):
-            figures = profile(fake, fake_batch, rounding(where))
+        figures = self._by_depth.figures(batch)
+        if figures is None:
+            with simulation_errors(objective, batch), on_fakes(objective, batch, where) as (fake, fake_batch):
+                figures = profile(fake, fake_batch, rounding(where))
         points = frontier(figures.stages, figures.epilogue, breaks=figures.breaks)
         return figures, [Point(figures.base + point.peak, point.flops, point.items) for point in points]
 
@@ -180,9 +193,25 @@ class MemoryTradeoff:
         if self._known.least is None:
             blocks = schedule_length(self.points[0].items)
             candidates = dict.fromkeys([*(point.items for point in self.points[:3]), ((1,),) * blocks])
-            best = min(map(self._simulated, candidates), key=lambda point: (point.peak, point.flops))
+            best = self._lowest(sorted(map(self._estimated, candidates), key=lambda point: point[:2]))
             self._known.least = best if self.is_chain else lower_peak(best, self._simulated, self._estimated)
         return self._known.least
+
+    def _lowest(self, estimates: Sequence[Point]) -> Point:
+        """Return the lowest simulated peak. In a chain, estimates far above the first are not simulated."""
+        first, *rest = estimates
+        best = self._simulated(first.items)
+        margin = (first.peak - self.figures.base) // _MARGIN
+        for point in rest:
+            if not self.is_chain or point.peak <= first.peak + margin:
+                best = min(best, self._simulated(point.items), key=lambda point: (point.peak, point.flops))
+        return best
+
+    def forecast(self, items: Items) -> Forecast:
+        """Return the forecast of a whole step under a schedule, from the cache if it was simulated before."""
+        if items not in self._known.simulated:
+            self._known.simulated[items] = self._by_depth.forecast(Reverse(Schedule(items)), self._step[1])
+        return self._known.simulated[items]
 
     def cheapest(self, budget: int, beside: int = 0) -> Point:
         """Return the schedule with the fewest FLOPs that fits, with its simulated peak.
@@ -225,8 +254,7 @@ class MemoryTradeoff:
 
     def _unavoidable(self) -> int:
         """Return the bytes of parameters, buffers and batch."""
-        objective, batch, optimizer, device = self._step
-        step = forecast(Reverse(Schedule(self.least().items)), objective, batch, optimizer, device)
+        step = self.forecast(self.least().items)
         return step.peak - step.beyond
 
     def _uniform(self) -> list[Items]:
@@ -236,16 +264,12 @@ class MemoryTradeoff:
         return [(blocks,), *(uniform(blocks, count) for count in counts if count <= blocks)]
 
     def _simulated(self, items: Items) -> Point:
-        simulated = self._known.simulated
-        if items not in simulated:
-            objective, batch, optimizer, device = self._step
-            result = forecast(Reverse(Schedule(items)), objective, batch, optimizer, device)
-            simulated[items] = result.peak, result.flops
+        result = self.forecast(items)
         everything = (schedule_length(items),)
         if items != everything and not self.is_chain:
-            self._simulated(everything)
-        peak, flops = simulated[items]
-        return Point(peak, flops - simulated.get(everything, (0, 0))[1], items)
+            self.forecast(everything)
+        known = self._known.simulated.get(everything)
+        return Point(result.peak, result.flops - (0 if known is None else known.flops), items)
 
     def _estimated(self, items: Items) -> Point:
         figures = self.figures
@@ -259,7 +283,7 @@ class _Known:
 
     figures: Profile
     points: list[Point]
-    simulated: dict[Items, tuple[int, int]] = field(default_factory=dict)  # schedule -> peak and FLOPs of a step
+    simulated: dict[Items, Forecast] = field(default_factory=dict)  # schedule -> forecast of a step
     least: Point | None = None
 
 

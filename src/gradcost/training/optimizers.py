@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput
 from gradcost.core.fake import stands_for
 from gradcost.core.objective import Leaf, Objective
@@ -188,7 +189,7 @@ class Leafwise:
     """One torch optimizer per group of leaves, so that each gradient can be freed before the next one is computed.
 
     A large leaf forms a group alone. Small leaves (below 64 KiB) are grouped, because an optimizer call per small
-    leaf would cost more time than grouping costs memory.
+    leaf would cost more time than grouping costs memory. A block with a large leaf has groups of its own.
 
     Law: a step equals the step of one optimizer over all leaves after `gradient.write()`, bit for bit, because the
     update rules are elementwise. Memory: the gradient of one large leaf, plus the gradients of one group of small
@@ -206,7 +207,7 @@ class Leafwise:
         self.step = 0
         self.rate: float | None = None  # the learning rate of the next step; None: that of the optimizer
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        groups = [tuple(self.parameters)] if at_once else _groups(objective.leaves)
+        groups = [tuple(self.parameters)] if at_once else _groups(objective)
         self.groups = {name: group for group in groups for name in group}
         leaves = {leaf.name: leaf for leaf in objective.leaves}
         self.parts = {group: optimizer.build([leaves[name] for name in group]) for group in self.groups.values()}
@@ -288,12 +289,30 @@ def _accepts_sparse(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
 
 
-def _groups(leaves: Sequence[Leaf]) -> list[tuple[str, ...]]:
-    """Return the names of the leaves in each group: one large leaf, or small ones of `SMALL` bytes in total."""
-    groups: list[tuple[str, ...]] = [(leaf.name,) for leaf in leaves if leaf.parameter.nbytes >= SMALL]
+def _groups(objective: Objective) -> list[tuple[str, ...]]:
+    """Return the names of the leaves in each group: one large leaf, or small ones of up to about `SMALL` bytes.
+
+    The small leaves of a block with a large leaf are in no group with other leaves. So all such blocks have equal
+    groups, and the gradients of a group are complete at the end of the block's backward pass.
+    """
+    blocks = {
+        id(parameter): number
+        for number, block in enumerate(find_blocks(objective.model))
+        for module in block
+        for parameter in module.parameters()
+    }
+    large = [leaf for leaf in objective.leaves if leaf.parameter.nbytes >= SMALL]
+    separate = {blocks[id(leaf.parameter)] for leaf in large if id(leaf.parameter) in blocks}
+    groups: list[tuple[str, ...]] = [(leaf.name,) for leaf in large]
     small: list[Leaf] = []
-    for leaf in leaves:
+    previous: int | None = None
+    for leaf in objective.leaves:
         if leaf.parameter.nbytes < SMALL:
+            block = blocks.get(id(leaf.parameter))
+            if small and block != previous and {block, previous} & separate:
+                groups.append(tuple(member.name for member in small))
+                small = []
+            previous = block
             small.append(leaf)
             if sum(member.parameter.nbytes for member in small) >= SMALL:
                 groups.append(tuple(member.name for member in small))

@@ -1,0 +1,174 @@
+"""The passes of the blocks of a chain under a checkpointing schedule, in the order in which a step makes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple, TypeAlias
+
+from gradcost.checkpointing.optimal import Items, schedule_length
+from gradcost.checkpointing.region import with_last_region_expanded
+
+Label: TypeAlias = Any  # hashable: visits with equal labels have equal allocations and operators
+_COPIES = 2  # of each label in a short schedule, so that their visits can be compared
+
+
+class _Pass(NamedTuple):
+    """One pass of a block. facts: what determines its allocations."""
+
+    block: int
+    facts: tuple[str, ...]
+
+
+class Visit(NamedTuple):
+    """Consecutive passes of one block: in a rerun, for example, the forward pass and then the backward pass."""
+
+    block: int
+    label: Label
+
+
+def visits(items: Items, parts: int = 1) -> list[Visit]:
+    """Return the visits of all blocks in a step of backpropagation under a schedule.
+
+    The label of a visit contains its own passes, those of the visits before and after it, and whether the block is
+    the first or the last one. So it contains which tensors the block finds, and which are freed during the visit.
+
+    Args:
+        items: the schedule, as in `checkpointing.policies.Schedule`.
+        parts: the number of micro-batches.
+    """
+    last = schedule_length(items) - 1
+    # A visit ends between a forward and a backward pass: the head and the loss run there.
+    halves = [
+        [(block, tuple(p.facts for p in group)) for block, group in groupby(half, lambda p: p.block)]
+        for half in (list(_forward(items)), list(_backward(items)))
+    ]
+    result: list[Visit] = []
+    for part in range(parts):
+        for number_of_half, half in enumerate(halves):
+            end = last if number_of_half == 0 else 0
+            for number, (block, facts) in enumerate(half):
+                around = tuple(
+                    (half[at][1], max(-2, min(2, half[at][0] - block))) if 0 <= at < len(half) else None
+                    for at in (number - 1, number + 1)
+                )
+                place = block == 0, block == last, part == 0, part == parts - 1
+                result.append(Visit(block, (facts, around, place, _kept(items) if block == end else ())))
+    return result
+
+
+def labels(items: Items, parts: int = 1) -> list[Label]:
+    """Return the label of what a step does before the first visit, then those of the visits."""
+    steps = visits(items, parts)
+    return [("before", steps[0].label, _kept(items)), *(visit.label for visit in steps)]
+
+
+def _kept(items: Items) -> tuple[bool, bool]:
+    """Return what determines which tensors from outside of the blocks are kept until the backward pass.
+
+    A region keeps its arguments: the input of the first block, and tensors that all blocks get, such as a mask.
+    """
+    return _has_regions(items), isinstance(items[0], int)
+
+
+def _forward(items: Items) -> Iterator[_Pass]:
+    """Yield the passes of the first forward pass."""
+    start = 0
+    for item in items:
+        stop = start + schedule_length(item)
+        for block in range(start, stop):
+            if isinstance(item, int):
+                yield _Pass(block, ("forward, recorded",))
+            else:
+                yield _Pass(block, ("forward, in a region", *_ends(block, start, stop)))
+        start = stop
+
+
+def _backward(items: Items) -> Iterator[_Pass]:
+    """Yield the passes of the backward pass: the reruns of regions, and the backward passes of blocks."""
+    stop = schedule_length(items)
+    for number, item in reversed(list(enumerate(items))):
+        start = stop - schedule_length(item)
+        if isinstance(item, int):
+            yield from (_Pass(block, ("backward",)) for block in reversed(range(start, stop)))
+        else:
+            end = "ends a region" if _has_regions(items[:number]) else "ends the last region"
+            yield from _rerun(item, start, start, end)
+        stop = start
+
+
+def _has_regions(items: Items) -> bool:
+    return not all(isinstance(item, int) for item in items)
+
+
+def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterator[_Pass]:
+    """Yield the passes of a rerun from block `start` and of its backward pass. region: the region's first block."""
+    items, stop = with_last_region_expanded(items), start + schedule_length(items)
+    at, bounds = start, [start]
+    for item in items:
+        end = at + schedule_length(item)
+        for block in range(at, end):
+            facts = [_source(block, start, region), *_ends(block, at, end)]
+            if block == end - 1:  # the graph of consecutive blocks keeps the input of the first one until here
+                facts.append(f"from the input {_source(at, start, region)}")
+            if isinstance(item, int):
+                yield _Pass(block, ("rerun, recorded", *facts, *(["stops"] if block == stop - 1 else [])))
+            else:
+                yield _Pass(block, ("rerun, dropped", *facts))
+        at = end
+        bounds.append(end)
+    for item, low, high in zip(reversed(items), bounds[-2::-1], bounds[:0:-1], strict=True):
+        if isinstance(item, int):
+            for block in reversed(range(low, high)):
+                yield _Pass(block, ("backward", end_of_region if block == region else "in a region"))
+        else:
+            yield from _rerun(item, low, region, end_of_region)
+
+
+def _source(block: int, start: int, region: int) -> str:
+    """Return what the input of a block in a rerun from block `start` is."""
+    return "of the region" if block == region else "of the rerun" if block == start else "of a block"
+
+
+def _ends(block: int, start: int, stop: int) -> list[str]:
+    return [*(["first"] if block == start else []), *(["last"] if block == stop - 1 else [])]
+
+
+def shortened(items: Items, parts: int, wanted: set[Label]) -> Items:
+    """Return a schedule of fewer blocks that contains the wanted labels of `items`, twice if `items` does.
+
+    Args:
+        items: a schedule.
+        parts: the number of micro-batches.
+        wanted: labels of visits of `items`.
+    """
+    counts = Counter(label for label in labels(items, parts) if label in wanted)
+    need = {label: min(count, _COPIES) for label, count in counts.items()}
+
+    def is_enough(candidate: Items) -> bool:
+        have = Counter(labels(candidate, parts))
+        return all(have[label] >= count for label, count in need.items())
+
+    while True:
+        candidates = sorted({schedule for schedule in _smaller(items) if schedule}, key=_size)
+        shorter = next(filter(is_enough, candidates), None)
+        if shorter is None:
+            return items
+        items = shorter
+
+
+def _size(items: Items) -> tuple[int, str]:
+    return sum(1 for _ in (*_forward(items), *_backward(items))), str(items)
+
+
+def _smaller(items: Items) -> Iterator[Items]:
+    """Yield schedules with fewer blocks, from which one item or a part of an item is removed, at any level."""
+    for i, item in enumerate(items):
+        before, after = items[:i], items[i + 1 :]
+        for stop in range(i + 1, len(items) + 1):
+            yield (*before, *items[stop:])
+        if isinstance(item, int):
+            yield from ((*before, count, *after) for count in range(1, item))
+        else:
+            yield from ((*before, inner, *after) for inner in _smaller(item) if inner)

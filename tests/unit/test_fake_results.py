@@ -1,0 +1,85 @@
+"""Remembered results of operators on fake tensors equal computed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gradcost.core.pytree import tensors
+from gradcost.planning import fake_results
+from gradcost.planning.fake_kernels import kernels_simulated
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "new": lambda a, b: a @ b.t(),
+    "view": lambda a, b: a.view(2, 2, 6)[1:, :, ::2].transpose(0, 2),
+    "views": lambda a, b: b.unbind(0),
+    "unsafe view": lambda a, b: torch.ops.aten._unsafe_view(a, [8, 3]),
+    "in place": lambda a, b: a.mul_(2),
+    "with itself": lambda a, b: a.add_(a),
+    "out is an argument": lambda a, b: torch.mul(a, b, out=a),
+    "out is a further tensor": lambda a, b: torch.mul(a, b, out=torch.empty(4, 6)),
+    "shape in place": lambda a, b: a.t_(),
+    "resized": lambda a, b: a.resize_(2, 3),
+    "several new": lambda a, b: torch.ops.aten.native_layer_norm(a, [6], None, None, 1e-5),
+    "another type": lambda a, b: (a * 1, a * True, a > 1, a.to(torch.float64)),
+    "numbers": lambda a, b: torch.arange(5) + torch.ones(5, dtype=torch.int64),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_results, "_known", {})
+
+
+def described(call: Callable[[Tensor, Tensor], Any]) -> list[Any]:
+    """Shapes, strides, types and values of the arguments and results, and which of them share a storage."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, kernels_simulated(mode):
+        a, b = torch.empty(4, 6), torch.empty(4, 6)
+        found = tensors((a, b, call(a, b)))
+        addresses = [tensor.untyped_storage()._cdata for tensor in found]
+        return [
+            (
+                tuple(t.shape), t.stride(), t.storage_offset(), t.dtype, t.device, t.untyped_storage().nbytes(),
+                addresses.index(address), [other is t for other in found], values(t),
+            )
+            for t, address in zip(found, addresses, strict=True)
+        ]  # fmt: skip
+
+
+def values(tensor: Tensor) -> Any:
+    constant = getattr(tensor, "constant", None)
+    return None if constant is None else constant.tolist()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_second_call_of_an_operator_has_the_results_of_the_first(name: str):
+    first = described(CALLS[name])
+    assert described(CALLS[name]) == first
+
+
+@pytest.mark.parametrize("order", ["out is an argument", "out is a further tensor"])
+def test_equal_shapes_of_other_tensors_are_another_call(order: str):
+    alone = {name: described(CALLS[name]) for name in ("out is an argument", "out is a further tensor")}
+    fake_results._known.clear()
+    described(CALLS[order])
+    assert {name: described(CALLS[name]) for name in alone} == alone
+
+
+def test_a_call_is_computed_once(monkeypatch: pytest.MonkeyPatch):
+    computed: list[str] = []
+    original = FakeTensorMode.__torch_dispatch__
+
+    def counted(self: Any, func: Any, *arguments: Any, **named: Any) -> Any:
+        computed.append(str(func))
+        return original(self, func, *arguments, **named)
+
+    monkeypatch.setattr(FakeTensorMode, "__torch_dispatch__", counted)
+    for expected in (1, 0):
+        computed.clear()
+        described(lambda a, b: a.mm(b.t()))
+        assert computed.count("aten.mm.default") == expected
