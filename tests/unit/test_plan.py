@@ -201,6 +201,17 @@ def test_offloading_whose_transfers_no_figure_counts_is_the_last_resort():
     assert plan(chain(), examples(64), 1 << 20, both[:1], device="cuda").choice == both[0]
 
 
+def test_a_plan_for_cuda_tells_what_the_allocator_reserves():
+    small, large = (plan(chain(), examples(64), budget, [Reverse()], device="cuda") for budget in (1 << 20, 1 << 30))
+    for found in (small, large):
+        (line,) = [line for line in found.lines() if "CUDA's allocator reserves up to" in line]
+        assert ("may exceed the budget" in line) is (found is small)
+        reserved = found.record()["rows"][0]["reserved"]
+        assert reserved == found.rows[0].forecast.cuda.reserved  # type: ignore[union-attr]
+        assert found.rows[0].forecast.peak <= reserved  # type: ignore[union-attr]
+    assert plan(chain(), examples(64), 1 << 20, [Reverse()]).record()["rows"][0]["reserved"] is None
+
+
 def test_only_a_gpu_is_offered_the_cpu_s_memory():
     def kinds(device: str) -> set[str]:
         return {type(e.saving).__name__ for e in options(chain(), 8, 1, device) if isinstance(e, Reverse)}

@@ -16,6 +16,7 @@ from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
+from gradcost.instruments.cuda_allocator import CONTEXT, Reserved
 from gradcost.planning import roofline
 from gradcost.planning.candidates import described, label, options, terse
 from gradcost.planning.forecast import Forecast, device_type
@@ -67,6 +68,8 @@ class Plan:
             if label(self.chosen.estimator) != self.chosen.method:
                 lines.append(f"{self.chosen.method} is written {label(self.chosen.estimator)}")
             lines.append(_breakdown(self.chosen.method, self.chosen.forecast))
+            if self.chosen.forecast.cuda is not None:
+                lines.append(_on_cuda(self.chosen.method, self.chosen.forecast.cuda, self.budget))
         if all(row.seconds is None for row in self.rows):
             lines.append(
                 f"no estimate of seconds: the rates of this machine's {self.device} are unknown. Measure them once: "
@@ -248,6 +251,19 @@ def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast]
             return None  # the rate of this dtype was not measured
 
     return seconds
+
+
+def _on_cuda(method: str, cuda: Reserved, budget: int) -> str:
+    """Say what CUDA's allocator reserves, and whether that exceeds the budget."""
+    low, high = map(size, CONTEXT)
+    reserved = size(cuda.reserved)
+    text = f"{method}: CUDA's allocator reserves up to {reserved}; the context of a process takes {low} to {high}"
+    if cuda.reserved + CONTEXT[1] <= budget:
+        return text
+    return (
+        f"{text}. Together this may exceed the budget, though the peak fits: set "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or plan with a smaller --memory"
+    )
 
 
 def _breakdown(method: str, forecast: Forecast) -> str:

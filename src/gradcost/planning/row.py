@@ -92,6 +92,8 @@ class Row:
             "moved": forecast.moved,
             "kept": forecast.kept,
             "message": forecast.message,
+            "allocated": forecast.cuda and forecast.cuda.allocated,
+            "reserved": forecast.cuda and forecast.cuda.reserved,
         }
 
 
