@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from gradcost.results.records import Results
@@ -25,10 +26,11 @@ def families(results: Results) -> dict[str, str]:
     }
 
 
+@lru_cache(maxsize=4)
 def twins(results: Results) -> dict[str, str]:
     """Return {method: the first method with the same final runs}: the same losses at every step, and the same scores.
 
-    An exact gradient gives the same runs with and without recomputation.
+    An exact gradient gives the same runs with and without recomputation. Cached per object.
     """
     seen: dict[tuple[Any, ...], str] = {}
     first = {}

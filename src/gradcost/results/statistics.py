@@ -74,10 +74,20 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(middle, low, high, level, n)
 
 
-@cache
 def _coverage(depth: int, n: int) -> float:
     """Return the probability that [x_(k), x_(n+1-k)] contains the median, for k = depth."""
-    return max(0.0, 1 - sum(math.comb(n, k) for k in range(depth)) / 2 ** (n - 1))
+    return _coverages(n)[depth - 1]
+
+
+@cache
+def _coverages(n: int) -> tuple[float, ...]:
+    """Return `_coverage` for the depths 1 to n // 2; for 1 if n is 1."""
+    found, total, ways = [], 0, 1  # ways: n over k
+    for k in range(max(n // 2, 1)):
+        total += ways
+        ways = ways * (n - k) // (k + 1)
+        found.append(max(0.0, 1 - total / 2 ** (n - 1)))
+    return tuple(found)
 
 
 def _between(outer: float, inner: float, weight: float) -> float:
