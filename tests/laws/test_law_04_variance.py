@@ -18,7 +18,7 @@ KEY = Key(4)
 LINEAR, BATCH = OBJECTIVES["linear"].make(torch.float64)  # d = 20, and a difference is exact on it
 
 
-@pytest.mark.parametrize("probes", [1, 10])
+@pytest.mark.parametrize("probes", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [name for name, directions in DIRECTIONS.items() if moment(directions) is not None])
 def test_the_second_moment_is_the_stated_one(name: str, probes: int):
     """With n = 10 also where n equal directions would have the moment of one: 20 times the gradient's."""

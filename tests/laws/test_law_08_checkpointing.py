@@ -264,7 +264,7 @@ def gpt2() -> tuple[Any, Any, int]:
     return GPT2LMHeadModel, GPT2Config(vocab_size=31, n_positions=32, n_embd=16, n_layer=3, n_head=2), 3
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [llama, bert, gpt2], ids=lambda make: make.__name__)
 def test_recomputing_changes_no_bit_for_transformers_models(make: Callable[[], tuple[Any, Any, int]], attention: str):
     """In training mode, with their dropout."""

@@ -162,7 +162,7 @@ def test_micro_batches_have_the_noise_of_the_whole(slope: Any):
         assert (found - whole).abs().max() <= (1e-12 if slope.exact else 1e-10) * whole.abs().max()
 
 
-@pytest.mark.parametrize("layers", [2, 5])
+@pytest.mark.parametrize("layers", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_frozen_layer_costs_what_passes_through_it_and_no_product_of_its_own(layers: int):
     width = 12
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))

@@ -49,7 +49,7 @@ CHOICES = [Steepest(), Flattest()]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=repr)
-@pytest.mark.parametrize("candidates", [1, 2, 4])
+@pytest.mark.parametrize("candidates", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_mean_is_the_stated_multiple_of_the_gradient(candidates: int, choice: Choice):
     estimator = Adaptive(ONE_SIDED, candidates, choice)
     drawn = torch.stack([estimated(estimator, LINEAR, BATCH, KEY.fold("draw", n)) for n in range(400)])
@@ -104,6 +104,7 @@ def test_a_gradient_is_16_bytes_a_group_and_probe_and_zero_nowhere():
         assert bool(flat(found.gradient).ne(0).all())
 
 
+@pytest.mark.slow
 def test_several_probes_are_the_mean_of_as_many_choices():
     estimator = Adaptive(replace(ONE_SIDED, probes=3), 2)
     drawn = torch.stack([estimated(estimator, LINEAR, BATCH, KEY.fold("draw", n)) for n in range(200)])

@@ -51,7 +51,8 @@ def test_the_second_moment_is_the_stated_one(directions: Directions, share: floa
     assert_mean(z.square().sum(1), 8.0)
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.5])
 def test_the_mean_is_the_gradient_stretched_along_the_guide_and_shrunk_beside_it(share: float):
     grad = true_gradient(LINEAR, BATCH, KEY)
     guide = torch.linspace(-1, 2, 20, dtype=torch.float64)

@@ -77,9 +77,8 @@ def test_groups_are_leaves_modules_or_blocks():
     assert EachBlock().groups(few) == {"0.bias": 0, "4.weight": 1}, "no group is empty"
 
 
-@pytest.mark.parametrize(
-    "probes", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("probes", [1, 2, 3])
 def test_it_scatters_as_it_states(probes: int):
     """(G / n) sum_g (d_g + 2) |grad_g|^2 for Gaussian directions, n <= G = 3: groups of 12, 3 and 5 weights."""
     linear, batch = OBJECTIVES["linear"].make(torch.float64)
@@ -95,7 +94,13 @@ def test_it_scatters_as_it_states(probes: int):
     assert 5 * float(squares.std()) / 3000**0.5 < 0.3 * stated, "too few draws to say so"
 
 
-@pytest.mark.parametrize("slope", [Jvp(), Jvp(together=3), CentralDifference(0.5), ForwardDifference(0.5)], ids=repr)
+SLOPES = [
+    Jvp(),
+    *(pytest.param(s, marks=pytest.mark.slow) for s in (Jvp(3), CentralDifference(0.5), ForwardDifference(0.5))),
+]
+
+
+@pytest.mark.parametrize("slope", SLOPES, ids=repr)
 def test_the_mean_is_the_gradient(slope: Slope):
     linear, batch = OBJECTIVES["linear"].make(torch.float64)
     estimator = Probing(slope, Layerwise(Rademacher()), 4)

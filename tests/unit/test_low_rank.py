@@ -291,6 +291,7 @@ def test_given_the_factor_the_mean_estimate_is_the_gradients_part_along_it():
     assert_mean((z @ grad).unsqueeze(1) * z - expected, 0.0)
 
 
+@pytest.mark.slow
 def test_over_the_draw_of_the_factor_the_mean_is_the_gradient():
     objective, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, estimator = true_gradient(objective, batch, KEY), Probing(Jvp(2), LazyLowRank(), 2)

@@ -78,7 +78,10 @@ def test_an_estimate_is_unbiased_when_mask_and_directions_are():
     assert not Masked(Random(0.5), biased).unbiased
 
 
-@pytest.mark.parametrize(("probes", "share"), [(1, 0.5), pytest.param(1, 0.25, marks=pytest.mark.slow), (5, 0.25)])
+@pytest.mark.parametrize(
+    ("probes", "share"),
+    [pytest.param(1, 0.5, marks=pytest.mark.slow), pytest.param(1, 0.25, marks=pytest.mark.slow), (5, 0.25)],
+)
 def test_a_random_mask_scatters_as_it_states(probes: int, share: float):
     linear, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, estimator = true_gradient(linear, batch, KEY), Probing(Jvp(probes), Masked(Random(share)), probes)
@@ -87,7 +90,11 @@ def test_a_random_mask_scatters_as_it_states(probes: int, share: float):
     assert_mean(squares, 1 + (20 - 2 + 3 / share) / probes)
 
 
-@pytest.mark.parametrize("mask", FIXED, ids=repr)
+# By default the first and the last of them.
+SOME = [pytest.param(mask, marks=[pytest.mark.slow] * (mask not in (FIXED[0], FIXED[-1]))) for mask in FIXED]
+
+
+@pytest.mark.parametrize("mask", SOME, ids=repr)
 def test_the_mean_is_the_gradient_within_the_mask(mask: Mask):
     linear, batch = OBJECTIVES["linear"].make(torch.float64)
     grad, estimator = true_gradient(linear, batch, KEY), Probing(Jvp(), Masked(mask, Rademacher()))
