@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 
 import gradcost
-from gradcost import SGD, Trial, backprop, mezo
+from gradcost import SGD, Key, Trial, VarianceReduced, backprop, forecast, mezo
 from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
+from gradcost.planning.forecast import Forecast
 from gradcost.studies import Comparison, Executor, Study, events
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.costs import forecast_methods
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
+from gradcost.tasks.architectures import Mlp
 
 NET = """
 import gradcost
@@ -219,6 +221,21 @@ def test_a_method_of_a_million_probes_is_forecast_and_announced_at_once(capsys: 
     forecasts = dict(forecast_methods(Digits(), methods, memory=None))
     assert [each.forwards for each in forecasts.values()] == [101, 1_000_001]  # type: ignore[union-attr]
     printer = EventPrinter()
-    for name, forecast in forecasts.items():
-        printer(events.MethodForecast(name, forecast))  # type: ignore[arg-type]
+    for name, found in forecasts.items():
+        printer(events.MethodForecast(name, found))  # type: ignore[arg-type]
     assert capsys.readouterr().err == "    many: each step costs 1,000,001 forward passes\n"
+
+
+def test_the_flops_of_a_step_contain_its_share_of_passes_over_the_data():
+    """SVRG: two estimates a step, and every 4 steps an estimate on each batch of the data."""
+    task = Digits(model=Mlp(hidden=(8,)), batch=64)
+    objective, batch = task.objective(Key(0)), task.batch_at(Key(0), 0)
+    svrg = VarianceReduced(mezo(), every=4)
+    (found,) = [cost for _, cost in forecast_methods(task, {"svrg": (svrg, SGD(0.1))}, None)]
+    assert isinstance(found, Forecast)
+    assert objective.data is not None
+    examples = sum(len(each.x) for each in objective.data())
+    mezos = forecast(mezo(), objective, batch).flops
+    assert found.counts.flops == 2 * mezos
+    assert found.flops == round(2 * mezos + mezos * examples / 64 / 4)
+    assert found.forwards == pytest.approx(4 + 2 * examples / 64 / 4)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_records import METHODS, PROBING, cost, results_of, trial, write_folder
 
+from gradcost.core.metric import Metric
 from gradcost.report import tables
 from gradcost.results import summary, tuning
 from gradcost.results import verdict as recommended
 from gradcost.results.rankings import rankings
 from gradcost.results.records import Results, read
 from gradcost.results.tuning import chosen, finals
+from gradcost.results.verdict import certainty
 
 
 @pytest.fixture
@@ -276,3 +279,24 @@ def test_a_loss_above_its_start_is_no_ground_for_a_recommendation(tmp_path: Path
         curve = {"step": [1, 2], "loss": [2.3, 2.2]}
         lines = [trial("a()", "final", seed=seed, test=test, curve=curve) for seed in (1, 2)]
         assert recommended(read(write_folder(tmp_path / str(number), lines))).startswith(start)
+
+
+def test_any_metric_has_the_planned_comparison_and_a_loss_must_fall(tmp_path: Path):
+    """Own models are ranked by a loss: the difference is tested, and an untrained model recommends nothing."""
+    lines = []
+    for method, estimator, loss in (("bp()", "Reverse()", 2.0), ("zo()", PROBING, 4.0)):
+        for seed in range(6):
+            score = {"loss": loss + seed / 100, "accuracy": None, "score": -loss - seed / 100}
+            curve = {"step": [1, 2], "loss": [4.1, 4.0]}
+            common = {"seed": seed, "estimator": estimator, "validation": score}
+            lines += [trial(method, "final", test=score, curve=curve, **common), trial(method, "tune", **common)]
+    results = read(write_folder(tmp_path / "loss", lines))
+    results = replace(results, study=replace(results.study, metric=Metric("loss", lower_is_better=True), chance=None))
+    assert "The planned comparison, bp() against zo(), is significant (p 0.0312, 6 seeds)." in recommended(results)
+    (known,) = certainty(results)
+    assert "On the test split bp() less zo() is -2 [-2, -2] of loss." in known
+    assert known.endswith("A run of bp() is better than one of zo() with probability 1.00.")
+    untrained = tuple(
+        replace(run, test=replace(run.test, loss=4.08, score=-4.08)) if run.test else run for run in results.trials
+    )
+    assert recommended(replace(results, trials=untrained)).startswith("Nothing can be said yet: the test loss of ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -78,8 +78,9 @@ def of_model(
     if bits is not None or (model.startswith("hf:") and transformers.is_quantized(module)):
         module = transformers.quantized(module)
     if data is not None:
-        made = _batch_of(data, examples)
-        return Objective(module, loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)), made
+        made, epoch = _batch_of(data, examples)
+        loss = loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)
+        return Objective(module, loss, data=epoch), made
     if not is_transformers:
         raise BadInput(
             f"{model} returns a {type(module).__name__}, which needs data: add --data FILE.py:FUNCTION, where "
@@ -120,8 +121,8 @@ def from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.M
     return (module if dtype is None else module.to(dtype)), loss
 
 
-def _batch_of(text: str, examples: int) -> Any:
-    """Call the function that --data names; return its batch."""
+def _batch_of(text: str, examples: int) -> tuple[Any, Callable[[], Iterable[Any]] | None]:
+    """Call the function that --data names; return a batch, and a function that returns all of them if known."""
     function = spec.named(text, "--data")
     arguments = (examples,)
     try:
@@ -140,8 +141,8 @@ def _batch_of(text: str, examples: int) -> Any:
     except Exception as error:
         raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
     if isinstance(made, Mapping) and set(made) == set(PARTS):  # the loaders of `compare`
-        return Batches(made["train"]).at(Key(0), 0)
-    return made
+        return Batches(made["train"]).at(Key(0), 0), lambda: made["train"]
+    return made, None
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:

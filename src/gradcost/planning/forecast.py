@@ -43,6 +43,7 @@ class Forecast:
         message: bytes of a message that transmits the gradient.
         cuda: requested, allocated and reserved bytes of training, by a model of CUDA's allocator; None on a CPU.
             The CUDA context comes on top: about 0.4 to 0.6 GiB per process, by card and driver.
+        spread: FLOPs of passes over the data, divided by the steps between two passes. `forecast` leaves them out: 0.
     """
 
     estimator: Estimator
@@ -53,6 +54,7 @@ class Forecast:
     kept: int
     message: int
     cuda: Reserved | None = None
+    spread: int = 0
 
     @property
     def peak(self) -> int:
@@ -81,7 +83,7 @@ class Forecast:
     @property
     def flops(self) -> int:
         """FLOPs of matrix products and convolutions."""
-        return self.counts.flops
+        return self.counts.flops + self.spread
 
     @property
     def matmuls(self) -> int:
@@ -96,7 +98,7 @@ class Forecast:
     @property
     def forwards(self) -> float:
         """FLOPs in units of one forward pass."""
-        return self.counts.flops / self.forward if self.forward else 0.0
+        return self.flops / self.forward if self.forward else 0.0
 
     def __str__(self) -> str:
         lines = [

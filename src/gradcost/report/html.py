@@ -20,7 +20,7 @@ from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
 from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import MethodSummary, summarise
-from gradcost.results.verdict import choose, is_sure, sentences
+from gradcost.results.verdict import certainty, choose, is_sure, sentences
 from gradcost.results.wording import count, listed, percent, rate, size
 
 
@@ -60,7 +60,8 @@ def page(results: Results, reload: int | None = None) -> str:
     groups = {key: [drawn[name] for name in names if name in drawn] for key, names in _GROUPS.items()}
     lists = _lists(results)
     audit, ranked, reached = tables.audit(results), panels(results), targets.sections(results)
-    filled = {"certainty": ranked or reached, "tuning": audit.rows or groups["tuning"], "where": True}
+    known = certainty(results)
+    filled = {"certainty": ranked or reached or known, "tuning": audit.rows or groups["tuning"], "where": True}
     filled |= {"unfair": any(lines for *_, lines in lists)} | {k: groups[k] for k in ("time", "cost", "estimates")}
     used = [*(drawn[each["name"]] for each in shown), *(figure for group in groups.values() for figure in group)]
     return rendered(
@@ -71,6 +72,7 @@ def page(results: Results, reload: int | None = None) -> str:
         reload=reload,
         facts=[*_facts(results), *([] if reload is None else [f"still running, reloaded every {reload} s"])],
         sentences=sentences(results),
+        certainty=known,
         pictures=shown,
         picture_title="Quality against cost",
         groups=groups,

@@ -23,8 +23,8 @@ class Contrast:
     Args:
         exact: label of the method with the exact gradient.
         estimated: label of the method with an estimated gradient.
-        difference: median of accuracy(exact) - accuracy(estimated), paired by seed, with its interval.
-        better: P(A > B) + P(A = B) / 2 for the accuracy A of `exact` and B of `estimated`: the effect size.
+        difference: median of score(exact) - score(estimated), paired by seed, with its interval.
+        better: P(A > B) + P(A = B) / 2 for the score A of `exact` and B of `estimated`: the effect size.
         test: the sign-flip test of the paired differences.
     """
 
@@ -40,7 +40,7 @@ def planned_contrast(results: Results) -> Contrast | None:
     exact, estimated = reference(results), best_estimated(results)
     if exact is None or estimated is None:
         return None
-    one, other = _accuracies(results, exact), _accuracies(results, estimated)
+    one, other = _scores(results, exact), _scores(results, estimated)
     shared = [seed for seed in one if seed in other]
     if not shared:
         return None
@@ -49,12 +49,14 @@ def planned_contrast(results: Results) -> Contrast | None:
     return Contrast(exact, estimated, interval(differences), probability_better(a, b), sign_flip(a, b))
 
 
-def _accuracies(results: Results, method: str) -> dict[int, float]:
-    """The test accuracy of each seed; -inf where the run diverged."""
-    return {run.seed: value for run in final_runs(results, method) if (value := _accuracy(run)) is not None}
+def _scores(results: Results, method: str) -> dict[int, float]:
+    """The test score of each seed; -inf where the run diverged."""
+    return {run.seed: value for run in final_runs(results, method) if (value := _score(run)) is not None}
 
 
-def _accuracy(run: TrialRecord) -> float | None:
+def _score(run: TrialRecord) -> float | None:
     if run.status == "diverged":
         return -inf
-    return None if run.test is None else run.test.accuracy
+    if run.test is None:
+        return None
+    return run.test.accuracy if run.test.score is None else run.test.score  # old records have accuracies only

@@ -18,6 +18,7 @@ from gradcost.results.tuning import final_runs
 from gradcost.results.wording import alike, bare, chance, count, listed, number, percent, points, rate, size, times
 
 ALPHA = 0.05
+_LEARNED = 0.99  # where the loss is the metric: the share of the first loss below which something was learned
 _NOISE = 1.1  # a test loss so many times the loss of the first batch is above it by more than the batch explains
 
 
@@ -92,10 +93,10 @@ def sentences(results: Results) -> list[str]:
         ]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
-    tested = [_tested(contrast, results), _to_target(contrast, results)]
+    tests = [tested(contrast), _to_target(contrast, results)]
     doubt = nothing_yet(choice, rows, results)
     edges = at_edge(row for row in rows if doubt is None or row is not choice.row)
-    known = [doubt, _use(choice, results, is_sure=doubt is None), second, *tested, edges]
+    known = [doubt, _use(choice, results, is_sure=doubt is None), second, *tests, edges]
     return [sentence for sentence in known if sentence is not None]
 
 
@@ -115,6 +116,12 @@ def nothing_yet(choice: Recommendation, rows: list[MethodSummary], results: Resu
     if row.loss is not None and row.loss.median > _NOISE * start:
         after, before = alike(row.loss.median)[0], alike(start)[0]
         reasons.append(f"the test loss of {row.method}, {after}, is above its training loss at the start, {before}")
+    elif row.loss is not None and results.study.metric.name == "loss" and row.loss.median > _LEARNED * start:
+        after, before = number(row.loss.median, 4), number(start, 4)
+        reasons.append(
+            f"the test loss of {row.method}, {after}, is less than 1% below its training loss at the start, {before} "
+            "(--steps)"
+        )
     return f"Nothing can be said yet: {'; '.join(reasons)}." if reasons else None
 
 
@@ -130,8 +137,12 @@ def at_edge(rows: Iterable[MethodSummary]) -> str | None:
     )
 
 
-def _tested(contrast: Contrast | None, results: Results) -> str | None:
-    """A sentence on the planned comparison: is the difference on the test split more than chance?"""
+def tested(contrast: Contrast | None) -> str | None:
+    """Return a sentence on the planned comparison: is the difference on the test split more than chance?
+
+    Args:
+        contrast: from `planned_contrast`.
+    """
     if contrast is None or contrast.test.n < 2:
         return None
     pair = f"{contrast.exact} against {contrast.estimated}"

@@ -7,6 +7,7 @@ from math import isfinite
 
 from gradcost.core.metric import Metric
 from gradcost.results import recommendation
+from gradcost.results.contrast import planned_contrast
 from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy, seeds_note
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.summary import MethodSummary, metric_text, summarise
@@ -52,8 +53,26 @@ def sentences(results: Results) -> list[str]:
     others = candidates(other for other in rows if other.exact is not row.exact)
     if others:
         known.append(_other(max(others, key=lambda other: penalized_accuracy(other, study)), choice, metric))
+    test = recommendation.tested(planned_contrast(results))
+    known += [] if test is None else [test]
     edges = recommendation.at_edge(other for other in rows if doubt is None or other is not row)
     return [*known, *([] if edges is None else [edges])]
+
+
+def certainty(results: Results) -> list[str]:
+    """Return sentences on the planned comparison: its test, the difference with its interval, and the effect size."""
+    contrast, metric = planned_contrast(results), results.study.metric
+    test = recommendation.tested(contrast)
+    if contrast is None or test is None:
+        return []
+    factor, unit = (100, " points") if metric.is_accuracy else (metric.score(1), "")
+    ends = [factor * x + 0.0 for x in (contrast.difference.low, contrast.difference.high)]
+    middle, low, high = map(number, (factor * contrast.difference.median + 0.0, min(ends), max(ends)))
+    return [
+        f"{test} On the test split {contrast.exact} less {contrast.estimated} is {middle} "
+        f"[{low}, {high}]{unit} of {metric.name}. A run of {contrast.exact} is better than one of "
+        f"{contrast.estimated} with probability {contrast.better:.2f}."
+    ]
 
 
 def _by_score(results: Results) -> tuple[list[MethodSummary], StudyRecord]:

@@ -18,10 +18,12 @@ from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective, loss_errors
+from gradcost.core.pytree import batch_size
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find
+from gradcost.estimators.variance_reduced import VarianceReduced
 from gradcost.instruments.measure import time_step
 from gradcost.planning.forecast import Forecast, forecast
 from gradcost.planning.forecasts import Forecasts
@@ -71,10 +73,22 @@ def _forecast_or_reason(
             cost = forecast(estimator, objective, batch, optimizer)
         except GradcostError as error:
             return str(error)
+    cost = replace(cost, spread=_passes(objective, batch, estimator))
     if memory is not None and cost.beyond > memory:
         excess = cost.beyond - memory
         return f"a step needs {cost.beyond:,} bytes beyond the weights, {excess:,} over the budget."
     return cost
+
+
+def _passes(objective: Objective, batch: Any, estimator: Estimator) -> int:
+    """Return the FLOPs of passes over the data per step: of the snapshots of `VarianceReduced`."""
+    total = 0.0
+    for part in find(estimator, VarianceReduced):
+        assert objective.data is not None  # else it is refused
+        examples = sum(map(batch_size, objective.data()))
+        step = forecast(part.anchor or part.estimator, objective, batch)
+        total += step.flops * examples / batch_size(batch) / part.every
+    return round(total)
 
 
 def exact_within(task: Any, memory: int, optimizer: Optimizer) -> Estimator | None:

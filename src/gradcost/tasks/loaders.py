@@ -311,7 +311,10 @@ def _metric(metric: Any, lower_is_better: bool | None) -> tuple[Metric, Global |
         return Metric(metric, NAMED[metric]), None
     contract.check_function(metric, "metric", "metric(model, batch)")
     if lower_is_better is None:
-        raise BadInput("say whether smaller values of the metric are better: lower_is_better=True or False.")
+        raise BadInput(
+            "say whether smaller values of the metric are better: lower_is_better=True or False; on the command line "
+            "--lower-is-better or --higher-is-better."
+        )
     found = _global(metric, "metric")
     name = found.name.rpartition(".")[2].replace("_", " ")
     if name in NAMED:
