@@ -589,13 +589,14 @@ def pairs() -> list[tuple[str, str]]:
     return [(estimator, objective) for estimator, objective in _all_pairs() if objective in ESTIMATORS[estimator].on]
 
 
-def grid(keep: Callable[[str, str], bool] = lambda estimator, objective: True) -> Any:
+def grid(keep: Callable[[str, str], bool] = lambda estimator, objective: True, without: str = "") -> Any:
     """Parametrize a test by (estimator, objective): by default `pairs`; `pytest -m slow` runs all other pairs.
 
     Args:
         keep: whether the test is for this estimator and this objective.
+        without: an objective that only rows of kind `everywhere` are tried on by default.
     """
-    default = set(pairs())
+    default = {pair for pair in pairs() if pair[1] != without or ESTIMATORS[pair[0]].on == EVERYWHERE}
     slow = {pair: () if pair in default else (pytest.mark.slow,) for pair in _all_pairs()}
     parameters = [pytest.param(*pair, marks=marks) for pair, marks in slow.items() if keep(*pair)]
     return pytest.mark.parametrize(("estimator", "objective"), parameters)

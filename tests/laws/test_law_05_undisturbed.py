@@ -39,7 +39,7 @@ def test_nothing_is_disturbed_by_an_estimate(estimator: str, objective: str):
         assert all(torch.equal(part, copy) for part, copy in zip(batch, seen, strict=True))
 
 
-@grid(lambda estimator, objective: not ESTIMATORS[estimator].blocks)
+@grid(lambda estimator, objective: not ESTIMATORS[estimator].blocks, without="direct")
 def test_nothing_is_disturbed_by_an_objection(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     preset_grads(made.model)

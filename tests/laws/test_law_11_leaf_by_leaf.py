@@ -112,7 +112,7 @@ def test_each_leaf_is_freed_before_the_next_is_passed_on(estimator: Estimator):
     assert len(last) == len(objective.leaves)
 
 
-@grid()
+@grid(without="direct")
 def test_a_stream_passes_on_the_leaves_of_the_estimate_and_a_replay_writes_them(estimator: str, objective: str):
     made, batch = OBJECTIVES[objective].make()
     whole = ESTIMATORS[estimator].estimator.estimate(made, batch, KEY)

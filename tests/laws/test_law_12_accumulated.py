@@ -30,7 +30,7 @@ def step(value: Any) -> float | None:
 
 
 @pytest.mark.parametrize("parts", [3, 7], ids="in {} parts".format)
-@grid(lambda name, objective: name in ROWS and objective in ALONE)
+@grid(lambda name, objective: name in ROWS and objective in ALONE, without="direct")
 def test_parts_of_any_size_give_the_estimate_of_the_whole(estimator: str, objective: str, parts: int):
     """A batch of 7 in 3 parts, of unequal sizes, and in 7, of one example each."""
     made, batch = OBJECTIVES[objective].make(torch.float64)
