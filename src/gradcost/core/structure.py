@@ -42,7 +42,9 @@ class Structure:
         sharded = next((name for name, tensor in named if hasattr(tensor, "device_mesh")), None)
         # Says which parameter each process has a part of; None: there is none.
         self.sharded = sharded and f"`{sharded}` is sharded over processes (FSDP or a DTensor)"
-        self.averages = any(map(_averages_gradients, self.modules))  # whether a backward pass averages processes
+        self.parallel = tuple(m for m in self.modules if isinstance(m, nn.parallel.DistributedDataParallel))
+        # Whether a backward pass averages the gradients of several processes.
+        self.averages = any(dist.get_world_size(module.process_group) > 1 for module in self.parallel)
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
         self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
@@ -137,8 +139,3 @@ def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     """Return the CUDA devices that hold a parameter of the model."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     return tuple(sorted(devices, key=str))
-
-
-def _averages_gradients(module: nn.Module) -> bool:
-    """Return whether the backward pass of this module averages the gradients of several processes."""
-    return isinstance(module, nn.parallel.DistributedDataParallel) and dist.get_world_size(module.process_group) > 1

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradcost.checkpointing.policies import Everything, Saving
 from gradcost.core.errors import BadInput, Unsupported
@@ -103,7 +103,7 @@ class Reverse(Estimator):
         return hooks_message(parameters) or self._refusal(objective) or self.saving.objection(objective, batch)
 
     def _refusal(self, objective: Objective) -> str | None:
-        if any(isinstance(m, nn.parallel.DistributedDataParallel) and m.static_graph for m in objective.modules):
+        if any(module.static_graph for module in objective.structure.parallel):
             return (
                 "DistributedDataParallel(static_graph=True) counts on a backward pass after every forward pass, and "
                 "an estimate also evaluates the loss without one. Use static_graph=False."

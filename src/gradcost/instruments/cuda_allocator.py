@@ -42,7 +42,6 @@ class _Block:
 
     address: int
     size: int
-    segment: int
     is_small: bool
     is_free: bool = True
     before: _Block | None = None
@@ -112,7 +111,7 @@ class CachingAllocator:
         block = free.pop(at)[1] if at < len(free) else self._new_segment(size, is_small)
         rest = block.size - size
         if rest >= BLOCK if is_small else rest > SMALL:
-            after = _Block(block.address + size, rest, block.segment, is_small, before=block, after=block.after)
+            after = _Block(block.address + size, rest, is_small, before=block, after=block.after)
             if block.after is not None:
                 block.after.before = after
             block.size, block.after = size, after
@@ -148,7 +147,7 @@ class CachingAllocator:
             total = LARGE_SEGMENT
         else:
             total = -(-size // SMALL_SEGMENT) * SMALL_SEGMENT
-        block = _Block(self._end, total, len(self._segments), is_small)
+        block = _Block(self._end, total, is_small)
         self._segments.append(block)
         self._end += total + SMALL_SEGMENT  # a gap: segments are not neighbours
         self.reserved += total

@@ -88,12 +88,22 @@ def _against_steps(results: Results, rows: list[dict[str, Any]], title: str, wha
     return theme.figure(title.lower().replace(" ", "-"), f"{title} against steps", caption, drawn)
 
 
-def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure | None:
-    rows = [
+def with_costs(rows: list[dict[str, Any]], axis: Axis) -> list[dict[str, Any]]:
+    """Return the rows after step 0 of methods with a known cost, each with what it has "spent" by its step.
+
+    Args:
+        rows: points of curves, with "method" and "step".
+        axis: the cost per step.
+    """
+    return [
         {**row, "spent": float(f"{row['step'] * axis.per_step[row['method']]:.5g}")}
         for row in rows
         if row["method"] in axis.per_step and row["step"] > 0
     ]
+
+
+def _against(results: Results, rows: list[dict[str, Any]], axis: Axis) -> Figure | None:
+    rows = with_costs(rows, axis)
     if not rows:
         return None
     theme = theme_of(results)

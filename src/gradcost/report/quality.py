@@ -40,11 +40,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _against(results: Results, rows: list[dict[str, Any]], axis: losses.Axis) -> Figure | None:
-    rows = [
-        {**row, "spent": float(f"{row['step'] * axis.per_step[row['method']]:.5g}")}
-        for row in rows
-        if row["method"] in axis.per_step and row["step"] > 0
-    ]
+    rows = losses.with_costs(rows, axis)
     if not rows:
         return None
     theme, metric = theme_of(results), results.study.metric

@@ -6,6 +6,7 @@ of rows at a time. An embedding of few tokens needs the rows of these tokens onl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,6 +63,24 @@ def few_rows(tokens: Tensor, weight: Tensor) -> bool:
     return tokens.numel() * _ROW_COST < weight.numel()
 
 
+def token_rows(out: Tensor, tokens: Tensor, leaf: Leaf) -> Iterator[tuple[Tensor, int]]:
+    """Yield each row of an embedding's output, and the position of its elements among those of all leaves.
+
+    A fake output is yielded as a whole: one call costs a forecast less time than one per row.
+
+    Args:
+        out: the output, or a tensor of its shape.
+        tokens: the input of the embedding.
+        leaf: its weight.
+    """
+    if is_fake(out):
+        yield out, leaf.start
+        return
+    columns = leaf.parameter.shape[1]
+    for row, number in zip(out.view(-1, columns), tokens.reshape(-1).tolist(), strict=True):
+        yield row, leaf.start + int(number) * columns
+
+
 def is_plain_embedding(padding_idx: int | None, max_norm: float | None, scale_grad_by_freq: bool) -> bool:
     """Return whether F.embedding with these arguments only selects rows."""
     return padding_idx is None and max_norm is None and not scale_grad_by_freq
@@ -107,11 +126,8 @@ class PerturbedProducts:
             return NotImplemented
         with torch._C.DisableTorchFunction():
             out = F.embedding(input, leaf.parameter.detach())
-            if is_fake(out):  # one call costs a forecast less time than one per row
-                return self.directions.add(out, leaf, [self.seed], [self.step], in_place=True)
-            columns = weight.shape[1]
-            for row, number in zip(out.view(-1, columns), input.reshape(-1).tolist(), strict=True):
-                part = Leaf(leaf.name, leaf.parameter, leaf.start + int(number) * columns, leaf.dimension)
+            for row, start in token_rows(out, input, leaf):
+                part = Leaf(leaf.name, leaf.parameter, start, leaf.dimension)
                 self.directions.add(row, part, [self.seed], [self.step], in_place=True)
             return out
 

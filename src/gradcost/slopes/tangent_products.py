@@ -20,7 +20,7 @@ from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
 from gradcost.slopes.duals import Dual, apart, ordinary, with_directions, with_tangent
-from gradcost.slopes.perturbed_products import block_rows, few_rows, is_plain_embedding
+from gradcost.slopes.perturbed_products import block_rows, few_rows, is_plain_embedding, token_rows
 from gradcost.slopes.rules import Rule
 
 
@@ -113,16 +113,7 @@ class TangentProducts:
                 out = F.embedding(input, leaf.parameter.detach())
                 tangents = tag("tangents", out.new_empty((len(self.seeds), *out.shape)))
                 for stack, seed in zip(tangents, self.seeds, strict=True):
-                    self._rows(stack, input, leaf, seed)
+                    for row, start in token_rows(stack, input, leaf):
+                        part = Leaf(leaf.name, row, start, leaf.dimension)  # type: ignore[arg-type]
+                        self.directions.draw(part, [seed], [1.0], row)
             return with_tangent(leaf.name, out, with_directions(tangents, self.level))
-
-    def _rows(self, out: Tensor, input: Tensor, leaf: Leaf, seed: int) -> None:
-        """Draw the rows of Z that belong to the tokens."""
-        columns = leaf.parameter.shape[1]
-        if is_fake(out):  # one call costs a forecast less time than one per row
-            part = Leaf(leaf.name, out, leaf.start, leaf.dimension)  # type: ignore[arg-type]
-            self.directions.draw(part, [seed], [1.0], out)
-            return
-        for row, number in zip(out.view(-1, columns), input.reshape(-1).tolist(), strict=True):
-            part = Leaf(leaf.name, row, leaf.start + int(number) * columns, leaf.dimension)  # type: ignore[arg-type]
-            self.directions.draw(part, [seed], [1.0], row)
