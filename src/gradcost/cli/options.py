@@ -200,6 +200,13 @@ class PlanOptions:
     ] = False
     as_json: Json = False
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Write a page for many settings, with -o: "batch=1..64,length=512..8192,optimizer=AdamW(0.001)|SGD(0.1)". '
+            "Also lora, bits, chunks and dtype."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

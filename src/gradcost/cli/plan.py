@@ -26,6 +26,10 @@ _FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value 
 
 def plan_methods(options: PlanOptions) -> int:
     """Print the forecast of each method and the recommended one, and return the exit code."""
+    if options.sweep:
+        from gradcost.cli.sweep import write_calculator
+
+        return write_calculator(options, _objective)
     if options.fail_over and not options.method:
         raise BadInput("--fail-over needs the methods that must fit: add --method EXPRESSION, once or more.")
     budget, device = spec.size(options.memory), spec.device(options.device)

@@ -40,10 +40,10 @@ def curve(
         One dictionary per point: "curve", "method", "peak" in bytes, "forwards". Empty if the model has no blocks.
     """
     forecasts = Forecasts(objective, batch, optimizer, device_type(objective, device))
-    counts = _evenly_spaced(range(1, len(find_blocks(objective.model)) + 1), points)
+    counts = evenly_spaced(range(1, len(find_blocks(objective.model)) + 1), points)
     series: list[tuple[str, Sequence[Estimator]]] = [("Segments(k)", [Reverse(Segments(k)) for k in counts])]
     try:
-        schedules = _evenly_spaced(forecasts.tradeoff()[0].points, points)
+        schedules = evenly_spaced(forecasts.tradeoff()[0].points, points)
         series.append(("best schedules", [Reverse(Schedule(point.items)) for point in schedules]))
     except GradcostError:
         pass  # the blocks have no schedule: only Segments(k) remains
@@ -58,8 +58,8 @@ def curve(
     return rows
 
 
-def _evenly_spaced(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` items: the first, the last, and evenly spaced ones between them."""
+def evenly_spaced(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most `most` items: the first, the last, and evenly spaced ones between them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -174,7 +174,7 @@ def plan(
         examples = None
     candidates = options(objective, examples or 1, budget, where) if is_default else estimators
     rows: list[Row] = []
-    seconds = _seconds_estimator(objective, where)
+    seconds = seconds_estimator(objective, where)
     for each in candidates or ():
         on_progress(described(each))
         needs_beside = is_default and each == Reverse(Within(budget))
@@ -235,7 +235,7 @@ def _in_micro_batches(
     return []
 
 
-def _seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
+def seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:
     """Return a function that estimates the seconds of a step; it returns None if the rates are unknown."""
     is_available = device == "cpu" or torch.cuda.is_available()
     rates = roofline.stored_rates(device) if is_available else None

@@ -116,9 +116,9 @@ def main_rows(rows: Sequence[Row], choice: Estimator | None, most: int = 6) -> l
     """
     families: dict[str, list[Row]] = {}
     for row in rows:
-        families.setdefault(_family(row.estimator), []).append(row)
+        families.setdefault(family(row.estimator), []).append(row)
     chosen = [row for row in rows if row.estimator == choice]
-    firsts = [min(family, key=_order) for family in families.values()]
+    firsts = [min(members, key=_order) for members in families.values()]
     kept = [*chosen, *(row for row in firsts if row not in chosen)][:most]
     return [row for row in rows if row in kept]
 
@@ -130,7 +130,8 @@ def _order(row: Row) -> tuple[bool, bool, float, float]:
     return False, not row.fits, *((flops, peak) if row.fits else (peak, flops))
 
 
-def _family(estimator: Estimator) -> str:
+def family(estimator: Estimator) -> str:
+    """Return the family of an estimator, as in `main_rows`."""
     match estimator:
         case Reverse(Everything()):
             return "backprop"

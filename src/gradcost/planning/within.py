@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,17 +222,7 @@ class MemoryTradeoff:
         Raises:
             DoesNotFit: no schedule fits; the message states the least memory that is needed.
         """
-        # Search with doubling strides around the predicted index, then bisect.
-        fits, over = -1, len(self.points)  # the largest index that fits and the smallest that does not, so far
-        stride, at = 1, max(bisect_right(self.points, budget, key=lambda point: point.peak) - 1, 0)
-        while over - fits > 1:
-            if self.peak(at) <= budget:
-                fits, at = at, min(at + stride, over - 1)
-            else:
-                over, at = at, max(at - stride, fits + 1)
-            stride *= 2
-            if fits >= 0 and over < len(self.points):
-                at = (fits + over) // 2
+        fits = last_that_fits([point.peak for point in self.points], self.peak, budget)
         if fits >= 0 and self.is_chain:
             return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
         if fits < 0 and self.least().peak > budget:
@@ -275,6 +265,30 @@ class MemoryTradeoff:
         figures = self.figures
         peak_bytes = figures.base + peak(items, figures.stages, figures.epilogue)
         return Point(peak_bytes, recomputed(items, figures.stages), items)
+
+
+def last_that_fits(estimates: Sequence[int], peak: Callable[[int], int], budget: int) -> int:
+    """Return the index of the last schedule that fits and whose successor does not; -1 if none was found.
+
+    Searches with doubling strides around the index that the estimates predict, then bisects. Where peaks do not grow
+    with the index, it is one of several such indices.
+
+    Args:
+        estimates: the estimated peaks, increasing.
+        peak: returns the simulated peak of an index.
+        budget: the largest peak, in bytes.
+    """
+    fits, over = -1, len(estimates)  # the largest index that fits and the smallest that does not, so far
+    stride, at = 1, max(bisect_right(estimates, budget) - 1, 0)
+    while over - fits > 1:
+        if peak(at) <= budget:
+            fits, at = at, min(at + stride, over - 1)
+        else:
+            over, at = at, max(at - stride, fits + 1)
+        stride *= 2
+        if fits >= 0 and over < len(estimates):
+            at = (fits + over) // 2
+    return fits
 
 
 @dataclass

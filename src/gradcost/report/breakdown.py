@@ -9,9 +9,9 @@ from gradcost.report.theme import BYTES, NEUTRAL, Figure, Theme
 from gradcost.results.wording import DASH, size
 
 _ORDER = ("parameters", "buffers", "inputs", "optimizer state", "gradients", "saved activations")
-_PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
+PURPOSES = (*_ORDER, "tangents and noise", "temporaries")
 # Not the colours of the methods: steps from dark to light, so that lightness alone tells neighbours apart.
-_COLOURS = ("#45505e", "#5d6a7b", "#77869a", "#8f9db0", "#8a7a96", "#a596b3", "#bfb3c9", "#d0c8d8")
+COLOURS = ("#45505e", "#5d6a7b", "#77869a", "#8f9db0", "#8a7a96", "#a596b3", "#bfb3c9", "#d0c8d8")
 
 
 def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, caption: str) -> Figure:
@@ -27,7 +27,7 @@ def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, capti
         Figure "memory".
     """
     alt = theme.alt
-    purposes = [purpose for purpose in _PURPOSES if any(row["breakdown"].get(purpose) for row in rows)]
+    purposes = [purpose for purpose in PURPOSES if any(row["breakdown"].get(purpose) for row in rows)]
     pieces = []
     for row in rows:
         start = 0
@@ -46,7 +46,7 @@ def bars(theme: Theme, rows: Sequence[dict[str, Any]], budget: int | None, capti
     x = alt.X("start:Q", title="bytes allocated at the peak of a step", scale=scale, axis=axis)
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolType="square")
     colour = alt.Color("purpose:N", sort=purposes, legend=legend)
-    colour = colour.scale(domain=purposes, range=[_COLOURS[_PURPOSES.index(purpose)] for purpose in purposes])
+    colour = colour.scale(domain=purposes, range=[COLOURS[PURPOSES.index(purpose)] for purpose in purposes])
     bar = theme.plain(pieces).mark_bar(height=10, yOffset=8)
     bar = bar.encode(y=y, x=x, x2="end:Q", color=colour, opacity=theme.opacity(0.9))
     bar = bar.encode(tooltip=["method:N", "purpose:N", "bytes:N", theme.tip("share", ".1%", "of the peak")])

@@ -1,8 +1,8 @@
 """Build an HTML file that needs no network, from a template and figures.
 
 - Vega is included once; every figure is a JSON specification.
-- A Content-Security-Policy allows only the two included scripts, which it lists by hash, and blocks all
-  loading. So a label in the records cannot run as a script.
+- A Content-Security-Policy allows only the included scripts, which it lists by hash, and blocks all loading.
+  So a label in the records cannot run as a script.
 
 Needs the extra gradcost[report].
 """
@@ -39,25 +39,42 @@ def rendered(template: str, drawn: Sequence[Figure], answer: dict[str, Any] | No
     Raises:
         MissingExtra: a package of gradcost[report] is not installed.
     """
-    jinja2, safe = require("jinja2", "A report", "report"), require("markupsafe", "A report", "report").Markup
-    scripts = [
-        _vega(),
-        _packaged("report.js"),
-    ]
+    scripts = [_vega(), packaged("page.js") + packaged("report.js")]
     specs: dict[str, Any] = {f.name: {k: v for k, v in f.spec.items() if k != "$schema"} for f in drawn}
     specs["entries"] = context["entries"]
     if answer is not None:
         specs["answer"] = answer
+    contents = [("answer", "Answer"), *_contents(context)]
+    return filled(template, scripts, specs, has_answer=answer is not None, contents=contents, **context)
+
+
+def filled(
+    template: str,
+    programs: Sequence[str],
+    data: dict[str, Any],
+    styles: Sequence[str] = ("report.css",),
+    **context: Any,
+) -> str:
+    """Return the HTML of a template with scripts and data. A Content-Security-Policy allows these scripts alone.
+
+    Args:
+        template: name of the template.
+        programs: the JavaScript sources (`scripts` in the template; `allowed` has their hashes).
+        data: plain JSON data for the scripts (`specs` in the template).
+        styles: names of style sheets of this package (`css` in the template).
+        context: other values that the template uses.
+    Raises:
+        MissingExtra: a package of gradcost[report] is not installed.
+    """
+    jinja2, safe = require("jinja2", "A report", "report"), require("markupsafe", "A report", "report").Markup
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_packaged), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FunctionLoader(packaged), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template(template).render(
-        css=safe(_packaged("report.css")),
-        allowed=safe(" ".join(map(_csp_hash, scripts))),
-        has_answer=answer is not None,
-        contents=[("answer", "Answer"), *_contents(context)],
-        specs=safe(_script_safe(json.dumps(specs, separators=(",", ":"), allow_nan=False))),
-        scripts=[safe(script) for script in scripts],
+        css=safe("".join(map(packaged, styles))),
+        allowed=safe(" ".join(map(_csp_hash, programs))),
+        specs=safe(_script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False))),
+        scripts=[safe(script) for script in programs],
         **context,
     )
 
@@ -104,7 +121,7 @@ def cell(label: str, text: str) -> dict[str, Any]:
     }
 
 
-def _packaged(name: str) -> str:
+def packaged(name: str) -> str:
     """Return the text of a file of this package."""
     return files("gradcost.report").joinpath(name).read_text("utf-8")
 

@@ -1,21 +1,5 @@
 "use strict";
 (() => {
-  const problems = document.getElementById("problems");
-  const report = (what) => { problems.textContent += String(what) + "\n"; };
-  window.addEventListener("error", (event) => report(event.message));
-  window.addEventListener("unhandledrejection", (event) => report(event.reason));
-  for (const level of ["error", "warn"]) {
-    const log = console[level].bind(console);
-    console[level] = (...words) => { report(words.join(" ")); log(...words); };
-  }
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const element = (tag, text, className) => {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (className) made.className = className;
-    return made;
-  };
-
   // CSS variables as colours: light, dark and print need no second drawing.
   const ink = "var(--ink)", soft = "var(--soft)", grid = "var(--grid)", rule = "var(--rule)";
   const font = getComputedStyle(document.body).fontFamily;
