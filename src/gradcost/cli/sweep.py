@@ -52,8 +52,8 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
     settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if len(settings) > MOST_OBJECTIVES:
         raise BadInput(
-            f"these values have {len(settings):,} combinations (the batch not counted), and {MOST_OBJECTIVES} are the "
-            "most: give fewer values, or write several pages."
+            f"these values have {len(settings):,} combinations without the batch, and {MOST_OBJECTIVES} are the most: "
+            "give fewer values, or write several pages."
         )
     made = [_made(options, make, sizes, values) for values in settings]
     if all(objective is None for objective, *_ in made):
@@ -171,7 +171,7 @@ def _default_size(options: PlanOptions, make: Make) -> int:
 def _made(
     options: PlanOptions, make: Make, sizes: Sequence[int], values: dict[str, Any]
 ) -> tuple[Objective | None, Any, str]:
-    """Return the objective and batch of a combination; None and the reason if two of its values exclude each other."""
+    """Return the objective and batch of a combination; None and the reason if two values exclude each other."""
     given = {name: value or None for name, value in values.items()}
     chosen = dataclasses.replace(options, batch=sizes[0], **given)
     if chosen.bits and "lora" in values and not chosen.lora:
@@ -216,7 +216,7 @@ def _words(name: str, value: Any) -> str:
 
 
 def _command(options: PlanOptions, *more: str) -> str:
-    """Return `gradcost plan` with the options that differ from their defaults; those of the page only if in `more`."""
+    """Return `gradcost plan` with the options that are given; those of the page only if in `more`."""
     words = ["gradcost", "plan"]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

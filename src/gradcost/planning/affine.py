@@ -1,7 +1,7 @@
 """Figures as a function of the batch size: affine pieces, each found from two sizes and confirmed at a third.
 
-The peak is the largest of the bytes at each moment of a step. While the step runs the same operators, each of these is
-affine in the batch size, so the peak is convex: if three sizes are on a line, all sizes between them are.
+The peak is the largest of the bytes at each moment of a step. While the step runs the same operators, each of these
+is affine in the batch size, so the peak is convex: if three sizes are on a line, all sizes between them are.
 """
 
 from __future__ import annotations

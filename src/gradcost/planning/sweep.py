@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ _FEW = 8  # schedules of a longer list
 
 @dataclass(frozen=True)
 class SweptMethod:
-    """One method at many batch sizes. pieces: `Sample.numbers` are FIGURES, `words` where the peak is; or a refusal."""
+    """One method at many batch sizes. pieces: the numbers are FIGURES, the words where the peak is, or a refusal."""
 
     estimator: Estimator
     pieces: tuple[Piece, ...]
@@ -178,7 +179,7 @@ def sweep(
         Unsupported: the loss can be evaluated, but not simulated.
     """
     require_objective(objective)
-    if not sizes or sizes[0] < 1 or any(low >= high for low, high in zip(sizes, sizes[1:], strict=False)):
+    if not sizes or sizes[0] < 1 or any(low >= high for low, high in pairwise(sizes)):
         raise BadInput(f"batch sizes increase and are 1 or more, not {list(sizes)}.")
     batch_size(batch)
     work = _Work(Forecasts(objective, batch, optimizer, device_type(objective, device)), tuple(sizes), on_progress)
@@ -254,7 +255,7 @@ class _Work:
         return self.forecasts.tradeoff(1, size)[0]
 
     def _list(self, size: int) -> tuple[tuple[Items, ...], Items | None]:
-        """Return the schedules at a size, and the one with the smallest peak; a few and None if they are not cheap."""
+        """Return the schedules at a size, and the one with the smallest peak; a few and None if they are too many."""
         tradeoff = self._tradeoff(size)
         items = tuple(point.items for point in tradeoff.points)
         is_short = len(items) <= _MOST_WHOLE or not tradeoff.forecast(items[0]).memory.timeline
@@ -315,7 +316,7 @@ def _exceptions(found: SweptSchedules, size: int) -> list[tuple[int, int | None,
     """Return the budgets for which the search does not find the last schedule that fits (`exceptions`)."""
     samples = [_at(each, size) for _, each in found.schedules]
     peaks, estimates = [peak(sample) for sample in samples], [sample.numbers[-1] for sample in samples]
-    if all(low <= high for low, high in zip(peaks, peaks[1:], strict=False)):
+    if all(low <= high for low, high in pairwise(peaks)):
         return []
     result: list[tuple[int, int | None, int]] = []
     limits = sorted({*peaks, *estimates})  # between two of these, no comparison of the search changes
