@@ -175,7 +175,9 @@ def test_numbers_are_formatted_as_on_the_command_line(chromium: str, folder: Pat
     rounded = [0.125, 2.5, 3.125, 0.375, 1234.5, 9.995, 99.95, 1e-7, 6738415618.0]
     source = calculator.packaged("calculator.js")
     functions = source[source.index("  const fixed =") : source.index("  const bytes =")]
-    script = f'const DASH = "–";{functions}; document.body.textContent = JSON.stringify([{json.dumps(values)}.map(size), '
+    script = (
+        f'const DASH = "–";{functions}; document.body.textContent = JSON.stringify([{json.dumps(values)}.map(size), '
+    )
     script += f"{json.dumps(rounded)}.map((x) => [number(x), number(x, 2), fixed(x, 2)])])"
     page = tmp_path / "numbers.html"
     page.write_text(f'<meta charset="utf-8"><body><script>{script}</script></body>', "utf-8")

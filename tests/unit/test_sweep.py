@@ -12,11 +12,11 @@ import torch
 from test_plan_cli import MINE
 from torch import nn
 
-from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.policies import Schedule, Segments
 from gradcost.cli.objective import of_model, without_numbers
 from gradcost.cli.options import PlanOptions
 from gradcost.cli.sweep import parsed
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, DoesNotFit
 from gradcost.core.objective import Objective
 from gradcost.estimators import Accumulated, Reverse
 from gradcost.estimators.presets import backprop, checkpointed, mezo
@@ -25,8 +25,10 @@ from gradcost.instruments.memory import PURPOSES
 from gradcost.planning.affine import Sample, piece_of
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.row import Row
-from gradcost.planning.sweep import Sweep, peak, sweep
-from gradcost.training.optimizers import SGD, AdamW
+from gradcost.planning.sweep import sweep
+from gradcost.planning.swept import Sweep, peak
+from gradcost.planning.within import MemoryTradeoff
+from gradcost.training.optimizers import SGD, Adam, AdamW
 from in_process import inside
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -43,9 +45,9 @@ def made(folder: Path, name: str, size: int, **options: Any) -> tuple[Objective,
 
 def at(found: Sweep, row: Row, size: int) -> Sample:
     method = next(method for method in found.methods if method.estimator == row.estimator)
-    piece = piece_of(method.pieces, size)
-    assert piece is not None
-    return piece.at(size)
+    sample = method.at(size)
+    assert sample is not None
+    return sample
 
 
 def same(sample: Sample, row: Row) -> bool:
@@ -61,11 +63,11 @@ def same(sample: Sample, row: Row) -> bool:
 
 def test_figures_at_batches_that_were_not_simulated_are_those_of_a_plan(tmp_path: Path):
     objective, batch = made(tmp_path, "gpt2", 1, length=16)
-    methods = [checkpointed(), Accumulated(backprop(), 2), mezo(probes=4)]
+    methods = [Accumulated(checkpointed(), 2)]
     found = sweep(objective, batch, range(1, 65), methods, AdamW(0.001))
     computed = {size for method in found.methods for piece in method.pieces for size in piece.computed}
-    assert found.simulated < 24
-    for size in random.Random(3).sample(sorted(set(range(2, 65, 2)) - computed), 2):
+    assert found.simulated < 8
+    for size in (2 * each for each in random.Random(3).sample(sorted(set(range(1, 33)) - computed), 2)):
         objective, batch = made(tmp_path, "gpt2", size, length=16)
         for row in plan(objective, batch, 1 << 30, methods, AdamW(0.001)).rows:
             assert same(at(found, row, size), row), (row.method, size)
@@ -104,15 +106,32 @@ def of_blocks(size: int) -> tuple[Objective, Any]:
     return Objective(nn.Sequential(*blocks), lambda model, x: model(x).square().mean()), torch.zeros(size, 32)
 
 
-def test_every_row_at_ten_random_settings_is_that_of_a_plan():
+def test_figures_at_ten_random_settings_are_those_of_a_plan():
     draws = random.Random(1)
-    found = sweep(*of_blocks(1), range(1, 41), None, SGD(0.1))
+    methods = [checkpointed(), Reverse(Segments(3)), Accumulated(backprop(), 3), mezo(probes=4)]
+    found = sweep(*of_blocks(1), range(1, 201), methods, Adam(0.1))
+    assert found.simulated < 80
+    for size in draws.sample(range(1, 201), 10):
+        equal = [method for method in methods if size % micro_batches(method) == 0]
+        for row in plan(*of_blocks(size), 1 << 30, equal, Adam(0.1)).rows:
+            assert same(at(found, row, size), row), (row.method, size)
+
+
+def test_the_schedule_at_any_budget_is_that_of_within():
+    found = sweep(*of_blocks(1), [3, 11, 40], None, SGD(0.1))
     assert len(found.methods) > 15
-    for size in draws.sample(range(1, 41), 10):
-        schedules = next(each for each in found.schedules if each.first <= size <= each.last)
-        peaks = [peak(piece.at(size)) for _, found in schedules.schedules if (piece := piece_of(found, size))]
-        budget = draws.choice([min(peaks) - 1, *peaks, draws.randint(min(peaks), max(peaks)), 2 * max(peaks)])
-        assert check_against(found, plan(*of_blocks(size), budget, None, SGD(0.1)), size) > 14
+    for size in found.sizes:
+        tradeoff = MemoryTradeoff(*of_blocks(size), SGD(0.1))
+        peaks = [tradeoff.peak(place) for place in range(len(tradeoff.points))]
+        for budget in (limit + more for limit in peaks for more in (-1, 0, 1)):
+            try:
+                expected = tradeoff.forecast(tradeoff.cheapest(budget).items)
+            except DoesNotFit:
+                assert chosen(found, size, budget) is None
+                continue
+            sample = chosen(found, size, budget)
+            assert sample is not None
+            assert (peak(sample), sample.numbers[0]) == (expected.peak, expected.flops)
 
 
 @pytest.mark.slow
@@ -127,7 +146,7 @@ def test_every_row_of_a_transformer_at_ten_random_settings_is_that_of_a_plan(tmp
     for _ in range(10):
         (length, optimizer), size = draws.choice(settings), draws.randint(1, 32)
         found = sweeps[length, optimizer]
-        peaks = [peak(piece.at(size)) for method in found.methods if (piece := piece_of(method.pieces, size))]
+        peaks = [peak(sample) for method in found.methods if (sample := method.at(size))]
         budget = draws.randint(int(0.9 * min(peaks)), max(peaks))
         objective, batch = made(tmp_path, name, size, length=length)
         assert check_against(found, plan(objective, batch, budget, None, optimizer), size) > 14
@@ -222,6 +241,7 @@ def test_wrong_values_of_sweep_are_sentences(tmp_path: Path, text: str, told: st
         (("--sweep", "batch=1,2", "--method", "mzo()", "-o", "x"), "mezo(eps=0.001, probes=1)"),
         (("--sweep", "length=8,1000", "-o", "x"), "takes at most 32 tokens"),
         (("--sweep", "lora=0", "--bits", "4", "-o", "x"), "they need LoRA adapters"),
+        (("--sweep", "batch=2", "--bits", "4", "-o", "x"), "add --lora RANK"),
         (("--sweep", "chunks=" + ",".join(map(str, range(65))), "-o", "x"), "65 combinations"),
     ],
     ids=lambda a: " ".join(a)[:60] if isinstance(a, tuple) else "",

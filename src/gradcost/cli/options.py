@@ -203,7 +203,7 @@ class PlanOptions:
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            help='Write a page for many settings, with -o: "batch=1..64,length=512..8192,optimizer=AdamW(0.001)|SGD(1)". '
+            help='With -o: a page for many settings, "batch=1..64,length=512..8192,optimizer=AdamW(0.001)|SGD(0.1)". '
             "Also lora, bits, chunks and dtype."
         ),
     ] = None

@@ -48,16 +48,18 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
     )
     estimators = [spec.method(text) for text in options.method or ()] or None
     calculator.check_output(options.output)
-    sizes = axes.pop("batch", None) or [options.batch or _default_size(options, make)]
+    sizes = axes.pop("batch", None)
     settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if len(settings) > MOST_OBJECTIVES:
         raise BadInput(
-            f"these values have {len(settings):,} combinations without the batch, and {MOST_OBJECTIVES} are the most: "
+            f"these values have {len(settings):,} combinations beside the batch, and {MOST_OBJECTIVES} are allowed: "
             "give fewer values, or write several pages."
         )
     made = [_made(options, make, sizes, values) for values in settings]
-    if all(objective is None for objective, *_ in made):
+    batches = [batch for _, batch, reason in made if not reason]
+    if not batches:
         raise BadInput(made[0][2])
+    sizes = sizes or [batch_size(batches[0])]
     gc.freeze()  # as in a plan
     objectives: list[dict[str, Any]] = []
     with console.status("sweeping") as progress:
@@ -163,21 +165,16 @@ def _values(name: str, item: str) -> list[Any]:
     return list(range(low, min(high, low + MOST_SIZES) + 1))
 
 
-def _default_size(options: PlanOptions, make: Make) -> int:
-    """Return the size of the batch that a plan with these options has."""
-    return batch_size(make(options)[1])
-
-
 def _made(
-    options: PlanOptions, make: Make, sizes: Sequence[int], values: dict[str, Any]
+    options: PlanOptions, make: Make, sizes: Sequence[int] | None, values: dict[str, Any]
 ) -> tuple[Objective | None, Any, str]:
     """Return the objective and batch of a combination; None and the reason if two values exclude each other."""
     given = {name: value or None for name, value in values.items()}
-    chosen = dataclasses.replace(options, batch=sizes[0], **given)
+    chosen = dataclasses.replace(options, batch=sizes[0] if sizes else options.batch, **given)
     if chosen.bits and "lora" in values and not chosen.lora:
         return None, None, "Weights in 4 bits cannot be trained: they need LoRA adapters."
     objective, batch = make(chosen)
-    if len(sizes) > 1 and not (options.model or "").startswith("hf:"):
+    if sizes and not (options.model or "").startswith("hf:"):
         largest = make(dataclasses.replace(chosen, batch=sizes[-1]))[1]
         one, other = ([(x.shape, x.dtype) for x in tensors(each)] for each in (largest, resized(batch, sizes[-1])))
         if one != other:

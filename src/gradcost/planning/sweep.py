@@ -20,134 +20,18 @@ from gradcost.estimators.estimator import Estimator, require_objective
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches
 from gradcost.instruments.memory import PURPOSES
-from gradcost.planning.affine import Piece, Sample, piece_of, pieces
-from gradcost.planning.candidates import described, label, options, terse
+from gradcost.planning.affine import Piece, Sample, pieces
+from gradcost.planning.candidates import described, label, options
 from gradcost.planning.curve import evenly_spaced
 from gradcost.planning.forecast import Forecast, device_type
-from gradcost.planning.forecasts import Forecasts, offloads
+from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.plan import seconds_estimator
-from gradcost.planning.recommend import family
-from gradcost.planning.row import COLUMNS, Row
-from gradcost.planning.within import MemoryTradeoff, Within, last_that_fits
-from gradcost.theory.moments import second_moment
+from gradcost.planning.swept import Sweep, SweptMethod, SweptSchedules, exceptions
+from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.training.optimizers import Optimizer
 
-FIGURES = ("flops", "forward", *PURPOSES, "within_kernels")  # the numbers of a sample; the purposes sum to the peak
-_PEAK = slice(2, 2 + len(PURPOSES))
 _MOST_WHOLE = 40  # schedules that are all simulated although each takes a simulation of the whole model
 _FEW = 8  # schedules of a longer list
-
-
-@dataclass(frozen=True)
-class SweptMethod:
-    """One method at many batch sizes. pieces: the numbers are FIGURES, the words where the peak is, or a refusal."""
-
-    estimator: Estimator
-    pieces: tuple[Piece, ...]
-
-    @property
-    def parts(self) -> int:
-        """The number of micro-batches. There are figures for its multiples only."""
-        return micro_batches(self.estimator)
-
-    def record(self, dimension: int) -> dict[str, Any]:
-        """Return the method as plain JSON data. dimension: the number of trainable weights."""
-        row = Row(self.estimator, None, steps=second_moment(self.estimator, dimension))
-        return {
-            "method": row.method,
-            "write": label(self.estimator),
-            "estimator": repr(self.estimator),
-            "family": family(self.estimator),
-            "exact": row.exact,
-            "offloads": offloads(self.estimator),
-            "parts": self.parts,
-            "steps": row.steps,
-            "steps cell": row.cells()[COLUMNS.index("steps × (theory)")],
-            "pieces": [_record(piece) for piece in self.pieces],
-        }
-
-
-@dataclass(frozen=True)
-class SweptSchedules:
-    """The checkpointing schedules from which `Within(budget)` chooses, at the sizes from `first` to `last`.
-
-    Args:
-        first: the smallest size.
-        last: the largest size.
-        schedules: each schedule with its pieces, in the order of `MemoryTradeoff.points`. The last number of a sample
-            is the peak that `MemoryTradeoff` estimates.
-        least: the schedule with the smallest peak, with its pieces; None if the list is not complete.
-        exceptions: by size, (low, high, index): the budgets from low, and below high, for which the search finds this
-            index and not the last one that fits; high is None without a bound, and the index is -1 for none.
-    """
-
-    first: int
-    last: int
-    schedules: tuple[tuple[Items, tuple[Piece, ...]], ...]
-    least: tuple[Items, tuple[Piece, ...]] | None
-    exceptions: dict[int, list[tuple[int, int | None, int]]] = field(default_factory=dict)
-
-    def chosen(self, size: int, budget: int) -> tuple[Items, Sample] | None:
-        """Return the schedule of `Within(budget)` and its figures; None if no schedule fits."""
-        samples = [_at(found, size) for _, found in self.schedules]
-        index = max((i for i, each in enumerate(samples) if peak(each) <= budget), default=-1)
-        for low, high, other in self.exceptions.get(size, ()):
-            if low <= budget and (high is None or budget < high):
-                index = other
-        if index >= 0:
-            return self.schedules[index][0], samples[index]
-        if self.least is not None and peak(_at(self.least[1], size)) <= budget:
-            return self.least[0], _at(self.least[1], size)
-        return None
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "first": self.first,
-            "last": self.last,
-            "schedules": [_schedule_record(*each) for each in self.schedules],
-            "least": None if self.least is None else _schedule_record(*self.least),
-            "exceptions": {str(size): [list(each) for each in found] for size, found in self.exceptions.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The figures of one objective at many batch sizes.
-
-    Args:
-        weights: the number of trainable weights.
-        device: the type of device.
-        optimizer: the optimizer; None leaves the update out of the step.
-        sizes: the batch sizes, increasing.
-        methods: the methods, refused ones included.
-        schedules: the schedules of `Within`, by ranges of sizes; empty if the methods were given.
-        least: the nested checkpointing with the smallest peak in micro-batches of one example; the last word of a
-            sample is the expression of one micro-batch.
-        simulated: the number of simulated pairs of a method and a size.
-    """
-
-    weights: int
-    device: str
-    optimizer: Optimizer | None
-    sizes: tuple[int, ...]
-    methods: tuple[SweptMethod, ...]
-    schedules: tuple[SweptSchedules, ...]
-    least: tuple[Piece, ...]
-    simulated: int
-
-    def record(self) -> dict[str, Any]:
-        """Return the sweep as plain JSON data."""
-        return {
-            "weights": self.weights,
-            "device": self.device,
-            "optimizer": None if self.optimizer is None else terse(self.optimizer),
-            "sizes": list(self.sizes),
-            "figures": list(FIGURES),
-            "methods": [method.record(self.weights) for method in self.methods],
-            "schedules": [each.record() for each in self.schedules],
-            "least": [_record(piece) for piece in self.least],
-            "simulated": self.simulated,
-        }
 
 
 def sweep(
@@ -189,7 +73,7 @@ def sweep(
     is_default = estimators is None
     candidates = options(objective, sizes[-1], 1, where) if estimators is None else estimators
     chosen = [each for each in candidates if not (is_default and find(each, Within))]
-    methods = [SweptMethod(each, work.method(each)) for each in chosen if work.multiples(each)]
+    methods = [method for method in map(work.method, chosen) if method.pieces]
     schedules = work.schedules() if is_default else ()
     is_complete = bool(schedules) and all(each.least is not None for each in schedules)
     return Sweep(
@@ -221,12 +105,11 @@ class _Work:
     def seconds(self) -> Callable[[Forecast], float | None]:
         return seconds_estimator(self.forecasts.objective, self.forecasts.device or "cpu")
 
-    def multiples(self, estimator: Estimator) -> list[int]:
-        """Return the sizes that can be cut into equal micro-batches."""
-        return [size for size in self.sizes if size % micro_batches(estimator) == 0]
-
-    def method(self, estimator: Estimator) -> tuple[Piece, ...]:
-        return tuple(pieces(lambda size: self.sample(estimator, size), self.multiples(estimator)))
+    def method(self, estimator: Estimator) -> SweptMethod:
+        """Return the figures at the sizes that can be cut into equal micro-batches."""
+        parts = micro_batches(estimator)
+        each = [size // parts for size in self.sizes if size % parts == 0]
+        return SweptMethod(estimator, tuple(pieces(lambda size: self.sample(estimator, parts * size), each)))
 
     def sample(self, estimator: Estimator, size: int) -> Sample:
         if (estimator, size) not in self._seen:
@@ -275,8 +158,8 @@ class _Work:
         )
         if least is not None:
             for size in sizes:
-                if exceptions := _exceptions(result, size):
-                    result.exceptions[size] = exceptions
+                if found_exceptions := exceptions(result, size):
+                    result.exceptions[size] = found_exceptions
         return result
 
     def _schedule(self, items: Items, size: int) -> Sample:
@@ -299,47 +182,3 @@ class _Work:
 
         sizes = [size for size in self.sizes if size > 1]
         return tuple(pieces(sample, sizes)) if sizes else ()
-
-
-def peak(sample: Sample) -> int:
-    """Return the peak bytes of a step."""
-    return sum(sample.numbers[_PEAK])
-
-
-def _at(found: Sequence[Piece], size: int) -> Sample:
-    piece = piece_of(found, size)
-    assert piece is not None
-    return piece.at(size)
-
-
-def _exceptions(found: SweptSchedules, size: int) -> list[tuple[int, int | None, int]]:
-    """Return the budgets for which the search does not find the last schedule that fits (`exceptions`)."""
-    samples = [_at(each, size) for _, each in found.schedules]
-    peaks, estimates = [peak(sample) for sample in samples], [sample.numbers[-1] for sample in samples]
-    if all(low <= high for low, high in pairwise(peaks)):
-        return []
-    result: list[tuple[int, int | None, int]] = []
-    limits = sorted({*peaks, *estimates})  # between two of these, no comparison of the search changes
-    for low, high in zip(limits, [*limits[1:], None], strict=True):
-        last = max((i for i, each in enumerate(peaks) if each <= low), default=-1)
-        index = last_that_fits(estimates, peaks.__getitem__, low)
-        if index != last:
-            if result and result[-1][1:] == (low, index):
-                low = result.pop()[0]
-            result.append((low, high, index))
-    return result
-
-
-def _record(piece: Piece) -> dict[str, Any]:
-    return {
-        "first": piece.first,
-        "last": piece.last,
-        "words": list(piece.words),
-        "lines": [list(line) for line in piece.lines[: len(FIGURES)]],
-        "seconds": None if piece.seconds is None else list(piece.seconds),
-        "computed": list(piece.computed),
-    }
-
-
-def _schedule_record(items: Items, found: Sequence[Piece]) -> dict[str, Any]:
-    return {"write": label(Reverse(Schedule(items))), "pieces": [_record(piece) for piece in found]}

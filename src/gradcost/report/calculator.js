@@ -40,7 +40,7 @@
     return amount >= 1 && amount < 2 ** 53 ? amount : null;
   };
 
-  // ---- the figures at a batch size
+  // ---- the figures at a batch size, or for methods at a number of examples in a micro-batch
   const figures = (pieces, batch) => {
     const piece = pieces.find(([first, last]) => first <= batch && batch <= last);
     if (!piece) return null;
@@ -74,7 +74,7 @@
   const rowsAt = (objective, batch, budget) => {
     const rows = objective.methods.filter(([place]) => data.methods[place].parts <= batch).map(([place, steps, cell, pieces]) => {
       const method = data.methods[place], divides = batch % method.parts === 0;
-      return { ...method, key: method.method, steps, cell, found: divides ? figures(pieces, batch) : { refusal: `batch ${batch} is no multiple of ${method.parts}: left out` }, left: !divides };
+      return { ...method, key: method.method, steps, cell, found: divides ? figures(pieces, batch / method.parts) : { refusal: `batch ${batch} is no multiple of ${method.parts}: left out` }, left: !divides };
     });
     const schedules = nested(objective, batch, budget);
     if (schedules) {
@@ -200,7 +200,7 @@
     const fits = (batch) => {
       if (batch % row.parts) return false;
       if (row.key === "nested") { const at = nested(objective, batch, budget); return Boolean(at && at.chosen); }
-      const found = figures(objective.methods.find(([place]) => data.methods[place].method === row.key)[3], batch);
+      const found = figures(objective.methods.find(([place]) => data.methods[place].method === row.key)[3], batch / row.parts);
       return Boolean(found) && !found.refusal && found.peak <= budget;
     };
     const most = data.sizes.findLast(fits);
@@ -399,7 +399,7 @@
   const slider = byId("memory-slider"), memory = byId("memory"), batch = byId("batch");
   const span = () => { // budgets from half of the smallest to the largest peak of any setting
     let low = Infinity, high = 0;
-    for (const objective of data.objectives) for (const [, , , pieces] of objective.methods ?? []) for (const at of [data.sizes[0], data.sizes.at(-1)]) {
+    for (const objective of data.objectives) for (const [, , , pieces] of objective.methods ?? []) for (const at of [pieces[0][0], pieces.at(-1)[1]]) {
       const found = figures(pieces, at);
       if (found && !found.refusal) { low = Math.min(low, found.peak); high = Math.max(high, found.peak); }
     }

@@ -128,7 +128,7 @@ class _Data:
         if key not in self.methods:
             shown = {name: method[name] for name in ("method", "write", "family", "exact", "offloads", "parts")}
             self.methods[key] = shown | {"length": len(method["write"]), "mark": _look(looks[method["method"]])}
-        computed = sorted({size for piece in method["pieces"] for size in piece["computed"]})
+        computed = sorted({method["parts"] * size for piece in method["pieces"] for size in piece["computed"]})
         pieces = [self._piece(piece) for piece in method["pieces"]]
         return [list(self.methods).index(key), method["steps"], method["steps cell"], pieces, computed]
 
