@@ -14,6 +14,7 @@ from test_report_browser import chromium, opened
 
 from gradcost.core.units import number, size
 from gradcost.report import calculator
+from gradcost.report.pages import packaged
 from in_process import inside
 
 __all__ = ["chromium"]
@@ -173,7 +174,7 @@ def test_numbers_are_formatted_as_on_the_command_line(chromium: str, folder: Pat
     """Ties and the ends of the units included."""
     values = [0, 1, 999, 1000, 1023, 1024, 1047552, 1023488, 2**40 - 1, 2**30 * 1.125, 2**43, 2**20 * 999.5]
     rounded = [0.125, 2.5, 3.125, 0.375, 1234.5, 9.995, 99.95, 1e-7, 6738415618.0]
-    source = calculator.packaged("calculator.js")
+    source = packaged("calculator.js")
     functions = source[source.index("  const fixed =") : source.index("  const bytes =")]
     script = (
         f'const DASH = "–";{functions}; document.body.textContent = JSON.stringify([{json.dumps(values)}.map(size), '

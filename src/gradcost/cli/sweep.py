@@ -27,8 +27,7 @@ MOST_OBJECTIVES = 64  # combinations of the values of all options except the bat
 
 Make = Callable[[PlanOptions], tuple[Objective, Any]]  # the objective and a batch of a plan
 
-_COUNTS = ("batch", "length", "lora", "bits", "chunks")
-_NAMES = (*_COUNTS, "dtype", "optimizer")
+_NAMES: tuple[str, ...] = ("batch", "length", "lora", "bits", "chunks", "dtype", "optimizer")
 _WITHOUT = ("lora", "bits", "chunks")  # options that 0 leaves out
 _EXAMPLE = 'Write, for example, --sweep "batch=1..64,length=512..4096".'
 
