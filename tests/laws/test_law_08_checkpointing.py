@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
@@ -23,6 +22,7 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.schedules import Items
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.isolation import seeded_generators

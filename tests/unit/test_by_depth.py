@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gradcost
-from gradcost.checkpointing.optimal import schedule_length
 from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.schedules import joined, schedule_length
 from gradcost.cli import spec
 from gradcost.core.key import Key
 from gradcost.integrations import transformers as integration
@@ -20,7 +20,6 @@ from gradcost.planning import by_depth as by_depth_module
 from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.forecast import Forecast, forecast
 from gradcost.planning.repeated_blocks import Repeated, find_repeated, with_fewer
-from gradcost.planning.schedule_search import joined
 from gradcost.planning.visits import labels, shortened, visits
 from gradcost.planning.within import Within
 from gradcost.tasks.task import Batch, cross_entropy

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcost.checkpointing.optimal import Epilogue, Items, Point, Stage, cheapest, frontier, peak, recomputed
+from gradcost.checkpointing.optimal import Epilogue, Point, Stage, cheapest, frontier, peak, recomputed
+from gradcost.checkpointing.schedules import Items
 
 Chain = tuple[list[Stage], Epilogue]
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost.checkpointing.optimal import Epilogue, Items, Stage, schedule_length
+from gradcost.checkpointing.optimal import Epilogue, Stage
 from gradcost.checkpointing.optimal import peak as schedule_peak
 from gradcost.checkpointing.policies import (
     Attention,
@@ -28,6 +28,7 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.cli import spec
 from gradcost.core import memory_events
 from gradcost.core.isolation import seeded_generators

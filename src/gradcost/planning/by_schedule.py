@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule, Segments
+from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gradcost.checkpointing.optimal import Items, Point
+from gradcost.checkpointing.optimal import Point
+from gradcost.checkpointing.schedules import Items, joined, parts_of
 
 _MOST_SIMULATIONS = 16  # per search
 
@@ -66,7 +67,7 @@ def neighbours(items: Items) -> Iterator[Items]:
     - Two neighbouring regions are joined, or a region is divided.
     - One of these changes is made inside a region.
     """
-    for i, item in enumerate(items):
+    for i, item in enumerate(items[: len(items) if parts_of(items) == 1 else -parts_of(items)]):
         before, after = items[:i], items[i + 1 :]
         if isinstance(item, int):
             pieces: list[Items] = [((item,),)]
@@ -84,14 +85,3 @@ def neighbours(items: Items) -> Iterator[Items]:
                 yield joined((*before, (item, following), *items[i + 2 :]))
         for piece in pieces:
             yield joined((*before, *piece, *after))
-
-
-def joined(items: Items) -> Items:
-    """Return a schedule with neighbouring runs of recorded blocks joined, at every level."""
-    result: list[int | Items] = []
-    for item in items:
-        if isinstance(item, int) and result and isinstance(result[-1], int):
-            result[-1] += item
-        else:
-            result.append(item if isinstance(item, int) else joined(item))
-    return tuple(result)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
-from gradcost.checkpointing.optimal import Items, schedule_length
-from gradcost.checkpointing.region import with_last_region_expanded
+from gradcost.checkpointing.schedules import Items, is_schedule, parts_of, schedule_length, with_last_region_expanded
 
 Label: TypeAlias = Any  # hashable: visits with equal labels have equal allocations and operators
 _COPIES = 2  # of each label in a short schedule, so that their visits can be compared
@@ -105,6 +104,7 @@ def _has_regions(items: Items) -> bool:
 def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterator[_Pass]:
     """Yield the passes of a rerun from block `start` and of its backward pass. region: the region's first block."""
     items, stop = with_last_region_expanded(items), start + schedule_length(items)
+    parts = parts_of(items)
     at, bounds = start, [start]
     for item in items:
         end = at + schedule_length(item)
@@ -113,7 +113,8 @@ def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterato
             if block == end - 1:  # the graph of consecutive blocks keeps the input of the first one until here
                 facts.append(f"from the input {_source(at, start, region)}")
             if isinstance(item, int):
-                yield _Pass(block, ("rerun, recorded", *facts, *(["stops"] if block == stop - 1 else [])))
+                end_facts = ["stops", f"in {parts} parts"] if block == stop - 1 else []
+                yield _Pass(block, ("rerun, recorded", *facts, *end_facts))
             else:
                 yield _Pass(block, ("rerun, dropped", *facts))
         at = end
@@ -151,7 +152,7 @@ def shortened(items: Items, parts: int, wanted: set[Label]) -> Items:
         return all(have[label] >= count for label, count in need.items())
 
     while True:
-        candidates = sorted({schedule for schedule in _smaller(items) if schedule}, key=_size)
+        candidates = sorted({schedule for schedule in _smaller(items) if is_schedule(schedule)}, key=_size)
         shorter = next(filter(is_enough, candidates), None)
         if shorter is None:
             return items
