@@ -150,7 +150,12 @@ def test_a_deep_model_is_computed_from_shallow_copies_to_the_byte(
 
 
 NESTED = "Reverse(Schedule(((1, ((1, (1,)),)), ((2,),), 2, (1,), (1,))))"
-SCHEDULES = [(llama, 9, NESTED, None), (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD)]
+IN_PARTS = "Reverse(Schedule((((1, 0, 1), (0, 0, 1), 1, 0, 1), (0, 1), 1, (0, 1))))"
+SCHEDULES = [
+    (llama, 9, NESTED, None),
+    (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD),
+    (llama, 8, IN_PARTS, SGD),
+]
 MORE_SCHEDULES = [
     (make, 9, f"Reverse(Schedule({items}))", optimizer)
     for make in (llama, gpt2, bert)
@@ -161,6 +166,7 @@ MORE_SCHEDULES = [
         "((2, (1,)), (2, (1,)), (((1,),),), 2)",
         "(((1,),), 4, (4,))",
         "(2, (1,), (1,), 1, ((((1,),),), 2), 1)",
+        "(((0, 1), ((0, 1), 0, 1), 0, 0, 1), (0, 0, 0, 1), 1, ((1,), 1, 0, 1))",
     )
 ]
 
@@ -196,6 +202,8 @@ def random_items(draw: random.Random, blocks: int, level: int = 0) -> Any:
         is_recorded = draw.random() < 0.4 or level > 3
         items.append(count if is_recorded else random_items(draw, count, level + 1))
         blocks -= count
+    if level and isinstance(items[-1], int):
+        items[-1:] = [*([items[-1] - 1] if items[-1] > 1 else []), *[0] * draw.randint(0, 2), 1]
     return joined(tuple(items))
 
 

@@ -136,7 +136,7 @@ def _peak(items: Items, stages: Sequence[Stage], g: int, rest: int | None) -> in
     for item, part in reversed(list(_parts(items, stages))):
         if isinstance(item, int):
             for stage in reversed(part):
-                own = _recorded_peak(stage, g) if rest is not None or in_parts == 1 else stage.parts[in_parts - 2][0]
+                own = _recorded_peak(stage, g) if rest is not None or in_parts == 1 else _in_parts(stage, in_parts)[0]
                 rest = own if rest is None else max(own, stage.saved + stage.output + rest)
         else:
             output = part[-1].output
@@ -153,7 +153,7 @@ def _rerun_flops(items: Items, stages: Sequence[Stage]) -> int:
     inner = sum(_rerun_flops(item, part) for item, part in parts if not isinstance(item, int))
     last, part = parts[-1]
     in_parts = parts_of(items)
-    at_end = part[-1].stopped if in_parts == 1 else part[-1].parts[in_parts - 2][1]
+    at_end = part[-1].stopped if in_parts == 1 else _in_parts(part[-1], in_parts)[1]
     end = sum(stage.flops for stage in part[:-1]) + at_end if isinstance(last, int) else 0
     return inner + end + sum(stage.flops for _, part in parts[:-1] for stage in part)
 
@@ -180,6 +180,13 @@ def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
 def _recorded_peak(stage: Stage, g: int) -> int:
     """Return the peak of a recorded block's own forward and backward, without the blocks after it."""
     return max(g + stage.recorded, stage.saved + stage.backward)
+
+
+def _in_parts(stage: Stage, parts: int) -> tuple[int, int]:
+    """Return the peak bytes and the FLOPs of a block that runs again in 2 parts or more."""
+    if parts - 2 >= len(stage.parts):
+        raise BadInput(f"the figures of a block in {parts} parts are not known: use {len(stage.parts) + 1} or fewer.")
+    return stage.parts[parts - 2]
 
 
 def _epilogue_peak(epilogue: Epilogue) -> int:

@@ -20,38 +20,11 @@ from gradcost.checkpointing.call_state import BlockModules, CallState, Generator
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.schedules import Items, parts_of, schedule_length, with_last_region_expanded
+from gradcost.checkpointing.versioned_tensor import RecomputationError, VersionedTensor
 from gradcost.core import memory_events
-from gradcost.core.errors import Unsupported
 from gradcost.core.mutable_state import version_of
 
 Forward = Callable[..., Any]
-
-
-class RecomputationError(Unsupported, RuntimeError):
-    """A block cannot be recomputed in the backward pass."""
-
-
-class _VersionedTensor:
-    """A tensor and its version counter at construction."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        # Detach: the tensor's graph may refer to this object, which would be a reference cycle.
-        self.requires_grad = tensor.requires_grad
-        self.tensor = tensor.detach() if self.requires_grad else tensor
-        self.version = version_of(tensor)
-
-    def read(self) -> Tensor:
-        if version_of(self.tensor) != self.version:
-            raise RecomputationError(
-                f"a tensor of shape {tuple(self.tensor.shape)} was changed in place before the backward pass. A "
-                "block takes it as input or saved it, so the block cannot be recomputed. Use Everything(), which "
-                "recomputes nothing."
-            )
-        return self.tensor
-
-    def leaf(self) -> Tensor:
-        """Return the tensor as an autograd leaf that requires a gradient if the original tensor did."""
-        return self.read().detach().requires_grad_() if self.requires_grad else self.read()
 
 
 class _PreviousOutput:
@@ -66,7 +39,7 @@ class Call:
     """One call of a module inside a region."""
 
     forward: Forward
-    arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
+    arguments: Any  # (args, kwargs), with VersionedTensor or _PreviousOutput in place of tensors, except parameters
     used: set[int]  # indices of the previous call's output tensors that are arguments of this call
     state: CallState  # before the call
     to_end: bool  # False: a rerun that ends with this call stops once it has recomputed the last saved tensor
@@ -84,7 +57,7 @@ class _RecomputeUnit:
     stop: int
     values: range  # the indices of the values
     items: Items  # the schedule of the next run, a nested tuple (`checkpointing.optimal`)
-    inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
+    inputs: list[VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
 
 
 class Region:
@@ -156,10 +129,10 @@ class Region:
 
         seen: set[StorageWeakRef] = set()
 
-        def pack(tensor: Tensor) -> _VersionedTensor | int:
+        def pack(tensor: Tensor) -> VersionedTensor | int:
             if _storage(tensor) in self.resident:
                 call.saved.append(None)
-                return _VersionedTensor(tensor)
+                return VersionedTensor(tensor)
             if self.on_value is not None:
                 self.on_value(tensor)
             if self.value_bytes is not None:
@@ -176,7 +149,7 @@ class Region:
     def _packed_arguments(self, args: Any, kwargs: Any) -> tuple[Any, set[int]]:
         positions = self._positions()
         # By id, so that a tensor that is passed twice is one tensor object in the rerun too.
-        versioned: dict[int, _VersionedTensor] = {}
+        versioned: dict[int, VersionedTensor] = {}
         used: set[int] = set()
 
         def pack(tensor: Tensor) -> Any:
@@ -187,13 +160,13 @@ class Region:
             if isinstance(tensor, nn.Parameter):
                 return tensor
             if id(tensor) not in versioned:
-                versioned[id(tensor)] = _VersionedTensor(self.tag("saved", tensor))
+                versioned[id(tensor)] = VersionedTensor(self.tag("saved", tensor))
             return versioned[id(tensor)]
 
         return packed((args, kwargs), pack), used
 
-    def unpack(self, saved: _VersionedTensor | int) -> Tensor:
-        if isinstance(saved, _VersionedTensor):
+    def unpack(self, saved: VersionedTensor | int) -> Tensor:
+        if isinstance(saved, VersionedTensor):
             return saved.read()
         while saved not in self.values:  # repeats while the value is in a smaller, pending unit
             self._run_again(self._unit_of(saved))
@@ -255,7 +228,7 @@ class Region:
         return self.calls[call].first if call < len(self.calls) else self.value_count
 
     def _run(
-        self, start: int, stop: int, previous: list[_VersionedTensor | None], store: Callable[[int, Tensor], None]
+        self, start: int, stop: int, previous: list[VersionedTensor | None], store: Callable[[int, Tensor], None]
     ) -> None:
         """Run calls start, ..., stop - 1 again.
 
@@ -270,7 +243,7 @@ class Region:
             used = self.calls[number + 1].used if number + 1 < len(self.calls) else set()
             leaves = [tensor if i in used else None for i, tensor in enumerate(tensors_in(out))]
             del out
-        previous += [None if leaf is None else _VersionedTensor(self.tag("saved", leaf)) for leaf in leaves]
+        previous += [None if leaf is None else VersionedTensor(self.tag("saved", leaf)) for leaf in leaves]
 
 
 class _Complete(Exception):
@@ -316,7 +289,7 @@ def _unpacked_arguments(call: Call, leaves: Sequence[Tensor | None]) -> Any:
     def unpack(argument: Any) -> Any:
         if isinstance(argument, _PreviousOutput):
             return leaves[argument.index]
-        if isinstance(argument, _VersionedTensor):
+        if isinstance(argument, VersionedTensor):
             if id(argument) not in versioned:
                 versioned[id(argument)] = argument.leaf()
             return versioned[id(argument)]

@@ -35,7 +35,9 @@ def check_items(items: Any, is_region: bool = False) -> None:
         if isinstance(item, bool) or not isinstance(item, int):
             check_items(item, is_region=True)
         elif item == 0:
-            raise BadInput(f"zeros stand before a 1 at the end of a region, as in ((0, 1), 1), and not in {items!r}.")
+            raise BadInput(
+                f"zeros in a schedule stand before a 1 at the end of a region, as in ((0, 1),), not as in {items!r}."
+            )
         elif item < 0:
             raise BadInput(f"a number in a schedule counts recorded blocks: 1 or more, not {item!r}.")
 
@@ -55,6 +57,11 @@ def parts_of(items: Items) -> int:
     while parts < len(items) and items[-1 - parts] == 0:
         parts += 1
     return parts
+
+
+def whole(items: Items) -> Items:
+    """Return the items of a region with its last block recomputed as a whole, not in parts."""
+    return items[: -parts_of(items)] + items[-1:]
 
 
 def has_parts(item: int | Items) -> bool:

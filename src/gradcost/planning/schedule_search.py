@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from gradcost.checkpointing.optimal import Point
-from gradcost.checkpointing.schedules import Items, joined, parts_of
+from gradcost.checkpointing.schedules import Items, joined, parts_of, whole
 
 _MOST_SIMULATIONS = 16  # per search
 
@@ -74,14 +74,15 @@ def neighbours(items: Items) -> Iterator[Items]:
             if item > 1:
                 pieces += [((1,), item - 1), (item - 1, (1,)), ((item // 2,), item - item // 2)]
         else:
-            pieces = [item]
-            pieces += [((*item[:k],), (*item[k:],)) for k in range(1, len(item))]
+            plain = whole(item)
+            pieces = [plain]
+            pieces += [((*item[:k],), (*item[k:],)) for k in range(1, len(item) - parts_of(item) + 1)]
             if len(item) == 1 and isinstance(item[0], int) and item[0] > 1:
                 pieces += [((k,), (item[0] - k,)) for k in sorted({1, item[0] // 2, item[0] - 1})]
             pieces += [(inner,) for inner in neighbours(item)]
             following = items[i + 1] if i + 1 < len(items) else 0
             if isinstance(following, tuple):
-                yield joined((*before, (*item, *following), *items[i + 2 :]))
+                yield joined((*before, (*plain, *following), *items[i + 2 :]))
                 yield joined((*before, (item, following), *items[i + 2 :]))
         for piece in pieces:
             yield joined((*before, *piece, *after))

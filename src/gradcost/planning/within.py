@@ -40,7 +40,8 @@ class Within(Saving):
     """The checkpointing schedule with the fewest FLOPs among those whose peak memory is at most `bytes`.
 
     The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter's at
-    a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested.
+    a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested, and a
+    block may run again in up to 5 parts.
     Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules of a chain. If a block gets
     other tensors than the previous block's output (an encoder's output, a skip connection), schedules near the best
     ones are simulated too, and a Note is issued. Before a schedule is chosen, the peak of its complete step is
