@@ -176,6 +176,13 @@ def test_a_schedule_is_computed_from_short_ones_to_the_byte(make: Any, depth: in
     assert_equal(estimator, *objective_of(make, depth), optimizer)
 
 
+def test_a_schedule_of_adapters_is_computed_to_the_byte():
+    """The backward pass of a block begins with a product with a number, before the block runs again."""
+    objective, batch = objective_of(llama, 9)
+    objective, batch = integration.objective(integration.with_lora(objective.model, 2), 4, 16)
+    assert_equal("Reverse(Schedule(((3, 1), 1, ((1,), 0, 1), (1,), 1)))", objective, batch, ADAMW)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "depth", "estimator", "optimizer"), MORE_SCHEDULES)
 def test_every_figure_of_a_schedule_is_that_of_the_whole_model(make: Any, depth: int, estimator: str, optimizer: Any):
