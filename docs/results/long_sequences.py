@@ -88,13 +88,12 @@ long_sequences = Study(f"Which gradient trains best with equal FLOPs on {TASK}?"
 
 
 def table(folder: str | Path) -> str:
-    """Return a table of the memory and the FLOPs of each way, and its FLOPs to common targets relative to backprop."""
+    """Return a table: memory and FLOPs of each way, and its FLOPs to common targets as multiples of backprop's."""
     results = read(folder)
     losses = [target for target in common_targets(results) if target.quantity == "loss"]
     ratios = {(row.method, row.target): row.ratio for row in reaches(results, losses)}
-    lines = [
-        "| way | beyond the weights | a step, in forwards |" + "".join(f" to loss {t.value:g} |" for t in losses)
-    ]
+    targets = "".join(f" to loss {target.value:g} |" for target in losses)
+    lines = [f"| way | beyond the weights | a step, in forwards |{targets}"]
     lines.append("|:---|---:|---:|" + "---:|" * len(losses))
     exact = cost(backprop(), SGD(1e-9)).flops
     for name, (estimator, method) in WAYS.items():
