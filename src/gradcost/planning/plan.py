@@ -200,7 +200,7 @@ def plan(
     least = None
     if not any(row.fits and row.exact for row in rows):
         on_progress("the least memory for an exact gradient")
-        least = least_exact(forecasts, rows, examples or 1)
+        least = least_exact(forecasts, rows, examples or 1, budget)
     choice, sentence = recommendation(rows, budget, least)
     name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
     dimension = objective.dimension
