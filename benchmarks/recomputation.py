@@ -95,7 +95,8 @@ def main() -> None:
         "program. Equal columns show that the step does what was planned.\n"
         "- same bits: the gradient is bitwise that of `backprop()`.\n"
         "- schedule: a number n is n blocks that save their activations. A tuple is a region that saves only its "
-        "input and runs again in the backward pass.\n"
+        "input and runs again in the backward pass. A 0 before a last 1 is one more part in which the region's last "
+        "block runs again.\n"
     )
     print("| budget, MiB | measured peak, MiB | recomputed, forwards | optimal | same bits | schedule |")
     print("|---:|---:|---:|---:|:---:|:---|")

@@ -14,6 +14,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from gradcost.core.key import Key
 from gradcost.core.units import size
@@ -61,8 +62,8 @@ WAYS: dict[str, tuple[Estimator, str]] = {
     "checkpointed() in 4 micro-batches": (Accumulated(checkpointed(), 4), "backprop, Adam, decay"),
     "forward_gradient()": (FORWARD, "forward gradient, cap, Adam, decay"),
     "forward_gradient() in 4 micro-batches": (Accumulated(FORWARD, 4), "forward gradient, cap, Adam, decay"),
-    "mezo()": (DIFFERENCE, "MeZO, cap, Adam, decay"),
-    "mezo() in 4 micro-batches": (Accumulated(DIFFERENCE, 4), "MeZO, cap, Adam, decay"),
+    "mezo()": (DIFFERENCE, "MeZO, cap, momentum, decay"),
+    "mezo() in 4 micro-batches": (Accumulated(DIFFERENCE, 4), "MeZO, cap, momentum, decay"),
 }
 
 
@@ -86,14 +87,14 @@ def trials() -> Stages:
 long_sequences = Study(f"Which gradient trains best with equal FLOPs on {TASK}?", trials)
 
 
-def main(folder: str) -> None:
-    """Print the memory and the FLOPs of each way, and the cost of the hardest common target relative to backprop."""
-    warnings.simplefilter("ignore")
+def table(folder: str | Path) -> str:
+    """Return a table: memory and FLOPs of each way, and its FLOPs to common targets as multiples of backprop's."""
     results = read(folder)
     losses = [target for target in common_targets(results) if target.quantity == "loss"]
     ratios = {(row.method, row.target): row.ratio for row in reaches(results, losses)}
-    print("| way | beyond the weights | a step, in forwards |" + "".join(f" to loss {t.value:g} |" for t in losses))
-    print("|:---|---:|---:|" + "---:|" * len(losses))
+    targets = "".join(f" to loss {target.value:g} |" for target in losses)
+    lines = [f"| way | beyond the weights | a step, in forwards |{targets}"]
+    lines.append("|:---|---:|---:|" + "---:|" * len(losses))
     exact = cost(backprop(), SGD(1e-9)).flops
     for name, (estimator, method) in WAYS.items():
         needs = cost(estimator, METHODS[method][1](1e-9, 0.0))
@@ -102,8 +103,10 @@ def main(folder: str) -> None:
             ratio = ratios[method, target].get("steps")
             middle = math.inf if ratio is None else ratio.median * needs.flops / exact
             cells.append(f"{middle:.2g} x" if math.isfinite(middle) else "not reached")
-        print(f"| {name} | {size(needs.beyond)} | {needs.forwards:.2f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {size(needs.beyond)} | {needs.forwards:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    warnings.simplefilter("ignore")
+    print(table(sys.argv[1]))

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
@@ -23,6 +22,7 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.schedules import Items, joined
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.isolation import seeded_generators
@@ -50,7 +50,9 @@ def drawn(blocks: int, draw: Random, depth: int = 3) -> Items:
         some = draw.randint(1, blocks)
         items.append(some if depth == 0 or draw.random() < 0.3 else drawn(some, draw, depth - 1))
         blocks -= some
-    return tuple(items)
+    if depth < 3 and isinstance(items[-1], int):  # the last block of a region may run again in parts
+        items[-1:] = [*([items[-1] - 1] if items[-1] > 1 else []), *[0] * draw.randint(0, 3), 1]
+    return joined(tuple(items))
 
 
 def nested(blocks: int, several: int = 6) -> list[Saving]:
@@ -59,7 +61,7 @@ def nested(blocks: int, several: int = 6) -> list[Saving]:
     for _ in range(blocks - 1):
         comb = (comb, 1)
     draw = Random(blocks)
-    fixed: list[Items] = [(comb,), (((1,),) * blocks,)]
+    fixed: list[Items] = [(comb,), (((1,),) * blocks,), ((0, 0, 1),) * blocks]
     return [*dict.fromkeys(Schedule(items) for items in (*fixed, *(drawn(blocks, draw) for _ in range(several))))]
 
 

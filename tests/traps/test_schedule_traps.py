@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from gradcost import Key, Objective, Reverse, backprop, checkpointed, forecast
 from gradcost.checkpointing import Blocks, Segments
-from gradcost.checkpointing.optimal import Epilogue, Stage, frontier, schedule_length
+from gradcost.checkpointing.optimal import Epilogue, Stage, frontier
+from gradcost.checkpointing.schedules import joined, schedule_length
 from gradcost.core.notes import Note
 from gradcost.planning import Within
-from gradcost.planning.schedule_search import joined, neighbours
+from gradcost.planning.schedule_search import neighbours
 from gradcost.planning.within import MemoryTradeoff
 
 MEAN = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gradcost
-from gradcost.checkpointing.optimal import schedule_length
 from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.schedules import joined, schedule_length
 from gradcost.cli import spec
 from gradcost.core.key import Key
 from gradcost.integrations import transformers as integration
@@ -20,7 +20,6 @@ from gradcost.planning import by_depth as by_depth_module
 from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.forecast import Forecast, forecast
 from gradcost.planning.repeated_blocks import Repeated, find_repeated, with_fewer
-from gradcost.planning.schedule_search import joined
 from gradcost.planning.visits import labels, shortened, visits
 from gradcost.planning.within import Within
 from gradcost.tasks.task import Batch, cross_entropy
@@ -151,7 +150,12 @@ def test_a_deep_model_is_computed_from_shallow_copies_to_the_byte(
 
 
 NESTED = "Reverse(Schedule(((1, ((1, (1,)),)), ((2,),), 2, (1,), (1,))))"
-SCHEDULES = [(llama, 9, NESTED, None), (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD)]
+IN_PARTS = "Reverse(Schedule((((1, 0, 1), (0, 0, 1), 1, 0, 1), (0, 1), 1, (0, 1))))"
+SCHEDULES = [
+    (llama, 9, NESTED, None),
+    (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD),
+    (llama, 8, IN_PARTS, SGD),
+]
 MORE_SCHEDULES = [
     (make, 9, f"Reverse(Schedule({items}))", optimizer)
     for make in (llama, gpt2, bert)
@@ -162,6 +166,7 @@ MORE_SCHEDULES = [
         "((2, (1,)), (2, (1,)), (((1,),),), 2)",
         "(((1,),), 4, (4,))",
         "(2, (1,), (1,), 1, ((((1,),),), 2), 1)",
+        "(((0, 1), ((0, 1), 0, 1), 0, 0, 1), (0, 0, 0, 1), 1, ((1,), 1, 0, 1))",
     )
 ]
 
@@ -169,6 +174,13 @@ MORE_SCHEDULES = [
 @pytest.mark.parametrize(("make", "depth", "estimator", "optimizer"), SCHEDULES)
 def test_a_schedule_is_computed_from_short_ones_to_the_byte(make: Any, depth: int, estimator: str, optimizer: Any):
     assert_equal(estimator, *objective_of(make, depth), optimizer)
+
+
+def test_a_schedule_of_adapters_is_computed_to_the_byte():
+    """The backward pass of a block begins with a product with a number, before the block runs again."""
+    objective, batch = objective_of(llama, 9)
+    objective, batch = integration.objective(integration.with_lora(objective.model, 2), 4, 16)
+    assert_equal("Reverse(Schedule(((3, 1), 1, ((1,), 0, 1), (1,), 1)))", objective, batch, ADAMW)
 
 
 @pytest.mark.slow
@@ -197,6 +209,8 @@ def random_items(draw: random.Random, blocks: int, level: int = 0) -> Any:
         is_recorded = draw.random() < 0.4 or level > 3
         items.append(count if is_recorded else random_items(draw, count, level + 1))
         blocks -= count
+    if level and isinstance(items[-1], int):
+        items[-1:] = [*([items[-1] - 1] if items[-1] > 1 else []), *[0] * draw.randint(0, 2), 1]
     return joined(tuple(items))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
-from itertools import pairwise, product
+from itertools import chain, islice, pairwise, product
 from math import comb
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcost.checkpointing.optimal import Epilogue, Items, Point, Stage, cheapest, frontier, peak, recomputed
+from gradcost.checkpointing.optimal import Epilogue, Point, Stage, cheapest, frontier, peak, recomputed
+from gradcost.checkpointing.schedules import Items
 
 Chain = tuple[list[Stage], Epilogue]
 
@@ -42,6 +44,26 @@ def arbitrary(count: int, seed: int) -> Chain:
     return stages, Epilogue(draw(30), draw(30), draw(30))
 
 
+def divisible(count: int, seed: int) -> Chain:
+    """As `arbitrary`, with blocks that may also run again in 2 or 3 parts."""
+    draw = random.Random(seed + 1).randrange
+    stages, epilogue = arbitrary(count, seed)
+    parts = [tuple((draw(30), draw(40)) for _ in range(draw(3))) for _ in stages]
+    return [replace(stage, parts=some) for stage, some in zip(stages, parts, strict=True)], epilogue
+
+
+def in_parts(items: Items, stages: list[Stage], is_region: bool = False) -> Iterator[Items]:
+    """Yield a schedule with each choice of parts for the last blocks of its regions."""
+    start, choices = 0, []
+    for number, item in enumerate(items):
+        part = stages[start : (start := start + blocks(item))]
+        choices.append([(item,)] if isinstance(item, int) else [(i,) for i in in_parts(item, part, True)])
+        if is_region and isinstance(item, int) and number == len(items) - 1:
+            before = (item - 1,) if item > 1 else ()
+            choices[-1] += [(*before, *(0,) * count, 1) for count in range(1, 1 + len(part[-1].parts))]
+    return (tuple(chain.from_iterable(chosen)) for chosen in product(*choices))
+
+
 # ---- an oracle that executes
 
 
@@ -68,12 +90,16 @@ class Machine:
         assert set(self.live) == {("gradient", -1)}
         return self.most, self.flops - sum(stage.flops for stage in self.stages)
 
-    def forward(self, items: Items, block: int, stop: int) -> list[tuple[int, Items | None]]:
+    def forward(self, items: Items, block: int, stop: int) -> list[tuple[int, Items | int | None]]:
         """Run items from a block on, ending early in block `stop`. Return the work of their backward, last first."""
-        pending: list[tuple[int, Items | None]] = []
+        pending: list[tuple[int, Items | int | None]] = []
+        parts = 1 + items.count(0)
         for item in items:
             if isinstance(item, int):
                 for at in range(block, block + item):
+                    if at == stop and parts > 1:
+                        pending.insert(0, (at, parts))
+                        continue
                     self.record(at, early=at == stop)
                     pending.insert(0, (at, None))
                 block += item
@@ -86,10 +112,10 @@ class Machine:
                 block = end
         return pending
 
-    def backward(self, pending: list[tuple[int, Items | None]]) -> None:
+    def backward(self, pending: list[tuple[int, Items | int | None]]) -> None:
         for at, inner in pending:
-            if inner is None:
-                self.backward_of(at)
+            if inner is None or isinstance(inner, int):
+                self.backward_of(at, inner)
             else:
                 assert ("gradient", at + blocks(inner) - 1) in self.live
                 self.backward(self.forward(inner, at, at + blocks(inner) - 1))
@@ -109,12 +135,17 @@ class Machine:
             del self.live["y", at - 1]
         self.flops += self.stages[at].flops
 
-    def backward_of(self, at: int) -> None:
+    def backward_of(self, at: int, parts: int | None) -> None:
         del self.live["gradient", at]  # counted in the peak of the backward
         assert ("y", at) not in self.live
+        if parts is None:
+            self.needs(self.stages[at].backward, ("saved", at))
+            del self.live["saved", at]
+        else:
+            most, flops = self.stages[at].parts[parts - 2]
+            self.needs(most, ("y", at - 1))
+            self.flops += flops
         assert ("y", at - 1) in self.live
-        self.needs(self.stages[at].backward, ("saved", at))
-        del self.live["saved", at]
         self.pass_gradient_to(at - 1)
         self.done.append(at)
 
@@ -151,10 +182,11 @@ def any_items(draw: random.Random, count: int, depth: int = 5) -> Items:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.integers(1, 14), st.integers(0, 2**32), st.sampled_from([physical, arbitrary]))
+@given(st.integers(1, 14), st.integers(0, 2**32), st.sampled_from([physical, arbitrary, divisible]))
 def test_peak_and_recomputation_are_what_an_execution_takes(count: int, seed: int, make):
-    items = any_items(random.Random(seed), count)
-    assert computed(items, make(count, seed)) == executed(items, make(count, seed))
+    items, made = any_items(random.Random(seed), count), make(count, seed)
+    for some in islice(in_parts(items, made[0]), 0, 40, 7):
+        assert computed(some, made) == executed(some, made)
 
 
 def test_buffers_between_operations_never_exceed_the_peak(monkeypatch: pytest.MonkeyPatch):
@@ -220,6 +252,15 @@ def test_no_nested_tuple_beats_the_frontier(count: int, seed: int, make):
     points = frontier(*chain)
     assert [point[:2] for point in points] == staircase({executed(items, chain) for items in every})
     assert all(executed(point.items, chain) == point[:2] for point in points)
+
+
+@pytest.mark.parametrize(("count", "seed"), product(range(1, 5), range(8)))
+def test_no_choice_of_parts_beats_the_frontier(count: int, seed: int):
+    of_parts = divisible(count, seed)
+    every = {some for items in sequences(count) for some in in_parts(items, of_parts[0])}
+    points = frontier(*of_parts)
+    assert [point[:2] for point in points] == staircase({executed(items, of_parts) for items in every})
+    assert all(executed(point.items, of_parts) == point[:2] for point in points)
 
 
 class Census:
@@ -386,7 +427,7 @@ def test_items_are_read_back_in_their_shortest_form(count: int, seed: int):
 CHAIN = physical(3, 0)
 
 
-@pytest.mark.parametrize("items", [(), (2,), (4,), (1, (1,)), ((2, 2),)])
+@pytest.mark.parametrize("items", [(2,), (4,), (1, (1,)), ((2, 2),)])
 def test_a_schedule_of_another_number_of_blocks_is_refused(items: Items):
     with pytest.raises(ValueError, match="blocks and the chain has 3: cover each"):
         peak(items, *CHAIN)
@@ -394,10 +435,15 @@ def test_a_schedule_of_another_number_of_blocks_is_refused(items: Items):
         recomputed(items, CHAIN[0])
 
 
-@pytest.mark.parametrize("items", [(0, 3), (4, -1), ((), 3), (((),), 3), ((0,), 3)])
+@pytest.mark.parametrize("items", [(), (0, 3), (4, -1), ((), 3), (((),), 3), ((0,), 3)])
 def test_an_item_without_blocks_is_refused(items: Items):
-    with pytest.raises(ValueError, match="a count of 1 block or more or a tuple of 1 item or more"):
+    with pytest.raises(ValueError, match=r"1 or more|one item or more|zeros in a schedule"):
         peak(items, *CHAIN)
+
+
+def test_parts_without_figures_are_refused():
+    with pytest.raises(ValueError, match="in 3 parts are not known: use 1 or fewer"):
+        peak(((0, 0, 1), 2), *CHAIN)
 
 
 def test_figures_that_cannot_be_are_refused():

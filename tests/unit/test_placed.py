@@ -20,9 +20,10 @@ from gradcost.results.comparability import MethodDesign
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
 from gradcost.studies import Customary
-from gradcost.studies.comparison import make_comparison, optimizer_of
+from gradcost.studies.comparison import make_comparison
 from gradcost.studies.task_info import model_name, task_name
 from gradcost.tasks import Digits, from_loaders, placed
+from gradcost.training.customary import optimizer_of
 
 BFLOAT16 = torch.bfloat16
 QUICK: Any = {

@@ -145,7 +145,7 @@ def test_where_only_an_estimate_fits_the_sentence_says_so():
     assert found.choice == gradcost.mezo()
     assert found.least is not None
     assert found.least.forecast.peak <= found.budget < exact  # micro-batches that the plan was not asked about
-    assert found.sentence.startswith("None of these exact gradients fits 60.4 KiB, but nested checkpointing, 64")
+    assert found.sentence.startswith("None of these exact gradients fits 60.4 KiB, but Within(60.4KiB), 64")
     assert "Use mezo(), which fits" in found.sentence
     assert "times the steps" in found.sentence
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost.checkpointing.optimal import Epilogue, Items, Stage, schedule_length
+from gradcost.checkpointing.optimal import Epilogue, Stage
 from gradcost.checkpointing.optimal import peak as schedule_peak
 from gradcost.checkpointing.policies import (
     Attention,
@@ -28,6 +28,7 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.cli import spec
 from gradcost.core import memory_events
 from gradcost.core.isolation import seeded_generators
@@ -84,14 +85,40 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "saving", [Schedule((3, (1,))), Schedule((((2,), (3,), 1), (2,), 4)), Selective(), Selective((Matmuls(),))]
+    "saving",
+    [
+        Schedule((3, (1,))),
+        Schedule((((2,), (3,), 1), (2,), 4)),
+        Schedule(((2, 0, 1),)),
+        Selective(),
+        Selective((Matmuls(),)),
+    ],
 )
 def test_a_saving_is_its_text(saving: Saving):
     assert spec.parse(repr(Reverse(saving))) == Reverse(saving)
     assert len({saving, spec.parse(repr(saving))}) == 1
 
 
-@pytest.mark.parametrize("items", [(), ((),), (0,), (1, (2, -1)), (True,), (1.5,), ("2",), [2], ([1],), 3])
+@pytest.mark.parametrize(
+    "items",
+    [
+        (),
+        ((),),
+        (0,),
+        (0, 1),
+        ((0, 2),),
+        ((0,),),
+        ((1, 0, 1, 1),),
+        (((0, 1), 0),),
+        (1, (2, -1)),
+        (True,),
+        (1.5,),
+        ("2",),
+        [2],
+        ([1],),
+        3,
+    ],
+)
 def test_an_invalid_schedule_is_refused(items: Any):
     with pytest.raises(ValueError, match=r"schedule.*not .*\.$"):
         Schedule(items)

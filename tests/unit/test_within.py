@@ -16,10 +16,11 @@ import gradcost
 from gradcost import SGD, AdamW, Key, Objective, Reverse, backprop, forecast
 from gradcost.checkpointing import Schedule
 from gradcost.checkpointing.optimal import peak, recomputed
+from gradcost.checkpointing.schedules import has_parts
 from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
-from gradcost.planning import Within
+from gradcost.planning import Within, block_profile
 from gradcost.planning.within import MemoryTradeoff, within
 from gradcost.tasks.architectures import Gpt
 from gradcost.training.train_state import TrainState
@@ -183,10 +184,22 @@ def test_a_schedule_by_hand_costs_what_the_laws_of_schedules_say():
     with on_fakes(objective, batch, "cpu") as (fake, fake_batch):
         figures = profile(fake, fake_batch, 1)
     _, flops = followed(objective, batch, backprop())
-    for items in (((1,),) * 8, ((2,), (2,), 4), (((1,), (1,), 1), ((1,), 2), 2), (8,)):
+    nested = ((1,),) * 8, ((2,), (2,), 4), (((1,), (1,), 1), ((1,), 2), 2), (8,)
+    for items in (*nested, ((0, 1),) * 8, (((0, 0, 1), 1, 0, 1), (0, 0, 1), 4)):
         measured, needed = followed(objective, batch, Reverse(Schedule(items)))
         assert measured == pytest.approx(figures.base + peak(items, figures.stages, figures.epilogue), rel=0.002)
         assert needed - flops == recomputed(items, figures.stages)
+
+
+def test_parts_of_a_block_need_less_memory_than_the_block(monkeypatch: pytest.MonkeyPatch):
+    objective, batch = gpt(8)
+    least = MemoryTradeoff(objective, batch).least()
+    assert has_parts(least.items)
+    assert followed(objective, batch, Reverse(Schedule(least.items)))[0] == least.peak
+    monkeypatch.setattr(block_profile, "_MOST_PARTS", 1)
+    whole = MemoryTradeoff(*gpt(8)).least()
+    assert not has_parts(whole.items)
+    assert least.peak < 0.93 * whole.peak
 
 
 def test_casting_is_followed():

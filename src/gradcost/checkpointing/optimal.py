@@ -1,13 +1,7 @@
 """Optimal activation checkpointing of a chain of blocks: the Pareto frontier of peak memory and recomputed FLOPs.
 
-A *recorded* block saves all tensors that its backward pass needs. A chain is a sequence of blocks and an epilogue
-(the head and the loss), which is always recorded. A *schedule* of blocks is a tuple of items. An item is one of:
-
-- an int n: the next n blocks are recorded.
-- a tuple: the schedule of one *region*. Only the region's input is saved. When the backward pass reaches the region,
-  the region runs again from that input (a *rerun*), under this schedule.
-
-`(((2,), (3,), 1), (2,), 4)` is a schedule of twelve blocks.
+A chain is a sequence of blocks and an epilogue (the head and the loss), which is always recorded.
+`checkpointing.schedules` defines schedules of the blocks.
 
 Law of memory. M(S, g) is the peak in bytes of the forward and the backward pass of schedule S, without the input of
 S. g is the bytes of a gradient that is in memory during that forward pass: in a rerun the gradient of the region's
@@ -19,10 +13,12 @@ output; in the first forward pass g = 0. R is S without its first item; x_k is f
     epilogue                    max(recorded, saved + backward)
 
 The last item of a rerun has other terms. A recorded block has max(g + recorded, saved + backward): its forward pass
-stops at its last saved tensor. A region has M(I, g): its items replace it, as it would otherwise run twice in a row.
+stops at its last saved tensor. A block in parts has its peak in `Stage.parts`. A region has M(I, g): its items
+replace it, as it would otherwise run twice in a row.
 
 Law of work. The first forward pass is not counted. A rerun costs the FLOPs of its blocks plus the reruns of its inner
-regions, with two exceptions at its end: a recorded last block costs `stopped`; a last region costs its rerun alone.
+regions, with exceptions at its end: a recorded last block costs `stopped`, or the FLOPs in `Stage.parts`; a last
+region costs its rerun alone.
 
 Source: Herrmann, Beaumont, Eyraud-Dubois, Hermann, Joly and Shilova, "Optimal checkpointing for heterogeneous
 chains" (arXiv 1911.13214). Their dynamic program solves one memory budget, rounded to slots; this one solves all
@@ -35,16 +31,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
+from gradcost.checkpointing.schedules import Items, check_items, joined, parts_of, schedule_length
 from gradcost.core.errors import BadInput
-
-Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
-
-
-def schedule_length(item: int | Items) -> int:
-    """Return the number of blocks in a schedule or in one item (of calls, if the schedule counts calls)."""
-    return item if isinstance(item, int) else sum(map(schedule_length, item))
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,8 @@ class Stage:
         backward: peak bytes of the backward, without the input and `saved`, with the gradient of the output.
         flops: FLOPs of one forward.
         stopped: FLOPs of a forward that stops at its last saved tensor.
+        parts: for 2, 3, ... parts, the peak bytes of the block's rerun and backward, without the input, and the FLOPs
+            of the rerun. Empty: the block has no schedule in parts.
     Raises:
         BadInput: a number is negative, or `stopped` exceeds `flops`.
     """
@@ -70,6 +63,7 @@ class Stage:
     backward: int
     flops: int
     stopped: int
+    parts: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         _check_not_negative(self)
@@ -102,9 +96,11 @@ class Epilogue:
 
 def _check_not_negative(counts: Stage | Epilogue) -> None:
     for field in fields(counts):
-        if (number := getattr(counts, field.name)) < 0:
-            name = f"{field.name} of {type(counts).__name__}"
-            raise BadInput(f"{name} is a count of bytes or FLOPs, not {number}: give 0 or more.")
+        value = getattr(counts, field.name)
+        for number in chain.from_iterable(value) if isinstance(value, tuple) else (value,):
+            if number < 0:
+                name = f"{field.name} of {type(counts).__name__}"
+                raise BadInput(f"{name} is a count of bytes or FLOPs, not {number}: give 0 or more.")
 
 
 class Point(NamedTuple):
@@ -136,10 +132,11 @@ def recomputed(items: Items, stages: Sequence[Stage]) -> int:
 
 def _peak(items: Items, stages: Sequence[Stage], g: int, rest: int | None) -> int:
     """Return M(items, g). rest: M of the items that follow `items`, or None if a rerun ends there."""
+    in_parts = parts_of(items)
     for item, part in reversed(list(_parts(items, stages))):
         if isinstance(item, int):
             for stage in reversed(part):
-                own = _recorded_peak(stage, g)
+                own = _recorded_peak(stage, g) if rest is not None or in_parts == 1 else _in_parts(stage, in_parts)[0]
                 rest = own if rest is None else max(own, stage.saved + stage.output + rest)
         else:
             output = part[-1].output
@@ -155,7 +152,9 @@ def _rerun_flops(items: Items, stages: Sequence[Stage]) -> int:
     parts = list(_parts(items, stages))
     inner = sum(_rerun_flops(item, part) for item, part in parts if not isinstance(item, int))
     last, part = parts[-1]
-    end = sum(stage.flops for stage in part[:-1]) + part[-1].stopped if isinstance(last, int) else 0
+    in_parts = parts_of(items)
+    at_end = part[-1].stopped if in_parts == 1 else _in_parts(part[-1], in_parts)[1]
+    end = sum(stage.flops for stage in part[:-1]) + at_end if isinstance(last, int) else 0
     return inner + end + sum(stage.flops for _, part in parts[:-1] for stage in part)
 
 
@@ -169,13 +168,7 @@ def _parts(items: Items, stages: Sequence[Stage]) -> Iterator[tuple[int | Items,
 
 
 def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
-    def is_valid(item: int | Items) -> bool:
-        return item >= 1 if isinstance(item, int) else bool(item) and all(map(is_valid, item))
-
-    if not all(map(is_valid, items)):
-        raise BadInput(
-            f"{items} has an invalid item: an item is a count of 1 block or more or a tuple of 1 item or more."
-        )
+    check_items(items)
     blocks = schedule_length(items)
     if blocks != len(stages):
         raise BadInput(f"{items} is a schedule of {blocks} blocks and the chain has {len(stages)}: cover each once.")
@@ -187,6 +180,13 @@ def _check_schedule(items: Items, stages: Sequence[Stage]) -> None:
 def _recorded_peak(stage: Stage, g: int) -> int:
     """Return the peak of a recorded block's own forward and backward, without the blocks after it."""
     return max(g + stage.recorded, stage.saved + stage.backward)
+
+
+def _in_parts(stage: Stage, parts: int) -> tuple[int, int]:
+    """Return the peak bytes and the FLOPs of a block that runs again in 2 parts or more."""
+    if parts - 2 >= len(stage.parts):
+        raise BadInput(f"the figures of a block in {parts} parts are not known: use {len(stage.parts) + 1} or fewer.")
+    return stage.parts[parts - 2]
 
 
 def _epilogue_peak(epilogue: Epilogue) -> int:
@@ -246,7 +246,7 @@ def frontier(
                 reruns = [rerun(start, cut) for cut in range(start + 1, end)]
                 solved[tuple(sequence[start:end])] = _rerun_table(stages[start:end], rests, reruns, step)
     # tables[0] is the frontier of the chain from block `start` on. Its costs include the first forward pass.
-    tables = [_Table([(_epilogue_peak(epilogue), 0, 0, 0, 0)], (), [], [])]
+    tables = [_Table([(_epilogue_peak(epilogue), 0, 0, 0, 0)], [()], [], [])]
     for start in reversed(range(count)):
         end = min([place for place in breaks if place > start], default=count)
         reruns = [rerun(start, cut) for cut in range(start + 1, end + 1)]
@@ -270,13 +270,11 @@ _Choice: TypeAlias = tuple[int, int, int, int, int]
 class _Table:
     """The frontier of consecutive blocks: memory ascends, cost descends; `items(i)` is the schedule of point i."""
 
-    def __init__(
-        self, choices: list[_Choice], last: tuple[int, ...], rests: list[_Table], reruns: list[_Table]
-    ) -> None:
+    def __init__(self, choices: list[_Choice], last: list[Items], rests: list[_Table], reruns: list[_Table]) -> None:
         self.memory = [choice[0] for choice in choices] + [_INFINITE]
         self.cost = [choice[1] for choice in choices]
         self.choices = [choice[2:] for choice in choices]
-        self.last = last  # the items of a table without `rests`
+        self.last = last  # in a table without `rests`: the items of each point
         self.rests = rests  # tables of the blocks after the first 1, 2, ... blocks
         self.reruns = reruns  # tables of a rerun of the first 1, 2, ... blocks
         self.cache: dict[int, Items] = {}
@@ -293,23 +291,19 @@ class _Table:
             length, rest, rerun = table.choices[index]
             items.append(table.reruns[length - 1].items(rerun) if length else 1)
             table, index = table.rests[max(length, 1) - 1], rest
-        items += table.last
-        merged: list[int | Items] = []
-        for item in items:
-            if isinstance(item, int) and merged and isinstance(merged[-1], int):
-                merged[-1] += item
-            else:
-                merged.append(item)
-        return tuple(merged)
+        return joined((*items, *table.last[index]))
 
 
-_EMPTY = _Table([(0, 0, 0, 0, 0)], (), [], [])
+_EMPTY = _Table([(0, 0, 0, 0, 0)], [()], [], [])
 
 
 def _rerun_table(stages: Sequence[Stage], rests: list[_Table], reruns: list[_Table], step: int) -> _Table:
     last = stages[-1]
     if not rests:
-        return _Table([(_recorded_peak(last, last.output), last.stopped, 0, 0, 0)], (1,), [], [])
+        whole = _recorded_peak(last, last.output), last.stopped
+        points = sorted((*figures, number) for number, figures in enumerate((whole, *last.parts)))
+        points = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
+        return _Table([(*point[:2], 0, 0, 0) for point in points], [(*(0,) * p[2], 1) for p in points], [], [])
     return _table(stages, last.output, rests, reruns, step)
 
 
@@ -329,7 +323,7 @@ def _table(stages: Sequence[Stage], g: int, rests: list[_Table], reruns: list[_T
             if len(envelope) > 1 and -(-envelope[-1][0] // step) == -(-choice[0] // step):
                 envelope.pop()
             envelope.append(choice)
-    return _Table(envelope, (), rests, reruns)
+    return _Table(envelope, [], rests, reruns)
 
 
 def _combinations(rest: _Table, rerun: _Table, floor: int, shift: int, flops: int, length: int) -> list[_Choice]:

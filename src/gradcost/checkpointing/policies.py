@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradcost.checkpointing.optimal import schedule_length
 from gradcost.checkpointing.recompute import recomputing
+from gradcost.checkpointing.schedules import check_items, schedule_length
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, Unsupported
@@ -130,7 +130,11 @@ class Schedule(Saving):
     - a tuple of items: the schedule of one region. Only the region's input is saved. When the backward pass reaches
       the region, the region runs again from that input, under this schedule.
 
-    On 12 blocks `(12,)` is Everything(), `((4,), (4,), (4,))` is Segments(3), `(((2,), (3,), 1), (2,), 4)` is nested.
+    - k zeros before a last 1 of a region: the region's last block runs again k + 1 times, each time for one part of
+      the tensors that it saves, so only one part is in memory.
+
+    On 12 blocks `(12,)` is Everything(), `((4,), (4,), (4,))` is Segments(3), `(((2,), (3,), 1), (2,), 4)` is nested,
+    and `((0, 1),) * 12` is Blocks() with each block recomputed in two parts.
 
     Law: if each block is one linear layer, a rerun of a region of n blocks costs n - 1 forward matmuls, plus the
     reruns of the regions inside it. A region at the end of another region is replaced by its items (recursively), so
@@ -139,14 +143,14 @@ class Schedule(Saving):
     Args:
         items: the schedule, a tuple of items.
     Raises:
-        BadInput: an item is neither an int of 1 or more nor a tuple of one item or more.
+        BadInput: an item is neither an int of 1 or more nor a tuple of one item or more, or a 0 stands elsewhere.
     Source: Herrmann et al. 2019 (arXiv 1911.13214).
     """
 
     items: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        _check_items(self.items)
+        check_items(self.items)
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         objection = self.objection(objective, batch)
@@ -162,16 +166,6 @@ class Schedule(Saving):
                 f"make its numbers sum to {blocks}, or use Blocks()."
             )
         return _objection_without_blocks(objective.model, self)
-
-
-def _check_items(items: Any) -> None:
-    if not isinstance(items, tuple) or not items:
-        raise BadInput(f"a schedule is a tuple of one item or more, such as ((2,), 1), not {items!r}.")
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, int):
-            _check_items(item)
-        elif item < 1:
-            raise BadInput(f"a number in a schedule counts recorded blocks: 1 or more, not {item!r}.")
 
 
 class Operators(ABC):

@@ -17,9 +17,9 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from gradcost.checkpointing.caches import CacheRule
 from gradcost.checkpointing.call_state import BlockModules, Generators
 from gradcost.checkpointing.kept_outputs import KeptOutputs
-from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.checkpointing.region import Forward, Region
 from gradcost.checkpointing.replay import DrawWatch, RegionCall, Replay, checked_replay
+from gradcost.checkpointing.schedules import Items, has_parts, schedule_length
 from gradcost.core.blocks import Block
 from gradcost.core.compiled import is_compiled
 from gradcost.core.errors import Unsupported
@@ -169,6 +169,7 @@ class _RegionRoutes:
         self.modules = [module for block in blocks for module in block]
         self.inside = {module: settings.replay.modules_of(module) for module in self.modules}
         self.items = _call_counts(items, iter([len(block) for block in blocks]))
+        self.has_parts = has_parts(items)
         self.settings = settings
         self.region: Region | None = None
         self.visited: list[nn.Module] = []
@@ -182,7 +183,12 @@ class _RegionRoutes:
         if self.region is None or not self.region.continues(args, kwargs):
             settings.watch.start()
             # With `keep`, memory trackers count only the kept outputs as saved.
-            self.region = Region(settings.generators, settings.watch.check, is_tagged=not settings.keep)
+            self.region = Region(
+                settings.generators,
+                settings.watch.check,
+                is_tagged=not settings.keep,
+                has_parts=self.has_parts,
+            )
             self.visited = []
         region = self.region
         self.visited.append(module)

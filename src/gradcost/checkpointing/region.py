@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from gradcost.checkpointing.call_state import BlockModules, CallState, Generators
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.kept_outputs import KeptOutputs
-from gradcost.checkpointing.optimal import Items, schedule_length
+from gradcost.checkpointing.schedules import Items, parts_of, schedule_length, with_last_region_expanded
+from gradcost.checkpointing.versioned_tensor import RecomputationError, VersionedTensor
 from gradcost.core import memory_events
-from gradcost.core.errors import Unsupported
 from gradcost.core.mutable_state import version_of
 
 Forward = Callable[..., Any]
-
-
-class RecomputationError(Unsupported, RuntimeError):
-    """A block cannot be recomputed in the backward pass."""
-
-
-class _VersionedTensor:
-    """A tensor and its version counter at construction."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        # Detach: the tensor's graph may refer to this object, which would be a reference cycle.
-        self.requires_grad = tensor.requires_grad
-        self.tensor = tensor.detach() if self.requires_grad else tensor
-        self.version = version_of(tensor)
-
-    def read(self) -> Tensor:
-        if version_of(self.tensor) != self.version:
-            raise RecomputationError(
-                f"a tensor of shape {tuple(self.tensor.shape)} was changed in place before the backward pass. A "
-                "block takes it as input or saved it, so the block cannot be recomputed. Use Everything(), which "
-                "recomputes nothing."
-            )
-        return self.tensor
-
-    def leaf(self) -> Tensor:
-        """Return the tensor as an autograd leaf that requires a gradient if the original tensor did."""
-        return self.read().detach().requires_grad_() if self.requires_grad else self.read()
 
 
 class _PreviousOutput:
@@ -64,7 +39,7 @@ class Call:
     """One call of a module inside a region."""
 
     forward: Forward
-    arguments: Any  # (args, kwargs), with _VersionedTensor or _PreviousOutput in place of tensors, except parameters
+    arguments: Any  # (args, kwargs), with VersionedTensor or _PreviousOutput in place of tensors, except parameters
     used: set[int]  # indices of the previous call's output tensors that are arguments of this call
     state: CallState  # before the call
     to_end: bool  # False: a rerun that ends with this call stops once it has recomputed the last saved tensor
@@ -76,12 +51,13 @@ class Call:
 
 @dataclass
 class _RecomputeUnit:
-    """Calls start, ..., stop - 1 of a region. They run again when the backward pass needs one of their values."""
+    """Values of calls start, ..., stop - 1 of a region. The calls run again when the backward pass needs a value."""
 
     start: int
     stop: int
+    values: range  # the indices of the values
     items: Items  # the schedule of the next run, a nested tuple (`checkpointing.optimal`)
-    inputs: list[_VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
+    inputs: list[VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
 
 
 class Region:
@@ -95,10 +71,17 @@ class Region:
     - A tuple: the next calls are an *inner region*. They run, and their values are discarded again. The inner region
       becomes a smaller unit in `pending` that keeps only its input. It runs again when the backward pass needs one of
       its values.
+
+    Zeros before a last int n divide the values of the last n calls into parts of nearly equal bytes. The last part is
+    recorded. Each other part becomes a unit in `pending`.
     """
 
     def __init__(
-        self, generators: Generators, before_rerun: Callable[[], None] = lambda: None, is_tagged: bool = True
+        self,
+        generators: Generators,
+        before_rerun: Callable[[], None] = lambda: None,
+        is_tagged: bool = True,
+        has_parts: bool = False,
     ) -> None:
         self.generators = generators
         self.tag = memory_events.tag if is_tagged else _untagged  # marks a tensor as "saved" for memory trackers
@@ -109,6 +92,7 @@ class Region:
         self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call: (tensor, its version)
         self.resident: set[int] = set()  # storages of parameters and of tensors made outside: never dropped
         self.value_count = 0
+        self.value_bytes: list[int] | None = [] if has_parts else None  # of each value (`_new_bytes`)
         self.values: dict[int, Tensor] = {}
         self.pending: list[_RecomputeUnit] = []
 
@@ -143,12 +127,16 @@ class Region:
                 if parameter is not None:
                     self.resident.add(_storage(parameter))
 
-        def pack(tensor: Tensor) -> _VersionedTensor | int:
+        seen: set[StorageWeakRef] = set()
+
+        def pack(tensor: Tensor) -> VersionedTensor | int:
             if _storage(tensor) in self.resident:
                 call.saved.append(None)
-                return _VersionedTensor(tensor)
+                return VersionedTensor(tensor)
             if self.on_value is not None:
                 self.on_value(tensor)
+            if self.value_bytes is not None:
+                self.value_bytes.append(_new_bytes(tensor, seen))
             call.saved.append(self.value_count)
             self.value_count += 1
             return self.value_count - 1
@@ -161,7 +149,7 @@ class Region:
     def _packed_arguments(self, args: Any, kwargs: Any) -> tuple[Any, set[int]]:
         positions = self._positions()
         # By id, so that a tensor that is passed twice is one tensor object in the rerun too.
-        versioned: dict[int, _VersionedTensor] = {}
+        versioned: dict[int, VersionedTensor] = {}
         used: set[int] = set()
 
         def pack(tensor: Tensor) -> Any:
@@ -172,13 +160,13 @@ class Region:
             if isinstance(tensor, nn.Parameter):
                 return tensor
             if id(tensor) not in versioned:
-                versioned[id(tensor)] = _VersionedTensor(self.tag("saved", tensor))
+                versioned[id(tensor)] = VersionedTensor(self.tag("saved", tensor))
             return versioned[id(tensor)]
 
         return packed((args, kwargs), pack), used
 
-    def unpack(self, saved: _VersionedTensor | int) -> Tensor:
-        if isinstance(saved, _VersionedTensor):
+    def unpack(self, saved: VersionedTensor | int) -> Tensor:
+        if isinstance(saved, VersionedTensor):
             return saved.read()
         while saved not in self.values:  # repeats while the value is in a smaller, pending unit
             self._run_again(self._unit_of(saved))
@@ -186,47 +174,61 @@ class Region:
 
     def _unit_of(self, index: int) -> _RecomputeUnit:
         """Remove and return the smallest pending unit with this value. Without one, return a unit of all calls."""
-        call = self._call_number(index)
         for number in reversed(range(len(self.pending))):
-            if self.pending[number].start <= call < self.pending[number].stop:
+            if index in self.pending[number].values:
                 return self.pending.pop(number)
         # Not stored in `pending`: the region as a unit can run again any number of times.
-        return _RecomputeUnit(0, len(self.calls), self.items or (len(self.calls),), [])
+        count = len(self.calls)
+        return _RecomputeUnit(0, count, range(self.value_count), self.items or (count,), [])
 
     def _call_number(self, index: int) -> int:
         """Return the number of the call that saves value `index`."""
         return bisect_right(self.calls, index, key=lambda call: call.first) - 1
 
     def _run_again(self, unit: _RecomputeUnit) -> None:
-        value_end = self._first_value(unit.stop)
+        items = with_last_region_expanded(unit.items)
+        first_of_last = unit.stop - schedule_length(items[-1])  # the first call of the last item
+        *later, now = self.parts(range(self._first_value(first_of_last), unit.values.stop), parts_of(items))
 
         def store(index: int, tensor: Tensor) -> None:
+            if index not in unit.values or any(index in part for part in later):
+                return
             self.values[index] = self.tag("saved", tensor.detach())
-            if index == value_end - 1 and not self.calls[self._call_number(index)].to_end:
+            if index == now[-1] and not self.calls[self._call_number(index)].to_end:
                 raise _Complete
 
         self.before_rerun()
         with self.generators.restored(), torch.enable_grad():
             start, previous = unit.start, unit.inputs
             try:
-                for item in with_last_region_expanded(unit.items):
+                for item in items:
                     stop = start + schedule_length(item)
                     if isinstance(item, int):
+                        if start == first_of_last < stop:
+                            self.pending += [_RecomputeUnit(start, stop, p, (item,), list(previous)) for p in later]
                         self._run(start, stop, previous, store)
                     else:
-                        if self._first_value(start) < self._first_value(stop):
-                            self.pending.append(_RecomputeUnit(start, stop, item, list(previous)))
+                        if values := range(self._first_value(start), self._first_value(stop)):
+                            self.pending.append(_RecomputeUnit(start, stop, values, item, list(previous)))
                         self._run(start, stop, previous, _discard)
                     start = stop
             except _Complete:
                 pass
+
+    def parts(self, values: range, count: int) -> list[range]:
+        """Divide values into at most `count` parts of nearly equal bytes, none of them empty."""
+        if self.value_bytes is None or count == 1:
+            return [values]
+        sums = [0, *accumulate(self.value_bytes[values.start : values.stop])]
+        cuts = [values.start + bisect_left(sums, sums[-1] * part / count) for part in range(1, count)]
+        return [range(*bounds) for bounds in pairwise([values.start, *cuts, values.stop]) if range(*bounds)]
 
     def _first_value(self, call: int) -> int:
         """Return the index of the first value that this call or a later one saves."""
         return self.calls[call].first if call < len(self.calls) else self.value_count
 
     def _run(
-        self, start: int, stop: int, previous: list[_VersionedTensor | None], store: Callable[[int, Tensor], None]
+        self, start: int, stop: int, previous: list[VersionedTensor | None], store: Callable[[int, Tensor], None]
     ) -> None:
         """Run calls start, ..., stop - 1 again.
 
@@ -241,7 +243,7 @@ class Region:
             used = self.calls[number + 1].used if number + 1 < len(self.calls) else set()
             leaves = [tensor if i in used else None for i, tensor in enumerate(tensors_in(out))]
             del out
-        previous += [None if leaf is None else _VersionedTensor(self.tag("saved", leaf)) for leaf in leaves]
+        previous += [None if leaf is None else VersionedTensor(self.tag("saved", leaf)) for leaf in leaves]
 
 
 class _Complete(Exception):
@@ -254,16 +256,6 @@ _FORWARD_DIFFERS = (
     "a block saved another number of tensors in its recomputation than in its first forward pass, so its forward "
     "differs between calls. Use Everything()."
 )
-
-
-def with_last_region_expanded(items: Items) -> Items:
-    """Replace a last region by its items.
-
-    The backward pass needs its values first. If they were discarded, the region would run again at once.
-    """
-    while not isinstance(items[-1], int):
-        items = items[:-1] + items[-1]  # pyright: ignore[reportOperatorIssue]
-    return items
 
 
 def run_call(call: Call, leaves: Sequence[Tensor | None], store: Callable[[int, Tensor], None]) -> Any:
@@ -297,7 +289,7 @@ def _unpacked_arguments(call: Call, leaves: Sequence[Tensor | None]) -> Any:
     def unpack(argument: Any) -> Any:
         if isinstance(argument, _PreviousOutput):
             return leaves[argument.index]
-        if isinstance(argument, _VersionedTensor):
+        if isinstance(argument, VersionedTensor):
             if id(argument) not in versioned:
                 versioned[id(argument)] = argument.leaf()
             return versioned[id(argument)]
@@ -313,6 +305,14 @@ def _pack_in_rerun(expected: Iterator[int | None], store: Callable[[int, Tensor]
         raise RecomputationError(_FORWARD_DIFFERS)
     if isinstance(index, int):
         store(index, tensor)
+
+
+def _new_bytes(tensor: Tensor, seen: set[StorageWeakRef]) -> int:
+    """Return a tensor's bytes; 0 if its storage is in `seen`. Add the storage: its address is not used again then."""
+    storage = StorageWeakRef(tensor.untyped_storage())
+    is_new = storage not in seen
+    seen.add(storage)
+    return tensor.nbytes if is_new else 0
 
 
 def _untagged(kind: memory_events.Kind, tensor: Tensor) -> Tensor:

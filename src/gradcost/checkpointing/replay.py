@@ -16,7 +16,8 @@ from gradcost.checkpointing.caches import CacheRule
 from gradcost.checkpointing.call_state import BlockModules
 from gradcost.checkpointing.containers import is_same_copy, packed, tensors_in
 from gradcost.checkpointing.kept_outputs import KeptOutputs
-from gradcost.checkpointing.region import Call, Forward, RecomputationError, Region, run_call
+from gradcost.checkpointing.region import Call, Forward, Region, run_call
+from gradcost.checkpointing.versioned_tensor import RecomputationError
 from gradcost.core import memory_events
 from gradcost.core.blocks import Block
 from gradcost.core.first_use import can_check, findings, is_due

@@ -56,6 +56,7 @@ def of_model(
     lora: int | None = None,
     chunks: int | None = None,
     bits: int | None = None,
+    attention: str | None = None,
 ) -> tuple[Objective, Any]:
     """Return the objective of --model, and a batch: from --data, or random tokens for a model of transformers."""
     from gradcost.integrations import transformers
@@ -64,7 +65,7 @@ def of_model(
     if examples < 1:
         raise BadInput(f"a batch has 1 example or more, not {examples}.")
     if model.startswith("hf:"):
-        module, loss = transformers.from_config(model.removeprefix("hf:"), dtype), None
+        module, loss = transformers.from_config(model.removeprefix("hf:"), dtype, attention), None
     else:
         module, loss = from_factory(model, dtype, make)
     # `is_model` imports transformers, which may not be installed: call it only for models that need transformers.
@@ -73,6 +74,8 @@ def of_model(
         options = {"--length": length, "--lora": lora, "--chunks": chunks, "--bits": bits}
         for name in (name for name, value in options.items() if value is not None):
             raise BadInput(f"{name} is for models of transformers, but {model} returns a {type(module).__name__}.")
+    if attention is not None and not model.startswith("hf:"):
+        raise BadInput(f"--attention is for hf:CONFIG.json: {model} chooses its attention itself. Leave it out.")
     if lora is not None:
         module = transformers.with_lora(module, lora)
     if bits is not None or (model.startswith("hf:") and transformers.is_quantized(module)):

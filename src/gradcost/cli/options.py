@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from gradcost.cli.limits import check_address_space
+from gradcost.results.comparability import CUSTOMARY
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
@@ -175,7 +176,16 @@ class PlanOptions:
     data: Data = None
     task: Annotated[str | None, typer.Option(help="Use the model and batch of this task.")] = None
     device: Annotated[str | None, typer.Option(help="Device to forecast for: cpu or cuda.")] = None
+    devices: Annotated[
+        int, typer.Option(min=1, help="Devices that share the state of training (ZeRO, FSDP2), by arithmetic.")
+    ] = 1
     dtype: Annotated[str | None, typer.Option(help="Dtype of the weights: bfloat16. Default: unchanged.")] = None
+    autocast: Annotated[
+        str | None, typer.Option(help="Compute the loss under torch.autocast in this dtype: bfloat16.")
+    ] = None
+    attention: Annotated[
+        str | None, typer.Option(help="Attention of a model of transformers: sdpa or eager. Default: its own.")
+    ] = None
     batch: Annotated[int | None, typer.Option(help="Examples in a batch. Default: 8, or as in the task.")] = None
     length: Annotated[
         int | None, typer.Option(help="Tokens in an example. Default: 512, or the model's maximum.")
@@ -186,12 +196,14 @@ class PlanOptions:
         int | None,
         typer.Option(min=1, help="Split the output head and loss of a language model into this many parts."),
     ] = None
-    optimizer: Annotated[str, typer.Option(help="The optimizer. Its state counts as memory.")] = "AdamW(lr=0.001)"
+    optimizer: Annotated[
+        str, typer.Option(help='"SGD(lr=0.1)"; or customary: AdamW for exact gradients, SGD for the others.')
+    ] = CUSTOMARY
     method: Annotated[
-        list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about twenty.')
+        list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about fifteen.')
     ] = None
     all_rows: Annotated[
-        bool, typer.Option("--all", help="Print every method. Default: the one to use, and one of each family.")
+        bool, typer.Option("--all", help="Every method, also with 4 and 16 directions. Default: one of each family.")
     ] = False
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Also find the largest batch that fits.")] = False
     fail_over: Annotated[

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gradcost.cli import console, spec
+from gradcost.cli.changes import levels
 from gradcost.cli.objective import dtypes, of_model, of_task, refuse, without_numbers
 from gradcost.cli.options import PlanOptions
+from gradcost.core.autocast import UnderAutocast
 from gradcost.core.errors import BadInput
 from gradcost.core.objective import Objective
-from gradcost.core.units import DASH
+from gradcost.core.units import DASH, size
+from gradcost.estimators.presets import backprop
+from gradcost.planning.candidates import PROBES
+from gradcost.planning.changes import Change, smallest_changes
 from gradcost.planning.curve import curve
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.recommend import main_rows
 from gradcost.planning.row import COLUMNS, Row
+from gradcost.planning.sharding import per_device
 from gradcost.results.wording import count
+from gradcost.training.customary import optimizer_of
 
 NOTHING_FITS = 4  # exit code
 _FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
@@ -34,8 +42,11 @@ def plan_methods(options: PlanOptions) -> int:
         raise BadInput("--fail-over needs the methods that must fit: add --method EXPRESSION, once or more.")
     budget, device = spec.size(options.memory), spec.device(options.device)
     estimators = [spec.method(text) for text in options.method or ()] or None
-    optimizer = spec.optimizer(options.optimizer)
-    objective, batch = _objective(options)
+    optimizer = spec.optimizer_or_customary(options.optimizer)
+    is_complete = options.all_rows or options.as_json or options.output is not None
+    with console.status("planning") as progress:
+        progress(f"making {options.model or options.task}")
+        objective, batch = _objective(options)
     gc.freeze()  # the collector passes over millions of objects of the imported libraries no more
     with console.status("planning") as progress:
         result = plan(
@@ -46,10 +57,17 @@ def plan_methods(options: PlanOptions) -> int:
             optimizer,
             device=device,
             largest=options.max_batch,
+            probes=PROBES if is_complete else PROBES[:1],
             on_progress=progress,
         )
-        points = [] if options.output is None else curve(objective, batch, optimizer, device, on_progress=progress)
+        changes = (
+            [] if options.method or _has_exact(result) else _changes(options, objective, batch, budget, progress)
+        )
+        exact = optimizer_of(optimizer, backprop())
+        points = [] if options.output is None else curve(objective, batch, exact, device, on_progress=progress)
     record = result.record() | {"dtype": dtypes(objective), "curve": points}
+    record["changes"] = [change.record() for change in changes]
+    record["per_device"] = _per_device(result, objective, options.devices)
     if options.output is not None:
         from gradcost.report import plan as page
 
@@ -58,6 +76,8 @@ def plan_methods(options: PlanOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         rows = result.rows if options.all_rows or options.method else main_rows(result.rows, result.choice)
+        console.show(result.sentence, bold=True)
+        _show_changes(changes, options.memory)
         _show(result, rows, record, options.output)
     over = [row.method for row in result.rows[: len(options.method or ())] if not row.fits]
     if options.fail_over and over:
@@ -67,28 +87,59 @@ def plan_methods(options: PlanOptions) -> int:
 
 
 def _objective(options: PlanOptions) -> tuple[Objective, Any]:
+    objective, batch = _of_options(options)
+    autocast = spec.dtype(options.autocast)
+    if autocast is None:
+        return objective, batch
+    # A simulation runs on the CPU, also for another device.
+    return replace(objective, loss=UnderAutocast(objective.loss, "cpu", autocast)), batch
+
+
+def _of_options(options: PlanOptions) -> tuple[Objective, Any]:
     dtype = spec.dtype(options.dtype)
+    of_transformers = {name: getattr(options, name) for name in ("length", "lora", "chunks", "bits", "attention")}
     if options.task is not None:
-        unusable = {"--data": options.data, "--dtype": dtype, "--length": options.length}
-        refuse("--task", **unusable, **{"--lora": options.lora, "--chunks": options.chunks, "--bits": options.bits})
+        unusable = {"--data": options.data, "--dtype": dtype}
+        refuse("--task", **unusable, **{f"--{name}": value for name, value in of_transformers.items()})
         return of_task(options.task, options.model, options.batch)
     if options.model is None:
         raise BadInput("no model is given: write --model hf:CONFIG.json, --model FILE.py:FACTORY, or --task digits.")
-    transformers_options = {
-        "length": options.length,
-        "lora": options.lora,
-        "chunks": options.chunks,
-        "bits": options.bits,
-    }
-    with console.status("planning") as progress:
-        progress(f"making {options.model}")
-        return of_model(
-            options.model, options.data, options.batch, without_numbers, dtype=dtype, **transformers_options
-        )
+    return of_model(options.model, options.data, options.batch, without_numbers, dtype=dtype, **of_transformers)
+
+
+def _has_exact(result: Plan) -> bool:
+    return any(row.fits and row.exact for row in result.rows)
+
+
+def _changes(
+    options: PlanOptions, objective: Objective, batch: Any, budget: int, progress: Callable[[str], None]
+) -> list[Change]:
+    """Return the smallest changes of the options under which an exact gradient fits."""
+    progress("changes under which an exact gradient fits")
+    return list(smallest_changes(levels(options, objective, batch, _objective), budget, spec.device(options.device)))
+
+
+def _show_changes(changes: Sequence[Change], memory: str) -> None:
+    if not changes:
+        return
+    console.show()
+    console.show(f"With one of these changes an exact gradient fits {memory}. Add the options to the command:")
+    console.show()
+    rows = [change.cells() for change in changes]
+    console.show_table(["options", "method", "peak", "forwards"], rows)
+
+
+def _per_device(result: Plan, objective: Objective, devices: int) -> dict[str, Any] | None:
+    """Return the peak of each device for each stage of ZeRO, for the chosen method or `checkpointed()`."""
+    exact = [row for row in result.rows if row.exact and row.forecast is not None]
+    row = next((row for row in exact if row is result.chosen), None)
+    row = row or min(exact, key=lambda row: row.forecast.peak if row.forecast else 0, default=None)
+    if devices == 1 or row is None or row.forecast is None:
+        return None
+    return {"devices": devices, "method": row.method, "peaks": per_device(row.forecast, objective, devices)}
 
 
 def _show(result: Plan, shown: Sequence[Row], record: dict[str, Any], output: Path | None) -> None:
-    console.show(result.sentence, bold=True)
     console.show()
     console.show(f"{result.title}   {record['dtype']}")
     console.show()
@@ -96,9 +147,13 @@ def _show(result: Plan, shown: Sequence[Row], record: dict[str, Any], output: Pa
     columns = [i for i in range(len(COLUMNS)) if i < _FIXED_COLUMNS or any(row[i] != DASH for row in rows)]
     console.show_table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows])
     if len(shown) < len(result.rows):
-        console.show(f"{count(len(result.rows) - len(shown), 'further method')}: --all")
+        console.show(f"{count(len(result.rows) - len(shown), 'further method')}, and several directions: --all")
     console.show()
     for line in result.lines():
         console.show(line)
+    if (shared := record["per_device"]) is not None:
+        peaks = ", ".join(f"{stage} {size(peak)}" for stage, peak in shared["peaks"].items())
+        where = f"each of {shared['devices']} devices, with this batch on each"
+        console.show(f"{shared['method']} on {where}, by arithmetic: {peaks}")
     if output is not None:
         console.show(f"page    {output}")

@@ -152,15 +152,20 @@ def optimizer(text: str) -> Any:
     return result
 
 
+def optimizer_or_customary(text: str) -> Any:
+    """Return the optimizer that an expression describes, or `Customary()` for the text `customary`."""
+    from gradcost.training.customary import Customary
+
+    return Customary() if text.strip() == CUSTOMARY else optimizer(text)
+
+
 def optimizer_template(text: str) -> Any:
     """Return an optimizer whose learning rate will be replaced: `AdamW` and `AdamW(weight_decay=0.1)` need no lr.
 
     The text `customary` gives each method the optimizer that is customary for it.
     """
     if text.strip() == CUSTOMARY:
-        from gradcost.studies.customary import Customary
-
-        return Customary()
+        return optimizer_or_customary(text)
     known, tree = names("optimizer"), expressions.tree(text)
 
     class WithRate(ast.NodeTransformer):

@@ -40,6 +40,8 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
         if getattr(options, name):
             flag = "--all" if name == "all_rows" else f"--{name.replace('_', '-')}"
             raise BadInput(f"{flag} cannot be combined with --sweep: leave one out.")
+    if options.devices > 1:
+        raise BadInput("--devices cannot be combined with --sweep: leave one out.")
     axes, budget, device = (
         parsed(options.sweep or (), options),
         spec.size(options.memory),
@@ -74,7 +76,7 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
                 batch,
                 sizes,
                 estimators,
-                spec.optimizer(str(values.get("optimizer", options.optimizer))),
+                spec.optimizer_or_customary(str(values.get("optimizer", options.optimizer))),
                 device=device,
                 on_progress=lambda item, where=where: progress(f"{where}: {item}" if where else item),
             )
@@ -146,7 +148,7 @@ def _values(name: str, item: str) -> list[Any]:
         spec.dtype(item)
         return [item]
     if name == "optimizer":
-        spec.optimizer(item)
+        spec.optimizer_or_customary(item)
         return [item]
     match = re.fullmatch(r"(\d{1,9})(?:\s*\.\.\s*(\d{1,9}))?", item)
     if not match or (match[2] and name not in ("batch", "length")):

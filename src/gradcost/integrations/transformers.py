@@ -28,7 +28,7 @@ LENGTH = 512  # tokens per example by default
 MOST_LAYERS = 10_000  # of a model that is built in seconds
 
 
-def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
+def from_config(path: str | Path, dtype: torch.dtype | None = None, attention: str | None = None) -> nn.Module:
     """Build the model that a config.json describes, on the `meta` device and in training mode.
 
     The class of the model is the first entry of `architectures` in the file. If transformers has no such class, it is
@@ -37,6 +37,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
     Args:
         path: the config.json, or the folder that contains it.
         dtype: the type of the weights. None: the type in the config.json.
+        attention: transformers' `attn_implementation`, "sdpa" or "eager". None: the model's own.
     Returns:
         The model. Its weights are on the `meta` device and have no values.
     Raises:
@@ -55,7 +56,8 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module
         raise BadInput(f"{path} has {layers:,} layers, and {MOST_LAYERS:,} are the most that can be built.")
     _require_known_quantization(path, config)
     kind = getattr(transformers, architectures[0], None) if architectures else None
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    options |= {} if attention is None else {"attn_implementation": attention}
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from gradcost.checkpointing.call_state import BlockModules, Generators
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.optimal import Epilogue, Stage
 from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.region import Region
 from gradcost.core.blocks import Block, find_blocks
 from gradcost.core.errors import Unsupported
 from gradcost.core.fake import known
@@ -26,6 +29,8 @@ from gradcost.core.pytree import tensors
 from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker, round_up
+
+_MOST_PARTS = 5  # in which a block runs again
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
     return Profile(tuple(in_order), *chain.epilogue_and_base(breaks), breaks, chain.shared())
 
 
+def _call(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return module(*args, **kwargs)
+
+
 class _Shape(NamedTuple):
     """The shape of a tensor. Storing the tensor itself would prevent its memory from being freed."""
 
@@ -118,16 +127,17 @@ class _Call:
     def inputs(self) -> list[Tensor]:
         return [shape.empty() for shape in self.shapes]
 
-    def run(self, block: Block, inputs: list[Tensor]) -> Any:
+    def run(self, block: Block, inputs: list[Tensor], call: Callable[..., Any] = _call) -> Any:
+        """Run a block. call: (module, args, kwargs) -> the module's output."""
         args, kwargs = unpacked(
             self._arguments, lambda leaf: inputs[leaf.number] if isinstance(leaf, _Shape) else leaf
         )
         with ExitStack() as stack:
             for device, dtype in self.autocasts:
                 stack.enter_context(torch.autocast(device, dtype))
-            out = block[0](*args, **kwargs)
+            out = call(block[0], args, kwargs)
             for module in block[1:]:
-                out = module(out)
+                out = call(module, (out,), {})
             return out
 
 
@@ -245,24 +255,64 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
         unsaved_tracker = MemoryTracker(modules, block=rounding)
         with unsaved_tracker.followed(), saved_tensors_hooks(lambda tensor: None, lambda nothing: torch.empty(0)):
             call.run(block, inputs)
-        tracker = MemoryTracker(modules, block=rounding)
-        standing = tracker.standing
-        with tracker.followed(), ExitStack() as stack:
-            for parameter in (p for p in modules.parameters() if p.requires_grad):
-                handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-                stack.callback(handle.remove)
-            out = _outputs(block[-1], call.run(block, inputs))
-            output, forward = _rounded(out[0], rounding), tracker.moment
-            edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
-            gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]
-            del out
-            if edges:
-                torch.autograd.backward(edges, gradients)
-    timeline = [allocated - standing for allocated in tracker.memory().timeline]
+        timeline, output, forward = _followed(block, lambda: call.run(block, inputs), rounding)
     saved = max(timeline[forward - 1] - output, 0)
     backward = max(max(timeline[forward:], default=saved) - saved, 0)
     dropped, recorded = unsaved_tracker.memory().beyond, max(timeline[:forward])
-    return Stage(output, saved, dropped, recorded, backward, counter.counts.flops, flops_at_last_save)
+    flops, parts = counter.counts.flops, tuple(_in_parts(block, call, rounding))
+    return Stage(output, saved, dropped, recorded, backward, flops, flops_at_last_save, parts)
+
+
+def _followed(block: Block, run: Callable[[], Any], rounding: int) -> tuple[list[int], int, int]:
+    """Follow a forward and a backward of one block.
+
+    Args:
+        block: the block.
+        run: runs its forward and returns its output.
+        rounding: the block size of the allocator, in bytes.
+    Returns:
+        The bytes beyond the parameters after each event, the bytes of the output, and the number of events in the
+        forward.
+    """
+    modules = nn.ModuleList(block)
+    tracker = MemoryTracker(modules, block=rounding)
+    standing = tracker.standing
+    with tracker.followed(), ExitStack() as stack:
+        for parameter in (p for p in modules.parameters() if p.requires_grad):
+            handle = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            stack.callback(handle.remove)
+        out = _outputs(block[-1], run())
+        output, forward = _rounded(out[0], rounding), tracker.moment
+        edges = [get_gradient_edge(tensor) for tensor in out if tensor.requires_grad]
+        gradients = [torch.empty_like(tensor) for tensor in out if tensor.requires_grad]
+        del out
+        if edges:
+            torch.autograd.backward(edges, gradients)
+    return [allocated - standing for allocated in tracker.memory().timeline], output, forward
+
+
+def _in_parts(block: Block, call: _Call, rounding: int) -> Iterator[tuple[int, int]]:
+    """Yield the peak bytes of a rerun and backward in 2, 3, ... parts, and the FLOPs of the rerun (`Stage.parts`)."""
+    counter, flops = OpCounter(nn.ModuleList(block)), list[int]()
+
+    def through(region: Region) -> Callable[..., Any]:
+        return lambda module, args, kwargs: region.forward(module, args, kwargs, BlockModules(module, {}))
+
+    def new() -> Region:
+        return Region(Generators((), python=False, numpy=False), has_parts=True)
+
+    inputs, first = call.inputs(), new()
+    first.on_value = lambda tensor: flops.append(counter.counts.flops)
+    with counter.followed():
+        call.run(block, inputs, through(first))
+    for count in range(2, _MOST_PARTS + 1):
+        parts = first.parts(range(first.value_count), count)
+        if len(parts) < count:
+            return
+        region = new()
+        region.items = (*(0,) * (count - 1), len(block))
+        timeline, _, forward = _followed(block, partial(call.run, block, call.inputs(), through(region)), rounding)
+        yield max(timeline[forward:], default=0), sum(flops[part[-1]] for part in parts)
 
 
 def _rounded(tensor: Tensor, rounding: int) -> int:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule, Selective
 from gradcost.checkpointing.replay import not_recomputed
+from gradcost.checkpointing.schedules import Items
 from gradcost.core.blocks import find_blocks
 from gradcost.core.objective import Objective
 from gradcost.directions import Directions, Gaussian, Rademacher, Sphere, StatefulDirections

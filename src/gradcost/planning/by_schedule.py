@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gradcost.checkpointing.optimal import Items, schedule_length
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule, Segments
+from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
@@ -55,12 +55,14 @@ def _items(saving: Saving, blocks: int) -> Items | None:
 class Learned:
     """The segments and operators of visits, by label, and the bytes before the step, by number of blocks.
 
+    starts: as in `visits.visits`. True once a simulation had the visits of its schedule only with it.
     failed: whether a simulation did not have the visits, or not the equal segments, that its schedule predicts.
     """
 
     segments: dict[Label, Segment] = field(default_factory=dict)
     work: dict[Label, Counts] = field(default_factory=dict)
     bases: dict[int, tuple[Bytes, int, int]] = field(default_factory=dict)  # blocks -> bytes, kept, message
+    starts: bool = False
     failed: bool = False
 
 
@@ -101,20 +103,19 @@ class BySchedule:
         return Forecast(estimator, device, memory, counts, forward, kept, message)
 
     def _composed(self, items: Items, part: Repeated) -> tuple[Memory, Counts, tuple[int, int]]:
-        steps = visits(items, self.parts)
-        while missing := set(labels(items, self.parts)) - self.learned.segments.keys():
-            self._learn(shortened(items, self.parts, missing))
+        while missing := set(self._labels(items)) - self.learned.segments.keys():
+            self._learn(shortened(items, self.parts, missing, self.learned.starts))
         for count in _FEWEST:
             if len(self.learned.bases) < 2 and count not in self.learned.bases:
                 self._learn((count,))
         count = schedule_length(items)
         base, kept, message = self._base(count)
         peak, work = Peak(base, (part,)), self.learned.work
-        start = labels(items, self.parts)[0]
+        start = self._labels(items)[0]
         peak.visit(self.learned.segments[start])
         total = [(Counter({0: 1}), work[start])]
         blocks: dict[Label, Counter[int]] = {}
-        for visit in steps:
+        for visit in visits(items, self.parts, self.learned.starts):
             peak.visit(self.learned.segments[visit.label], (0, visit.block))
             blocks.setdefault(visit.label, Counter())[visit.block] += 1
         total += [(times, work[label]) for label, times in blocks.items()]
@@ -136,19 +137,27 @@ class BySchedule:
 
     def _learn(self, items: Items) -> None:
         """Simulate a schedule on as many blocks as it has, and store the segments of its visits."""
-        count, steps = schedule_length(items), visits(items, self.parts)
+        count = schedule_length(items)
         simulation, part = self.simulate(self.wrap(items), count)
         cut, work = Cut(simulation, (part,)), _work(simulation.operations, part)
-        blocks = [visit.block for visit in steps]
-        if [block for _, block in cut.visits] != blocks or [block for block, _ in work[1:]] != blocks:
+        self.learned.starts |= not self._has_visits(items, cut, work)
+        if not self._has_visits(items, cut, work):
             raise Irregular
         found = simulation.forecast
         self.learned.bases[count] = cut.base, found.kept, found.message
-        for label, segment, (_, counts) in zip(labels(items, self.parts), cut.segments, work, strict=True):
+        for label, segment, (_, counts) in zip(self._labels(items), cut.segments, work, strict=True):
             if self.learned.segments.setdefault(label, segment) != segment:
                 raise Irregular
             if self.learned.work.setdefault(label, counts) != counts:
                 raise Irregular
+
+    def _has_visits(self, items: Items, cut: Cut, work: Sequence[tuple[int | None, Counts]]) -> bool:
+        """Return whether a simulation visited the blocks as its schedule predicts."""
+        blocks = [visit.block for visit in visits(items, self.parts, self.learned.starts)]
+        return [block for _, block in cut.visits] == blocks and [block for block, _ in work[1:]] == blocks
+
+    def _labels(self, items: Items) -> list[Label]:
+        return labels(items, self.parts, self.learned.starts)
 
 
 def _work(operations: Sequence[Operation], part: Repeated) -> list[tuple[int | None, Counts]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, cast
 
@@ -22,7 +22,9 @@ PROBES = (1, 4, 16)
 PARTS = (2, 4, 8)
 
 
-def options(objective: Objective, examples: int, budget: int, device: str) -> Iterator[Estimator]:
+def options(
+    objective: Objective, examples: int, budget: int, device: str, probes: Sequence[int] = PROBES
+) -> Iterator[Estimator]:
     """Yield the estimators of a default plan: exact gradients, roughly by falling memory, then the others.
 
     `Within(budget)` has beside=0, which `plan` replaces by the computed value. For a model of n blocks, Segments(n)
@@ -39,10 +41,10 @@ def options(objective: Objective, examples: int, budget: int, device: str) -> It
         yield Reverse(Within(budget))
     inner_estimator = checkpointed() if blocks else backprop()
     yield from (Accumulated(inner_estimator, parts) for parts in PARTS if parts <= examples)
-    yield from (forward_gradient(probes) for probes in PROBES)
-    yield from (forward_gradient(probes, together=1) for probes in PROBES[1:])
-    yield from (mezo(probes=probes) for probes in PROBES)
-    yield from (spsa(probes=probes) for probes in PROBES)
+    yield from map(forward_gradient, probes)
+    yield from (forward_gradient(count, together=1) for count in probes if count > 1)
+    yield from (mezo(probes=count) for count in probes)
+    yield from (spsa(probes=count) for count in probes)
 
 
 def _powers_of_two(largest: int) -> Iterator[int]:

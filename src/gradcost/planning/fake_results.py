@@ -98,13 +98,17 @@ class FakeResults:
 
 
 def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor]) -> tuple[Any, ...] | None:
-    """Return a hashable value that is equal for equal arguments, and append the tensors to `inputs`."""
+    """Return a hashable value that is equal for equal arguments, and append each tensor to `inputs` once."""
     parts: list[Any] = []
     for value in values:
         kind = type(value)
         if kind is FakeTensor or isinstance(value, FakeTensor):
             if value.constant is not None or value.fake_mode is not mode or value.layout is not torch.strided:
                 return None
+            known = next((index for index, tensor in enumerate(inputs) if tensor is value), None)
+            if known is not None:
+                parts += kind, known
+                continue
             inputs.append(value)
             keys = torch._C._dispatch_keys(value).raw_repr()
             parts += value.shape, value.stride(), value.storage_offset(), value.dtype, keys, kind

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from gradcost.checkpointing.policies import Offloaded, Schedule
-from gradcost.core.errors import GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, tensors
 from gradcost.directions import Rademacher
@@ -115,12 +115,8 @@ class Forecasts:
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
         """Return `Within(budget, beside)` with `parts` micro-batches, and its forecast or why the forecast fails."""
         try:
-            tradeoff, omitted_bytes = self.tradeoff(parts)
-            items = tradeoff.cheapest(budget - omitted_bytes).items
-            schedule = Reverse(Schedule(items))
-            if parts == 1:
-                self._known[schedule, None] = tradeoff.forecast(items)
-            objective, batch, _ = self.fewer(parts)
+            schedule = self._cheapest(budget, parts)
+            objective, batch, omitted_bytes = self.fewer(parts)
             bare = ByDepth(objective, None, self.device).forecast(schedule, batch)
             without_optimizer = omitted_bytes + bare.peak
         except (GradcostError, RuntimeError) as error:
@@ -128,6 +124,40 @@ class Forecasts:
         estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
         result = self.of(_in_parts(schedule, parts))
         return estimator, result if isinstance(result, str) else replace(result, estimator=estimator)
+
+    def cost_within(self, budget: int, parts: int = 1) -> Forecast | str:
+        """Return the forecast of `within`, at less cost: its estimator is the schedule itself."""
+        try:
+            return self.of(_in_parts(self._cheapest(budget, parts), parts))
+        except (GradcostError, RuntimeError) as error:
+            return str(error)
+
+    def _cheapest(self, budget: int, parts: int) -> Reverse:
+        """Return the schedule with the fewest FLOPs that fits with `parts` micro-batches."""
+        tradeoff, omitted_bytes = self.tradeoff(parts)
+        items = tradeoff.cheapest(budget - omitted_bytes).items
+        schedule = Reverse(Schedule(items))
+        if parts == 1:
+            self._known[schedule, None] = tradeoff.forecast(items)
+        return schedule
+
+    def fewest_parts(self, budget: int) -> int | None:
+        """Return the fewest micro-batches (2, 4, 8, ... or all examples) with which `Within(budget)` fits.
+
+        None if none fits, or if the first dimensions of the batch's tensors differ.
+        """
+        try:
+            examples = batch_size(self.batch)
+        except BadInput:
+            return None
+        counts = [*(1 << power for power in range(1, examples.bit_length()) if 1 << power < examples), examples]
+        if examples < 2 or self.standing > budget or not self._fits(counts[-1], budget):
+            return None
+        return next(parts for parts in counts if self._fits(parts, budget))
+
+    def _fits(self, parts: int, budget: int) -> bool:
+        least = self.least(parts)
+        return least is not None and least <= budget
 
     def fewer(self, parts: int, size: int | None = None) -> tuple[Objective, Any, int]:
         """Return what to simulate instead of `parts` micro-batches of the same size: 3 of them, if there are more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,14 @@ from gradcost.estimators.estimator import Estimator, require_estimator, require_
 from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.cuda_allocator import CONTEXT, Reserved
 from gradcost.planning import roofline
-from gradcost.planning.candidates import described, label, options, terse
+from gradcost.planning.candidates import PROBES, described, label, options, terse
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
 from gradcost.planning.row import COLUMNS, Row
 from gradcost.planning.within import Within
 from gradcost.theory.moments import second_moment
+from gradcost.training.customary import Customary, optimizer_of
 from gradcost.training.optimizers import Optimizer, require_optimizer
 
 
@@ -39,7 +40,7 @@ class Plan:
         model: the name of the model's class.
         weights: the number of trainable weights.
         examples: the batch size; None if the first dimensions of the tensors differ.
-        optimizer: the optimizer; None leaves the update out of the step.
+        optimizer: the optimizer, or `Customary()`; None leaves the update out of the step.
         choice: the estimator to use; None if none fits.
         sentence: the reason for the choice; without a choice, the least memory that is needed.
         least: the exact gradient with the least peak; None if an exact row fits, or if no exact gradient is possible.
@@ -51,7 +52,7 @@ class Plan:
     model: str
     weights: int
     examples: int | None
-    optimizer: Optimizer | None
+    optimizer: Optimizer | Customary | None
     choice: Estimator | None
     sentence: str
     least: Least | None = None
@@ -96,6 +97,8 @@ class Plan:
         """The first line of `str(plan)`: model, batch, device, optimizer and budget."""
         batch = "" if self.examples is None else f", batch {self.examples:,}"
         optimizer = "no optimizer" if self.optimizer is None else terse(self.optimizer)
+        if isinstance(self.optimizer, Customary):
+            optimizer = "AdamW for exact gradients, SGD for the others"
         return (
             f"{self.model}, {self.weights:,} trainable weights{batch}, {self.device}, {optimizer}"
             f"   budget {self.budget:,} bytes = {size(self.budget)}, weights included"
@@ -125,10 +128,11 @@ def plan(
     batch: Any,
     budget: int,
     estimators: Iterable[Estimator] | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Customary | None = None,
     *,
     device: str | torch.device | None = None,
     largest: bool = False,
+    probes: Sequence[int] = PROBES,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """Forecast a step of each estimator, check whether it fits `budget` bytes, and choose one. No step runs.
@@ -146,8 +150,10 @@ def plan(
         batch: a typical training batch.
         budget: bytes for the whole step: parameters, batch, activations, gradients and the optimizer's state.
         estimators: the estimators to consider; None for the default candidates.
-        optimizer: the optimizer; None leaves the update out of the step.
+        optimizer: the optimizer; `Customary()`: AdamW for exact gradients and SGD for the others; None leaves the
+            update out of the step.
         device: where the step would run; None for the device of the model.
+        probes: numbers of directions of the estimated gradients among the default candidates.
         largest: also find the largest batch that fits; this takes a few more forecasts per estimator.
         on_progress: called before each simulation, with its description.
     Returns:
@@ -158,13 +164,19 @@ def plan(
     """
     require_objective(objective)
     budget = require_bytes(budget, "the budget")
-    if optimizer is not None:
+    if optimizer is not None and not isinstance(optimizer, Customary):
         require_optimizer(optimizer)
     is_default = estimators is None
     estimators = None if estimators is None else _each_checked(estimators)
     where = device_type(objective, device)
     on_progress("the loss on this batch")
-    forecasts = Forecasts(objective, batch, optimizer, where)
+    of_optimizer: dict[Optimizer | None, Forecasts] = {}
+
+    def forecasts_of(estimator: Estimator) -> Forecasts:
+        chosen = None if optimizer is None else optimizer_of(optimizer, estimator)
+        return of_optimizer.setdefault(chosen, Forecasts(objective, batch, chosen, where))
+
+    forecasts = forecasts_of(Reverse())
     forecasts.evaluate()
     try:
         examples = batch_size(batch)
@@ -172,21 +184,23 @@ def plan(
         if largest:
             raise
         examples = None
-    candidates = options(objective, examples or 1, budget, where) if is_default else estimators
+    candidates = options(objective, examples or 1, budget, where, probes) if is_default else estimators
     rows: list[Row] = []
     seconds = seconds_estimator(objective, where)
     for each in candidates or ():
         on_progress(described(each))
         needs_beside = is_default and each == Reverse(Within(budget))
-        estimator, result = forecasts.within(budget) if needs_beside else (each, forecasts.of(each))
-        rows.append(_row(forecasts, estimator, result, budget, largest, seconds))
+        own = forecasts_of(each)
+        estimator, result = own.within(budget) if needs_beside else (each, own.of(each))
+        rows.append(_row(own, estimator, result, budget, largest, seconds))
     if is_default and not any(row.fits and row.exact for row in rows):
         on_progress("micro-batches with Within(budget)")
-        rows += _in_micro_batches(forecasts, examples or 1, budget, largest, seconds)
+        if (parts := forecasts.fewest_parts(budget)) is not None:
+            rows.append(_row(forecasts, *forecasts.within(budget, parts), budget, largest, seconds))
     least = None
     if not any(row.fits and row.exact for row in rows):
         on_progress("the least memory for an exact gradient")
-        least = least_exact(forecasts, rows, examples or 1)
+        least = least_exact(forecasts, rows, examples or 1, budget)
     choice, sentence = recommendation(rows, budget, least)
     name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
     dimension = objective.dimension
@@ -218,21 +232,6 @@ def _row(
     else:
         row = replace(row, forecast=result, over=max(result.peak - budget, 0), seconds=seconds(result))
     return replace(row, largest=forecasts.largest(estimator, budget)) if largest else row
-
-
-def _in_micro_batches(
-    forecasts: Forecasts, examples: int, budget: int, largest: bool, seconds: Callable[[Forecast], float | None]
-) -> list[Row]:
-    """The row of `Within(budget)` with the fewest micro-batches that fit; empty if none fits."""
-    if forecasts.standing > budget:
-        return []
-    parts = 2
-    while parts < 2 * examples:
-        parts = min(parts, examples)
-        if (least := forecasts.least(parts)) is not None and least <= budget:
-            return [_row(forecasts, *forecasts.within(budget, parts), budget, largest, seconds)]
-        parts *= 2
-    return []
 
 
 def seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast], float | None]:

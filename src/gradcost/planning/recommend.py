@@ -12,6 +12,7 @@ from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.structure import micro_batches
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
 from gradcost.planning.forecasts import Forecasts, offloads
@@ -34,10 +35,11 @@ class Least:
         }
 
 
-def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Least | None:
+def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int, budget: int) -> Least | None:
     """Return the exact gradient with the smallest peak; None if there is none.
 
-    Candidates: the rows, the best checkpointing schedules, and these schedules with micro-batches of one example.
+    Candidates: the rows, the best checkpointing schedules, and these schedules with micro-batches of one example. If a
+    schedule fits the budget: `Within(budget)` instead, which costs the fewest FLOPs.
     """
     candidates = [Least(row.estimator, row.forecast) for row in rows if row.exact and row.forecast is not None]
     for parts in dict.fromkeys((1, examples)):
@@ -48,7 +50,11 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int) -> Lea
         result = forecasts.of(estimator)
         if isinstance(result, Forecast):
             candidates.append(Least(estimator, result))
-    return min(candidates, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
+    least = min(candidates, key=lambda least: (least.forecast.peak, least.forecast.flops), default=None)
+    if least is not None and least.forecast.peak <= budget:
+        estimator, result = forecasts.within(budget, micro_batches(least.estimator))
+        least = Least(estimator, result) if isinstance(result, Forecast) else least
+    return least
 
 
 def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tuple[Estimator | None, str]:

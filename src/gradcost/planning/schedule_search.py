@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gradcost.checkpointing.optimal import Items, Point
+from gradcost.checkpointing.optimal import Point
+from gradcost.checkpointing.schedules import Items, joined, parts_of, whole
 
 _MOST_SIMULATIONS = 16  # per search
 
@@ -66,32 +67,22 @@ def neighbours(items: Items) -> Iterator[Items]:
     - Two neighbouring regions are joined, or a region is divided.
     - One of these changes is made inside a region.
     """
-    for i, item in enumerate(items):
+    for i, item in enumerate(items[: len(items) if parts_of(items) == 1 else -parts_of(items)]):
         before, after = items[:i], items[i + 1 :]
         if isinstance(item, int):
             pieces: list[Items] = [((item,),)]
             if item > 1:
                 pieces += [((1,), item - 1), (item - 1, (1,)), ((item // 2,), item - item // 2)]
         else:
-            pieces = [item]
-            pieces += [((*item[:k],), (*item[k:],)) for k in range(1, len(item))]
+            plain = whole(item)
+            pieces = [plain]
+            pieces += [((*item[:k],), (*item[k:],)) for k in range(1, len(item) - parts_of(item) + 1)]
             if len(item) == 1 and isinstance(item[0], int) and item[0] > 1:
                 pieces += [((k,), (item[0] - k,)) for k in sorted({1, item[0] // 2, item[0] - 1})]
             pieces += [(inner,) for inner in neighbours(item)]
             following = items[i + 1] if i + 1 < len(items) else 0
             if isinstance(following, tuple):
-                yield joined((*before, (*item, *following), *items[i + 2 :]))
+                yield joined((*before, (*plain, *following), *items[i + 2 :]))
                 yield joined((*before, (item, following), *items[i + 2 :]))
         for piece in pieces:
             yield joined((*before, *piece, *after))
-
-
-def joined(items: Items) -> Items:
-    """Return a schedule with neighbouring runs of recorded blocks joined, at every level."""
-    result: list[int | Items] = []
-    for item in items:
-        if isinstance(item, int) and result and isinstance(result[-1], int):
-            result[-1] += item
-        else:
-            result.append(item if isinstance(item, int) else joined(item))
-    return tuple(result)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.schedules import Items
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
@@ -28,6 +28,7 @@ from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.plan import seconds_estimator
 from gradcost.planning.swept import Sweep, SweptMethod, SweptSchedules, exceptions
 from gradcost.planning.within import MemoryTradeoff, Within
+from gradcost.training.customary import Customary, optimizer_of
 from gradcost.training.optimizers import Optimizer
 
 _MOST_WHOLE = 40  # schedules that are all simulated although each takes a simulation of the whole model
@@ -39,7 +40,7 @@ def sweep(
     batch: Any,
     sizes: Sequence[int],
     estimators: Iterable[Estimator] | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Customary | None = None,
     *,
     device: str | torch.device | None = None,
     on_progress: Callable[[str], None] = lambda what: None,
@@ -55,7 +56,7 @@ def sweep(
         batch: a typical training batch, which is resized.
         sizes: the batch sizes, increasing, each 1 or more.
         estimators: the estimators; None for the default candidates of `plan` and the schedules of `Within`.
-        optimizer: the optimizer; None leaves the update out of the step.
+        optimizer: the optimizer, or `Customary()`, as in `plan`; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
         on_progress: called before each simulation, with its description.
     Raises:
@@ -66,15 +67,21 @@ def sweep(
     if not sizes or sizes[0] < 1 or any(low >= high for low, high in pairwise(sizes)):
         raise BadInput(f"batch sizes increase and are 1 or more, not {list(sizes)}.")
     batch_size(batch)
-    work = _Work(Forecasts(objective, batch, optimizer, device_type(objective, device)), tuple(sizes), on_progress)
-    where = work.forecasts.device or "cpu"
+    where = device_type(objective, device)
+    works: dict[Optimizer | None, _Work] = {}
+
+    def work_of(estimator: Estimator) -> _Work:
+        chosen = None if optimizer is None else optimizer_of(optimizer, estimator)
+        return works.setdefault(chosen, _Work(Forecasts(objective, batch, chosen, where), tuple(sizes), on_progress))
+
     on_progress("the loss on this batch")
-    work.forecasts.evaluate()
+    exact = work_of(Reverse())
+    exact.forecasts.evaluate()
     is_default = estimators is None
     candidates = options(objective, sizes[-1], 1, where) if estimators is None else estimators
     chosen = [each for each in candidates if not (is_default and find(each, Within))]
-    methods = [method for method in map(work.method, chosen) if method.pieces]
-    schedules = work.schedules() if is_default else ()
+    methods = [method for method in (work_of(each).method(each) for each in chosen) if method.pieces]
+    schedules = exact.schedules() if is_default else ()
     is_complete = bool(schedules) and all(each.least is not None for each in schedules)
     return Sweep(
         objective.dimension,
@@ -83,8 +90,8 @@ def sweep(
         tuple(sizes),
         tuple(methods),
         schedules,
-        work.least() if is_complete else (),
-        work.simulated,
+        exact.least() if is_complete else (),
+        sum(work.simulated for work in works.values()),
     )
 
 

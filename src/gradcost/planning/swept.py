@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from gradcost.checkpointing.optimal import Items
 from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.schedules import Items
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import micro_batches
@@ -20,6 +20,7 @@ from gradcost.planning.recommend import family
 from gradcost.planning.row import COLUMNS, Row
 from gradcost.planning.within import last_that_fits
 from gradcost.theory.moments import second_moment
+from gradcost.training.customary import Customary
 from gradcost.training.optimizers import Optimizer
 
 FIGURES = ("flops", "forward", *PURPOSES, "within_kernels")  # the numbers of a sample; the purposes sum to the peak
@@ -116,7 +117,7 @@ class Sweep:
     Args:
         weights: the number of trainable weights.
         device: the type of device.
-        optimizer: the optimizer; None leaves the update out of the step.
+        optimizer: the optimizer, or `Customary()`; None leaves the update out of the step.
         sizes: the batch sizes, increasing.
         methods: the methods, refused ones included.
         schedules: the schedules of `Within`, by ranges of sizes; empty if the methods were given.
@@ -127,19 +128,25 @@ class Sweep:
 
     weights: int
     device: str
-    optimizer: Optimizer | None
+    optimizer: Optimizer | Customary | None
     sizes: tuple[int, ...]
     methods: tuple[SweptMethod, ...]
     schedules: tuple[SweptSchedules, ...]
     least: tuple[Piece, ...]
     simulated: int
 
+    @property
+    def _optimizer_text(self) -> str | None:
+        if isinstance(self.optimizer, Customary):
+            return "AdamW for exact gradients, SGD for the others"
+        return None if self.optimizer is None else terse(self.optimizer)
+
     def record(self) -> dict[str, Any]:
         """Return the sweep as plain JSON data."""
         return {
             "weights": self.weights,
             "device": self.device,
-            "optimizer": None if self.optimizer is None else terse(self.optimizer),
+            "optimizer": self._optimizer_text,
             "sizes": list(self.sizes),
             "figures": list(FIGURES),
             "methods": [method.record(self.weights) for method in self.methods],

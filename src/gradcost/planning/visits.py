@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
-from gradcost.checkpointing.optimal import Items, schedule_length
-from gradcost.checkpointing.region import with_last_region_expanded
+from gradcost.checkpointing.schedules import Items, is_schedule, parts_of, schedule_length, with_last_region_expanded
 
 Label: TypeAlias = Any  # hashable: visits with equal labels have equal allocations and operators
 _COPIES = 2  # of each label in a short schedule, so that their visits can be compared
@@ -28,7 +27,7 @@ class Visit(NamedTuple):
     label: Label
 
 
-def visits(items: Items, parts: int = 1) -> list[Visit]:
+def visits(items: Items, parts: int = 1, starts: bool = False) -> list[Visit]:
     """Return the visits of all blocks in a step of backpropagation under a schedule.
 
     The label of a visit contains its own passes, those of the visits before and after it, and whether the block is
@@ -37,12 +36,14 @@ def visits(items: Items, parts: int = 1) -> list[Visit]:
     Args:
         items: the schedule, as in `checkpointing.policies.Schedule`.
         parts: the number of micro-batches.
+        starts: whether the backward pass of a block begins with operators that need no saved tensor, such as a
+            product with a number. Those of a region's last block run before the region's rerun.
     """
     last = schedule_length(items) - 1
     # A visit ends between a forward and a backward pass: the head and the loss run there.
     halves = [
         [(block, tuple(p.facts for p in group)) for block, group in groupby(half, lambda p: p.block)]
-        for half in (list(_forward(items)), list(_backward(items)))
+        for half in (list(_forward(items)), list(_backward(items, starts)))
     ]
     result: list[Visit] = []
     for part in range(parts):
@@ -58,9 +59,9 @@ def visits(items: Items, parts: int = 1) -> list[Visit]:
     return result
 
 
-def labels(items: Items, parts: int = 1) -> list[Label]:
+def labels(items: Items, parts: int = 1, starts: bool = False) -> list[Label]:
     """Return the label of what a step does before the first visit, then those of the visits."""
-    steps = visits(items, parts)
+    steps = visits(items, parts, starts)
     return [("before", steps[0].label, _kept(items)), *(visit.label for visit in steps)]
 
 
@@ -85,7 +86,7 @@ def _forward(items: Items) -> Iterator[_Pass]:
         start = stop
 
 
-def _backward(items: Items) -> Iterator[_Pass]:
+def _backward(items: Items, starts: bool) -> Iterator[_Pass]:
     """Yield the passes of the backward pass: the reruns of regions, and the backward passes of blocks."""
     stop = schedule_length(items)
     for number, item in reversed(list(enumerate(items))):
@@ -94,7 +95,7 @@ def _backward(items: Items) -> Iterator[_Pass]:
             yield from (_Pass(block, ("backward",)) for block in reversed(range(start, stop)))
         else:
             end = "ends a region" if _has_regions(items[:number]) else "ends the last region"
-            yield from _rerun(item, start, start, end)
+            yield from _rerun(item, start, start, end, starts)
         stop = start
 
 
@@ -102,9 +103,12 @@ def _has_regions(items: Items) -> bool:
     return not all(isinstance(item, int) for item in items)
 
 
-def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterator[_Pass]:
+def _rerun(items: Items, start: int, region: int, end_of_region: str, starts: bool) -> Iterator[_Pass]:
     """Yield the passes of a rerun from block `start` and of its backward pass. region: the region's first block."""
     items, stop = with_last_region_expanded(items), start + schedule_length(items)
+    parts = parts_of(items)
+    if starts:
+        yield _Pass(stop - 1, ("starts the backward",))
     at, bounds = start, [start]
     for item in items:
         end = at + schedule_length(item)
@@ -113,7 +117,8 @@ def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterato
             if block == end - 1:  # the graph of consecutive blocks keeps the input of the first one until here
                 facts.append(f"from the input {_source(at, start, region)}")
             if isinstance(item, int):
-                yield _Pass(block, ("rerun, recorded", *facts, *(["stops"] if block == stop - 1 else [])))
+                end_facts = ["stops", f"in {parts} parts"] if block == stop - 1 else []
+                yield _Pass(block, ("rerun, recorded", *facts, *end_facts))
             else:
                 yield _Pass(block, ("rerun, dropped", *facts))
         at = end
@@ -123,7 +128,7 @@ def _rerun(items: Items, start: int, region: int, end_of_region: str) -> Iterato
             for block in reversed(range(low, high)):
                 yield _Pass(block, ("backward", end_of_region if block == region else "in a region"))
         else:
-            yield from _rerun(item, low, region, end_of_region)
+            yield from _rerun(item, low, region, end_of_region, starts)
 
 
 def _source(block: int, start: int, region: int) -> str:
@@ -135,23 +140,24 @@ def _ends(block: int, start: int, stop: int) -> list[str]:
     return [*(["first"] if block == start else []), *(["last"] if block == stop - 1 else [])]
 
 
-def shortened(items: Items, parts: int, wanted: set[Label]) -> Items:
+def shortened(items: Items, parts: int, wanted: set[Label], starts: bool = False) -> Items:
     """Return a schedule of fewer blocks that contains the wanted labels of `items`, twice if `items` does.
 
     Args:
         items: a schedule.
         parts: the number of micro-batches.
         wanted: labels of visits of `items`.
+        starts: as in `visits`.
     """
-    counts = Counter(label for label in labels(items, parts) if label in wanted)
+    counts = Counter(label for label in labels(items, parts, starts) if label in wanted)
     need = {label: min(count, _COPIES) for label, count in counts.items()}
 
     def is_enough(candidate: Items) -> bool:
-        have = Counter(labels(candidate, parts))
+        have = Counter(labels(candidate, parts, starts))
         return all(have[label] >= count for label, count in need.items())
 
     while True:
-        candidates = sorted({schedule for schedule in _smaller(items) if schedule}, key=_size)
+        candidates = sorted({schedule for schedule in _smaller(items) if is_schedule(schedule)}, key=_size)
         shorter = next(filter(is_enough, candidates), None)
         if shorter is None:
             return items
@@ -159,7 +165,7 @@ def shortened(items: Items, parts: int, wanted: set[Label]) -> Items:
 
 
 def _size(items: Items) -> tuple[int, str]:
-    return sum(1 for _ in (*_forward(items), *_backward(items))), str(items)
+    return sum(1 for _ in (*_forward(items), *_backward(items, False))), str(items)
 
 
 def _smaller(items: Items) -> Iterator[Items]:

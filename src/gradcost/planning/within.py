@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradcost.checkpointing.optimal import Items, Point, frontier, peak, recomputed, schedule_length
+from gradcost.checkpointing.optimal import Point, frontier, peak, recomputed
 from gradcost.checkpointing.policies import Saving, Schedule
 from gradcost.checkpointing.replay import not_recomputed
+from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported
 from gradcost.core.fake import is_fake
@@ -39,7 +40,8 @@ class Within(Saving):
     """The checkpointing schedule with the fewest FLOPs among those whose peak memory is at most `bytes`.
 
     The budget covers all memory of a step: parameters, buffers, batch, activations, gradients (one parameter's at
-    a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested.
+    a time), and `beside`. The blocks are those of `core.blocks.find_blocks`; recomputed regions may be nested, and a
+    block may run again in up to 5 parts.
     Dynamic programming over the bytes and FLOPs of each block gives the optimal schedules of a chain. If a block gets
     other tensors than the previous block's output (an encoder's output, a skip connection), schedules near the best
     ones are simulated too, and a Note is issued. Before a schedule is chosen, the peak of its complete step is

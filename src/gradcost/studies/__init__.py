@@ -6,11 +6,11 @@ function of trials. Both resume if they are called again.
 
 from gradcost.studies.compare import compare
 from gradcost.studies.comparison import Comparison
-from gradcost.studies.customary import Customary
 from gradcost.studies.executors import Executor, Local, Ray
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study, study
 from gradcost.studies.trial import Trial
+from gradcost.training.customary import Customary
 
 __all__ = [
     "Comparison",

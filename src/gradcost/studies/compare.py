@@ -18,7 +18,6 @@ from gradcost.results.so_far import so_far
 from gradcost.results.verdict import verdict
 from gradcost.studies.comparison import Comparison, GivenMethods, make_comparison
 from gradcost.studies.costs import forecast_methods, record_refusal
-from gradcost.studies.customary import Customary
 from gradcost.studies.events import (
     ComparisonStarted,
     MethodForecast,
@@ -37,6 +36,7 @@ from gradcost.studies.task_info import model_name, task_metric, task_name, weigh
 from gradcost.studies.timed import Pace
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.tasks import LoaderTask, Task
+from gradcost.training.customary import Customary
 from gradcost.training.optimizers import Optimizer
 
 

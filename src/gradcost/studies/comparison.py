@@ -16,7 +16,6 @@ from gradcost.planning.candidates import label
 from gradcost.results.comparability import CUSTOMARY
 from gradcost.results.tuning import log_grid
 from gradcost.studies.costs import Methods, exact_within
-from gradcost.studies.customary import Customary
 from gradcost.studies.environment import fingerprint
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
@@ -26,6 +25,7 @@ from gradcost.studies.timed import COARSE, Pace, timed_phases
 from gradcost.studies.trial import Trial, check_label, check_target
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import TASKS, LoaderTask, Task, placed
+from gradcost.training.customary import Customary, optimizer_of
 from gradcost.training.optimizers import SGD, Optimizer, require_optimizer, with_rate
 
 TARGET = 0.9  # the validation accuracy whose first step is recorded, unless the caller gives another
@@ -152,11 +152,6 @@ def grid(low: float, high: float, points: int) -> tuple[float, ...]:
 def coarse_grid(low: float, high: float, points: int) -> tuple[float, ...]:
     """Return the middles of `points` equal parts of the range, in the logarithm: next_rate refines them."""
     return log_grid(low, high, 1) if low == high else log_grid(low, high, 2 * points + 1)[1::2]
-
-
-def optimizer_of(optimizer: Optimizer | Customary, estimator: Estimator) -> Optimizer:
-    """Return the optimizer with which a comparison trains by an estimator."""
-    return optimizer.of(estimator) if isinstance(optimizer, Customary) else optimizer
 
 
 def make_comparison(

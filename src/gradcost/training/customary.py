@@ -9,7 +9,7 @@ from gradcost.training.optimizers import SGD, AdamW, Optimizer
 
 @value
 class Customary:
-    """Each method with the optimizer that is customary for it. Its learning rate is searched, as for one optimizer.
+    """Each method with the optimizer that is customary for it. In a study its learning rate is searched.
 
     - A method with the exact gradient: `AdamW`, with torch's defaults.
     - A method with an estimated gradient: `SGD` without momentum, as in the papers on forward gradients and MeZO.
@@ -25,3 +25,8 @@ class Customary:
             estimator: the method.
         """
         return AdamW(1.0) if estimator.exact else SGD(1.0)
+
+
+def optimizer_of(optimizer: Optimizer | Customary, estimator: Estimator) -> Optimizer:
+    """Return the optimizer of a method: the same for all, or the customary one."""
+    return optimizer.of(estimator) if isinstance(optimizer, Customary) else optimizer
