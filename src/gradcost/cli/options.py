@@ -212,13 +212,7 @@ class PlanOptions:
     ] = False
     as_json: Json = False
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page.")] = None
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='With -o: a page for many settings, "batch=1..64,length=512..8192,optimizer=AdamW(0.001)|SGD(0.1)". '
-            "Also lora, bits, chunks and dtype."
-        ),
-    ] = None
+    sweep: Annotated[list[str] | None, typer.Option(help="A page of many plans: batch=1..64,length=512|1024.")] = None
 
 
 @dataclass(frozen=True)
