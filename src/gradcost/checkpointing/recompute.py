@@ -47,7 +47,7 @@ def recomputing(
         batch: any pytree; the batch of the forward pass.
         blocks: the chain of blocks.
         items: a schedule of all blocks.
-        keep: names of the operators in `torch.ops.aten` whose outputs are saved.
+        keep: names of the operators in `torch.ops.aten` whose outputs selectively recorded blocks save.
     Returns:
         A context manager for the forward pass.
     Raises:
@@ -62,21 +62,33 @@ def recomputing(
         found = (*replay.generators_of(blocks), *(value for _, value in objective.isolation.generators))
         own = list({id(generator): generator for generator in found}.values())
         generators = Generators(objective.devices, replay.draws_python, replay.draws_numpy, own)
-        settings = _Settings(generators, replay, DrawWatch(replay), keep, call)
+        settings = _Settings(generators, replay, DrawWatch(replay), frozenset(), call)
         routes: list[tuple[nn.Module, Route]] = []
         start = 0
         for item in items:
             stop = start + schedule_length(item)
             if not isinstance(item, int):
                 routes += _RegionRoutes(blocks[start:stop], item, settings).routes()
+            elif item < 0:
+                for module in _with_parameters(blocks[start:stop]):
+                    routes += _RegionRoutes([(module,)], (1,), settings._replace(keep=keep)).routes()
             start = stop
         assert start == len(blocks)
         return routed_forwards(routes, caches or CacheRule(replay.keeps_caches))
 
-    if all(isinstance(item, int) for item in items):
+    if all(isinstance(item, int) and item > 0 for item in items):
         return nullcontext()  # nothing is recomputed
+    keep = keep if any(isinstance(item, int) and item < 0 for item in items) else frozenset()
     _refuse_compiled(objective, {module for block in blocks for module in block})
     return routed(checked_replay(objective, batch, routed, keep))
+
+
+def _with_parameters(blocks: Sequence[Block]) -> list[nn.Module]:
+    """Return the modules of blocks that are recomputed alone.
+
+    Modules without parameters are not: they may overwrite their input, and recomputing them frees little memory.
+    """
+    return [module for block in blocks for module in block if any(True for _ in module.parameters())]
 
 
 def _refuse_compiled(objective: Objective, blocks: set[nn.Module]) -> None:
