@@ -36,8 +36,9 @@ def recomputing(
 ) -> AbstractContextManager[None]:
     """Return a context manager inside which a forward pass with gradients saves only what the schedule keeps.
 
-    Law: the gradient equals that without recomputation, bit for bit. A region is split where a block's input is not
-    the previous block's output. Each part then runs again as one, and the schedule inside the region does not apply.
+    Law: the gradient equals that without recomputation, bit for bit. Blocks get no empty key-value cache, so for a
+    language model with a cache the bits may be those with `use_cache=False`. A region is split where a block's input
+    is not the previous block's output. Each part then runs again as one, and the schedule in it does not apply.
 
     The first use of a model and a loss runs a check (`checked_replay`), a forward pass that runs each block twice.
     If the second run of a block differs, the block is not recomputed: it saves its activations.
@@ -72,15 +73,23 @@ def recomputing(
             elif item < 0:
                 for module in _with_parameters(blocks[start:stop]):
                     routes += _RegionRoutes([(module,)], (1,), settings._replace(keep=keep)).routes()
+            elif has_caches:
+                routes += [(module, _recorded) for block in blocks[start:stop] for module in block]
             start = stop
         assert start == len(blocks)
         return routed_forwards(routes, caches or CacheRule(replay.keeps_caches))
 
     if all(isinstance(item, int) and item > 0 for item in items):
         return nullcontext()  # nothing is recomputed
+    # If one block gets no key-value cache, none does: attention may round keys that a cache has copied otherwise.
+    has_caches = any(hasattr(getattr(module, "config", None), "use_cache") for module in objective.modules)
     keep = keep if any(isinstance(item, int) and item < 0 for item in items) else frozenset()
     _refuse_compiled(objective, {module for block in blocks for module in block})
     return routed(checked_replay(objective, batch, routed, keep))
+
+
+def _recorded(forward: Forward, args: Any, kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
 
 
 def _with_parameters(blocks: Sequence[Block]) -> list[nn.Module]:

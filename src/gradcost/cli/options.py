@@ -12,7 +12,6 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from gradcost.cli.limits import check_address_space
-from gradcost.results.comparability import CUSTOMARY
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
@@ -198,7 +197,7 @@ class PlanOptions:
     ] = None
     optimizer: Annotated[
         str, typer.Option(help='"SGD(lr=0.1)"; or customary: AdamW for exact gradients, SGD for the others.')
-    ] = CUSTOMARY
+    ] = "customary"
     method: Annotated[
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about fifteen.')
     ] = None
