@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Download data sets.", no_args_is_help=True)
+data = typer.Typer(help="Download data sets and models.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 KEPT = {  # what an interrupted command keeps

@@ -24,7 +24,13 @@ Every = Annotated[float, typer.Option(min=0, help="Seconds between two training 
 TrialTimeout = Annotated[
     float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
 ]
-Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="With --model: FILE.py:FUNCTION. FUNCTION(batch_size) or FUNCTION() returns one batch: (x, y), or what "
+        "the loss of --model takes; or the dictionary of loaders that `compare` takes."
+    ),
+]
 
 
 def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
@@ -207,7 +213,8 @@ class CheckOptions:
     """The options of `gradcost check`."""
 
     method: Annotated[
-        str | None, typer.Argument(help='A method: "mezo(probes=4)". Default: all presets, one line each.')
+        str | None,
+        typer.Argument(help='A method: "mezo(probes=4)". Default: all presets that need no argument, one line each.'),
     ] = None
     model: Annotated[str | None, typer.Option(help="FILE.py:FACTORY, or the name of a model of the task.")] = None
     data: Data = None
