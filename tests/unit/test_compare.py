@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import gradcost
-from gradcost import SGD, Key, Trial, VarianceReduced, backprop, forecast, mezo
+from gradcost import SGD, AdamW, Key, Trial, VarianceReduced, backprop, forecast, mezo
 from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
@@ -23,10 +23,13 @@ from gradcost.planning.forecast import Forecast
 from gradcost.studies import Comparison, Executor, Study, events
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.costs import forecast_methods
+from gradcost.studies.customary import Customary
 from gradcost.studies.processes import Record, Work
+from gradcost.studies.study import first_stage
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
+from gradcost.training import Adam, Master
 
 NET = """
 import gradcost
@@ -190,6 +193,26 @@ def digits(methods: Any, **options: Any) -> Comparison:
         methods,
         **{n: v for n, v in defaults.items() if n in accepted and n not in ("task", "methods")} | options,
     )
+
+
+def test_rates_come_from_a_range_that_suits_the_optimizer():
+    """AdamW's first look was at 0.00068, 0.032 and 1.5."""
+    sgd, adamw = digits([backprop()], tuning_points=6), digits([backprop()], tuning_points=6, optimizer=AdamW(1.0))
+    assert sgd.rates == (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+    assert adamw.rates == (3e-6, 3e-5, 3e-4, 0.003, 0.03, 0.3)
+    assert digits([backprop()], optimizer=AdamW(1.0), is_coarse=True).rates == (2e-5, 0.00095, 0.044)
+    assert digits([backprop()], tuning_points=6, optimizer=Master(Adam(1.0))).rates == adamw.rates
+    given = digits([backprop()], tuning_points=6, optimizer=AdamW(1.0), lr_range=(1e-4, 10.0))
+    assert (given.rates, given.own_rates) == (sgd.rates, ())
+
+
+def test_each_method_has_the_grid_of_its_customary_optimizer():
+    both = digits([mezo(), backprop()], tuning_points=6, optimizer=Customary())
+    trials = first_stage(both.study(["mezo()", "backprop()"]))
+    assert [t.optimizer.lr for t in trials if t.method == "mezo()"] == [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]
+    assert [t.optimizer for t in trials if t.method == "backprop()"] == [
+        AdamW(lr) for lr in (3e-6, 3e-5, 3e-4, 0.003, 0.03, 0.3)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,14 @@ class CompareOptions:
             help="New seeds with which the best three learning rates run again.",
         ),
     ] = 2
-    lr_range: Annotated[str, typer.Option("--lr-range", "--rates", help="Range of learning rates, LOW:HIGH.")] = (
-        "1e-4:10"
-    )
+    lr_range: Annotated[
+        str | None,
+        typer.Option(
+            "--lr-range",
+            "--rates",
+            help="Range of learning rates, LOW:HIGH. Default: 1e-4:10 for SGD, 3e-6:0.3 for Adam and AdamW.",
+        ),
+    ] = None
     target: Annotated[
         float | None,
         typer.Option(help="Record when the validation metric first reaches this. Default: 0.9 for the accuracy."),
