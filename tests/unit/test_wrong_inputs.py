@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -208,5 +209,6 @@ def test_a_budget_may_be_a_float():
     model = nn.Linear(4, 3)
     objective = gradcost.Objective(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
     batch = (torch.ones(2, 4), torch.tensor([0, 1]))
-    plans = [gradcost.plan(objective, batch, budget, [gradcost.mezo()]) for budget in (8e9, 8 * 10**9)]
+    budgets: list[Any] = [8e9, 8 * 10**9]
+    plans = [gradcost.plan(objective, batch, budget, [gradcost.mezo()]) for budget in budgets]
     assert str(plans[0]) == str(plans[1])
