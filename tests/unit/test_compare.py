@@ -22,10 +22,9 @@ from gradcost.core.notes import Note
 from gradcost.instruments.timing import Timing
 from gradcost.planning.forecast import Forecast
 from gradcost.results.records import read
-from gradcost.studies import Comparison, Executor, Study, costs, events
+from gradcost.studies import Comparison, Customary, Executor, Study, costs, events
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.costs import forecast_methods
-from gradcost.studies.customary import Customary
 from gradcost.studies.folder import make_folder
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.study import first_stage

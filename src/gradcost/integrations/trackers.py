@@ -59,8 +59,8 @@ def runs(results: Results) -> Iterator[Run]:
     shared = {"task": study.task, "model": study.model_name, "batch": study.batch}
 
     def valued(what: str, x: Any) -> tuple[str, Any]:
-        is_score = what.endswith("_score") and x is not None
-        return what.replace("_score", f"_{metric.name}"), metric.score(x) if is_score else x
+        shown = metric.score(x) if what.endswith("_score") and x is not None else x
+        return what.replace("_score", f"_{metric.name}"), shown
 
     for trial, row in zip(results.trials, export.trials(results), strict=True):
         points: dict[int, dict[str, float]] = {}
