@@ -22,12 +22,11 @@ from gradcost.cli.options import (
     Folder,
     Json,
     PlanOptions,
-    ReplayOptions,
     ReproduceOptions,
     StudyOptions,
     with_options,
 )
-from gradcost.cli.train_options import TrainOptions
+from gradcost.cli.train_options import ReplayOptions, TrainOptions
 from gradcost.core.errors import GradcostError
 from gradcost.core.streams import open_closed_streams
 

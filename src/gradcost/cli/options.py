@@ -331,20 +331,3 @@ class ReproduceOptions:
         bool, typer.Option("--dry-run", help="Show the runs and their hours, from a few timed steps; start none.")
     ] = False
     records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False
-
-
-@dataclass(frozen=True)
-class ReplayOptions:
-    """The options of `gradcost replay`."""
-
-    log: Annotated[Path, typer.Argument(help="The step log of a training run.")]
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file for the weights (safetensors).")]
-    to: Annotated[int | None, typer.Option(min=0, help="Number of steps to take. Default: all.")] = None
-    model: Annotated[
-        str | None,
-        typer.Option(help="FILE.py:FACTORY. FACTORY returns the model. Default: the task and key of the log."),
-    ] = None
-    weights: Annotated[
-        Path | None, typer.Option(help="The weights before step 0 (safetensors). Default: those of the model.")
-    ] = None
-    as_json: Json = False
