@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+
+from gradcost.results import ledger
+from gradcost.results.records import Cost, Curve, Quality, Refused, StudyRecord, TrialRecord
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -142,6 +147,24 @@ def test_the_reference_lists_the_flat_names():
     flat = {name for name in gradcost.__all__ if not isinstance(getattr(gradcost, name), ModuleType)}
     page = (DOCS / "reference" / "index.md").read_text()
     assert set(re.findall(r"\[`gradcost\.(\w+)`\]\[", page)) == flat
+
+
+def test_the_page_on_studies_lists_every_field_of_a_results_folder():
+    """Those that the library reads, and those of the published records."""
+    page = (DOCS / "write-a-study.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page[page.index("## Files of a results folder") :]))
+    fields = {
+        f.name for kind in (StudyRecord, TrialRecord, Cost, Quality, Refused, Curve) for f in dataclasses.fields(kind)
+    }
+    for folder in {path.parent for path in DOCS.glob("results/*/records.jsonl")}:
+        fields |= set(json.loads((folder / "study.json").read_text()))
+        fields |= {name for r in ledger.records(folder) if r["kind"] in ("trial", "cost", "quality") for name in r}
+    assert sorted(fields - named) == []
+    invented = (
+        named - fields - {"schema", "crc", "kind", "trial", "cost", "quality", "refused", "traceback", "samples"}
+    )
+    values = {"finished", "diverged", "failed", "null", "customary", "loss", "accuracy", "score", "targets", "of"}
+    assert sorted(invented - values - {"lower_is_better", "others", "question", "note"}) == []
 
 
 def test_the_prose_avoids_the_words_of_the_style_guide():

@@ -48,7 +48,8 @@ def drawn(blocks: int, draw: Random, depth: int = 3) -> Items:
     items: list[Any] = []
     while blocks:
         some = draw.randint(1, blocks)
-        items.append(some if depth == 0 or draw.random() < 0.3 else drawn(some, draw, depth - 1))
+        recorded = some if depth < 3 or draw.random() < 0.5 else -some
+        items.append(recorded if depth == 0 or draw.random() < 0.3 else drawn(some, draw, depth - 1))
         blocks -= some
     if depth < 3 and isinstance(items[-1], int):  # the last block of a region may run again in parts
         items[-1:] = [*([items[-1] - 1] if items[-1] > 1 else []), *[0] * draw.randint(0, 3), 1]
@@ -61,7 +62,7 @@ def nested(blocks: int, several: int = 6) -> list[Saving]:
     for _ in range(blocks - 1):
         comb = (comb, 1)
     draw = Random(blocks)
-    fixed: list[Items] = [(comb,), (((1,),) * blocks,), ((0, 0, 1),) * blocks]
+    fixed: list[Items] = [(comb,), (((1,),) * blocks,), ((0, 0, 1),) * blocks, (-1, *((1,),) * (blocks - 1))]
     return [*dict.fromkeys(Schedule(items) for items in (*fixed, *(drawn(blocks, draw) for _ in range(several))))]
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from gradcost import Key, Objective, Reverse, backprop, checkpointed, forecast
 from gradcost.checkpointing import Blocks, Segments
-from gradcost.checkpointing.optimal import Epilogue, Stage, frontier
+from gradcost.checkpointing.optimal import frontier
+from gradcost.checkpointing.schedule_cost import Epilogue, Stage
 from gradcost.checkpointing.schedules import joined, schedule_length
 from gradcost.core.notes import Note
 from gradcost.planning import Within

@@ -155,6 +155,7 @@ SCHEDULES = [
     (llama, 9, NESTED, None),
     (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD),
     (llama, 8, IN_PARTS, SGD),
+    (gpt2, 8, "Reverse(Schedule((-3, (1,), 1, (1, 0, 1), -1)))", SGD),
 ]
 MORE_SCHEDULES = [
     (make, 9, f"Reverse(Schedule({items}))", optimizer)
@@ -166,6 +167,7 @@ MORE_SCHEDULES = [
         "((2, (1,)), (2, (1,)), (((1,),),), 2)",
         "(((1,),), 4, (4,))",
         "(2, (1,), (1,), 1, ((((1,),),), 2), 1)",
+        "(-4, 1, -1, (1,), 1, -1)",
         "(((0, 1), ((0, 1), 0, 1), 0, 0, 1), (0, 0, 0, 1), 1, ((1,), 1, 0, 1))",
     )
 ]
@@ -207,7 +209,8 @@ def random_items(draw: random.Random, blocks: int, level: int = 0) -> Any:
     while blocks:
         count = draw.randint(1, blocks)
         is_recorded = draw.random() < 0.4 or level > 3
-        items.append(count if is_recorded else random_items(draw, count, level + 1))
+        recorded = count if level or draw.random() < 0.5 else -count
+        items.append(recorded if is_recorded else random_items(draw, count, level + 1))
         blocks -= count
     if level and isinstance(items[-1], int):
         items[-1:] = [*([items[-1] - 1] if items[-1] > 1 else []), *[0] * draw.randint(0, 2), 1]

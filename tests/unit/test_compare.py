@@ -15,18 +15,23 @@ from typing import Any
 import pytest
 
 import gradcost
-from gradcost import SGD, Key, Trial, VarianceReduced, backprop, forecast, mezo
+from gradcost import SGD, AdamW, Key, Trial, VarianceReduced, backprop, forecast, mezo
 from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
+from gradcost.instruments.timing import Timing
 from gradcost.planning.forecast import Forecast
-from gradcost.studies import Comparison, Executor, Study, events
+from gradcost.results.records import read
+from gradcost.studies import Comparison, Customary, Executor, Study, costs, events
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.costs import forecast_methods
+from gradcost.studies.folder import make_folder
 from gradcost.studies.processes import Record, Work
+from gradcost.studies.study import first_stage
 from gradcost.studies.worker import empty_record
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
+from gradcost.training import Adam, Master
 
 NET = """
 import gradcost
@@ -192,6 +197,26 @@ def digits(methods: Any, **options: Any) -> Comparison:
     )
 
 
+def test_rates_come_from_a_range_that_suits_the_optimizer():
+    """AdamW's first look was at 0.00068, 0.032 and 1.5."""
+    sgd, adamw = digits([backprop()], tuning_points=6), digits([backprop()], tuning_points=6, optimizer=AdamW(1.0))
+    assert sgd.rates == (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+    assert adamw.rates == (3e-6, 3e-5, 3e-4, 0.003, 0.03, 0.3)
+    assert digits([backprop()], optimizer=AdamW(1.0), is_coarse=True).rates == (2e-5, 0.00095, 0.044)
+    assert digits([backprop()], tuning_points=6, optimizer=Master(Adam(1.0))).rates == adamw.rates
+    given = digits([backprop()], tuning_points=6, optimizer=AdamW(1.0), lr_range=(1e-4, 10.0))
+    assert (given.rates, given.own_rates) == (sgd.rates, ())
+
+
+def test_each_method_has_the_grid_of_its_customary_optimizer():
+    both = digits([mezo(), backprop()], tuning_points=6, optimizer=Customary())
+    trials = first_stage(both.study(["mezo()", "backprop()"]))
+    assert [t.optimizer.lr for t in trials if t.method == "mezo()"] == [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]
+    assert [t.optimizer for t in trials if t.method == "backprop()"] == [
+        AdamW(lr) for lr in (3e-6, 3e-5, 3e-4, 0.003, 0.03, 0.3)
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -239,3 +264,41 @@ def test_the_flops_of_a_step_contain_its_share_of_passes_over_the_data():
     assert found.counts.flops == 2 * mezos
     assert found.flops == round(2 * mezos + mezos * examples / 64 / 4)
     assert found.forwards == pytest.approx(4 + 2 * examples / 64 / 4)
+
+
+def test_the_milliseconds_of_a_step_contain_its_share_of_passes_over_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A pass is timed over four batches. The timed steps themselves take no snapshot after the first."""
+    task = Digits(model=Mlp(hidden=(8,)), batch=64)
+    objective = task.objective(Key(0))
+    assert objective.data is not None
+    batches = sum(len(each.x) for each in objective.data()) / 64
+    timed: list[Any] = []
+
+    def step(objective: Any, batch: Any, estimator: Any, optimizer: Any) -> Timing:
+        timed.append(estimator)
+        return Timing((1.0, 1.0, 3.0))
+
+    def steps(work: Any) -> Timing:
+        work()
+        return Timing((8.0,))
+
+    monkeypatch.setattr(costs, "time_step", step)
+    monkeypatch.setattr(costs, "time_steps", steps)
+    svrg = VarianceReduced(mezo(), every=4)
+    methods = {"svrg": (svrg, SGD(0.1)), "mezo": (mezo(), SGD(0.1))}
+    forecasts = dict(forecast_methods(task, methods, None))
+    make_folder(tmp_path / "r")
+    (tmp_path / "r" / "study.json").write_text(
+        '{"task": "t", "task_name": "t", "model_name": "m", "optimizer": "SGD"}'
+    )
+    (tmp_path / "r" / "records.jsonl").touch()
+    assert list(costs.time_methods(task, methods, None, tmp_path / "r", forecasts)) == ["svrg", "mezo"]  # type: ignore[arg-type]
+    found = {cost.method: cost for cost in read(tmp_path / "r").costs}
+    assert found["svrg"].ms == pytest.approx(1 + 8 / 4 * batches / 4)
+    assert found["mezo"].ms == 1
+    assert timed == [VarianceReduced(mezo(), every=1 << 62), mezo()]
+    trials = [Trial(task, name, estimator, SGD(0.1), 9) for name, (estimator, _) in methods.items()]
+    seconds = costs.seconds_per_step(trials)
+    assert seconds["svrg"] > 8e-3 / 4 * batches / 4 > seconds["mezo"]

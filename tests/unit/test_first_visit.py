@@ -142,7 +142,7 @@ def test_torchs_own_warnings_are_not_those_of_a_forward_gradient():
 
 
 def test_an_empty_training_split_is_a_sentence():
-    with pytest.raises(BadInput, match="the training split of Empty has no examples: it needs one or more"):
+    with pytest.raises(BadInput, match="the train split of Empty has no examples: it needs one or more"):
         Empty().batch_at(Key(0), 0)
 
 

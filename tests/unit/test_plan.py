@@ -409,7 +409,37 @@ def test_long_expressions_are_said_in_words():
     assert described(Accumulated(nested, 4)) == "nested checkpointing, 4 micro-batches"
     assert described(Reverse(Within(24 << 30))) == "Within(24GiB)"
     assert label(replace(gradcost.mezo(), probes=3)) == "mezo(probes=3)"
-    assert label(gradcost.mezo(eps=0.01)) == "Probing(CentralDifference(0.01))"
+    assert label(gradcost.mezo(eps=0.01)) == "mezo(eps=0.01)"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "backprop()",
+        "checkpointed()",
+        "fzoo()",
+        "fzoo(probes=4)",
+        "mezo(eps=None, probes=4)",
+        "forward_gradient(probes=4, together=1)",
+        "zo_svrg(every=7)",
+        "addax(longest=12, weight=0.1)",
+        "hizoo()",
+        "multi_tangent()",
+        "activity_perturbation()",
+        "zo_sgd_sign()",
+        "Clipped(fzoo(), 2.0)",
+        "Accumulated(mezo(), 4)",
+        "Probing(Jvp(), Rademacher(), 3)",
+    ],
+)
+def test_a_preset_keeps_the_name_that_it_is_known_by(written: str):
+    """`fzoo()` was listed as Probing(ForwardDifference(0.001), Rademacher(), probes=8, combine=Normalized())."""
+    assert label(spec.method(written)) == written
+
+
+def test_a_field_that_no_preset_takes_is_no_preset():
+    odd = replace(gradcost.mezo(), slope=gradcost.CentralDifference(0.5), directions=Sphere())
+    assert label(odd) == "Probing(CentralDifference(0.5), Sphere())"
 
 
 def test_the_curve_has_both_kinds_of_checkpointing_and_descends():

@@ -15,8 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alive import Alive
 from counting import Flops
-from gradcost.checkpointing.optimal import Epilogue, Stage
-from gradcost.checkpointing.optimal import peak as schedule_peak
 from gradcost.checkpointing.policies import (
     Attention,
     Blocks,
@@ -28,6 +26,8 @@ from gradcost.checkpointing.policies import (
     Segments,
     Selective,
 )
+from gradcost.checkpointing.schedule_cost import Epilogue, Stage
+from gradcost.checkpointing.schedule_cost import peak as schedule_peak
 from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.cli import spec
 from gradcost.core import memory_events

@@ -119,6 +119,26 @@ def test_the_table_is_rectangular_and_the_same_in_markdown(whole: Results):
     assert rows[4][5] == "~0.74"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "diverged", "target"),
+    [
+        (["finished"], "0 of 1", "120 steps"),
+        (["finished", "diverged"], "1 of 2", "120 steps (1 of 2)"),
+        (["finished", "failed", "finished"], "0 of 3", "120 steps (2 of 3)"),
+    ],
+)
+def test_runs_that_are_still_to_come_are_not_counted(tmp_path: Path, statuses: list[str], diverged: str, target: str):
+    """Of three planned seeds. One run was "0 of 3 diverged"."""
+    scores = {"loss": 0.1, "accuracy": 0.9}
+    lines = [
+        trial("a()", seed=seed, status=status, test=scores if status == "finished" else None, reached=120)
+        for seed, status in enumerate(statuses)
+    ]
+    columns, rows = tables.table(read(write_folder(tmp_path, lines)))
+    row = dict(zip(columns, rows[0], strict=True))
+    assert (row["diverged"], row["to 90%"]) == (diverged, target)
+
+
 def test_a_bar_in_a_label_does_not_break_markdown(tmp_path: Path):
     line = tables.markdown(tables.table(read(write_folder(tmp_path, [trial(HOSTILE)])))).splitlines()[2]
     assert len(re.findall(r"(?<!\\)\|", line)) == 10

@@ -206,6 +206,37 @@ def test_the_seeded_path_holds_no_gradient_and_moves_as_the_dense_one(tmp_path: 
     assert weights_digest(objective) == weights_digest(Objective(ours.model, objective.loss))
 
 
+class Own(nn.Module):
+    """A model whose `forward` knows no `num_items_in_batch`, so the Trainer divides the loss by the micro-batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded_generators(Key(3)):
+            self.embedding, self.head = nn.Embedding(29, 8), nn.Linear(8, 29)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.embedding(input_ids))
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def test_a_model_of_ones_own_is_accumulated_and_logged_as_by_the_trainer(tmp_path: Path):
+    reference, expected = trained(transformers.Trainer, tmp_path, Own())
+    assert not reference.model_accepts_loss_kwargs
+    ours, losses = trained(with_estimator(transformers.Trainer, backprop()), tmp_path, Own())
+    assert losses == expected
+    assert expected[0] < 4  # near log(29) = 3.4, and not twice as much
+    assert same(ours.model, reference.model)
+
+
+def test_the_seeded_path_divides_by_the_micro_batches_too(tmp_path: Path):
+    kind = with_estimator(transformers.Trainer, mezo(1e-3))
+    dense, expected = trained(kind, tmp_path, Own(), lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+    seeded, losses = trained(kind, tmp_path, Own(), lambda model: SeededSGD(model.parameters(), lr=0.01))
+    assert losses == pytest.approx(expected, abs=1e-4)
+    for one, other in zip(weights(seeded.model), weights(dense.model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_peft_model_trains_its_adapters_alone(tmp_path: Path):
     model = llama(lora=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

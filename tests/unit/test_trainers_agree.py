@@ -391,13 +391,37 @@ def test_what_would_be_silently_wrong_in_lightning_is_refused():
     made, batch = OBJECTIVES["mlp"].make()
     resumed = EstimatedLoss(Momentum(mezo(1e-3)), made.model, made.loss)
     with pytest.raises(Unsupported, match="a resumed run would differ"):
-        resumed(SimpleNamespace(trainer=lightning_trainer(global_step=5)), batch)
+        resumed(SimpleNamespace(trainer=lightning_trainer(global_step=5), clip_gradients=print), batch)
     with pytest.raises(Unsupported, match="gradient_clip_val"):
         EstimatedLoss(mezo(), made.model, made.loss)(
             SimpleNamespace(trainer=lightning_trainer(gradient_clip_val=0.5)), batch
         )
     with pytest.raises(BadInput, match="a method of a"):
         EstimatedLoss(mezo(), made.model, made.model.forward)
+
+
+@pytest.mark.parametrize("name", ["mezo", "backprop"])
+def test_clipping_by_hand_in_lightning_is_refused_for_an_estimate_alone(small: Any, name: str):
+    module = small(ESTIMATORS[name])
+    module.automatic_optimization = False
+    step, called = module.training_step, []
+
+    def training_step(rows: Any, batch_idx: int) -> Any:
+        optimizer = module.optimizers()
+        module.manual_backward(step(rows, batch_idx))
+        module.clip_gradients(optimizer)  # without a limit it clips nothing
+        called.append(batch_idx)
+        module.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+    module.training_step = training_step
+    if name == "backprop":
+        fit(module, 2)
+        assert called == [0, 1]
+        return
+    with pytest.raises(Unsupported, match=r"clip_gradients\(gradient_clip_val=1\.0\) would shorten"):
+        fit(module, 2)
+    assert called == [0]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import gradcost
 from gradcost import SGD, AdamW, Key, Objective, Reverse, backprop, forecast
 from gradcost.checkpointing import Schedule
-from gradcost.checkpointing.optimal import peak, recomputed
+from gradcost.checkpointing.schedule_cost import peak, recomputed
 from gradcost.checkpointing.schedules import has_parts
 from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import OpCounter

@@ -127,6 +127,7 @@ class Schedule(Saving):
     An item is one of:
 
     - an int n: the next n blocks are recorded: they save every activation that the backward pass needs.
+    - -n, outside of regions: the next n blocks are recorded as under `Selective()`.
     - a tuple of items: the schedule of one region. Only the region's input is saved. When the backward pass reaches
       the region, the region runs again from that input, under this schedule.
 
@@ -143,7 +144,7 @@ class Schedule(Saving):
     Args:
         items: the schedule, a tuple of items.
     Raises:
-        BadInput: an item is neither an int of 1 or more nor a tuple of one item or more, or a 0 stands elsewhere.
+        BadInput: an item is neither an int nor a tuple of one item or more, or stands where it cannot.
     Source: Herrmann et al. 2019 (arXiv 1911.13214).
     """
 
@@ -156,7 +157,7 @@ class Schedule(Saving):
         objection = self.objection(objective, batch)
         if objection is not None:
             raise Unsupported(objection)
-        return recomputing(objective, batch, find_blocks(objective.model), self.items)
+        return recomputing(objective, batch, find_blocks(objective.model), self.items, EXPENSIVE)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks, scheduled = len(find_blocks(objective.model)), schedule_length(self.items)
@@ -193,6 +194,9 @@ class Attention(Operators):
         return frozenset(f"_scaled_dot_product_{kernel}" for kernel in kernels)
 
 
+EXPENSIVE = Matmuls().names() | Attention().names()  # the operators whose outputs Selective() saves
+
+
 @value
 class Selective(Saving):
     """Recompute every repeated block in the backward pass, but save the outputs of some operators.
@@ -219,11 +223,8 @@ class Selective(Saving):
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         names = frozenset[str]().union(*(group.names() for group in self.keep))
-
-        modules = [module for block in find_blocks(objective.model) for module in block]
-        # Skip modules without parameters: they may overwrite their input, and recomputing them frees little memory.
-        chosen = [(module,) for module in modules if any(True for _ in module.parameters())]
-        return recomputing(objective, batch, chosen, ((1,),) * len(chosen), names)
+        blocks = find_blocks(objective.model)
+        return recomputing(objective, batch, blocks, (-len(blocks),), names)
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return _objection_without_blocks(objective.model, self)

@@ -36,8 +36,9 @@ def recomputing(
 ) -> AbstractContextManager[None]:
     """Return a context manager inside which a forward pass with gradients saves only what the schedule keeps.
 
-    Law: the gradient equals that without recomputation, bit for bit. A region is split where a block's input is not
-    the previous block's output. Each part then runs again as one, and the schedule inside the region does not apply.
+    Law: the gradient equals that without recomputation, bit for bit. Blocks get no empty key-value cache, so for a
+    language model with a cache the bits may be those with `use_cache=False`. A region is split where a block's input
+    is not the previous block's output. Each part then runs again as one, and the schedule in it does not apply.
 
     The first use of a model and a loss runs a check (`checked_replay`), a forward pass that runs each block twice.
     If the second run of a block differs, the block is not recomputed: it saves its activations.
@@ -47,7 +48,7 @@ def recomputing(
         batch: any pytree; the batch of the forward pass.
         blocks: the chain of blocks.
         items: a schedule of all blocks.
-        keep: names of the operators in `torch.ops.aten` whose outputs are saved.
+        keep: names of the operators in `torch.ops.aten` whose outputs selectively recorded blocks save.
     Returns:
         A context manager for the forward pass.
     Raises:
@@ -62,21 +63,41 @@ def recomputing(
         found = (*replay.generators_of(blocks), *(value for _, value in objective.isolation.generators))
         own = list({id(generator): generator for generator in found}.values())
         generators = Generators(objective.devices, replay.draws_python, replay.draws_numpy, own)
-        settings = _Settings(generators, replay, DrawWatch(replay), keep, call)
+        settings = _Settings(generators, replay, DrawWatch(replay), frozenset(), call)
         routes: list[tuple[nn.Module, Route]] = []
         start = 0
         for item in items:
             stop = start + schedule_length(item)
             if not isinstance(item, int):
                 routes += _RegionRoutes(blocks[start:stop], item, settings).routes()
+            elif item < 0:
+                for module in _with_parameters(blocks[start:stop]):
+                    routes += _RegionRoutes([(module,)], (1,), settings._replace(keep=keep)).routes()
+            elif has_caches:
+                routes += [(module, _recorded) for block in blocks[start:stop] for module in block]
             start = stop
         assert start == len(blocks)
         return routed_forwards(routes, caches or CacheRule(replay.keeps_caches))
 
-    if all(isinstance(item, int) for item in items):
+    if all(isinstance(item, int) and item > 0 for item in items):
         return nullcontext()  # nothing is recomputed
+    # If one block gets no key-value cache, none does: attention may round keys that a cache has copied otherwise.
+    has_caches = any(hasattr(getattr(module, "config", None), "use_cache") for module in objective.modules)
+    keep = keep if any(isinstance(item, int) and item < 0 for item in items) else frozenset()
     _refuse_compiled(objective, {module for block in blocks for module in block})
     return routed(checked_replay(objective, batch, routed, keep))
+
+
+def _recorded(forward: Forward, args: Any, kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
+
+
+def _with_parameters(blocks: Sequence[Block]) -> list[nn.Module]:
+    """Return the modules of blocks that are recomputed alone.
+
+    Modules without parameters are not: they may overwrite their input, and recomputing them frees little memory.
+    """
+    return [module for block in blocks for module in block if any(True for _ in module.parameters())]
 
 
 def _refuse_compiled(objective: Objective, blocks: set[nn.Module]) -> None:

@@ -4,6 +4,8 @@ A *recorded* block saves all tensors that its backward pass needs. A *schedule* 
 is one of:
 
 - an int n: the next n blocks are recorded.
+- -n, outside of regions: the next n blocks are recorded *selectively*. They save only the outputs of expensive
+  operators (`policies.Selective`), and the rest of each block runs again in the backward pass.
 - a tuple: the schedule of one *region*. Only the region's input is saved. When the backward pass reaches the region,
   the region runs again from that input (a *rerun*), under this schedule.
 - k zeros before a last 1 of a region: the last block runs again in k + 1 *parts*, once for each part of the tensors
@@ -23,7 +25,7 @@ Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
 
 def schedule_length(item: int | Items) -> int:
     """Return the number of blocks in a schedule or in one item (of calls, if the schedule counts calls)."""
-    return item if isinstance(item, int) else sum(map(schedule_length, item))
+    return abs(item) if isinstance(item, int) else sum(map(schedule_length, item))
 
 
 def check_items(items: Any, is_region: bool = False) -> None:
@@ -38,8 +40,8 @@ def check_items(items: Any, is_region: bool = False) -> None:
             raise BadInput(
                 f"zeros in a schedule stand before a 1 at the end of a region, as in ((0, 1),), not as in {items!r}."
             )
-        elif item < 0:
-            raise BadInput(f"a number in a schedule counts recorded blocks: 1 or more, not {item!r}.")
+        elif item < 0 and is_region:
+            raise BadInput(f"a number in a region of a schedule counts recorded blocks: 1 or more, not {item!r}.")
 
 
 def is_schedule(items: Items) -> bool:
@@ -80,11 +82,12 @@ def with_last_region_expanded(items: Items) -> Items:
 
 
 def joined(items: Items) -> Items:
-    """Return a schedule with neighbouring runs of recorded blocks joined, at every level. Parts stay parts."""
+    """Return a schedule with neighbouring runs of blocks that are recorded alike joined. Parts stay parts."""
     result: list[int | Items] = []
     for item in items:
-        if isinstance(item, int) and item and result and isinstance(result[-1], int) and result[-1]:
-            result[-1] += item
+        last = result[-1] if result else 0
+        if isinstance(item, int) and isinstance(last, int) and item * last > 0:
+            result[-1] = last + item
         else:
             result.append(item if isinstance(item, int) else joined(item))
     return tuple(result)

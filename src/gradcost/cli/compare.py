@@ -46,7 +46,7 @@ def compare_methods(options: CompareOptions) -> int:
         tuning_points=options.tuning_points,
         extra_points=options.extra_points,
         confirm_seeds=options.confirm_seeds,
-        lr_range=lr_range(options.lr_range),
+        lr_range=None if options.lr_range is None else lr_range(options.lr_range),
         target=options.target,
         memory_beyond_weights=spec.size(options.memory) if options.memory else None,
         optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),

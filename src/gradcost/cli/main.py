@@ -22,12 +22,11 @@ from gradcost.cli.options import (
     Folder,
     Json,
     PlanOptions,
-    ReplayOptions,
     ReproduceOptions,
     StudyOptions,
     with_options,
 )
-from gradcost.cli.train_options import TrainOptions
+from gradcost.cli.train_options import ReplayOptions, TrainOptions
 from gradcost.core.errors import GradcostError
 from gradcost.core.streams import open_closed_streams
 
@@ -38,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Download data sets.", no_args_is_help=True)
+data = typer.Typer(help="Download data sets and models.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 KEPT = {  # what an interrupted command keeps

@@ -12,7 +12,6 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from gradcost.cli.limits import check_address_space
-from gradcost.results.comparability import CUSTOMARY
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
@@ -25,7 +24,13 @@ Every = Annotated[float, typer.Option(min=0, help="Seconds between two training 
 TrialTimeout = Annotated[
     float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
 ]
-Data = Annotated[str | None, typer.Option(help="FILE.py:FUNCTION. FUNCTION(batch_size) returns a batch (x, y).")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="With --model: FILE.py:FUNCTION. FUNCTION(batch_size) or FUNCTION() returns one batch: (x, y), or what "
+        "the loss of --model takes; or the dictionary of loaders that `compare` takes."
+    ),
+]
 
 
 def with_options(options: type) -> Callable[[Callable[[Any], int]], Callable[..., int]]:
@@ -135,9 +140,14 @@ class CompareOptions:
             help="New seeds with which the best three learning rates run again.",
         ),
     ] = 2
-    lr_range: Annotated[str, typer.Option("--lr-range", "--rates", help="Range of learning rates, LOW:HIGH.")] = (
-        "1e-4:10"
-    )
+    lr_range: Annotated[
+        str | None,
+        typer.Option(
+            "--lr-range",
+            "--rates",
+            help="Range of learning rates, LOW:HIGH. Default: 1e-4:10 for SGD, 3e-6:0.3 for Adam and AdamW.",
+        ),
+    ] = None
     target: Annotated[
         float | None,
         typer.Option(help="Record when the validation metric first reaches this. Default: 0.9 for the accuracy."),
@@ -198,7 +208,7 @@ class PlanOptions:
     ] = None
     optimizer: Annotated[
         str, typer.Option(help='"SGD(lr=0.1)"; or customary: AdamW for exact gradients, SGD for the others.')
-    ] = CUSTOMARY
+    ] = "customary"
     method: Annotated[
         list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about fifteen.')
     ] = None
@@ -220,7 +230,8 @@ class CheckOptions:
     """The options of `gradcost check`."""
 
     method: Annotated[
-        str | None, typer.Argument(help='A method: "mezo(probes=4)". Default: all presets, one line each.')
+        str | None,
+        typer.Argument(help='A method: "mezo(probes=4)". Default: all presets that need no argument, one line each.'),
     ] = None
     model: Annotated[str | None, typer.Option(help="FILE.py:FACTORY, or the name of a model of the task.")] = None
     data: Data = None
@@ -332,20 +343,3 @@ class ReproduceOptions:
         bool, typer.Option("--dry-run", help="Show the runs and their hours, from a few timed steps; start none.")
     ] = False
     records: Annotated[bool, typer.Option("--records", help="Start no run; use the existing records.")] = False
-
-
-@dataclass(frozen=True)
-class ReplayOptions:
-    """The options of `gradcost replay`."""
-
-    log: Annotated[Path, typer.Argument(help="The step log of a training run.")]
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file for the weights (safetensors).")]
-    to: Annotated[int | None, typer.Option(min=0, help="Number of steps to take. Default: all.")] = None
-    model: Annotated[
-        str | None,
-        typer.Option(help="FILE.py:FACTORY. FACTORY returns the model. Default: the task and key of the log."),
-    ] = None
-    weights: Annotated[
-        Path | None, typer.Option(help="The weights before step 0 (safetensors). Default: those of the model.")
-    ] = None
-    as_json: Json = False

@@ -8,8 +8,8 @@ from typing import Any
 
 from gradcost.cli import console, spec
 from gradcost.cli.objective import from_factory
-from gradcost.cli.options import ReplayOptions
 from gradcost.cli.train import save_weights
+from gradcost.cli.train_options import ReplayOptions
 from gradcost.core.errors import BadInput, require
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective

@@ -1,15 +1,20 @@
-"""`gradcost status`, `show`, `why`, `diff` and `export`: inspect results folders. None of them imports torch."""
+"""`gradcost status`, `show`, `why`, `diff` and `export`: inspect results folders.
+
+None of them imports torch, except an export to TensorBoard.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gradcost.cli.options import Folder, Json
+from gradcost.core.errors import BadInput
 
 Id = Annotated[str, typer.Argument(metavar="TRIAL", help="The id of a trial, or its first characters.")]
 
@@ -96,19 +101,55 @@ def diff(
 
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.parquet. Curves: FILE.curves.parquet.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="parquet: FILE.parquet; the curves go to FILE.curves.parquet. Otherwise a folder. Without it, W&B "
+            "and MLflow write to the server that they are set up for.",
+        ),
+    ] = None,
+    to: Annotated[str, typer.Option(help="What to write: parquet, tensorboard, wandb or mlflow.")] = "parquet",
     as_json: Json = False,
 ) -> None:
-    """Write the records as two tables: one row per trial, and one row per point of a curve."""
+    """Write the records as two Parquet tables, or as runs of an experiment tracker: one per trial."""
     from gradcost.cli import console
-    from gradcost.results import export as tables
 
-    trials, curves = tables.write(folder, output)
+    written = _export(folder, output, to)
     if as_json:
-        print(json.dumps({"trials": str(trials), "curves": str(curves)}, indent=2))
+        print(json.dumps({name: item for name, item in written.items() if name != "next"}, indent=2))
         return
-    console.show(f"trials   {trials}")
-    console.show(f"curves   {curves}")
+    for name, item in written.items():
+        console.show(f"{name:8} {item}")
+
+
+def _export(folder: Path, output: Path | None, to: str) -> dict[str, str | int]:
+    """Write the records, and return what to show."""
+    from gradcost.integrations import trackers
+    from gradcost.results import export as tables
+    from gradcost.results.records import read
+
+    known = ("parquet", "tensorboard", "wandb", "mlflow")
+    if to not in known:
+        raise BadInput(f"--to takes {', '.join(known[:-1])} or {known[-1]}, not {to!r}.")
+    if output is None and to in known[:2]:
+        raise BadInput(f"--to {to} needs -o {'FILE.parquet' if to == 'parquet' else 'FOLDER'}.")
+    name = folder.resolve().name
+    match to, output:
+        case "parquet", Path():
+            trials, curves = tables.write(folder, output)
+            return {"trials": str(trials), "curves": str(curves)}
+        case "tensorboard", Path():
+            number = trackers.to_tensorboard(read(folder), output)
+            follow = f"tensorboard --logdir {shlex.quote(str(output))}"
+        case "wandb", _:
+            number = trackers.to_wandb(read(folder), name, output)
+            follow = f"wandb sync {shlex.quote(str(output / 'wandb'))}/offline-run-*" if output else ""
+        case _:
+            number = trackers.to_mlflow(read(folder), name, output)
+            follow = f"mlflow ui --backend-store-uri {shlex.quote(trackers.mlflow_uri(output))}" if output else ""
+    return {"runs": number} | ({"next": follow} if follow else {})
 
 
 def _readable(item: Any) -> str:

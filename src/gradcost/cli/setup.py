@@ -30,8 +30,16 @@ def tasks(as_json: Json = False) -> None:
     console.show_table(["task", "models", "description"], rows, left=True)
 
 
-def fetch(name: Annotated[str, typer.Argument(help="The data set: mnist, fashion_mnist or cifar10.")]) -> None:
-    """Download a data set, verify it, and store it in the cache folder ($GRADCOST_CACHE, or the default cache)."""
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="mnist, fashion_mnist, cifar10, trec or movies; or a model: minilm-l6, smollm2-135m or "
+            "efficientnet-lite0."
+        ),
+    ],
+) -> None:
+    """Download a data set or a model, verify it, and store it in the cache folder, $GRADCOST_CACHE if set."""
     from gradcost.cli import console, spec
     from gradcost.tasks import data as datasets
 

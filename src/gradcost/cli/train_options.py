@@ -1,4 +1,4 @@
-"""The options of `gradcost train`. Typer makes the help text from the fields."""
+"""The options of `gradcost train` and `gradcost replay`."""
 
 from __future__ import annotations
 
@@ -51,3 +51,20 @@ class TrainOptions:
     every: Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints.")] = 30.0
     as_json: Json = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; train nothing.")] = False
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """The options of `gradcost replay`."""
+
+    log: Annotated[Path, typer.Argument(help="The step log of a training run.")]
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file for the weights (safetensors).")]
+    to: Annotated[int | None, typer.Option(min=0, help="Number of steps to take. Default: all.")] = None
+    model: Annotated[
+        str | None,
+        typer.Option(help="FILE.py:FACTORY. FACTORY returns the model. Default: the task and key of the log."),
+    ] = None
+    weights: Annotated[
+        Path | None, typer.Option(help="The weights before step 0 (safetensors). Default: those of the model.")
+    ] = None
+    as_json: Json = False

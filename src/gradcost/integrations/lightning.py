@@ -6,6 +6,7 @@ Automatic and manual optimization. This module imports no Lightning; it uses the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,13 +58,24 @@ class EstimatedLoss:
         Raises:
             Unsupported: an argument of the Trainer would make training silently wrong: `gradient_clip_val` with an
                 estimator that is not exact, `precision="16-mixed"`, or several processes. Also if the estimator
-                cannot be used here, or has a state and the run was resumed.
+                cannot be used here, or has a state and the run was resumed. If the estimator is not exact,
+                `clip_gradients` of the module raises it from now on.
         """
         trainer = module.trainer
         if self._checked is not trainer:
             refuse(trainer, self.estimates.estimator)
+            if not self.estimates.estimator.exact:
+                module.clip_gradients = partial(_clip, module.clip_gradients, self.estimates.estimator)
             self._checked = trainer
         return as_loss(self.estimates.estimate(self.objective, batch, trainer.global_step))
+
+
+def _clip(clip: Callable[..., None], estimator: Estimator, optimizer: Any, *limits: Any, **named: Any) -> None:
+    """Clip gradients as Lightning's `clip_gradients`, which automatic optimization also calls without a limit."""
+    limit = limits[0] if limits else named.get("gradient_clip_val")
+    if limit:
+        raise Unsupported(norm_message(f"clip_gradients(gradient_clip_val={limit})", estimator))
+    clip(optimizer, *limits, **named)
 
 
 def refuse(trainer: Any, estimator: Estimator) -> None:

@@ -16,9 +16,10 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from gradcost.checkpointing.call_state import BlockModules, Generators
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
-from gradcost.checkpointing.optimal import Epilogue, Stage
-from gradcost.checkpointing.policies import Schedule
+from gradcost.checkpointing.kept_outputs import KeptOutputs
+from gradcost.checkpointing.policies import EXPENSIVE, Schedule
 from gradcost.checkpointing.region import Region
+from gradcost.checkpointing.schedule_cost import Epilogue, Stage
 from gradcost.core.blocks import Block, find_blocks
 from gradcost.core.errors import Unsupported
 from gradcost.core.fake import known
@@ -260,7 +261,29 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     backward = max(max(timeline[forward:], default=saved) - saved, 0)
     dropped, recorded = unsaved_tracker.memory().beyond, max(timeline[:forward])
     flops, parts = counter.counts.flops, tuple(_in_parts(block, call, rounding))
-    return Stage(output, saved, dropped, recorded, backward, flops, flops_at_last_save, parts)
+    selective = _selective(block, call, rounding)
+    return Stage(output, saved, dropped, recorded, backward, flops, flops_at_last_save, parts, selective)
+
+
+def _selective(block: Block, call: _Call, rounding: int) -> tuple[int, int, int, int]:
+    """Return `Stage.selective` of a block."""
+    regions: list[Region] = []
+
+    def through(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not any(True for _ in module.parameters()):
+            return module(*args, **kwargs)
+        regions.append(Region(Generators((), python=False, numpy=False), is_tagged=False))
+        return regions[-1].forward(module, args, kwargs, BlockModules(module, {}), KeptOutputs(EXPENSIVE))
+
+    counter = OpCounter(nn.ModuleList(block))
+    with counter.followed():
+        timeline, output, forward = _followed(block, partial(call.run, block, call.inputs(), through), rounding)
+    saved = max(timeline[forward - 1] - output, 0)
+    again = OpCounter(nn.ModuleList(block))
+    with again.followed():
+        _followed(block, partial(call.run, block, call.inputs()), rounding)
+    backward = max(max(timeline[forward:], default=saved) - saved, 0)
+    return saved, max(timeline[:forward]), backward, counter.counts.flops - again.counts.flops
 
 
 def _followed(block: Block, run: Callable[[], Any], rounding: int) -> tuple[list[int], int, int]:

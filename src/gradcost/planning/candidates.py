@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import combinations
 from typing import Any, cast
 
 from gradcost.checkpointing.policies import Offloaded, Schedule, Segments, Selective
 from gradcost.core.blocks import find_blocks
+from gradcost.core.errors import GradcostError
 from gradcost.core.objective import Objective
 from gradcost.core.units import size
+from gradcost.estimators import presets
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
-from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning.within import Within
-from gradcost.slopes.slope import Jvp
 
 PROBES = (1, 4, 16)
 PARTS = (2, 4, 8)
+_PRESETS: tuple[Callable[..., Estimator], ...] = tuple(
+    thing for thing in vars(presets).values() if inspect.isfunction(thing) and thing.__module__ == presets.__name__
+)
 
 
 def options(
@@ -55,25 +61,14 @@ def _powers_of_two(largest: int) -> Iterator[int]:
 
 
 def label(estimator: Estimator) -> str:
-    """Return the shortest expression that parses back to an equal estimator."""
-    if isinstance(estimator, Probing):
-        for preset, name in ((forward_gradient, "forward_gradient"), (mezo, "mezo"), (spsa, "spsa")):
-            if estimator == preset(probes=estimator.probes):
-                return f"{name}({'' if estimator.probes == 1 else f'probes={estimator.probes}'})"
-        if isinstance(estimator.slope, Jvp):
-            probes, together = estimator.probes, estimator.slope.together
-            if estimator == forward_gradient(probes, together):
-                return f"forward_gradient(probes={probes}, together={together})"
-    for preset in (backprop, checkpointed):
-        if estimator == preset():
-            return f"{preset.__name__}()"
+    """Return the shortest expression that parses back to an equal estimator, such as `Clipped(mezo(), 1.0)`."""
     return terse(estimator)
 
 
 def terse(value: Any) -> str:
-    """Return the shortest repr: default fields are omitted. Parses back to an equal value."""
-    if isinstance(value, Estimator) and value in (backprop(), checkpointed()):
-        return label(value)
+    """Return the shortest expression: a preset, or the repr without default fields. Parses back to an equal value."""
+    if isinstance(value, Estimator) and (preset := _as_preset(value)) is not None:
+        return preset
     if not hasattr(value, "__dataclass_fields__"):
         return repr(value)
     arguments, needs_keyword = [], False  # a keyword is needed after an omitted field
@@ -84,6 +79,32 @@ def terse(value: Any) -> str:
             continue
         arguments.append(f"{field.name}={terse(argument)}" if needs_keyword else terse(argument))
     return f"{type(value).__name__}({', '.join(arguments)})"
+
+
+def _as_preset(estimator: Estimator) -> str | None:
+    """Return the call of a preset that returns an equal estimator, with the fewest arguments; None if none does."""
+    values = dict(_values(estimator))
+    for preset in _PRESETS:
+        parameters = inspect.signature(preset).parameters.values()
+        required = {p.name for p in parameters if p.default is p.empty}
+        names = [p.name for p in parameters if p.name in values]
+        for count in range(len(names) + 1):
+            for given in combinations(names, count):
+                arguments = {name: values[name] for name in given}
+                with suppress(GradcostError, TypeError):  # a field of this name may mean something else
+                    if required <= set(given) and preset(**arguments) == estimator:
+                        return f"{preset.__name__}({', '.join(f'{name}={x!r}' for name, x in arguments.items())})"
+    return None
+
+
+def _values(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of each field of an estimator and of its parts, the outermost last."""
+    for field in fields(part):
+        inner = getattr(part, field.name)
+        if is_dataclass(inner):
+            yield from _values(inner)
+    for field in fields(part):
+        yield field.name, getattr(part, field.name)
 
 
 def described(estimator: Estimator) -> str:

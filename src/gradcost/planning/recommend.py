@@ -38,8 +38,8 @@ class Least:
 def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int, budget: int) -> Least | None:
     """Return the exact gradient with the smallest peak; None if there is none.
 
-    Candidates: the rows, the best checkpointing schedules, and these schedules with micro-batches of one example. If a
-    schedule fits the budget: `Within(budget)` instead, which costs the fewest FLOPs.
+    Candidates: the rows, the best checkpointing schedules, and these schedules with micro-batches of one example. If
+    a schedule fits the budget: `Within(budget)` instead, which costs the fewest FLOPs.
     """
     candidates = [Least(row.estimator, row.forecast) for row in rows if row.exact and row.forecast is not None]
     for parts in dict.fromkeys((1, examples)):

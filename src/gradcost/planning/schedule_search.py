@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gradcost.checkpointing.optimal import Point
+from gradcost.checkpointing.schedule_cost import Point
 from gradcost.checkpointing.schedules import Items, joined, parts_of, whole
 
 _MOST_SIMULATIONS = 16  # per search
@@ -69,8 +69,10 @@ def neighbours(items: Items) -> Iterator[Items]:
     """
     for i, item in enumerate(items[: len(items) if parts_of(items) == 1 else -parts_of(items)]):
         before, after = items[:i], items[i + 1 :]
-        if isinstance(item, int):
-            pieces: list[Items] = [((item,),)]
+        if isinstance(item, int) and item < 0:
+            pieces: list[Items] = [(-item,), ((-item,),)]
+        elif isinstance(item, int):
+            pieces = [((item,),)]
             if item > 1:
                 pieces += [((1,), item - 1), (item - 1, (1,)), ((item // 2,), item - item // 2)]
         else:

@@ -70,7 +70,7 @@ def _kept(items: Items) -> tuple[bool, bool]:
 
     A region keeps its arguments: the input of the first block, and tensors that all blocks get, such as a mask.
     """
-    return _has_regions(items), isinstance(items[0], int)
+    return _has_regions(items), isinstance(items[0], int) and items[0] > 0
 
 
 def _forward(items: Items) -> Iterator[_Pass]:
@@ -80,7 +80,7 @@ def _forward(items: Items) -> Iterator[_Pass]:
         stop = start + schedule_length(item)
         for block in range(start, stop):
             if isinstance(item, int):
-                yield _Pass(block, ("forward, recorded",))
+                yield _Pass(block, ("forward, recorded",) if item > 0 else ("forward, selective",))
             else:
                 yield _Pass(block, ("forward, in a region", *_ends(block, start, stop)))
         start = stop
@@ -91,16 +91,19 @@ def _backward(items: Items, starts: bool) -> Iterator[_Pass]:
     stop = schedule_length(items)
     for number, item in reversed(list(enumerate(items))):
         start = stop - schedule_length(item)
-        if isinstance(item, int):
+        end = "ends a region" if _has_regions(items[:number]) else "ends the last region"
+        if isinstance(item, int) and item > 0:
             yield from (_Pass(block, ("backward",)) for block in reversed(range(start, stop)))
+        elif isinstance(item, int):
+            for block in reversed(range(start, stop)):
+                yield _Pass(block, ("backward, selective", end if block == start else "ends a region"))
         else:
-            end = "ends a region" if _has_regions(items[:number]) else "ends the last region"
             yield from _rerun(item, start, start, end, starts)
         stop = start
 
 
 def _has_regions(items: Items) -> bool:
-    return not all(isinstance(item, int) for item in items)
+    return not all(isinstance(item, int) and item > 0 for item in items)
 
 
 def _rerun(items: Items, start: int, region: int, end_of_region: str, starts: bool) -> Iterator[_Pass]:
@@ -175,6 +178,6 @@ def _smaller(items: Items) -> Iterator[Items]:
         for stop in range(i + 1, len(items) + 1):
             yield (*before, *items[stop:])
         if isinstance(item, int):
-            yield from ((*before, count, *after) for count in range(1, item))
+            yield from ((*before, count if item > 0 else -count, *after) for count in range(1, abs(item)))
         else:
             yield from ((*before, inner, *after) for inner in _smaller(item) if inner)

@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradcost.checkpointing.optimal import Point, frontier, peak, recomputed
+from gradcost.checkpointing.optimal import frontier
 from gradcost.checkpointing.policies import Saving, Schedule
 from gradcost.checkpointing.replay import not_recomputed
+from gradcost.checkpointing.schedule_cost import Point, peak, recomputed
 from gradcost.checkpointing.schedules import Items, schedule_length
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported

@@ -120,7 +120,7 @@ def _line(row: MethodSummary, metric: Metric, has_target: bool) -> list[str]:
         forwards(row.forwards),
         ("~" if row.doubt else "") + number(row.ms),
         to_target(row, has_target),
-        f"{row.diverged} of {row.planned}" if row.seeds + row.diverged + row.failed else DASH,
+        f"{row.diverged} of {row.ended}" if row.ended else DASH,
         rate(row.lr) + (" (edge)" if row.edge else ""),
     ]
 
@@ -155,7 +155,7 @@ def to_target(row: MethodSummary, has_target: bool = True) -> str:
     text = f"{row.steps_to_target:,.0f} steps"
     if row.seconds_to_target is not None:
         text += f", {duration(row.seconds_to_target)}"
-    return text if row.reached == row.planned else f"{text} ({row.reached} of {row.planned})"
+    return text if row.reached == row.ended else f"{text} ({row.reached} of {row.ended})"
 
 
 def audit(results: Results) -> Table:

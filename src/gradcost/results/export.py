@@ -24,24 +24,30 @@ _CURVES = (
     ("step", "slope"),
     ("validation_step", "validation_loss"),
     ("validation_step", "validation_accuracy"),
+    ("validation_step", "validation_score"),
 )
 
 
 def trials(results: Results) -> list[dict[str, Any]]:
-    """Return one row per trial: its fields, and its scores in columns such as `validation_accuracy`."""
+    """Return one row per trial: its fields, and its scores in columns such as `validation_accuracy`.
+
+    `validation_score` and `test_score` are those that rank the runs: the accuracy, or `Metric.score`.
+    """
     return [_row(run) for run in results.trials]
 
 
 def _row(run: TrialRecord) -> dict[str, Any]:
     row = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name not in _NESTED}
     for split, scores in (("validation", run.validation), ("test", run.test)):
-        for name in ("loss", "accuracy"):
+        for name in ("loss", "accuracy", "score"):
             row[f"{split}_{name}"] = None if scores is None else getattr(scores, name)
     return row
 
 
 def curves(runs: Iterable[TrialRecord]) -> dict[str, list[Any]]:
     """Return the points of the curves as columns: "trial", "step", "what" (the field of `Curve`) and "value".
+
+    Scores that are the accuracies are not repeated.
 
     Args:
         runs: records of trials.
@@ -50,6 +56,8 @@ def curves(runs: Iterable[TrialRecord]) -> dict[str, list[Any]]:
     for run in runs:
         for step_name, name in _CURVES:
             values = getattr(run.curve, name)  # empty for slopes that were not measured
+            if name == "validation_score" and values == run.curve.validation_accuracy:
+                continue
             columns["trial"] += [run.trial] * len(values)
             columns["step"] += getattr(run.curve, step_name)[: len(values)]
             columns["what"] += [name] * len(values)
@@ -91,7 +99,7 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     rows = trials(results)
     columns = {"int": integer, "float": real, "bool": pyarrow.bool_()}
     types = {
-        name: real if name.endswith(("_loss", "_accuracy")) else columns.get(_TYPES[name], text)
+        name: real if name.endswith(("_loss", "_accuracy", "_score")) else columns.get(_TYPES[name], text)
         for name in (rows[0] if rows else ())
     }
     with replacing(path) as temporary:

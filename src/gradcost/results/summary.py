@@ -58,6 +58,11 @@ class MethodSummary:
     exact: bool = False  # the estimator computes the exact gradient of the batch
     tuned_away: bool = False  # every tuning run diverged, so no final run was possible
 
+    @property
+    def ended(self) -> int:
+        """Number of final runs so far, one per seed, also those that diverged or failed."""
+        return self.seeds + self.diverged + self.failed
+
 
 def plain(row: MethodSummary) -> dict[str, Any]:
     """Return a row as JSON. Values that are not finite, such as accuracies of diverged runs, become None."""

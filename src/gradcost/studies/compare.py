@@ -49,7 +49,7 @@ def compare(
     tuning_points: int = 9,
     extra_points: int = 2,
     confirm_seeds: int = 2,
-    lr_range: tuple[float, float] = (1e-4, 10.0),
+    lr_range: tuple[float, float] | None = None,
     target: float | None = None,
     memory_beyond_weights: int | None = None,
     optimizer: Optimizer | Customary | None = None,
@@ -77,10 +77,11 @@ def compare(
             spsa and mezo. If backprop exceeds the memory budget, also backprop with recomputation that fits it.
         steps: the number of training steps of each trial. None: `task.steps`, or 1000 if the task has none.
         seeds: the number of final runs of each method.
-        tuning_points: the number of learning rates in the grid; every method has the same grid.
+        tuning_points: the number of learning rates in the grid of each method.
         extra_points: the number of learning rates tried after the grid: beyond its edge, or next to the best rate.
         confirm_seeds: the number of new seeds on which the best three learning rates run again. 0 skips this.
-        lr_range: the smallest and the largest learning rate of the grid. The grid is evenly spaced in log(lr).
+        lr_range: the smallest and the largest learning rate of the grid. The grid is evenly spaced in log(lr). None:
+            `Optimizer.usual_rates` of the method's optimizer, such as 1e-4 to 10 for SGD and 3e-6 to 0.3 for AdamW.
         target: a validation accuracy, or a value of the task's metric. Each trial records the first evaluated step
             that reaches it. None: an accuracy of 0.9; no target for another metric.
         memory_beyond_weights: budget in bytes for the peak memory of a step, without parameters, buffers and batch.

@@ -52,6 +52,7 @@ class Comparison:
         confirm: the number of new seeds on which the best three learning rates run again. The best mean over these
             seeds wins. 0 skips this.
         optimizer: the optimizer of every method, or `Customary()`. The rates of the grid replace its learning rate.
+        own_rates: (label, grid) of each method whose grid is not `rates`, and has as many learning rates.
         user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
     Raises:
         BadInput: a label occurs twice, or there is no method, step, seed or learning rate.
@@ -68,6 +69,7 @@ class Comparison:
     confirm: int = 0
     user_file: str | None = None
     optimizer: Optimizer | Customary = SGD(1.0)
+    own_rates: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         labels = [label for label, _ in self.methods]
@@ -105,7 +107,7 @@ class Comparison:
     def study(self, labels: Collection[str], pace: Pace | None = None) -> Study:
         """Return the study that tunes, confirms and finally runs the methods in `labels`; with `pace` in time."""
         names = [label for label, _ in self.methods if label in labels]
-        rates = dict.fromkeys(names, self.rates)
+        rates = {name: dict(self.own_rates).get(name, self.rates) for name in names}
         protocol: Any = {"more": self.more, "confirm": self.confirm, "seeds": self.seeds}
         return Study(
             f"Which of {', '.join(names)} is best for {self.task}?",
@@ -163,7 +165,7 @@ def make_comparison(
     tuning_points: int,
     extra_points: int,
     confirm_seeds: int,
-    lr_range: tuple[float, float],
+    lr_range: tuple[float, float] | None,
     target: float | None,
     memory_beyond_weights: int | None,
     optimizer: Optimizer | Customary | None = None,
@@ -176,6 +178,7 @@ def make_comparison(
     """Return the comparison that `compare` runs with these arguments.
 
     Args:
+        lr_range: the range of the learning rates. None: `Optimizer.usual_rates` of each method's optimizer.
         optimizer: the optimizer of every method, or `Customary()`. None: SGD.
         is_coarse: whether the grid has a few learning rates only, and the others are tried after it (`timed_phases`).
         file: the user's file that defines the task. None: the file that defines its class.
@@ -208,7 +211,12 @@ def make_comparison(
         )
     pairs = _default_methods(task, memory_beyond_weights, optimizer) if methods is None else _pairs(methods)
     points = tuning_points + extra_points
-    rates = coarse_grid(*lr_range, min(points, COARSE)) if is_coarse else grid(*lr_range, tuning_points)
+    ranges = {name: lr_range or optimizer_of(optimizer, each).usual_rates for name, each in pairs}
+    grids = {
+        name: coarse_grid(*ends, min(points, COARSE)) if is_coarse else grid(*ends, tuning_points)
+        for name, ends in ranges.items()
+    }
+    rates = next(iter(grids.values()), ())
     return Comparison(
         task,
         tuple(pairs),
@@ -221,6 +229,7 @@ def make_comparison(
         confirm_seeds,
         file or user_file(task, *(estimator for _, estimator in pairs)),
         optimizer,
+        tuple((name, own) for name, own in grids.items() if own != rates),
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,9 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find
-from gradcost.estimators.variance_reduced import VarianceReduced
+from gradcost.estimators.variance_reduced import VarianceReduced, full_gradient
 from gradcost.instruments.measure import time_step
+from gradcost.instruments.timing import time_steps
 from gradcost.planning.forecast import Forecast, forecast
 from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.within import Within
@@ -36,6 +37,7 @@ from gradcost.training.loop import train
 from gradcost.training.optimizers import Optimizer, with_rate
 
 TIMED_STEPS = 3  # after one untimed step
+TIMED_BATCHES = 4  # of a pass over the data
 
 MOST_SIMULATED = 100  # probes of a forecast that simulates each; more are extrapolated
 Methods = Mapping[str, tuple[Estimator, Optimizer]]  # by label
@@ -73,22 +75,36 @@ def _forecast_or_reason(
             cost = forecast(estimator, objective, batch, optimizer)
         except GradcostError as error:
             return str(error)
-    cost = replace(cost, spread=_passes(objective, batch, estimator))
+    passes = _passes(objective, batch, estimator)
+    cost = replace(cost, spread=round(sum(forecast(part, objective, batch).flops * n for part, n in passes)))
     if memory is not None and cost.beyond > memory:
         excess = cost.beyond - memory
         return f"a step needs {cost.beyond:,} bytes beyond the weights, {excess:,} over the budget."
     return cost
 
 
-def _passes(objective: Objective, batch: Any, estimator: Estimator) -> int:
-    """Return the FLOPs of passes over the data per step: of the snapshots of `VarianceReduced`."""
-    total = 0.0
+def _passes(objective: Objective, batch: Any, estimator: Estimator) -> Iterator[tuple[Estimator, float]]:
+    """Yield what passes over the data, the snapshots of `VarianceReduced`, and its batches divided by the steps.
+
+    Yields:
+        The estimator of the full gradient, and how many of its estimates, each on one batch, a step takes on average.
+    """
     for part in find(estimator, VarianceReduced):
         assert objective.data is not None  # else it is refused
         examples = sum(map(batch_size, objective.data()))
-        step = forecast(part.anchor or part.estimator, objective, batch)
-        total += step.flops * examples / batch_size(batch) / part.every
-    return round(total)
+        yield part.anchor or part.estimator, examples / batch_size(batch) / part.every
+
+
+def _milliseconds_of_passes(objective: Objective, batch: Any, estimator: Estimator) -> float:
+    """Return the milliseconds of passes over the data per step, from timed passes over a few batches."""
+    passes = list(_passes(objective, batch, estimator))
+    if not passes:
+        return 0.0
+    few = Objective(objective.model, objective.loss, data=lambda: itertools.repeat(batch, TIMED_BATCHES))
+    return sum(
+        n * time_steps(lambda part=part: full_gradient(part, few, Key(0))).median / TIMED_BATCHES
+        for part, n in passes
+    )
 
 
 def exact_within(task: Any, memory: int, optimizer: Optimizer) -> Estimator | None:
@@ -112,6 +128,7 @@ def time_methods(
     """Time one step of each method in `forecasts`, add its cost to the records, and yield its label.
 
     A method is skipped if the records have a reliable timing of it (`doubt` is None). The machine must be idle.
+    A step contains its share of passes over the data.
     """
     timed = {cost.method for cost in read(folder).costs if cost.doubt is None}
     for label, (estimator, optimizer) in methods.items():
@@ -120,7 +137,9 @@ def time_methods(
         objective, batch = first_step(task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)
-            timing = time_step(objective, batch, estimator, optimizer)
+            timing = time_step(objective, batch, _changed(estimator, _without_passes), optimizer)
+            passes = _milliseconds_of_passes(objective, batch, estimator)
+        timing = replace(timing, samples=tuple(sample + passes for sample in timing.samples))
         cost = forecasts[label]
         low, high = timing.quartiles
         ledger.append(
@@ -139,6 +158,7 @@ def time_methods(
 def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
     """Return the seconds of a training step by method: the median of three steps on one thread, as trials run.
 
+    A step contains its share of passes over the data.
     An estimator of more than `MOST_SIMULATED` probes is timed with so many, and the time is multiplied.
 
     Args:
@@ -157,23 +177,32 @@ def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
 
 def _seconds(trial: Trial) -> float:
     most = max((probing.probes for probing in find(trial.estimator, Probing)), default=0)
-    estimator = _with_fewer_probes(trial.estimator)
+    estimator = _changed(_changed(trial.estimator, _with_fewer_probes), _without_passes)
     times = []
     for _ in train(trial.task, estimator, trial.optimizer, trial.key, 1 + TIMED_STEPS):
         times.append(time.perf_counter())
-    return max(1.0, most / MOST_SIMULATED) * median(end - start for start, end in itertools.pairwise(times))
+    passes = _milliseconds_of_passes(*first_step(trial.task), _changed(trial.estimator, _with_fewer_probes)) / 1e3
+    step = median(end - start for start, end in itertools.pairwise(times))
+    return max(1.0, most / MOST_SIMULATED) * (step + passes)
 
 
-def _with_fewer_probes(part: Any) -> Any:
-    """Return an estimator, or a part of one, in which nothing has more than `MOST_SIMULATED` probes."""
+def _changed(part: Any, change: Callable[[Any], dict[str, Any]]) -> Any:
+    """Return an estimator, or a part of one, in which each part has the fields that `change` returns for it."""
     if isinstance(part, tuple):
-        return tuple(map(_with_fewer_probes, part))
+        return tuple(_changed(item, change) for item in part)
     if not is_dataclass(part) or isinstance(part, type):
         return part
-    changed = {field.name: _with_fewer_probes(getattr(part, field.name)) for field in fields(part) if field.init}
-    if isinstance(part, Probing):
-        changed["probes"] = min(part.probes, MOST_SIMULATED)
-    return replace(part, **changed)
+    inner = {field.name: _changed(getattr(part, field.name), change) for field in fields(part) if field.init}
+    return replace(part, **inner | change(part))
+
+
+def _with_fewer_probes(part: Any) -> dict[str, Any]:
+    return {"probes": min(part.probes, MOST_SIMULATED)} if isinstance(part, Probing) else {}
+
+
+def _without_passes(part: Any) -> dict[str, Any]:
+    """The first step takes the only snapshot."""
+    return {"every": 1 << 62} if isinstance(part, VarianceReduced) else {}
 
 
 def record_refusal(folder: Path, label: str, estimator: Estimator, reason: str) -> None:

@@ -13,6 +13,10 @@ from gradcost.core.errors import BadInput
 from gradcost.core.pytree import batch_size
 
 NAMED = {"loss": True, "perplexity": True, "accuracy": False}  # whether smaller values are better
+_OWN_METRIC = (  # a remedy
+    "metric(model, batch) and lower_is_better=False (on the command line: --metric FILE.py:FUNCTION "
+    "--higher-is-better)."
+)
 IGNORED = -100  # the target that torch's cross-entropy and transformers ignore
 
 
@@ -98,14 +102,13 @@ def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
     else:
         raise BadInput(
             'the accuracy is known for batches (x, y) and for dictionaries with "labels". For another batch give a '
-            "function metric(model, batch) and lower_is_better=False."
+            f"function {_OWN_METRIC}"
         )
     if not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape or targets.is_floating_point():
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise BadInput(
             f"the accuracy needs logits of shape (..., classes) and whole-number targets of shape (...), not {shape} "
-            f"and {tuple(targets.shape)} of {targets.dtype}. Give a function metric(model, batch) and "
-            "lower_is_better=False."
+            f"and {tuple(targets.shape)} of {targets.dtype}. Use the metric loss, or give a function {_OWN_METRIC}"
         )
     counted = targets != IGNORED
     return int(((logits.argmax(-1) == targets) & counted).sum()), int(counted.sum())

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -31,9 +31,17 @@ class LeafOptimizer(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
 
 
-class Optimizer(ABC):
-    """The configuration of an optimizer. The learning rate of step t, from 0, is lr * exp(-decay * t)."""
+ADAPTIVE_RATES = (3e-6, 0.3)  # around 0.001, where each step of Adam moves a weight by about the learning rate
 
+
+class Optimizer(ABC):
+    """The configuration of an optimizer. The learning rate of step t, from 0, is lr * exp(-decay * t).
+
+    Class attribute:
+    - `usual_rates`: the range in which a comparison searches the learning rate, five decades.
+    """
+
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 10.0)
     lr: float
     decay: float
 
@@ -140,6 +148,7 @@ class Adam(Optimizer):
     Source: Kingma and Ba 2015.
     """
 
+    usual_rates: ClassVar[tuple[float, float]] = ADAPTIVE_RATES
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999
@@ -167,6 +176,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter 2019.
     """
 
+    usual_rates: ClassVar[tuple[float, float]] = ADAPTIVE_RATES
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999

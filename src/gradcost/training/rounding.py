@@ -29,13 +29,17 @@ _CHUNK = 1 << 16  # elements rounded at once; bounds the memory of temporary ten
 
 
 class _InFloat32(Optimizer):
-    """Wraps another optimizer; `lr` and `decay` are those of the wrapped one."""
+    """Wraps another optimizer; `lr`, `usual_rates` and `decay` are those of the wrapped one."""
 
     optimizer: Optimizer
 
     @property
     def lr(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.optimizer.lr
+
+    @property
+    def usual_rates(self) -> tuple[float, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizer.usual_rates
 
     @property
     def decay(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
