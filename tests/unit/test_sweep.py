@@ -235,7 +235,7 @@ def test_wrong_values_of_sweep_are_sentences(tmp_path: Path, text: str, told: st
         (("--sweep", "batch=1,2"), "add -o calculator.html"),
         (("--sweep", "batch=1,2", "--batch", "3", "-o", "x"), "--batch cannot be combined with --sweep batch"),
         (("--sweep", "batch=1,2", "--max-batch", "-o", "x"), "--max-batch cannot be combined with --sweep"),
-        (("--sweep", "batch=1,2", "--all", "-o", "x"), "--all cannot be combined with --sweep"),
+        (("--sweep", "batch=1,2", "--devices", "2", "-o", "x"), "--devices cannot be combined with --sweep"),
         (("--sweep", "batch=1,2", "-o", "theirs.html"), "belongs to something else"),
         (("--sweep", "batch=1,2", "-o", "."), "is a folder"),
         (("--sweep", "batch=1,2", "--method", "mzo()", "-o", "x"), "mezo(eps=0.001, probes=1)"),

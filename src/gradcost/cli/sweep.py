@@ -19,6 +19,7 @@ from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, tensors
 from gradcost.core.units import count
 from gradcost.planning.batch import resized
+from gradcost.planning.candidates import PROBES
 from gradcost.planning.sweep import sweep
 from gradcost.report import calculator
 
@@ -36,12 +37,13 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
     """Write the page for every combination of the swept values, and return the exit code."""
     if options.output is None:
         raise BadInput("--sweep writes a page: add -o calculator.html.")
-    for name in ("max_batch", "fail_over", "all_rows"):
-        if getattr(options, name):
-            flag = "--all" if name == "all_rows" else f"--{name.replace('_', '-')}"
+    for flag, is_given in (
+        ("--max-batch", options.max_batch),
+        ("--fail-over", options.fail_over),
+        ("--devices", options.devices > 1),
+    ):
+        if is_given:
             raise BadInput(f"{flag} cannot be combined with --sweep: leave one out.")
-    if options.devices > 1:
-        raise BadInput("--devices cannot be combined with --sweep: leave one out.")
     axes, budget, device = (
         parsed(options.sweep or (), options),
         spec.size(options.memory),
@@ -78,6 +80,7 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
                 estimators,
                 spec.optimizer_or_customary(str(values.get("optimizer", options.optimizer))),
                 device=device,
+                probes=PROBES if options.all_rows else PROBES[:1],
                 on_progress=lambda item, where=where: progress(f"{where}: {item}" if where else item),
             )
             record |= {"model": _model_name(objective), "dtype": dtypes(objective), **found.record()}
@@ -223,7 +226,7 @@ def _command(options: PlanOptions, *more: str) -> str:
             continue
         for each in value if isinstance(value, list) else [value]:
             words += ["-o" if field.name == "output" else f"--{field.name}", str(each)]
-    return shlex.join(words)
+    return shlex.join([*words, *(["--all"] if options.all_rows and more else [])])
 
 
 def _model_name(objective: Objective) -> str:

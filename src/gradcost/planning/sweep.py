@@ -21,7 +21,7 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches
 from gradcost.instruments.memory import PURPOSES
 from gradcost.planning.affine import Piece, Sample, pieces
-from gradcost.planning.candidates import described, label, options
+from gradcost.planning.candidates import PROBES, described, label, options
 from gradcost.planning.curve import evenly_spaced
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts
@@ -43,6 +43,7 @@ def sweep(
     optimizer: Optimizer | Customary | None = None,
     *,
     device: str | torch.device | None = None,
+    probes: Sequence[int] = PROBES,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Sweep:
     """Forecast a step of each estimator at each of many batch sizes, from simulations of a few of them.
@@ -58,6 +59,7 @@ def sweep(
         estimators: the estimators; None for the default candidates of `plan` and the schedules of `Within`.
         optimizer: the optimizer, or `Customary()`, as in `plan`; None leaves the update out of the step.
         device: where the step would run; None for the device of the model.
+        probes: numbers of directions of the estimated gradients among the default candidates.
         on_progress: called before each simulation, with its description.
     Raises:
         BadInput: the number of examples of `batch` is not defined, or the loss cannot be evaluated on it.
@@ -78,7 +80,7 @@ def sweep(
     exact = work_of(Reverse())
     exact.forecasts.evaluate()
     is_default = estimators is None
-    candidates = options(objective, sizes[-1], 1, where) if estimators is None else estimators
+    candidates = options(objective, sizes[-1], 1, where, probes) if estimators is None else estimators
     chosen = [each for each in candidates if not (is_default and find(each, Within))]
     methods = [method for method in (work_of(each).method(each) for each in chosen) if method.pieces]
     schedules = exact.schedules() if is_default else ()
