@@ -89,9 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "mine.py").write_text(MINE)
     sweep = ("--sweep", "batch=1..40,optimizer=AdamW(lr=0.001)|SGD(0.1)", "-o", "page.html")
-    ran = inside("plan", *FACTORY, "--memory", "110kB", *sweep, *ASKED, folder=folder)
+    ran = inside("plan", *FACTORY, "--memory", "110kB", *sweep, *ASKED, "--json", folder=folder)
     assert ran.returncode == 0, ran.stderr
-    assert "2 settings of the model at 40 batch sizes: 400 forecasts of methods, from" in ran.stdout
+    (folder / "record.json").write_text(ran.stdout)
     return folder
 
 
@@ -168,6 +168,14 @@ def test_the_page_opens_from_a_file_without_a_network(chromium: str, folder: Pat
     assert len(source) < 1_500_000
     assert "default-src 'none'" in source
     assert not re.search(r"""(?:src|href)=["']?(?:https?:|//)""", source)
+
+
+def test_a_combination_that_is_refused_is_a_sentence_of_the_page(chromium: str, folder: Path, tmp_path: Path):
+    record = json.loads((folder / "record.json").read_text())
+    record["objectives"][0] = {"choice": [0], "refusal": "These settings exclude each other."}
+    text = opened(chromium, calculator.write(record, tmp_path / "page.html"), tmp_path / "profile")
+    assert "<p>These settings exclude each other.</p>" in text
+    assert re.search(r'id="problems" hidden="?"?>\s*</div>', text)
 
 
 def test_numbers_are_formatted_as_on_the_command_line(chromium: str, folder: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from torch import nn
 from gradcost.checkpointing.policies import Schedule, Segments
 from gradcost.cli.objective import of_model, without_numbers
 from gradcost.cli.options import PlanOptions
-from gradcost.cli.sweep import parsed
+from gradcost.cli.sweep import made_of, parsed
 from gradcost.core.errors import BadInput, DoesNotFit
 from gradcost.core.objective import Objective
 from gradcost.estimators import Accumulated, Reverse
@@ -255,6 +255,25 @@ def test_what_cannot_be_swept_is_a_sentence(tmp_path: Path, arguments: tuple[str
     assert "Traceback" not in ran.stderr
     assert (tmp_path / "theirs.html").read_text() == "<title>mine</title>"
     assert not (tmp_path / "x").exists()
+
+
+def test_values_that_exclude_each_other_are_left_out_with_a_reason():
+    options = PlanOptions("1GiB", bits=4)
+    objective, _, reason = made_of(options, lambda chosen: of_blocks(chosen.batch or 1), [1], {"lora": 0})
+    assert (objective, reason) == (None, "Weights in 4 bits cannot be trained: they need LoRA adapters.")
+    objective, batch, reason = made_of(options, lambda chosen: of_blocks(chosen.batch or 1), [3, 4], {"lora": 8})
+    assert objective is not None
+    assert (len(batch), reason) == (3, "")
+
+
+def test_a_sweep_counts_what_it_forecast(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(MINE)
+    arguments = ("--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "1MiB", "-o", "x.html")
+    for _ in range(2):  # the second one replaces the page
+        ran = inside("plan", *arguments, "--sweep", "batch=2,4", "--method", "mezo()", folder=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert "1 setting of the model at 2 batch sizes: 2 forecasts of methods, from 2 simulations" in ran.stdout
+    assert "<title>plan calculator for Sequential – gradcost</title>" in (tmp_path / "x.html").read_text("utf-8")
 
 
 def test_data_whose_shapes_do_not_follow_the_batch_are_refused(tmp_path: Path):

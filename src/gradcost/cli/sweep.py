@@ -58,7 +58,7 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
             f"these values have {len(settings):,} combinations beside the batch, and {MOST_OBJECTIVES} are allowed: "
             "give fewer values, or write several pages."
         )
-    made = [_made(options, make, sizes, values) for values in settings]
+    made = [made_of(options, make, sizes, values) for values in settings]
     batches = [batch for _, batch, reason in made if not reason]
     if not batches:
         raise BadInput(made[0][2])
@@ -169,7 +169,7 @@ def _values(name: str, item: str) -> list[Any]:
     return list(range(low, min(high, low + MOST_SIZES) + 1))
 
 
-def _made(
+def made_of(
     options: PlanOptions, make: Make, sizes: Sequence[int] | None, values: dict[str, Any]
 ) -> tuple[Objective | None, Any, str]:
     """Return the objective and batch of a combination; None and the reason if two values exclude each other."""
