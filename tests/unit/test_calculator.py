@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
   observed.paper = view.getComputedStyle(page.body).backgroundColor;
   for (const [memory, batch, optimizer] of settings) {
     set(page.getElementById("memory"), memory, "input");
-    set(page.getElementById("batch"), String(batch - 1), "input");
+    set(page.getElementById("batch"), String(batch), "input");
     page.querySelectorAll('input[name="axis-optimizer"]')[optimizer]?.click();
     observed.answers.push(look());
   }
@@ -95,10 +96,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def observed(chromium: str, page: Path, folder: Path, width: int, dark: bool = False) -> dict[str, Any]:
+def observed(
+    chromium: str,
+    page: Path,
+    folder: Path,
+    width: int,
+    dark: bool = False,
+    settings: Sequence[tuple[str, int, int]] = (),
+) -> dict[str, Any]:
+    """settings: the memory, and the places of the batch and of the optimizer among their values."""
+    settings = settings or [(memory, batch - 1, optimizer) for memory, batch, optimizer in SETTINGS]
     outer = folder / "frame.html"
     frame = f'<iframe srcdoc="{escape(page.read_text("utf-8"))}" style="border:0;width:{width}px;height:900px">'
-    script = _OBSERVE.replace("SETTINGS", json.dumps(SETTINGS))
+    script = _OBSERVE.replace("SETTINGS", json.dumps(settings))
     outer.write_text(f'<meta charset="utf-8">{frame}</iframe><script>{script}</script>', "utf-8")
     output = opened(chromium, outer, folder / "profile", dark).split('<pre id="observed">')[1]
     return json.loads(unescape(output.split("</pre>")[0]))
@@ -126,7 +136,10 @@ def test_the_table_and_the_answer_are_those_of_a_plan(folder: Path, found: dict[
     if any(row["fits"] and row["exact"] for row in record["rows"]):
         assert page["answer"].startswith(record["sentence"])
     else:
-        assert "than any exact gradient needs here" in page["answer"]
+        left = "Accumulated" if batch % 2 else "none"
+        exact = [row["peak"] for row in record["rows"] if row["exact"] and not row["method"].startswith(left)]
+        assert f"No exact gradient of this table fits {size(record['budget'])}." in page["answer"]
+        assert f"The smallest peak: {size(min(exact))} (" in page["answer"]
         assert page["answer"].startswith("Nothing" if record["choice"] is None else f"Use {record['choice']}, ")
     if record["choice"] is not None:
         assert page["picked"] == [record["choice"]]
@@ -149,6 +162,29 @@ def test_every_control_works_without_an_error(found: dict[str, Any]):
     assert found["mezo"]["picked"] == ["mezo()"]
     assert found["pressed"] != ["mezo()"]
     assert found["inputs"]
+
+
+def test_within_and_its_schedules_are_those_of_a_plan(chromium: str, folder: Path, tmp_path: Path):
+    """With the default methods. The third budget is below all peaks of the whole batch, the last one below all."""
+    options = (*FACTORY, "--optimizer", "SGD(0.1)")
+    sweep = ("--memory", "41kB", "--sweep", "batch=16,24", "-o", "default.html")
+    assert inside("plan", *options, *sweep, folder=folder).returncode == 0
+    budgets = ["60kB", "44500B", "41kB", "1kB"]
+    settings = [(budget, 1, 0) for budget in budgets]
+    found = observed(chromium, folder / "default.html", tmp_path, 1440, settings=settings)
+    assert found["problems"].strip() == ""
+    for budget, page in zip(budgets, found["answers"], strict=True):
+        ran = inside("plan", *options, "--batch", "24", "--memory", budget, "--json", folder=folder)
+        record = json.loads(ran.stdout)
+        for row in (row for row in record["rows"] if row["method"] in page["cells"]):
+            cells = page["cells"][row["method"]]
+            assert (cells["peak"], cells["forwards"]) == (row["cells"]["peak"], row["cells"]["forwards"])
+        within = next(row for row in record["rows"] if row["method"].startswith("Within"))
+        assert page["cells"][within["method"]]["peak"] == within["cells"]["peak"]
+        if any(row["fits"] and row["exact"] for row in record["rows"]) and "micro-batches" not in record["choice"]:
+            assert page["answer"].startswith(record["sentence"])
+        elif record["least"] is not None:
+            assert record["sentence"].partition(" Use ")[0].partition(" needs ")[0] in page["answer"]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, True)])

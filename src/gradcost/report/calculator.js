@@ -119,8 +119,9 @@
       inParts.fits = true;
       return { best: inParts, added: inParts, sentences: [["Use ", inParts, `: ${costs(inParts)}.`], ["No exact gradient of the whole batch fits. A plan for these settings may find one with fewer micro-batches."]] };
     }
-    const sentences = !smallest ? [["No exact gradient can be computed here, whatever the budget."]]
-      : [[`${size(budget)} is less than any exact gradient needs here: ${size(smallest.peak)} (`, smallest.row, `, ${fixed(smallest.forwards, 1)} forwards).`]];
+    const why = schedules?.complete ? `${size(budget)} is less than any exact gradient needs here: ` : `No exact gradient of this table fits ${size(budget)}. The smallest peak: `;
+    const sentences = !smallest ? [[schedules?.complete ? "No exact gradient can be computed here, whatever the budget." : "No method of this table computes the exact gradient here."]]
+      : [[`${why}${size(smallest.peak)} (`, smallest.row, `, ${fixed(smallest.forwards, 1)} forwards).`]];
     const inexact = fitting.filter((row) => row.steps !== null);
     if (fitting.length) {
       const best = least(inexact.length ? inexact : fitting, (row) => [cost(row) * (row.steps ?? 1), row.length, row.found.peak]);
@@ -465,6 +466,7 @@
     byId("complete").hidden = !objective.schedules?.some((each) => !each.least);
   };
 
+  let storing = 0;
   function update() {
     const objective = objectiveNow(), budget = bytes(state.memory);
     if (objective.refusal) {
@@ -485,7 +487,8 @@
       showCurve(shown);
       showComputed(objective, found.rows);
     }
-    store();
+    clearTimeout(storing);
+    storing = setTimeout(store, 200); // browsers limit how often an address changes
     document.documentElement.dataset.drawn = "1";
   }
   makeControls();
