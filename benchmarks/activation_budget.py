@@ -15,6 +15,7 @@ import argparse
 import random
 import statistics
 import time
+import types
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -65,7 +66,7 @@ def eager_step(objective: Objective, batch: Any, saving: Saving | None) -> None:
 def compiled_step(function: Callable[..., Any], module: nn.Module, batch: Any) -> None:
     for parameter in module.parameters():
         parameter.grad = None
-    function(input_ids=batch, labels=batch).loss.backward()
+    function(module, batch).backward()
 
 
 def compiled(budget: float, batch: Any) -> Callable[[], None]:
@@ -78,7 +79,9 @@ def compiled(budget: float, batch: Any) -> Callable[[], None]:
     module = model()
     for parameter in module.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    step = partial(compiled_step, torch.compile(module, fullgraph=True), module, batch)
+    # A code object of its own, or the model would run the code that was compiled for another budget.
+    own = types.FunctionType(loss.__code__.replace(co_name=f"loss_{budget}"), globals())
+    step = partial(compiled_step, torch.compile(own, fullgraph=True), module, batch)
     step()  # compiles
     return step
 
