@@ -96,7 +96,7 @@ def main() -> None:
         "- same bits: the gradient is bitwise that of `backprop()`.\n"
         "- schedule: a number n is n blocks that save their activations. A tuple is a region that saves only its "
         "input and runs again in the backward pass. A 0 before a last 1 is one more part in which the region's last "
-        "block runs again.\n"
+        "block runs again. -n is n blocks that save the outputs of their matrix products only.\n"
     )
     print("| budget, MiB | measured peak, MiB | recomputed, forwards | optimal | same bits | schedule |")
     print("|---:|---:|---:|---:|:---:|:---|")
