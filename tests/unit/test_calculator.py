@@ -140,6 +140,7 @@ def test_the_table_and_the_answer_are_those_of_a_plan(folder: Path, found: dict[
         exact = [row["peak"] for row in record["rows"] if row["exact"] and not row["method"].startswith(left)]
         assert f"No exact gradient of this table fits {size(record['budget'])}." in page["answer"]
         assert f"The smallest peak: {size(min(exact))} (" in page["answer"]
+        assert ("Micro-batches of unequal sizes are left out." in page["answer"]) == (batch % 2 == 1)
         assert page["answer"].startswith("Nothing" if record["choice"] is None else f"Use {record['choice']}, ")
     if record["choice"] is not None:
         assert page["picked"] == [record["choice"]]

@@ -105,6 +105,7 @@ class _Work:
     sizes: tuple[int, ...]
     on_progress: Callable[[str], None]
     _seen: set[tuple[Estimator, int]] = field(default_factory=set)
+    _tradeoffs: dict[int, MemoryTradeoff] = field(default_factory=dict)
 
     @property
     def simulated(self) -> int:
@@ -143,8 +144,10 @@ class _Work:
             return ()
 
     def _tradeoff(self, size: int) -> MemoryTradeoff:
-        self.on_progress(f"checkpointing schedules, batch {size}")
-        return self.forecasts.tradeoff(1, size)[0]
+        if size not in self._tradeoffs:
+            self.on_progress(f"checkpointing schedules, batch {size}")
+            self._tradeoffs[size] = self.forecasts.tradeoff(1, size)[0]
+        return self._tradeoffs[size]
 
     def _list(self, size: int) -> tuple[tuple[Items, ...], Items | None]:
         """Return the schedules at a size, and the one with the smallest peak; a few and None if they are too many."""
@@ -173,6 +176,8 @@ class _Work:
 
     def _schedule(self, items: Items, size: int) -> Sample:
         tradeoff = self._tradeoff(size)
+        if (Reverse(Schedule(items)), size) not in self._seen:
+            self.on_progress(f"{described(Reverse(Schedule(items)))}, batch {size}")
         self._seen.add((Reverse(Schedule(items)), size))
         found = self._figures(tradeoff.forecast(items))
         estimate = next((point.peak for point in tradeoff.points if point.items == items), 0)

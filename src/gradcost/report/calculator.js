@@ -122,6 +122,7 @@
     const why = schedules?.complete ? `${size(budget)} is less than any exact gradient needs here: ` : `No exact gradient of this table fits ${size(budget)}. The smallest peak: `;
     const sentences = !smallest ? [[schedules?.complete ? "No exact gradient can be computed here, whatever the budget." : "No method of this table computes the exact gradient here."]]
       : [[`${why}${size(smallest.peak)} (`, smallest.row, `, ${fixed(smallest.forwards, 1)} forwards).`]];
+    if (rows.some((row) => row.left)) sentences.push(["Micro-batches of unequal sizes are left out."]);
     const inexact = fitting.filter((row) => row.steps !== null);
     if (fitting.length) {
       const best = least(inexact.length ? inexact : fitting, (row) => [cost(row) * (row.steps ?? 1), row.length, row.found.peak]);
@@ -365,7 +366,7 @@
     const toY = (value) => bottom - ((bottom - top) * Math.log(value / lowY)) / Math.log(highY / lowY);
     const drawing = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "cost of a step against its peak memory" });
     const put = (...words) => drawing.appendChild(svg(...words));
-    for (const value of ticks(lowY, highY, 10, [[1, [1]], [1, [1, 3]], [1, [1, 2, 5]]])) {
+    for (const value of ticks(lowY, highY, 10, [[1, [1]], [1, [1, 3]], [1, [1, 2, 5]], [1, [1, 1.5, 2, 3, 4, 5, 6, 7, 8]]])) {
       put("line", { x1: left, x2: right, y1: toY(value), y2: toY(value), class: "grid" });
       put("text", { x: left - 6, y: toY(value) + 4, "text-anchor": "end" }, number(value));
     }
@@ -425,7 +426,7 @@
       if (axis.values.length < 2) return;
       const row = element("div", undefined, "control"), group = element("div", undefined, "switch");
       group.setAttribute("role", "radiogroup");
-      group.setAttribute("aria-label", axis.name);
+      group.setAttribute("aria-label", axis.title);
       axis.values.forEach((value, index) => {
         const label = element("label"), input = element("input");
         Object.assign(input, { type: "radio", name: `axis-${axis.name}`, value: String(index) });
@@ -433,7 +434,7 @@
         label.append(input, element("span", value.shown));
         group.append(label);
       });
-      row.append(element("span", axis.name), group);
+      row.append(element("span", axis.title), group);
       byId("levers").append(row);
     });
     byId("method").addEventListener("change", (event) => { state.method = event.target.value; update(); });
@@ -463,6 +464,7 @@
     const left = rows.filter((row) => row.found.refusal && !row.left);
     byId("unfair").hidden = !left.length;
     byId("refused").replaceChildren(...left.map((row) => element("li", `${row.method}: ${row.found.refusal}`)));
+    byId("frontier").hidden = !objective.schedules?.length;
     byId("complete").hidden = !objective.schedules?.some((each) => !each.least);
   };
 
