@@ -74,12 +74,13 @@ def test_no_change_is_named_where_none_is_enough(here: Path):
     assert found["choice"] is None
 
 
-def test_the_changes_stand_below_the_answer_as_they_are_typed(here: Path):
+def test_the_smallest_change_is_the_answer_as_it_is_typed(here: Path):
     ran = inside("plan", *MODEL, "--memory", "1.3MB", folder=here)
     lines = ran.stdout.splitlines()
-    assert lines[2].startswith("With one of these changes an exact gradient fits 1.3MB. Add the options")
+    assert lines[0].startswith("No exact gradient fits 1.3MB as asked. With --dtype bfloat16 --optimizer")
     assert lines[4].split() == ["options", "method", "peak", "forwards"]
     words = shlex.split(lines[5].split("   ")[0])
+    assert f"With {shlex.join(words)} one does" in lines[0]
     assert inside("plan", *MODEL, "--memory", "1.3MB", *words, folder=here).stdout.startswith("Use ")
 
 

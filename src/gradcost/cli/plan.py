@@ -76,8 +76,8 @@ def plan_methods(options: PlanOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         rows = result.rows if options.all_rows or options.method else main_rows(result.rows, result.choice)
-        console.show(result.sentence, bold=True)
         _show_changes(changes, options.memory)
+        console.show(result.sentence, bold=not changes)
         _show(result, rows, record, options.output)
     over = [row.method for row in result.rows[: len(options.method or ())] if not row.fits]
     if options.fail_over and over:
@@ -122,11 +122,15 @@ def _changes(
 def _show_changes(changes: Sequence[Change], memory: str) -> None:
     if not changes:
         return
-    console.show()
-    console.show(f"With one of these changes an exact gradient fits {memory}. Add the options to the command:")
-    console.show()
     rows = [change.cells() for change in changes]
+    typed, method, peak, forwards = rows[0]
+    answer = f"No exact gradient fits {memory} as asked. With {typed} one does: {method}, {peak} at the peak, "
+    console.show(f"{answer}{forwards} forwards a step.", bold=True)
+    console.show()
+    console.show("Options to add to the command, the smallest change first:")
+    console.show()
     console.show_table(["options", "method", "peak", "forwards"], rows)
+    console.show()
 
 
 def _per_device(result: Plan, objective: Objective, devices: int) -> dict[str, Any] | None:
