@@ -138,7 +138,7 @@ def test_the_schedule_at_any_budget_is_that_of_within():
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_row_of_a_transformer_at_ten_random_settings_is_that_of_a_plan(tmp_path: Path, name: str):
     draws = random.Random(name)
-    settings = [(length, optimizer) for length in (8, 32) for optimizer in (AdamW(0.001), SGD(0.1))]
+    settings = [(8, AdamW(0.001)), (32, SGD(0.1))]
     sweeps = {}
     for length, optimizer in settings:
         objective, batch = made(tmp_path, name, 1, length=length)
