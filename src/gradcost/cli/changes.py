@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from gradcost.training.customary import optimizer_of
 
 CHUNKS, RANK = 16, 8
 OPTIMIZERS = ("SGD(lr=0.1, momentum=0.9)", "SGD(lr=0.1)")  # by falling state
+EIGHT_BIT = "AdamW8bit(lr=0.001)"  # with the state of 16-bit momentum
 
 Make = Callable[[PlanOptions], tuple[Objective, Any]]
 
@@ -45,11 +47,13 @@ def levels(options: PlanOptions, objective: Objective, batch: Any, make: Make) -
 
     if chunks:
         yield [(chunks, partial(setup, options, chunks, make))]
+    has_eight_bit = find_spec("bitsandbytes") and not options.optimizer.startswith("AdamW8bit")
+    optimizers = (EIGHT_BIT, *OPTIMIZERS) if has_eight_bit else OPTIMIZERS
     if not options.optimizer.startswith("SGD"):
-        yield level(*({"optimizer": optimizer} for optimizer in OPTIMIZERS))
+        yield level(*({"optimizer": optimizer} for optimizer in optimizers))
     if options.dtype is None and options.task is None and _are_wide(objective):
         wide = {"dtype": "bfloat16"}
-        yield level(wide, *({**wide, "optimizer": optimizer} for optimizer in OPTIMIZERS))
+        yield level(wide, *({**wide, "optimizer": optimizer} for optimizer in optimizers))
     if options.lora is None and options.task is None:
         yield level({"lora": str(RANK)})
     if options.bits is None and options.task is None:

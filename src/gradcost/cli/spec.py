@@ -25,7 +25,7 @@ from gradcost.results.comparability import CUSTOMARY
 # The modules of gradcost that define the values and presets of each kind of expression.
 _MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
-    "optimizer": ("training.optimizers", "training.rounding"),
+    "optimizer": ("training.optimizers", "training.rounding", "training.eight_bit"),
     "task": (
         *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
         *(f"tasks.{name}" for name in ("pretrained", "texts", "hub", "hub_images", "vision_language", "vqa")),

@@ -23,6 +23,8 @@ from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.within import Within
 from gradcost.training.optimizers import Optimizer
 
+_SAMPLE = 4096  # weights; bitsandbytes stores the state of smaller leaves in 32 bits
+
 
 @dataclass(frozen=True, eq=False)
 class Setup:
@@ -120,15 +122,16 @@ def least_possible(setup: Setup) -> int:
 
 
 def _state_bytes(optimizer: Optimizer, objective: Objective) -> int:
-    """Return the bytes of the optimizer's state, in proportion to its state for 64 weights of each dtype."""
+    """Return the bytes of the optimizer's state, in proportion to its state for `_SAMPLE` weights of each dtype."""
     elements: dict[torch.dtype, int] = {}
     for leaf in objective.leaves:
         elements[leaf.parameter.dtype] = elements.get(leaf.parameter.dtype, 0) + leaf.parameter.numel()
     total = 0
     for dtype, count in elements.items():
-        weight = torch.nn.Parameter(torch.zeros(64, dtype=dtype))
+        weight = torch.nn.Parameter(torch.zeros(_SAMPLE, dtype=dtype))
         weight.grad = torch.zeros_like(weight)
-        built = optimizer.build([Leaf("weight", weight, 0, 64)])
+        built = optimizer.build([Leaf("weight", weight, 0, _SAMPLE)])
         built.step()
-        total += sum(held.nbytes for held in tensors(built.state_dict()) if held.numel() == 64) * count // 64
+        state = sum(held.nbytes for held in tensors(built.state_dict()) if held.numel() == _SAMPLE)
+        total += state * count // _SAMPLE
     return total

@@ -11,6 +11,7 @@ from gradcost.training.distributed import (
     require_equal_weights,
     share_log,
 )
+from gradcost.training.eight_bit import AdamW8bit
 from gradcost.training.loop import StepResult, Trainable, train
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
 from gradcost.training.recorded import recorded
@@ -24,6 +25,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AdamW8bit",
     "BatchParallel",
     "DirectionParallel",
     "Master",
