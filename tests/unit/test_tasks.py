@@ -26,9 +26,9 @@ from gradcost.tasks import (
     Mnist,
     Task,
     architectures,
+    catalogue,
     charlm,
     cifar10,
-    data,
     digits,
     idx_images,
     pretrained,
@@ -275,11 +275,11 @@ def test_cifar10_reads_planes_of_colours(tmp_path, monkeypatch):
     folder = tmp_path / "cifar10"
     folder.mkdir()
     pieces = []
-    for file, piece in enumerate(data.CIFAR10.pieces):
+    for file, piece in enumerate(catalogue.CIFAR10.pieces):
         images = np.array([[[30 * file + 3 * image + colour for colour in range(3)]] * 1024 for image in range(2)])
         write_batch(folder / piece.name, images.astype(np.uint8), [file, 9 - file])
         pieces.append(Piece(piece.name, hashlib.md5((folder / piece.name).read_bytes()).hexdigest()))
-    monkeypatch.setattr(data, "CIFAR10", Dataset("cifar10", tuple(pieces), (), "none"))
+    monkeypatch.setattr(catalogue, "CIFAR10", Dataset("cifar10", tuple(pieces), (), "none"))
     cifar10._splits.cache_clear()
     splits = Cifar10().splits()
     cifar10._splits.cache_clear()

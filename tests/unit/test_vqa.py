@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import tiny_models
 from gradcost.core.errors import BadInput
@@ -17,7 +19,7 @@ from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient
-from gradcost.tasks import data, vision_language
+from gradcost.tasks import catalogue, data, emoji, vision_language
 from gradcost.tasks.answers import is_right, normal_answer, word_answer
 from gradcost.tasks.efficientnet import EfficientNetLite0, efficientnet_lite0, renamed
 from gradcost.tasks.hub_images import TextVqa, VqaV2
@@ -209,6 +211,28 @@ def test_the_questions_about_cifar10():
     assert found == [(SHOWN, "airplane"), (ANIMAL, "no"), (SHOWN, "cat"), (ANIMAL, "yes")]
 
 
+def test_the_questions_about_emojis_have_as_many_animals_as_others():
+    part = [emoji.Picture(torch.zeros(3, 32, 32), kind) for kind in ("face", "animal", "flag", "flag", "animal")]
+    found = [(each.question, each.answer) for each in emoji.asked(part)]
+    assert found[:5] == [(SHOWN, kind) for kind in ("face", "animal", "flag", "flag", "animal")]
+    assert found[5:] == [(ANIMAL, "yes"), (ANIMAL, "yes"), (ANIMAL, "no"), (ANIMAL, "no")]
+
+
+def test_an_emoji_is_cut_out_of_its_sheet_on_white(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sheet = np.zeros((2 * 34, 2 * 34, 4), np.uint8)
+    sheet[1:33, 35:67] = (10, 20, 30, 255)  # row 0, column 1
+    sheet[34, 34] = (1, 2, 3, 255)  # in the border of row 1, column 1, whose picture is transparent
+    Image.fromarray(sheet).save(tmp_path / "32.png")
+    emojis = [("animal-bug", 1, 0, True), ("face-hat", 1, 1, True), ("keycap", 0, 0, True), ("flag", 0, 0, False)]
+    names = ("subcategory", "sheet_x", "sheet_y", "has_img_twitter")
+    (tmp_path / "emoji.json").write_text(json.dumps([dict(zip(names, each, strict=True)) for each in emojis]))
+    monkeypatch.setattr(data, "verified", lambda dataset: tmp_path)
+    found = emoji.pictures.__wrapped__()
+    assert [each.kind for each in found] == ["animal", "face"]
+    assert found[0].image.flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
+    assert found[1].image.unique().tolist() == [255]
+
+
 # ---- the hub
 
 
@@ -240,11 +264,19 @@ def test_the_columns_of_the_hub_become_questions(kind: Any, tmp_path: Path, monk
 
 
 @pytest.mark.slow
+def test_the_emojis_are_as_many_as_the_documentation_says():
+    train, validation, test = emoji.Emoji().splits()
+    assert len(emoji.pictures()) == 1171
+    questions = [len(part.x) for part in (train, validation, test)]
+    assert sum(questions) == 1171 + 2 * 130
+
+
+@pytest.mark.slow
 def test_the_encoder_recognises_photographs():
     """The largest ImageNet logit, over the classes of each kind, names most images of the test file."""
-    folder = data.verified(data.EFFICIENTNET)
-    head = torch.load(folder / data.EFFICIENTNET.pieces[0].name, weights_only=True)
-    content = (data.verified(data.CIFAR10) / "test_batch.bin").read_bytes()[: 200 * 3073]
+    folder = data.verified(catalogue.EFFICIENTNET)
+    head = torch.load(folder / catalogue.EFFICIENTNET.pieces[0].name, weights_only=True)
+    content = (data.verified(catalogue.CIFAR10) / "test_batch.bin").read_bytes()[: 200 * 3073]
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 3073)
     images = F.interpolate(records[:, 1:].view(-1, 3, 32, 32).float() / 255, size=(128, 128), mode="bilinear")
     with torch.no_grad():

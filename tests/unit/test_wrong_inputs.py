@@ -14,7 +14,7 @@ from report_records import write_folder
 from torch import nn
 
 import gradcost
-from gradcost.tasks.data import DATASETS
+from gradcost.tasks.catalogue import DATASETS
 from in_process import inside
 
 ROOT = Path(__file__).parents[2]

@@ -34,21 +34,21 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            help="mnist, fashion_mnist, cifar10, trec or movies; or a model: minilm-l6, smollm2-135m or "
+            help="mnist, fashion_mnist, cifar10, trec, movies or emoji; or a model: minilm-l6, smollm2-135m or "
             "efficientnet-lite0."
         ),
     ],
 ) -> None:
     """Download a data set or a model, verify it, and store it in the cache folder, $GRADCOST_CACHE if set."""
     from gradcost.cli import console, spec
-    from gradcost.tasks import data as datasets
+    from gradcost.tasks import catalogue, data
 
-    if name not in datasets.DATASETS:
+    if name not in catalogue.DATASETS:
         raise BadInput(
-            f"there is no data set {name!r}.{spec.hint(name, datasets.DATASETS)} Data sets: "
-            f"{', '.join(datasets.DATASETS)}."
+            f"there is no data set {name!r}.{spec.hint(name, catalogue.DATASETS)} Data sets: "
+            f"{', '.join(catalogue.DATASETS)}."
         )
-    console.show(f"{name} is in {datasets.fetch(datasets.DATASETS[name], console.say)}")
+    console.show(f"{name} is in {data.fetch(catalogue.DATASETS[name], console.say)}")
 
 
 def doctor(

@@ -27,8 +27,9 @@ _MODULES = {
     "method": ("checkpointing", "directions", "estimators", "planning.within", "slopes"),
     "optimizer": ("training.optimizers", "training.rounding", "training.eight_bit"),
     "task": (
-        *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "fashion_mnist", "mnist")),
-        *(f"tasks.{name}" for name in ("pretrained", "texts", "hub", "hub_images", "vision_language", "vqa")),
+        *(f"tasks.{name}" for name in ("architectures", "charlm", "cifar10", "digits", "emoji", "fashion_mnist")),
+        *(f"tasks.{name}" for name in ("hub", "hub_images", "mnist", "pretrained", "texts")),
+        *(f"tasks.{name}" for name in ("vision_language", "vqa")),
     ),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")

@@ -7,6 +7,7 @@ from gradcost.tasks.architectures import Architecture, Cnn, Gpt, Logistic, Mlp, 
 from gradcost.tasks.charlm import CharLm
 from gradcost.tasks.cifar10 import Cifar10
 from gradcost.tasks.digits import Digits
+from gradcost.tasks.emoji import Emoji
 from gradcost.tasks.fashion_mnist import FashionMnist
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc
 from gradcost.tasks.hub_images import TextVqa, VqaV2
@@ -35,6 +36,7 @@ TASKS: dict[str, type[Task]] = {
     "mmlu": Mmlu,
     "gsm8k": Gsm8k,
     "vqa": Vqa,
+    "emoji": Emoji,
     "vqav2": VqaV2,
     "textvqa": TextVqa,
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Cifar10",
     "Cnn",
     "Digits",
+    "Emoji",
     "Encoder",
     "FashionMnist",
     "Gpt",

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from gradcost.core.value import value
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 from gradcost.tasks.architectures import Architecture, Cnn, Mlp, Vgg
 from gradcost.tasks.task import Split, Splits, Task
 
@@ -54,7 +54,7 @@ class Cifar10(Task):
 
 @lru_cache(maxsize=1)
 def _splits() -> Splits:
-    folder = data.verified(data.CIFAR10)
+    folder = data.verified(catalogue.CIFAR10)
     *training, validation = [f"data_batch_{number}.bin" for number in range(1, 6)]
     return Splits(_read(folder, training), _read(folder, [validation]), _read(folder, ["test_batch.bin"]))
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradcost.core.value import value
-from gradcost.tasks.sources import DataError, NpmPackage, Source
+from gradcost.tasks.png import read_png
+from gradcost.tasks.sources import NpmPackage, Source
 
 PIXELS = 32 * 32
 CHANNELS = 3
-Row = NDArray[np.uint8]
 
 
 @value
@@ -58,65 +55,3 @@ def write_batch(path: Path, images: NDArray[np.uint8], labels: list[int]) -> Non
     """
     planes = images.transpose(0, 2, 1).reshape(len(images), CHANNELS * PIXELS)
     path.write_bytes(np.concatenate([np.array(labels, dtype=np.uint8)[:, None], planes], axis=1).tobytes())
-
-
-def read_png(path: Path) -> NDArray[np.uint8]:
-    """Read a PNG of 8-bit RGB pixels that is not interlaced.
-
-    Args:
-        path: the file.
-    Returns:
-        uint8, shape (height, width, 3).
-    Raises:
-        DataError: the file is damaged or has another format.
-    Source: PNG specification (ISO/IEC 15948), sections 5, 9 and 11.
-    """
-    chunks = list(_chunks(path.read_bytes()))
-    try:
-        width, height, *rest = struct.unpack(">IIBBBBB", chunks[0][1])
-        raw = zlib.decompress(b"".join(content for kind, content in chunks if kind == b"IDAT"))
-    except (IndexError, struct.error, zlib.error) as error:
-        raise DataError(f"{path.name} is not a complete PNG ({error})") from error
-    if rest != [8, 2, 0, 0, 0] or len(raw) != height * (1 + CHANNELS * width):
-        raise DataError(f"{path.name} is not a PNG of 8-bit RGB pixels without interlacing")
-    lines = np.frombuffer(raw, dtype=np.uint8).reshape(height, 1 + CHANNELS * width)
-    image = np.zeros((height, width, CHANNELS), dtype=np.uint8)
-    above = np.zeros((width, CHANNELS), dtype=np.uint8)
-    for row, line in enumerate(lines):
-        above = image[row] = _unfilter(int(line[0]), line[1:].reshape(width, CHANNELS), above)
-    return image
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the type and the content of each chunk after the signature of a PNG."""
-    place = 8
-    while place + 8 <= len(content):
-        length, kind = struct.unpack(">I4s", content[place : place + 8])
-        yield kind, content[place + 8 : place + 8 + length]
-        place += 12 + length
-
-
-def _unfilter(kind: int, line: Row, above: Row) -> Row:
-    """Return the pixels of a row, shape (width, 3), from its filtered bytes and the row above. uint8 wraps around."""
-    if kind == 0:
-        return line
-    if kind == 1:
-        return np.cumsum(line, axis=0, dtype=np.uint8)
-    if kind == 2:
-        return line + above
-    result, left, corner = np.empty_like(line), [0] * CHANNELS, [0] * CHANNELS
-    predict = _average if kind == 3 else _paeth
-    for x, (pixel, up) in enumerate(zip(line.tolist(), above.tolist(), strict=True)):
-        left = [(f + predict(a, b, c)) % 256 for f, a, b, c in zip(pixel, left, up, corner, strict=True)]
-        result[x], corner = left, up
-    return result
-
-
-def _average(left: int, up: int, corner: int) -> int:
-    return (left + up) // 2
-
-
-def _paeth(left: int, up: int, corner: int) -> int:
-    """Return that of the three neighbours which is nearest to left + up - corner; the first of equals."""
-    estimate = left + up - corner
-    return min((left, up, corner), key=lambda neighbour: abs(estimate - neighbour))

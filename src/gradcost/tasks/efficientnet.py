@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 
 FEATURES = 1280
 STRIDE = 32  # pixels per feature
@@ -96,7 +96,7 @@ def efficientnet_lite0() -> EfficientNetLite0:
     Raises:
         DataError: the file is missing or damaged.
     """
-    path = data.verified(data.EFFICIENTNET) / data.EFFICIENTNET.pieces[0].name
+    path = data.verified(catalogue.EFFICIENTNET) / catalogue.EFFICIENTNET.pieces[0].name
     model = EfficientNetLite0()
     model.load_state_dict(renamed(torch.load(path, map_location="cpu", weights_only=True)))
     return model.requires_grad_(False)

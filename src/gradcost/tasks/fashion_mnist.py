@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gradcost.core.value import value
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 from gradcost.tasks.idx_images import IdxImages
 
 
@@ -22,4 +22,4 @@ class FashionMnist(IdxImages):
     Source: Xiao, Rasul, Vollgraf (2017), arXiv 1708.07747.
     """
 
-    dataset: ClassVar[data.Dataset] = data.FASHION_MNIST
+    dataset: ClassVar[data.Dataset] = catalogue.FASHION_MNIST

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gradcost.core.value import value
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 from gradcost.tasks.idx_images import IdxImages
 
 
@@ -22,4 +22,4 @@ class Mnist(IdxImages):
     Source: LeCun, Bottou, Bengio, Haffner (1998).
     """
 
-    dataset: ClassVar[data.Dataset] = data.MNIST
+    dataset: ClassVar[data.Dataset] = catalogue.MNIST

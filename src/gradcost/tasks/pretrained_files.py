@@ -19,10 +19,10 @@ from torch import Tensor
 
 from gradcost.core.errors import require
 from gradcost.core.files import cache_folder
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 from gradcost.tasks.sources import DataError
 
-MINILM, SMOLLM2 = data.MINILM.name, data.SMOLLM2.name
+MINILM, SMOLLM2 = catalogue.MINILM.name, catalogue.SMOLLM2.name
 
 
 def location(weights: str) -> str:
@@ -32,7 +32,7 @@ def location(weights: str) -> str:
         DataError: the files of a known name are missing or damaged.
     """
     if weights == MINILM:
-        return os.fspath(data.verified(data.MINILM))
+        return os.fspath(data.verified(catalogue.MINILM))
     return os.fspath(_smollm2()) if weights == SMOLLM2 else weights
 
 
@@ -106,14 +106,14 @@ def _from_pretrained(kind: str, weights: str, **options: Any) -> Any:
 
 def _smollm2() -> Path:
     """Return the folder with SmolLM2 in float32; convert the quantised file on the first use (538 MB)."""
-    source = data.verified(data.SMOLLM2)
+    source = data.verified(catalogue.SMOLLM2)
     folder = cache_folder() / f"{SMOLLM2}-float32"
     if (folder / "model.safetensors").is_file():
         return folder
     transformers = require("transformers", "A pretrained model", "transformers")
     require("gguf", f"Reading {SMOLLM2}", "transformers")
     torch_files = require("safetensors.torch", f"Converting {SMOLLM2}", "transformers")
-    options = {"gguf_file": data.SMOLLM2.pieces[0].name}
+    options = {"gguf_file": catalogue.SMOLLM2.pieces[0].name}
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{SMOLLM2}-") as scratch, quiet():
             transformers.AutoTokenizer.from_pretrained(source, **options).save_pretrained(scratch)

@@ -16,7 +16,7 @@ import torch
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.value import value
-from gradcost.tasks import charlm, data
+from gradcost.tasks import catalogue, charlm, data
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.pretrained_files import config, encoded, tokenizer
@@ -82,7 +82,7 @@ def trec_texts() -> TextSplits:
     Of these, 500 are set aside for the validation split and 500 for the test split, by a fixed permutation. The one
     byte that is not ASCII becomes a space.
     """
-    path = data.verified(data.TREC) / data.TREC.pieces[0].name
+    path = data.verified(catalogue.TREC) / catalogue.TREC.pieces[0].name
     lines = path.read_bytes().replace(b"\xf0", b" ").decode("ascii").splitlines()
     pairs = [(text, label.partition(":")[0]) for label, _, text in (line.partition(" ") for line in lines)]
     return divided({text: TREC_CLASSES.index(label) for text, label in reversed(pairs)}, "trec", 500)
@@ -94,7 +94,7 @@ TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 @lru_cache(maxsize=2)
 def movie_texts() -> TextSplits:
     """Return the movie sentences whose mean rating, from -4 to 4, is below -0.5 (class 0) or above 0.5 (class 1)."""
-    path = data.verified(data.MOVIES) / data.MOVIES.pieces[0].name
+    path = data.verified(catalogue.MOVIES) / catalogue.MOVIES.pieces[0].name
     rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
     rated = ((text, float(rating)) for _, rating, text in rows)
     return divided({text: int(r > BEST) for text, r in rated if not WORST <= r <= BEST}, "movies", 1000)

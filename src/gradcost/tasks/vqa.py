@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
-from gradcost.tasks import data
+from gradcost.tasks import catalogue, data
 from gradcost.tasks.answers import is_right, word_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.cifar10 import RECORD, SHAPE
@@ -170,7 +170,7 @@ class Vqa(ImageQuestions):
 def _cifar10(model: ImageLanguage, length: int, examples: int, held_out: int) -> Splits:
     if model.side != SHAPE[1]:
         raise BadInput(f"the images of CIFAR-10 have {SHAPE[1]} pixels per side: set side={SHAPE[1]} of {model!r}.")
-    folder = data.verified(data.CIFAR10)
+    folder = data.verified(catalogue.CIFAR10)
     files = ([f"data_batch_{number}.bin" for number in range(1, 5)], ["data_batch_5.bin"], ["test_batch.bin"])
     parts = []
     for names, count in zip(files, (examples, held_out, held_out), strict=True):
