@@ -196,7 +196,7 @@ def test_parts_of_a_block_need_less_memory_than_the_block(monkeypatch: pytest.Mo
     least = MemoryTradeoff(objective, batch).least()
     assert has_parts(least.items)
     assert followed(objective, batch, Reverse(Schedule(least.items)))[0] == least.peak
-    monkeypatch.setattr(block_profile, "_MOST_PARTS", 1)
+    monkeypatch.setattr(block_profile, "MOST_PARTS", 1)
     whole = MemoryTradeoff(*gpt(8)).least()
     assert not has_parts(whole.items)
     assert least.peak < 0.93 * whole.peak

@@ -31,7 +31,7 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker, round_up
 
-_MOST_PARTS = 5  # in which a block runs again
+MOST_PARTS = 5  # in which a block runs again
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _in_parts(block: Block, call: _Call, rounding: int) -> Iterator[tuple[int, i
     first.on_value = lambda tensor: flops.append(counter.counts.flops)
     with counter.followed():
         call.run(block, inputs, through(first))
-    for count in range(2, _MOST_PARTS + 1):
+    for count in range(2, MOST_PARTS + 1):
         parts = first.parts(range(first.value_count), count)
         if len(parts) < count:
             return

@@ -197,7 +197,7 @@ class MemoryTradeoff:
             blocks = schedule_length(self.points[0].items)
             candidates = dict.fromkeys([*(point.items for point in self.points[:3]), ((1,),) * blocks])
             best = self._lowest(sorted(map(self._estimated, candidates), key=lambda point: point[:2]))
-            self._known.least = best if self.is_chain else lower_peak(best, self._simulated, self._estimated)
+            self._known.least = best if self.is_chain else lower_peak([best], self._simulated, self._estimated)
         return self._known.least
 
     def _lowest(self, estimates: Sequence[Point]) -> Point:
@@ -230,11 +230,13 @@ class MemoryTradeoff:
             return Point(self.peak(fits), self.points[fits].flops, self.points[fits].items)
         if fits < 0 and self.least().peak > budget:
             raise DoesNotFit(self._too_small(budget, beside))
-        candidates = [self.least()] if fits < 0 else [self._simulated(self.points[fits].items)]
-        if not self.is_chain:
-            candidates += [point for point in map(self._simulated, self._uniform()) if point.peak <= budget]
-        best = min(candidates, key=lambda point: (point.flops, point.peak))
-        return best if self.is_chain else fewer_flops(best, budget, self._simulated, self._estimated)
+        if self.is_chain:
+            return self.least()
+        starts = [self.least()] if fits < 0 else []
+        starts += map(
+            self._simulated, [point.items for point in self.points[max(fits, 0) : fits + 2]] + self._uniform()
+        )
+        return fewer_flops(starts, budget, self._simulated, self._estimated)
 
     def _too_small(self, budget: int, beside: int) -> str:
         parts = f" ({beside:,} of them for gradients of a plain loop or an optimizer)" if beside else ""
