@@ -1,0 +1,45 @@
+"""Pages of results state what their committed records say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "docs" / "results"
+
+
+def page(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_of_long_sequences():
+    assert script("long_sequences").table(FOLDER / "long-sequences") in page("long_sequences.md")
+
+
+def test_trec_by_backprop():
+    runs = json.loads(page("trec-backprop.json"))["test"]
+    low, high = (pick(run["accuracy"] for run in runs) for pick in (min, max))
+    assert f"{100 * low:.1f} to {100 * high:.1f}% of the test questions" in page("index.md")
+    assert low > 0.92
+
+
+def test_the_vision_language_model_by_backprop():
+    test = json.loads(page("vqa-backprop.json"))["test"]
+    text = page("index.md")
+    assert f"it answers {test['accuracy']:.0%} of {test['questions']} questions" in text
+    assert f"{test['animal']:.0%} of the questions" in text
+    assert f"{test['shown']:.0%} of the questions" in text
