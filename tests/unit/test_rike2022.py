@@ -19,6 +19,7 @@ from gradcost.papers.claims import verdict as verdict_on
 from gradcost.papers.rike2022.claims import claims, free_runs
 from gradcost.papers.rike2022.differences import DIFFERENCES
 from gradcost.papers.rike2022.page import page
+from gradcost.papers.rike2022.picture import loss_curves
 from gradcost.papers.rike2022.printed import PRINTED, UNCAPPED
 from gradcost.papers.rike2022.protocols import AsRun, AsStated, protocol_of
 from gradcost.papers.rike2022.runs import LAST_IMAGES, RowResult, is_published_setup, row_results
@@ -390,7 +391,13 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
     docs = Path(__file__).parents[2] / "docs" / "results"
     written = (docs / "rike2022.md").read_text()
     command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
-    assert page(read(docs / "rike2022-nn"), rows("nn"), command, "rike2022-nn") == written
+    records = read(docs / "rike2022-nn")
+    assert page(records, rows("nn"), command, "rike2022-nn", "rike2022.svg") == written
+    drawn = loss_curves(records, rows("nn"))
+    assert drawn is not None
+    found = {(point["panel"], point["gradient"]) for point in drawn["data"]["values"]}
+    assert found == {(f"NN {name}", way) for name in ("SGD", "Nesterov", "Adam") for way in ("forward", "backprop")}
+    assert loss_curves(records, rows("cnn")) is None
 
 
 # ---- the study

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradcost.cli import console, reproduce_panchal2025, spec
@@ -12,7 +13,7 @@ from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
 from gradcost.cli.reproduce_baydin import reproduce_baydin2022
 from gradcost.cli.reproduction import refuse_options_of_other_papers, run_or_resume, write_page
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, MissingExtra
 from gradcost.core.units import number
 from gradcost.papers.baydin2022 import table as baydin2022
 from gradcost.papers.claims import outcome
@@ -21,8 +22,10 @@ from gradcost.papers.rike2022 import page as rike2022_page
 from gradcost.papers.rike2022 import study as rike2022_study
 from gradcost.papers.rike2022 import table as rike2022
 from gradcost.papers.rike2022.claims import claims
+from gradcost.papers.rike2022.picture import loss_curves
 from gradcost.papers.rike2022.protocols import PROTOCOLS
 from gradcost.papers.rike2022.runs import is_published_setup, row_results
+from gradcost.report import assets
 from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS
 from gradcost.tasks import TASKS
@@ -54,9 +57,24 @@ def _reproduce_rike2022(options: ReproduceOptions) -> int:
     printer = run_or_resume(reproduction.study, folder, options)
     results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:
-        write_page(options.page, rike2022_page.page(results, table, _command(options), folder.name))
+        _write_page_and_picture(options.page, results, table, _command(options), folder.name)
     _show(results, table, folder, printer.ran, options)
     return 1 if printer.failed else 0
+
+
+def _write_page_and_picture(
+    page: Path, results: Results, table: Sequence[rike2022.TableRow], command: str, folder: str
+) -> None:
+    """Write the page and, where gradcost[report] is installed, its picture beside it."""
+    picture, spec = page.with_suffix(".svg"), loss_curves(results, table)
+    try:
+        drawn = None if spec is None else assets.svg(spec)
+    except MissingExtra as error:
+        drawn = None
+        console.complain(f"the page has no picture: {error}")
+    if drawn is not None:
+        write_page(picture, drawn)
+    write_page(page, rike2022_page.page(results, table, command, folder, picture.name if drawn else None))
 
 
 def _default_folder(options: ReproduceOptions) -> Path:

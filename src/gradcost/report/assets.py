@@ -70,6 +70,17 @@ def _tables(results: Results) -> dict[str, Table]:
     return {**found, **targets.tables(results), **budgets.tables(results)}
 
 
+def svg(spec: dict[str, Any]) -> str:
+    """Return a figure as SVG, in the style of the other figures.
+
+    Args:
+        spec: its Vega-Lite specification.
+    Raises:
+        MissingExtra: a package of gradcost[report] is not installed.
+    """
+    return require("vl_convert", "A figure", "report").vegalite_to_svg(json.dumps(spec | {"config": _CONFIG}))
+
+
 def _draw(figure: Figure, target: Path) -> Iterator[Path]:
     """Write a figure as SVG, PNG and PDF; yield each path after its file is written."""
     vl = require("vl_convert", "A report", "report")

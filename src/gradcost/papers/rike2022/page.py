@@ -64,7 +64,7 @@ def table_rows(results: Sequence[RowResult], is_published: bool = True) -> list[
     ]
 
 
-def page(results: Results, table: Sequence[TableRow], command: str, folder: str) -> str:
+def page(results: Results, table: Sequence[TableRow], command: str, folder: str, picture: str | None = None) -> str:
     """Return the page as Markdown.
 
     Args:
@@ -72,10 +72,11 @@ def page(results: Results, table: Sequence[TableRow], command: str, folder: str)
         table: the rows of Table 1 to report.
         command: the command that writes the page.
         folder: the name of the results folder.
+        picture: the file name of the picture of the losses beside the page; None for none.
     """
     found = claims(results, table, command, f"`{folder}`")
     title = "Rike and Førland 2022, Table 1: what reproduces"
-    return claims_page(title, _glance(results, table), found, list(_sections(results, table)))
+    return claims_page(title, _glance(results, table), found, list(_sections(results, table, picture)))
 
 
 def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
@@ -92,12 +93,16 @@ def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
     return Glance(scope, environment, hours)
 
 
-def _sections(records: Results, table: Sequence[TableRow]) -> Iterator[str]:
+def _sections(records: Results, table: Sequence[TableRow], picture: str | None) -> Iterator[str]:
     """Yield the parts of the page after its claims."""
     results = row_results(records, table)
     yield "## The rows"
     yield markdown_table(HEADERS, table_rows(results))
     yield _markdown_list(_explanation(results))
+    if picture is not None:
+        yield "## The training loss"
+        yield f"![Training loss against steps, a panel per optimizer]({picture})"
+        yield "Medians over the seeds; each point is a mean over the steps since the previous one."
     yield from _zero_section(results)
     yield from _speed_section(results)
     yield from _cap_section(records, table)
