@@ -17,6 +17,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
@@ -94,40 +95,49 @@ def flops_to_target(results: Results, method: str) -> list[float]:
     return [price * TARGET.step(run) for run in final_runs(results, method)]
 
 
-def slope(folders: Path, method: str, divisor: str | None = None) -> tuple[float, float, int]:
-    """Return the slope of log(FLOPs to the target) against log d, half of its 95% interval, and the number of runs.
+class Fit(NamedTuple):
+    """A slope of log(FLOPs to the target) against log d, its standard error, and the number of runs."""
 
-    By least squares over all runs of the widths at which every run reaches the target. The interval is Student's.
+    slope: float
+    error: float
+    runs: int
+
+    def __sub__(self, other: Fit) -> Fit:
+        return Fit(self.slope - other.slope, math.hypot(self.error, other.error), self.runs + other.runs - 2)
+
+    def shown(self) -> str:
+        from scipy import stats
+
+        half = self.error * float(stats.t.ppf(0.975, self.runs - 2))
+        return f"{self.slope:.2f} [{self.slope - half:.2f}, {self.slope + half:.2f}]"
+
+
+def fit(found: dict[int, list[float]]) -> Fit:
+    """Return the least-squares fit over all runs.
 
     Args:
-        folders: has a results folder for each width.
-        method: the method.
-        divisor: a method by whose median FLOPs at the same width each run is divided.
+        found: the FLOPs of each run, by width.
     """
     from scipy import stats
 
-    x, y = [], []
-    for width in WIDTHS:
-        results = read(folders / f"size-{width}")
-        flops = flops_to_target(results, method)
-        unit = sorted(flops_to_target(results, divisor)) if divisor else [1.0]
-        if all(map(math.isfinite, flops)):
-            x += [math.log(weights(width))] * len(flops)
-            y += [math.log(value / unit[len(unit) // 2]) for value in flops]
-    fit = stats.linregress(x, y)
-    return fit.slope, fit.stderr * stats.t.ppf(0.975, len(x) - 2), len(x)
+    points = [(math.log(weights(width)), math.log(value)) for width, values in found.items() for value in values]
+    line = stats.linregress(*zip(*points, strict=True))
+    return Fit(line.slope, line.stderr, len(points))
 
 
 def slopes(folders: Path) -> str:
-    """Return a table of the slopes of each method, of its FLOPs and of their ratio to backprop's."""
+    """Return a table of the slopes of each method, and of their differences from that of backprop.
+
+    Only widths count at which every run of the method reaches the target, also for backprop in a difference.
+    """
+    results = {width: read(folders / f"size-{width}") for width in WIDTHS}
+    needed = {method: {width: flops_to_target(results[width], method) for width in WIDTHS} for method in METHODS}
     rows = []
-    for method in METHODS:
-        row = [method]
-        for divisor in (None, "backprop"):
-            value, half, count = slope(folders, method, divisor)
-            row.append("" if method == divisor else f"{value:.2f} [{value - half:.2f}, {value + half:.2f}]")
-        rows.append([*row, str(count)])
-    return markdown_table(["method", "slope of FLOPs", "slope of the ratio to backprop's", "runs"], rows)
+    for method, by_width in needed.items():
+        reached = {width: flops for width, flops in by_width.items() if all(map(math.isfinite, flops))}
+        own, base = fit(reached), fit({width: needed["backprop"][width] for width in reached})
+        rows.append([method, own.shown(), "" if method == "backprop" else (own - base).shown(), str(own.runs)])
+    return markdown_table(["method", "slope of FLOPs", "less that of backprop", "runs"], rows)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,21 @@ def test_the_table_of_long_sequences():
     assert script("long_sequences").table(FOLDER / "long-sequences") in page("long_sequences.md")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_tables_of_size_scaling():
+    module, text = script("size_scaling"), page("size_scaling.md")
+    assert module.ratios(FOLDER) in text
+    assert module.slopes(FOLDER) in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_findings_of_the_linter():
+    module, text = script("lint_findings"), page("lint_findings.md")
+    assert module.table() in text
+    codes = {code.split(" ")[0] for found in module.found().values() for code in found}
+    assert all(f"- **{code}, " in text for code in codes)
+
+
 def test_trec_by_backprop():
     runs = json.loads(page("trec-backprop.json"))["test"]
     low, high = (pick(run["accuracy"] for run in runs) for pick in (min, max))
