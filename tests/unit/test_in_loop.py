@@ -133,7 +133,8 @@ def test_the_gradients_random_numbers_and_buffers_of_a_plain_loop(name: str, sav
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_nothing_is_left_of_a_forward_pass_that_ctrl_c_ended(ends: bool):
-    model, batch = made("llama")
+    made_model, batch = made("llama")
+    model: Any = made_model
     model.gradient_checkpointing_enable()
     plain = loop(*made("llama"))
 
