@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -414,6 +415,13 @@ def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def huge() -> bytes:
+    """A PNG whose header states 60,000 times 60,000 pixels."""
+    content = png(random_image(2, 2))
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
+    return content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+
+
 def test_a_png_has_its_pixels(tmp_path):
     image = random_image(17, 11)
     (tmp_path / "x.png").write_bytes(png(image))
@@ -427,6 +435,7 @@ def test_a_png_has_its_pixels(tmp_path):
         (png(random_image(40, 40))[:-2000], "not a complete PNG"),
         (b"", "not a complete PNG"),
         (png(np.zeros((2, 2, 4), np.uint8)), "has RGBA pixels"),
+        (huge(), "not a complete PNG"),
     ],
 )
 def test_another_png_is_refused(tmp_path, content, message):

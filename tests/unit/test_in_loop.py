@@ -131,6 +131,29 @@ def test_the_gradients_random_numbers_and_buffers_of_a_plain_loop(name: str, sav
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_nothing_is_left_of_a_forward_pass_that_ctrl_c_ended(ends: bool):
+    made_model, batch = made("llama")
+    model: Any = made_model
+    model.gradient_checkpointing_enable()
+    plain = loop(*made("llama"))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with warnings.catch_warnings(), checkpoint(model, Blocks()) as applied:
+        warnings.simplefilter("ignore", Note)
+        hook = model.model.layers[2].mlp.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**batch)
+        hook.remove()
+        if not ends:
+            assert_same(loop(model, batch), plain)
+            assert not applied._calls
+    assert model.model.gradient_checkpointing
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def budgets(name: str, count: int) -> list[int]:
     """Return budgets from the least that a schedule needs to the peak of the plain loop."""
     model, batch = made(name)

@@ -155,6 +155,13 @@ def test_autocast_and_attention_are_options_of_a_plan(here: Path):
     assert "--attention cannot be combined with --task" in ran.stderr
 
 
+@pytest.mark.parametrize("batch", [10**14, 10**18, 10**20])
+def test_a_batch_whose_tokens_cannot_be_made_is_refused(here: Path, batch: int):
+    ran = inside("plan", "--model", "hf:llama.json", "--batch", str(batch), "--memory", "1GB", folder=here)
+    assert ran.returncode == 2
+    assert f"{batch:,} examples of 128 tokens do not fit the memory of this machine" in ran.stderr
+
+
 def test_autocast_on_the_real_model_has_the_forecast_peak():
     from gradcost.core.autocast import UnderAutocast
     from gradcost.instruments.memory import MemoryTracker

@@ -214,7 +214,7 @@ def test_values_of_sweep(texts: list[str], values: dict[str, Any]):
         ("batch=-3", "no whole number"),
         ("batch=1..4,3", "has 3 twice"),
         ("batch=1,batch=2", "has batch twice"),
-        ("batch=1..100000", "1,024 are the most"),
+        ("batch=1..100000", "too many sizes: 1,024 are the most"),
         ("lora=1..8", "which is no whole number. Write"),
         ("bits=8", "write 4, or 0"),
         ("dtype=float23", "Did you mean float"),

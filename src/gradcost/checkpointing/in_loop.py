@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -95,7 +97,8 @@ class AppliedPolicy:
             )
         gradients = sum(leaf.parameter.nbytes for leaf in self._objective.leaves)
         self._saving = saving.beside_gradients(gradients)
-        self._calls: list[ExitStack] = []  # one per running call of the model, outermost first
+        # One per running call of the model, outermost first. The frame is that of the call.
+        self._calls: list[tuple[FrameType, ExitStack]] = []
         self._is_checked = False
         self._hooks = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -106,9 +109,16 @@ class AppliedPolicy:
         """End the policy. Losses whose forward pass is over can still be differentiated."""
         for hook in self._hooks:
             hook.remove()
+        self._end_interrupted_calls()
+
+    def _end_interrupted_calls(self) -> None:
+        """Undo the calls that Ctrl-C ended: torch runs no forward hook after an exception that is no Exception."""
+        while self._calls and not _is_running(self._calls[-1][0]):
+            self._leave()
 
     def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        self._calls.append(ExitStack())
+        self._end_interrupted_calls()
+        self._calls.append((sys._getframe(1), ExitStack()))
         if len(self._calls) > 1 or not torch.is_grad_enabled():  # checks and forecasts call the model too
             return
         self._renew_if_changed()
@@ -123,17 +133,17 @@ class AppliedPolicy:
         for replay in findings(model, self._loss).values():
             if isinstance(replay, Replay):  # the loop may draw between a forward pass and its backward pass
                 replay.draws_python = replay.draws_numpy = True
-        self._calls[0].enter_context(context)
+        self._calls[0][1].enter_context(context)
 
-    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._calls.pop().close()
+    def _leave(self, *_: Any) -> None:
+        self._calls.pop()[1].close()
 
     def _set_aside_own_checkpointing(self) -> None:
         """Switch the checkpointing of a transformers model off until the forward pass ends."""
         own = [module for module in self._objective.modules if vars(module).get("gradient_checkpointing") is True]
         for module in own:
             module.gradient_checkpointing = False  # type: ignore[assignment]
-            self._calls[0].callback(setattr, module, "gradient_checkpointing", True)
+            self._calls[0][1].callback(setattr, module, "gradient_checkpointing", True)
         if own:
             model = self._objective.model
             warn_once(
@@ -149,6 +159,16 @@ class AppliedPolicy:
             objective.structure.check(objective.leaves)
         except BadInput:  # a parameter was frozen or a module replaced since
             self._objective = Objective(objective.model, self._loss)
+
+
+def _is_running(call: FrameType) -> bool:
+    for top in sys._current_frames().values():  # one per thread
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame is call:
+                return True
+            frame = frame.f_back
+    return False
 
 
 class _LossOfOutput:

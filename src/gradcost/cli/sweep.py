@@ -119,7 +119,7 @@ def parsed(texts: Sequence[str], options: PlanOptions) -> dict[str, list[Any]]:
         if name == "batch":
             values.sort()
     if len(found.get("batch", ())) > MOST_SIZES:
-        raise BadInput(f"--sweep batch has {len(found['batch']):,} sizes, and {MOST_SIZES:,} are the most.")
+        raise BadInput(f"--sweep batch has too many sizes: {MOST_SIZES:,} are the most.")
     return found
 
 

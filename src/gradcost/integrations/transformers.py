@@ -190,8 +190,8 @@ def objective(
         (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels); for
         a model with its own loss a dictionary of its arguments.
     Raises:
-        BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, or the model is of
-            another kind.
+        BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, the tokens do not fit
+            this machine, or the model is of another kind.
     """
     config, name = _inner(model).config, type(_inner(model)).__name__
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -200,7 +200,12 @@ def objective(
         raise BadInput(f"a batch needs at least 1 example of 1 token, not {examples} examples of {length} tokens.")
     if most is not None and length > most:
         raise BadInput(f"{name} takes at most {most:,} tokens (its max_position_embeddings), not {length:,}.")
-    tokens = torch.ones(examples, length, dtype=torch.int64)
+    try:
+        tokens = torch.ones(examples, length, dtype=torch.int64)
+    except (RuntimeError, TypeError) as error:  # no memory, or a number above 64 bits
+        raise BadInput(
+            f"{examples:,} examples of {length:,} tokens do not fit the memory of this machine: take a smaller batch."
+        ) from error
     if name.endswith("ForSequenceClassification"):
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0

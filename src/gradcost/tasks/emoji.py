@@ -59,7 +59,7 @@ class Picture(NamedTuple):
 
 @value
 class Emoji(ImageQuestions):
-    """Questions about 1,171 emojis: what kind of thing is shown (ten words), and whether it is an animal (yes or no).
+    """Questions about 1,138 emojis: what kind of thing is shown (ten words), and whether it is an animal (yes or no).
 
     Each picture of a split has the first question. All animals and as many other pictures have the second one, too.
 
@@ -101,17 +101,22 @@ def _splits(model: ImageLanguage, length: int, held_out: int) -> Splits:
 
 @lru_cache(maxsize=1)
 def pictures() -> list[Picture]:
-    """Return the emojis whose kind is one of `KINDS`, without skin tones, in the order of the data set."""
+    """Return the emojis whose kind is one of `KINDS`, without skin tones, in the order of the data set.
+
+    Of equal pictures, such as the flags of Norway and Svalbard, only the first is returned: a picture that is held
+    out is not trained on.
+    """
     folder = data.verified(catalogue.EMOJI)
     sheet = torch.from_numpy(read_png(folder / "32.png", "RGBA")).permute(2, 0, 1).to(torch.float32)
     colours = (sheet[:3] * sheet[3] / 255 + 255 - sheet[3]).round().to(torch.uint8)
-    found = []
+    found: dict[bytes, Picture] = {}
     for emoji in json.loads((folder / "emoji.json").read_text("utf-8")):
         kind = next((kind for start, kind in KINDS.items() if emoji["subcategory"].startswith(start)), None)
         if kind and emoji["has_img_twitter"]:
             x, y = (place * (SIDE + 2) + 1 for place in (emoji["sheet_x"], emoji["sheet_y"]))
-            found.append(Picture(colours[:, y : y + SIDE, x : x + SIDE].clone(), kind))
-    return found
+            image = colours[:, y : y + SIDE, x : x + SIDE].clone()
+            found.setdefault(image.numpy().tobytes(), Picture(image, kind))
+    return list(found.values())
 
 
 def asked(part: Sequence[Picture]) -> list[Question]:

@@ -30,7 +30,7 @@ def read_png(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> NDArray[np.uin
             if picture.mode != mode:
                 raise DataError(f"{path.name} has {picture.mode} pixels, and {mode} ones are expected")
             return np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name} is not a complete PNG ({described(error)})") from error
