@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 from itertools import product
+from pathlib import Path
 
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
@@ -27,6 +28,7 @@ from gradcost.studies.study import Stages, Study
 from gradcost.studies.trial import Trial
 
 EPOCHS, SEEDS, PROTOCOL = 18, (1, 2, 3), AsRun()
+EXPLODED = 2.5  # a training loss above that of guessing, 2.303, by more than noise
 DATA = PROTOCOL.task(task_of("nn"))
 TASK = LastBatch(DATA)
 ROWS = {row.optimizer: row for row in rows("nn") if row.gradient == "forward"}
@@ -55,19 +57,29 @@ def trials() -> Stages:
 clipping = Study(f"Do forward gradients explode without a cap on {TASK}?", trials)
 
 
-def table(folder: str) -> str:
+def table(folder: str | Path) -> str:
     """Return a table: how each run ends, its largest slope and its spikes."""
     found = []
     for run in sorted(read(folder).trials, key=lambda run: (list(CAPS).index(run.method), run.seed)):
         slopes = run.slopes or {}
         end = f"diverged at step {run.steps:,}" if run.status == "diverged" else f"{run.test.accuracy:.1%}"
         losses = [loss for loss in run.curve.validation_loss if loss is not None]
+        points = zip(run.curve.step, run.curve.loss, strict=True)
+        exploded = next((step for step, loss in points if loss is not None and loss > EXPLODED), None)
         found.append(
             [run.method, str(run.seed), end, f"{losses[-1]:.3g}", f"{slopes['largest']:.3g}", f"{slopes['spikes']:,}"]
+            + ["never" if exploded is None else f"{exploded / DATA.steps_per_epoch:.1f}"]
         )
-    return markdown_table(
-        ["slopes", "seed", "test accuracy", "last validation loss", "largest slope", "spikes"], found
+    names = (
+        "slopes",
+        "seed",
+        "test accuracy",
+        "last validation loss",
+        "largest slope",
+        "spikes",
+        "explodes in epoch",
     )
+    return markdown_table(names, found)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def test_the_tables_of_size_scaling():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_table_of_clipping():
+    assert script("clipping").table(FOLDER / "clipping") in page("clipping.md")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_findings_of_the_linter():
     module, text = script("lint_findings"), page("lint_findings.md")
     assert module.table() in text

@@ -27,7 +27,7 @@ CONFIG = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 512,
@@ -43,7 +43,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(folder: Path, *arguments: str) -> dict[str, Any]:
+def plan_of(folder: Path, *arguments: str) -> dict[str, Any]:
     ran = inside("plan", *MODEL, *arguments, "--json", folder=folder)
     assert ran.returncode in (0, 4), ran.stderr
     return json.loads(ran.stdout)
@@ -54,22 +54,22 @@ def digits(batch: int = 64) -> tuple[gradcost.Objective, Any]:
     return task.objective(Key(0)), task.batch_at(Key(0), 0)
 
 
-@pytest.mark.parametrize("memory", ["2.2MB", "1.3MB"])
+@pytest.mark.parametrize("memory", ["2.2MB", pytest.param("1.3MB", marks=pytest.mark.slow)])
 def test_each_change_makes_the_same_command_choose_an_exact_gradient(here: Path, memory: str):
-    found = planned(here, "--memory", memory, "--all")
+    found = plan_of(here, "--memory", memory, "--all")
     assert not any(row["fits"] and row["exact"] for row in found["rows"])
     assert found["changes"]
     for change in found["changes"]:
         options = [word for name, value in change["options"].items() for word in (f"--{name}", value)]
-        again = planned(here, "--memory", memory, *options)
+        again = plan_of(here, "--memory", memory, *options)
         chosen = next(row for row in again["rows"] if row["method"] == again["choice"])
         assert chosen["exact"]
+        assert (chosen["peak"], chosen["forwards"]) == (change["peak"], change["forwards"])
         assert chosen["peak"] <= again["budget"]
-        assert chosen["forwards"] < 1.15 * change["forwards"]
 
 
 def test_no_change_is_named_where_none_is_enough(here: Path):
-    found = planned(here, "--memory", "500kB")
+    found = plan_of(here, "--memory", "500kB")
     assert found["changes"] == []
     assert found["choice"] is None
 
@@ -77,7 +77,7 @@ def test_no_change_is_named_where_none_is_enough(here: Path):
 def test_the_smallest_change_is_the_answer_as_it_is_typed(here: Path):
     ran = inside("plan", *MODEL, "--memory", "1.3MB", folder=here)
     lines = ran.stdout.splitlines()
-    assert lines[0].startswith("No exact gradient fits 1.3MB as asked. With --dtype bfloat16 --optimizer")
+    assert lines[0].startswith("No exact gradient fits 1.3MB as asked. With --dtype bfloat16 --chunks 16 one does")
     assert lines[4].split() == ["options", "method", "peak", "forwards"]
     words = shlex.split(lines[5].split("   ")[0])
     assert f"With {shlex.join(words)} one does" in lines[0]
@@ -119,16 +119,15 @@ def test_what_every_step_needs_is_below_every_peak(optimizer: Any):
     assert 0.99 * needed < least <= needed  # torch's counters of steps are left out
 
 
-def test_the_cheapest_exact_gradient_is_that_of_a_plan():
+def test_a_change_has_the_gradient_of_its_plan():
     objective, batch = digits(256)
-    for budget in (120_000, 200_000, 400_000):
-        whole = gradcost.plan(objective, batch, budget, optimizer=SGD(0.1), probes=())
+    for budget in (60_000, 120_000, 200_000, 400_000):
+        chosen = gradcost.plan(objective, batch, budget, optimizer=SGD(0.1), probes=()).chosen
         found = cheapest_exact(Setup(objective, batch, SGD(0.1)), budget)
-        chosen = whole.chosen
         assert (found is None) == (chosen is None)
-        if found is not None and chosen is not None and chosen.forecast is not None:
-            assert found[1].peak <= budget
-            assert found[1].flops <= 1.001 * chosen.forecast.flops
+        if found is not None and chosen is not None:
+            assert chosen.forecast is not None
+            assert (found[1].peak, found[1].flops) == (chosen.forecast.peak, chosen.forecast.flops)
 
 
 def test_customary_optimizers_are_those_of_each_method():
@@ -143,7 +142,7 @@ def test_customary_optimizers_are_those_of_each_method():
 
 def test_autocast_and_attention_are_options_of_a_plan(here: Path):
     def peak(*options: str) -> int:
-        return planned(here, "--memory", "1GB", "--method", "backprop()", *options)["rows"][0]["peak"]
+        return plan_of(here, "--memory", "1GB", "--method", "backprop()", *options)["rows"][0]["peak"]
 
     assert peak("--attention", "eager") > peak("--attention", "sdpa") == peak()
     assert peak("--autocast", "bfloat16") != peak()
@@ -191,7 +190,7 @@ def test_devices_share_the_state_by_the_arithmetic_of_zero(here: Path):
     assert saved[0] == state - -(-state // 4)
     assert saved[1] - saved[0] == weights - -(-weights // 4)
     assert 0 < saved[2] - saved[1] < weights
-    found = planned(here, "--memory", "1GB", "--devices", "4")["per_device"]
+    found = plan_of(here, "--memory", "1GB", "--devices", "4")["per_device"]
     assert found["devices"] == 4
     assert list(found["peaks"]) == list(STAGES)
-    assert planned(here, "--memory", "1GB")["per_device"] is None
+    assert plan_of(here, "--memory", "1GB")["per_device"] is None

@@ -387,12 +387,13 @@ def test_the_page_states_what_the_runs_show():
     assert "another task" in page(gathered(*full(), task="LastBatch(task=Digits())"), table, "-", "out")
 
 
-def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
+@pytest.mark.parametrize(("name", "folder"), [("rike2022", "rike2022-nn"), ("rike2022_code", "rike2022-nn-code")])
+def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name, folder):
     docs = Path(__file__).parents[2] / "docs" / "results"
-    written = (docs / "rike2022.md").read_text()
+    written = (docs / f"{name}.md").read_text()
     command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
-    records = read(docs / "rike2022-nn")
-    assert page(records, rows("nn"), command, "rike2022-nn", "rike2022.svg") == written
+    records = read(docs / folder)
+    assert page(records, rows("nn"), command, folder, f"{name}.svg") == written
     drawn = loss_curves(records, rows("nn"))
     assert drawn is not None
     found = {(point["panel"], point["gradient"]) for point in drawn["data"]["values"]}

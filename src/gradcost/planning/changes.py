@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from gradcost.core.errors import GradcostError
+from gradcost.checkpointing.policies import Segments
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.pytree import tensors
+from gradcost.core.pytree import batch_size, tensors
 from gradcost.core.units import size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.presets import backprop, checkpointed
 from gradcost.estimators.reverse import Reverse
-from gradcost.planning.candidates import described, label
+from gradcost.estimators.structure import find
+from gradcost.planning.candidates import described, label, options
 from gradcost.planning.forecast import Forecast, device_type
-from gradcost.planning.forecasts import Forecasts
+from gradcost.planning.forecasts import Forecasts, offloads
 from gradcost.planning.within import Within
 from gradcost.training.optimizers import Optimizer
 
@@ -83,34 +84,44 @@ def smallest_changes(
     for level in levels:
         if not most:
             return
-        for options, make in level:
+        for changed, make in level:
             try:
                 found = cheapest_exact(make(), budget, device)
             except GradcostError:  # this model cannot be changed so
                 continue
             if found is not None:
                 most -= 1
-                yield Change(options, *found)
+                yield Change(changed, *found)
                 break
 
 
 def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tuple[Estimator, Forecast] | None:
-    """Return the exact gradient with the fewest FLOPs that fits the budget; None if none does.
+    """Return the exact gradient that `plan` chooses by FLOPs; None if none fits the budget.
 
-    Candidates: `backprop()`, `checkpointed()`, `Within(budget)`, and `Within(budget)` with micro-batches.
+    The candidates are those of a plan without `Segments`, since `Within(budget)` needs no more FLOPs. First it is
+    computed whether any schedule fits with one example per micro-batch, because most setups end there.
     """
-    objective, batch, optimizer = setup.objective, setup.batch, setup.optimizer
     if least_possible(setup) > budget:
         return None
-    forecasts = Forecasts(objective, batch, optimizer, device_type(objective, device))
-    within: Estimator = Reverse(Within(budget))
-    candidates = [(each, forecasts.of(each)) for each in (backprop(), checkpointed())]
-    candidates.append((within, forecasts.cost_within(budget)))
-    fitting = [(e, found) for e, found in candidates if isinstance(found, Forecast) and found.peak <= budget]
+    objective, batch, where = setup.objective, setup.batch, device_type(setup.objective, device)
+    forecasts = Forecasts(objective, batch, setup.optimizer, where)
+    try:
+        examples = batch_size(batch)
+    except BadInput:  # the batch cannot be cut
+        examples = 1
+    least = forecasts.least(examples)
+    if least is not None and least > budget:
+        return None
+    fitting: list[tuple[Estimator, Forecast]] = []
+    for each in options(objective, examples, budget, where, probes=()):
+        if not offloads(each) and not list(find(each, Segments)):
+            found = forecasts.cost_within(budget) if each == Reverse(Within(budget)) else forecasts.of(each)
+            if isinstance(found, Forecast) and found.peak <= budget:
+                fitting.append((each, found))
     if not fitting and (parts := forecasts.fewest_parts(budget)) is not None:
         found = forecasts.cost_within(budget, parts)
-        fitting = [(Accumulated(within, parts), found)] if isinstance(found, Forecast) else []
-    return min(fitting, key=lambda pair: (pair[1].flops, len(label(pair[0]))), default=None)
+        fitting = [(Accumulated(Reverse(Within(budget)), parts), found)] if isinstance(found, Forecast) else []
+    return min(fitting, key=lambda pair: (pair[1].flops, len(label(pair[0])), pair[1].peak), default=None)
 
 
 def least_possible(setup: Setup) -> int:

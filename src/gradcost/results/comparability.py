@@ -74,14 +74,14 @@ def designs(results: Results) -> Iterator[MethodDesign]:
 
 
 def at_given_rates(results: Results) -> set[str]:
-    """Return the methods without tuning runs, if some have the exact gradient and some an estimated one; else none.
+    """Return the methods without tuning runs, if no method has any, or if both exact and estimated gradients have none.
 
-    A rival that alone is not tuned is at a disadvantage; if both kinds are trained at given rates, none is.
+    A rival that alone is not tuned is at a disadvantage; if all or both kinds are trained at given rates, none is.
     """
     tuned = {run.method for run in results.trials if run.phase == "tune"}
     untuned = {run.method for run in results.trials if run.phase == "final"} - tuned
     kinds = {is_exact(runs_of(results, method)) for method in untuned}
-    return untuned if len(kinds) == 2 else set()
+    return untuned if len(kinds) == 2 or not tuned else set()
 
 
 def _seeds(runs: Iterable[TrialRecord]) -> tuple[int, ...]:
