@@ -181,6 +181,10 @@ def published(lines: list[dict[str, Any]]) -> None:
     lines[:] = [line for line in lines if line.get("phase") not in ("tune", "confirm")]
 
 
+def only_estimates_at_given_rates(lines: list[dict[str, Any]]) -> None:
+    lines[:] = [line for line in lines if line.get("phase") != "tune" and line["method"] != "backprop()"]
+
+
 def sparse(lines: Lines) -> None:
     rates = {0.01: 1e-7, 0.03: 1e-4, 0.1: 0.1, 0.3: 100.0, 1.0: 1e5}
     for line in of(lines, MEZO, "tune"):
@@ -224,6 +228,7 @@ FAULTS = [
     ("E305", confirmed_on_the_tuning_seed, "confirmed on seed 0, on which it was tuned"),
     ("W102", cliff, "the next rate, 3 times the winner, diverged"),
     ("W104", published, "lr=0.1 was given, not tuned"),
+    ("W104", only_estimates_at_given_rates, "was given, not tuned"),
     ("W105", customary, "trained by SGD, and backprop() by AdamW"),
     ("W103", sparse, "the rates next to the winner are up to 1e+03 times away, and 3.33 times for backprop()"),
     ("W121", exploded, "1 finished with a loss above 100 times that of guessing"),

@@ -74,7 +74,7 @@ def designs(results: Results) -> Iterator[MethodDesign]:
 
 
 def at_given_rates(results: Results) -> set[str]:
-    """Return the methods without tuning runs, if no method has any, or if both exact and estimated gradients have none.
+    """Return the untuned methods, if no method was tuned, or if some of them are exact and others estimate.
 
     A rival that alone is not tuned is at a disadvantage; if all or both kinds are trained at given rates, none is.
     """
