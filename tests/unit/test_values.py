@@ -81,6 +81,7 @@ from gradcost.estimators import (
 from gradcost.instruments import Allocator, Seconds
 from gradcost.planning import Within
 from gradcost.training import BatchParallel, DirectionParallel, Master, Nesterov, StochasticallyRounded
+from gradcost.training.eight_bit import AdamW8bit
 from tables import ESTIMATORS
 
 OTHERS = ("noise", "results", "studies", "tasks")  # their values are tested with their studies
@@ -119,7 +120,7 @@ EXAMPLES: list[Any] = [
     *(DirectionParallel(Probing(Jvp(), probes=4)), BatchParallel(Probing(Jvp()))),
     *(Recorder(), Recorder(every=7, rise=2.5)),
     *(Seconds(), Seconds(samples=5), Allocator(), Allocator(device="cpu")),
-    *(Adam(1e-3, 0.8, 0.99, 1e-6, 0.1), AdamW(1e-3), AdamW(1e-3, weight_decay=0.0)),
+    *(Adam(1e-3, 0.8, 0.99, 1e-6, 0.1), AdamW(1e-3), AdamW(1e-3, weight_decay=0.0), AdamW8bit(1e-3)),
 ]
 EACH = pytest.mark.parametrize("example", EXAMPLES, ids=repr)
 
