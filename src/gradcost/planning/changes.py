@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gradcost.checkpointing.policies import Segments
-from gradcost.core.errors import BadInput, GradcostError
+from gradcost.core.errors import GradcostError
 from gradcost.core.objective import Leaf, Objective
-from gradcost.core.pytree import batch_size, tensors
+from gradcost.core.pytree import tensors
 from gradcost.core.units import size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
@@ -105,10 +105,7 @@ def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tupl
         return None
     objective, batch, where = setup.objective, setup.batch, device_type(setup.objective, device)
     forecasts = Forecasts(objective, batch, setup.optimizer, where)
-    try:
-        examples = batch_size(batch)
-    except BadInput:  # the batch cannot be cut
-        examples = 1
+    examples = forecasts.examples or 1
     least = forecasts.least(examples)
     if least is not None and least > budget:
         return None

@@ -141,14 +141,21 @@ class Forecasts:
             self._known[schedule, None] = tradeoff.forecast(items)
         return schedule
 
+    @property
+    def examples(self) -> int | None:
+        """The number of examples in the batch; None if the first dimensions of its tensors differ."""
+        try:
+            return batch_size(self.batch)
+        except BadInput:
+            return None
+
     def fewest_parts(self, budget: int) -> int | None:
         """Return the fewest micro-batches (2, 4, 8, ... or all examples) with which `Within(budget)` fits.
 
         None if none fits, or if the first dimensions of the batch's tensors differ.
         """
-        try:
-            examples = batch_size(self.batch)
-        except BadInput:
+        examples = self.examples
+        if examples is None:
             return None
         counts = [*(1 << power for power in range(1, examples.bit_length()) if 1 << power < examples), examples]
         if examples < 2 or self.standing > budget or not self._fits(counts[-1], budget):

@@ -178,12 +178,7 @@ def plan(
 
     forecasts = forecasts_of(Reverse())
     forecasts.evaluate()
-    try:
-        examples = batch_size(batch)
-    except BadInput:
-        if largest:
-            raise
-        examples = None
+    examples = batch_size(batch) if largest else forecasts.examples
     candidates = options(objective, examples or 1, budget, where, probes) if is_default else estimators
     rows: list[Row] = []
     seconds = seconds_estimator(objective, where)

@@ -233,9 +233,8 @@ class MemoryTradeoff:
         if self.is_chain:
             return self.least()
         starts = [self.least()] if fits < 0 else []
-        starts += map(
-            self._simulated, [point.items for point in self.points[max(fits, 0) : fits + 2]] + self._uniform()
-        )
+        near = [point.items for point in self.points[max(fits, 0) : fits + 2]]
+        starts += map(self._simulated, near + self._uniform())
         return fewer_flops(starts, budget, self._simulated, self._estimated)
 
     def _too_small(self, budget: int, beside: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch.utils._mode_utils import no_dispatch
@@ -11,13 +10,13 @@ from torch.utils._mode_utils import no_dispatch
 from gradcost.core.errors import BadInput, require
 from gradcost.core.objective import Leaf
 from gradcost.core.value import value
-from gradcost.training.optimizers import ADAPTIVE_RATES, LeafOptimizer, Optimizer, require_valid_rates
+from gradcost.training.optimizers import AdamW, LeafOptimizer
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @value
-class AdamW8bit(Optimizer):
+class AdamW8bit(AdamW):
     """AdamW with its two running means in 8 bits (`bitsandbytes.optim.AdamW8bit`).
 
     Memory: 2 bytes per weight and 8 for each 256 weights. Leaves below 4,096 elements have float32 means, 8 bytes per
@@ -35,17 +34,6 @@ class AdamW8bit(Optimizer):
         BadInput: when built: a leaf is neither float32 nor of 16 bits.
     Source: Dettmers et al. 2022 (arXiv 2110.02861).
     """
-
-    usual_rates: ClassVar[tuple[float, float]] = ADAPTIVE_RATES
-    lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         optim = require("bitsandbytes.optim", "AdamW8bit", "bitsandbytes")

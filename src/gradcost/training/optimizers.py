@@ -80,7 +80,7 @@ def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
     return [leaf.parameter for leaf in leaves]
 
 
-def require_valid_rates(optimizer: Optimizer) -> None:
+def _require_valid_rates(optimizer: Optimizer) -> None:
     if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
         raise BadInput(f"lr, the learning rate, must be finite and above 0, not {optimizer.lr!r}.")
     if not optimizer.decay >= 0:
@@ -104,7 +104,7 @@ class SGD(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require_valid_rates(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(_parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay)
@@ -127,7 +127,7 @@ class Nesterov(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require_valid_rates(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(
@@ -156,7 +156,7 @@ class Adam(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require_valid_rates(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.Adam(_parameters(leaves), self.lr, (self.beta1, self.beta2), self.eps)
@@ -185,7 +185,7 @@ class AdamW(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require_valid_rates(self)
+        _require_valid_rates(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         betas = (self.beta1, self.beta2)

@@ -24,25 +24,25 @@ def loss_curves(results: Results, table: Sequence[TableRow]) -> dict[str, Any] |
         table: the rows of Table 1 to draw, with their published settings.
     """
     rows = {row.name: row for row in table}
+    panels = {row.name: row.name.split(" ", 1)[1] for row in table}
     points = [
         {
             "step": point["step"],
             "loss": point["median"],
             "gradient": rows[point["method"]].gradient,
-            "panel": rows[point["method"]].name.split(" ", 1)[1],
+            "panel": panels[point["method"]],
         }
         for point in series.curves(results, series.training)
         if point["method"] in rows
     ]
     if not points:
         return None
-    panels = list(dict.fromkeys(row.name.split(" ", 1)[1] for row in table))
     colour = {"domain": list(_COLOURS), "range": list(_COLOURS.values())}
     axis, limits = {"format": "~s", "tickCount": 4}, {"domain": [0, 2.5]}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "data": {"values": points},
-        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": panels},
+        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": list(dict.fromkeys(panels.values()))},
         "columns": 3,
         "spec": {
             "width": _PANEL,
