@@ -20,7 +20,7 @@ from gradcost.papers.baydin2022 import speed, study
 from gradcost.papers.baydin2022.claims import claims, loss_gap, pairs, step_ratio
 from gradcost.papers.baydin2022.page import page
 from gradcost.papers.baydin2022.speed import StepTimes
-from gradcost.papers.baydin2022.study import MODELS, Reproduction, try_on
+from gradcost.papers.baydin2022.study import MODELS, Reproduction, task_of
 from gradcost.papers.baydin2022.table import EXPERIMENTS, experiments
 from gradcost.papers.claims import Evidence, outcome
 from gradcost.results import ledger
@@ -374,7 +374,7 @@ def test_the_command_explains_what_it_refuses(tmp_path: Path):
 
 
 def test_another_data_set_keeps_the_model():
-    tried = try_on(Reproduction("nn", steps=5), Digits).training_task
+    tried = Reproduction("nn", steps=5, task=task_of("nn", Digits)).training_task
     assert (tried.model, tried.batch) == (MODELS["nn"], 64)
     with torch.no_grad():
         assert tried.objective(Key(0)).model(tried.batch_at(Key(0), 0).x).shape == (64, 10)

@@ -445,7 +445,7 @@ def test_rows_with_a_cap_may_run_without_it_and_curves_may_be_finer():
 def test_each_group_of_rows_has_its_task():
     assert task_of("nn") == Reproduction().task
     assert "Cnn" in repr(task_of("cnn"))
-    assert task_of("nn", "digits") == Digits(model=Mlp((1024, 1024)), batch=64)
+    assert task_of("nn", Digits) == Digits(model=Mlp((1024, 1024)), batch=64)
     if "cifar10" in TASKS:
         assert "Vgg" in repr(task_of("cifar10"))
     else:

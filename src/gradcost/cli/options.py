@@ -313,14 +313,11 @@ class ReproduceOptions:
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Of baydin2022: steps of each run. Default: the paper's.")
-    ] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Of baydin2022: steps of a run. Default: the paper's.")] = (
+        None
+    )
     tuned_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of baydin2022, with --tuned: steps of each tuning and tuned run. Default: --steps."
-        ),
+        int | None, typer.Option(min=1, help="Of baydin2022, with --tuned: steps of its runs. Default: --steps.")
     ] = None
     times_only: Annotated[
         bool, typer.Option("--times-only", help="Of baydin2022: time the steps; train nothing.")
@@ -329,7 +326,17 @@ class ReproduceOptions:
         bool,
         typer.Option("--costs", help="Of panchal2025: forecast a step on the paper's models; train nothing."),
     ] = False
-    task: Annotated[str | None, typer.Option(help="Another task to train on. To try the command: digits.")] = None
+    target: Annotated[
+        float | None,
+        typer.Option(help='Of panchal2025: the validation accuracy of "steps to the target", 0 to 1. Default: 0.8.'),
+    ] = None
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Another task to train on. To try the command: digits. A name keeps the model of the rows; "
+            "an expression such as Cifar10(model=Vgg(8)), or FILE.py:NAME, has its own."
+        ),
+    ] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0

@@ -12,7 +12,7 @@ from gradcost.cli import console, reproduce_panchal2025, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
 from gradcost.cli.reproduce_baydin import reproduce_baydin2022
-from gradcost.cli.reproduction import refuse_options_of_other_papers, run_or_resume, write_page
+from gradcost.cli.reproduction import other_task, refuse_options_of_other_papers, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput, MissingExtra
 from gradcost.core.units import number
 from gradcost.papers.baydin2022 import table as baydin2022
@@ -28,7 +28,6 @@ from gradcost.papers.rike2022.runs import is_published_setup, row_results
 from gradcost.report import assets
 from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS
-from gradcost.tasks import TASKS
 
 PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE, "panchal2025": methods.TITLE}
 ROWS = "nn"  # of rike2022, by default
@@ -49,12 +48,12 @@ def reproduce_paper(options: ReproduceOptions) -> int:
 
 
 def _reproduce_rike2022(options: ReproduceOptions) -> int:
-    reproduction = _reproduction(options)
+    reproduction, file = _reproduction(options)
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
     folder = options.output or _default_folder(options)
-    printer = run_or_resume(reproduction.study, folder, options)
+    printer = run_or_resume(with_file(reproduction.study, file), folder, options)
     results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:
         _write_page_and_picture(options.page, results, table, _command(options), folder.name)
@@ -81,20 +80,21 @@ def _default_folder(options: ReproduceOptions) -> Path:
     return RUNS / f"{options.paper}-{options.rows or ROWS}{'' if options.protocol == 'paper' else '-as-run'}"
 
 
-def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
+def _reproduction(options: ReproduceOptions) -> tuple[rike2022_study.Reproduction, str | None]:
+    """Return the settings of the study, and the user's file that defines the task or None."""
     rows = options.rows or ROWS
     for option, name, known in (
         ("rows", rows, rike2022_study.MODELS),
         ("protocol", options.protocol, PROTOCOLS),
-        ("task", options.task, {None, *TASKS}),
     ):
         if name not in known:
-            others = [other for other in known if other is not None]
-            near = spec.hint(str(name), dict.fromkeys(others))
-            raise BadInput(f"--{option} {name} is not known.{near} Choose from: {', '.join(others)}.")
+            raise BadInput(
+                f"--{option} {name} is not known.{spec.hint(name, known)} Choose from: {', '.join(known)}."
+            )
     if options.steps is not None or options.tuned_steps is not None:
         raise BadInput("rike2022 counts epochs: write --epochs or --tuned-epochs, not --steps or --tuned-steps.")
-    return rike2022_study.Reproduction(
+    task, file = other_task(options, lambda data: rike2022_study.task_of(rows, data))
+    reproduction = rike2022_study.Reproduction(
         group=rows,
         epochs=_epochs(options),
         seeds=options.seeds or 1,
@@ -102,8 +102,9 @@ def _reproduction(options: ReproduceOptions) -> rike2022_study.Reproduction:
         tuning=rike2022_study.Tuning(_points(options), epochs=options.tuned_epochs) if options.tuned else None,
         uncapped=options.uncapped,
         points=options.points,
-        task=rike2022_study.task_of(rows, options.task),
+        task=task or rike2022_study.task_of(rows),
     )
+    return reproduction, file
 
 
 def _epochs(options: ReproduceOptions) -> float:

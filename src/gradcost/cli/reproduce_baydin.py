@@ -10,33 +10,33 @@ from pathlib import Path
 from gradcost.cli import console, spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
-from gradcost.cli.reproduction import run_or_resume, write_page
+from gradcost.cli.reproduction import other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.files import locked
 from gradcost.core.units import count, number
 from gradcost.papers.baydin2022 import page as pages
 from gradcost.papers.baydin2022 import speed
 from gradcost.papers.baydin2022.claims import claims
-from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, try_on
+from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, task_of
 from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS, open_study
-from gradcost.tasks import TASKS
 
 
 def reproduce_baydin2022(options: ReproduceOptions) -> int:
     """Run or resume the study, print the verdicts, and return the exit code."""
-    reproduction = _reproduction(options)
+    reproduction, file = _reproduction(options)
+    study = with_file(reproduction.study, file)
     folder = options.output or RUNS / f"{options.paper}-{_rows(options)}"
     if options.dry_run:
         _show_dry_run(reproduction)
         return 0
     if options.times_only:
-        open_study(reproduction.study, folder)
+        open_study(study, folder)
         printer = EventPrinter()
     else:
-        printer = run_or_resume(reproduction.study, folder, options)
+        printer = run_or_resume(study, folder, options)
     if not options.records and not printer.failed:
         with locked(folder):
             for times in speed.time_seeds(reproduction.training_task, folder, _seeds(options)):
@@ -45,13 +45,15 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
     return 1 if printer.failed else 0
 
 
-def _reproduction(options: ReproduceOptions) -> Reproduction:
+def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
+    """Return the settings of the study, and the user's file that defines the task or None."""
     if _rows(options) not in MODELS:
         raise BadInput(
             f"there are no rows {_rows(options)!r}.{spec.hint(_rows(options), MODELS)} Rows: {', '.join(MODELS)}."
         )
     if options.epochs is not None or options.tuned_epochs is not None:
         raise BadInput("baydin2022 counts steps: write --steps 20000 instead of --epochs, or --tuned-steps.")
+    task, file = other_task(options, lambda data: task_of(_rows(options), data))
     reproduction = Reproduction(
         rows=_rows(options),
         steps=options.steps,
@@ -59,16 +61,11 @@ def _reproduction(options: ReproduceOptions) -> Reproduction:
         is_tuned=options.tuned,
         points=POINTS if options.tuning_points is None else options.tuning_points,
         tuned_steps=options.tuned_steps,
+        task=task,
     )
     if options.times_only and options.records:
         raise BadInput("--times-only times the steps now and --records runs nothing: choose one.")
-    if options.task in (None, "mnist"):
-        return reproduction
-    if options.task not in TASKS:
-        raise BadInput(
-            f"there is no task {options.task!r}.{spec.hint(options.task, TASKS)} Tasks: {', '.join(TASKS)}."
-        )
-    return try_on(reproduction, TASKS[options.task])
+    return reproduction, file
 
 
 def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:

@@ -7,10 +7,10 @@ import json
 import os
 import shlex
 
-from gradcost.cli import console, spec
+from gradcost.cli import console
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
-from gradcost.cli.reproduction import run_or_resume, write_page
+from gradcost.cli.reproduction import other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import DASH, size
 from gradcost.papers.panchal2025 import page as panchal2025_page
@@ -32,9 +32,8 @@ def reproduce(options: ReproduceOptions) -> int:
     if options.dry_run:
         _show_dry_run(reproduction, options)
         return 0
-    study = dataclasses.replace(reproduction.study, file=file or reproduction.study.file)
     folder = options.output or RUNS / options.paper
-    printer = run_or_resume(study, folder, options, measure=True)
+    printer = run_or_resume(with_file(reproduction.study, file), folder, options, measure=True)
     results, lengths = read(folder), reproduction.lengths()
     rows = panchal2025_page.table_rows(results, lengths)
     if options.page is not None:
@@ -83,17 +82,17 @@ def _peak_of(record: CostRecord | None) -> str:
 def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
     """Return the settings of the study, and the user's file that defines the task or None."""
     names = tuple(name.strip() for name in options.rows.split(";")) if options.rows else DISTINCT
+    task, file = other_task(options, lambda data: data())
     reproduction = Reproduction(
+        task=task or Reproduction.task,
         methods=names,
         forwards=options.forwards,
         rates=_rates(options.rates),
         more=options.more,
         seeds=options.seeds or Reproduction.seeds,
+        target=Reproduction.target if options.target is None else options.target,
     )
-    if options.task is None:
-        return reproduction, None
-    task, _, _, file = spec.task(options.task)
-    return dataclasses.replace(reproduction, task=task), file
+    return reproduction, file
 
 
 def _rates(points: int) -> tuple[float, ...]:
@@ -104,7 +103,7 @@ def _rates(points: int) -> tuple[float, ...]:
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper]
-    for name in ("rows", "task", "seeds"):
+    for name in ("rows", "task", "seeds", "target"):
         words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)

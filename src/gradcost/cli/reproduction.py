@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from gradcost.cli import spec
@@ -13,13 +15,15 @@ from gradcost.results import ledger
 from gradcost.results.wording import listed
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study
+from gradcost.tasks import TASKS
+from gradcost.tasks.task import Task
 
 # The papers that read an option; the other options are for all papers. A paper that reads an option only to explain
 # what to write instead is among them.
 PAPERS_OF = {
     **dict.fromkeys(("protocol", "uncapped", "points"), ("rike2022",)),
     "times_only": ("baydin2022",),
-    **dict.fromkeys(("forwards", "rates", "more", "costs"), ("panchal2025",)),
+    **dict.fromkeys(("forwards", "rates", "more", "costs", "target"), ("panchal2025",)),
     **dict.fromkeys(("epochs", "tuned_epochs", "steps", "tuned_steps", "tuning_points"), ("rike2022", "baydin2022")),
 }
 
@@ -40,6 +44,26 @@ def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure
             for _ in run_study(study, folder, **settings, measure=measure, on_event=printer):
                 pass
     return printer
+
+
+def other_task(options: ReproduceOptions, with_model: Callable[[type[Task]], Task]) -> tuple[Task | None, str | None]:
+    """Return the task of --task or None, and the user's file that defines it or None.
+
+    Args:
+        options: the options.
+        with_model: makes a task of the class that a name stands for, with the model of the paper.
+    """
+    if options.task is None:
+        return None, None
+    if options.task in TASKS:
+        return with_model(TASKS[options.task]), None
+    task, _, _, file = spec.task(options.task)
+    return task, file
+
+
+def with_file(study: Study, file: str | None) -> Study:
+    """Return the study, whose workers also import the user's file."""
+    return study if file is None else dataclasses.replace(study, file=file)
 
 
 def write_page(page: Path, text: str) -> None:

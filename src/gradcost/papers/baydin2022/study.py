@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from gradcost.core.errors import BadInput
 from gradcost.core.value import value
@@ -142,7 +141,6 @@ class Reproduction:
         return Trial(self.training_task, name, ESTIMATORS[gradient], optimizer, steps, phase, seed)
 
 
-def try_on(reproduction: Reproduction, task_type: type[Task]) -> Reproduction:
-    """Return the same study on another data set, with the same model and batch size."""
-    model = MODELS[reproduction.rows]
-    return replace(reproduction, task=task_type(model=model, batch=BATCH))  # type: ignore[call-arg]
+def task_of(rows: str, data: type[Task]) -> Task:
+    """Return a task of another class with the model of some rows, and the paper's batch size."""
+    return data(model=MODELS[rows], batch=BATCH)  # type: ignore[call-arg]

@@ -94,6 +94,8 @@ class Reproduction:
     def __post_init__(self) -> None:
         if not self.forwards > 0 or self.seeds < 1 or self.more < 0 or not self.rates or not self.methods:
             raise BadInput(f"a Reproduction has forwards > 0, seeds >= 1, more >= 0, rates and methods, not {self}.")
+        if not 0 < self.target <= 1:
+            raise BadInput(f"target of a Reproduction is an accuracy above 0 and at most 1, not {self.target!r}.")
         for name in self.methods:
             self._estimator(name)
 

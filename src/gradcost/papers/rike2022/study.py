@@ -57,20 +57,20 @@ class Tuning:
         return tuple(float(f"{lr * _HALF_A_DECADE ** (k - self.points // 2):.2g}") for k in range(self.points))
 
 
-def task_of(group: str, task: str | None = None) -> Task:
+def task_of(group: str, data: type[Task] | None = None) -> Task:
     """Return the training task of some rows.
 
     Args:
         group: a key of MODELS, which selects the rows.
-        task: the name of another task, on which to try the command with the model of the rows. None: their own task.
+        data: the class of another task, on which to try the command with the model of the rows. None: their own.
     Raises:
         BadInput: this version has no such task or model.
     """
     name, model = MODELS[group]
-    own, chosen = TASKS.get(name), TASKS.get(task or name)
-    if own is None or chosen is None or model not in own.models:
+    own = TASKS.get(name)
+    if own is None or model not in own.models:
         raise BadInput(f"the rows {group!r} need the task {name!r} with the model {model!r}, which is not available.")
-    return chosen(model=own.models[model], batch=BATCH)  # type: ignore[call-arg]
+    return (data or own)(model=own.models[model], batch=BATCH)  # type: ignore[call-arg]
 
 
 @value
