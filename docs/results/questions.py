@@ -1,0 +1,182 @@
+"""Questions that a reviewer asks of forward gradients and MeZO, on MNIST with a small network, each as a study.
+
+    gradcost study docs/results/questions.py:probes -j 2 -o gradcost-runs/questions-probes
+    gradcost study docs/results/questions.py:distributions -j 2 -o gradcost-runs/questions-distributions
+    gradcost study docs/results/questions.py:optimizers -j 2 -o gradcost-runs/questions-optimizers
+    gradcost study docs/results/questions.py:error_rate -j 2 -o gradcost-runs/questions-error-rate
+    python docs/results/questions.py docs/results
+
+Dense layers of 64, 64 and 10, 55,050 weights. In one study every run has the same FLOPs, every method is tuned over
+seven learning rates half a decade apart and one more, and trains on five fresh seeds. A method without backprop has a
+cap of 1 on each slope. Every learning rate decays to a tenth. The last command prints the tables of questions.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from gradcost.core.key import Key
+from gradcost.core.objective import Objective
+from gradcost.core.value import value
+from gradcost.directions import Coordinates, Directions, Gaussian, LowRank, Masked, Orthogonal, Rademacher, Sphere
+from gradcost.directions.masks import Random
+from gradcost.estimators.clipped import Clipped
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.presets import backprop, forward_gradient, mezo
+from gradcost.estimators.probing import Probing
+from gradcost.papers.claims import format_interval, markdown_table
+from gradcost.planning.forecast import forecast
+from gradcost.results.records import read
+from gradcost.results.statistics import Interval
+from gradcost.results.targets import Target, reaches
+from gradcost.results.tuning import edge, final_runs, log_grid
+from gradcost.slopes.slope import Jvp
+from gradcost.studies.phases import phases
+from gradcost.studies.study import Stages, Study
+from gradcost.studies.trial import Trial
+from gradcost.tasks import Mnist
+from gradcost.tasks.architectures import Mlp
+from gradcost.tasks.task import Batch
+from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
+
+TARGET = Target("accuracy", 0.6)  # of the validation examples
+TASK = Mnist(model=Mlp((64, 64)))
+
+
+@value
+class ErrorRate(Mnist):
+    """Mnist whose loss is the fraction of wrong answers, which has no derivative of use: it is 0 almost everywhere."""
+
+    def objective(self, key: Key) -> Objective:
+        return super().objective(key).with_loss(error_rate_of)
+
+
+def error_rate_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the fraction of wrong answers."""
+    return (model(batch.x).argmax(1) != batch.y).float().mean()
+
+
+class Method(NamedTuple):
+    estimator: Estimator
+    rates: tuple[float, float]  # the smallest and the largest of the grid
+    optimizer: Callable[..., Optimizer] = SGD
+    task: Mnist = TASK
+
+
+def capped(estimator: Estimator) -> Estimator:
+    return Clipped(estimator, 1.0)
+
+
+def along(directions: Directions, probes: int = 1) -> Estimator:
+    return capped(Probing(Jvp(min(probes, 4)), directions, probes))
+
+
+BACKPROP = {"backprop": Method(backprop(), (1e-3, 1.0))}
+PROBES = BACKPROP | {
+    f"forward gradient {n}": Method(capped(forward_gradient(n)), (1e-4 * math.sqrt(n), 0.1 * math.sqrt(n)))
+    for n in (1, 2, 4, 8, 16, 32, 64)
+}
+DISTRIBUTIONS = BACKPROP | {
+    "Gaussian": Method(along(Gaussian()), (1e-4, 0.1)),
+    "random signs": Method(along(Rademacher()), (1e-4, 0.1)),
+    "sphere": Method(along(Sphere()), (1e-4, 0.1)),
+    "one coordinate": Method(along(Coordinates()), (1e-4, 0.1)),
+    "low rank": Method(along(LowRank()), (1e-4, 0.1)),
+    "a tenth of the weights": Method(along(Masked(Random(0.1))), (1e-4, 0.1)),
+    "16 Gaussian": Method(along(Gaussian(), 16), (1e-3, 1.0)),
+    "16 orthogonal": Method(along(Orthogonal(), 16), (1e-3, 1.0)),
+}
+OPTIMIZERS = {
+    f"{name}, {label}": Method(estimator, tuple(factor * rate for rate in rates), optimizer)  # type: ignore[arg-type]
+    for name, estimator, factor in (
+        ("backprop", backprop(), 10.0),
+        ("forward gradient", capped(forward_gradient()), 1.0),
+        ("MeZO", capped(mezo()), 1.0),
+    )
+    for label, optimizer, rates in (
+        ("SGD", SGD, (1e-4, 0.1)),
+        ("Nesterov", partial(Nesterov, momentum=0.9), (1e-5, 1e-2)),
+        ("Adam", Adam, (1e-5, 1e-2)),
+        ("AdamW", AdamW, (1e-5, 1e-2)),
+    )
+}
+ERROR_RATE = BACKPROP | {
+    "MeZO, cross-entropy, eps 0.001": Method(capped(mezo(1e-3)), (1e-4, 0.1)),
+    **{
+        f"MeZO, error rate, eps {eps:g}": Method(capped(mezo(eps)), (1e-4, 0.1), task=ErrorRate(model=TASK.model))
+        for eps in (1e-3, 1e-2, 1e-1)
+    },
+}
+
+
+def study(question: str, methods: dict[str, Method], length: int) -> Study:
+    """Return a study in which every run has the FLOPs of `length` steps of backprop."""
+
+    def flops(method: Method) -> float:
+        objective, batch = method.task.objective(Key(0)), method.task.batch_at(Key(0), 0)
+        return forecast(method.estimator, objective, batch, SGD(1.0)).flops
+
+    def trials() -> Stages:
+        budget = length * flops(BACKPROP["backprop"])
+        steps = {label: int(budget // flops(method)) for label, method in methods.items()}
+
+        def make(label: str, lr: float, phase: str, seed: int) -> Trial:
+            method = methods[label]
+            optimizer = method.optimizer(lr, decay=math.log(10) / steps[label])
+            target = TARGET.value
+            return Trial(method.task, label, method.estimator, optimizer, steps[label], phase, seed, target=target)
+
+        rates = {label: log_grid(*method.rates, 7) for label, method in methods.items()}
+        return (yield from phases(rates, make, more=1, confirm=0, seeds=range(1, 6)))
+
+    return Study(question, trials)
+
+
+probes = study("How many directions per step?", PROBES, 4000)
+distributions = study("Which random directions?", DISTRIBUTIONS, 2000)
+optimizers = study("Which optimizer?", OPTIMIZERS, 2000)
+error_rate = study("Can the error rate itself be the loss?", ERROR_RATE, 2000)
+STUDIES = ("questions-probes", "questions-distributions", "questions-optimizers", "questions-error-rate")
+
+
+def table(folder: Path) -> str:
+    """Return what each method of a study reaches, and what it needs to the target as multiples of what backprop needs."""
+    results = read(folder)
+    found = {reach.method: reach for reach in reaches(results, [TARGET])}
+    rows = []
+    for method, reach in found.items():
+        runs = final_runs(results, method)
+        tested = [100 * (run.test.accuracy or 0.0) for run in runs if run.test is not None]
+        grid = sorted({run.lr for run in results.trials if run.method == method and run.phase == "tune"})
+        lr = f"{runs[0].lr:.2g}" + ("" if edge(grid, runs[0].lr) is None else " *")
+        row = [method, f"{runs[0].steps:,}", lr, format_interval(tested), f"{reach.reached} of {reach.runs}"]
+        rows.append([*row, *(_shown(reach.ratio[resource]) for resource in ("steps", "flops"))])
+    headers = [
+        "method",
+        "steps",
+        "learning rate",
+        "test accuracy",
+        "runs at 60%",
+        "steps / backprop's",
+        "FLOPs / backprop's",
+    ]
+    return markdown_table(headers, rows)
+
+
+def _shown(ratio: Interval) -> str:
+    middle, *ends = (f"{x:.3g}" if math.isfinite(x) else "not reached" for x in (ratio.median, ratio.low, ratio.high))
+    return middle if middle == "not reached" else f"{middle} [{', '.join(ends)}]"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for name in STUDIES:
+        print(f"{name}\n\n{table(Path(sys.argv[1]) / name)}\n")
