@@ -11,6 +11,9 @@ import pytest
 from gradcost.cli import reproduction
 from gradcost.cli.reproduce import PAPERS
 from gradcost.core.errors import BadInput
+from gradcost.studies.study import Study
+from gradcost.tasks import Digits
+from gradcost.tasks.architectures import Mlp
 from in_process import inside
 
 
@@ -44,3 +47,42 @@ def test_options_of_other_papers_are_refused(options: tuple[str, ...], message: 
     assert ran.returncode == 2
     assert message in " ".join(ran.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_another_task_is_a_name_an_expression_or_that_of_a_file(
+    paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    studies: list[Study] = []
+
+    def run_study(study: Study, folder: Any, **settings: Any) -> Iterator[None]:
+        studies.append(study)
+        raise BadInput("the study would run now")
+
+    monkeypatch.setattr(reproduction, "run_study", run_study)
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from gradcost.tasks import Digits\nfrom gradcost.tasks.architectures import Mlp\nmine = Digits(Mlp((7,)), 9)"
+    )
+    for task in ("digits", "Digits(Mlp((8,)), 16)", f"{file}:mine"):
+        ran = inside("reproduce", paper, "--task", task, "-o", "out", folder=tmp_path)
+        assert "the study would run now" in ran.stderr
+    named, written, own = studies
+    assert "Digits(model=" in named.question
+    assert f"{Digits(Mlp((8,)), 16)!r}" in written.question
+    assert f"{Digits(Mlp((7,)), 9)!r}" in own.question
+    assert own.file == str(file)
+    assert named.file == written.file != own.file
+    wrong = inside("reproduce", paper, "--task", "digit", folder=tmp_path)
+    assert (wrong.returncode, "no task 'digit'" in wrong.stderr) == (2, True)
+
+
+def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
+    options = ("panchal2025", "--task", "digits", "--rows", "BP-Checkpointing", "--forwards", "20", "--rates", "1")
+    options += ("--more", "0", "--seeds", "1", "--target", "0.25", "-o", "out", "--page", "page.md", "-j", "1")
+    assert inside("reproduce", *options, folder=tmp_path).returncode == 0
+    text = (tmp_path / "page.md").read_text()
+    assert "a validation accuracy of 25.0%" in text
+    assert "--target 0.25" in text
+    wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
+    assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)

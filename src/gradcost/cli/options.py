@@ -301,9 +301,7 @@ class ReproduceOptions:
         int | None,
         typer.Option(min=1, max=10_000, help="Final runs of each row, one per seed. Default: 1; panchal2025: 3."),
     ] = None
-    uncapped: Annotated[
-        bool, typer.Option("--uncapped", help="Also run each row that caps its slopes without the cap.")
-    ] = False
+    uncapped: Annotated[bool, typer.Option("--uncapped", help="Also run each capped row without the cap.")] = False
     points: Annotated[int, typer.Option(min=1, help="Points of each curve of the training loss.")] = 200
     tuned: Annotated[bool, typer.Option("--tuned", help="Also tune each row with equal effort and run it.")] = False
     tuning_points: Annotated[
@@ -313,9 +311,7 @@ class ReproduceOptions:
     tuned_epochs: Annotated[
         float | None, typer.Option(help="With --tuned: epochs of each tuning run and tuned run. Default: --epochs.")
     ] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Of baydin2022: steps of a run. Default: the paper's.")] = (
-        None
-    )
+    steps: Annotated[int | None, typer.Option(min=1, help="baydin2022: steps of a run. Default: the paper's.")] = None
     tuned_steps: Annotated[
         int | None, typer.Option(min=1, help="Of baydin2022, with --tuned: steps of its runs. Default: --steps.")
     ] = None
