@@ -11,6 +11,8 @@ import pytest
 from gradcost.cli import reproduction
 from gradcost.cli.reproduce import PAPERS
 from gradcost.core.errors import BadInput
+from gradcost.papers.panchal2025 import study as panchal2025
+from gradcost.papers.panchal2025.methods import Settings
 from gradcost.studies.study import Study
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
@@ -77,12 +79,40 @@ def test_another_task_is_a_name_an_expression_or_that_of_a_file(
     assert (wrong.returncode, "no task 'digit'" in wrong.stderr) == (2, True)
 
 
+def test_a_folder_of_panchal2025_has_one_target_and_one_number_of_directions():
+    questions = {
+        each.study.question
+        for each in (
+            panchal2025.Reproduction(),
+            panchal2025.Reproduction(target=0.5),
+            panchal2025.Reproduction(settings=Settings(probes=4)),
+        )
+    }
+    assert len(questions) == 3
+    assert panchal2025.Reproduction(seeds=2).study.question in questions
+
+
 def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     options = ("panchal2025", "--task", "digits", "--rows", "BP-Checkpointing", "--forwards", "20", "--rates", "1")
-    options += ("--more", "0", "--seeds", "1", "--target", "0.25", "-o", "out", "--page", "page.md", "-j", "1")
+    options += (
+        "--more",
+        "0",
+        "--seeds",
+        "1",
+        "--target",
+        "0.25",
+        "--probes",
+        "3",
+        "-o",
+        "out",
+        "--page",
+        "page.md",
+        "-j",
+        "1",
+    )
     assert inside("reproduce", *options, folder=tmp_path).returncode == 0
     text = (tmp_path / "page.md").read_text()
     assert "a validation accuracy of 25.0%" in text
-    assert "--target 0.25" in text
+    assert "--target 0.25 --probes 3" in text
     wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
     assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)

@@ -87,6 +87,18 @@ def test_a_prompt_follows_a_text_that_is_cut(causal: str):
         replace(task, length=3).splits()
 
 
+def test_a_prompted_task_can_hold_out_fewer_texts(causal: str):
+    task = Prompted(Letters(), Verbalizer(CausalLm(causal), ("yes", "no")), batch=2, length=6)
+    whole, fewer = task.splits(), replace(task, held_out=1).splits()
+    assert torch.equal(fewer.train.x, whole.train.x)
+    for part, all_of_it in zip(fewer[1:], whole[1:], strict=True):
+        assert torch.equal(part.x, all_of_it.x[:1])
+        assert torch.equal(part.y, all_of_it.y[:1])
+    for wrong in (0, 1000):
+        with pytest.raises(BadInput, match=f"held_out of Prompted is 1 to .*, not {wrong}"):
+            replace(task, held_out=wrong).splits()
+
+
 def test_the_last_real_token_is_the_last_that_is_not_padding():
     rows = torch.tensor([[5, 6, 7], [5, 0, 0], [0, 6, 0], [0, 0, 0]])
     assert last_real(rows, 0).tolist() == [2, 0, 1, 0]

@@ -315,13 +315,15 @@ class ReproduceOptions:
     tuned_steps: Annotated[
         int | None, typer.Option(min=1, help="Of baydin2022, with --tuned: steps of its runs. Default: --steps.")
     ] = None
-    times_only: Annotated[
-        bool, typer.Option("--times-only", help="Of baydin2022: time the steps; train nothing.")
-    ] = False
+    times_only: Annotated[bool, typer.Option("--times-only", help="baydin2022: time the steps; train nothing.")] = (
+        False
+    )
     costs: Annotated[
-        bool,
-        typer.Option("--costs", help="Of panchal2025: forecast a step on the paper's models; train nothing."),
+        bool, typer.Option("--costs", help="panchal2025: forecast a step on the paper's models; train nothing.")
     ] = False
+    probes: Annotated[
+        int | None, typer.Option(min=1, help='panchal2025: directions per step of "multiple". Default: 10.')
+    ] = None
     target: Annotated[
         float | None,
         typer.Option(help='Of panchal2025: the validation accuracy of "steps to the target", 0 to 1. Default: 0.8.'),

@@ -17,6 +17,7 @@ from gradcost.papers.panchal2025 import page as panchal2025_page
 from gradcost.papers.panchal2025.cost import FILE, METHODS, CostRecord, forecast_costs, read_costs
 from gradcost.papers.panchal2025.cost_models import COST_MODELS
 from gradcost.papers.panchal2025.cost_page import CostTable, cost_page
+from gradcost.papers.panchal2025.methods import Settings
 from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS
@@ -91,6 +92,7 @@ def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
         more=options.more,
         seeds=options.seeds or Reproduction.seeds,
         target=Reproduction.target if options.target is None else options.target,
+        settings=Settings(probes=options.probes or Settings.probes),
     )
     return reproduction, file
 
@@ -103,7 +105,7 @@ def _rates(points: int) -> tuple[float, ...]:
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper]
-    for name in ("rows", "task", "seeds", "target"):
+    for name in ("rows", "task", "seeds", "target", "probes"):
         words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)

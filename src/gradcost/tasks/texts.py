@@ -212,12 +212,16 @@ class Prompted(Task):
         model: the language model and its words.
         batch: number of texts per batch.
         length: number of tokens per prompt.
+        held_out: number of texts of the validation split and of the test split, the first ones; None: all.
+    Raises:
+        BadInput: held_out is less than 1, or more than a split has.
     """
 
     of: TextTask = Trec()
     model: Architecture = Verbalizer(CausalLm(lora=Lora()), Trec.words)
     batch: int = 8
     length: int = 32
+    held_out: int | None = None
     models: ClassVar[dict[str, Architecture]] = {
         "smollm2-lora": Verbalizer(CausalLm(lora=Lora()), Trec.words),
         "smollm2": Verbalizer(CausalLm(), Trec.words),
@@ -233,7 +237,13 @@ class Prompted(Task):
         return self.of.classes
 
     def splits(self) -> Splits:
-        return _splits(self.of.texts, self.of.prompt, _weights(self.model), self.length)
+        train, *others = _splits(self.of.texts, self.of.prompt, _weights(self.model), self.length)
+        if self.held_out is None:
+            return Splits(train, *others)
+        most = min(len(part.y) for part in others)
+        if not 1 <= self.held_out <= most:
+            raise BadInput(f"held_out of {type(self).__name__} is 1 to {most}, not {self.held_out!r}.")
+        return Splits(train, *(Split(part.x[: self.held_out], part.y[: self.held_out]) for part in others))
 
 
 @value

@@ -107,11 +107,13 @@ class Reproduction:
     @property
     def study(self) -> Study:
         # A results folder accepts one question only. Seeds and rates are not in it, so a folder can get more of both.
-        return Study(
-            f"Panchal et al. 2025: which method trains best at {self.forwards:g} forwards of {self.task}?",
-            self._stages,
-            __file__,
+        others = [f"target {self.target:g}"] if self.target != Reproduction.target else []
+        others += [f"{self.settings}"] if self.settings != Settings() else []
+        what = "".join(f", {each}" for each in others)
+        question = (
+            f"Panchal et al. 2025: which method trains best at {self.forwards:g} forwards of {self.task}{what}?"
         )
+        return Study(question, self._stages, __file__)
 
     def named(self) -> tuple[Method, ...]:
         """Return the methods of this study, each once. `as_coded` is None for those that run as named only."""
