@@ -12,6 +12,7 @@ import torch
 
 import gradcost
 from gradcost import SGD, Adam, AdamW, Key, forecast
+from gradcost.cli.plan import NO_CHANGE
 from gradcost.core.errors import Unsupported
 from gradcost.planning.changes import Setup, cheapest_exact, least_possible, smallest_changes
 from gradcost.planning.forecast import Forecast
@@ -72,6 +73,8 @@ def test_no_change_is_named_where_none_is_enough(here: Path):
     found = plan_of(here, "--memory", "500kB")
     assert found["changes"] == []
     assert found["choice"] is None
+    assert NO_CHANGE in inside("plan", *MODEL, "--memory", "500kB", folder=here).stdout
+    assert NO_CHANGE not in inside("plan", *MODEL, "--memory", "1GB", folder=here).stdout
 
 
 def test_the_smallest_change_is_the_answer_as_it_is_typed(here: Path):

@@ -153,6 +153,15 @@ def test_a_configuration_is_enough_for_a_model_of_transformers(here: Path):
     assert factory["rows"][0]["fits"]
 
 
+def test_chunks_of_a_classifier_are_refused(here: Path):
+    (here / "classifier.json").write_text(json.dumps(LLAMA | {"architectures": ["LlamaForSequenceClassification"]}))
+    options = ("--model", "hf:classifier.json", "--memory", "1GiB", "--length", "16", "--method", "backprop()")
+    assert inside("plan", *options, folder=here).returncode == 0
+    refused = inside("plan", *options, "--chunks", "4", folder=here)
+    assert refused.returncode == 2
+    assert "has no language model's head to compute in chunks" in " ".join(refused.stderr.split())
+
+
 def test_weights_in_four_bits_are_planned_as_such_or_refused(here: Path):
     """As the option or the configuration says; they used to be planned in 16 bits without a word."""
     settings = json.loads((here / "llama.json").read_text()) | {"hidden_size": 64, "intermediate_size": 128}

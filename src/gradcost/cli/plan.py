@@ -29,6 +29,7 @@ from gradcost.results.wording import count
 from gradcost.training.customary import optimizer_of
 
 NOTHING_FITS = 4  # exit code
+NO_CHANGE = "No other --chunks, --optimizer, --dtype, --lora or --bits makes an exact gradient fit either."
 _FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
 
 
@@ -60,9 +61,8 @@ def plan_methods(options: PlanOptions) -> int:
             probes=PROBES if is_complete else PROBES[:1],
             on_progress=progress,
         )
-        changes = (
-            [] if options.method or _has_exact(result) else _changes(options, objective, batch, budget, progress)
-        )
+        is_short = not options.method and not _has_exact(result)
+        changes = _changes(options, objective, batch, budget, progress) if is_short else []
         exact = optimizer_of(optimizer, backprop())
         points = [] if options.output is None else curve(objective, batch, exact, device, on_progress=progress)
     record = result.record() | {"dtype": dtypes(objective), "curve": points}
@@ -78,6 +78,8 @@ def plan_methods(options: PlanOptions) -> int:
         rows = result.rows if options.all_rows or options.method else main_rows(result.rows, result.choice)
         _show_changes(changes, options.memory)
         console.show(result.sentence, bold=not changes)
+        if is_short and not changes:
+            console.show(NO_CHANGE)
         _show(result, rows, record, options.output)
     over = [row.method for row in result.rows[: len(options.method or ())] if not row.fits]
     if options.fail_over and over:

@@ -185,13 +185,13 @@ def objective(
         examples: number of sequences in the batch.
         length: number of tokens per sequence. None: 512, or the maximum of the model if that is less.
         chunks: number of parts in which the head and the loss are computed (`chunked_cross_entropy`). None: all
-            logits are computed at once. Ignored for a classifier.
+            logits are computed at once.
     Returns:
         (objective, batch). batch: int64 tokens, shape (examples, length); for a classifier Split(tokens, labels); for
         a model with its own loss a dictionary of its arguments.
     Raises:
         BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, the tokens do not fit
-            this machine, or the model is of another kind.
+            this machine, `chunks` is given for a model that is no language model, or the model is of another kind.
     """
     config, name = _inner(model).config, type(_inner(model)).__name__
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -206,11 +206,14 @@ def objective(
         raise BadInput(
             f"{examples:,} examples of {length:,} tokens do not fit the memory of this machine: take a smaller batch."
         ) from error
-    if name.endswith("ForSequenceClassification"):
+    is_classifier = name.endswith("ForSequenceClassification")
+    inputs = None if is_classifier else made_for(name, config, examples, length)
+    if chunks is not None and (is_classifier or inputs is not None):
+        raise BadInput(f"{name} has no language model's head to compute in chunks: leave chunks out.")
+    if is_classifier:
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
         return Objective(model, classification), Batch(tokens, torch.zeros(examples, dtype=torch.int64))
-    inputs = made_for(name, config, examples, length)
     if inputs is not None:
         return Objective(model, own_loss), inputs
     if getattr(_inner(model), "get_output_embeddings", lambda: None)() is None:
