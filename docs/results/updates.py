@@ -89,7 +89,7 @@ def features(model: Any, texts: Tensor) -> Tensor:
 
 
 def table(file: Path) -> str:
-    """Return the changes, one row per method, with the mean over seeds and its interval."""
+    """Return the changes, one row per method, with the median over seeds and Student's interval."""
     changes = json.loads(file.read_text("utf-8"))["changes"]
     rows = []
     for name in dict.fromkeys(each["method"] for each in changes):

@@ -43,6 +43,14 @@ def test_the_table_of_clipping():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_tables_of_the_questions():
+    module, text = script("questions"), page("questions.md")
+    for name in module.STUDIES:
+        assert module.table(FOLDER / name) in text
+    assert script("updates").table(FOLDER / "updates.json") in text
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_findings_of_the_linter():
     module, text = script("lint_findings"), page("lint_findings.md")
     assert module.table() in text

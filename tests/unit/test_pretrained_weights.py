@@ -22,6 +22,7 @@ from gradcost.training.optimizers import AdamW
 from in_process import inside
 
 pytestmark = pytest.mark.slow
+VISION_LANGUAGE = ("smollm2-135m", "efficientnet-lite0")
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -81,13 +82,19 @@ def test_backprop_reaches_92_percent_on_trec():
     assert task.score(model, task.splits().validation).accuracy >= 0.92
 
 
-@needs("trec", "minilm-l6")
-def test_the_page_on_panchal2025_is_that_of_the_records_beside_it(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        pytest.param("panchal2025.md", "panchal2025", marks=needs("trec", "minilm-l6")),
+        pytest.param("panchal2025_vqa.md", "panchal2025-vqa", marks=needs("cifar10", *VISION_LANGUAGE)),
+    ],
+)
+def test_a_page_on_panchal2025_is_that_of_the_records_beside_it(name: str, folder: str, tmp_path: Path):
     docs = Path(__file__).parents[2] / "docs" / "results"
-    written = (docs / "panchal2025.md").read_text()
+    written = (docs / name).read_text()
     command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
     words = shlex.split(command)[1:-1]
-    page = tmp_path / "panchal2025.md"
-    ran = inside(*words, str(page), "--records", "-o", str(docs / "panchal2025"), folder=tmp_path)
+    page = tmp_path / name
+    ran = inside(*words, str(page), "--records", "-o", str(docs / folder), folder=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert page.read_text() == written
