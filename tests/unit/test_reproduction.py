@@ -114,5 +114,7 @@ def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     text = (tmp_path / "page.md").read_text()
     assert "a validation accuracy of 25.0%" in text
     assert "--target 0.25 --probes 3" in text
+    other = inside("reproduce", "panchal2025", *options[1:3], "--records", "-o", "out", folder=tmp_path)
+    assert (other.returncode, "out holds another study" in other.stderr) == (2, True)
     wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
     assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gradcost.cli.progress import EventPrinter
 from gradcost.core.errors import BadInput
 from gradcost.core.files import write_whole
 from gradcost.results import ledger
+from gradcost.results.records import read
 from gradcost.results.wording import listed
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study
@@ -36,11 +38,20 @@ def refuse_options_of_other_papers(options: ReproduceOptions) -> None:
 
 
 def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure: bool = False) -> EventPrinter:
-    """Run or resume the study; with --records run nothing. Return the events: how many trials ran, and failed."""
+    """Run or resume the study; with --records run nothing. Return the events: how many trials ran, and failed.
+
+    Raises:
+        BadInput: the folder holds another study.
+    """
     executor = spec.executor(options.executor, options.workers)
     settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
     with EventPrinter() as printer:
-        if not options.records:
+        if options.records:
+            read(folder)  # it explains what is wrong with a folder
+            found = json.loads((folder / "study.json").read_text("utf-8"))["question"]
+            if found != study.question:
+                raise BadInput(f"{folder} holds another study: {found} With these options: {study.question}")
+        else:
             for _ in run_study(study, folder, **settings, measure=measure, on_event=printer):
                 pass
     return printer
