@@ -388,7 +388,7 @@ def test_the_page_states_what_the_runs_show():
 
 
 @pytest.mark.parametrize(("name", "folder"), [("rike2022", "rike2022-nn"), ("rike2022_code", "rike2022-nn-code")])
-def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name, folder):
+def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name: str, folder: str):
     docs = Path(__file__).parents[2] / "docs" / "results"
     written = (docs / f"{name}.md").read_text()
     command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
@@ -399,6 +399,13 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name, folder):
     found = {(point["panel"], point["gradient"]) for point in drawn["data"]["values"]}
     assert found == {(f"NN {name}", way) for name in ("SGD", "Nesterov", "Adam") for way in ("forward", "backprop")}
     assert loss_curves(records, rows("cnn")) is None
+
+
+def test_the_page_of_the_cnn_rows_is_that_of_the_records_beside_it():
+    docs = Path(__file__).parents[2] / "docs" / "results"
+    written = (docs / "rike2022_cnn.md").read_text()
+    command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
+    assert page(read(docs / "rike2022-cnn"), rows("cnn"), command, "rike2022-cnn", "rike2022_cnn.svg") == written
 
 
 # ---- the study
