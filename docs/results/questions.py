@@ -27,7 +27,17 @@ from torch.nn.functional import cross_entropy
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
-from gradcost.directions import Coordinates, Directions, Gaussian, LowRank, Masked, Orthogonal, Rademacher, Sphere
+from gradcost.directions import (
+    Coordinates,
+    Directions,
+    Gaussian,
+    LowRank,
+    Masked,
+    Orthogonal,
+    Rademacher,
+    Sphere,
+    StatefulDirections,
+)
 from gradcost.directions.masks import Random
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
@@ -77,7 +87,7 @@ def capped(estimator: Estimator) -> Estimator:
     return Clipped(estimator, 1.0)
 
 
-def along(directions: Directions, probes: int = 1) -> Estimator:
+def along(directions: Directions | StatefulDirections, probes: int = 1) -> Estimator:
     return capped(Probing(Jvp(min(probes, 4)), directions, probes))
 
 
