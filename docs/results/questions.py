@@ -43,10 +43,9 @@ from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.papers.claims import format_interval, markdown_table
+from gradcost.papers.claims import format_interval, format_ratio, markdown_table
 from gradcost.planning.forecast import forecast
 from gradcost.results.records import read
-from gradcost.results.statistics import Interval
 from gradcost.results.targets import Target, reaches
 from gradcost.results.tuning import edge, final_runs, log_grid
 from gradcost.slopes.slope import Jvp
@@ -164,7 +163,7 @@ def table(folder: Path) -> str:
         grid = sorted({run.lr for run in results.trials if run.method == method and run.phase == "tune"})
         lr = f"{runs[0].lr:.2g}" + ("" if edge(grid, runs[0].lr) is None else " *")
         row = [method, f"{runs[0].steps:,}", lr, format_interval(tested), f"{reach.reached} of {reach.runs}"]
-        rows.append([*row, *(_shown(reach.ratio[resource]) for resource in ("steps", "flops"))])
+        rows.append([*row, *(format_ratio(reach.ratio[resource]) for resource in ("steps", "flops"))])
     headers = [
         "method",
         "steps",
@@ -175,11 +174,6 @@ def table(folder: Path) -> str:
         "FLOPs / backprop's",
     ]
     return markdown_table(headers, rows)
-
-
-def _shown(ratio: Interval) -> str:
-    middle, *ends = (f"{x:.3g}" if math.isfinite(x) else "not reached" for x in (ratio.median, ratio.low, ratio.high))
-    return middle if middle == "not reached" else f"{middle} [{', '.join(ends)}]"
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from typing import NamedTuple
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, forward_gradient
-from gradcost.papers.claims import markdown_table
+from gradcost.papers.claims import format_ratio, markdown_table
 from gradcost.results.records import Results, read
-from gradcost.results.statistics import Interval
 from gradcost.results.targets import Target, reaches
 from gradcost.results.tuning import final_runs, log_grid
 from gradcost.studies.phases import phases
@@ -79,14 +78,9 @@ def ratios(folders: Path) -> str:
             reach = found[method]
             row = [f"{weights(width):,}", method, f"{reach.reached} of {reach.runs}"]
             for resource in ("steps", "flops"):
-                row.append(_shown(reach.ratio[resource]))
+                row.append(format_ratio(reach.ratio[resource]))
             rows.append(row)
     return markdown_table(["weights d", "method", "runs at 60%", "steps / backprop's", "FLOPs / backprop's"], rows)
-
-
-def _shown(ratio: Interval) -> str:
-    middle, *ends = (f"{x:.3g}" if math.isfinite(x) else "not reached" for x in (ratio.median, ratio.low, ratio.high))
-    return middle if middle == "not reached" else f"{middle} [{', '.join(ends)}]"
 
 
 def flops_to_target(results: Results, method: str) -> list[float]:

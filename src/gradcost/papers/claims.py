@@ -230,6 +230,12 @@ def format_interval(values: Sequence[float]) -> str:
     return f"{_number(found.median)}{ends}, {count(found.n, 'seed')}"
 
 
+def format_ratio(ratio: Interval) -> str:
+    """Return "12.6 [4.21, 21.7]" for a ratio and its interval; an infinite number is "not reached"."""
+    middle, *ends = (f"{x:.3g}" if isfinite(x) else "not reached" for x in (ratio.median, ratio.low, ratio.high))
+    return middle if middle == "not reached" else f"{middle} [{', '.join(ends)}]"
+
+
 def claims_page(
     title: str, glance: Glance, claims: Sequence[tuple[Claim, Evidence]], sections: Sequence[str] = ()
 ) -> str:
