@@ -276,7 +276,7 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--task", "CharLm(text='nowhere.txt')"], "nowhere.txt"),
         (["--steps", "0"], "greater than or equal to 1"),
         (["--target", "90"], "write 0.9 for a percentage"),
-        (["--optimizer", "AdamX"], "no method or part 'AdamX'"),
+        (["--optimizer", "AdamX"], "no 'AdamX' here. Did you mean Adam"),
         (["--data", "mine.py:X"], "--data is for a model of your own, not for a task"),
         (["--task", "digits", "--metric", "loss"], "--metric is for a model of your own, not for --task"),
         (["--batch", "9999"], "choose 1 to 1197"),

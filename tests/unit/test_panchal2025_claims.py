@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -93,3 +94,13 @@ def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
     assert "40 [40, 40], 3 seeds" in text, "accuracy: 90% less 50% of MeZO"
     assert "- ZO-SVRG: It updates along eps z, not z." in text
     assert "- FmAD-Vanilla:" not in text
+
+
+def test_the_page_says_that_the_target_was_not_reached():
+    trials = tuple(record(name, 1, 0.3, None) for name in ("BP-Checkpointing", "MeZO"))
+    for tried, expected in ((trials, "BP-Checkpointing did not reach the target"), (trials[:1], "not run")):
+        text = page(
+            replace(recorded(), trials=tried), Reproduction(seeds=1), LENGTHS, "gradcost reproduce", "`folder`"
+        )
+        assert f"| *convergence* | **inconclusive ({expected})** |" in text
+        assert f"| measured here | {expected} |" in text

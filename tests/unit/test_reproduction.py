@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ def test_the_time_limit_of_a_trial_reaches_the_study(paper: str, tmp_path: Path,
         (("baydin2022", "--uncapped"), "--uncapped is an option of rike2022; baydin2022 does not have it."),
         (("panchal2025", "--steps", "5"), "--steps is an option of rike2022 and baydin2022; panchal2025 does not"),
         (("panchal2025", "--tuned"), "all its runs are tuned"),
+        (("panchal2025", "--costs", "--target", "0.3"), "it has no --target"),
+        (("panchal2025", "--costs", "--rows", "MeZO"), "it has no --rows"),
+        (("panchal2025", "--task", "mezo()"), "no 'mezo' here. Known: AgNews, "),
+        (
+            ("rike2022", "--task", "charlm"),
+            "does not accept the examples of charlm: mat1 and mat2 must have the same",
+        ),
+        (
+            ("baydin2022", "--task", "digits", "--page", "."),
+            "--page . is a folder: name a file in it, such as page.md.",
+        ),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -118,3 +130,11 @@ def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     assert (other.returncode, "out holds another study" in other.stderr) == (2, True)
     wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
     assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_page_that_cannot_be_written_is_refused_before_the_runs(tmp_path: Path):
+    (tmp_path / "read-only").mkdir(mode=0o555)
+    ran = inside("reproduce", "baydin2022", "--task", "digits", "--page", "read-only/page.md", folder=tmp_path)
+    assert ran.returncode == 2
+    assert "read-only is no folder that you may write to" in " ".join(ran.stderr.split())

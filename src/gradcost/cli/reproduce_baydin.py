@@ -18,7 +18,6 @@ from gradcost.papers.baydin2022 import page as pages
 from gradcost.papers.baydin2022 import speed
 from gradcost.papers.baydin2022.claims import claims
 from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, task_of
-from gradcost.papers.baydin2022.table import BATCH
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS, open_study
@@ -83,7 +82,7 @@ def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
 
 def _show_dry_run(reproduction: Reproduction) -> None:
     trials, counts = reproduction.shared_trials(), reproduction.run_counts()
-    console.show(f"{reproduction.study.question}, batch {BATCH}.")
+    console.show(f"{reproduction.study.question}.")
     for (runs, steps, _), what in zip(counts, ("the shared rate", "tuning", "the tuned rate"), strict=False):
         console.show(f"Each gradient, {what}: {count(runs, 'run')} of {count(steps, 'step')}.")
     rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in trials]
@@ -98,7 +97,7 @@ def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> No
         write_page(options.page, pages.page(results, times, _rows(options), command, f"`{folder.name}`"))
     listed = list(claims(results, times, _rows(options), command, folder.name))
     headers = ["claim", "published", "measured", "verdict"]
-    lines = [[c.name, str(c.published), format_interval(e.values), outcome(c, e)] for c, e in listed]
+    lines = [[c.name, str(c.published), format_interval(e.values, e.missing), outcome(c, e)] for c, e in listed]
     rows = pages.run_rows(results, times, _rows(options))
     if options.as_json:
         found = {

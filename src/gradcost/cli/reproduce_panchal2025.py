@@ -10,7 +10,7 @@ import shlex
 from gradcost.cli import console
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
-from gradcost.cli.reproduction import other_task, run_or_resume, with_file, write_page
+from gradcost.cli.reproduction import check_page, other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import DASH, size
 from gradcost.papers.panchal2025 import page as panchal2025_page
@@ -54,6 +54,10 @@ def reproduce(options: ReproduceOptions) -> int:
 def _costs(options: ReproduceOptions) -> int:
     """Forecast the costs on the paper's models, or resume; show the peaks, write the page, return the exit code."""
     folder = options.output or RUNS / f"{options.paper}-costs"
+    for name in ("rows", "task", "target", "probes", "seeds"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no --{name}.")
+    check_page(options.page)
     models = () if options.records or options.dry_run else COST_MODELS
     if options.dry_run:
         done = {record.key[:2] for record in read_costs(folder)}

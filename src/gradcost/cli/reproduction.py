@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from gradcost.cli import spec
 from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import EventPrinter
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.files import write_whole
 from gradcost.results import ledger
 from gradcost.results.records import read
 from gradcost.results.wording import listed
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Study
+from gradcost.studies.task_info import first_step
 from gradcost.tasks import TASKS
 from gradcost.tasks.task import Task
 
@@ -41,8 +45,9 @@ def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure
     """Run or resume the study; with --records run nothing. Return the events: how many trials ran, and failed.
 
     Raises:
-        BadInput: the folder holds another study.
+        BadInput: the folder holds another study, or the page cannot be written.
     """
+    check_page(options.page)
     executor = spec.executor(options.executor, options.workers)
     settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
     with EventPrinter() as printer:
@@ -67,14 +72,45 @@ def other_task(options: ReproduceOptions, with_model: Callable[[type[Task]], Tas
     if options.task is None:
         return None, None
     if options.task in TASKS:
-        return with_model(TASKS[options.task]), None
+        task = with_model(TASKS[options.task])
+        if not options.records:
+            _check_model(task, options)
+        return task, None
     task, _, _, file = spec.task(options.task)
     return task, file
+
+
+def _check_model(task: Task, options: ReproduceOptions) -> None:
+    """Raise BadInput if the model of the paper does not accept the examples of the task."""
+    objective, batch = first_step(task)
+    try:
+        with torch.no_grad():
+            objective.loss(objective.model, batch)
+    except GradcostError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"{type(objective.model).__name__}, the model of these rows of {options.paper}, does not accept the "
+            f"examples of {options.task}: {error}. Name a task with images, or write an expression with a model of "
+            "its own, such as Cifar10(model=Vgg(8))."
+        ) from None
 
 
 def with_file(study: Study, file: str | None) -> Study:
     """Return the study, whose workers also import the user's file."""
     return study if file is None else dataclasses.replace(study, file=file)
+
+
+def check_page(page: Path | None) -> None:
+    """Raise BadInput if the page cannot be written, before the runs."""
+    if page is None:
+        return
+    ledger.refuse_own(page.parent, page)
+    if page.is_dir():
+        raise BadInput(f"--page {page} is a folder: name a file in it, such as {page / 'page.md'}.")
+    existing = next(folder for folder in page.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"--page {page} cannot be written: {existing} is no folder that you may write to.")
 
 
 def write_page(page: Path, text: str) -> None:

@@ -97,8 +97,8 @@ def _value(node: ast.expr, known: Mapping[str, Callable[..., Any]]) -> Any:
 
 def _call(name: str, arguments: Any, keywords: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
     if name not in known:
-        near = similar(name, known) or sorted(known)
-        raise BadInput(f"no method or part {name!r}. Did you mean {', or '.join(signature(known[n]) for n in near)}?")
+        near = ", or ".join(signature(known[n]) for n in similar(name, known))
+        raise BadInput(f"no {name!r} here. " + (f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."))
     thing = known[name]
     try:
         bound = inspect.signature(thing).bind(*arguments, **keywords)

@@ -138,6 +138,7 @@ class Evidence:
         scale: the size of the experiment, such as "50 epochs, 3 seeds".
         is_reduced: whether the experiment is smaller than the published one.
         note: one or two further sentences; "" for none.
+        missing: why there are no values, in a few words.
     """
 
     values: tuple[float, ...]
@@ -146,6 +147,7 @@ class Evidence:
     scale: str
     is_reduced: bool = False
     note: str = ""
+    missing: str = "not run"
 
 
 @dataclass(frozen=True)
@@ -216,15 +218,15 @@ def verdict(claim: Claim, values: Sequence[float]) -> Verdict:
 def outcome(claim: Claim, evidence: Evidence) -> str:
     """Return the verdict in words, with the mark for a reduced scale: `holds`, `does not hold (reduced scale)`."""
     if not evidence.values:
-        return f"{Verdict.INCONCLUSIVE.value} (not run)"
+        return f"{Verdict.INCONCLUSIVE.value} ({evidence.missing})"
     words = verdict(claim, evidence.values).value
     return f"{words} (reduced scale)" if evidence.is_reduced else words
 
 
-def format_interval(values: Sequence[float]) -> str:
-    """Format the measured median and interval: `1.92 [1.85, 1.99], 5 seeds`; `not run` without values."""
+def format_interval(values: Sequence[float], missing: str = "not run") -> str:
+    """Format the measured median and interval: `1.92 [1.85, 1.99], 5 seeds`; `missing` without values."""
     if not values:
-        return "not run"
+        return missing
     found = measured_interval(values)
     ends = f" [{_number(found.low)}, {_number(found.high)}]" if found.n > 1 else ""
     return f"{_number(found.median)}{ends}, {count(found.n, 'seed')}"
@@ -276,7 +278,7 @@ def _claim_rows(claim: Claim, evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "published", str(claim.published)
     if claim.reference is not None:
         yield "no effect", _number(claim.reference)
-    yield "measured here", format_interval(evidence.values)
+    yield "measured here", format_interval(evidence.values, evidence.missing)
     yield "scale", f"{evidence.scale} (reduced)" if evidence.is_reduced else evidence.scale
     yield "command", f"`{evidence.command}`"
     yield "records", evidence.records

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gradcost.core.errors import BadInput
+from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.papers.baydin2022.speed import ESTIMATORS, LOSS, time_steps_in_turn
 from gradcost.papers.baydin2022.table import (
@@ -114,10 +115,12 @@ class Reproduction:
         Args:
             rounds: the number of timed steps of each gradient.
         """
-        times, splits = time_steps_in_turn(self.training_task, seed=0, rounds=rounds), self.training_task.splits()
+        task = self.training_task
+        times, splits = time_steps_in_turn(task, seed=0, rounds=rounds), task.splits()
+        examples = len(task.batch_at(Key(0), 0).y)
         step = sum(times[gradient].median for gradient in GRADIENTS)
         validation, test = (
-            len(GRADIENTS) * times[LOSS].median * len(split.y) / BATCH for split in (splits.validation, splits.test)
+            len(GRADIENTS) * times[LOSS].median * len(each.y) / examples for each in (splits.validation, splits.test)
         )
         milliseconds = 0.0
         for runs, steps, phase in self.run_counts():

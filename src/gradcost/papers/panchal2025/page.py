@@ -46,8 +46,9 @@ def page(results: Results, reproduction: Reproduction, lengths: Sequence[Length]
     forwards = {each.name: each.forwards for each in lengths}
     found = values(results.trials, forwards)
     scale = f"{reproduction.forwards:g} forward passes per run, {count(len(found[ACCURACY.name]), 'seed')}"
+    missing = f"{CHECKPOINTED} did not reach the target" if found[ACCURACY.name] else "not run"
     shown = [
-        (claim, Evidence(found[claim.name], command, folder, scale, is_reduced=True, note=note))
+        (claim, Evidence(found[claim.name], command, folder, scale, is_reduced=True, note=note, missing=missing))
         for claim, note in ((ACCURACY, _ACCURACY), (CONVERGENCE, _CONVERGENCE), (COMPUTATIONS, _COMPUTATIONS))
     ]
     title = "Panchal et al. 2025: what the headline claims are worth here"
