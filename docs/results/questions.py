@@ -4,6 +4,9 @@
     gradcost study docs/results/questions.py:distributions -j 2 -o gradcost-runs/questions-distributions
     gradcost study docs/results/questions.py:optimizers -j 2 -o gradcost-runs/questions-optimizers
     gradcost study docs/results/questions.py:error_rate -j 2 -o gradcost-runs/questions-error-rate
+    gradcost study docs/results/questions.py:rank_1 -j 2 -o gradcost-runs/questions-rank-1
+    gradcost study docs/results/questions.py:rank_8 -j 2 -o gradcost-runs/questions-rank-8
+    gradcost study docs/results/questions.py:all_weights -j 2 -o gradcost-runs/questions-all-weights
     python docs/results/questions.py docs/results
 
 Dense layers of 64, 64 and 10, 55,050 weights. In one study every run has the same FLOPs, every method is tuned over
@@ -21,9 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
@@ -54,7 +60,8 @@ from gradcost.studies.study import Stages, Study
 from gradcost.studies.trial import Trial
 from gradcost.tasks import Mnist
 from gradcost.tasks.architectures import Mlp
-from gradcost.tasks.task import Batch
+from gradcost.tasks.task import Batch, Split, Splits
+from gradcost.training.loop import train
 from gradcost.training.optimizers import SGD, Adam, AdamW, Nesterov, Optimizer
 
 TARGET = Target("accuracy", 0.6)  # of the validation examples
@@ -74,6 +81,33 @@ def error_rate_of(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(batch.x)
     surrogate = cross_entropy(logits, batch.y)
     return (logits.argmax(1) != batch.y).float().mean() + (surrogate - surrogate.detach())
+
+
+@value
+class Turned(Mnist):
+    """Mnist with its images turned by a quarter, for a network that 2,000 steps of backprop trained on upright ones.
+
+    Args:
+        rank: the rank of the LoRA adapters of all three layers, which alone are trained. None: all weights are.
+    """
+
+    rank: int | None = None
+
+    def splits(self) -> Splits:
+        return Splits(*(Split(torch.rot90(part.x, dims=(2, 3)), part.y) for part in super().splits()))
+
+    def objective(self, key: Key) -> Objective:
+        base = Mnist(model=self.model, batch=self.batch)
+        upright = base.objective(key)
+        batches = [base.batch_at(key.fold("upright"), step) for step in range(2000)]
+        for _ in train(upright, batches, backprop(), SGD(0.3)):
+            pass
+        model = upright.model
+        if self.rank is not None:
+            config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=["1", "3", "5"])
+            with seeded_generators(key.fold("adapters")):
+                model = inject_adapter_in_model(config, model)
+        return Objective(model, upright.loss, data=self.once_through)
 
 
 class Method(NamedTuple):
@@ -119,11 +153,16 @@ OPTIMIZERS = {
         ("AdamW", AdamW, (1e-5, 1e-2)),
     )
 }
+ADAPTED = {
+    "backprop": Method(backprop(), (1e-4, 1.0)),
+    "forward gradient": Method(capped(forward_gradient()), (1e-4, 1.0)),
+    "MeZO": Method(capped(mezo()), (1e-4, 1.0)),
+}
 ERROR_RATE = BACKPROP | {f"MeZO, eps {eps:g}": Method(capped(mezo(eps)), (1e-4, 0.1)) for eps in (1e-3, 1e-2, 1e-1)}
 
 
-def study(question: str, methods: dict[str, Method], length: int, task: Mnist = TASK) -> Study:
-    """Return a study in which every run has the FLOPs of `length` steps of backprop."""
+def study(question: str, methods: dict[str, Method], length: int, task: Mnist = TASK, points: int = 7) -> Study:
+    """Return a study whose runs have the FLOPs of `length` steps of backprop, with `points` rates in each grid."""
 
     def flops(method: Method) -> float:
         objective, batch = task.objective(Key(0)), task.batch_at(Key(0), 0)
@@ -139,7 +178,7 @@ def study(question: str, methods: dict[str, Method], length: int, task: Mnist = 
             target = TARGET.value
             return Trial(task, label, method.estimator, optimizer, steps[label], phase, seed, target=target)
 
-        rates = {label: log_grid(*method.rates, 7) for label, method in methods.items()}
+        rates = {label: log_grid(*method.rates, points) for label, method in methods.items()}
         return (yield from phases(rates, make, more=1, confirm=0, seeds=range(1, 6)))
 
     return Study(question, trials)
@@ -149,7 +188,14 @@ probes = study("How many directions per step?", PROBES, 4000)
 distributions = study("Which random directions?", DISTRIBUTIONS, 2000)
 optimizers = study("Which optimizer?", OPTIMIZERS, 2000)
 error_rate = study("Can the error rate itself be the loss?", ERROR_RATE, 2000, ErrorRate(model=TASK.model))
-STUDIES = ("questions-probes", "questions-distributions", "questions-optimizers", "questions-error-rate")
+rank_1, rank_8, all_weights = (
+    study(f"Which gradient for {what}?", ADAPTED, 2000, Turned(model=TASK.model, rank=rank), points=9)
+    for what, rank in (("adapters of rank 1", 1), ("adapters of rank 8", 8), ("all weights", None))
+)
+STUDIES = tuple(
+    f"questions-{name}"
+    for name in ("probes", "distributions", "optimizers", "error-rate", "rank-1", "rank-8", "all-weights")
+)
 
 
 def table(folder: Path) -> str:
