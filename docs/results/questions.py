@@ -192,10 +192,7 @@ rank_1, rank_8, all_weights = (
     study(f"Which gradient for {what}?", ADAPTED, 2000, Turned(model=TASK.model, rank=rank), points=9)
     for what, rank in (("adapters of rank 1", 1), ("adapters of rank 8", 8), ("all weights", None))
 )
-STUDIES = tuple(
-    f"questions-{name}"
-    for name in ("probes", "distributions", "optimizers", "error-rate", "rank-1", "rank-8", "all-weights")
-)
+STUDIES = ("questions-probes", "questions-distributions", "questions-optimizers", "questions-error-rate")
 
 
 def table(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ def page(name: str) -> str:
 
 
 def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"results_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -48,6 +50,7 @@ def test_the_tables_of_the_questions():
     for name in module.STUDIES:
         assert module.table(FOLDER / name) in text
     assert script("updates").table(FOLDER / "updates.json") in text
+    assert script("workers").table(FOLDER / "workers.json") in text
 
 
 @pytest.mark.filterwarnings("ignore")
