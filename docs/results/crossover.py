@@ -114,8 +114,8 @@ configurations of [the paper's models](panchal2025_cost.md); steps are measured 
   MeZO, so MeZO may take at most so many times its steps. Measured with one direction are {ratios} times. By the law
   below, n directions per step take n + r + 1 times the work, which is least for one.
 - **Time with n workers, one direction each.** All directions of a step take the time of one. By the law and with the
-  measured r, backprop on *one* worker is overtaken from {fewest} workers on. If the batch can be split, backprop uses
-  the workers too, and is not overtaken.
+  measured r, backprop on *one* worker is overtaken from {fewest} workers on ([measured](questions.md) on a small
+  network: 64). If the batch can be split, backprop uses the workers too, and is not overtaken.
 - **What this cannot tell.** r is measured on models of 8 thousand to 1.9 million weights, at targets far from the end
   of training; for the models of the second table it is unknown. On TREC no run reached the target, so r is a bound
   from below.
