@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from gradcost.core import one_at_a_time
+from gradcost.core.evaluation import one_at_a_time
 
 
 class Moments:

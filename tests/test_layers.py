@@ -183,7 +183,7 @@ DRAWS = {f"torch.{kind}" for kind in ("rand", "randn", "randint", "randperm", "n
 SEEDS = ("torch.manual_seed", "cuda.manual_seed", "cuda.manual_seed_all")
 GLOBAL = ("random.", "torch.default_generator", "torch.set_rng_state", "np.random", "numpy.random")
 # These files keep the states of the default generators and set them, around an evaluation or a recomputation.
-KEEPERS = {"core/isolation.py", "core/generator_states.py", "core/mutable_state.py"}
+KEEPERS = {"core/isolation.py", "core/evaluation/generator_states.py", "core/evaluation/mutable_state.py"}
 KEEPERS |= {f"checkpointing/{file}.py" for file in ("call_state", "containers", "replay")}
 STATES = {"random", "get_state", "set_state", "getstate", "setstate", "seed", "initial_seed", "default_generator"}
 STATES |= {"_inst", "gauss_next", "get_bit_generator", "MT19937", "Generator", "RandomState", "Random"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradcost
-from gradcost.core import gradient_mode
+from gradcost.core.evaluation import gradient_mode
 from gradcost.core.interrupts import interruptible, undoing
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective

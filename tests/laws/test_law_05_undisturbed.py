@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Segments
-from gradcost.core import loss_weights, purity
+from gradcost.core.batching import loss_weights
+from gradcost.core.evaluation import purity
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop, forward_gradient, mezo

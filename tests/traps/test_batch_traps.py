@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import gradcost
 from gradcost.checkpointing import chunked_cross_entropy
+from gradcost.core.batching.micro_batches import split
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
-from gradcost.core.micro_batches import split
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian, Rademacher

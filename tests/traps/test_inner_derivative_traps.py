@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 import gradcost
 from counting import Flops
 from gradcost.checkpointing.policies import Blocks, Segments, Selective
-from gradcost.core.autograd_use import known_use
 from gradcost.core.errors import GradcostError, Unsupported
+from gradcost.core.evaluation.autograd_use import known_use
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note

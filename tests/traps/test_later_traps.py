@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import gradcost
 from gradcost.checkpointing.policies import Segments
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.first_use import is_due
+from gradcost.core.evaluation.first_use import is_due
+from gradcost.core.evaluation.mutable_state import Traversal
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Traversal
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.estimators.accumulated import Accumulated

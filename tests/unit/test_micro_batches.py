@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gradcost
-from gradcost.core.micro_batches import selected, split
+from gradcost.core.batching.micro_batches import selected, split
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, leaves, tensors, tree_map
 from gradcost.estimators.presets import backprop

@@ -20,11 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_leaves
 
+from gradcost.core.batching.micro_batches import split
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.next_state import moving
 from gradcost.core.isolation import restored_generators, seeded_generators
 from gradcost.core.key import Key
-from gradcost.core.micro_batches import split
-from gradcost.core.next_state import moving
 from gradcost.core.objective import Objective
 from gradcost.estimators.presets import mezo
 from tables import OBJECTIVES, cross_entropy

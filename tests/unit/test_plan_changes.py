@@ -165,7 +165,7 @@ def test_a_batch_whose_tokens_cannot_be_made_is_refused(here: Path, batch: int):
 
 
 def test_autocast_on_the_real_model_has_the_forecast_peak():
-    from gradcost.core.autocast import UnderAutocast
+    from gradcost.core.evaluation.autocast import UnderAutocast
     from gradcost.instruments.memory import MemoryTracker
     from gradcost.training.train_state import TrainState
 

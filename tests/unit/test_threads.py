@@ -22,7 +22,7 @@ from gradcost import (
     mezo,
     spsa,
 )
-from gradcost.core import one_at_a_time
+from gradcost.core.evaluation import one_at_a_time
 from snapshot import bits
 
 METHODS = [backprop(), checkpointed(), forward_gradient(), mezo(), spsa(), hizoo(), activity_perturbation()]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradcost
-from gradcost.core.batches import Batches
+from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.tasks import Digits

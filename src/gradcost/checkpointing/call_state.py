@@ -14,10 +14,10 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from gradcost.checkpointing.containers import packed, unpacked
-from gradcost.core.generator_states import numpy_state, python_state, set_numpy_state, set_python_state
+from gradcost.core.evaluation.generator_states import numpy_state, python_state, set_numpy_state, set_python_state
+from gradcost.core.evaluation.mutable_state import version_of
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import generator_state, set_generator_state
-from gradcost.core.mutable_state import version_of
 
 # Settings of the process or thread that a context manager around a call may change: (read, write).
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [

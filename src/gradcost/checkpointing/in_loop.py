@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradcost.checkpointing.policies import Saving
 from gradcost.checkpointing.replay import Replay
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.first_use import findings
+from gradcost.core.evaluation.first_use import findings
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors

@@ -21,8 +21,8 @@ from gradcost.checkpointing.region import Forward, Region
 from gradcost.checkpointing.replay import DrawWatch, RegionCall, Replay, checked_replay
 from gradcost.checkpointing.schedules import Items, has_parts, schedule_length
 from gradcost.core.blocks import Block
-from gradcost.core.compiled import is_compiled
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.compiled import is_compiled
 from gradcost.core.interrupts import undoing
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective

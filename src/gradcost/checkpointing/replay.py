@@ -20,11 +20,11 @@ from gradcost.checkpointing.region import Call, Forward, Region, run_call
 from gradcost.checkpointing.versioned_tensor import RecomputationError
 from gradcost.core import memory_events
 from gradcost.core.blocks import Block
-from gradcost.core.first_use import can_check, findings, is_due
-from gradcost.core.generator_states import numpy_words, python_state
+from gradcost.core.evaluation.first_use import can_check, findings, is_due
+from gradcost.core.evaluation.generator_states import numpy_words, python_state
+from gradcost.core.evaluation.mutable_state import is_generator, version_of
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import is_generator, version_of
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.precision import coarsest

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core import pytree
-from gradcost.core.generator_states import numpy_state
+from gradcost.core.evaluation.generator_states import numpy_state
 from gradcost.core.isolation import restored_generators
 from gradcost.core.objective import Objective
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradcost.cli import spec
-from gradcost.core.batches import Batches
+from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective

@@ -13,8 +13,8 @@ from gradcost.cli import console, spec
 from gradcost.cli.changes import levels
 from gradcost.cli.objective import dtypes, of_model, of_task, refuse, without_numbers
 from gradcost.cli.options import PlanOptions
-from gradcost.core.autocast import UnderAutocast
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.autocast import UnderAutocast
 from gradcost.core.objective import Objective
 from gradcost.core.units import DASH, size
 from gradcost.estimators.presets import backprop

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.core.user_modules import PLUGINS
+from gradcost.core.evaluation.user_modules import PLUGINS
 from gradcost.core.value import is_value
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradcost.cli import console, spec
 from gradcost.cli.objective import EXAMPLES, from_factory, refuse, with_batch
 from gradcost.cli.train_options import TrainOptions
-from gradcost.core.batches import Batches, require_loader
+from gradcost.core.batching.batches import Batches, require_loader
 from gradcost.core.errors import BadInput, require
 from gradcost.core.files import locked, replacing, write_whole
 from gradcost.core.isolation import seeded_generators

@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gradcost.core.one_at_a_time import one_at_a_time
-from gradcost.core.torch_modes import Modes, modes
+from gradcost.core.evaluation.one_at_a_time import one_at_a_time
+from gradcost.core.evaluation.torch_modes import Modes, modes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _LIBRARIES = tuple(

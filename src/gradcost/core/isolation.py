@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gradcost.core.evaluation.generator_states import (
+    numpy_state,
+    python_state,
+    seed_numpy,
+    set_numpy_state,
+    set_python_state,
+)
 from gradcost.core.fake import is_fake
-from gradcost.core.generator_states import numpy_state, python_state, seed_numpy, set_numpy_state, set_python_state
 from gradcost.core.interrupts import undoing
 from gradcost.core.key import Key
 

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.arguments import require_model_and_loss
+from gradcost.core.batching.given_batch import copied, name_in, put_back, watch
+from gradcost.core.batching.loss_weights import WeightedLoss, Weights, settled, weighted_sum
+from gradcost.core.batching.micro_batches import split
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError
+from gradcost.core.evaluation.first_use import can_check, findings
+from gradcost.core.evaluation.gradient_mode import evaluated, in_either_mode
+from gradcost.core.evaluation.next_state import moving, next_state
+from gradcost.core.evaluation.purity import Isolation, Purity, examine
+from gradcost.core.evaluation.structure import Structure
+from gradcost.core.evaluation.weight_writes import without_writes
 from gradcost.core.fake import is_fake
-from gradcost.core.first_use import can_check, findings
-from gradcost.core.given_batch import copied, name_in, put_back, watch
-from gradcost.core.gradient_mode import evaluated, in_either_mode
 from gradcost.core.interrupts import interruptible
 from gradcost.core.isolation import grads_set_aside, seeded_generators, weights_replaced
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import WeightedLoss, Weights, settled, weighted_sum
-from gradcost.core.micro_batches import split
-from gradcost.core.next_state import moving, next_state
-from gradcost.core.purity import Isolation, Purity, examine
-from gradcost.core.structure import Structure
-from gradcost.core.weight_writes import without_writes
 
 
 class Leaf(NamedTuple):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gradcost.core.autocast import UnderAutocast
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.autocast import UnderAutocast
 from gradcost.core.fake import numbers
 from gradcost.core.objective import Objective
 

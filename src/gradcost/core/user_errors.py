@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradcost.core.errors import BadInput, GradcostError, described
-from gradcost.core.user_modules import is_users
+from gradcost.core.evaluation.user_modules import is_users
 
 _GRADCOST = Path(__file__).parents[1]
 

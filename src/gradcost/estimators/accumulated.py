@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcost.core.batching.loss_weights import settled
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import settled
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State

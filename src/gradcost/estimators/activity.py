@@ -12,18 +12,18 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.core.autograd_use import ORDINARY, known_use
+from gradcost.core.batching.loss_weights import with_settled_weights
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
+from gradcost.core.evaluation.gradient_mode import with_known_use
+from gradcost.core.evaluation.weight_writes import moving_weights
 from gradcost.core.fake import numbers
 from gradcost.core.finite import require_finite
-from gradcost.core.gradient_mode import with_known_use
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 from gradcost.core.value import value
-from gradcost.core.weight_writes import moving_weights
 from gradcost.directions import Directions, Gaussian, Rademacher
 from gradcost.directions.confined import confined
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State

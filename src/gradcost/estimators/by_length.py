@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.core.batching.micro_batches import selected
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.evaluation.first_use import can_check, findings
+from gradcost.core.evaluation.loss_without_draws import loss_without_draws
 from gradcost.core.fake import is_fake, known
-from gradcost.core.first_use import can_check, findings
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
-from gradcost.core.loss_without_draws import loss_without_draws
-from gradcost.core.micro_batches import selected
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tree_map

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.gradient_mode import with_known_use
 from gradcost.core.fake import numbers
 from gradcost.core.finite import require_finite
-from gradcost.core.gradient_mode import with_known_use
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from gradcost.checkpointing.policies import Everything, Saving
+from gradcost.core.batching.loss_weights import with_settled_weights
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.finite import require_finite
 from gradcost.core.interrupts import undoing
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.estimators.backward import BackwardPasses, hooks_message

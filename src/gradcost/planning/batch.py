@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradcost.core.batching.micro_batches import map_examples
 from gradcost.core.errors import BadInput
-from gradcost.core.micro_batches import map_examples
 
 _MAX_REPEATED = 1 << 20  # elements; integer tensors up to this size get values: models branch on masks and positions
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradcost.core.autograd_use import examine, known_use
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.autograd_use import examine, known_use
+from gradcost.core.evaluation.next_state import moving
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.key import Key
-from gradcost.core.next_state import moving
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors

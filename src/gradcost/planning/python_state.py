@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradcost.core.evaluation.mutable_state import Saved, Traversal
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import generator_state, set_generator_state
-from gradcost.core.mutable_state import Saved, Traversal
 from gradcost.core.objective import Objective
 
 _DEPTH = 4  # levels of nested containers that are searched for fake tensors

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.core.autograd_use import ORDINARY, known_use
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.gradient_mode import in_constant_part
+from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
+from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gradcost.core.autograd_use import SET_GRAD_ENABLED, gives_constants, known_use
 from gradcost.core.errors import Unsupported
-from gradcost.core.gradient_mode import in_constant_part
+from gradcost.core.evaluation.autograd_use import SET_GRAD_ENABLED, gives_constants, known_use
+from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective

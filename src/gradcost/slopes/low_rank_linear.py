@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradcost.core.gradient_mode import in_constant_part
+from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions.low_rank import Factors
 from gradcost.slopes.duals import apart, ordinary, with_directions, with_tangent

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
-from gradcost.core.autograd_use import ORDINARY, known_use
+from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
+from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.fake import is_fake
-from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
 from gradcost.slopes.low_rank_linear import only_linear_reads

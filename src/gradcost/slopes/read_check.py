@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradcost.core.autograd_use import custom_functions, examine, known_use
 from gradcost.core.errors import GradcostError, Unsupported
-from gradcost.core.first_use import can_check, findings, is_due
+from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
+from gradcost.core.evaluation.first_use import can_check, findings, is_due
+from gradcost.core.evaluation.mutable_state import Traversal
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.isolation import weights_replaced
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Traversal
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.slopes.rules import RULES

@@ -22,8 +22,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.evaluation.first_use import can_check
 from gradcost.core.fake import is_fake, numbers
-from gradcost.core.first_use import can_check
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import HALVES, coarsest, spacing

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcost.core.errors import Unsupported
-from gradcost.core.gradient_mode import set_grad_enabled
+from gradcost.core.evaluation.gradient_mode import set_grad_enabled
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 
 Rule = Callable[..., Any]

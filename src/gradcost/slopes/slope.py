@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradcost.core.autograd_use import known_use
+from gradcost.core.batching.loss_weights import with_settled_weights
 from gradcost.core.errors import BadInput, GradcostError, Unsupported
-from gradcost.core.first_use import findings
-from gradcost.core.gradient_mode import in_constant_part, with_known_use
+from gradcost.core.evaluation.autograd_use import known_use
+from gradcost.core.evaluation.first_use import findings
+from gradcost.core.evaluation.gradient_mode import in_constant_part, with_known_use
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import with_settled_weights
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import best_forward_eps, central_eps, coarsest, scale_of

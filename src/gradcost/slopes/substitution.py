@@ -29,9 +29,9 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gradcost.core.autograd_use import CUTS, gives_constants, known_use
-from gradcost.core.compiled import is_compiled, is_compiled_function
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.autograd_use import CUTS, gives_constants, known_use
+from gradcost.core.evaluation.compiled import is_compiled, is_compiled_function
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
 from gradcost.slopes.rules import Rule

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.fake import is_fake
-from gradcost.core.gradient_mode import in_constant_part
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from gradcost.core.user_modules import PLUGINS, module_file
+from gradcost.core.evaluation.user_modules import PLUGINS, module_file
 from gradcost.noise.add import has_fused_path
 from gradcost.studies.user_code import origins
 

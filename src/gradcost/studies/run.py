@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.user_modules import source_file
 from gradcost.core.files import locked
-from gradcost.core.user_modules import source_file
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.results import ledger

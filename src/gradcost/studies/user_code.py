@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.core.user_modules import Global, module_file, users_file
+from gradcost.core.evaluation.user_modules import Global, module_file, users_file
 
 PREFIX = "gradcost_user_"  # prefix of the names of modules that are imported by path
 _importing: ContextVar[bool] = ContextVar("importing", default=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from gradcost.core.batches import require_loader
+from gradcost.core.batching.batches import require_loader
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors

@@ -11,14 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.batches import Batches
+from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.user_modules import Global, find_global
 from gradcost.core.isolation import eval_mode, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.metric import Metric
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, tree_map
-from gradcost.core.user_modules import Global, find_global
 from gradcost.core.value import value
 from gradcost.tasks import contract
 from gradcost.tasks.content import stamp

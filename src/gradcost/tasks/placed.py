@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.autocast import UnderAutocast
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.autocast import UnderAutocast
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tree_map

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, require
+from gradcost.core.evaluation.next_state import carried, restore
 from gradcost.core.files import write_whole
-from gradcost.core.next_state import carried, restore
 from gradcost.training.train_state import TrainState
 
 SCHEMA = "3"

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradcost.core.candidate_weights import SUM, Candidate, count_of
-from gradcost.core.denominators import observed
+from gradcost.core.batching.candidate_weights import SUM, Candidate, count_of
+from gradcost.core.batching.denominators import observed
+from gradcost.core.batching.loss_weights import rule_of, settled
+from gradcost.core.batching.micro_batches import split
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.files import read_regular, write_whole
 from gradcost.core.finite import require_finite
 from gradcost.core.key import Key
-from gradcost.core.loss_weights import rule_of, settled
-from gradcost.core.micro_batches import split
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.value import value
@@ -216,7 +216,7 @@ def part_of(batch: Any) -> Any:
     """Return this process's part of a batch that every process has, for `BatchParallel`.
 
     Args:
-        batch: any pytree; `core.micro_batches.split` defines how it is cut.
+        batch: any pytree; `core.batching.micro_batches.split` defines how it is cut.
     Returns:
         A pytree of the same kind, with the process's share of the examples.
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, overload
 from torch import Tensor
 
 from gradcost.core.arguments import require_key
-from gradcost.core.batches import Batches
+from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once

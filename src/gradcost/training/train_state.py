@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.next_state import NextState, moving, next_state
+from gradcost.core.evaluation.one_at_a_time import one_at_a_time
 from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
-from gradcost.core.next_state import NextState, moving, next_state
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective
-from gradcost.core.one_at_a_time import one_at_a_time
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.estimators.gradient import Streamed

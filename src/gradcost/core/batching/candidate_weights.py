@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.denominators import Observed, number
+from gradcost.core.batching.denominators import Observed, number
+from gradcost.core.batching.micro_batches import selected
 from gradcost.core.errors import Unsupported
-from gradcost.core.micro_batches import selected
 
 Candidate = int | str  # a negative index: this denominator of `Observed.denominators`; or one of these:
 EXAMPLES, SUM = "examples", "sum"

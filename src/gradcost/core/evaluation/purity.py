@@ -16,17 +16,17 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.compiled import is_compiled
+from gradcost.core.batching.given_batch import contents, copied
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.evaluation.compiled import is_compiled
+from gradcost.core.evaluation.first_use import is_due
+from gradcost.core.evaluation.mutable_state import Named, Saved, Traversal, same_bits
+from gradcost.core.evaluation.weight_writes import Reads, checksums, refuse_writes
 from gradcost.core.fake import is_fake
-from gradcost.core.first_use import is_due
-from gradcost.core.given_batch import contents, copied
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import isolated_modules, seeded_objects, shared_storages
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Named, Saved, Traversal, same_bits
 from gradcost.core.notes import warn_once
-from gradcost.core.weight_writes import Reads, checksums, refuse_writes
 
 Root = tuple[str, str]  # (name of a module, name of one of its attributes)
 

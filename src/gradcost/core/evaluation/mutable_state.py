@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 _MAX_OBJECTS = 50_000  # per traversal; a data set in a closure may have more, and is no state of the loss
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_LIBRARIES += (str(Path(__file__).parent.parent), "<frozen")
+_LIBRARIES += (str(Path(__file__).parents[2]), "<frozen")
 # Packages whose objects and classes are not entered.
 _OPAQUE = {"abc", "builtins", "collections", "concurrent", "enum", "functools", "importlib", "itertools", "logging"}
 _OPAQUE |= {"multiprocessing", "numpy", "threading", "torch", "types", "typing", "weakref", "_thread"}

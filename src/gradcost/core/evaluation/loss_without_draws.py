@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcost.core.autograd_use import known_use
-from gradcost.core.candidate_weights import Evaluate
-from gradcost.core.denominators import Observed, observed
+from gradcost.core.batching.candidate_weights import Evaluate
+from gradcost.core.batching.denominators import Observed, observed
+from gradcost.core.evaluation.autograd_use import known_use
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.isolation import eval_mode, seeded_generators
 

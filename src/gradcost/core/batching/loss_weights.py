@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.autograd_use import custom_functions, examine, known_use
-from gradcost.core.candidate_weights import (
+from gradcost.core.batching.candidate_weights import (
     EXAMPLES,
     SUM,
     Candidate,
@@ -32,14 +31,15 @@ from gradcost.core.candidate_weights import (
     refuse,
     shares,
 )
-from gradcost.core.denominators import Denominator, Observed, observed
+from gradcost.core.batching.denominators import Denominator, Observed, observed
+from gradcost.core.batching.micro_batches import selected
 from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
+from gradcost.core.evaluation.first_use import can_check, findings, is_due
+from gradcost.core.evaluation.gradient_mode import is_plain
+from gradcost.core.evaluation.loss_without_draws import loss_without_draws
 from gradcost.core.fake import is_fake
-from gradcost.core.first_use import can_check, findings, is_due
-from gradcost.core.gradient_mode import is_plain
 from gradcost.core.interrupts import raise_interrupt
-from gradcost.core.loss_without_draws import loss_without_draws
-from gradcost.core.micro_batches import selected
 from gradcost.core.notes import warn_once
 from gradcost.core.pytree import batch_size, leaves
 

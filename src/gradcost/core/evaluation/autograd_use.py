@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gradcost.core.compiled import is_compiled_function
 from gradcost.core.errors import GradcostError, Unsupported
-from gradcost.core.first_use import can_check, findings
+from gradcost.core.evaluation.compiled import is_compiled_function
+from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gradcost.core.errors import BadInput
-from gradcost.core.first_use import forget_if_changed
+from gradcost.core.evaluation.first_use import forget_if_changed
 
 
 class Structure:

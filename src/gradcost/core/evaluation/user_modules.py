@@ -14,7 +14,7 @@ from gradcost.core.value import value
 
 PLUGINS = "gradcost.plugins"  # the entry point group of packages that add methods, optimizers and tasks
 _SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
-_INSTALLED = (Path(__file__).parents[1], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
+_INSTALLED = (Path(__file__).parents[2], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
 
 
 def module_file(module: Any) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradcost.core.errors import BadInput
-from gradcost.core.mutable_state import version_of
+from gradcost.core.evaluation.mutable_state import version_of
 
 Checksum = tuple[str, nn.Parameter, tuple[int, Any]]  # the name of a parameter; its version and the sum of its bits
 

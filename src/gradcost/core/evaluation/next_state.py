@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.gradient_mode import evaluated
+from gradcost.core.evaluation.mutable_state import Named, Saved, is_generator, same_bits
 from gradcost.core.fake import is_fake
-from gradcost.core.gradient_mode import evaluated
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
-from gradcost.core.mutable_state import Named, Saved, is_generator, same_bits
 
 T = TypeVar("T")
 Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)

@@ -22,9 +22,16 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradcost.core.autograd_use import SET_GRAD_ENABLED, AutogradUse, ConstantParts, drop, examine, known_use
 from gradcost.core.errors import Unsupported
-from gradcost.core.first_use import can_check
+from gradcost.core.evaluation.autograd_use import (
+    SET_GRAD_ENABLED,
+    AutogradUse,
+    ConstantParts,
+    drop,
+    examine,
+    known_use,
+)
+from gradcost.core.evaluation.first_use import can_check
 from gradcost.core.interrupts import raise_interrupt, undoing
 
 T = TypeVar("T")
