@@ -53,7 +53,7 @@ from gradcost.papers.claims import format_interval, format_ratio, markdown_table
 from gradcost.planning.forecast import forecast
 from gradcost.results.records import read
 from gradcost.results.targets import Target, reaches
-from gradcost.results.tuning import edge, final_runs, log_grid
+from gradcost.results.tuning import final_rate, final_runs, log_grid
 from gradcost.slopes.slope import Jvp
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
@@ -203,9 +203,8 @@ def table(folder: Path) -> str:
     for method, reach in found.items():
         runs = final_runs(results, method)
         tested = [100 * (run.test.accuracy or 0.0) for run in runs if run.test is not None]
-        grid = sorted({run.lr for run in results.trials if run.method == method and run.phase == "tune"})
-        lr = f"{runs[0].lr:.2g}" + ("" if edge(grid, runs[0].lr) is None else " *")
-        row = [method, f"{runs[0].steps:,}", lr, format_interval(tested), f"{reach.reached} of {reach.runs}"]
+        row = [method, f"{runs[0].steps:,}", final_rate(results, method), format_interval(tested)]
+        row.append(f"{reach.reached} of {reach.runs}")
         rows.append([*row, *(format_ratio(reach.ratio[resource]) for resource in ("steps", "flops"))])
     headers = [
         "method",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from report_records import trial, write_folder
 
 from gradcost.cli.quantities import lr_range
 from gradcost.core.errors import BadInput
-from gradcost.results.tuning import log_grid
+from gradcost.results.records import read
+from gradcost.results.tuning import final_rate, log_grid
 
 ENDS = st.tuples(st.floats(1e-8, 1e8), st.floats(1.01, 1e6)).map(lambda x: (x[0], x[0] * x[1]))
 
@@ -46,3 +50,11 @@ def test_the_command_line_reads_a_range():
 def test_an_impossible_grid_is_refused(low: float, high: float, points: int, reason: str):
     with pytest.raises(BadInput, match=reason):
         log_grid(low, high, points)
+
+
+def test_the_rate_of_the_final_runs_has_an_asterisk_at_an_edge_of_the_tried_ones(tmp_path: Path):
+    lines = [trial("inside", "tune", lr) for lr in (0.01, 0.1, 1.0)] + [trial("inside", "final", 0.1)]
+    lines += [trial("at the edge", "tune", lr) for lr in (0.01, 0.1)] + [trial("at the edge", "final", 0.1)]
+    results = read(write_folder(tmp_path / "made", lines))
+    found = [final_rate(results, method) for method in ("inside", "at the edge", "not run")]
+    assert found == ["0.1", "0.1 *", "–"]

@@ -22,6 +22,18 @@ CONTEXT = (400 << 20, 600 << 20)  # bytes: what a process needs on a GPU before 
 _STEPS = 5  # repetitions of a step within which the reserved bytes are expected to settle
 
 
+def round_up(size: int, block: int) -> int:
+    """Return the least multiple of `block` that is at least `size`.
+
+    Args:
+        size: bytes.
+        block: block size of the allocator, in bytes; 1 for no rounding.
+    Returns:
+        Bytes.
+    """
+    return -(-size // block) * block
+
+
 class Event(NamedTuple):
     """A change of a storage: its allocation, its free, or a new size.
 
@@ -104,7 +116,7 @@ class CachingAllocator:
         }
 
     def _take(self, event: Event) -> None:
-        size = -(-event.size // BLOCK) * BLOCK
+        size = round_up(event.size, BLOCK)
         is_small = size <= SMALL
         free = self._free[is_small]
         at = bisect_left(free, (size, 0), key=lambda entry: entry[0])

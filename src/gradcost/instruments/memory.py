@@ -19,7 +19,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.fake import DEVICE
 from gradcost.core.pytree import operands
 from gradcost.instruments.accumulation import is_accumulation
-from gradcost.instruments.cuda_allocator import Event
+from gradcost.instruments.cuda_allocator import Event, round_up
 from gradcost.instruments.module_tracker import ModuleTracker
 from gradcost.instruments.workspaces import Workspace, workspace_bound
 
@@ -77,18 +77,6 @@ class Memory:
     def beyond(self) -> int:
         """Return the peak less parameters, buffers and batch."""
         return self.peak - sum(self.breakdown[purpose] for purpose in STANDING)
-
-
-def round_up(size: int, block: int) -> int:
-    """Return the least multiple of `block` that is at least `size`.
-
-    Args:
-        size: bytes.
-        block: block size of the allocator, in bytes; 1 for no rounding.
-    Returns:
-        Bytes.
-    """
-    return -(-size // block) * block
 
 
 def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:

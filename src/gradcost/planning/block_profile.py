@@ -28,8 +28,9 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.reverse import Reverse
+from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.flops import OpCounter
-from gradcost.instruments.memory import MemoryTracker, round_up
+from gradcost.instruments.memory import MemoryTracker
 
 MOST_PARTS = 5  # in which a block runs again
 

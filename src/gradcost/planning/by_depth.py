@@ -18,8 +18,8 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find
+from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.flops import Counts
-from gradcost.instruments.memory import round_up
 from gradcost.planning.block_profile import Profile, profile
 from gradcost.planning.by_schedule import BySchedule, schedule_of
 from gradcost.planning.depth import SMALL, extrapolated, extrapolated_counts

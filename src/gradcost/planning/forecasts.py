@@ -18,8 +18,9 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches, unwrapped
+from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.flops import Counts
-from gradcost.instruments.memory import STANDING, Purpose, round_up
+from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import resized
 from gradcost.planning.by_depth import ByDepth

@@ -11,6 +11,7 @@ from math import inf, isfinite, log, sqrt
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.wording import DASH, rate
 
 Score = tuple[float, float, float]  # (score of the metric, -loss, -lr): the greatest is the best
 
@@ -145,6 +146,15 @@ def edge(grid: Sequence[float], lr: float | None) -> str | None:
     if lr is None or len(grid) < 2 or grid[0] < lr < grid[-1]:
         return None
     return "smallest" if lr <= grid[0] else "largest"
+
+
+def final_rate(results: Results, method: str) -> str:
+    """Write the learning rate of the final runs, with an asterisk if it is an edge of the tried ones: "0.01 *"."""
+    ended = final_runs(results, method)
+    if not ended:
+        return DASH
+    grid = sorted({run.lr for run in runs_of(results, method) if run.phase == "tune"})
+    return rate(ended[0].lr) + ("" if edge(grid, ended[0].lr) is None else " *")
 
 
 def next_rate(tried: Mapping[float, Score], ratio: float) -> float | None:

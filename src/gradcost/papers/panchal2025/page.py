@@ -18,8 +18,8 @@ from gradcost.papers.panchal2025.headline import (
 from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
-from gradcost.results.tuning import edge, finals
-from gradcost.results.wording import DASH, percent, rate, size
+from gradcost.results.tuning import final_rate, finals
+from gradcost.results.wording import DASH, percent, size
 
 HEADERS = (
     "method",
@@ -69,7 +69,7 @@ def table_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
     for each in lengths:
         runs = finals(results.trials, each.name)
         rows.append(
-            [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", _rate(results, each.name, runs)]
+            [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", final_rate(results, each.name)]
             + [_accuracy(runs), _steps(runs), _flops(runs, base, each, forwards.get(CHECKPOINTED))]
             + [_memory(costs.get(each.name))]
         )
@@ -121,13 +121,6 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
         "these results do not transfer to larger adapters or to full fine-tuning."
     )
-
-
-def _rate(results: Results, name: str, runs: Sequence[TrialRecord]) -> str:
-    if not runs:
-        return DASH
-    grid = sorted({run.lr for run in results.trials if run.method == name and run.phase == "tune"})
-    return rate(runs[0].lr) + ("" if edge(grid, runs[0].lr) is None else " *")
 
 
 def _accuracy(runs: Sequence[TrialRecord]) -> str:
