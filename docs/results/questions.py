@@ -20,7 +20,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +83,11 @@ def error_rate_of(model: nn.Module, batch: Batch) -> Tensor:
     return (logits.argmax(1) != batch.y).float().mean() + (surrogate - surrogate.detach())
 
 
+@cache
+def turned(splits: Splits) -> Splits:
+    return Splits(*(Split(torch.rot90(part.x, dims=(2, 3)).contiguous(), part.y) for part in splits))
+
+
 @value
 class Turned(Mnist):
     """Mnist with its images turned by a quarter, for a network that 2,000 steps of backprop trained on upright ones.
@@ -94,7 +99,7 @@ class Turned(Mnist):
     rank: int | None = None
 
     def splits(self) -> Splits:
-        return Splits(*(Split(torch.rot90(part.x, dims=(2, 3)), part.y) for part in super().splits()))
+        return turned(super().splits())
 
     def objective(self, key: Key) -> Objective:
         base = Mnist(model=self.model, batch=self.batch)
