@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,8 @@ def test_a_ratio_of_steps_has_the_range_that_the_records_allow():
     assert ratio(theirs, ours, final) is None
     (gone,) = row_results(gathered(record(BACKPROP, 1, 0.1, status="diverged")), [BACKPROP])
     assert ratio(ours, gone.runs[0], one) is None
+    curve = replace(ours.curve, loss=(GUESSING, 0.995 * GUESSING, 0.991 * GUESSING))
+    assert ratio(replace(ours, curve=curve), theirs, ninety) is None, "it has not begun to converge"
 
 
 def named(records: Results, start: str) -> tuple[Verdict, tuple[float, ...]]:
@@ -401,11 +404,12 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name: str, folder
     assert loss_curves(records, rows("cnn")) is None
 
 
-def test_the_page_of_the_cnn_rows_is_that_of_the_records_beside_it():
-    docs = Path(__file__).parents[2] / "docs" / "results"
-    written = (docs / "rike2022_cnn.md").read_text()
+@pytest.mark.parametrize(("group", "folder"), [("cnn", "rike2022-cnn"), ("cifar10", "rike2022-cifar10-4")])
+def test_the_page_of_other_rows_is_that_of_the_records_beside_it(group: str, folder: str):
+    docs, name = Path(__file__).parents[2] / "docs" / "results", folder.replace("-", "_")
+    written = (docs / f"{name}.md").read_text()
     command = next(line.split("`")[1] for line in written.splitlines() if line.startswith("| command |"))
-    assert page(read(docs / "rike2022-cnn"), rows("cnn"), command, "rike2022-cnn", "rike2022_cnn.svg") == written
+    assert page(read(docs / folder), rows(group), command, folder, f"{name}.svg") == written
 
 
 # ---- the study

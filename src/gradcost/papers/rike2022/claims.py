@@ -55,10 +55,10 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
     results = row_results(records, table)
     is_reduced = not is_published_setup(records, table)
 
-    def evidence(values: Sequence[float], note: str = "") -> Evidence:
+    def evidence(values: Sequence[float], note: str = "", missing: str = "not run") -> Evidence:
         steps = max((run.steps for result in results for run in result.runs), default=0)
         scale = f"{steps:,} steps per run, {len(values)} seed{'' if len(values) == 1 else 's'}"
-        return Evidence(tuple(values), command, folder, scale, is_reduced, note)
+        return Evidence(tuple(values), command, folder, scale, is_reduced, note, missing)
 
     found = [(_BETTER, evidence(_loss_ratios(results), "Per seed: the least ratio over the optimizers."))]
     found += [(_size_claim(result), evidence(_test_losses(result))) for result in results]
@@ -70,8 +70,9 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
     for definition in DEFINITIONS:
         note = "Per seed: the median over the optimizers. The table below has each ratio and its range."
         ratios = _speed_ratios(results, definition)
-        note = note if ratios else "No seed has runs of every row that reach the loss."
-        found.append((_speed_claim(definition), evidence(ratios, note)))
+        note = note if ratios else "No seed has runs of every row that fall and reach the loss."
+        missing = "not reached" if all(result.runs for result in results) else "not run"
+        found.append((_speed_claim(definition), evidence(ratios, note, missing)))
     for result in free_runs(records, table):
         losses = [loss / GUESSING for loss in _test_losses(result)]
         found.append((_explosion_claim(result.row), evidence(losses, _printed_without_cap(result.row))))

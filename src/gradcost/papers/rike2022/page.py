@@ -12,7 +12,7 @@ from gradcost.papers.rike2022.differences import DIFFERENCES, PUBLISHED_FACTS
 from gradcost.papers.rike2022.printed import COMMIT, PRINTED, REPOSITORY
 from gradcost.papers.rike2022.protocols import AsStated, protocol_of
 from gradcost.papers.rike2022.runs import Metric, RowResult, is_published_setup, row_results
-from gradcost.papers.rike2022.speed import DEFINITIONS, Ratio, ratio, resolution
+from gradcost.papers.rike2022.speed import DEFINITIONS, LEAST_FALL, Ratio, ratio, resolution
 from gradcost.papers.rike2022.table import TABLE, TITLE, TUNED_SUFFIX, TableRow
 from gradcost.results.records import Results, TrialRecord
 
@@ -163,7 +163,7 @@ def _speed_section(results: Sequence[RowResult]) -> Iterator[str]:
     yield (
         f"Resolution: a point of a curve is the mean loss of {steps} steps. In brackets: the range of ratios "
         "that agrees with the records. A fall starts at the loss of guessing, 2.303, and ends at the least loss of "
-        "the curve."
+        f"the curve. A run whose loss falls by less than {LEAST_FALL:.0%} has no ratio."
     )
 
 

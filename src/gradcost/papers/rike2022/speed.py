@@ -16,6 +16,7 @@ from gradcost.results.records import TrialRecord
 
 CLASSES = 10
 GUESSING = log(CLASSES)  # the loss of guessing, and about that of the initial weights
+LEAST_FALL = 0.01  # of the loss of guessing; a run whose loss falls less has not begun to converge
 
 
 class Ratio(NamedTuple):
@@ -81,9 +82,9 @@ def ratio(forward: TrialRecord, backprop: TrialRecord, definition: Definition) -
         backprop: the run of backprop with the same optimizer and seed.
         definition: when a run counts as converged.
     Returns:
-        The ratio; None if a run did not finish or does not reach its loss.
+        The ratio; None if a run did not finish, does not reach its loss, or falls less than LEAST_FALL.
     """
-    if any(run.status != "finished" or not _losses(run) for run in (forward, backprop)):
+    if not all(_falls(run) for run in (forward, backprop)):
         return None
     targets = definition.losses(forward, backprop)
     spans = [_reached(run, target) for run, target in zip((forward, backprop), targets, strict=True)]
@@ -92,6 +93,10 @@ def ratio(forward: TrialRecord, backprop: TrialRecord, definition: Definition) -
     (before, step), (backprop_before, backprop_step) = spans[0], spans[1]
     high = step / backprop_before if backprop_before else inf
     return Ratio(step, backprop_step, before / backprop_step, high)
+
+
+def _falls(run: TrialRecord) -> bool:
+    return run.status == "finished" and min(_losses(run), default=inf) <= (1 - LEAST_FALL) * GUESSING
 
 
 def _reached(run: TrialRecord, target: float) -> tuple[int, int] | None:
