@@ -10,7 +10,7 @@ import pytest
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.papers.claims import Verdict, verdict
 from gradcost.papers.panchal2025.headline import ACCURACY, COMPUTATIONS, CONVERGENCE, values
-from gradcost.papers.panchal2025.page import HEADERS, page, table_rows
+from gradcost.papers.panchal2025.page import HEADERS, common_loss, common_loss_rows, page, table_rows
 from gradcost.papers.panchal2025.study import Length, Reproduction
 from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord, trial_record
 
@@ -104,3 +104,32 @@ def test_the_page_says_that_the_target_was_not_reached():
         )
         assert f"| *convergence* | **inconclusive ({expected})** |" in text
         assert f"| measured here | {expected} |" in text
+
+
+def with_losses(run: TrialRecord, *losses: float) -> TrialRecord:
+    steps = tuple(range(1, len(losses) + 1))
+    curve = replace(
+        run.curve, validation_step=steps, validation_loss=losses, validation_accuracy=(0.1,) * len(losses)
+    )
+    return replace(run, curve=curve)
+
+
+def test_a_loss_that_every_run_reaches_compares_methods_that_miss_the_target():
+    trials = (
+        with_losses(record("BP-Checkpointing", 1, 0.9, None), 1.5, 0.5, 0.2),
+        with_losses(record("FmAD-Vanilla", 1, 0.3, None), 1.9, 1.8, 1.5),
+        with_losses(record("MeZO", 1, 0.3, None), 1.9, 1.6, 1.7),
+    )
+    results = replace(recorded(), trials=trials)
+    assert common_loss(results) == 1.6
+    rows = common_loss_rows(results, LENGTHS)
+    assert rows == [
+        ["BP-Checkpointing", "1", "1, 1 seed"],
+        ["FmAD-Vanilla", "3", "2, 1 seed"],  # 3 * 2 / (1 * 3)
+        ["MeZO", "2", "1.33, 1 seed"],
+    ]
+    text = page(results, Reproduction(seeds=1), LENGTHS, "gradcost reproduce", "`folder`")
+    assert "A validation loss of 1.6, the least one that every final run reaches." in text
+    assert common_loss_rows(replace(results, trials=trials[:1]), LENGTHS) == []
+    early = with_losses(record("MeZO", 1, 0.3, None), 1.6, 1.9, 1.9)
+    assert common_loss_rows(replace(results, trials=(*trials[:2], early)), LENGTHS) == [], "no fall"

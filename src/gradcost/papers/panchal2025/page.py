@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isfinite
+from statistics import median
 
 from gradcost.core.units import count, number
 from gradcost.papers.claims import Evidence, Glance, claims_page, format_interval, markdown_table
@@ -18,6 +19,7 @@ from gradcost.papers.panchal2025.headline import (
 from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
+from gradcost.results.targets import Target
 from gradcost.results.tuning import final_rate, finals
 from gradcost.results.wording import DASH, percent, size
 
@@ -103,6 +105,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
         )
     )
+    yield from _common_loss_section(results, lengths)
     coded = [method for method in reproduction.named() if method.as_coded is not None]
     if coded:
         yield "## What the public code computes"
@@ -121,6 +124,49 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
         "these results do not transfer to larger adapters or to full fine-tuning."
     )
+
+
+def common_loss(results: Results) -> float | None:
+    """Return the least validation loss that every final run reaches; None without final runs of two methods."""
+    methods = [
+        runs for name in dict.fromkeys(run.method for run in results.trials) if (runs := finals(results.trials, name))
+    ]
+    lows = [[loss for loss in run.curve.validation_loss if loss is not None] for runs in methods for run in runs]
+    return max(map(min, lows)) if len(methods) > 1 and all(lows) else None
+
+
+def common_loss_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
+    """Return (method, step, FLOPs as a ratio to CHECKPOINTED) at the common loss.
+
+    Empty if there is none, or if a run without backprop has it after one step.
+    """
+    loss = common_loss(results)
+    if loss is None:
+        return []
+    target = Target("loss", loss)
+    steps = {each.name: {run.seed: target.step(run) for run in finals(results.trials, each.name)} for each in lengths}
+    forwards = {each.name: each.forwards for each in lengths}
+    base = {seed: step * forwards[CHECKPOINTED] for seed, step in steps.get(CHECKPOINTED, {}).items()}
+    if any(step <= 1 for name, found in steps.items() if name.startswith(FORWARD_ONLY) for step in found.values()):
+        return []  # no fall: the loss of the start
+    rows = []
+    for name, found in steps.items():
+        if found:
+            ratios = [step * forwards[name] / base[seed] for seed, step in found.items() if base.get(seed)]
+            rows.append([name, f"{median(found.values()):g}", format_interval(ratios) if ratios else DASH])
+    return rows
+
+
+def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
+    rows = common_loss_rows(results, lengths)
+    if rows:
+        yield "## To a loss that every run reaches"
+        yield (
+            f"A validation loss of {common_loss(results):.3g}, the least one that every final run reaches. *Step*: "
+            f"the first evaluated one, the median over seeds. *FLOPs*: as a ratio to {CHECKPOINTED}, paired by seed. "
+            "A step is known to one step or to a quarter of it, whichever is more."
+        )
+        yield markdown_table(("method", "step", "FLOPs"), rows)
 
 
 def _accuracy(runs: Sequence[TrialRecord]) -> str:
