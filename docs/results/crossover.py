@@ -125,8 +125,8 @@ configurations of [the paper's models](panchal2025_cost.md); steps are measured 
   network: 64). If the batch can be split, backprop uses the workers too, and is not overtaken.
 - **What this cannot tell.** r is measured on models of 8 thousand to 1.9 million weights, at targets far from the end
   of training; for the models of the second table it is unknown. On the language models the losses are hardly below
-  those of the start, and backprop needs 2 to 5 steps to them, so r is known to about a factor of two. To 80% on TREC no
-  run came, so there r is a bound from below.
+  those of the start, and backprop needs 2 to 5 steps to them, so r is known to about a factor of two. No run came to
+  80% on TREC, so there r is a bound from below.
 
 ![Budgets and workers](crossover.svg)
 
