@@ -281,6 +281,19 @@ def test_a_loss_above_its_start_is_no_ground_for_a_recommendation(tmp_path: Path
         assert recommended(read(write_folder(tmp_path / str(number), lines))).startswith(start)
 
 
+def test_a_final_run_that_diverged_makes_the_difference_infinite(tmp_path: Path):
+    lines = []
+    for method, estimator, accuracy in (("bp()", "Reverse()", 0.9), ("zo()", PROBING, 0.5)):
+        for seed in range(6):
+            gone = method == "bp()" and seed == 3
+            score = {"loss": 1.0, "accuracy": accuracy}
+            common = {"seed": seed, "estimator": estimator, "validation": score}
+            end = {"test": None, "status": "diverged"} if gone else {"test": score}
+            lines += [trial(method, "final", **end, **common), trial(method, "tune", **common)]
+    (known,) = certainty(read(write_folder(tmp_path / "made", lines)))
+    assert "is 40 [-infinite, 40] points of accuracy, where a run that diverged is infinitely bad." in known
+
+
 def test_any_metric_has_the_planned_comparison_and_a_loss_must_fall(tmp_path: Path):
     """Own models are ranked by a loss: the difference is tested, and an untrained model recommends nothing."""
     lines = []

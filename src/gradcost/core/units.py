@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import floor, isfinite, isnan, log10
 
 DASH = "–"  # a missing value
 
@@ -21,9 +21,14 @@ def size(n: float | None) -> str:
 
 
 def number(x: float | None, digits: int = 3) -> str:
-    """Format to `digits` significant digits: integers in full, no exponent, no trailing zeros. None gives a dash."""
-    if x is None:
+    """Format to `digits` significant digits: integers in full, no exponent, no trailing zeros.
+
+    None gives a dash, an infinite number "infinite" or "-infinite".
+    """
+    if x is None or isnan(x):
         return DASH
+    if not isfinite(x):
+        return "infinite" if x > 0 else "-infinite"
     if x == 0:
         return "0"
     places = max(digits - 1 - floor(log10(abs(x))), 0)

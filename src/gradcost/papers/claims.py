@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
 from statistics import fmean, stdev
 
 from gradcost.core.errors import BadInput
@@ -89,10 +89,10 @@ class Published:
     def __str__(self) -> str:
         low, high = self.ends
         if not isfinite(low) or not isfinite(high):
-            text = f"below {_number(high)}" if isfinite(high) else f"above {_number(low)}"
+            text = f"below {number(high)}" if isfinite(high) else f"above {number(low)}"
         else:
-            text = _number(low) if low == high else f"{_number(low)} to {_number(high)}"
-        return text if self.error is None else f"{text} (standard error {_number(self.error)})"
+            text = number(low) if low == high else f"{number(low)} to {number(high)}"
+        return text if self.error is None else f"{text} (standard error {number(self.error)})"
 
 
 @value
@@ -228,8 +228,8 @@ def format_interval(values: Sequence[float], missing: str = "not run") -> str:
     if not values:
         return missing
     found = measured_interval(values)
-    ends = f" [{_number(found.low)}, {_number(found.high)}]" if found.n > 1 else ""
-    return f"{_number(found.median)}{ends}, {count(found.n, 'seed')}"
+    ends = f" [{number(found.low)}, {number(found.high)}]" if found.n > 1 else ""
+    return f"{number(found.median)}{ends}, {count(found.n, 'seed')}"
 
 
 def format_ratio(ratio: Interval) -> str:
@@ -277,7 +277,7 @@ def _claim_rows(claim: Claim, evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "quantity", claim.quantity
     yield "published", str(claim.published)
     if claim.reference is not None:
-        yield "no effect", _number(claim.reference)
+        yield "no effect", number(claim.reference)
     yield "measured here", format_interval(evidence.values, evidence.missing)
     yield "scale", f"{evidence.scale} (reduced)" if evidence.is_reduced else evidence.scale
     yield "command", f"`{evidence.command}`"
@@ -296,8 +296,3 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     """
     lines = [list(headers), ["---"] * len(headers), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _number(x: float) -> str:
-    """Format with three significant digits."""
-    return number(x) if isfinite(x) else "infinite" if x == inf else "-infinite"

@@ -67,10 +67,11 @@ def certainty(results: Results) -> list[str]:
         return []
     factor, unit = (100, " points") if metric.is_accuracy else (metric.score(1), "")
     ends = [factor * x + 0.0 for x in (contrast.difference.low, contrast.difference.high)]
+    diverged = "" if all(map(isfinite, ends)) else ", where a run that diverged is infinitely bad"
     middle, low, high = map(number, (factor * contrast.difference.median + 0.0, min(ends), max(ends)))
     return [
         f"{test} On the test split {contrast.exact} less {contrast.estimated} is {middle} "
-        f"[{low}, {high}]{unit} of {metric.name}. A run of {contrast.exact} is better than one of "
+        f"[{low}, {high}]{unit} of {metric.name}{diverged}. A run of {contrast.exact} is better than one of "
         f"{contrast.estimated} with probability {contrast.better:.2f}."
     ]
 
