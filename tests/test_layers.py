@@ -125,11 +125,12 @@ OPTIONAL = {
     "sklearn",
 }
 OPTIONAL |= {"transformers", "vl_convert"}
+WITH_CUDA = {"triton"}  # torch depends on it where it is built for CUDA; used only there
 
 
 def test_every_import_is_of_the_standard_library_or_a_declared_dependency():
     """Not of a package that another dependency happens to install."""
-    known = REQUIRED | OPTIONAL | {"gradcost"} | set(sys.stdlib_module_names)
+    known = REQUIRED | OPTIONAL | WITH_CUDA | {"gradcost"} | set(sys.stdlib_module_names)
     wrong = [
         (name(path), module) for path in files() for module in imports(path) if module.split(".")[0] not in known
     ]

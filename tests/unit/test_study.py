@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gradcost.results import ledger
 from gradcost.results.records import Scores, TrialRecord
@@ -181,6 +182,34 @@ def test_a_dry_run_runs_nothing(tmp_path: Path):
     assert shown.returncode == 0
     assert re.search(r"the first 6 trials take about [0-9.]+ s with -j \d", shown.stdout)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_trials_of_a_study_run_on_the_device_that_is_named(tmp_path: Path):
+    """The question names it, so that a folder has the runs of one device."""
+    write_study(tmp_path, (0.1,), (1,), 20)
+    ran = call_inside(tmp_path, "-o", "results", "--device", "cpu", "-j", "1")
+    assert ran.returncode == 0, ran.stderr
+    study = json.loads((tmp_path / "results" / "study.json").read_text())
+    assert study["question"] == "Which one learns digits? Trials run on cpu."
+    found = [json.loads(line) for line in (tmp_path / "results" / "records.jsonl").read_text().splitlines()]
+    trials = [record for record in found if record["kind"] == "trial"]
+    assert {record["task"] for record in trials} == {study["task"]}
+    assert re.match(r"Placed\(task=Digits\(.*device='cpu'", study["task"])
+    plain = call_inside(tmp_path, "-o", "plain", "-j", "1")
+    assert plain.returncode == 0, plain.stderr
+    assert numbers(tmp_path / "plain") == numbers(tmp_path / "results")
+    assert "holds another study" in call_inside(tmp_path, "-o", "results").stderr
+
+
+def numbers(folder: Path) -> list[Any]:
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return [(record["method"], record["phase"], record["test"]) for record in records if record["kind"] == "trial"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_here_is_refused_before_the_runs(tmp_path: Path):
+    write_study(tmp_path, (0.1,), (1,), 20)
+    assert "torch finds no CUDA device here" in refused(tmp_path, "--device", "cuda")
 
 
 def test_the_next_rate_lies_beyond_an_edge_or_beside_the_winner():

@@ -22,10 +22,10 @@ from gradcost.cli.options import (
     Folder,
     Json,
     PlanOptions,
-    ReproduceOptions,
     StudyOptions,
     with_options,
 )
+from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.train_options import ReplayOptions, TrainOptions
 from gradcost.core.errors import GradcostError
 from gradcost.core.streams import open_closed_streams

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradcost.cli import console, reproduce_panchal2025, spec
-from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
 from gradcost.cli.reproduce_baydin import reproduce_baydin2022
+from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.reproduction import other_task, refuse_options_of_other_papers, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput, MissingExtra
 from gradcost.core.units import number
@@ -120,6 +120,7 @@ def _command(options: ReproduceOptions) -> str:
     words = ["gradcost", "reproduce", options.paper, "--rows", options.rows or ROWS, "--protocol", options.protocol]
     words += ["--epochs", f"{_epochs(options):g}", "--seeds", str(options.seeds or 1)]
     words += ["--task", options.task] if options.task is not None else []
+    words += ["--device", options.device] if options.device is not None else []
     words += ["--uncapped"] if options.uncapped else []
     words += ["--points", str(options.points)] if options.points != ReproduceOptions.points else []
     if options.tuned:

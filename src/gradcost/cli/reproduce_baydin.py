@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 
 from gradcost.cli import console, spec
-from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME, EventPrinter
+from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.reproduction import other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.files import locked
@@ -21,6 +21,7 @@ from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, task_
 from gradcost.papers.claims import format_interval, outcome
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS, open_study
+from gradcost.tasks import placed
 
 
 def reproduce_baydin2022(options: ReproduceOptions) -> int:
@@ -32,13 +33,14 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
         _show_dry_run(reproduction)
         return 0
     if options.times_only:
-        open_study(study, folder)
+        open_study(study.on(options.device), folder)
         printer = EventPrinter()
     else:
         printer = run_or_resume(study, folder, options)
     if not options.records and not printer.failed:
+        task = placed(reproduction.training_task, options.device)
         with locked(folder):
-            for times in speed.time_seeds(reproduction.training_task, folder, _seeds(options)):
+            for times in speed.time_seeds(task, folder, _seeds(options)):
                 console.say(f"paired times of seed {times.seed}: forward / backprop {times.ratio:.2f}")
     _show(folder, printer.ran, options, _command(options, reproduction))
     return 1 if printer.failed else 0
@@ -75,6 +77,7 @@ def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
         words += ["--tuned", "--tuning-points", str(reproduction.points)]
     if reproduction.tuned_length != reproduction.length:
         words += ["--tuned-steps", str(reproduction.tuned_length)]
+    words += ["--device", options.device] if options.device is not None else []
     words += ["--times-only"] if options.times_only else []
     words += ["--task", options.task] if options.task not in (None, "mnist") else []
     return shlex.join([*words, "--page", options.page.name] if options.page is not None else words)

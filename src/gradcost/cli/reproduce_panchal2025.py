@@ -8,8 +8,8 @@ import os
 import shlex
 
 from gradcost.cli import console
-from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import RESUME
+from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.reproduction import check_page, other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import DASH, size
@@ -54,7 +54,7 @@ def reproduce(options: ReproduceOptions) -> int:
 def _costs(options: ReproduceOptions) -> int:
     """Forecast the costs on the paper's models, or resume; show the peaks, write the page, return the exit code."""
     folder = options.output or RUNS / f"{options.paper}-costs"
-    for name in ("rows", "task", "target", "probes", "seeds"):
+    for name in ("rows", "task", "device", "target", "probes", "seeds"):
         if getattr(options, name) is not None:
             raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no --{name}.")
     check_page(options.page)
@@ -109,7 +109,7 @@ def _rates(points: int) -> tuple[float, ...]:
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper]
-    for name in ("rows", "task", "seeds", "target", "probes"):
+    for name in ("rows", "task", "device", "seeds", "target", "probes"):
         words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from gradcost.cli import spec
-from gradcost.cli.options import ReproduceOptions
 from gradcost.cli.progress import EventPrinter
+from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.files import write_whole
 from gradcost.results import ledger
@@ -48,6 +48,7 @@ def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure
         BadInput: the folder holds another study, or the page cannot be written.
     """
     check_page(options.page)
+    study = study.on(options.device)
     executor = spec.executor(options.executor, options.workers)
     settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
     with EventPrinter() as printer:

@@ -24,7 +24,7 @@ from gradcost.studies.study import Study, first_stage
 def run_file(options: StudyOptions) -> int:
     """Run or resume a study, write its report, and return the exit code."""
     file, _, name = options.file.partition(":")
-    study = dataclasses.replace(_find(file, name), file=os.path.abspath(file))
+    study = dataclasses.replace(_find(file, name), file=os.path.abspath(file)).on(options.device)
     with user_errors(f'the study "{study.question}" failed'):
         return _run(study, options)
 

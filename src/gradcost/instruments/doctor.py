@@ -48,7 +48,11 @@ _OWN = ("all", "docs", "test")  # extras of extras, and those of developers
 
 def _extras() -> Iterator[Finding]:
     wanted: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("gradcost") or []:
+    try:
+        requirements = importlib.metadata.requires("gradcost") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its source, never installed
+        return
+    for requirement in requirements:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+)[^;]*;.*extra == ['\"](\w+)['\"].*", requirement)
         if match and match[2] not in _OWN:
             wanted.setdefault(match[2], []).append(match[1])

@@ -2,14 +2,17 @@
 
   - `reference`: torch operations, on any device.
   - `fused`: one compiled pass over the weights on a CPU (numba).
+  - `on_gpu`: one compiled pass over the weights on a GPU (Triton), for signs and normals.
 
-Both give the same bits. `philox` and `hartley` define the streams.
+All give the same bits. `philox` and `hartley` define the streams.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor
 from gradcost.core.complex_numbers import as_real
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.memory_events import tag
-from gradcost.noise.philox import Stream, fake_noise, generate
+from gradcost.noise.philox import Normals, Signs, Stream, fake_noise, generate
 
 _CHUNK = 1 << 16  # elements per step of the reference path: bounds its temporary tensors
 _HALF_CHUNK = 1 << 20  # elements of a half-precision tensor converted to float32 at once
@@ -87,8 +90,8 @@ def _fill(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Set `out[:] = base + sum_k scales[k] * z_k`. base: None stands for zeros."""
-    path = _path(out)
-    if out.dtype in (torch.float32, torch.float64):
+    path = _path(stream, out)
+    if out.dtype in (torch.float32, torch.float64) or path in (on_gpu, _fake_on_gpu):
         path(stream, seeds, scales, start, base, out)
         return
     for at in _starts(out, _HALF_CHUNK):
@@ -107,11 +110,14 @@ def _tagged(result: Tensor, seeds: Sequence[int]) -> Tensor:
     return result
 
 
-def _path(base: Tensor) -> Callable[..., None]:
-    device = stands_for() if is_fake(base) else base.device.type
-    if device != "cpu" or not has_fused_path():
-        return reference
-    return _fake_fused if is_fake(base) else fused
+def _path(stream: Stream, out: Tensor) -> Callable[..., None]:
+    fake = is_fake(out)
+    device = stands_for() if fake else out.device.type
+    if device == "cpu" and has_fused_path():
+        return _fake_fused if fake else fused
+    if device == "cuda" and isinstance(stream, Signs | Normals) and (fake or has_gpu_path()):
+        return _fake_on_gpu if fake else on_gpu
+    return reference
 
 
 def _starts(base: Tensor, chunk: int) -> Iterable[int]:
@@ -163,3 +169,26 @@ def _fake_fused(
     stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
 ) -> None:
     """Replace `fused` on fake tensors. It does nothing, because `fused` allocates no tensor."""
+
+
+@functools.cache
+def has_gpu_path() -> bool:
+    """Return whether Triton is installed, with the C compiler that it needs."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and importlib.util.find_spec("triton") is not None
+
+
+def on_gpu(
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
+) -> None:
+    """Set `out[:] = base + sum_k scales[k] * z_k` in one compiled pass on a GPU. `out` may have any float dtype."""
+    from gradcost.noise import gpu  # importing Triton takes a second
+
+    gpu.add(stream, seeds, scales, start, base, out)
+
+
+def _fake_on_gpu(
+    stream: Stream, seeds: Sequence[int], scales: Sequence[float], start: int, base: Tensor | None, out: Tensor
+) -> None:
+    """Replace `on_gpu` on fake tensors: allocate the table of its seeds and scales."""
+    torch.empty(2 * len(seeds), dtype=torch.int64, device=out.device)

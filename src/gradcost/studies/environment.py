@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradcost.core.evaluation.user_modules import PLUGINS, module_file
 from gradcost.noise.add import has_fused_path
 from gradcost.studies.user_code import origins
@@ -150,13 +152,21 @@ def describe(threads: int, code: str) -> dict[str, str | int]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    return versions | {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "cores": os.cpu_count() or 1,
-        "threads": threads,
-        "code": code,
-    }
+    return (
+        versions
+        | {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "cpu": _cpu(),
+            "cores": os.cpu_count() or 1,
+            "threads": threads,
+            "code": code,
+        }
+        | _gpu()
+    )
+
+
+def _gpu() -> dict[str, str | int]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def provenance() -> dict[str, str]:

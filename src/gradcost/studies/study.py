@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
 from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
+from gradcost.tasks.placed import placed
 
 Stage = Sequence[Trial]
 Stages = Generator[Stage, list[TrialRecord], None]
@@ -36,6 +38,28 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.question, str):
             raise BadInput(f'a study has a question, a text: write @study("your question"), not {self.question!r}.')
+
+    def on(self, device: str | None) -> Study:
+        """Return the study whose trials run on a device.
+
+        Args:
+            device: "cpu", "cuda" or "cuda:1". None: the study as it is.
+        """
+        if device is None:
+            return self
+
+        @functools.wraps(self.trials)
+        def trials() -> Stages:
+            records: list[TrialRecord] | None = None
+            stages = self.stages()
+            while True:
+                try:
+                    stage = next(stages) if records is None else stages.send(records)
+                except StopIteration:
+                    return
+                records = yield [replace(trial, task=placed(trial.task, device)) for trial in stage]
+
+        return replace(self, question=f"{self.question} Trials run on {device}.", trials=trials)
 
     def stages(self) -> Stages:
         """Start the generator of trials, and check each stage that it yields.
