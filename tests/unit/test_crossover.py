@@ -32,11 +32,10 @@ def test_the_page_is_what_the_records_say(crossover: Any):
     steps, costs = [*crossover.measured()], [*crossover.models()]
     page = (FOLDER / "crossover.md").read_text("utf-8")
     assert page == crossover.page(steps, costs)
-    rank = min(row.rank for row in steps if row.directions == 1 and not row.is_bound)
-    fewest, widest = min(m.workers(rank) for m in costs), max(m.exact / m.least for m in costs)
+    fewest, widest = crossover.fewest_workers(steps, costs), max(m.exact / m.least for m in costs)
     index = (FOLDER / "index.md").read_text("utf-8")
     assert f"at most {round(100 * (widest - 1))}% apart" in index
-    assert f"at least {fewest:.0f} workers" in index
+    assert f"from {fewest:.0f} workers on" in index
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -112,11 +112,12 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         yield f"A name that ends in `{AS_CODED}` is the estimate of the paper's public code, where it differs:"
         yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
     yield "## What this scale cannot tell"
-    tried = [each for each in lengths if each.name.startswith(FORWARD_ONLY)]
-    if tried and all(run.reached is None for each in tried for run in finals(results.trials, each.name)):
+    tried = [run for each in lengths if each.name.startswith(FORWARD_ONLY) for run in finals(results.trials, each.name)]
+    if tried and all(run.reached is None for run in tried):
         yield (
-            f"No run without backprop reached the target within {reproduction.forwards:g} forward passes. So the "
-            "ratios are lower bounds, and how many more computations the target would take is not known."
+            f"No run without backprop reached the target within {reproduction.forwards:g} forward passes. So, at the "
+            "learning rates tried, the ratios are lower bounds, and how many more computations the target would take "
+            f"is not known. {_from_start_to_end(tried)}"
         )
     yield (
         "The paper trains models of 110 million to 13 billion weights with 64 to 512 tokens per example. Memory and "
@@ -124,6 +125,23 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
         "these results do not transfer to larger adapters or to full fine-tuning."
     )
+
+
+def _from_start_to_end(runs: Sequence[TrialRecord]) -> str:
+    """Return the ranges of the first and the last validation accuracy of some runs, as a sentence."""
+    curves = [[each for each in run.curve.validation_accuracy if each is not None] for run in runs]
+    first, last = ([curve[at] for curve in curves if curve] for at in (0, -1))
+    if not first:
+        return ""
+    after = runs[0].curve.validation_step[0]
+    return (
+        f"Their validation accuracy is {_between(first)} after {count(after, 'step')} and {_between(last)} at the end."
+    )
+
+
+def _between(values: Sequence[float]) -> str:
+    low, high = percent(min(values)), percent(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def common_loss(results: Results) -> float | None:

@@ -70,7 +70,7 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
     for definition in DEFINITIONS:
         note = "Per seed: the median over the optimizers. The table below has each ratio and its range."
         ratios = _speed_ratios(results, definition)
-        note = note if ratios else "No seed has runs of every row that fall and reach the loss."
+        note = note if ratios else "In no seed do all runs fall by 1% or more and reach this loss."
         missing = "not reached" if all(result.runs for result in results) else "not run"
         found.append((_speed_claim(definition), evidence(ratios, note, missing)))
     for result in free_runs(records, table):

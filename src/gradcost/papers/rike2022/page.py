@@ -87,7 +87,12 @@ def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
         f"{'paper says' if stated else 'notebooks ran them'}**. {others}."
     )
     if not is_published_setup(records, table):
-        scope += " These runs use another task or another number of epochs than the paper."
+        steps = sorted({run.steps for run in records.trials if run.phase == "final"})
+        scope += (
+            " These runs use another task, another net or another number of epochs than the paper: "
+            f"`{records.study.task}` with {records.study.weights or 0:,} weights, "
+            f"{' or '.join(f'{each:,}' for each in steps)} steps a run."
+        )
     hours = sum(run.seconds or 0.0 for run in records.trials) / 3600
     environment = ", ".join(f"{name} {version}" for name, version in records.environment.items() if name != "command")
     return Glance(scope, environment, hours)
@@ -98,7 +103,7 @@ def _sections(records: Results, table: Sequence[TableRow], picture: str | None) 
     results = row_results(records, table)
     yield "## The rows"
     yield markdown_table(HEADERS, table_rows(results))
-    yield _markdown_list(_explanation(results))
+    yield _markdown_list(_explanation(results, is_published_setup(records, table)))
     if picture is not None:
         yield "## The training loss"
         yield f"![Training loss against steps, a panel per optimizer]({picture})"
@@ -111,7 +116,7 @@ def _sections(records: Results, table: Sequence[TableRow], picture: str | None) 
     yield _setup(records, [run for result in results for run in result.runs])
 
 
-def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
+def _explanation(results: Sequence[RowResult], is_published: bool) -> Iterator[str]:
     yield "Table 1: the published test loss, a mean over 16 images after the last epoch."
     yield (
         "Printed, last ten: the mean of the last ten losses that the authors' notebooks print, with its standard "
@@ -129,6 +134,7 @@ def _explanation(results: Sequence[RowResult]) -> Iterator[str]:
     yield (
         "z: our mean loss on the whole test set less the mean of the last ten printed losses, in standard errors of "
         "the difference. The claims above use the same printed mean and error."
+        + ("" if is_published else " Runs that differ from those of the paper do not test whether a row reproduces.")
     )
     seeds = max((len(result.runs) for result in results), default=0)
     if seeds == 1:
