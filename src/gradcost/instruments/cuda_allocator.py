@@ -19,6 +19,9 @@ SMALL = 1 << 20  # requests up to this come from the small pool, whose segments 
 SMALL_SEGMENT, LARGE_SEGMENT = 2 << 20, 20 << 20
 LEAST_OWN_SEGMENT = 10 << 20  # larger requests get a segment of their own size, rounded up to SMALL_SEGMENT
 CONTEXT = (400 << 20, 600 << 20)  # bytes: what a process needs on a GPU before its first tensor, by card and driver
+# Bytes of cuBLAS's workspaces, by card: each thread that multiplies matrices has one, and backprop has two threads.
+# An H200 had 32 MiB for each thread and 1 MiB for cublasLt; cards before Hopper have 8.1 MiB for each thread.
+WORKSPACES = (9 << 20, 65 << 20)
 _STEPS = 5  # repetitions of a step within which the reserved bytes are expected to settle
 
 

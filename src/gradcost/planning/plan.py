@@ -16,7 +16,7 @@ from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
-from gradcost.instruments.cuda_allocator import CONTEXT, Reserved
+from gradcost.instruments.cuda_allocator import CONTEXT, WORKSPACES, Reserved
 from gradcost.planning import roofline
 from gradcost.planning.candidates import PROBES, described, label, options, terse
 from gradcost.planning.forecast import Forecast, device_type
@@ -249,10 +249,13 @@ def seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast],
 
 def _on_cuda(method: str, cuda: Reserved, budget: int) -> str:
     """Say what CUDA's allocator reserves, and whether that exceeds the budget."""
-    low, high = map(size, CONTEXT)
+    low, high = (sum(sizes) for sizes in zip(CONTEXT, WORKSPACES, strict=True))
     reserved = size(cuda.reserved)
-    text = f"{method}: CUDA's allocator reserves up to {reserved}; the context of a process takes {low} to {high}"
-    if cuda.reserved + CONTEXT[1] <= budget:
+    text = (
+        f"{method}: CUDA's allocator reserves up to {reserved}; the context of a process and cuBLAS take {size(low)} "
+        f"to {size(high)}"
+    )
+    if cuda.reserved + high <= budget:
         return text
     return (
         f"{text}. Together this may exceed the budget, though the peak fits: set "

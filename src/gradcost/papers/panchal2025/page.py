@@ -112,7 +112,9 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         yield f"A name that ends in `{AS_CODED}` is the estimate of the paper's public code, where it differs:"
         yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
     yield "## What this scale cannot tell"
-    tried = [run for each in lengths if each.name.startswith(FORWARD_ONLY) for run in finals(results.trials, each.name)]
+    tried = [
+        run for each in lengths if each.name.startswith(FORWARD_ONLY) for run in finals(results.trials, each.name)
+    ]
     if tried and all(run.reached is None for run in tried):
         yield (
             f"No run without backprop reached the target within {reproduction.forwards:g} forward passes. So, at the "
@@ -133,10 +135,8 @@ def _from_start_to_end(runs: Sequence[TrialRecord]) -> str:
     first, last = ([curve[at] for curve in curves if curve] for at in (0, -1))
     if not first:
         return ""
-    after = runs[0].curve.validation_step[0]
-    return (
-        f"Their validation accuracy is {_between(first)} after {count(after, 'step')} and {_between(last)} at the end."
-    )
+    after = count(runs[0].curve.validation_step[0], "step")
+    return f"Their validation accuracy is {_between(first)} after {after} and {_between(last)} at the end."
 
 
 def _between(values: Sequence[float]) -> str:
