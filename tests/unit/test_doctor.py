@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gradcost.instruments import diagnose, doctor
+from gradcost.noise.add import has_gpu_path
 from in_process import inside
 
 
@@ -61,6 +62,7 @@ def test_allocator_gpu_and_clock_are_described(monkeypatch: pytest.MonkeyPatch):
 def test_a_gpu_is_described():
     assert "GiB, CUDA" in found("GPU 0").found
     assert found("GPU allocator").found == torch.cuda.get_allocator_backend()
+    assert (found("GPU noise").advice is None) == has_gpu_path()
 
 
 def test_the_command_prints_the_findings(tmp_path: Path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from gradcost.instruments.timing import time_steps
+from gradcost.noise.add import has_gpu_path
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def _gpus() -> Iterator[Finding]:
     backend = torch.cuda.get_allocator_backend()
     advice = None if backend == "native" else "peaks of memory are measured with the native allocator only"
     yield Finding("GPU allocator", backend, advice)
+    compiled, slow = "one pass (Triton)", "operations of torch, many times slower"
+    advice = "install triton and a C compiler, such as gcc"
+    yield Finding("GPU noise", *((compiled, None) if has_gpu_path() else (slow, advice)))
 
 
 def _clock() -> Iterator[Finding]:
