@@ -86,6 +86,13 @@ def bert() -> Any:
 
 
 @zoo
+def bert_masked() -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**WIDTHS, vocab_size=41)), words(), own_loss
+
+
+@zoo
 def t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 

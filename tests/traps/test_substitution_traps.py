@@ -83,6 +83,37 @@ def refusal(estimator: Any, model: nn.Module, loss: Callable[..., Tensor] = squa
     return str(refused.value)
 
 
+# ---- one parameter in a module and in one inside it
+
+
+class Head(nn.Module):
+    """The head of transformers' BertForMaskedLM: its bias is that of its decoder, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(4, 4)
+        self.bias = self.decoder.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(x).tanh() + self.bias
+
+
+class Recursive(Head):
+    """Reads the bias before its decoder has run, between two calls, and after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.decoder(x * self.bias) + self.bias.sin()) + self.bias
+
+
+@pytest.mark.parametrize("make", [Head, Recursive])
+@pytest.mark.parametrize(("estimator", "tolerance"), SLOPES)
+def test_a_parameter_of_a_module_and_of_its_child(estimator: Any, tolerance: float, make: type[nn.Module]):
+    torch.manual_seed(0)
+    model = make().double()
+    check_slopes(estimator, model, squares, tolerance)
+    assert model.bias is model.decoder.bias
+
+
 # ---- functional_call and torch.func
 
 

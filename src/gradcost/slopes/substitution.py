@@ -181,6 +181,7 @@ class _Swap:
         self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         self.running = 0  # depth of nested calls: a module may call itself
         self.substitutes: list[tuple[str, Leaf, Tensor]] = []
+        self.added: list[int] = []  # ids in `swapped`; a module around this one may have a parameter of it, too
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.running += 1
@@ -195,7 +196,9 @@ class _Swap:
                 ]
             for name, leaf, substitute in self.substitutes:
                 current[name] = substitute  # type: ignore[assignment]
-                self.swapped[id(substitute)] = leaf
+                if id(substitute) not in self.swapped:
+                    self.added.append(id(substitute))
+                    self.swapped[id(substitute)] = leaf
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         self.running -= 1
@@ -205,8 +208,9 @@ class _Swap:
             for name, leaf, substitute in self.substitutes:
                 if current.get(name) is substitute:
                     current[name] = leaf.parameter
-                del self.swapped[id(substitute)]
-            self.substitutes = []
+            for substitute_id in self.added:
+                del self.swapped[substitute_id]
+            self.substitutes, self.added = [], []
             if self.padding is not None and "weight" in replaced and output is not None:
                 # Backprop gives the padding row no gradient, so it must not be perturbed.
                 row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
