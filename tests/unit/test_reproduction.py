@@ -14,6 +14,7 @@ from gradcost.cli.reproduce import PAPERS
 from gradcost.core.errors import BadInput
 from gradcost.papers.panchal2025 import study as panchal2025
 from gradcost.papers.panchal2025.methods import Settings
+from gradcost.results.records import read
 from gradcost.studies.study import Study
 from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
@@ -130,6 +131,28 @@ def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     assert (other.returncode, "out holds another study" in other.stderr) == (2, True)
     wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
     assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("rike2022", "--rows", "nn", "--task", "digits", "--epochs", "0.1"),
+        ("baydin2022", "--rows", "logistic", "--task", "digits", "--steps", "5"),
+        ("panchal2025", "--task", "digits", "--rows", "MeZO", "--forwards", "20", "--rates", "1", "--more", "0"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_every_trial_runs_on_the_device_and_the_page_names_it(options: tuple[str, ...], tmp_path: Path):
+    given = (*options, "--seeds", "1", "--device", "cpu", "-o", "out", "--page", "page.md")
+    ran = inside("reproduce", *given, "-j", "1", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "device='cpu'" in read(tmp_path / "out").study.task
+    page = (tmp_path / "page.md").read_text()
+    assert "--device cpu" in page
+    assert inside("reproduce", *given, "--records", folder=tmp_path).returncode == 0
+    assert (tmp_path / "page.md").read_text() == page
+    other = inside("reproduce", *options, "--seeds", "1", "--records", "-o", "out", folder=tmp_path)
+    assert (other.returncode, "out holds another study" in other.stderr) == (2, True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
