@@ -54,6 +54,34 @@ def told(estimator: Estimator, objective: gradcost.Objective, batch: Any, **more
     return found
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        gradcost.Accumulated(gradcost.backprop(), 8),
+        gradcost.forward_gradient(40),
+        gradcost.mezo(probes=9),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("width", [32, 3000])
+def test_all_counts_of_an_extrapolated_step_are_those_of_the_whole_one(estimator: Estimator, width: int):
+    """For CUDA the bytes that tensors request are not those that the allocator rounds up.
+
+    Slopes are blocks of 512 bytes each in a forward pass, and one block for all in the update.
+    """
+    objective, batch = chain(1, width), examples(640, width)
+    objective = gradcost.Objective(objective.model[-1:], cross_entropy)  # type: ignore[index]
+    whole = forecast(estimator, objective, batch, ADAM, "cuda")
+    found = told(estimator, objective, batch, device="cuda")
+    assert found.cuda is not None
+    assert whole.cuda is not None
+    assert found.cuda.requested == whole.cuda.requested
+    slopes = 0 if isinstance(estimator, Accumulated) else 9 * 1024
+    for one, other in ((found.peak, whole.peak), (found.cuda.allocated, whole.cuda.allocated)):
+        assert other <= one <= other + slopes
+    assert found.cuda.reserved >= whole.cuda.reserved
+
+
 # ---- the plan
 
 

@@ -18,7 +18,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches, unwrapped
-from gradcost.instruments.cuda_allocator import round_up
+from gradcost.instruments.cuda_allocator import SMALL, SMALL_SEGMENT, Reserved, round_up
 from gradcost.instruments.flops import Counts
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
@@ -209,15 +209,14 @@ class Forecasts:
         if not isinstance(estimator, Accumulated) or estimator.parts <= 3 or _depends_on_bytes(estimator.estimator):
             return None
         full_batch = self._batch(size)
-        each, rest = divmod(batch_size(full_batch), estimator.parts)
+        parts = estimator.parts
+        each, rest = divmod(batch_size(full_batch), parts)
         if rest:
             return None
-        two, three = (self._forecast_or_raise(replace(estimator, parts=parts), each * parts) for parts in (2, 3))
-        result = _extrapolate(estimator, two, three, 3, estimator.parts)
-        more = self._bytes(full_batch) - self._bytes(resized(full_batch, 3 * each))
-        breakdown = {**three.memory.breakdown, "inputs": three.memory.breakdown["inputs"] + more}
-        memory = replace(three.memory, peak=three.memory.peak + more, breakdown=breakdown)
-        return replace(result, memory=memory)
+        two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
+        result, short = _extrapolate(estimator, two, three, 3, parts), resized(full_batch, 3 * each)
+        all_bytes, short_bytes = (sum(tensor.nbytes for tensor in tensors(b)) for b in (full_batch, short))
+        return _with_more(result, "inputs", all_bytes - short_bytes, self._bytes(full_batch) - self._bytes(short))
 
     def _forecast_or_raise(self, estimator: Estimator, size: int | None) -> Forecast:
         result = self.of(estimator, size)
@@ -321,11 +320,21 @@ def _with_slopes(estimator: Estimator, simulated: Forecast) -> Forecast:
     inner = unwrapped(estimator)
     assert isinstance(inner, Probing)
     rounds, together = _rounds(inner)
-    slope = round_up(8 * together, rounding(simulated.device))
-    slopes = (rounds - 2) * slope * (2 if isinstance(inner.slope, CentralDifference) else 1)
-    memory = simulated.memory
-    breakdown = {**memory.breakdown, "temporaries": memory.breakdown["temporaries"] + slopes}
-    return replace(simulated, memory=replace(memory, peak=memory.peak + slopes, breakdown=breakdown))
+    slope, more = 8 * together, rounds - 2
+    blocks = 2 if isinstance(inner.slope, CentralDifference) else 1
+    return _with_more(
+        simulated, "temporaries", more * slope, more * blocks * round_up(slope, rounding(simulated.device))
+    )
+
+
+def _with_more(simulated: Forecast, purpose: Purpose, requested: int, rounded: int) -> Forecast:
+    """Add bytes at the peak: as tensors request them, and as the allocator rounds them up."""
+    memory, cuda = simulated.memory, simulated.cuda
+    breakdown = {**memory.breakdown, purpose: memory.breakdown[purpose] + rounded}
+    if cuda is not None:
+        segments = round_up(rounded, SMALL_SEGMENT) if rounded > SMALL else 0  # few bytes fit where others are
+        cuda = Reserved(cuda.requested + requested, cuda.allocated + rounded, cuda.reserved + segments, cuda.snapshot)
+    return replace(simulated, memory=replace(memory, peak=memory.peak + rounded, breakdown=breakdown), cuda=cuda)
 
 
 def _extrapolate_counts(before: Counts, last: Counts, more: int) -> Counts:
