@@ -125,7 +125,7 @@ OPTIONAL = {
     "sklearn",
 }
 OPTIONAL |= {"transformers", "vl_convert"}
-WITH_CUDA = {"triton"}  # torch depends on it where it is built for CUDA; used only there
+WITH_CUDA = {"triton"}  # torch depends on it where it is built for CUDA; imported only on a GPU
 
 
 def test_every_import_is_of_the_standard_library_or_a_declared_dependency():

@@ -52,6 +52,14 @@ def regression() -> Any:
     return from_loaders(make, loss, train=TRAIN, validation=VALIDATION, test=TEST)
 
 
+def test_a_placed_task_is_placed_again_as_a_whole():
+    """Autocast around the loss is for the type of the device: two wrappers would have two types."""
+    first = placed(Digits(), autocast=BFLOAT16)
+    assert placed(first, "cpu") == placed(Digits(), "cpu", autocast=BFLOAT16)
+    assert placed(placed(Digits(), "cpu", BFLOAT16), autocast=BFLOAT16) == placed(Digits(), "cpu", BFLOAT16, BFLOAT16)
+    assert placed(first) is first
+
+
 def test_a_dtype_casts_weights_and_inputs_and_nothing_else():
     task = placed(Digits(), dtype=BFLOAT16)
     objective, batch = task.objective(Key(0)), task.batch_at(Key(0), 0)
@@ -114,7 +122,7 @@ def test_a_placed_task_keeps_its_names_and_is_a_value():
     [
         ({"device": "cuda:99"}, "CUDA device"),
         ({"device": "tpu"}, "there is no device 'tpu': give cpu or cuda"),
-        ({"device": "mps"}, "there is no device 'mps' for a comparison: give cpu or cuda"),
+        ({"device": "mps"}, "there is no device 'mps': give cpu or cuda"),
         ({"dtype": torch.int64}, "dtype is torch.int64: give a floating-point dtype such as torch.bfloat16"),
         ({"autocast": torch.float16}, "give torch.bfloat16, which needs no loss scaling"),
     ],

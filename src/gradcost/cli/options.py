@@ -261,7 +261,7 @@ class StudyOptions:
     """The options of `gradcost study`."""
 
     file: Annotated[str, typer.Argument(help="FILE.py if it defines one @study, or FILE.py:NAME.")]
-    device: TrialDevice = None
+    device: Annotated[str | None, typer.Option(help="Device of all trials: cuda. Default: that of the file.")] = None
     workers: Workers = None
     executor: Executor = "local"
     every: Every = 30.0

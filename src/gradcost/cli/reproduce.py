@@ -28,6 +28,7 @@ from gradcost.papers.rike2022.runs import is_published_setup, row_results
 from gradcost.report import assets
 from gradcost.results.records import Results, read
 from gradcost.studies.run import RUNS
+from gradcost.tasks.placed import require_device
 
 PAPERS = {"rike2022": rike2022.TITLE, "baydin2022": baydin2022.TITLE, "panchal2025": methods.TITLE}
 ROWS = "nn"  # of rike2022, by default
@@ -40,6 +41,8 @@ def reproduce_paper(options: ReproduceOptions) -> int:
             f"there is no paper {options.paper!r}.{spec.hint(options.paper, PAPERS)} Papers: {', '.join(PAPERS)}."
         )
     refuse_options_of_other_papers(options)
+    if not options.records:
+        require_device(options.device)
     if options.paper == "baydin2022":
         return reproduce_baydin2022(options)
     if options.paper == "panchal2025":
@@ -168,7 +171,7 @@ def _show(
         console.show_table(list(rike2022_page.HEADERS), rows)
     console.show_table(["claim", "verdict"], found, left=True)
     if not published:
-        console.show("These runs use another task or another number of epochs than the paper.")
+        console.show("These runs use another task, another net or another number of epochs than the paper.")
     if options.page is not None:
         console.show(f"page     {os.fspath(options.page)}")
     console.show(RESUME)

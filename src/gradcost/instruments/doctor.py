@@ -122,7 +122,7 @@ def _gpus() -> Iterator[Finding]:
     advice = None if backend == "native" else "peaks of memory are measured with the native allocator only"
     yield Finding("GPU allocator", backend, advice)
     compiled, slow = "one pass (Triton)", "operations of torch, many times slower"
-    advice = "install triton and a C compiler, such as gcc"
+    advice = "install triton, a C compiler such as gcc, and the headers of Python"
     yield Finding("GPU noise", *((compiled, None) if has_gpu_path() else (slow, advice)))
 
 

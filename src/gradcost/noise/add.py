@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 
 from gradcost.core.complex_numbers import as_real
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.memory_events import tag
-from gradcost.noise.philox import Normals, Signs, Stream, fake_noise, generate
+from gradcost.core.note import Note
+from gradcost.noise.philox import Normals, Stream, fake_noise, generate
 
 _CHUNK = 1 << 16  # elements per step of the reference path: bounds its temporary tensors
 _HALF_CHUNK = 1 << 20  # elements of a half-precision tensor converted to float32 at once
@@ -115,7 +116,8 @@ def _path(stream: Stream, out: Tensor) -> Callable[..., None]:
     device = stands_for() if fake else out.device.type
     if device == "cpu" and has_fused_path():
         return _fake_fused if fake else fused
-    if device == "cuda" and isinstance(stream, Signs | Normals) and (fake or has_gpu_path()):
+    simulated = fake and not torch.cuda.is_available()  # of a GPU elsewhere, which is assumed to have Triton
+    if device == "cuda" and stream.has_gpu_kernel and (simulated or has_gpu_path()):
         return _fake_on_gpu if fake else on_gpu
     return reference
 
@@ -173,9 +175,20 @@ def _fake_fused(
 
 @functools.cache
 def has_gpu_path() -> bool:
-    """Return whether Triton is installed, with the C compiler that it needs."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return compiler is not None and importlib.util.find_spec("triton") is not None
+    """Return whether Triton works on this machine's GPU. It is tried once; a `Note` has the reason if it does not.
+
+    It needs a C compiler, the headers of Python, a folder for its cache and a GPU of compute capability 7.0 or above.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        with no_dispatch():  # the first call may be on a fake tensor
+            on_gpu(Normals(), [0], [1.0], 0, None, torch.empty(1, device="cuda"))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        warnings.warn(f"Triton does not work, so noise on the GPU is many times slower: {reason}", Note, stacklevel=2)
+        return False
+    return True
 
 
 def on_gpu(

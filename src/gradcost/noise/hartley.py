@@ -2,7 +2,7 @@
 
 The d rows with the same signs are orthogonal, each of squared norm d (discrete Hartley transform; Bracewell 1983).
 k i mod d is computed in integers, so the phase is exact for any d below 2^45. Sine and cosine are the float32
-functions of `philox`. Therefore the bits are the same for any chunk size and on both paths of `add_noise`.
+functions of `philox`. Therefore the bits are the same for any chunk size, in `add.reference` and in `add.fused`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random num
 
 An element does not depend on the thread, the device, or how a stream is divided into chunks.
 
-Both streams give the same bits on every device, here and in the compiled kernel of `fused`, for two reasons:
+Both streams give the same bits on every device, here and in the kernels of `fused` and `gpu`, for two reasons:
 
   - They use only integer operations and float32 additions, multiplications and square roots, each rounded once.
   - The logarithm, sine and cosine are polynomials (Cephes, Moshier 1992).
@@ -46,6 +46,7 @@ class Stream(ABC):
 
     per_block: int  # elements per block
     workspace: int  # peak bytes that `reference` allocates per block, its result included
+    has_gpu_kernel: bool = False  # whether `gpu.add` knows the stream
 
     @abstractmethod
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
@@ -67,6 +68,7 @@ class Signs(Stream):
 
     per_block = 128
     workspace = 3104
+    has_gpu_kernel = True
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         words = torch.stack(philox(seed, first_block, blocks, device), dim=1)
@@ -80,6 +82,7 @@ class Normals(Stream):
 
     per_block = 4
     workspace = 112
+    has_gpu_kernel = True
 
     def reference(self, seed: int, first_block: int, blocks: int, device: torch.device) -> Tensor:
         words = philox(seed, first_block, blocks, device)

@@ -134,8 +134,8 @@ def forecast(
 
     Law: on a CPU, the peak bytes and the FLOPs equal those that MemoryTracker and OpCounter measure in the real step.
     The allocator also sees workspaces inside kernels: on a CPU, `Forecast.within_kernels` bounds them. For a CUDA
-    device sizes are rounded up to 512 bytes and gradcost's GPU code runs, but workspaces inside kernels and those of
-    cuBLAS are not included; beside cuBLAS's, the bytes requested by a small network on an H200 were exactly these.
+    device sizes are rounded up to 512 bytes and gradcost's GPU code runs, noise by Triton. Workspaces inside kernels
+    and those of cuBLAS are not included. On an H200 a small network requested exactly the forecast bytes beside them.
 
     The forecast is for a step after the first; for an estimator with state, for the second step. In the second step
     VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot.

@@ -147,7 +147,7 @@ def _facts(results: Results) -> list[str]:
     facts.append(f"{count(study.points, 'tuning point')} per method")
     facts.append(count(study.steps, "step") + ("" if study.batch is None else f" of batch {study.batch}"))
     facts.append(study.optimizer)
-    facts += [str(results.environment[name]) for name in ("cpu", "started") if name in results.environment]
+    facts += [str(results.environment[name]) for name in ("gpu", "cpu", "started") if name in results.environment]
     if study.memory is not None:
         facts.append(f"budget {size(study.memory)} beyond the weights")
     return facts

@@ -55,7 +55,7 @@ def _scope(results: Results) -> Table:
     study, runs = results.study, results.trials
     steps = sorted({run.steps for run in runs if run.phase == "final" and run.status == "finished"})
     hours = sum(run.seconds or 0.0 for run in runs) / 3600
-    machine = [str(results.environment[name]) for name in ("cpu", "torch") if name in results.environment]
+    machine = [str(results.environment[name]) for name in ("gpu", "cpu", "torch") if name in results.environment]
     rows = [
         ("task", study.task),
         (

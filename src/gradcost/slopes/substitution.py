@@ -181,7 +181,7 @@ class _Swap:
         self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         self.running = 0  # depth of nested calls: a module may call itself
         self.substitutes: list[tuple[str, Leaf, Tensor]] = []
-        self.added: list[int] = []  # ids in `swapped`; a module around this one may have a parameter of it, too
+        self.added: list[int] = []  # ids that it added to `swapped`; a module around it may have added others
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.running += 1

@@ -32,7 +32,7 @@ from gradcost.studies.executors import Executor, local_or
 from gradcost.studies.folder import make_folder, open_folder
 from gradcost.studies.processes import Work
 from gradcost.studies.run import RUNS, Tally, measure_methods, run_trials
-from gradcost.studies.task_info import model_name, task_metric, task_name, weights
+from gradcost.studies.task_info import device_of, model_name, task_metric, task_name, weights
 from gradcost.studies.timed import Pace
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.tasks import LoaderTask, Task
@@ -155,7 +155,7 @@ def run_comparison(
     work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
     make_folder(folder)
     with locked(folder):
-        open_folder(folder, comparison.document(task, model), comparison.code)
+        open_folder(folder, comparison.document(task, model), comparison.code, device_of(comparison.task))
         for name, reason in reasons.items():
             record_refusal(folder, name, dict(comparison.methods)[name], reason)
         failed = _run(comparison, executor, work, forecasts, time, on_event) if forecasts else 0

@@ -139,12 +139,13 @@ def _code(file: Path) -> bytes:
     return ast.unparse(tree).encode()
 
 
-def describe(threads: int, code: str) -> dict[str, str | int]:
+def describe(threads: int, code: str, device: str | None = None) -> dict[str, str | int]:
     """Return the versions of the packages and the type of the machine, without its host name.
 
     Args:
         threads: the number of torch threads.
         code: the `fingerprint` of the code.
+        device: where the trials run. On a GPU its name is included.
     """
     versions: dict[str, str | int] = {"python": platform.python_version()}
     for package in ("gradcost", "torch", "numpy", "numba"):
@@ -161,12 +162,17 @@ def describe(threads: int, code: str) -> dict[str, str | int]:
             "threads": threads,
             "code": code,
         }
-        | _gpu()
+        | _gpu(device)
     )
 
 
-def _gpu() -> dict[str, str | int]:
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+def _gpu(device: str | None) -> dict[str, str | int]:
+    if device is None or torch.device(device).type != "cuda":
+        return {}  # asking would initialize CUDA
+    try:
+        return {"gpu": torch.cuda.get_device_name(device)}
+    except (RuntimeError, AssertionError):
+        return {"gpu": "unknown"}
 
 
 def provenance() -> dict[str, str]:

@@ -32,13 +32,14 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
+def open_folder(folder: Path, document_: dict[str, Any], code: str, device: str | None = None) -> None:
     """Create the files of a results folder, or check that the existing ones belong to the same study.
 
     Args:
         folder: the results folder; it exists.
         document_: the content of study.json. Its fields "comparison" and "question" identify the study.
         code: the fingerprint of the code, for environment.json.
+        device: where the trials run, for environment.json.
     Raises:
         BadInput: the folder contains another study.
         OSError: the folder cannot be written.
@@ -50,14 +51,17 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str) -> None:
         existing = document(path) or {}
         if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
             kind = "study" if "question" in document_ else "comparison"
+            held, wanted = existing.get("question"), document_.get("question")
+            others = f" It holds: {held} Now: {wanted}" if held != wanted else ""
             raise BadInput(
                 f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
-                "(on the command line: -o DIR)."
+                f"(on the command line: -o DIR).{others}"
             )
         return
     make_folder(folder)
     _require_free(folder)
-    ledger.write_document(folder / "environment.json", {**describe(torch.get_num_threads(), code), **provenance()})
+    environment = describe(torch.get_num_threads(), code, device)
+    ledger.write_document(folder / "environment.json", {**environment, **provenance()})
     (folder / "records.jsonl").touch()
     ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
 

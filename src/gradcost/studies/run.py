@@ -34,7 +34,7 @@ from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
-from gradcost.studies.task_info import chance, check_task, metric_fields, task_name, weights
+from gradcost.studies.task_info import chance, check_task, device_of, metric_fields, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.training.optimizers import Optimizer
 
@@ -96,7 +96,7 @@ def _run_study(
     make_folder(work.folder)
     with locked(work.folder):
         first = first_stage(study)[0]
-        open_folder(work.folder, study_document(study, first, work.code), work.code)
+        open_folder(work.folder, study_document(study, first, work.code), work.code, device_of(first.task))
         tally = Tally(on_event)
         with closing(run_trials(study, executor, work, forecasts.before_stage)) as trials:
             for trial in trials:
@@ -276,4 +276,5 @@ def open_study(study: Study, folder: Path) -> None:
     code = fingerprint(study.file)
     make_folder(folder)
     with locked(folder):
-        open_folder(folder, study_document(study, first_stage(study)[0], code), code)
+        first = first_stage(study)[0]
+        open_folder(folder, study_document(study, first, code), code, device_of(first.task))

@@ -44,6 +44,8 @@ class Study:
 
         Args:
             device: "cpu", "cuda" or "cuda:1". None: the study as it is.
+        Raises:
+            BadInput: this machine has no such device. `stages` raises it, because records can be read without one.
         """
         if device is None:
             return self
@@ -59,7 +61,8 @@ class Study:
                     return
                 records = yield [replace(trial, task=placed(trial.task, device)) for trial in stage]
 
-        return replace(self, question=f"{self.question} Trials run on {device}.", trials=trials)
+        end = "" if self.question.endswith((".", "?", "!")) else "."
+        return replace(self, question=f"{self.question}{end} Trials run on {device}.", trials=trials)
 
     def stages(self) -> Stages:
         """Start the generator of trials, and check each stage that it yields.

@@ -30,6 +30,11 @@ def task_name(task: Any) -> str:
     return getattr(task, "name", type(task).__name__.lower())
 
 
+def device_of(task: Any) -> str | None:
+    """Return the device that a task was placed on; None for that of its own model."""
+    return getattr(task, "device", None)
+
+
 def task_metric(task: Any) -> Metric:
     """Return what ranks the runs of a task: its `metric`, or the accuracy."""
     return getattr(task, "metric", ACCURACY)

@@ -21,6 +21,7 @@ import torch
 from gradcost.core.errors import GradcostError, described, shortened
 from gradcost.core.notes import Note
 from gradcost.studies.environment import describe
+from gradcost.studies.task_info import device_of
 from gradcost.studies.trial import Trial
 from gradcost.studies.trial_log import TrialLog
 from gradcost.studies.user_code import UserCode
@@ -92,7 +93,8 @@ def perform(trial: Trial, code: str, folder: Path, every: float = math.inf) -> d
         raise
     except BaseException as error:
         result = {"status": "failed", "reason": described(error), "traceback": shortened(traceback.format_exc())}
-    record = empty_record(trial, code) | {"environment": describe(torch.get_num_threads(), code)}
+    environment = describe(torch.get_num_threads(), code, device_of(trial.task))
+    record = empty_record(trial, code) | {"environment": environment}
     return record | {"seconds": round(time.perf_counter() - start, 3)} | result
 
 

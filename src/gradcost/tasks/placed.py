@@ -114,22 +114,26 @@ def placed(
         dtype: the dtype of the weights and of floating-point inputs. None: unchanged.
         autocast: the dtype of `torch.autocast` around the loss: bfloat16. None: no autocast.
     Returns:
-        A `Placed`; the task itself if all three are None.
+        A `Placed`; the task itself if all three are None. What is None stays as it is in a task that is a `Placed`.
     Raises:
         BadInput: this machine has no such device, or training is not possible in that dtype.
     """
     if device is None and dtype is None and autocast is None:
         return task
-    _require_device(device)
+    require_device(device)
     for name, given in (("dtype", dtype), ("autocast", autocast)):
         if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
             raise BadInput(f"{name} is {given!r}: give a floating-point dtype such as torch.bfloat16.")
+    if isinstance(task, Placed):  # one Placed has all three: autocast is for the type of its device
+        device, dtype, autocast = device or task.device, dtype or task.dtype, autocast or task.autocast
+        task = task.task
     if autocast not in (None, torch.bfloat16):
         raise BadInput(f"autocast to {autocast} is not available: give torch.bfloat16, which needs no loss scaling.")
     return Placed(task, device, dtype, autocast)
 
 
-def _require_device(device: str | None) -> None:
+def require_device(device: str | None) -> None:
+    """Raise BadInput if this machine has no such device for trials."""
     if device is None:
         return
     try:
@@ -137,7 +141,7 @@ def _require_device(device: str | None) -> None:
     except (RuntimeError, TypeError) as error:
         raise BadInput(f"there is no device {device!r}: give cpu or cuda.") from error
     if resolved.type not in ("cpu", "cuda"):
-        raise BadInput(f"there is no device {device!r} for a comparison: give cpu or cuda.")
+        raise BadInput(f"there is no device {device!r}: give cpu or cuda.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise BadInput(

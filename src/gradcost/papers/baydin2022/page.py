@@ -95,5 +95,5 @@ def _cells(name: str, runs: Sequence[TrialRecord], ms: Sequence[float]) -> Itera
 
 def _hardware(results: Results) -> str:
     environment = results.environment
-    parts = [f"{name} {environment[name]}" for name in ("cpu", "threads", "torch") if name in environment]
+    parts = [f"{name} {environment[name]}" for name in ("gpu", "cpu", "threads", "torch") if name in environment]
     return ", ".join(parts) or "not recorded"

@@ -131,12 +131,14 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
 
 def _from_start_to_end(runs: Sequence[TrialRecord]) -> str:
     """Return the ranges of the first and the last validation accuracy of some runs, as a sentence."""
-    curves = [[each for each in run.curve.validation_accuracy if each is not None] for run in runs]
-    first, last = ([curve[at] for curve in curves if curve] for at in (0, -1))
-    if not first:
+    curves = [zip(run.curve.validation_step, run.curve.validation_accuracy, strict=False) for run in runs]
+    scored = [[(step, score) for step, score in curve if score is not None] for curve in curves]
+    ends = [(curve[0], curve[-1]) for curve in scored if curve]
+    if not ends:
         return ""
-    after = count(runs[0].curve.validation_step[0], "step")
-    return f"Their validation accuracy is {_between(first)} after {after} and {_between(last)} at the end."
+    after = count(max(step for (step, _), _ in ends), "step")
+    first, last = _between([score for (_, score), _ in ends]), _between([score for _, (_, score) in ends])
+    return f"Their validation accuracy is {first} after {after} and {last} at the end."
 
 
 def _between(values: Sequence[float]) -> str:

@@ -87,12 +87,13 @@ def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
         f"{'paper says' if stated else 'notebooks ran them'}**. {others}."
     )
     if not is_published_setup(records, table):
-        steps = sorted({run.steps for run in records.trials if run.phase == "final"})
+        names = {row.name for row in table}
+        steps = sorted({run.steps for run in records.trials if run.phase == "final" and run.method in names})
         scope += (
             " These runs use another task, another net or another number of epochs than the paper: "
-            f"`{records.study.task}` with {records.study.weights or 0:,} weights, "
-            f"{' or '.join(f'{each:,}' for each in steps)} steps a run."
+            f"`{records.study.task}` with {records.study.weights or 0:,} weights"
         )
+        scope += f", {' or '.join(f'{each:,}' for each in steps)} steps a run." if steps else "."
     hours = sum(run.seconds or 0.0 for run in records.trials) / 3600
     environment = ", ".join(f"{name} {version}" for name, version in records.environment.items() if name != "command")
     return Glance(scope, environment, hours)
