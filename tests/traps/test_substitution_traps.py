@@ -109,7 +109,7 @@ class Recursive(Head):
 @pytest.mark.parametrize(("estimator", "tolerance"), SLOPES)
 def test_a_parameter_of_a_module_and_of_its_child(estimator: Any, tolerance: float, make: type[nn.Module]):
     torch.manual_seed(0)
-    model = make().double()
+    model: Any = make().double()
     check_slopes(estimator, model, squares, tolerance)
     assert model.bias is model.decoder.bias
 
