@@ -137,8 +137,8 @@ configurations of [the paper's models](panchal2025_cost.md); steps are measured 
 
 ## Steps to a common target
 
-The ratio to the steps of backprop, paired by seed; in the first study, of backprop with plain SGD (with Adam it takes a
-quarter of these steps, so the ratios to it are four times as large). Its interval is that of the median; with fewer
+The ratio to the steps of backprop, paired by seed; in the first study, of backprop with plain SGD (with Adam it takes
+a quarter of these steps, so the ratios to it are four times as large). Its interval is that of the median; with fewer
 than six seeds it is the range of the seeds. r follows from the law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
 
 {steps}
