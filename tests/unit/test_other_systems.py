@@ -33,10 +33,11 @@ multiprocessing.get_all_start_methods = lambda: ["spawn"]
 sys.modules["msvcrt"] = None
 """
 LONG = ("gradcost.integrations.transformers", "gradcost.integrations.four_bit")  # they import transformers
+WITH_TRITON = ("gradcost.noise.gpu",)
 IMPORT_ALL = f"""{WINDOWS}
 import importlib, pkgutil, gradcost
 for module in pkgutil.walk_packages(gradcost.__path__, "gradcost."):
-    if not module.name.endswith("__main__") and module.name not in {LONG!r}:
+    if not module.name.endswith("__main__") and module.name not in {LONG + WITH_TRITON!r}:
         importlib.import_module(module.name)
 """
 SOURCE = Path(gradcost.__file__).parent
