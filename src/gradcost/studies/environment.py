@@ -153,17 +153,14 @@ def describe(threads: int, code: str, device: str | None = None) -> dict[str, st
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    return (
-        versions
-        | {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu(),
-            "cores": os.cpu_count() or 1,
-            "threads": threads,
-            "code": code,
-        }
-        | _gpu(device)
-    )
+    machine: dict[str, str | int] = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads,
+        "code": code,
+    }
+    return versions | machine | _gpu(device)
 
 
 def _gpu(device: str | None) -> dict[str, str | int]:

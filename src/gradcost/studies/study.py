@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
@@ -52,14 +53,9 @@ class Study:
 
         @functools.wraps(self.trials)
         def trials() -> Stages:
-            records: list[TrialRecord] | None = None
-            stages = self.stages()
-            while True:
-                try:
-                    stage = next(stages) if records is None else stages.send(records)
-                except StopIteration:
-                    return
-                records = yield [replace(trial, task=placed(trial.task, device)) for trial in stage]
+            return _changed(
+                self.stages(), lambda stage: [replace(trial, task=placed(trial.task, device)) for trial in stage]
+            )
 
         end = "" if self.question.endswith((".", "?", "!")) else "."
         return replace(self, question=f"{self.question}{end} Trials run on {device}.", trials=trials)
@@ -78,19 +74,28 @@ class Study:
         stages = self.trials()
         if not isinstance(stages, Generator):
             raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
-        records: list[TrialRecord] | None = None
-        while True:
-            try:
-                stage = next(stages) if records is None else stages.send(records)
-            except StopIteration:
-                return
+
+        def checked(stage: Stage) -> Stage:
             if not isinstance(stage, list | tuple):
                 raise BadInput(f"{name} yields {type(stage).__name__}, which is no list of trials: {_ADVICE}.")
             for trial in stage:
                 if not isinstance(trial, Trial):
                     raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
                 check_task(trial.task, f"the task {trial.task!r} of {name}")
-            records = yield stage
+            return stage
+
+        yield from _changed(stages, checked)
+
+
+def _changed(stages: Stages, change: Callable[[Stage], Stage]) -> Stages:
+    """Yield each stage after a change, and send its records on."""
+    records: Any = None  # a generator is started by sending None
+    while True:
+        try:
+            stage = stages.send(records)
+        except StopIteration:
+            return
+        records = yield change(stage)
 
 
 def study(question: str) -> Callable[[Callable[[], Stages]], Study]:
