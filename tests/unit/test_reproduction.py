@@ -105,6 +105,19 @@ def test_a_folder_of_panchal2025_has_one_target_and_one_number_of_directions():
     assert panchal2025.Reproduction(seeds=2).study.question in questions
 
 
+def test_the_grid_of_panchal2025_is_a_range_in_half_decades_or_a_number_of_rates(tmp_path: Path):
+    options = ("panchal2025", "--task", "digits", "--rows", "MeZO", "--forwards", "8", "--more", "0", "--seeds", "1")
+    options += ("-o", "out", "--page", "page.md", "-j", "1", "--rates")
+    assert inside("reproduce", *options, "1e-4:1e-3", folder=tmp_path).returncode == 0
+    assert [run.lr for run in read(tmp_path / "out").trials if run.phase == "tune"] == [1e-4, 3.2e-4, 1e-3]
+    assert "--rates 1e-4:1e-3" in (tmp_path / "page.md").read_text()
+    assert inside("reproduce", *options, "2", folder=tmp_path).returncode == 0
+    assert {run.lr for run in read(tmp_path / "out").trials if run.phase == "tune"} >= {3.2e-3, 1e-2}
+    for wrong in ("0", "6", "two", "1e-3:1e-4", "0:1", "1:2:3", "1e-3:inf", "nan:1"):
+        refused = inside("reproduce", *options, wrong, folder=tmp_path)
+        assert (refused.returncode, refused.stdout) == (2, ""), wrong
+
+
 def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     options = ("panchal2025", "--task", "digits", "--rows", "BP-Checkpointing", "--forwards", "20", "--rates", "1")
     options += (

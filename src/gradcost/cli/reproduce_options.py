@@ -31,11 +31,12 @@ class ReproduceOptions:
     ] = None
     forwards: Annotated[float, typer.Option(help="panchal2025: budget of each run, in forward passes.")] = 6000.0
     rates: Annotated[
-        int,
+        str,
         typer.Option(
-            min=1, max=5, help="panchal2025: learning rates in a method's grid; the largest ones of the five."
+            help="panchal2025: learning rates in a method's grid: a number of them, the largest ones of the five, or "
+            "a range LOW:HIGH, half a decade apart, such as 1e-5:1e-3."
         ),
-    ] = 5
+    ] = "5"
     more: Annotated[
         int, typer.Option(min=0, help="panchal2025: further learning rates, each chosen from the results so far.")
     ] = 2

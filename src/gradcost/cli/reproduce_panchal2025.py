@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 
 from gradcost.cli import console
 from gradcost.cli.progress import RESUME
+from gradcost.cli.quantities import lr_range
 from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.reproduction import check_page, other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
@@ -20,6 +22,7 @@ from gradcost.papers.panchal2025.cost_page import CostTable, cost_page
 from gradcost.papers.panchal2025.methods import Settings
 from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
 from gradcost.results.records import read
+from gradcost.results.tuning import log_grid
 from gradcost.studies.run import RUNS
 
 
@@ -101,9 +104,18 @@ def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
     return reproduction, file
 
 
-def _rates(points: int) -> tuple[float, ...]:
-    """Return the `points` largest rates of the grid."""
-    return RATES[len(RATES) - points :]
+def _rates(text: str) -> tuple[float, ...]:
+    """Return the grid of --rates: so many of the largest rates of `RATES`, or a range in half decades.
+
+    Raises:
+        BadInput: the text is neither.
+    """
+    if ":" in text:
+        low, high = lr_range(text)
+        return log_grid(low, high, 1 + round(2 * math.log10(high / low)) if 0 < low < high < math.inf else 1)
+    if text not in [str(points) for points in range(1, len(RATES) + 1)]:
+        raise BadInput(f"--rates is a number from 1 to {len(RATES)}, or a range such as 1e-5:1e-3, not {text!r}.")
+    return RATES[len(RATES) - int(text) :]
 
 
 def _command(options: ReproduceOptions) -> str:
@@ -113,7 +125,8 @@ def _command(options: ReproduceOptions) -> str:
         words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)
-        words += [f"--{name}", f"{chosen:g}"] if chosen != getattr(ReproduceOptions, name) else []
+        text = chosen if isinstance(chosen, str) else f"{chosen:g}"
+        words += [f"--{name}", text] if chosen != getattr(ReproduceOptions, name) else []
     assert options.page is not None
     return shlex.join([*words, "--page", options.page.name])
 
