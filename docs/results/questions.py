@@ -212,7 +212,12 @@ def table(folder: Path) -> str:
     for method, reach in found.items():
         runs = final_runs(results, method)
         tested = [100 * (run.test.accuracy or 0.0) for run in runs if run.test is not None]
-        row = [method, f"{runs[0].steps:,}", final_rate(results, method), format_interval(tested)]
+        row = [
+            method,
+            f"{runs[0].steps:,}",
+            final_rate(results, method),
+            format_interval(tested, bounds=(0.0, 100.0)),
+        ]
         row.append(f"{reach.reached} of {reach.runs}")
         rows.append([*row, *(format_ratio(reach.ratio[resource]) for resource in ("steps", "flops"))])
     headers = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import exp, inf, log
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradcost.papers.claims import (
     RULES,
@@ -24,8 +26,8 @@ from gradcost.results.statistics import interval
 HOLDS, DIRECTION, FAILS, INCONCLUSIVE = Verdict
 
 
-def claim(published: Published, reference: float | None = 1.0, name: str = "speed") -> Claim:
-    return Claim(name, "It is twice as fast.", "section 3", "ratio of seconds", published, reference)
+def claim(published: Published, reference: float | None = 1.0, name: str = "speed", is_ratio: bool = False) -> Claim:
+    return Claim(name, "It is twice as fast.", "section 3", "ratio of seconds", published, reference, is_ratio)
 
 
 def around(low: float, high: float) -> tuple[float, ...]:
@@ -118,6 +120,36 @@ def test_students_interval_is_that_of_scipy(values: tuple[float, ...]):
     low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=stats.sem(values))
     found = measured_interval(values)
     assert (found.low, found.high) == pytest.approx((min(low, min(values)), max(high, max(values))), rel=1e-3)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=5))
+def test_the_interval_of_a_ratio_is_that_of_its_inverse(values: list[float]):
+    found, inverse = (measured_interval(each, is_ratio=True) for each in (values, [1 / x for x in values]))
+    assert (found.low, found.high) == pytest.approx((1 / inverse.high, 1 / inverse.low))
+    assert 0 <= found.low <= min(values) <= max(values) <= found.high
+
+
+def test_the_interval_of_a_ratio_is_students_of_its_logarithm():
+    stats = pytest.importorskip("scipy.stats")
+    logs = [log(x) for x in (4.0, 18.0, 30.0)]
+    ends = [exp(x) for x in stats.t.interval(0.95, 2, loc=sum(logs) / 3, scale=stats.sem(logs))]
+    found = measured_interval((4.0, 18.0, 30.0), is_ratio=True)
+    assert (found.low, found.median, found.high) == pytest.approx((ends[0], 18.0, ends[1]), rel=1e-3)
+    assert measured_interval((0.0, 2.0), is_ratio=True).low == 0  # as with an infinite value: all values
+    assert measured_interval((1e-300, 1e300), is_ratio=True).high == inf
+
+
+def test_an_interval_has_no_values_that_the_quantity_cannot_have():
+    found = measured_interval((60.0, 90.0), bounds=(0.0, 100.0))
+    assert (found.low, found.high) == (0.0, 100.0)
+    assert measured_interval((60.0, 61.0, 60.0), bounds=(0.0, 100.0)) == measured_interval((60.0, 61.0, 60.0))
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=5), st.floats(1.1, 9))
+def test_the_verdict_on_a_ratio_is_that_on_its_inverse(values: list[float], published: float):
+    one = claim(Published(published), is_ratio=True)
+    other = claim(Published(1 / published), is_ratio=True)
+    assert verdict(one, values) == verdict(other, [1 / x for x in values])
 
 
 def test_a_claim_is_a_value_that_its_repr_creates():

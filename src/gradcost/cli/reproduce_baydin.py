@@ -18,7 +18,7 @@ from gradcost.papers.baydin2022 import page as pages
 from gradcost.papers.baydin2022 import speed
 from gradcost.papers.baydin2022.claims import claims
 from gradcost.papers.baydin2022.study import MODELS, POINTS, Reproduction, task_of
-from gradcost.papers.claims import format_interval, outcome
+from gradcost.papers.claims import measured, outcome
 from gradcost.results.records import read
 from gradcost.studies.run import RUNS, open_study
 from gradcost.tasks import placed
@@ -100,7 +100,7 @@ def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> No
         write_page(options.page, pages.page(results, times, _rows(options), command, f"`{folder.name}`"))
     listed = list(claims(results, times, _rows(options), command, folder.name))
     headers = ["claim", "published", "measured", "verdict"]
-    lines = [[c.name, str(c.published), format_interval(e.values, e.missing), outcome(c, e)] for c, e in listed]
+    lines = [[c.name, str(c.published), measured(c, e), outcome(c, e)] for c, e in listed]
     rows = pages.run_rows(results, times, _rows(options))
     if options.as_json:
         found = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import isfinite, sqrt
+from math import exp, inf, isfinite, log, sqrt
 from statistics import fmean, stdev
 
 from gradcost.core.errors import BadInput
@@ -26,7 +26,8 @@ RULES = (
     "Published interval: the published number or range, extended by 1.96 standard errors if they are known, "
     "otherwise by half a unit in the last printed digit.",
     f"Our interval, from {max(_STUDENT) + 1} seeds on: the 95% interval of the median, from order statistics. With 2 "
-    f"to {max(_STUDENT)} seeds: Student's 95% interval, extended to all values.",
+    f"to {max(_STUDENT)} seeds: Student's 95% interval, extended to all values, without those that the quantity "
+    "cannot have. A ratio is computed on a logarithmic scale.",
     "Reference: the value that means no effect, such as a ratio of 1. Published effect: the distance from it, or "
     "from 0 if there is none, to the farther end of the published range.",
     f"Fewer than {LEAST_SEEDS} seeds: **inconclusive**.",
@@ -106,6 +107,9 @@ class Claim:
         quantity: what is measured, with its unit, such as "ratio of test losses, forward gradient to backprop".
         published: the published number.
         reference: the value of the quantity that means no effect. None: the claim has no direction.
+        is_ratio: whether the quantity is a ratio of two positive numbers. Then the intervals of a/b and b/a say the
+            same, and neither has a negative end.
+        bounds: the least and the largest value that the quantity can have.
     Raises:
         BadInput: the reference is strictly inside the published range.
     """
@@ -116,6 +120,8 @@ class Claim:
     quantity: str
     published: Published
     reference: float | None = None
+    is_ratio: bool = False
+    bounds: tuple[float, float] = (-inf, inf)
 
     def __post_init__(self) -> None:
         low, high = self.published.ends
@@ -165,27 +171,42 @@ class Glance:
     hours: float
 
 
-def measured_interval(values: Sequence[float]) -> Interval:
+def measured_interval(
+    values: Sequence[float], is_ratio: bool = False, bounds: tuple[float, float] = (-inf, inf)
+) -> Interval:
     """Return the median over seeds with its interval.
 
     - From 6 values on: `statistics.interval`, which is free of assumptions on the distribution.
-    - 2 to 5 values: Student's 95% interval of the mean, extended to all values. Order statistics reach no 95% there.
+    - 2 to 5 values: Student's 95% interval of the mean, extended to all values and cut at `bounds`. Order statistics
+      reach no 95% there. Of a ratio, the mean is the geometric one.
     - 1 value: the value itself, with confidence 0.
 
     Args:
         values: one per seed; inf or -inf for a run that diverged.
+        is_ratio: whether the values are ratios of two positive numbers.
+        bounds: the least and the largest value that the quantity can have.
     Returns:
-        Interval(median, low, high, confidence, n). With an infinite value among 2 to 5: from the smallest to the
-        largest.
+        Interval(median, low, high, confidence, n). With an infinite value, or a ratio of 0, among 2 to 5: from the
+        smallest to the largest.
     Raises:
         BadInput: there are no values.
     """
     plain = interval(values)
-    if plain.n not in _STUDENT or not all(map(isfinite, values)):
+    scaled = [_log(x) for x in values] if is_ratio else values
+    if plain.n not in _STUDENT or not all(map(isfinite, scaled)):
         return plain
-    margin = _STUDENT[plain.n] * stdev(values) / sqrt(plain.n)
-    low, high = min(plain.low, fmean(values) - margin), max(plain.high, fmean(values) + margin)
-    return Interval(plain.median, low, high, LEVEL, plain.n)
+    margin = _STUDENT[plain.n] * stdev(scaled) / sqrt(plain.n)
+    low, high = fmean(scaled) - margin, fmean(scaled) + margin
+    low, high = (_exp(low), _exp(high)) if is_ratio else (max(low, bounds[0]), min(high, bounds[1]))
+    return Interval(plain.median, min(plain.low, low), max(plain.high, high), LEVEL, plain.n)
+
+
+def _log(x: float) -> float:
+    return log(x) if x > 0 else -inf
+
+
+def _exp(x: float) -> float:
+    return exp(x) if x < 700 else inf
 
 
 def verdict(claim: Claim, values: Sequence[float]) -> Verdict:
@@ -197,11 +218,12 @@ def verdict(claim: Claim, values: Sequence[float]) -> Verdict:
     """
     if len(values) < LEAST_SEEDS:
         return Verdict.INCONCLUSIVE
-    measured = measured_interval(values)
-    (low, high), (near, far), end = (measured.low, measured.high), claim.published.interval, claim.published.ends[1]
+    found = measured_interval(values, claim.is_ratio, claim.bounds)
     reference = 0.0 if claim.reference is None else claim.reference
-    if claim.published.ends[0] < reference:  # mirror all numbers, so that the published side is above the reference
-        (low, high), (near, far), end, reference = (-high, -low), (-far, -near), -claim.published.ends[0], -reference
+    numbers = (found.low, found.high, *claim.published.interval, *claim.published.ends, reference)
+    low, high, near, far, start, end, reference = map(_log, numbers) if claim.is_ratio else numbers
+    if start < reference:  # mirror all numbers, so that the published side is above the reference
+        (low, high), (near, far), end, reference = (-high, -low), (-far, -near), -start, -reference
     overlap = low <= far and near <= high
     is_wide = high - low > end - reference
     if claim.reference is None:
@@ -223,11 +245,21 @@ def outcome(claim: Claim, evidence: Evidence) -> str:
     return f"{words} (reduced scale)" if evidence.is_reduced else words
 
 
-def format_interval(values: Sequence[float], missing: str = "not run") -> str:
+def measured(claim: Claim, evidence: Evidence) -> str:
+    """Return the measured value of the claim's quantity with its interval in words, or why there is none."""
+    return format_interval(evidence.values, evidence.missing, claim.is_ratio, claim.bounds)
+
+
+def format_interval(
+    values: Sequence[float],
+    missing: str = "not run",
+    is_ratio: bool = False,
+    bounds: tuple[float, float] = (-inf, inf),
+) -> str:
     """Format the measured median and interval: `1.92 [1.85, 1.99], 5 seeds`; `missing` without values."""
     if not values:
         return missing
-    found = measured_interval(values)
+    found = measured_interval(values, is_ratio, bounds)
     ends = f" [{number(found.low)}, {number(found.high)}]" if found.n > 1 else ""
     return f"{number(found.median)}{ends}, {count(found.n, 'seed')}"
 
@@ -278,7 +310,7 @@ def _claim_rows(claim: Claim, evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "published", str(claim.published)
     if claim.reference is not None:
         yield "no effect", number(claim.reference)
-    yield "measured here", format_interval(evidence.values, evidence.missing)
+    yield "measured here", measured(claim, evidence)
     yield "scale", f"{evidence.scale} (reduced)" if evidence.is_reduced else evidence.scale
     yield "command", f"`{evidence.command}`"
     yield "records", evidence.records

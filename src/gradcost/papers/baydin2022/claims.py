@@ -128,7 +128,7 @@ def _time_claim(experiment: Experiment) -> Claim:
             f"backprop {backprop:g} s to a common validation loss."
         )
         published, location = Published(round(forward / backprop, 3), rounding=0.0005), _figure(experiment)
-    return Claim(f"{experiment.name}: time to a common loss", words, location, TIME, published, 1.0)
+    return Claim(f"{experiment.name}: time to a common loss", words, location, TIME, published, 1.0, is_ratio=True)
 
 
 def _figure(experiment: Experiment) -> str:
@@ -156,10 +156,12 @@ def _cost_claim(rows: str) -> Claim:
     )
     costs = [each.costs for each in experiments(rows) if each.costs is not None]
     if not costs:
-        return Claim(name, words, "abstract", STEP, Published(*ABSTRACT), 1.0)
+        return Claim(name, words, "abstract", STEP, Published(*ABSTRACT), 1.0, is_ratio=True)
     ratios = [ratio for _, _, ratio in costs]
     location = "Figure 4: " + "; ".join(f"R_f = {forward:g}, R_b = {backprop:g}" for forward, backprop, _ in costs)
-    return Claim(name, words, location, STEP, Published(min(ratios), max(ratios), rounding=0.0005), 1.0)
+    return Claim(
+        name, words, location, STEP, Published(min(ratios), max(ratios), rounding=0.0005), 1.0, is_ratio=True
+    )
 
 
 def _cost_note(times: Mapping[int, StepTimes]) -> str:
@@ -178,6 +180,7 @@ def _tuned_claim(rows: str) -> Claim:
         TIME,
         Published(*ABSTRACT),
         1.0,
+        is_ratio=True,
     )
 
 

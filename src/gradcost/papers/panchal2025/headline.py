@@ -27,6 +27,7 @@ ACCURACY = Claim(
     quantity="test accuracy of BP-Checkpointing less that of a method, largest over methods, in percentage points",
     published=Published(31.1, rounding=0.05),
     reference=0.0,
+    bounds=(-100.0, 100.0),
 )
 CONVERGENCE = Claim(
     name="convergence",
@@ -35,6 +36,7 @@ CONVERGENCE = Claim(
     quantity="steps to the target accuracy that BP-Checkpointing saves against a method, largest over methods, in %",
     published=Published(34.8, rounding=0.05),
     reference=0.0,
+    bounds=(-inf, 100.0),
 )
 COMPUTATIONS = Claim(
     name="computations",
@@ -43,6 +45,7 @@ COMPUTATIONS = Claim(
     quantity="FLOPs to the target accuracy, ratio of a method to BP-Checkpointing, largest over methods",
     published=Published(3.8, rounding=0.05),
     reference=1.0,
+    is_ratio=True,
 )
 
 

@@ -173,7 +173,9 @@ def common_loss_rows(results: Results, lengths: Sequence[Length]) -> list[list[s
     for name, found in steps.items():
         if found:
             ratios = [step * forwards[name] / base[seed] for seed, step in found.items() if base.get(seed)]
-            rows.append([name, f"{median(found.values()):g}", format_interval(ratios) if ratios else DASH])
+            rows.append(
+                [name, f"{median(found.values()):g}", format_interval(ratios, is_ratio=True) if ratios else DASH]
+            )
     return rows
 
 
@@ -191,7 +193,7 @@ def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterato
 
 def _accuracy(runs: Sequence[TrialRecord]) -> str:
     scores = [_test_accuracy(run) for run in runs]
-    return f"{format_interval([100 * score for score in scores])}" if scores else DASH
+    return format_interval([100 * score for score in scores], missing=DASH, bounds=(0.0, 100.0))
 
 
 def _test_accuracy(run: TrialRecord) -> float:
@@ -216,7 +218,7 @@ def _flops(runs: Sequence[TrialRecord], base: Mapping[int, TrialRecord], each: L
     if len(known) < len(ratios):
         least = each.steps * each.forwards / max(other * unit for _, other in pairs if other)
         return f"above {number(least, 2)} ({len(ratios) - len(known)} of {len(ratios)} runs)"
-    return format_interval(ratios)
+    return format_interval(ratios, is_ratio=True)
 
 
 def _memory(cost: Cost | None) -> str:

@@ -86,6 +86,7 @@ _BETTER = Claim(
     "ratio of test losses on the whole test set, forward gradient to backprop",
     Published(1.0, inf),
     reference=1.0,
+    is_ratio=True,
 )
 _ZERO = Claim(
     "Backprop reaches a test loss of zero",
@@ -102,6 +103,7 @@ _FAILS = Claim(
     "ratio of the final test loss to that of guessing",
     Published(1.0, inf),
     reference=1.0,
+    is_ratio=True,
 )
 
 
@@ -126,6 +128,7 @@ def _speed_claim(definition: Definition) -> Claim:
         "ratio of training steps, forward gradient to backprop",
         Published(2.0, 4.0),
         reference=1.0,
+        is_ratio=True,
     )
 
 
@@ -137,6 +140,7 @@ def _explosion_claim(row: TableRow) -> Claim:
         "ratio of the final test loss, without a cap, to that of guessing",
         Published(1.0, inf),
         reference=1.0,
+        is_ratio=True,
     )
 
 
