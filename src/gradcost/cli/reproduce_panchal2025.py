@@ -14,7 +14,7 @@ from gradcost.cli.quantities import lr_range
 from gradcost.cli.reproduce_options import ReproduceOptions
 from gradcost.cli.reproduction import check_page, other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
-from gradcost.core.units import DASH, size
+from gradcost.core.units import DASH, number, size
 from gradcost.papers.panchal2025 import page as panchal2025_page
 from gradcost.papers.panchal2025.cost import FILE, METHODS, CostRecord, forecast_costs, read_costs
 from gradcost.papers.panchal2025.cost_models import COST_MODELS
@@ -140,8 +140,8 @@ def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None
         for each in lengths
     ]
     total = (
-        f"{len(lengths) * reproduction.runs} runs, {hours:.1f} core-hours: a forward pass takes {1000 * seconds:.0f} "
-        "ms of one core here. Other processes on this machine make it slower."
+        f"{len(lengths) * reproduction.runs} runs, {number(hours, 2)} core-hours: a forward pass takes "
+        f"{number(1000 * seconds, 2)} ms of one core here. Other processes on this machine make it slower."
     )
     if options.as_json:
         keys = ("method", "forwards per step", "steps", "runs", "estimator")
