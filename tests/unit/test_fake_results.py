@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy, embedding
 
 from gradcost.core.pytree import tensors
 from gradcost.planning import fake_results
@@ -27,6 +28,8 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "resized": lambda a, b: a.resize_(2, 3),
     "several new": lambda a, b: torch.ops.aten.native_layer_norm(a, [6], None, None, 1e-5),
     "another type": lambda a, b: (a * 1, a * True, a > 1, a.to(torch.float64)),
+    "labels": lambda a, b: torch.autograd.grad(cross_entropy(a.requires_grad_(), torch.arange(4)), a),
+    "tokens": lambda a, b: torch.autograd.grad(embedding(torch.arange(4), b.requires_grad_()).sum(), b),
     "numbers": lambda a, b: torch.arange(5) + torch.ones(5, dtype=torch.int64),
 }
 
@@ -81,5 +84,7 @@ def test_a_call_is_computed_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(FakeTensorMode, "__torch_dispatch__", counted)
     for expected in (1, 0):
         computed.clear()
-        described(lambda a, b: a.mm(b.t()))
-        assert computed.count("aten.mm.default") == expected
+        for name in ("new", "labels", "tokens"):  # labels and tokens have values, which the operators do not read
+            described(CALLS[name])
+        for operator in ("mm", "nll_loss_forward", "nll_loss_backward", "embedding", "embedding_dense_backward"):
+            assert computed.count(f"aten.{operator}.default") == expected, operator

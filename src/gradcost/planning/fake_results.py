@@ -35,7 +35,17 @@ class _Result(NamedTuple):
     dtype: torch.dtype | None = None
 
 
-_SAME_STORAGE = torch.ops.aten._has_same_storage_numel.default  # the one operator that reads the size of a storage
+_ATEN = torch.ops.aten
+# The shapes of their results do not depend on the values of the arguments, and no caller reads the results' values.
+_VALUES_UNREAD = {
+    _ATEN.nll_loss_forward.default,
+    _ATEN.nll_loss_backward.default,
+    _ATEN.nll_loss2d_forward.default,
+    _ATEN.nll_loss2d_backward.default,
+    _ATEN.embedding.default,
+    _ATEN.embedding_dense_backward.default,
+}
+_SAME_STORAGE = _ATEN._has_same_storage_numel.default  # the one operator that reads the size of a storage
 _CPU = torch.device("cpu")
 
 _known: dict[Any, _Result | bool | list[_Result] | tuple[_Result, ...]] = {}
@@ -53,12 +63,13 @@ class FakeResults:
         """Return the result of an operator: from an equal call before, or from `compute(func, args, kwargs)`.
 
         Calls are equal if their arguments have equal values, or equal shapes, strides, types and dispatch keys for
-        tensors. A call with a tensor that has values (`FakeTensor.constant`) or with an argument of another type is
-        always computed.
+        tensors. A call with a tensor that has values (`FakeTensor.constant`), unless the operator does not read them,
+        or with an argument of another type is always computed.
         """
         inputs: list[FakeTensor] = []
-        key = _key(args, self._mode, inputs) if func.namespace == "aten" else None
-        named = _key(tuple(kwargs.items()), self._mode, inputs) if kwargs and key is not None else ()
+        unread = func in _VALUES_UNREAD
+        key = _key(args, self._mode, inputs, unread) if func.namespace == "aten" else None
+        named = _key(tuple(kwargs.items()), self._mode, inputs, unread) if kwargs and key is not None else ()
         if key is None or named is None or not inputs:
             return compute(func, args, kwargs)
         if func is _SAME_STORAGE:
@@ -68,7 +79,7 @@ class FakeResults:
         if known is None:
             out = compute(func, args, kwargs)
             # An operator that changes the shape of its argument has to run.
-            results = None if torch.Tag.inplace_view in func.tags else _results(out, inputs)
+            results = None if torch.Tag.inplace_view in func.tags else _results(out, inputs, unread)
             if results is not None and len(_known) < _MOST:
                 _known[key] = results
             return out
@@ -97,13 +108,17 @@ class FakeResults:
         return fake
 
 
-def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor]) -> tuple[Any, ...] | None:
-    """Return a hashable value that is equal for equal arguments, and append each tensor to `inputs` once."""
+def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor], unread: bool) -> tuple[Any, ...] | None:
+    """Return a hashable value that is equal for equal arguments, and append each tensor to `inputs` once.
+
+    None if there is no such value: an argument of another type, or, unless `unread`, a tensor that has values.
+    """
     parts: list[Any] = []
     for value in values:
         kind = type(value)
         if kind is FakeTensor or isinstance(value, FakeTensor):
-            if value.constant is not None or value.fake_mode is not mode or value.layout is not torch.strided:
+            has_values = value.constant is not None and not unread
+            if has_values or value.fake_mode is not mode or value.layout is not torch.strided:
                 return None
             known = next((index for index, tensor in enumerate(inputs) if tensor is value), None)
             if known is not None:
@@ -115,7 +130,7 @@ def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor]) -> tuple[A
         elif kind in _SIMPLE:
             parts += kind, value
         elif kind is tuple or kind is list:
-            inner = _key(value, mode, inputs)
+            inner = _key(value, mode, inputs, unread)
             if inner is None:
                 return None
             parts += kind, inner
@@ -124,17 +139,19 @@ def _key(values: Any, mode: FakeTensorMode, inputs: list[FakeTensor]) -> tuple[A
     return tuple(parts)
 
 
-def _results(out: Any, inputs: list[FakeTensor]) -> _Result | bool | list[_Result] | tuple[_Result, ...] | None:
+def _results(
+    out: Any, inputs: list[FakeTensor], unread: bool
+) -> _Result | bool | list[_Result] | tuple[_Result, ...] | None:
     """Return what to remember of a result; None if it cannot be made again from the inputs alone."""
     if type(out) is bool:
         return out
     if type(out) is tuple or type(out) is list:
-        results = [_results(value, inputs) for value in out]
+        results = [_results(value, inputs, unread) for value in out]
         made = [result for result in results if isinstance(result, _Result)]
         new = [value for value, result in zip(out, results, strict=True) if _is_new(result)]
         is_complete = len(made) == len(out) and len({value.untyped_storage()._cdata for value in new}) == len(new)
         return type(out)(made) if is_complete else None
-    if type(out) is not FakeTensor or out.constant is not None or out.layout is not torch.strided:
+    if type(out) is not FakeTensor or (out.constant is not None and not unread) or out.layout is not torch.strided:
         return None
     same = [index for index, tensor in enumerate(inputs) if out is tensor]
     address, size = out.untyped_storage()._cdata, out.untyped_storage().nbytes()
