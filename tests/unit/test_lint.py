@@ -455,3 +455,9 @@ def test_a_score_goes_on_record_with_how_many_it_is_the_mean_over():
         last: float
 
     assert score_record(More(0.5, 0.25, 2.0), split) == {"loss": 0.5, "accuracy": 0.25, "last": 2.0}
+
+
+def test_the_page_on_fairness_lists_every_rule():
+    page = (Path(__file__).parents[2] / "docs" / "fairness.md").read_text("utf-8")
+    listed = [line for line in page.splitlines() if line.startswith(("| E", "| W")) and line[3:6].isdigit()]
+    assert listed == [f"| {rule.code} | {rule.name} | {rule.remedy} |" for rule in RULES]

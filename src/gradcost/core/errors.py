@@ -2,6 +2,7 @@
 
 GradcostError(ValueError)
     BadInput        an argument, a file or an option is wrong
+        NotFinite       the loss or a slope of a batch is not finite (gradcost.core.finite)
     Unsupported     a method cannot be used with this model, batch or installation
         MissingExtra    a package of an optional extra is not installed
     DoesNotFit      no method or setting fits the budget

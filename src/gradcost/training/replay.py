@@ -24,7 +24,8 @@ def replay(
 ) -> int:
     """Rebuild the weights after a step from the initial weights and the log.
 
-    Law: the weights have the bits of the training run, on the same kind of device. No loss is evaluated.
+    Law: the weights have the bits of the training run, on the same kind of device (directions have the same bits on
+    every device, the arithmetic of the optimizer may not). No loss is evaluated.
 
     Args:
         path: the file of a `StepLog`.
