@@ -49,11 +49,13 @@ from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
-from gradcost.papers.claims import format_interval, format_ratio, markdown_table
+from gradcost.papers.claims import markdown_table
+from gradcost.papers.intervals import format_interval, format_ratio
 from gradcost.planning.forecast import forecast
 from gradcost.results.records import read
 from gradcost.results.targets import Target, reaches
 from gradcost.results.tuning import final_rate, final_runs, log_grid
+from gradcost.results.wording import DASH
 from gradcost.slopes.slope import Jvp
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
@@ -205,7 +207,10 @@ STUDIES = {
 
 
 def table(folder: Path) -> str:
-    """Return what each method of a study reaches, and its cost of the target relative to backprop."""
+    """Return what each method of a study reaches, and its cost of the target relative to backprop.
+
+    A ratio is missing if a run of backprop does not reach the target.
+    """
     results, target = read(folder), STUDIES[folder.name]
     found = {reach.method: reach for reach in reaches(results, [target])}
     rows = []
@@ -214,12 +219,13 @@ def table(folder: Path) -> str:
         tested = [100 * (run.test.accuracy or 0.0) for run in runs if run.test is not None]
         row = [
             method,
-            f"{runs[0].steps:,}",
+            f"{max(run.steps for run in runs):,}",
             final_rate(results, method),
             format_interval(tested, bounds=(0.0, 100.0)),
         ]
         row.append(f"{reach.reached} of {reach.runs}")
-        rows.append([*row, *(format_ratio(reach.ratio[resource]) for resource in ("steps", "flops"))])
+        ratios = [reach.ratio.get(resource) for resource in ("steps", "flops")]
+        rows.append([*row, *(DASH if ratio is None else format_ratio(ratio) for ratio in ratios)])
     headers = [
         "method",
         "steps",

@@ -17,12 +17,13 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
 from gradcost.estimators.clipped import Clipped
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, forward_gradient
-from gradcost.papers.claims import format_ratio, markdown_table
+from gradcost.papers.claims import markdown_table
+from gradcost.papers.intervals import format_ratio
 from gradcost.results.records import Results, read
 from gradcost.results.targets import Target, reaches
 from gradcost.results.tuning import final_runs, log_grid
@@ -83,55 +84,47 @@ def ratios(folders: Path) -> str:
     return markdown_table(["weights d", "method", "runs at 60%", "steps / backprop's", "FLOPs / backprop's"], rows)
 
 
-def flops_to_target(results: Results, method: str) -> list[float]:
-    """Return the FLOPs of each final run up to the target; inf for a run that does not reach it."""
+def flops_to_target(results: Results, method: str) -> dict[int, float]:
+    """Return the FLOPs of each final run up to the target, by seed; inf for a run that does not reach it."""
     price = next(cost.flops for cost in results.costs if cost.method == method)
-    return [price * TARGET.step(run) for run in final_runs(results, method)]
+    return {run.seed: price * TARGET.step(run) for run in final_runs(results, method)}
 
 
-class Fit(NamedTuple):
-    """A slope of log(FLOPs to the target) against log d, its standard error, and the number of runs."""
+def slope(found: dict[int, list[float]]) -> str:
+    """Return the least-squares slope against log d of the means at each width, with Student's 95% interval.
 
-    slope: float
-    error: float
-    runs: int
-
-    def __sub__(self, other: Fit) -> Fit:
-        return Fit(self.slope - other.slope, math.hypot(self.error, other.error), self.runs + other.runs - 2)
-
-    def shown(self) -> str:
-        from scipy import stats
-
-        half = self.error * float(stats.t.ppf(0.975, self.runs - 2))
-        return f"{self.slope:.2f} [{self.slope - half:.2f}, {self.slope + half:.2f}]"
-
-
-def fit(found: dict[int, list[float]]) -> Fit:
-    """Return the least-squares fit over all runs.
+    The runs of a width share one tuned learning rate and one architecture. So each width is one point, and the
+    interval has (number of widths - 2) degrees of freedom.
 
     Args:
-        found: the FLOPs of each run, by width.
+        found: a logarithm of each run, by width. At least three widths.
     """
     from scipy import stats
 
-    points = [(math.log(weights(width)), math.log(value)) for width, values in found.items() for value in values]
+    points = [(math.log(weights(width)), fmean(values)) for width, values in found.items()]
     line = stats.linregress(*zip(*points, strict=True))
-    return Fit(line.slope, line.stderr, len(points))
+    half = line.stderr * float(stats.t.ppf(0.975, len(points) - 2))
+    return f"{line.slope:.2f} [{line.slope - half:.2f}, {line.slope + half:.2f}]"
 
 
 def slopes(folders: Path) -> str:
-    """Return a table of the slopes of each method, and of their differences from that of backprop.
+    """Return a table of the slopes of each method, and of the slopes of its ratio to backprop, paired by seed.
 
-    Only widths count at which every run of the method reaches the target, also for backprop in a difference.
+    Only widths count at which every run of the method reaches the target.
     """
     results = {width: read(folders / f"size-{width}") for width in WIDTHS}
     needed = {method: {width: flops_to_target(results[width], method) for width in WIDTHS} for method in METHODS}
     rows = []
     for method, by_width in needed.items():
-        reached = {width: flops for width, flops in by_width.items() if all(map(math.isfinite, flops))}
-        own, base = fit(reached), fit({width: needed["backprop"][width] for width in reached})
-        rows.append([method, own.shown(), "" if method == "backprop" else (own - base).shown(), str(own.runs)])
-    return markdown_table(["method", "slope of FLOPs", "less that of backprop", "runs"], rows)
+        reached = {width: flops for width, flops in by_width.items() if all(map(math.isfinite, flops.values()))}
+        own = {width: [math.log(value) for value in flops.values()] for width, flops in reached.items()}
+        ratio = {
+            width: [math.log(value / needed["backprop"][width][seed]) for seed, value in flops.items()]
+            for width, flops in reached.items()
+        }
+        less = "" if method == "backprop" else slope(ratio)
+        rows.append([method, slope(own), less, str(len(reached))])
+    return markdown_table(["method", "slope of FLOPs", "less that of backprop", "widths"], rows)
 
 
 if __name__ == "__main__":

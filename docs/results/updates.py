@@ -2,9 +2,15 @@
 
     python docs/results/updates.py docs/results/panchal2025 docs/results/updates.json
 
-It trains the final runs of the study of MiniLM on TREC again and compares the model before and after: the trained
-weights, and the features of the first token for validation questions of TREC and for sentences of movie reviews, a
-data set that no run sees. It takes about 20 minutes of one core.
+It trains with the settings of the final runs of the study of MiniLM on TREC: method, learning rate, steps and seed.
+It compares the model before and after: the trained weights, and the features of the first token for validation
+questions of TREC and for sentences of movie reviews, a data set that no run sees. It takes about 20 minutes of one
+core.
+
+- The runs are not those of the study. A final run of the study has the key `Key(seed).fold("final")`, a run here
+  `Key(seed)`. So the initial adapters, the batches and the noise differ.
+- The weights before, w0, are not those with which a run starts: `train` draws these from the key `fold("init")`. The
+  two draws are 1.4 |w0| apart, and the distance and the evenness include that. Their features are equal.
 """
 
 from __future__ import annotations
@@ -22,7 +28,8 @@ from gradcost import train
 from gradcost.core.isolation import eval_mode
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.papers.claims import format_interval, markdown_table
+from gradcost.papers.claims import markdown_table
+from gradcost.papers.intervals import format_interval
 from gradcost.papers.panchal2025.methods import method
 from gradcost.papers.panchal2025.study import Reproduction
 from gradcost.results.records import read
@@ -45,7 +52,7 @@ COLUMNS = {
 
 
 def main(folder: str, file: str) -> None:
-    """Train every final run again, and write what it changed."""
+    """Train with the settings of every final run, and write what each training changed."""
     torch.set_num_threads(1)
     results, changes = read(folder), []
     for name in dict.fromkeys(run.method for run in results.trials):
@@ -62,7 +69,7 @@ def main(folder: str, file: str) -> None:
 def change(before: Objective, after: Objective) -> dict[str, float]:
     """Return how far the weights and the features moved, and the accuracy on the test questions.
 
-    - distance: |w - w0| / |w0|, over the trained weights;
+    - distance: |w - w0| / |w0|, over the trained weights, for the w0 of `before`;
     - evenness: (sum |u|)^2 / (d sum u^2) of the update u = w - w0. It is 1 if all weights move equally, 0.64 for
       normally distributed moves, and k/d if k weights move equally and the others do not;
     - the name of a data set: mean over texts of |h - h0| / |h0|, for the features h of the first token.

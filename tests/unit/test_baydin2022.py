@@ -187,6 +187,7 @@ def test_a_diverged_run_never_reaches_the_common_loss():
     assert step_ratio((fine, gone)) == 0.0
     assert step_ratio((gone, gone)) is None
     assert (loss_gap((gone, fine)), loss_gap((fine, gone))) == (inf, -inf)
+    assert loss_gap((gone, gone)) is None
     assert loss_gap((fine, run("b", 1, list(SLOW)))) == -0.5
 
 

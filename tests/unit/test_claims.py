@@ -8,19 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcost.papers.claims import (
-    RULES,
-    Claim,
-    Evidence,
-    Glance,
-    Published,
-    Verdict,
-    claims_page,
-    format_interval,
-    measured_interval,
-    outcome,
-    verdict,
-)
+from gradcost.papers.claims import RULES, Claim, Evidence, Glance, Published, Verdict, claims_page, outcome, verdict
+from gradcost.papers.intervals import format_interval, measured_interval
 from gradcost.results.statistics import interval
 
 HOLDS, DIRECTION, FAILS, INCONCLUSIVE = Verdict

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
+
+from gradcost.results.records import read
+from gradcost.results.tuning import final_runs
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 
@@ -40,6 +45,20 @@ def test_the_tables_of_size_scaling():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_more_runs_of_the_same_widths_do_not_narrow_the_slopes(monkeypatch: pytest.MonkeyPatch):
+    """The runs of a width share a learning rate and an architecture: they are no independent points."""
+    module = script("size_scaling")
+    table, final_runs = module.slopes(FOLDER), module.final_runs
+
+    def twice(results: Any, method: str) -> list[Any]:
+        runs = final_runs(results, method)
+        return [*runs, *(dataclasses.replace(run, seed=run.seed + len(runs)) for run in runs)]
+
+    monkeypatch.setattr(module, "final_runs", twice)
+    assert module.slopes(FOLDER) == table
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_table_of_clipping():
     assert script("clipping").table(FOLDER / "clipping") in page("clipping.md")
 
@@ -51,6 +70,21 @@ def test_the_tables_of_the_questions():
         assert module.table(FOLDER / name) in text
     assert script("updates").table(FOLDER / "updates.json") in text
     assert script("workers").table(FOLDER / "workers.json") in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_runs_of_updates_are_new_runs_with_the_settings_of_the_final_runs():
+    results = read(FOLDER / "panchal2025")
+    changes = json.loads(page("updates.json"))["changes"]
+    apart = []
+    for name in dict.fromkeys(each["method"] for each in changes):
+        new = [each for each in changes if each["method"] == name]
+        final = final_runs(results, name)
+        settings = [(run.lr, run.steps, run.seed) for run in final]
+        assert [(each["lr"], each["steps"], each["seed"]) for each in new] == settings
+        tested = [100 * (run.test.accuracy or 0.0) for run in final if run.test is not None]
+        apart.append(abs(median(each["accuracy"] for each in new) - median(tested)))
+    assert f"the median test accuracies by up to {max(apart):.1f} points" in page("questions.md")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from gradcost.core.divergence import PATIENCE, RISE, DivergenceMonitor
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop
-from gradcost.results import status
+from gradcost.results import ledger, status
 from gradcost.results.facts import TuningScores, facts
-from gradcost.results.outcome import judged
+from gradcost.results.outcome import judged, last_old_line
 from gradcost.results.records import read, trial_record
 from gradcost.results.summary import summarise
 from gradcost.results.tuning import best, chosen, scores
@@ -54,7 +55,7 @@ def test_the_rule(losses: list[float], diverged: int | None):
     assert monitor(losses).diverged == diverged
 
 
-def curve(losses: list[float]) -> dict[str, Any]:
+def curve(losses: Sequence[float | None]) -> dict[str, Any]:
     return {
         "step": STEPS,
         "loss": losses,
@@ -70,16 +71,53 @@ EXPLODED = curve([2.0] * 9 + [1e30] * 11)
 
 def test_a_finished_run_of_an_older_version_is_judged_by_its_curve():
     record = trial("a()", "tune", 0.1, curve=EXPLODED, steps=200)
-    found = judged(record)
+    found = judged(record, is_old=True)
     assert (found["status"], found["steps"]) == ("diverged", 150)
     assert found["reason"] == "the loss stayed above 200, 100 times the first loss, from step 100 to step 150"
     assert found["curve"]["step"] == STEPS[:15]
     assert found["curve"]["validation_step"] == [100]
     assert record["status"] == "finished"
-    assert judged(found) == found
+    assert judged(found, is_old=True) == found
     for kept in (curve([2.0] * 20), curve([2.0] * 9 + [1e30] * 5 + [2.0] * 6), curve([2.0] * 19 + [1e30])):
         record = trial("a()", "tune", 0.1, curve=kept, steps=200)
-        assert judged(record) is record
+        assert judged(record, is_old=True) is record
+
+
+def test_a_run_whose_own_monitor_had_the_rule_is_believed(tmp_path: Path):
+    """The points of a curve are means over several steps, so the rule cannot be applied to them step by step."""
+    kept, lost = (trial("a()", "tune", lr, curve=EXPLODED, steps=200) for lr in (0.1, 1.0))
+    folder = write_folder(tmp_path, [lost])  # as an older version wrote it, without a checksum
+    ledger.append(folder, kept)
+    assert last_old_line(folder / ledger.RECORDS) == 1
+    assert {run.lr: (run.status, run.steps) for run in read(folder).trials} == {
+        0.1: ("finished", 200),
+        1.0: ("diverged", 150),
+    }
+    assert status.record(folder, kept["trial"])["status"] == "finished"
+    assert status.record(folder, lost["trial"])["status"] == "diverged"
+    assert trial_record(kept).status == "finished"  # as a study sees it that has just run it
+    assert last_old_line(tmp_path / "missing") == math.inf
+
+
+def test_a_mean_that_is_not_finite_is_a_divergence_of_an_older_version(tmp_path: Path):
+    """A monitor that has seen each step knows better: the sum of finite losses can overflow."""
+    overflow = {"curve": curve([2.0] * 9 + [None] + [2.0] * 10), "steps": 200}
+    folder = write_folder(tmp_path, [trial("a()", "tune", 0.1, **overflow)])
+    ledger.append(folder, trial("a()", "tune", 1.0, **overflow))
+    old, new = read(folder).trials
+    assert (old.status, old.steps, old.reason) == ("diverged", 100, "the loss was nan at step 100")
+    assert (new.status, new.steps) == ("finished", 200)
+
+
+def test_the_committed_records_keep_the_status_that_their_version_can_know():
+    """Those of mnist-mlp are older than the rule. Those of questions-probes have a monitor that saw every step."""
+    folder = Path(__file__).parents[2] / "docs" / "results"
+    found = [run for run in read(folder / "questions-probes").trials if run.lr == 0.2]
+    assert [(run.method, run.phase, run.status, run.steps) for run in found] == [
+        ("forward gradient 4", "tune", "finished", 1561)
+    ]
+    ended = [run.steps for run in read(folder / "mnist-mlp").trials if run.reason and "stayed above" in run.reason]
+    assert ended == [54, 54, 232, 54]
 
 
 def test_such_a_run_is_the_worst_in_tuning_the_report_and_the_linter(tmp_path: Path):

@@ -199,6 +199,17 @@ def exploded(lines: Lines) -> None:
     of(lines, MEZO, "final")[0]["validation"]["loss"] = 1e30
 
 
+def confirmed_next_to_a_cliff(lines: Lines) -> None:
+    """The confirming seeds choose 0.3 instead of 0.1, and 1.0 diverged in tuning."""
+    lines += [
+        run(method, "confirm", lr, 20, accuracy)
+        for method in (BACKPROP, MEZO)
+        for lr, accuracy in (((0.1, 0.2), (0.3, 0.99)) if method == MEZO else ((0.1, 0.95), (0.3, 0.2)))
+    ]
+    for line in of(lines, MEZO, "final"):
+        line["lr"], line["optimizer"] = 0.3, "SGD(lr=0.3)"
+
+
 FAULTS = [
     ("E101", edge, "lr=0.1 is the largest of the 5 that were tried"),
     (
@@ -227,12 +238,23 @@ FAULTS = [
     ("E304", dropped_run, "final seeds 1, 2, 4, 5, 6, 7, but backprop() has 1, 2, 3, 4, 5, 6, 7"),
     ("E305", confirmed_on_the_tuning_seed, "confirmed on seed 0, on which it was tuned"),
     ("W102", cliff, "the next rate, 3 times the winner, diverged"),
+    ("W102", confirmed_next_to_a_cliff, "the next rate, 3.33 times the winner, diverged"),
     ("W104", published, "lr=0.1 was given, not tuned"),
     ("W104", only_estimates_at_given_rates, "was given, not tuned"),
     ("W105", customary, "trained by SGD, and backprop() by AdamW"),
     ("W103", sparse, "the rates next to the winner are up to 1e+03 times away, and 3.33 times for backprop()"),
     ("W121", exploded, "1 finished with a loss above 100 times that of guessing"),
 ]
+
+
+def test_the_winner_beside_which_a_rate_diverged_is_the_confirmed_one(tmp_path: Path):
+    lines = clean()
+    for method in (BACKPROP, MEZO):  # the best rate of the tuning seed is 0.1, and 0.3 diverges in tuning
+        of(lines, method, "tune")[3] |= {"status": "diverged", "validation": None}
+        lines += [run(method, "confirm", lr, 20, accuracy) for lr, accuracy in ((0.03, 0.99), (0.1, 0.2))]
+        for line in of(lines, method, "final"):
+            line["lr"], line["optimizer"] = 0.03, "SGD(lr=0.03)"
+    assert "W102" not in {finding.code for finding in found(tmp_path / "confirmed", lines)}
 
 
 @pytest.mark.parametrize(("code", "spoil", "sentence"), FAULTS, ids=lambda part: getattr(part, "__name__", None))

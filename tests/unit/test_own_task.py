@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,20 @@ from gradcost.core.key import Key
 from gradcost.core.metric import Metric
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
+from gradcost.core.value import digest
 from gradcost.results.records import read, trial_record
 from gradcost.results.tuning import best, scores
 from gradcost.results.verdict import verdict
+from gradcost.studies import environment
 from gradcost.studies.comparison import Comparison, make_comparison
 from gradcost.studies.environment import fingerprint
-from gradcost.studies.study import first_stage
+from gradcost.studies.executors import Local
+from gradcost.studies.processes import Work
+from gradcost.studies.run import study_document
+from gradcost.studies.study import Study, first_stage
 from gradcost.studies.task_check import check_contract
+from gradcost.studies.trial import Trial
+from gradcost.studies.user_code import user_file
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.content import stamp
 from gradcost.training.optimizers import with_rate
@@ -529,6 +538,149 @@ def test_a_change_of_a_file_beside_the_task_is_a_change_of_its_code(tmp_path: Pa
     assert fingerprint.__wrapped__(str(tmp_path / "main.py")) == before
     (tmp_path / "second.py").write_text("X = 3\n")
     assert fingerprint.__wrapped__(str(tmp_path / "main.py")) != before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from .net import X",
+        "from . import net",
+        "from .. import mypkg_of_user",
+        "from mypkg_of_user.net import X",
+        "from mypkg_of_user import net",
+        "import mypkg_of_user.net",
+        "from .deep.loss import Y",
+        "from mypkg_of_user.deep import loss",
+    ],
+)
+def test_a_change_of_the_package_of_the_task_is_a_change_of_its_code(tmp_path: Path, line: str):
+    package = tmp_path / "mypkg_of_user"
+    (package / "deep").mkdir(parents=True)
+    (package / "task.py").write_text(f"{line}\n")
+    (package / "net.py").write_text("X = 1\n")
+    (package / "unused.py").write_text("X = 1\n")
+    (package / "deep" / "loss.py").write_text("from ..net import X\nY = X\n")
+    for folder in (tmp_path, package, package / "deep"):
+        (folder / "__init__.py").touch()
+    before = fingerprint.__wrapped__(str(package / "task.py"))
+    if line != "from .. import mypkg_of_user":  # it may execute all of the package
+        (package / "unused.py").write_text("X = 2\n")
+        assert fingerprint.__wrapped__(str(package / "task.py")) == before
+    (package / "net.py").write_text("X = 2\n")
+    changed = fingerprint.__wrapped__(str(package / "task.py"))
+    assert changed != before
+    (package / "__init__.py").write_text("import torch\n")
+    assert fingerprint.__wrapped__(str(package / "task.py")) != changed
+
+
+def test_a_package_without_init_counts_too(tmp_path: Path):
+    package = tmp_path / "plain_pkg_of_user"
+    package.mkdir()
+    (package / "task.py").write_text("from plain_pkg_of_user.net import X\n")
+    (package / "net.py").write_text("X = 1\n")
+    before = fingerprint.__wrapped__(str(package / "task.py"))
+    (package / "net.py").write_text("X = 2\n")
+    assert fingerprint.__wrapped__(str(package / "task.py")) != before
+
+
+MY_METHOD = """
+from my_constants_of_user import HALF
+
+from gradcost.core import value
+from gradcost.directions import Directions, Rademacher
+
+
+@value
+class Halved(Directions):
+    unbiased = True
+
+    def seeds(self, key, probes, dimension):
+        return Rademacher().seeds(key, probes, dimension)
+
+    def add(self, base, leaf, seeds, scales, in_place=False):
+        return Rademacher().add(base, leaf, seeds, [HALF * scale for scale in scales], in_place)
+"""
+MY_TASK = """
+from gradcost.core import value
+from gradcost.tasks import Digits
+
+
+@value
+class Mine:
+    steps = 5
+
+    def objective(self, key):
+        return Digits(batch=4).objective(key)
+
+    def batch_at(self, key, step):
+        return Digits(batch=4).batch_at(key, step)
+
+    def splits(self):
+        return Digits(batch=4).splits()
+
+    def score(self, model, split):
+        return Digits(batch=4).score(model, split)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that imports the user's task and method anew, and returns both."""
+    (tmp_path / "my_task_of_user.py").write_text(MY_TASK)
+    (tmp_path / "my_method_of_user.py").write_text(MY_METHOD)
+    (tmp_path / "my_constants_of_user.py").write_text("HALF = 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def forget() -> None:
+        environment._stamp.cache_clear()
+        for name in ("my_task_of_user", "my_method_of_user", "my_constants_of_user"):
+            sys.modules.pop(name, None)
+
+    def imported() -> tuple[Any, Any]:
+        forget()
+        task, method = (importlib.import_module(f"my_{name}_of_user") for name in ("task", "method"))
+        return task.Mine(), gradcost.Probing(gradcost.CentralDifference(1e-3), method.Halved())
+
+    yield imported
+    forget()
+
+
+@pytest.mark.parametrize("file", ["my_task_of_user.py", "my_method_of_user.py", "my_constants_of_user.py"])
+def test_trials_run_again_after_a_change_of_any_file_of_the_user(tmp_path: Path, mine: Any, file: str):
+    """Before, only the file of the task counted, and a change of a method reused the old trials."""
+
+    def name() -> list[str]:
+        task, method = mine()
+        fingerprint.cache_clear()
+        code = fingerprint(user_file(task, method))
+        comparison = Comparison(task, (("a", method),), (0.1,), 5, (1,), None, user_file=user_file(task, method))
+        study = Study("Which?", lambda: (yield [trial]))
+        trial = Trial(task, "a", method, gradcost.SGD(0.1), 5)
+        document = study_document(study, first_stage(study), code)
+        return [trial.name(code), comparison.name, document["comparison"]]
+
+    before, path = name(), tmp_path / file
+    path.write_text(path.read_text() + "\n# a comment changes nothing\n")
+    assert name() == before
+    path.write_text(path.read_text().replace("0.5", "0.25").replace("batch=4", "batch=8") + "\nOTHER = 1\n")
+    assert all(new != old for new, old in zip(name(), before, strict=True))
+
+
+def test_a_method_that_changes_while_its_study_runs_fails_its_trial(tmp_path: Path, mine: Any):
+    task, method = mine()
+    trial, work = Trial(task, "a", method, gradcost.SGD(0.1), 2, "tune", 0), Work("code", tmp_path, user_file(task))
+    name = trial.name("code")
+    (tmp_path / "my_constants_of_user.py").write_text("HALF = 0.25\n")
+    (record,) = Local(1).perform([trial], work)
+    assert (record["trial"], record["status"]) == (name, "failed")
+    assert "changed while the study ran" in record["reason"]
+
+
+def test_the_name_of_a_trial_of_gradcost_depends_on_no_other_file():
+    for estimator in (gradcost.backprop(), gradcost.mezo(), gradcost.forward_gradient(4)):
+        trial = Trial(Digits(), "a", estimator, gradcost.SGD(0.1), 5)
+        assert environment.plug_in_code(trial.task, estimator, trial.optimizer) == []
+        assert trial.name("code") == digest((trial, "code"))
 
 
 @pytest.mark.slow

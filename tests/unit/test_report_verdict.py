@@ -242,6 +242,30 @@ def test_estimated_gradients_that_are_alike_are_named_together(tmp_path: Path):
     assert "The best method with an estimated gradient, fg(), is 10.5 points behind" in verdict
 
 
+def test_alike_methods_that_diverge_on_some_seeds_may_be_ahead(tmp_path: Path):
+    exact = {"method": "bp()", "accuracies": [0.84, 0.85, 0.85, 0.85, 0.85, 0.86], "estimator": "Reverse()"}
+    one = {"method": "fg()", "accuracies": [0.9] * 4 + [None] * 2, "estimator": PROBING}
+    other = {**one, "method": "zo()"}
+    verdict = recommended(results_of(tmp_path / "ahead", exact, one, other))
+    assert "fg() (90.0%, 1 KiB; 2 of 6 seeds diverged) and zo() (" in verdict
+    assert "are alike and 5.0 points ahead." in verdict
+    wide = {**one, "accuracies": [0.86, 0.94, 0.94, 0.94, None, None]}
+    verdict = recommended(
+        results_of(tmp_path / "both", exact, wide, {**other, "accuracies": [0.87] * 4 + [None] * 2})
+    )
+    assert "are alike and 2.0 to 5.0 points ahead." in verdict
+    verdict = recommended(
+        results_of(tmp_path / "mixed", exact, wide, {**other, "accuracies": [0.84] * 4 + [None] * 2})
+    )
+    assert "are alike and 5.0 points ahead to 1.0 point behind." in verdict
+
+
+def test_a_method_whose_seeds_are_all_equal_can_be_recommended(tmp_path: Path):
+    """Rounding puts the interval of six times 0.85 above 0.85."""
+    exact = {"method": "bp()", "accuracies": [0.85] * 6, "estimator": "Reverse()"}
+    assert recommended(results_of(tmp_path, exact)).startswith("Use bp(): 85.0% test accuracy")
+
+
 def test_before_the_first_final_run_the_answer_is_that_of_validation(tmp_path: Path):
     score = {"loss": 1.0, "accuracy": 0.5}
     lines = [trial("a()", "tune", validation=score), trial("a()", "tune", lr=1.0, status="diverged")]

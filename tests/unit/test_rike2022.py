@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.papers.claims import Verdict
 from gradcost.papers.claims import verdict as verdict_on
+from gradcost.papers.intervals import Between, Measured
 from gradcost.papers.rike2022.claims import claims, free_runs
 from gradcost.papers.rike2022.differences import DIFFERENCES
 from gradcost.papers.rike2022.page import page
@@ -26,7 +28,7 @@ from gradcost.papers.rike2022.protocols import AsRun, AsStated, protocol_of
 from gradcost.papers.rike2022.runs import LAST_IMAGES, RowResult, is_published_setup, row_results
 from gradcost.papers.rike2022.speed import DEFINITIONS, GUESSING, Ratio, ratio
 from gradcost.papers.rike2022.study import Reproduction, Tuning, task_of
-from gradcost.papers.rike2022.table import GROUPS, TABLE, TableRow, counterpart, rows
+from gradcost.papers.rike2022.table import BATCH, GROUPS, TABLE, TableRow, counterpart, rows
 from gradcost.papers.rike2022.tasks import (
     EPS,
     LOSS_BOUNDS,
@@ -295,6 +297,7 @@ def test_only_the_papers_own_length_and_data_are_its_setup():
     ]
     assert is_published_setup(gathered(*full(), *shorter), table), "how long the tuned rows are is another matter"
     assert not is_published_setup(gathered(*full(), task="LastBatch(task=Digits())"), table)
+    assert not is_published_setup(gathered(*full(), task="LastBatch(task=FashionMnist())"), table)
     assert not is_published_setup(gathered(*full()[:-1], record(table[-1], 1, 0.1, steps=781)), table)
     as_run = gathered(*full(), task="LastBatch(task=NotebookData(task=Mnist()))")
     assert not is_published_setup(as_run, table), "the notebooks have 782 batches per epoch"
@@ -328,16 +331,66 @@ def test_a_ratio_of_steps_has_the_range_that_the_records_allow():
         (GUESSING - 0.9 * (GUESSING - 0.3), GUESSING - 0.9 * (GUESSING - 0.15))
     )
     assert ratio(ours, theirs, ninety) == Ratio(30_000, 20_000, 1.0, 3.0)
-    assert ratio(theirs, ours, final) is None
-    (gone,) = row_results(gathered(record(BACKPROP, 1, 0.1, status="diverged")), [BACKPROP])
-    assert ratio(ours, gone.runs[0], one) is None
+    assert ratio(theirs, ours, final) == Ratio(39_050, None, 0.0, 1.0), "backprop does not get there"
+    high = replace(ours, curve=replace(ours.curve, loss=(2.2, 2.0, 1.8, 1.7)))
+    assert ratio(high, theirs, one) == Ratio(None, 10_000, 3.905, float("inf")), "nor does the forward gradient"
+    assert ratio(high, high, one) is None
+    assert ratio(replace(high, status="diverged"), theirs, one) == Ratio(None, 10_000, float("inf"), float("inf"))
+    assert ratio(replace(ours, status="diverged"), theirs, ninety) is None, "its own fall is no convergence"
     curve = replace(ours.curve, loss=(GUESSING, 0.995 * GUESSING, 0.991 * GUESSING))
     assert ratio(replace(ours, curve=curve), theirs, ninety) is None, "it has not begun to converge"
 
 
-def named(records: Results, start: str) -> tuple[Verdict, tuple[float, ...]]:
+def named(records: Results, start: str) -> tuple[Verdict, tuple[Measured, ...]]:
     ((claim, shown),) = (each for each in claims(records, rows("nn"), "-", "-") if each[0].name.startswith(start))
     return verdict_on(claim, shown.values), shown.values
+
+
+def of_seeds(losses: dict[str, float], seeds: tuple[int, ...] = (1, 2, 3), **changed: Any) -> list[dict[str, Any]]:
+    return [record(row, seed, losses[row.gradient], **changed) for row in rows("nn") for seed in seeds]
+
+
+def test_a_ratio_without_an_upper_end_is_no_measured_ratio():
+    at_first = of_seeds({"forward": 0.5, "backprop": 0.05})  # backprop has a loss of 1.0 at its first point
+    outcome, values = named(gathered(*at_first), "Backprop converges 2 to 4 times faster: loss 1.0")
+    assert values == (Between(1.0, float("inf")),) * 3
+    assert outcome == Verdict.INCONCLUSIVE
+
+
+def test_seeds_whose_forward_gradient_does_not_get_there_count():
+    three = of_seeds({"forward": 0.3, "backprop": 0.15})
+    slow = of_seeds({"forward": 1.2, "backprop": 0.15}, (4, 5, 6, 7, 8))
+    _, values = named(gathered(*three, *slow), "Backprop converges 2 to 4 times faster: loss 1.0")
+    assert values == (Between(1.0, float("inf")),) * 3 + (Between(3.905, float("inf")),) * 5
+
+
+def test_a_pair_that_diverged_is_no_evidence_and_one_run_that_diverged_is():
+    gone = {row.name for row in rows("nn") if row.optimizer == "nesterov"}
+    trials = of_seeds({"forward": 0.3, "backprop": 0.06})
+    both = [dict(one, status="diverged", test=None) if one["method"] in gone else one for one in trials]
+    assert named(gathered(*both), "Backprop beats")[1] == pytest.approx([5.0] * 3)
+    alone = [dict(one, test=None) if one["method"] == BACKPROP.name else one for one in trials]
+    assert named(gathered(*alone), "Backprop beats")[1] == (0.0,) * 3
+
+
+def test_all_networks_reach_zero_only_if_the_worst_does():
+    trials = of_seeds({"forward": 0.3, "backprop": 0.0001})
+    assert named(gathered(*trials), "Backprop reaches")[0] == Verdict.HOLDS
+    worse = [
+        dict(one, test=one["test"] | {"loss": 0.08}) if one["method"] == BACKPROP.name else one for one in trials
+    ]
+    assert named(gathered(*worse), "Backprop reaches")[0] == Verdict.FAILS
+
+
+def test_rates_tuned_at_two_lengths_are_refused_in_one_folder():
+    known = gathered(record(FORWARD, 1, 0.2, method=f"{FORWARD.name}, tuned", steps=781)).trials
+    task = Digits(batch=BATCH)
+    steps = AsStated().task(task).steps_per_epoch
+    one = Reproduction(task=task, tuning=Tuning(epochs=781 / steps))
+    one.require_one_tuned_length(known)
+    Reproduction(task=task).require_one_tuned_length(known)
+    with pytest.raises(BadInput, match=f"--tuned-epochs {781 / steps:.3g}, or"):
+        Reproduction(task=task, tuning=Tuning(epochs=50)).require_one_tuned_length(known)
 
 
 def test_claims_need_three_seeds_and_then_have_verdicts():

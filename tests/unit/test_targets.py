@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from gradcost.results import verdict
 from gradcost.results.contrast import planned_contrast
 from gradcost.results.records import Results, read
 from gradcost.results.targets import Target, best_estimated, common_targets, reaches, reference
+from gradcost.results.wording import DASH
 
 STEPS = [1, 2, 4, 8, 16, 32, 64, 100]
 RISING = [0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.96]
@@ -69,6 +72,58 @@ def test_a_diverged_run_reaches_nothing_from_its_divergence_on(tmp_path: Path):
     found = results(tmp_path, runs("bp", [0], EXACT, 0.95), diverged)
     steps = [row.median["steps"] for row in reaches(found, [Target("accuracy", x) for x in (0.6, 0.8)])]
     assert steps == [8, 16, 8, inf]
+
+
+def test_a_failed_seed_of_the_reference_is_left_out(tmp_path: Path):
+    exact = runs("bp", [0] * 6, EXACT, 0.95)
+    exact[-1] |= {"status": "failed", "curve": {}, "test": None, "steps": 0}
+    found = results(tmp_path / "one", exact, runs("fg", [2] * 6))
+    assert [target.value for target in common_targets(found) if target.quantity == "accuracy"][-1] == 0.95
+    by_method = {row.method: row for row in reaches(found, [Target("accuracy", 0.8)])}
+    assert (by_method["bp"].reached, by_method["bp"].runs) == (5, 5)
+    assert (by_method["fg"].runs, by_method["fg"].ratio["steps"].n) == (6, 5)
+    assert by_method["fg"].ratio["steps"].median == 4
+    all_failed = [
+        line | {"status": "failed", "curve": {}} if line.get("phase") == "final" else line for line in exact
+    ]
+    found = results(tmp_path / "all", all_failed, runs("cp", [0] * 6, EXACT, 0.9), runs("fg", [2] * 6))
+    assert reference(found) == "cp"  # the best one with runs that ended
+
+
+def test_the_tables_of_the_questions_show_what_is_known_without_a_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = Path(__file__).parents[2] / "docs" / "results" / "questions.py"
+    spec = importlib.util.spec_from_file_location("questions_without_a_ratio", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    diverged = runs("bp", [0, 5, 0], EXACT, 0.95)
+    diverged[-2] |= {"status": "diverged", "steps": 5, "test": None}  # before it reaches 60%
+    folder = tmp_path / "questions-probes"
+    results(folder, diverged, runs("fg", [2, 2, 2]))
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in module.table(folder).splitlines()[2:]]
+    assert [(row[0], row[1], *row[4:]) for row in rows] == [
+        ("bp", "100", "2 of 3", DASH, DASH),
+        ("fg", "100", "3 of 3", DASH, DASH),
+    ]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("mean absolute error", "fg 16"), ("accuracy", "fg 1")])
+def test_only_accuracies_that_differ_little_are_alike(tmp_path: Path, metric: str, best: str):
+    methods = [runs("bp", [0], EXACT)]
+    for method, error in (("fg 1", 0.019), ("fg 16", 0.0012)):
+        methods.append(runs(method, [0]))
+        ranked = {"accuracy": None, "mean absolute error": error, "score": -error}
+        methods[-1][1]["validation"] = {"loss": error} | (
+            ranked if metric == "mean absolute error" else {"accuracy": 1 - error}
+        )
+    lines = [line for lines in methods for line in lines]
+    lower = metric != "accuracy"
+    found = read(write_folder(tmp_path, lines, seeds=[1], steps=100, metric=metric, lower_is_better=lower))
+    assert best_estimated(found) == best
 
 
 def test_common_targets_are_reached_by_the_reference_and_shared(tmp_path: Path):

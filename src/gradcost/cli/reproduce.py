@@ -56,6 +56,8 @@ def _reproduce_rike2022(options: ReproduceOptions) -> int:
         _show_dry_run(reproduction)
         return 0
     folder = options.output or _default_folder(options)
+    if (folder / "study.json").exists():
+        reproduction.require_one_tuned_length(read(folder).trials)
     printer = run_or_resume(with_file(reproduction.study, file), folder, options)
     results, table = read(folder), rike2022.rows(options.rows or ROWS)
     if options.page is not None:

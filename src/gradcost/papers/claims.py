@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import exp, inf, isfinite, log, sqrt
-from statistics import fmean, stdev
+from math import inf, isfinite
 
 from gradcost.core.errors import BadInput
-from gradcost.core.units import count, number
+from gradcost.core.units import number
 from gradcost.core.value import value
-from gradcost.results.statistics import LEVEL, Interval, interval
+from gradcost.papers.intervals import STUDENT, Measured, format_interval, log_or_inf, measured_interval
 
 LEAST_SEEDS = 3
 STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
-# Half the width of Student's 95% interval, in standard errors, for so few seeds that order statistics reach no 95%.
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-
 RULES = (
     "Published interval: the published number or range, extended by 1.96 standard errors if they are known, "
     "otherwise by half a unit in the last printed digit.",
-    f"Our interval, from {max(_STUDENT) + 1} seeds on: the 95% interval of the median, from order statistics. With 2 "
-    f"to {max(_STUDENT)} seeds: Student's 95% interval, extended to all values, without those that the quantity "
-    "cannot have. A ratio is computed on a logarithmic scale.",
+    f"Our interval, from {max(STUDENT) + 1} seeds on: the 95% interval of the median, from order statistics. With 2 "
+    f"to {max(STUDENT)} seeds: Student's 95% interval, extended to all values, without those that the quantity "
+    "cannot have. A ratio is computed on a logarithmic scale. With an infinite value: all values, 75% for 3 seeds.",
+    "A value of which only bounds are known, since a run did not reach a target, is a range: the interval covers it.",
     "Reference: the value that means no effect, such as a ratio of 1. Published effect: the distance from it, or "
     "from 0 if there is none, to the farther end of the published range.",
     f"Fewer than {LEAST_SEEDS} seeds: **inconclusive**.",
@@ -137,8 +134,8 @@ class Evidence:
     """What our runs show about a claim.
 
     Args:
-        values: one measured value of the claim's quantity per seed; inf or -inf for a run that diverged. Empty if the
-            claim was not tested.
+        values: one measured value of the claim's quantity per seed, or its bounds; inf or -inf for a run that
+            diverged. Empty if the claim was not tested.
         command: the command that runs the experiment.
         records: the folder of the records, or a link to it.
         scale: the size of the experiment, such as "50 epochs, 3 seeds".
@@ -147,7 +144,7 @@ class Evidence:
         missing: why there are no values, in a few words.
     """
 
-    values: tuple[float, ...]
+    values: tuple[Measured, ...]
     command: str
     records: str
     scale: str
@@ -171,57 +168,19 @@ class Glance:
     hours: float
 
 
-def measured_interval(
-    values: Sequence[float], is_ratio: bool = False, bounds: tuple[float, float] = (-inf, inf)
-) -> Interval:
-    """Return the median over seeds with its interval.
-
-    - From 6 values on: `statistics.interval`, which is free of assumptions on the distribution.
-    - 2 to 5 values: Student's 95% interval of the mean, extended to all values and cut at `bounds`. Order statistics
-      reach no 95% there. Of a ratio, the mean is the geometric one.
-    - 1 value: the value itself, with confidence 0.
-
-    Args:
-        values: one per seed; inf or -inf for a run that diverged.
-        is_ratio: whether the values are ratios of two positive numbers.
-        bounds: the least and the largest value that the quantity can have.
-    Returns:
-        Interval(median, low, high, confidence, n). With an infinite value, or a ratio of 0, among 2 to 5: from the
-        smallest to the largest.
-    Raises:
-        BadInput: there are no values.
-    """
-    plain = interval(values)
-    scaled = [_log(x) for x in values] if is_ratio else values
-    if plain.n not in _STUDENT or not all(map(isfinite, scaled)):
-        return plain
-    margin = _STUDENT[plain.n] * stdev(scaled) / sqrt(plain.n)
-    low, high = fmean(scaled) - margin, fmean(scaled) + margin
-    low, high = (_exp(low), _exp(high)) if is_ratio else (max(low, bounds[0]), min(high, bounds[1]))
-    return Interval(plain.median, min(plain.low, low), max(plain.high, high), LEVEL, plain.n)
-
-
-def _log(x: float) -> float:
-    return log(x) if x > 0 else -inf
-
-
-def _exp(x: float) -> float:
-    return exp(x) if x < 700 else inf
-
-
-def verdict(claim: Claim, values: Sequence[float]) -> Verdict:
+def verdict(claim: Claim, values: Sequence[Measured]) -> Verdict:
     """Return the verdict on a claim, by RULES.
 
     Args:
         claim: the claim.
-        values: one measured value per seed.
+        values: one measured value per seed, or its bounds.
     """
     if len(values) < LEAST_SEEDS:
         return Verdict.INCONCLUSIVE
     found = measured_interval(values, claim.is_ratio, claim.bounds)
     reference = 0.0 if claim.reference is None else claim.reference
     numbers = (found.low, found.high, *claim.published.interval, *claim.published.ends, reference)
-    low, high, near, far, start, end, reference = map(_log, numbers) if claim.is_ratio else numbers
+    low, high, near, far, start, end, reference = map(log_or_inf, numbers) if claim.is_ratio else numbers
     if start < reference:  # mirror all numbers, so that the published side is above the reference
         (low, high), (near, far), end, reference = (-high, -low), (-far, -near), -start, -reference
     overlap = low <= far and near <= high
@@ -248,26 +207,6 @@ def outcome(claim: Claim, evidence: Evidence) -> str:
 def measured(claim: Claim, evidence: Evidence) -> str:
     """Return the measured value of the claim's quantity with its interval in words, or why there is none."""
     return format_interval(evidence.values, evidence.missing, claim.is_ratio, claim.bounds)
-
-
-def format_interval(
-    values: Sequence[float],
-    missing: str = "not run",
-    is_ratio: bool = False,
-    bounds: tuple[float, float] = (-inf, inf),
-) -> str:
-    """Format the measured median and interval: `1.92 [1.85, 1.99], 5 seeds`; `missing` without values."""
-    if not values:
-        return missing
-    found = measured_interval(values, is_ratio, bounds)
-    ends = f" [{number(found.low)}, {number(found.high)}]" if found.n > 1 else ""
-    return f"{number(found.median)}{ends}, {count(found.n, 'seed')}"
-
-
-def format_ratio(ratio: Interval) -> str:
-    """Return "12.6 [4.21, 21.7]" for a ratio and its interval; an infinite number is "not reached"."""
-    middle, *ends = (f"{x:.3g}" if isfinite(x) else "not reached" for x in (ratio.median, ratio.low, ratio.high))
-    return middle if middle == "not reached" else f"{middle} [{', '.join(ends)}]"
 
 
 def claims_page(

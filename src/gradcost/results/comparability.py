@@ -9,7 +9,7 @@ from math import isfinite, log, log10
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.summary import is_exact
-from gradcost.results.tuning import best, runs_of, scores
+from gradcost.results.tuning import chosen, runs_of
 
 CUSTOMARY = "customary"  # the optimizer in study.json if each method has the one that is customary for it
 GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
@@ -27,8 +27,9 @@ class MethodDesign:
         seeds: seeds of the final runs.
         tuning_seeds: seeds of the tuning runs.
         confirming_seeds: seeds of the confirming runs.
-        gap: the larger distance of the winning learning rate to its neighbours on the grid, in decades.
-        diverged_above: the next larger rate that was tried, as a multiple of the winner, if it diverged.
+        gap: the larger distance of the winner to its neighbours on the grid, in decades. The winner is the learning
+            rate that tuning and confirming runs chose.
+        diverged_above: the next larger rate that was tried, as a multiple of the winner, if it diverged in tuning.
         exploded: number of finished runs with a loss far above that of guessing.
         given: the learning rates of a method that was not tuned, in a study that tunes neither the exact gradient nor
             an estimated one, such as published rates; "" for any other method.
@@ -91,16 +92,14 @@ def _seeds(runs: Iterable[TrialRecord]) -> tuple[int, ...]:
 def _around_the_winner(runs: Sequence[TrialRecord]) -> tuple[float | None, float | None]:
     """Return `gap` and `diverged_above` of MethodDesign."""
     tuned = [run for run in runs if run.phase == "tune"]
-    winner = best(scores(tuned, runs[0].method))
+    winner = chosen(runs, runs[0].method)
     grid = sorted({run.lr for run in tuned})
-    if not winner or len(grid) < 2:
+    if winner is None or len(grid) < 2:
         return None, None
-    place = grid.index(winner[0])
-    neighbours = grid[max(0, place - 1) : place] + grid[place + 1 : place + 2]
-    gap = max(abs(log10(rate / winner[0])) for rate in neighbours)
-    above = grid[place + 1] if place + 1 < len(grid) else None
-    diverged = above is not None and all(run.status == "diverged" for run in tuned if run.lr == above)
-    return gap, above / winner[0] if above is not None and diverged else None
+    below, above = [rate for rate in grid if rate < winner][-1:], [rate for rate in grid if rate > winner][:1]
+    gap = max(abs(log10(rate / winner)) for rate in below + above)
+    diverged = all(run.status == "diverged" for run in tuned if run.lr in above)
+    return gap, above[0] / winner if above and diverged else None
 
 
 def _has_exploded(run: TrialRecord, chance: float | None) -> bool:

@@ -1,31 +1,53 @@
-"""Apply the present rule of divergence (`DivergenceMonitor`) to recorded trials."""
+"""The status of recorded trials: that of their own monitor. Trials older than the rule of divergence are judged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 from gradcost.core.divergence import DivergenceMonitor
+from gradcost.results import ledger
 
 
-def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a trial's record; if its loss diverges by the present rule, a copy with status "diverged".
+def last_old_line(path: Path) -> float:
+    """Return the number of the last line that an older version may have written; inf if no line has a checksum.
 
-    Trials of this version stop where they diverge. Older versions stopped a trial only at a loss that was not finite.
-    If the recorded loss curve of a finished trial diverges, the record is returned as if the trial had stopped there.
+    The checksum of a line marks the version: the rule of divergence is older than checksums. So whatever wrote a
+    checksum had the rule, and its monitor saw the loss of each step. Lines without one come first in a file.
+
+    Args:
+        path: `records.jsonl`.
+    """
+    if not path.is_file():
+        return inf
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip() and ledger.parse(line, has_checksum=True) is not None:
+                return number - 1
+    return inf
+
+
+def judged(record: dict[str, Any], is_old: bool = False) -> dict[str, Any]:
+    """Return a trial's record; if it is old and finished although its loss diverged, a copy with status "diverged".
+
+    - A trial of a version with the rule of divergence (`DivergenceMonitor`) stops where it diverges: its monitor has
+      seen the loss of each step. Its record is returned as it is.
+    - An older version stopped a trial only at a loss that was not finite. The rule is applied to its recorded curve.
+      This is an approximation: the points of a curve are means over several steps. None is a mean that is not finite.
 
     Args:
         record: JSON of kind "trial".
+        is_old: whether a version without the rule may have made the record (`last_old_line`).
     Returns:
         The record itself, or a copy with status "diverged", cut at the step of divergence.
     """
     curve = record.get("curve") or {}
-    if record.get("status") != "finished" or not curve.get("loss"):
+    if not is_old or record.get("status") != "finished" or not curve.get("loss"):
         return record
     monitor, last = DivergenceMonitor(), 0
     for last, loss in zip(curve["step"], curve["loss"], strict=False):
-        if loss is not None:
-            monitor.add(last, loss)
+        monitor.add(last, nan if loss is None else loss)
         if monitor.diverged is not None:
             break
     else:
@@ -34,7 +56,7 @@ def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**record, **stopped}
 
 
-def _until(curve: Mapping[str, Any], last: int) -> dict[str, Any]:
+def _until(curve: dict[str, Any], last: int) -> dict[str, Any]:
     """The points of a curve up to the step `last`. "validation_step" has the steps of the validation values."""
     training = sum(step <= last for step in curve["step"])
     validation = sum(step <= last for step in curve.get("validation_step", ()))

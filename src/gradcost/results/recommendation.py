@@ -19,6 +19,7 @@ from gradcost.results.wording import alike, bare, chance, count, listed, number,
 
 ALPHA = 0.05
 _LEARNED = 0.99  # where the loss is the metric: the share of the first loss below which something was learned
+_SHOWN = 0.0005  # a smaller difference of accuracies is not shown in points with one decimal
 _NOISE = 1.1  # a test loss so many times the loss of the first batch is above it by more than the batch explains
 
 
@@ -70,7 +71,8 @@ def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation 
 def _alike(pool: Iterable[MethodSummary], best: MethodSummary, study: StudyRecord) -> list[MethodSummary]:
     """The methods of `pool` that are as accurate as its best one, by the rule of `choose`."""
     known = interval(_finished(best))
-    limit = penalized_accuracy(best, study) - (known.median - known.low)
+    below = max(known.median - known.low, 0.0)  # rounding puts the low end of equal accuracies above their median
+    limit = penalized_accuracy(best, study) - below
     return [row for row in pool if penalized_accuracy(row, study) >= limit]
 
 
@@ -210,20 +212,29 @@ def _other_kind(choice: Recommendation, rows: list[MethodSummary], study: StudyR
     other = max(pool, key=lambda r: penalized_accuracy(r, study))
     near = _alike(pool, other, study)
     if len(near) > 1 and other not in choice.alike and row.accuracy:
-        behind = sorted(row.accuracy.median - r.accuracy.median for r in near if r.accuracy)
-        gap = f"up to {points(behind[-1])}" if behind[0] <= 0 else points(behind[-1])
-        if 0 < behind[0] < behind[-1] - 0.0005:
-            gap = f"{bare(behind[0])} to {gap}"
-        names = listed([f"{r.method} ({_brief(r)})" for r in near])
-        return f"The best methods {kind}, {names}, are alike and {gap} behind."
+        names = listed([f"{r.method} ({'; '.join(filter(None, (_brief(r), _missing_seeds(r))))})" for r in near])
+        gap = _gap([row.accuracy.median - r.accuracy.median for r in near if r.accuracy])
+        return f"The best methods {kind}, {names}, are alike and {gap}."
     result = f"{_result(other)}{_within(other)}"
     if row.ms is not None and other.ms is not None and not (row.doubt or other.doubt):
         result += f", {number(other.ms)} ms per step instead of {number(row.ms)}"
     if other in choice.alike:
         return f"The best method {kind} is {other.method}: {result}."
-    ahead = row.accuracy.median - other.accuracy.median if row.accuracy and other.accuracy else 0.0
-    gap = f"{points(abs(ahead))} {'behind' if ahead >= 0 else 'ahead'}"
+    gap = _gap([row.accuracy.median - other.accuracy.median if row.accuracy and other.accuracy else 0.0])
     return f"The best method {kind}, {other.method}, is {gap}: {result}."
+
+
+def _gap(behind: list[float]) -> str:
+    """How far methods are behind or ahead of the recommended one, such as: 10.5 to 11.5 points behind."""
+    least, most = min(behind), max(behind)
+    if least < -_SHOWN and most >= 0:
+        return f"{points(-least)} ahead to {points(most)} behind"
+    where = "behind"
+    if most < 0:
+        least, most, where = -most, -least, "ahead"
+    if most - least <= _SHOWN:
+        return f"{points(most)} {where}"
+    return f"{f'{bare(least)} to' if least > _SHOWN else 'up to'} {points(most)} {where}"
 
 
 def _within(row: MethodSummary) -> str:
@@ -281,10 +292,16 @@ def _result(row: MethodSummary) -> str:
 
 def seeds_note(row: MethodSummary) -> str:
     """Return a note on diverged and missing seeds, such as " (1 of 6 seeds diverged)"; "" if there are none."""
+    note = _missing_seeds(row)
+    return f" ({note})" if note else ""
+
+
+def _missing_seeds(row: MethodSummary) -> str:
+    """Diverged and missing seeds, such as: 1 of 6 seeds diverged; "" if there are none."""
     missing = row.planned - row.seeds - row.diverged
     seeds = count(row.planned, "seed")
     notes = [f"{n} of {seeds} {fate}" for n, fate in ((row.diverged, "diverged"), (missing, "missing")) if n > 0]
-    return f" ({listed(notes)})" if notes else ""
+    return listed(notes) if notes else ""
 
 
 def _if_none(x: float | None, otherwise: float) -> float:

@@ -24,7 +24,7 @@ from gradcost.core.printable import all_printable
 from gradcost.results import ledger
 from gradcost.results.field_types import checked
 from gradcost.results.ledger import document
-from gradcost.results.outcome import judged
+from gradcost.results.outcome import judged, last_old_line
 
 SCHEMA = 1
 
@@ -276,7 +276,7 @@ def results(study: Mapping[str, Any], environment: Mapping[str, Any], path: Path
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:
-    """Yield (line number, JSON record, value) of each line of a records file.
+    """Yield (line number, JSON record, value) of each line of a records file. Trials are those of `outcome.judged`.
 
     The value is a TrialRecord, Cost, Refused or Quality; None if the line is damaged; `...` if only a later version
     knows its kind.
@@ -290,6 +290,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:
         "refused": functools.partial(checked, Refused),
         "quality": functools.partial(checked, Quality),
     }
+    old = last_old_line(path)
     for number, record in ledger.numbered_lines(path):
         if record is None:
             yield number, {}, None
@@ -297,6 +298,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:
         _check_schema(record, f"{path} line {number}")
         kind = record.get("kind")
         try:  # a line without a checksum may hold anything
+            record = judged(record, number <= old) if kind == "trial" else record
             item = makers[kind](record) if isinstance(kind, str) and kind in makers else ...
         except (BadInput, TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
             item = None
@@ -320,8 +322,7 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:
-    """Convert a JSON record of kind "trial" to a TrialRecord, with the status that `outcome.judged` gives it."""
-    record = judged(record)
+    """Convert a JSON record of kind "trial" to a TrialRecord."""
     curve = {name: tuple(values) for name, values in (record.get("curve") or {}).items()}
     curve.setdefault("validation_score", curve.get("validation_accuracy", ()))
     return checked(

@@ -4,7 +4,8 @@ A ratio to a common target does not depend on where the runs were stopped, unlik
 
 - A run reaches a target at its first evaluation whose validation accuracy is at least the target, or whose
   validation loss is at most the target.
-- A run that does not reach the target has the amount inf: it needs more than the run had. A diverged run too.
+- A run that does not reach the target has the amount inf: it needs more than the run had. A diverged run too. A
+  failed run has no result and is left out.
 - A ratio is taken between two final runs of one seed: these start at the same weights and see the same batches. Its
   interval is that of the median over seeds (`statistics.interval`).
 - The median amount is the Kaplan-Meier estimate. All runs of a method end at the same step, so it is the smallest
@@ -25,7 +26,7 @@ from gradcost.results.tuning import confirmed_best, final_runs, runs_of, scores
 
 RESOURCES = (STEPS, FLOPS, SECONDS)
 ACCURACIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-ALIKE = 0.02  # methods whose tuning accuracies differ by less are alike: the first one stands for them
+ALIKE = 0.02  # methods whose tuning accuracies differ by at most this are alike: the first one stands for them
 LOSSES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)  # as multiples of the loss of guessing
 
 
@@ -78,8 +79,9 @@ class Reach:
 def reference(results: Results) -> str | None:
     """Return the method with the exact gradient and the best tuning score; None if the study has none.
 
-    The tuning runs choose it, so the final runs are not used twice. Of methods whose accuracies differ by less than 2
-    points, the first one in the study is returned, so that the answer does not depend on a rounding.
+    The tuning runs choose it, so the final runs are not used twice. Of methods whose accuracies are at most 2 points
+    below the best, the first one in the study is returned, so that the answer does not depend on a rounding. By
+    another metric than the accuracy, the best score decides.
     """
     return _best_tuned(results, exact=True)
 
@@ -95,13 +97,20 @@ def _best_tuned(results: Results, exact: bool) -> str | None:
         runs = runs_of(results, method)
         tuned = [run for run in runs if run.phase in ("tune", "confirm")]
         rate = confirmed_best(tuned, method)
-        if rate and final_runs(results, method) and _is_exact(results, method) is exact:
+        if rate and _ended(results, method) and _is_exact(results, method) is exact:
             scored[method] = scores((run for run in tuned if run.lr == rate[0]), method)[rate[0]][:2]
     if not scored:
         return None
-    accuracy, _ = max(scored.values())
-    alike = [method for method, score in scored.items() if score[0] >= accuracy - ALIKE] if isfinite(accuracy) else []
-    return alike[0] if alike else max(scored, key=lambda method: scored[method])
+    best = max(scored, key=lambda method: scored[method])
+    accuracy, _ = scored[best]
+    if not results.study.metric.is_accuracy or not isfinite(accuracy):
+        return best
+    return next(method for method, score in scored.items() if score[0] >= accuracy - ALIKE)
+
+
+def _ended(results: Results, method: str) -> list[TrialRecord]:
+    """The final runs of a method without those that failed: these have no result, and run again."""
+    return [run for run in final_runs(results, method) if run.status in ("finished", "diverged")]
 
 
 def _is_exact(results: Results, method: str) -> bool:
@@ -122,11 +131,10 @@ def reaches(results: Results, targets: Sequence[Target] | None = None) -> list[R
     if first is None:
         return []
     costs = {cost.method: cost for cost in results.costs}
-    base, unit = final_runs(results, first), costs.get(first, Cost(first, ""))
+    base, unit = _ended(results, first), costs.get(first, Cost(first, ""))
     rows = []
     for method in dict.fromkeys(run.method for run in results.trials):
-        runs = [run for run in final_runs(results, method) if run.status in ("finished", "diverged")]
-        if runs:
+        if runs := _ended(results, method):
             cost = costs.get(method, Cost(method, ""))
             rows += [_reach(method, target, runs, base, cost, unit) for target in targets]
     return rows
@@ -160,7 +168,7 @@ def common_targets(results: Results, most: int = 4) -> list[Target]:
     first = reference(results)
     if first is None:
         return []
-    base = final_runs(results, first)
+    base = _ended(results, first)
     chance = results.study.chance
     guess = log(1 / chance) if chance else None
     candidates = [[Target("accuracy", value) for value in ACCURACIES if chance is None or value > 1.5 * chance]]
@@ -179,5 +187,5 @@ def _others(results: Results, first: str) -> list[str]:
 
 
 def _half_reach(results: Results, target: Target, method: str) -> bool:
-    runs = final_runs(results, method)
+    runs = _ended(results, method)
     return bool(runs) and 2 * sum(isfinite(target.step(run)) for run in runs) >= len(runs)

@@ -109,6 +109,11 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
 
 
+def completed_finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
+    """Return the `finals` of `method` that finished or diverged. A run that failed is no result."""
+    return [run for run in finals(trials, method) if run.status in ("finished", "diverged")]
+
+
 @lru_cache(maxsize=4)
 def _grouped(results: Results) -> dict[str, tuple[list[TrialRecord], list[TrialRecord]]]:
     """The runs and the `finals` of each method. Results are compared by identity."""

@@ -16,7 +16,7 @@ from gradcost.planning.candidates import label
 from gradcost.results.comparability import CUSTOMARY
 from gradcost.results.tuning import log_grid
 from gradcost.studies.costs import Methods, exact_within
-from gradcost.studies.environment import fingerprint
+from gradcost.studies.environment import fingerprint, plug_in_code
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
@@ -53,7 +53,7 @@ class Comparison:
             seeds wins. 0 skips this.
         optimizer: the optimizer of every method, or `Customary()`. The rates of the grid replace its learning rate.
         own_rates: (label, grid) of each method whose grid is not `rates`, and has as many learning rates.
-        user_file: the user's file that defines the task or a method. None: gradcost defines all of them.
+        user_file: the user's file that defines the task, a method or the optimizer. None: gradcost defines all.
     Raises:
         BadInput: a label occurs twice, or there is no method, step, seed or learning rate.
     """
@@ -96,7 +96,8 @@ class Comparison:
     @property
     def name(self) -> str:
         """A hash of the comparison and its code. Results folders with equal hashes have equal accuracies."""
-        return digest((self, self.code))
+        estimators = (estimator for _, estimator in self.methods)
+        return digest((self, self.code, *plug_in_code(self.task, *estimators, self.optimizer)))
 
     @property
     def trials(self) -> int:
@@ -227,7 +228,7 @@ def make_comparison(
         memory_beyond_weights,
         points - len(rates) if is_coarse else extra_points,
         confirm_seeds,
-        file or user_file(task, *(estimator for _, estimator in pairs)),
+        file or user_file(task, *(estimator for _, estimator in pairs), optimizer),
         optimizer,
         tuple((name, own) for name, own in grids.items() if own != rates),
     )

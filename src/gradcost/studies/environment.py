@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import os
 import platform
 import shlex
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 
-from gradcost.core.evaluation.user_modules import PLUGINS, module_file
+from gradcost.core.evaluation.user_modules import PLUGINS, is_users, module_file
 from gradcost.noise.add import has_fused_path
 from gradcost.studies.user_code import origins
 
 _SOURCE = Path(__file__).parents[2]  # the folder that contains the package
+_SITES = {"site-packages", "dist-packages"}  # folders of installed packages, such as those of `pip install --user`
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Every trial runs the worker. Its task, estimator and optimizer are known only at run time, so all of them count.
@@ -37,8 +39,8 @@ def fingerprint(user_file: str | None = None) -> str:
     numba does not work, trials need more memory and time, so they have another fingerprint.
 
     Args:
-        user_file: the user's Python file that defines the task or the study. It is hashed too, with the files beside
-            it that it imports, directly or indirectly.
+        user_file: the user's Python file that defines the task or the study. It is hashed too, with the files that
+            it imports, directly or indirectly, from its folder or from the package that it is in.
     Returns:
         12 hexadecimal digits.
     """
@@ -53,14 +55,26 @@ def fingerprint(user_file: str | None = None) -> str:
 
 
 def plug_in_code(*parts: Any) -> list[str]:
-    """Return a hash of the code of each plug-in whose classes occur in `parts`, such as an estimator or a task.
+    """Return a hash of each file of a plug-in or of the user that defines a class or global used in `parts`.
 
-    The hash covers the module that defines the class and the files beside it that it imports.
+    The parts are those of a trial, such as an estimator and a task. A hash covers the file, and the files that it
+    imports from its folder or from its own package. Parts that gradcost defines have none.
     """
     packages = _plug_in_packages()
-    names = {module for part in parts for _, module in origins(part)} if packages else set[str]()
-    files = [module_file(sys.modules.get(name)) for name in sorted(names) if name.partition(".")[0] in packages]
-    return [_stamp(file) for file in files if file is not None]
+    names = {module for part in parts for _, module in origins(part)}
+    files = {name: module_file(sys.modules.get(name)) for name in names}
+    return sorted(
+        {
+            _stamp(file)
+            for name, file in files.items()
+            if file is not None and (name.partition(".")[0] in packages or _is_users_source(file))
+        }
+    )
+
+
+@functools.cache
+def _is_users_source(file: str) -> bool:
+    return file.endswith(".py") and is_users(file) and _SITES.isdisjoint(Path(file).parts)
 
 
 @functools.cache
@@ -78,21 +92,51 @@ def _code_with_siblings(file: Path) -> bytes:
 
 
 def _with_siblings(file: Path) -> list[Path]:
-    """Return a file, then the files beside it that it imports, directly or indirectly, by name."""
+    """Return a file, then the files of its folder and its package that it imports, directly or indirectly."""
+    file = Path(os.path.abspath(file))
     found, waiting = {file}, [file]
     while waiting:
-        for node in ast.walk(_tree(waiting.pop())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            new = {beside for name in names for beside in _beside(file, name)} - found
-            found, waiting = found | new, [*waiting, *new]
+        new = set(_siblings(waiting.pop(), file.parent)) - found
+        found, waiting = found | new, [*waiting, *new]
     return [file, *sorted(found - {file})]
 
 
-def _beside(file: Path, name: str) -> list[Path]:
-    """Return the files that `import name` may execute if it is found beside `file`: a module, or all of a package."""
-    first = name.partition(".")[0] or "_"
-    module, package = file.with_name(f"{first}.py"), file.with_name(first)
+def _siblings(file: Path, folder: Path) -> Iterator[Path]:
+    """Yield what the imports of a file may execute: files in `folder`, or in the package that contains the file."""
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _absolute(file, folder, alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            for names in ([*module, alias.name] for alias in node.names):
+                if node.level:
+                    yield from _in_package(file.parent, [])
+                    for package in file.parents[node.level - 1 : node.level]:
+                        yield from _in_package(package, names)
+                else:
+                    yield from _absolute(file, folder, names)
+
+
+def _absolute(file: Path, folder: Path, names: list[str]) -> Iterator[Path]:
+    """Yield what `import a.b` in a file may execute, if a is in `folder`, or is a package that contains the file."""
+    yield from (beside for beside in _found(folder, names[0]) if _is_users_source(str(beside)))
+    for package in file.parents:
+        if package.name == names[0] != "gradcost":  # `executed_files` are those of gradcost
+            yield from _in_package(package, names[1:])
+
+
+def _in_package(package: Path, names: list[str]) -> Iterator[Path]:
+    """Yield what the import of a.b in a package may execute: the package, the packages around it, and a."""
+    inits = (folder / "__init__.py" for folder in (package, *package.parents))
+    yield from itertools.takewhile(Path.is_file, inits)
+    if names:
+        yield from _found(package, names[0])
+
+
+def _found(folder: Path, name: str) -> list[Path]:
+    """Return the files that an import of `name` from a folder may execute: a module, or all of a package."""
+    module, package = folder / f"{name}.py", folder / name
     if module.is_file() and not (package / "__init__.py").is_file():
         return [module]
     return [each for each in sorted(package.rglob("*.py")) if each.is_file()] if package.is_dir() else []

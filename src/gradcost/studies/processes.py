@@ -226,7 +226,7 @@ def _ended(running: Sequence[_Running]) -> list[_Running]:
 def _started(context: Any, job: Job, work: Work) -> _Running:
     receiver, sender = context.Pipe(duplex=False)
     output = work.folder / OUTPUT / f"{job.record['trial']}.txt"
-    process = context.Process(target=_work, args=(sender, job.trial, work, output))
+    process = context.Process(target=_work, args=(sender, job, work, output))
     try:
         with _main_hidden(), _without_current_folder():
             process.start()
@@ -295,26 +295,30 @@ def _interrupt_deferred() -> Iterator[None]:
             signal.raise_signal(interrupts[0])
 
 
-def _work(sender: Connection, pickled: bytes, work: Work, output: Path) -> None:
+def _work(sender: Connection, job: Job, work: Work, output: Path) -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # a group of its own, so that processes which the trial leaves behind end with it
     os.environ.pop(SAFE_PATH, None)  # it was meant for the server alone
     to_file(output)
-    record = _perform_pickled(pickled, work)
+    record = _perform_job(job, work)
     remove_if_empty(output)
     with contextlib.suppress(BrokenPipeError):  # the study was interrupted meanwhile
         sender.send(record)
     sender.close()
 
 
-def _perform_pickled(pickled: bytes, work: Work) -> Record:
+def _perform_job(job: Job, work: Work) -> Record:
     try:
         prepare(1, work.user_code)  # before unpickling, which needs the classes of the user's file
         if work.user_code is not None and work.user_code.is_changed:
             raise RuntimeError(
                 f"{work.user_file} changed while the study ran: undo the change, or start a new folder"
             )
-        trial = _unpickled(pickled, work)
+        trial = _unpickled(job.trial, work)
+        if trial.name(work.code) != job.record["trial"]:
+            raise RuntimeError(
+                "a file that this trial needs changed while the study ran: undo the change, or start a new folder"
+            )
     except KeyboardInterrupt:
         raise
     except BaseException as error:

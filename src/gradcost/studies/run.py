@@ -12,12 +12,13 @@ from typing import Any
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.user_modules import source_file
 from gradcost.core.files import locked
+from gradcost.core.value import digest
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
 from gradcost.results import ledger
 from gradcost.results.records import TrialRecord, read_lines, trial_record
 from gradcost.studies.costs import Methods, forecast_methods, time_methods
-from gradcost.studies.environment import fingerprint
+from gradcost.studies.environment import fingerprint, plug_in_code
 from gradcost.studies.events import (
     EstimatesAssessed,
     MethodForecast,
@@ -95,8 +96,9 @@ def _run_study(
     forecasts = _Forecasts(on_event)
     make_folder(work.folder)
     with locked(work.folder):
-        first = first_stage(study)[0]
-        open_folder(work.folder, study_document(study, first, work.code), work.code, device_of(first.task))
+        stage = first_stage(study)
+        first = stage[0]
+        open_folder(work.folder, study_document(study, stage, work.code), work.code, device_of(first.task))
         tally = Tally(on_event)
         with closing(run_trials(study, executor, work, forecasts.before_stage)) as trials:
             for trial in trials:
@@ -114,11 +116,13 @@ def _run_study(
             )
 
 
-def study_document(study: Study, first: Any, code: str) -> dict[str, Any]:
-    """Return the content of `study.json`; `first` is the study's first trial."""
+def study_document(study: Study, stage: Stage, code: str) -> dict[str, Any]:
+    """Return the content of `study.json`; `stage` is the study's first stage."""
+    first = stage[0]
+    own = plug_in_code(*((trial.task, trial.estimator, trial.optimizer) for trial in stage))
     return {
         "schema": 1,
-        "comparison": code,  # for a study: the code's fingerprint
+        "comparison": digest((code, *own)) if own else code,  # for a study: its code
         "question": study.question,
         "task": repr(first.task),
         "task_name": task_name(first.task),
@@ -276,5 +280,5 @@ def open_study(study: Study, folder: Path) -> None:
     code = fingerprint(study.file)
     make_folder(folder)
     with locked(folder):
-        first = first_stage(study)[0]
-        open_folder(folder, study_document(study, first, code), code, device_of(first.task))
+        stage = first_stage(study)
+        open_folder(folder, study_document(study, stage, code), code, device_of(stage[0].task))

@@ -89,8 +89,9 @@ def stamp(file: str) -> str:
 def user_file(*parts: Any) -> str | None:
     """Return the user's file that defines a class or global used in `parts`; None if there is no such file.
 
-    Files of gradcost and of installed packages do not count. If there are several files, the caller's script is
-    returned, or without it the file of the first part.
+    A worker imports this file. Files of gradcost and of installed packages do not count. If there are several files,
+    the caller's script is returned, or without it the file of the first part. The name of a trial covers the code of
+    all of them (`environment.plug_in_code`).
 
     Raises:
         BadInput: it was defined in an interactive session.

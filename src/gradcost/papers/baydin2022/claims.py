@@ -25,7 +25,7 @@ from gradcost.papers.baydin2022.table import (
 )
 from gradcost.papers.claims import Claim, Evidence, Published
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import completed_finals
 
 TIME = "ratio of the times to a common validation loss, forward gradient / backprop"
 STEP = "ratio of the times of a training step, forward gradient / backprop, in turn in one process"
@@ -41,7 +41,7 @@ def pairs(results: Results, forward: str, backprop: str) -> dict[int, Pair]:
 
 
 def _by_seed(results: Results, method: str) -> dict[int, TrialRecord]:
-    return {run.seed: run for run in finals(results.trials, method) if run.status in ("finished", "diverged")}
+    return {run.seed: run for run in completed_finals(results.trials, method)}
 
 
 def step_ratio(pair: Pair) -> float | None:
@@ -65,12 +65,18 @@ def _losses(run: TrialRecord) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in points if loss is not None and step > 0]
 
 
-def loss_gap(pair: Pair) -> float:
-    """Return the final validation loss of the forward gradient minus that of backprop; infinite if one diverged."""
-    forward, backprop = (run.validation.loss if run.validation is not None else None for run in pair)
-    if pair[0].status == "diverged" or forward is None:
-        return inf
-    return -inf if pair[1].status == "diverged" or backprop is None else forward - backprop
+def loss_gap(pair: Pair) -> float | None:
+    """Return the final validation loss of the forward gradient minus that of backprop.
+
+    Returns:
+        The difference; infinite if one run diverged, None if both did.
+    """
+    forward, backprop = (
+        run.validation.loss if run.validation is not None and run.status == "finished" else None for run in pair
+    )
+    if forward is None:
+        return None if backprop is None else inf
+    return -inf if backprop is None else forward - backprop
 
 
 def claims(
@@ -98,7 +104,10 @@ def claims(
         found = pairs(results, experiment.method(FORWARD), experiment.method(BACKPROP))
         yield _time_claim(experiment), evidence(found, _times(found, times), _neither_note(found))
         if experiment.gap is not None:
-            yield _gap_claim(experiment, experiment.gap), evidence(found, [loss_gap(pair) for pair in found.values()])
+            gaps = {seed: loss_gap(pair) for seed, pair in found.items()}
+            note = _left_out([seed for seed, gap in gaps.items() if gap is None], "both runs diverged")
+            known = [gap for gap in gaps.values() if gap is not None]
+            yield _gap_claim(experiment, experiment.gap), evidence(found, known, note)
     ratios = tuple(each.ratio for each in times.values())
     scale = f"{sum(each.rounds for each in times.values())} paired steps, `{task}`"
     yield _cost_claim(rows), Evidence(ratios, command, records, scale, not is_mnist, _cost_note(times))
@@ -113,8 +122,11 @@ def _times(found: Mapping[int, Pair], times: Mapping[int, StepTimes]) -> list[fl
 
 
 def _neither_note(found: Mapping[int, Pair]) -> str:
-    seeds = [str(seed) for seed, pair in found.items() if step_ratio(pair) is None]
-    return f"Not counted, because neither run learned: seed {', '.join(seeds)}." if seeds else ""
+    return _left_out([seed for seed, pair in found.items() if step_ratio(pair) is None], "neither run learned")
+
+
+def _left_out(seeds: Sequence[int], reason: str) -> str:
+    return f"Not counted, because {reason}: seed {', '.join(map(str, seeds))}." if seeds else ""
 
 
 def _time_claim(experiment: Experiment) -> Claim:

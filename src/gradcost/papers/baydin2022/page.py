@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from statistics import median
 
 from gradcost.core.units import number
@@ -18,7 +19,7 @@ from gradcost.papers.baydin2022.table import (
 )
 from gradcost.papers.claims import Glance, claims_page, markdown_table
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import completed_finals
 
 HEADERS = ("method", "learning rate", "seeds", "validation loss", "test loss", "test accuracy", "ms per step")
 
@@ -40,7 +41,8 @@ def page(results: Results, times: Mapping[int, StepTimes], rows: str, command: s
     )
     sections = [
         "## The runs\n\n" + markdown_table(HEADERS, run_rows(results, times, rows)),
-        "Medians over seeds. The times of a step were taken in turn in one process.",
+        "Medians over seeds; a run that diverged is the worst. The times of a step were taken in turn in one "
+        "process.",
         "## Published facts and assumptions\n\n" + "\n".join(f"- {fact}" for fact in PUBLISHED_FACTS),
         "These details are not published, or not known to us:\n\n"
         + markdown_table(("detail", "assumed here"), ASSUMPTIONS),
@@ -73,7 +75,7 @@ def run_rows(results: Results, times: Mapping[int, StepTimes], rows: str) -> lis
     return [
         list(_cells(name, runs, [getattr(each, f"{gradient}_ms") for each in times.values()]))
         for gradient, name in names
-        if (runs := finals(results.trials, name))
+        if (runs := completed_finals(results.trials, name))
     ]
 
 
@@ -81,14 +83,17 @@ def _cells(name: str, runs: Sequence[TrialRecord], ms: Sequence[float]) -> Itera
     yield name
     yield f"{runs[0].lr:g}"
     yield str(len(runs))
-    finished = [run for run in runs if run.status == "finished"]
-    if 2 * len(finished) <= len(runs):
-        yield from (f"{len(runs) - len(finished)} of {len(runs)} diverged", "-", "-")
+    diverged = sum(run.status == "diverged" for run in runs)
+    if 2 * diverged >= len(runs):
+        yield from (f"{diverged} of {len(runs)} diverged", "-", "-")
     else:
         for scores, what in (("validation", "loss"), ("test", "loss"), ("test", "accuracy")):
-            values = [getattr(getattr(run, scores), what, None) for run in finished]
+            worst = 0.0 if what == "accuracy" else inf  # of a run that diverged
+            values = [
+                getattr(getattr(run, scores), what, None) if run.status == "finished" else worst for run in runs
+            ]
             known = [value for value in values if value is not None]
-            middle = median(known) if known else None
+            middle = median(known) if len(known) > diverged else None
             yield "-" if middle is None else f"{100 * middle:.1f}%" if what == "accuracy" else f"{middle:.3f}"
     yield number(median(ms)) if ms else "-"
 

@@ -198,9 +198,9 @@ def _conditions(table: CostTable) -> Iterator[str]:
         "while its product is computed, and are not saved. The paper's public code has another layout, GPTQ."
     )
     yield (
-        "Models with adapters: RoBERTa-base and BERT-large were simulated whole, the others with 3 and 4 blocks and "
-        "extrapolated to all, because each block adds the same bytes and FLOPs. For RoBERTa-base both ways agree to "
-        "the byte."
+        "Models with adapters are simulated with 3 and 4 blocks and extrapolated to all, because each block adds the "
+        "same bytes and FLOPs. gradcost's own records of RoBERTa-base and BERT-large are of whole models; for "
+        "RoBERTa-base both ways agree to the byte."
     )
     yield (
         "The forecasts are for a CPU, where the peak of tensors is exact. Workspaces inside kernels and the rounding "

@@ -1,7 +1,7 @@
 """The three headline claims of Panchal et al. 2025, and the values of their quantities in the records of the study.
 
-The abstract states each number as "up to", so each quantity is the largest value over the forward-mode and
-zero-order methods of the study. It does not state the unit of the percentages, or the method and task of each number:
+The abstract states each number as "up to", so each quantity is that of the forward-mode or zero-order method that
+lost most in the tuning runs. It does not state the unit of the percentages, or the method and task of each number:
 
 - "31.1% higher accuracy" is taken as percentage points.
 - "34.8% faster convergence" is taken as the fraction of steps that is saved until the target accuracy.
@@ -10,15 +10,18 @@ zero-order methods of the study. It does not state the unit of the percentages, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 from gradcost.papers.claims import Claim, Published
+from gradcost.papers.intervals import Between, Measured
+from gradcost.papers.panchal2025.study import AS_CODED, Length
 from gradcost.results.records import TrialRecord
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import chosen, completed_finals
 
 CHECKPOINTED = "BP-Checkpointing"
-FORWARD_ONLY = ("FmAD-", "ZO-", "MeZO")  # how the names of the compared methods begin
+_FORWARD_ONLY = ("FmAD-", "ZO-", "MeZO")  # how the names of the compared methods begin
 
 ACCURACY = Claim(
     name="accuracy",
@@ -49,34 +52,89 @@ COMPUTATIONS = Claim(
 )
 
 
-def values(trials: Sequence[TrialRecord], forwards: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
-    """Return the values of the three quantities, one per seed for which BP-Checkpointing reached the target.
+def is_compared(name: str) -> bool:
+    """Return whether a method of the study is one that the claims compare with BP-Checkpointing."""
+    return name.startswith(_FORWARD_ONLY) and not name.endswith(AS_CODED)
 
-    A method that diverged has accuracy 0. One that did not reach the target saves 100% of its steps to
-    BP-Checkpointing, and has an infinite ratio.
+
+@dataclass(frozen=True)
+class Found:
+    """The values of a claim, one per seed, and the method that they compare with BP-Checkpointing, or None."""
+
+    values: tuple[Measured, ...]
+    rival: str | None
+
+
+def compared(trials: Sequence[TrialRecord], lengths: Sequence[Length]) -> dict[str, Found]:
+    """Return the values of the three quantities by the name of the claim.
+
+    - "Largest over methods" is one method: that for which the quantity is largest in the tuning runs at the chosen
+      learning rates. The largest of ten noisy differences would be above 0 even if no method differed.
+    - A run that diverged has accuracy 0.
+    - A run that does not reach the target would need more than its steps, so the quantity has bounds only. If no run
+      of BP-Checkpointing reaches the target, there are no values.
 
     Args:
         trials: the records of the study.
-        forwards: FLOPs per step of each method, in forward passes; its names that begin as in FORWARD_ONLY are the
-            compared methods.
-    Returns:
-        By the name of the claim. The accuracy has a value for every seed of BP-Checkpointing.
+        lengths: the cost of a step of every method.
     """
-    runs = {name: {run.seed: run for run in finals(trials, name)} for name in forwards}
-    methods = [name for name in forwards if name.startswith(FORWARD_ONLY) and runs[name]]
-    found: dict[str, list[float]] = {claim.name: [] for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS)}
-    for seed, base in runs.get(CHECKPOINTED, {}).items():
-        rivals = [(forwards[name], runs[name][seed]) for name in methods if seed in runs[name]]
-        if not rivals:
-            continue
-        found[ACCURACY.name].append(max(100 * (_accuracy(base) - _accuracy(run)) for _, run in rivals))
-        if base.reached is None:
-            continue
-        steps = [(cost, inf if run.reached is None else run.reached) for cost, run in rivals]
-        found[CONVERGENCE.name].append(max(100 * (1 - base.reached / count) for _, count in steps))
-        flops = base.reached * forwards[CHECKPOINTED]
-        found[COMPUTATIONS.name].append(max(cost * count / flops for cost, count in steps))
-    return {name: tuple(numbers) for name, numbers in found.items()}
+    by_name = {each.name: each for each in lengths}
+    runs = {name: {run.seed: run for run in completed_finals(trials, name)} for name in by_name}
+    rivals = [name for name in by_name if is_compared(name) and runs[name]]
+    base = runs.get(CHECKPOINTED, {})
+    if not rivals or not base:
+        return {claim.name: Found((), None) for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS)}
+    tuned = {name: _tuning_run(trials, name) for name in rivals}
+    own = by_name[CHECKPOINTED]
+    found = {}
+    for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS):
+        rival = max(rivals, key=lambda name: _loss_in_tuning(claim, by_name[name], tuned[name]))
+        pairs = [(run, runs[rival][seed]) for seed, run in base.items() if seed in runs[rival]]
+        if claim is not ACCURACY and all(run.reached is None for run, _ in pairs):
+            pairs = []
+        values = [_value(claim, (own, run), (by_name[rival], other)) for run, other in pairs]
+        found[claim.name] = Found(tuple(values), rival if pairs else None)
+    return found
+
+
+def _tuning_run(trials: Sequence[TrialRecord], name: str) -> TrialRecord | None:
+    """Return the tuning run at the chosen learning rate; None if every one diverged."""
+    lr = chosen(trials, name)
+    return next((run for run in trials if (run.method, run.phase, run.lr) == (name, "tune", lr)), None)
+
+
+def _loss_in_tuning(claim: Claim, length: Length, run: TrialRecord | None) -> tuple[float, float]:
+    """Return what a method lost in its tuning run by the claim's quantity; where runs are equal, by the accuracy."""
+    behind = -(run.validation.accuracy or 0.0) if run is not None and run.validation is not None else 0.0
+    if claim is ACCURACY:
+        return behind, 0.0
+    if run is None or run.reached is None:
+        return inf, behind
+    return (float(run.reached) if claim is CONVERGENCE else length.until(run.reached)), behind
+
+
+def _value(claim: Claim, own: tuple[Length, TrialRecord], other: tuple[Length, TrialRecord]) -> Measured:
+    if claim is ACCURACY:
+        return 100 * (_accuracy(own[1]) - _accuracy(other[1]))
+    if claim is CONVERGENCE:
+        (low, high), (least, most) = (_steps(run) for _, run in (own, other))
+        ends = (-inf if high == inf else 100 * (1 - high / least), 100.0 if most == inf else 100 * (1 - low / most))
+    else:
+        (low, high), (least, most) = (_flops(length, run) for length, run in (own, other))
+        ends = (0.0 if high == inf else least / high, inf if most == inf else most / low)
+    return ends[0] if ends[0] == ends[1] else Between(*ends)
+
+
+def _steps(run: TrialRecord) -> tuple[float, float]:
+    """Return bounds of the steps to the target: equal if the run reached it."""
+    if run.status == "diverged":
+        return inf, inf  # more steps would not help
+    return (run.steps, inf) if run.reached is None else (run.reached, run.reached)
+
+
+def _flops(length: Length, run: TrialRecord) -> tuple[float, float]:
+    low, high = _steps(run)
+    return (inf if low == inf else length.until(int(low))), (inf if high == inf else length.until(int(high)))
 
 
 def _accuracy(run: TrialRecord) -> float:

@@ -7,20 +7,22 @@ from math import inf, isfinite
 from statistics import median
 
 from gradcost.core.units import count, number
-from gradcost.papers.claims import Evidence, Glance, claims_page, format_interval, markdown_table
+from gradcost.papers.claims import Evidence, Glance, claims_page, markdown_table
+from gradcost.papers.intervals import Between, format_interval
 from gradcost.papers.panchal2025.headline import (
     ACCURACY,
     CHECKPOINTED,
     COMPUTATIONS,
     CONVERGENCE,
-    FORWARD_ONLY,
-    values,
+    Found,
+    compared,
+    is_compared,
 )
 from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.targets import Target
-from gradcost.results.tuning import final_rate, finals
+from gradcost.results.tuning import chosen, completed_finals, final_rate
 from gradcost.results.wording import DASH, percent, size
 
 HEADERS = (
@@ -45,13 +47,14 @@ def page(results: Results, reproduction: Reproduction, lengths: Sequence[Length]
         command: the command that writes the page.
         folder: the name of the results folder, or a link to it.
     """
-    forwards = {each.name: each.forwards for each in lengths}
-    found = values(results.trials, forwards)
-    scale = f"{reproduction.forwards:g} forward passes per run, {count(len(found[ACCURACY.name]), 'seed')}"
-    missing = f"{CHECKPOINTED} did not reach the target" if found[ACCURACY.name] else "not run"
+    found = compared(results.trials, lengths)
+    seeds = len(found[ACCURACY.name].values)
+    scale = f"{reproduction.forwards:g} forward passes per run, {count(seeds, 'seed')}"
+    missing = f"{CHECKPOINTED} did not reach the target" if seeds else "not run"
     shown = [
-        (claim, Evidence(found[claim.name], command, folder, scale, is_reduced=True, note=note, missing=missing))
-        for claim, note in ((ACCURACY, _ACCURACY), (CONVERGENCE, _CONVERGENCE), (COMPUTATIONS, _COMPUTATIONS))
+        (claim, Evidence(each.values, command, folder, scale, True, _note(each), missing))
+        for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS)
+        for each in [found[claim.name]]
     ]
     title = "Panchal et al. 2025: what the headline claims are worth here"
     return claims_page(title, _glance(results, reproduction), shown, list(_sections(results, reproduction, lengths)))
@@ -64,15 +67,15 @@ def table_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
         results: the records of a results folder.
         lengths: the cost of a step of every method.
     """
-    forwards = {each.name: each.forwards for each in lengths}
-    base = {run.seed: run for run in finals(results.trials, CHECKPOINTED)}
+    own = next((each for each in lengths if each.name == CHECKPOINTED), None)
+    base = {run.seed: run for run in completed_finals(results.trials, CHECKPOINTED)}
     costs = {cost.method: cost for cost in results.costs}
     rows = []
     for each in lengths:
-        runs = finals(results.trials, each.name)
+        runs = completed_finals(results.trials, each.name)
         rows.append(
             [each.name, f"{each.forwards:.2f}", f"{each.steps:,}", final_rate(results, each.name)]
-            + [_accuracy(runs), _steps(runs), _flops(runs, base, each, forwards.get(CHECKPOINTED))]
+            + [_accuracy(runs), _steps(runs), _flops(runs, base, each, own)]
             + [_memory(costs.get(each.name))]
         )
     return rows
@@ -81,13 +84,23 @@ def table_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
 def _glance(results: Results, reproduction: Reproduction) -> Glance:
     scope = (
         f"*{TITLE}*. {count(len(reproduction.methods), 'method')} on `{reproduction.task!r}`. Each run has the FLOPs "
-        f"of {reproduction.forwards:g} forward passes. Every method has "
-        f"{count(len(reproduction.rates) + reproduction.more, 'learning rate')}, chosen on the validation split. The "
-        "paper's models and data sets are larger, and were not run."
+        f"of {reproduction.forwards:g} forward passes. Every method has {_rates(results)}, chosen on the validation "
+        "split. The paper's models and data sets are larger, and were not run."
     )
     hours = sum(run.seconds or 0.0 for run in results.trials) / 3600
     environment = ", ".join(f"{name} {version}" for name, version in results.environment.items() if name != "command")
     return Glance(scope, environment, hours)
+
+
+def _rates(results: Results) -> str:
+    """Return how many learning rates the methods with final runs have tried, in words."""
+    tried: dict[str, set[float]] = {run.method: set() for run in results.trials if run.phase == "final"}
+    for run in results.trials:
+        if run.phase == "tune" and run.method in tried:
+            tried[run.method].add(run.lr)
+    numbers = sorted(map(len, tried.values())) or [0]
+    least, most = numbers[0], numbers[-1]
+    return count(most, "learning rate") if least == most else f"{least} to {most} learning rates"
 
 
 def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Length]) -> Iterator[str]:
@@ -103,6 +116,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             f"- FLOPs: those until the target, as a ratio to {CHECKPOINTED}, paired by seed.",
             "- Memory: the most bytes of one step at once, beyond the weights and the batch.",
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
+            *_other_choices(results, lengths),
         )
     )
     yield from _common_loss_section(results, lengths)
@@ -112,9 +126,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         yield f"A name that ends in `{AS_CODED}` is the estimate of the paper's public code, where it differs:"
         yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
     yield "## What this scale cannot tell"
-    tried = [
-        run for each in lengths if each.name.startswith(FORWARD_ONLY) for run in finals(results.trials, each.name)
-    ]
+    tried = [run for each in lengths if is_compared(each.name) for run in completed_finals(results.trials, each.name)]
     if tried and all(run.reached is None for run in tried):
         yield (
             f"No run without backprop reached the target within {reproduction.forwards:g} forward passes. So, at the "
@@ -127,6 +139,17 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
         "these results do not transfer to larger adapters or to full fine-tuning."
     )
+
+
+def _other_choices(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
+    """Yield a line for each method whose final runs do not have the learning rate that tuning chose."""
+    for each in lengths:
+        runs, lr = completed_finals(results.trials, each.name), chosen(results.trials, each.name)
+        if runs and lr is not None and runs[0].lr != lr:
+            yield (
+                f"- {each.name} scored best at the learning rate {lr:g} in its tuning runs, and its final runs have "
+                f"{runs[0].lr:g}: they were chosen without that run."
+            )
 
 
 def _from_start_to_end(runs: Sequence[TrialRecord]) -> str:
@@ -148,9 +171,8 @@ def _between(values: Sequence[float]) -> str:
 
 def common_loss(results: Results) -> float | None:
     """Return the least validation loss that every final run reaches; None without final runs of two methods."""
-    methods = [
-        runs for name in dict.fromkeys(run.method for run in results.trials) if (runs := finals(results.trials, name))
-    ]
+    names = dict.fromkeys(run.method for run in results.trials)
+    methods = [runs for name in names if (runs := completed_finals(results.trials, name))]
     lows = [[loss for loss in run.curve.validation_loss if loss is not None] for runs in methods for run in runs]
     return max(map(min, lows)) if len(methods) > 1 and all(lows) else None
 
@@ -164,18 +186,18 @@ def common_loss_rows(results: Results, lengths: Sequence[Length]) -> list[list[s
     if loss is None:
         return []
     target = Target("loss", loss)
-    steps = {each.name: {run.seed: target.step(run) for run in finals(results.trials, each.name)} for each in lengths}
-    forwards = {each.name: each.forwards for each in lengths}
-    base = {seed: step * forwards[CHECKPOINTED] for seed, step in steps.get(CHECKPOINTED, {}).items()}
-    if any(step <= 1 for name, found in steps.items() if name.startswith(FORWARD_ONLY) for step in found.values()):
+    by_name = {each.name: each for each in lengths}
+    steps = {
+        name: {run.seed: int(target.step(run)) for run in completed_finals(results.trials, name)} for name in by_name
+    }
+    if any(step <= 1 for name, found in steps.items() if is_compared(name) for step in found.values()):
         return []  # no fall: the loss of the start
+    base = {seed: by_name[CHECKPOINTED].until(step) for seed, step in steps.get(CHECKPOINTED, {}).items()}
     rows = []
     for name, found in steps.items():
         if found:
-            ratios = [step * forwards[name] / base[seed] for seed, step in found.items() if base.get(seed)]
-            rows.append(
-                [name, f"{median(found.values()):g}", format_interval(ratios, is_ratio=True) if ratios else DASH]
-            )
+            ratios = [by_name[name].until(step) / base[seed] for seed, step in found.items() if base.get(seed)]
+            rows.append([name, f"{median(found.values()):g}", format_interval(ratios, DASH, is_ratio=True)])
     return rows
 
 
@@ -209,15 +231,15 @@ def _steps(runs: Sequence[TrialRecord]) -> str:
     return f"{middle:,.0f}" if isfinite(middle) else f"not reached ({reached} of {len(steps)})"
 
 
-def _flops(runs: Sequence[TrialRecord], base: Mapping[int, TrialRecord], each: Length, unit: float | None) -> str:
+def _flops(runs: Sequence[TrialRecord], base: Mapping[int, TrialRecord], each: Length, own: Length | None) -> str:
     pairs = [(run.reached, base[run.seed].reached) for run in runs if run.seed in base]
-    if unit is None or not pairs or any(other is None for _, other in pairs):
+    spent = [own.until(step) for _, step in pairs if step] if own is not None else []
+    if not pairs or len(spent) < len(pairs):
         return DASH
-    ratios = [inf if own is None else own * each.forwards / (other * unit) for own, other in pairs if other]
-    known = [ratio for ratio in ratios if isfinite(ratio)]
-    if len(known) < len(ratios):
-        least = each.steps * each.forwards / max(other * unit for _, other in pairs if other)
-        return f"above {number(least, 2)} ({len(ratios) - len(known)} of {len(ratios)} runs)"
+    ratios = [each.until(step) / unit for (step, _), unit in zip(pairs, spent, strict=True) if step is not None]
+    missed = len(pairs) - len(ratios)
+    if missed:
+        return f"above {number(each.until(each.steps) / max(spent), 2)} ({missed} of {len(pairs)} runs)"
     return format_interval(ratios, is_ratio=True)
 
 
@@ -225,8 +247,10 @@ def _memory(cost: Cost | None) -> str:
     return DASH if cost is None or cost.peak_bytes is None else size(cost.peak_bytes)
 
 
-_ACCURACY = "The interval is over seeds; each value is the largest difference over methods for one seed."
-_CONVERGENCE = "100% means that a method did not reach the target within its FLOPs."
-_COMPUTATIONS = (
-    "Infinite: a method did not reach the target within its FLOPs. The table has the ratio that it exceeds."
-)
+def _note(found: Found) -> str:
+    if found.rival is None:
+        return ""
+    note = f"Against {found.rival}, which lost most in the tuning runs."
+    if any(isinstance(value, Between) for value in found.values):
+        note += " A run that does not reach the target within its FLOPs gives a bound."
+    return note

@@ -55,14 +55,27 @@ class Length:
     Args:
         name: the label of the method.
         estimator: its estimator.
-        forwards: FLOPs per step in units of one forward pass, the full gradients of SVRG included.
+        step: FLOPs of a step, in units of one forward pass.
         steps: number of steps of each run.
+        snapshot: FLOPs of a full gradient of SVRG, in forward passes; 0 for other methods.
+        every: steps from one full gradient to the next; the first one is before the first step.
     """
 
     name: str
     estimator: Estimator
-    forwards: float
+    step: float
     steps: int
+    snapshot: float = 0.0
+    every: int = 1
+
+    def until(self, steps: int) -> float:
+        """Return the FLOPs of so many steps, in forward passes."""
+        return steps * self.step + -(-steps // self.every) * self.snapshot
+
+    @property
+    def forwards(self) -> float:
+        """The FLOPs per step of a whole run, in forward passes."""
+        return self.until(self.steps) / self.steps
 
 
 @value
@@ -164,7 +177,7 @@ class Reproduction:
                 f"{name} needs {step + snapshot:.0f} forwards for its first step, and the budget is "
                 f"{self.forwards:g}: raise the budget, or leave {name} out."
             )
-        return Length(name, estimator, step + snapshot * -(-steps // every) / steps, steps)
+        return Length(name, estimator, step, steps, snapshot, every)
 
     def _estimator(self, name: str) -> Estimator:
         found = method(name.removesuffix(AS_CODED), self.settings)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from math import inf, isfinite
 from statistics import median
 
+from gradcost.core.units import count
 from gradcost.papers.claims import Claim, Evidence, Published
+from gradcost.papers.intervals import Between, Measured
 from gradcost.papers.rike2022.printed import PRINTED
 from gradcost.papers.rike2022.runs import RowResult, is_published_setup, row_results
 from gradcost.papers.rike2022.speed import DEFINITIONS, GUESSING, Definition, ratio
@@ -55,7 +57,7 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
     results = row_results(records, table)
     is_reduced = not is_published_setup(records, table)
 
-    def evidence(values: Sequence[float], note: str = "", missing: str = "not run") -> Evidence:
+    def evidence(values: Sequence[Measured], note: str = "", missing: str = "not run") -> Evidence:
         steps = max((run.steps for result in results for run in result.runs), default=0)
         scale = f"{steps:,} steps per run, {len(values)} seed{'' if len(values) == 1 else 's'}"
         return Evidence(tuple(values), command, folder, scale, is_reduced, note, missing)
@@ -63,14 +65,21 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
     found = [(_BETTER, evidence(_loss_ratios(results), "Per seed: the least ratio over the optimizers."))]
     found += [(_size_claim(result), evidence(_test_losses(result))) for result in results]
     if table[0].dataset == "mnist":
-        found.append((_ZERO, evidence(_least_losses(results), "Per seed: the least loss over the optimizers.")))
+        found.append((_ZERO, evidence(_largest_losses(results), "Per seed: the largest loss over the optimizers.")))
     else:
         losses = [loss / GUESSING for result in results[:1] for loss in _test_losses(result)]
         found.append((_FAILS, evidence(losses)))
     for definition in DEFINITIONS:
-        note = "Per seed: the median over the optimizers. The table below has each ratio and its range."
         ratios = _speed_ratios(results, definition)
-        note = note if ratios else "In no seed do all runs fall by 1% or more and reach this loss."
+        note = "Per seed: the median over the optimizers. The table below has each ratio and its range."
+        if any(isinstance(value, Between) for value in ratios):
+            note += " Only bounds are known where a run does not reach the loss, or backprop at its first point."
+        left_out = len(_seeds(results)) - len(ratios)
+        if ratios and left_out:
+            note += f" Left out: {count(left_out, 'seed')}, in which a ratio has no bounds."
+        note = (
+            note if ratios else "In every seed there is a pair of runs that does not fall by 1% or reach this loss."
+        )
         missing = "not reached" if all(result.runs for result in results) else "not run"
         found.append((_speed_claim(definition), evidence(ratios, note, missing)))
     for result in free_runs(records, table):
@@ -164,28 +173,45 @@ def _by_seed(results: Sequence[RowResult]) -> Iterator[dict[int, float]]:
 
 
 def _loss_ratios(results: Sequence[RowResult]) -> list[float]:
-    ratios: dict[int, list[float]] = {}
+    """Return the least ratio over the optimizers for each seed with all runs. A pair that diverged has no ratio."""
+    ratios: dict[int, list[float | None]] = {}
     compared = pairs(results)
     for forward, backprop in compared:
         (ours,), (theirs,) = _by_seed([forward]), _by_seed([backprop])
         for seed in ours.keys() & theirs.keys():
-            quotient = 0.0 if not isfinite(theirs[seed]) else ours[seed] / theirs[seed]
-            ratios.setdefault(seed, []).append(quotient)
-    return [min(found) for _, found in sorted(ratios.items()) if len(found) == len(compared)]
+            ratios.setdefault(seed, []).append(_quotient(ours[seed], theirs[seed]))
+    complete = [found for _, found in sorted(ratios.items()) if len(found) == len(compared)]
+    known = [[value for value in found if value is not None] for found in complete]
+    return [min(found) for found in known if found]
 
 
-def _least_losses(results: Sequence[RowResult]) -> list[float]:
+def _quotient(ours: float, theirs: float) -> float | None:
+    if isfinite(theirs):
+        return ours / theirs
+    return 0.0 if isfinite(ours) else None
+
+
+def _largest_losses(results: Sequence[RowResult]) -> list[float]:
     losses = list(_by_seed([result for result in results if result.row.gradient == "backprop"]))
     seeds = sorted(set.intersection(*(set(found) for found in losses)))
-    return [min(found[seed] for found in losses) for seed in seeds]
+    return [max(found[seed] for found in losses) for seed in seeds]
 
 
-def _speed_ratios(results: Sequence[RowResult], definition: Definition) -> list[float]:
-    ratios: dict[int, list[float]] = {}
+def _speed_ratios(results: Sequence[RowResult], definition: Definition) -> list[Measured]:
+    """Return the median over the optimizers for each seed in which all have a ratio."""
+    ratios: dict[int, list[Between]] = {}
     compared = pairs(results)
     for forward, backprop in compared:
         for ours, theirs in paired_runs(forward, backprop):
             found = ratio(ours, theirs, definition)
             if found is not None:
-                ratios.setdefault(ours.seed, []).append(found.middle)
-    return [median(found) for _, found in sorted(ratios.items()) if len(found) == len(compared)]
+                value = found.value
+                ends = value if isinstance(value, Between) else Between(value, value)
+                ratios.setdefault(ours.seed, []).append(ends)
+    complete = [found for _, found in sorted(ratios.items()) if len(found) == len(compared)]
+    medians = [Between(median(low for low, _ in found), median(high for _, high in found)) for found in complete]
+    return [ends.low if ends.low == ends.high else ends for ends in medians]
+
+
+def _seeds(results: Sequence[RowResult]) -> set[int]:
+    return {run.seed for result in results for run in result.runs}

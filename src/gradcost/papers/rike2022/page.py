@@ -7,6 +7,7 @@ from math import inf, isinf
 
 from gradcost.core.units import number
 from gradcost.papers.claims import Glance, claims_page, markdown_table
+from gradcost.papers.intervals import Between
 from gradcost.papers.rike2022.claims import claims, free_runs, paired_runs, pairs
 from gradcost.papers.rike2022.differences import DIFFERENCES, PUBLISHED_FACTS
 from gradcost.papers.rike2022.printed import COMMIT, PRINTED, REPOSITORY
@@ -40,12 +41,16 @@ def format_share(x: float | None) -> str:
 
 
 def format_ratio(found: Ratio | None) -> str:
-    """Format a ratio with its range: `22.0 [15.6, 27.5]`, or `at least 74` without an upper end, or `-` for None."""
+    """Format a ratio with its range: `22.0 [15.6, 27.5]`, or `at least 74`, `at most 3`, or `-` for None."""
     if found is None:
         return "-"
-    if found.high == inf:
-        return f"at least {number(found.low)}"
-    return f"{number(found.middle)} [{number(found.low)}, {number(found.high)}]"
+    if isinstance(found.value, Between):
+        return f"at least {number(found.low)}" if found.high == inf else f"at most {number(found.high)}"
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def _format_step(step: int | None) -> str:
+    return "not reached" if step is None else f"{step:,}"
 
 
 def table_rows(results: Sequence[RowResult], is_published: bool = True) -> list[list[str]]:
@@ -160,7 +165,7 @@ def _speed_section(results: Sequence[RowResult]) -> Iterator[str]:
         for ours, theirs in paired_runs(forward, backprop):
             for definition in DEFINITIONS:
                 found = ratio(ours, theirs, definition)
-                steps = ["-", "-"] if found is None else [f"{found.forward:,}", f"{found.backprop:,}"]
+                steps = ["-", "-"] if found is None else [_format_step(found.forward), _format_step(found.backprop)]
                 rows.append([forward.row.name, str(ours.seed), definition.name, *steps, format_ratio(found)])
     if not rows:
         return

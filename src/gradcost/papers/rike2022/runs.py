@@ -10,6 +10,7 @@ The interval over several seeds goes from the smallest low end to the largest hi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
@@ -19,10 +20,10 @@ from gradcost.papers.rike2022.printed import LAST, PRINTED
 from gradcost.papers.rike2022.protocols import protocol_of
 from gradcost.papers.rike2022.table import TableRow
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import finals
+from gradcost.results.tuning import completed_finals
 
 LAST_IMAGES = 16  # of the 10,000 test images: those in the last batch of 64
-TASKS = {"mnist": "Mnist(", "cifar10": "Cifar10("}  # start of the repr of the task of a dataset
+TASKS = {"mnist": "Mnist", "cifar10": "Cifar10"}  # the class of the task of a dataset
 STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
 
 
@@ -146,16 +147,11 @@ def row_results(results: Results, table: Sequence[TableRow], suffix: str = "") -
         table: the rows of Table 1 to return.
         suffix: the method name of the runs is the name of the row plus this suffix.
     """
-    return tuple(RowResult(row, _complete_finals(results, row.name + suffix)) for row in table)
-
-
-def _complete_finals(results: Results, name: str) -> tuple[TrialRecord, ...]:
-    """Return the final runs of a method that finished or diverged; failed runs are omitted."""
-    return tuple(run for run in finals(results.trials, name) if run.status in ("finished", "diverged"))
+    return tuple(RowResult(row, tuple(completed_finals(results.trials, row.name + suffix))) for row in table)
 
 
 def is_published_setup(results: Results, table: Sequence[TableRow]) -> bool:
     """Return whether the study trains on the dataset of the rows, for the published number of epochs."""
-    own = all(TASKS[row.dataset] in results.study.task for row in table)
+    own = all(re.search(rf"\b{TASKS[row.dataset]}\(", results.study.task) for row in table)
     lengths = {run.steps for result in row_results(results, table) for run in result.runs if run.status == "finished"}
     return own and lengths <= {protocol_of(results).steps(row) for row in table}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf, log, sqrt
 from typing import NamedTuple
 
+from gradcost.papers.intervals import Between, Measured
 from gradcost.results.records import TrialRecord
 
 CLASSES = 10
@@ -23,21 +24,25 @@ class Ratio(NamedTuple):
     """How many times as many steps the forward gradient takes as backprop.
 
     Args:
-        forward: the step of the first point of the forward gradient's curve that has reached the loss.
+        forward: the step of the first point of the forward gradient's curve that has reached the loss; None if the
+            run does not reach it.
         backprop: the same for backprop.
         low: the least ratio that agrees with the records.
-        high: the largest one; inf if the first point of backprop's curve has reached the loss.
+        high: the largest one; inf if the first point of backprop's curve has reached the loss, or if the forward
+            gradient does not reach it.
     """
 
-    forward: int
-    backprop: int
+    forward: int | None
+    backprop: int | None
     low: float
     high: float
 
     @property
-    def middle(self) -> float:
-        """The geometric mean of `low` and `high`; `low`, a lower bound, if `high` is infinite."""
-        return self.low if self.high == inf else sqrt(self.low * self.high)
+    def value(self) -> Measured:
+        """The geometric mean of `low` and `high` if both are numbers above 0, otherwise these bounds."""
+        if self.low > 0 and self.high < inf:
+            return sqrt(self.low * self.high)
+        return Between(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ class Definition:
     Args:
         name: when a run counts as converged.
         losses: takes the forward-gradient run and the backprop run; returns the training loss that each must reach.
+        by_fall: whether these losses are made from those of the runs, which then have to fall.
     """
 
     name: str
     losses: Callable[[TrialRecord, TrialRecord], tuple[float, float]]
+    by_fall: bool = True
 
 
 def _losses(run: TrialRecord) -> list[float]:
@@ -67,7 +74,7 @@ def _own_fall(share: float) -> Callable[[TrialRecord, TrialRecord], tuple[float,
 DEFINITIONS = (
     Definition("90% of its own fall", _own_fall(0.9)),
     Definition("95% of its own fall", _own_fall(0.95)),
-    Definition("loss 1.0", lambda forward, backprop: (1.0, 1.0)),
+    Definition("loss 1.0", lambda forward, backprop: (1.0, 1.0), by_fall=False),
     Definition(
         "final loss of the forward gradient", lambda forward, backprop: (_losses(forward)[-1], _losses(forward)[-1])
     ),
@@ -82,31 +89,35 @@ def ratio(forward: TrialRecord, backprop: TrialRecord, definition: Definition) -
         backprop: the run of backprop with the same optimizer and seed.
         definition: when a run counts as converged.
     Returns:
-        The ratio; None if a run did not finish, does not reach its loss, or falls less than LEAST_FALL.
+        The ratio. A run that does not reach its loss would need more than its steps, or infinitely many if it
+        diverged. None if neither run reaches it, or if the loss is made from a run that did not finish or falls less
+        than LEAST_FALL.
     """
-    if not all(_falls(run) for run in (forward, backprop)):
+    if definition.by_fall and not all(_falls(run) for run in (forward, backprop)):
         return None
     targets = definition.losses(forward, backprop)
-    spans = [_reached(run, target) for run, target in zip((forward, backprop), targets, strict=True)]
-    if spans[0] is None or spans[1] is None:
+    (before, step), (backprop_before, backprop_step) = (
+        _reached(run, target) for run, target in zip((forward, backprop), targets, strict=True)
+    )
+    if step is None and backprop_step is None:
         return None
-    (before, step), (backprop_before, backprop_step) = spans[0], spans[1]
-    high = step / backprop_before if backprop_before else inf
-    return Ratio(step, backprop_step, before / backprop_step, high)
+    low = before / backprop_step if backprop_step is not None else 0.0
+    high = step / backprop_before if step is not None and backprop_before else inf
+    return Ratio(step, backprop_step, low, high)
 
 
 def _falls(run: TrialRecord) -> bool:
     return run.status == "finished" and min(_losses(run), default=inf) <= (1 - LEAST_FALL) * GUESSING
 
 
-def _reached(run: TrialRecord, target: float) -> tuple[int, int] | None:
-    """Return the last recorded step before the loss is reached (0 if none), and the first one after."""
+def _reached(run: TrialRecord, target: float) -> tuple[float, int | None]:
+    """Return the last recorded step before the loss is reached (0 if none), and the first one after; None if none."""
     before = 0
     for step, loss in zip(run.curve.step, run.curve.loss, strict=True):
         if loss is not None and loss <= target:
             return before, step
         before = step
-    return None
+    return (inf if run.status == "diverged" else before), None
 
 
 def resolution(run: TrialRecord) -> int:

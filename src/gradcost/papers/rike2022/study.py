@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gradcost.core.errors import BadInput
@@ -13,6 +13,7 @@ from gradcost.papers.rike2022 import tasks
 from gradcost.papers.rike2022.protocols import AsStated, Protocol
 from gradcost.papers.rike2022.table import BATCH, TUNED_SUFFIX, UNCAPPED_SUFFIX, TableRow, rows
 from gradcost.papers.rike2022.tasks import LastBatch
+from gradcost.results.records import TrialRecord
 from gradcost.studies.costs import seconds_per_step
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
@@ -147,6 +148,23 @@ class Reproduction:
     def _tuned_steps(self) -> int:
         has_own = self.tuning is not None and self.tuning.epochs is not None
         return self._steps(self.tuning.epochs) if has_own else self.steps  # type: ignore[union-attr, arg-type]
+
+    def require_one_tuned_length(self, trials: Iterable[TrialRecord]) -> None:
+        """Raise if a folder has tuned runs of another length: rates tuned at two lengths cannot be averaged.
+
+        Raises:
+            BadInput: the message has the number of epochs of these runs.
+        """
+        if self.tuning is None:
+            return
+        tuned = {row.name + TUNED_SUFFIX for row in rows(self.group)}
+        lengths = {run.steps for run in trials if run.method in tuned and run.status == "finished"}
+        if other := lengths - {self._tuned_steps}:
+            epochs = min(other) / self.protocol.task(self.task).steps_per_epoch
+            raise BadInput(
+                f"the folder has tuned runs of {epochs:.3g} epochs, and this command asks for runs of "
+                f"{self._tuned_steps:,} steps: write --tuned-epochs {epochs:.3g}, or choose another folder with -o."
+            )
 
     def _stages(self) -> Stages:
         yield self.first_stage()
