@@ -137,7 +137,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         "The paper trains models of 110 million to 13 billion weights with 64 to 512 tokens per example. Memory and "
         "FLOPs of such models follow from their shapes (`gradcost plan`). Accuracy and steps to a target do not: the "
         "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
-        "these results do not transfer to larger adapters or to full fine-tuning."
+        "these results do not transfer to models with more of them."
     )
 
 
