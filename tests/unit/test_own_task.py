@@ -40,7 +40,7 @@ from gradcost.studies.environment import fingerprint
 from gradcost.studies.executors import Local
 from gradcost.studies.processes import Work
 from gradcost.studies.run import study_document
-from gradcost.studies.study import Study, first_stage
+from gradcost.studies.study import Stages, Study, first_stage
 from gradcost.studies.task_check import check_contract
 from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import user_file
@@ -654,8 +654,12 @@ def test_trials_run_again_after_a_change_of_any_file_of_the_user(tmp_path: Path,
         fingerprint.cache_clear()
         code = fingerprint(user_file(task, method))
         comparison = Comparison(task, (("a", method),), (0.1,), 5, (1,), None, user_file=user_file(task, method))
-        study = Study("Which?", lambda: (yield [trial]))
         trial = Trial(task, "a", method, gradcost.SGD(0.1), 5)
+
+        def stages() -> Stages:
+            yield [trial]
+
+        study = Study("Which?", stages)
         document = study_document(study, first_stage(study), code)
         return [trial.name(code), comparison.name, document["comparison"]]
 
