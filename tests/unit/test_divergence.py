@@ -71,16 +71,16 @@ EXPLODED = curve([2.0] * 9 + [1e30] * 11)
 
 def test_a_finished_run_of_an_older_version_is_judged_by_its_curve():
     record = trial("a()", "tune", 0.1, curve=EXPLODED, steps=200)
-    found = judged(record, is_old=True)
+    found = judged(record)
     assert (found["status"], found["steps"]) == ("diverged", 150)
     assert found["reason"] == "the loss stayed above 200, 100 times the first loss, from step 100 to step 150"
     assert found["curve"]["step"] == STEPS[:15]
     assert found["curve"]["validation_step"] == [100]
     assert record["status"] == "finished"
-    assert judged(found, is_old=True) == found
+    assert judged(found) == found
     for kept in (curve([2.0] * 20), curve([2.0] * 9 + [1e30] * 5 + [2.0] * 6), curve([2.0] * 19 + [1e30])):
         record = trial("a()", "tune", 0.1, curve=kept, steps=200)
-        assert judged(record, is_old=True) is record
+        assert judged(record) is record
 
 
 def test_a_run_whose_own_monitor_had_the_rule_is_believed(tmp_path: Path):

@@ -9,7 +9,7 @@ from math import isfinite, log, log10
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.summary import is_exact
-from gradcost.results.tuning import chosen, runs_of
+from gradcost.results.tuning import chosen, completed, runs_of
 
 CUSTOMARY = "customary"  # the optimizer in study.json if each method has the one that is customary for it
 GAP = 2.0  # grids are equally dense if their gaps, in decades, differ by at most this factor
@@ -51,7 +51,7 @@ class MethodDesign:
 
 def designs(results: Results) -> Iterator[MethodDesign]:
     """Yield the facts of each method with runs that ended."""
-    ended = [run for run in results.trials if run.status in ("finished", "diverged")]
+    ended = completed(results.trials)
     given = at_given_rates(results)
     for method in dict.fromkeys(run.method for run in ended):
         runs = [run for run in ended if run.method == method]

@@ -16,7 +16,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import best, confirmed_scores, edge, possible_choices, scores
+from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
 
 EVERY = "every method"
 
@@ -195,7 +195,7 @@ Fact = (
 
 def facts(results: Results) -> tuple[Fact | MethodDesign, ...]:
     """Return the facts of a results folder. Failed runs contribute none."""
-    ended = [run for run in results.trials if run.status in ("finished", "diverged")]
+    ended = completed(results.trials)
     known: list[Fact | MethodDesign] = [*designs(results)]
     given = at_given_rates(results)
     for method in dict.fromkeys(run.method for run in ended):

@@ -28,22 +28,21 @@ def last_old_line(path: Path) -> float:
     return inf
 
 
-def judged(record: dict[str, Any], is_old: bool = False) -> dict[str, Any]:
-    """Return a trial's record; if it is old and finished although its loss diverged, a copy with status "diverged".
+def judged(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an old trial's record; if it finished although its loss diverged, a copy with status "diverged".
 
-    - A trial of a version with the rule of divergence (`DivergenceMonitor`) stops where it diverges: its monitor has
-      seen the loss of each step. Its record is returned as it is.
-    - An older version stopped a trial only at a loss that was not finite. The rule is applied to its recorded curve.
-      This is an approximation: the points of a curve are means over several steps. None is a mean that is not finite.
+    A version with the rule of divergence (`DivergenceMonitor`) stops a trial where it diverges: its monitor has seen
+    the loss of each step. An older version stopped only at a loss that was not finite. Here the rule is applied to
+    the recorded curve. This is an approximation: the points of a curve are means over several steps. None is a mean
+    that is not finite.
 
     Args:
-        record: JSON of kind "trial".
-        is_old: whether a version without the rule may have made the record (`last_old_line`).
+        record: JSON of kind "trial", up to the `last_old_line` of its file.
     Returns:
         The record itself, or a copy with status "diverged", cut at the step of divergence.
     """
     curve = record.get("curve") or {}
-    if not is_old or record.get("status") != "finished" or not curve.get("loss"):
+    if record.get("status") != "finished" or not curve.get("loss"):
         return record
     monitor, last = DivergenceMonitor(), 0
     for last, loss in zip(curve["step"], curve["loss"], strict=False):

@@ -25,7 +25,7 @@ from gradcost.results.statistics import (
     probability_better,
 )
 from gradcost.results.summary import summarise
-from gradcost.results.tuning import final_runs
+from gradcost.results.tuning import completed, final_runs
 from gradcost.results.wording import count, duration, flops, size
 
 SWEEP = 48  # number of budgets at which the leader is determined
@@ -83,7 +83,7 @@ def final_curves(results: Results) -> list[FinalCurves]:
     costs = {cost.method: cost for cost in results.costs}
     curves = []
     for row in summarise(results):
-        ended = [t for t in final_runs(results, row.method) if t.status in ("finished", "diverged")]
+        ended = completed(final_runs(results, row.method))
         runs = [t for t in ended if t.status == "diverged" or any(x is not None for x in _scores(t.curve, results))]
         finished = [t.steps for t in runs if t.status == "finished"]
         evaluated = [t.curve.validation_step[0] for t in runs if t.curve.validation_step]

@@ -298,7 +298,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], Any]]:
         _check_schema(record, f"{path} line {number}")
         kind = record.get("kind")
         try:  # a line without a checksum may hold anything
-            record = judged(record, number <= old) if kind == "trial" else record
+            record = judged(record) if kind == "trial" and number <= old else record
             item = makers[kind](record) if isinstance(kind, str) and kind in makers else ...
         except (BadInput, TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
             item = None

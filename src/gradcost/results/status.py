@@ -18,7 +18,6 @@ from gradcost.core.files import holder, regular, try_lock
 from gradcost.core.metric import Metric
 from gradcost.core.units import count
 from gradcost.results import ledger
-from gradcost.results.outcome import judged
 from gradcost.results.records import Results, TrialRecord, read, read_lines
 from gradcost.results.tuning import Score, best, chosen, confirmed_scores, scores
 
@@ -150,7 +149,7 @@ def record(folder: Path, trial: str) -> dict[str, Any]:
             f"no trial of {folder} begins with {trial!r}. {folder}/{ledger.RECORDS} lists the "
             "recorded trials, and `gradcost status` the running ones."
         )
-    return dict(judged(next(iter(matches.values()))))
+    return dict(next(iter(matches.values())))
 
 
 def why(folder: Path, trial: str) -> tuple[str, ...]:

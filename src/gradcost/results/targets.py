@@ -22,7 +22,7 @@ from gradcost.results.rankings import FLOPS, SECONDS, STEPS
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.summary import summarise
-from gradcost.results.tuning import confirmed_best, final_runs, runs_of, scores
+from gradcost.results.tuning import completed, confirmed_best, final_runs, runs_of, scores
 
 RESOURCES = (STEPS, FLOPS, SECONDS)
 ACCURACIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
@@ -97,7 +97,7 @@ def _best_tuned(results: Results, exact: bool) -> str | None:
         runs = runs_of(results, method)
         tuned = [run for run in runs if run.phase in ("tune", "confirm")]
         rate = confirmed_best(tuned, method)
-        if rate and _ended(results, method) and _is_exact(results, method) is exact:
+        if rate and completed(final_runs(results, method)) and _is_exact(results, method) is exact:
             scored[method] = scores((run for run in tuned if run.lr == rate[0]), method)[rate[0]][:2]
     if not scored:
         return None
@@ -106,11 +106,6 @@ def _best_tuned(results: Results, exact: bool) -> str | None:
     if not results.study.metric.is_accuracy or not isfinite(accuracy):
         return best
     return next(method for method, score in scored.items() if score[0] >= accuracy - ALIKE)
-
-
-def _ended(results: Results, method: str) -> list[TrialRecord]:
-    """The final runs of a method without those that failed: these have no result, and run again."""
-    return [run for run in final_runs(results, method) if run.status in ("finished", "diverged")]
 
 
 def _is_exact(results: Results, method: str) -> bool:
@@ -131,10 +126,10 @@ def reaches(results: Results, targets: Sequence[Target] | None = None) -> list[R
     if first is None:
         return []
     costs = {cost.method: cost for cost in results.costs}
-    base, unit = _ended(results, first), costs.get(first, Cost(first, ""))
+    base, unit = completed(final_runs(results, first)), costs.get(first, Cost(first, ""))
     rows = []
     for method in dict.fromkeys(run.method for run in results.trials):
-        if runs := _ended(results, method):
+        if runs := completed(final_runs(results, method)):
             cost = costs.get(method, Cost(method, ""))
             rows += [_reach(method, target, runs, base, cost, unit) for target in targets]
     return rows
@@ -168,7 +163,7 @@ def common_targets(results: Results, most: int = 4) -> list[Target]:
     first = reference(results)
     if first is None:
         return []
-    base = _ended(results, first)
+    base = completed(final_runs(results, first))
     chance = results.study.chance
     guess = log(1 / chance) if chance else None
     candidates = [[Target("accuracy", value) for value in ACCURACIES if chance is None or value > 1.5 * chance]]
@@ -187,5 +182,5 @@ def _others(results: Results, first: str) -> list[str]:
 
 
 def _half_reach(results: Results, target: Target, method: str) -> bool:
-    runs = _ended(results, method)
+    runs = completed(final_runs(results, method))
     return bool(runs) and 2 * sum(isfinite(target.step(run)) for run in runs) >= len(runs)

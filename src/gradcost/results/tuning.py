@@ -26,8 +26,8 @@ def scores(runs: Iterable[TrialRecord], method: str) -> dict[float, Score]:
     3. the smaller learning rate.
     """
     by_rate: dict[float, list[TrialRecord]] = {}
-    for run in runs:
-        if run.method == method and run.status in ("finished", "diverged"):
+    for run in completed(runs):
+        if run.method == method:
             by_rate.setdefault(run.lr, []).append(run)
     return {lr: _score(lr, runs) for lr, runs in by_rate.items()}
 
@@ -109,9 +109,14 @@ def finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     return sorted({t.seed: t for t in runs if t.lr == lr}.values(), key=lambda t: t.seed)
 
 
+def completed(runs: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the runs that finished or diverged. A run that failed has no result, and runs again."""
+    return [run for run in runs if run.status in ("finished", "diverged")]
+
+
 def completed_finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
-    """Return the `finals` of `method` that finished or diverged. A run that failed is no result."""
-    return [run for run in finals(trials, method) if run.status in ("finished", "diverged")]
+    """Return the `finals` of `method` that finished or diverged."""
+    return completed(finals(trials, method))
 
 
 @lru_cache(maxsize=4)
