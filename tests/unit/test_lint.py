@@ -284,7 +284,7 @@ def test_a_study_without_a_fault_has_no_finding(tmp_path: Path):
     assert unchecked(known) == []  # every rule was checked
 
 
-def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
+def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps_and_equal_seconds():
     def codes(*efforts: TuningEffort) -> list[str]:
         return [finding.code for finding in lint(efforts)]
 
@@ -292,6 +292,10 @@ def test_equal_flops_are_a_fair_budget_and_so_are_equal_steps():
     assert codes(TuningEffort("a", 10, 6000, 6e9), TuningEffort("b", 10, 6000, 9e9)) == []
     assert codes(TuningEffort("a", 10, 6000, 6e9), TuningEffort("b", 20, 12_000, 9e9)) == ["E102"]
     assert codes(TuningEffort("a", 10), TuningEffort("b", 10), TuningEffort("c", 9)) == ["E102"]
+    assert codes(TuningEffort("a", 10, 6000, 6e9, 120.0), TuningEffort("b", 10, 3000, 9e9, 131.0)) == []
+    assert codes(TuningEffort("a", 10, 6000, 6e9, 120.0), TuningEffort("b", 10, 3000, 9e9, 160.0)) == ["E102"]
+    assert codes(TuningEffort("a", 10, 6000, 6e9, 120.0), TuningEffort("b", 12, 3600, 9e9, 120.0)) == ["E102"]
+    assert codes(TuningEffort("a", 10, 6000, 6e9, 120.0), TuningEffort("b", 10, 3000, 9e9, None)) == ["E102"]
 
 
 def test_confirming_runs_decide_and_their_spread_counts(tmp_path: Path):

@@ -15,7 +15,7 @@ from statistics import fmean, variance
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
-from gradcost.results.records import Results, TrialRecord
+from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
 
 EVERY = "every method"
@@ -47,12 +47,14 @@ class TuningEffort:
         points: number of hyperparameter settings tried.
         steps: total training steps of all points.
         flops: total FLOPs of all points.
+        seconds: total time of the training steps of all points, from the timing of one step.
     """
 
     method: str
     points: int
     steps: int | None = None
     flops: float | None = None
+    seconds: float | None = None
 
 
 @value
@@ -256,9 +258,11 @@ def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
     others = [run.steps for run in _in_phase(results.trials, "tune") if run.status == "finished"]
     complete = max(lengths or others, default=results.study.steps)
     steps = sum(run.steps if run.status == "finished" else complete for run in tuned)
-    flops = next((cost.flops for cost in results.costs if cost.method == method), None)
+    cost = next((cost for cost in results.costs if cost.method == method), Cost(method, ""))
+    flops = None if cost.flops is None else float(cost.flops * steps)
+    seconds = None if cost.ms is None else cost.ms * steps / 1000
     points = len({(run.estimator, run.optimizer, run.lr) for run in tuned})
-    return TuningEffort(method, points, steps, None if flops is None else float(flops * steps))
+    return TuningEffort(method, points, steps, flops, seconds)
 
 
 def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Sequence[float]) -> TuningScores:

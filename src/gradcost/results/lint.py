@@ -36,7 +36,8 @@ from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
 ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer seeds an exact paired test cannot give p < ALPHA
-EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor
+EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor,
+EQUALLY_LONG = 1.25  # or their seconds by this one, with equally many points: timings differ from run to run
 
 
 @value
@@ -90,20 +91,19 @@ def winners_on_edge(facts: Sequence[TuningWinners]) -> Violations:
 
 
 def unequal_tuning(facts: Sequence[TuningEffort]) -> Violations:
-    """Tuning is equal if all methods have the same points and steps, or the same FLOPs."""
-    if len(facts) < 2 or _equal_runs(facts) or _equal_flops(facts):
+    """Tuning is equal if all methods have the same points and steps, or FLOPs, or points and seconds."""
+    points, runs = {fact.points for fact in facts}, {(fact.points, fact.steps) for fact in facts}
+    if len(facts) < 2 or len(runs) == 1 or _close([fact.flops for fact in facts], EQUAL):
+        return
+    if len(points) == 1 and _close([fact.seconds for fact in facts], EQUALLY_LONG):
         return
     most, least = max(facts, key=_spent), min(facts, key=_spent)
     yield least.method, f"tuned on {_described(least)}, but {most.method} on {_described(most)}"
 
 
-def _equal_runs(facts: Sequence[TuningEffort]) -> bool:
-    return len({(fact.points, fact.steps) for fact in facts}) == 1
-
-
-def _equal_flops(facts: Sequence[TuningEffort]) -> bool:
-    flops = [fact.flops for fact in facts if fact.flops]
-    return len(flops) == len(facts) and max(flops) <= EQUAL * min(flops)
+def _close(amounts: Sequence[float | None], factor: float) -> bool:
+    known = [amount for amount in amounts if amount]
+    return len(known) == len(amounts) and max(known) <= factor * min(known)
 
 
 def _spent(fact: TuningEffort) -> tuple[int, int]:
@@ -217,7 +217,7 @@ RULES = (
         "unequal tuning",
         TuningEffort,
         unequal_tuning,
-        "Give each method equally many points and steps, or equal FLOPs.",
+        "Give each method equally many points and steps, or equal FLOPs or seconds.",
     ),
     Rule(
         "E205",
