@@ -114,7 +114,7 @@ def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
         (("mezo()", "--model", "mlpp"), "Did you mean mlp"),
         (("mezo()", "--model", "mine.py:mke", *FACTORY[2:]), "defines no mke. Did you mean make?"),
         (("mezo()", "--model", "mine.py:make"), "add --data"),
-        (("mezo()", "--model", "mine.py:none", *FACTORY[2:]), "returned int: a factory returns"),
+        (("mezo()", "--model", "mine.py:none", *FACTORY[2:]), "returned type int: it returns"),
         (("mezo()", "--model", "mine.py:boom", *FACTORY[2:]), "could not make a model: KeyError"),
         (("mezo()", *FACTORY[:3], "mine.py:wrong"), "cannot be evaluated on this batch: RuntimeError"),
         (("mezo()", *FACTORY[:3], "mine.py:two"), "is called with the batch size alone"),

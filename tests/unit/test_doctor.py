@@ -34,6 +34,7 @@ def test_a_torch_that_lacks_a_private_name_is_noticed(monkeypatch: pytest.Monkey
     assert found("torch").found == f"{torch.__version__}, with all that is used of it"
     names = doctor._private_names()
     assert {"torch._C._is_fwd_grad_enabled", "torch._C.DisableTorchFunction"} <= names
+    assert {"torch._C.DispatchKey", "torch._C._functorch.maybe_current_level"} <= names, "an alias hides no name"
     monkeypatch.setattr(doctor, "_private_names", lambda: {*names, "torch._C._no_such_name"})
     assert found("torch").found.endswith("without torch._C._no_such_name")
     assert "install the one of constraints-newest.txt" in found("torch").advice

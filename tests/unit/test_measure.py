@@ -29,6 +29,7 @@ from gradcost import (
     mezo,
     spsa,
 )
+from gradcost.core.errors import BadInput
 from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.allocator import allocated
 from gradcost.instruments.measure import (
@@ -229,7 +230,7 @@ def test_one_instrument_reads_at_a_time():
         seen.append((*modes, *(["profiler"] if _profiler_enabled() else [])))
         return torch.ones(3) + 1
 
-    measure(work, Bytes(), Operations(), Seconds(samples=1), Allocator(), warmup=2)
+    measure(work, Bytes(), Operations(), Seconds(samples=2), Allocator(), warmup=2)
     assert seen[:4] == [(), (), ("MemoryTracker",), ("OpCounter",)]
     assert set(seen[4:-2]) == {()}
     assert seen[-2:] == [("profiler",), ("_OperatorMarks", "profiler")]
@@ -247,6 +248,8 @@ def test_any_work_can_be_measured_and_a_model_gives_it_names():
 
 def test_instruments_are_values_that_do_not_change():
     assert repr(Seconds()) == "Seconds(samples=30)"
+    with pytest.raises(BadInput, match="2 samples or more, not 1"):
+        measure(lambda: None, Seconds(1))
     assert Allocator() == Allocator()
     for instrument in (Seconds(), Bytes()):
         with pytest.raises(FrozenInstanceError):

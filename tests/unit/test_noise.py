@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -129,6 +130,11 @@ def test_a_million_elements_are_the_same_bits_on_both_paths(
     assert not torch.equal(fused, base)
 
 
+def append_later(done: list[int]) -> None:
+    time.sleep(0.1)
+    done.append(5)
+
+
 def test_the_threads_of_torch_and_a_pool_run_every_job_and_hand_on_its_error(monkeypatch: pytest.MonkeyPatch):
     def fail() -> None:
         raise KeyboardInterrupt
@@ -140,7 +146,10 @@ def test_the_threads_of_torch_and_a_pool_run_every_job_and_hand_on_its_error(mon
         parallel.run_in_parallel([partial(done.append, number) for number in range(5)])
         assert sorted(done) == [0, 1, 2, 3, 4]
         with pytest.raises(KeyboardInterrupt):
-            parallel.run_in_parallel([fail, partial(done.append, 5)])
+            parallel.run_in_parallel([fail, partial(append_later, done)])
+        now = list(done)
+        time.sleep(0.2)
+        assert done == now, "no job runs on after the return"
 
 
 @EITHER

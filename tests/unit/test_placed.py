@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradcost.studies import Customary
 from gradcost.studies.comparison import make_comparison
 from gradcost.studies.task_info import model_name, task_name
 from gradcost.tasks import Digits, from_loaders, placed
+from gradcost.tasks.contract import PARTS
 from gradcost.training.customary import optimizer_of
 
 BFLOAT16 = torch.bfloat16
@@ -69,6 +71,31 @@ def test_a_dtype_casts_weights_and_inputs_and_nothing_else():
     for cast, parameter in zip(objective.model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(cast, parameter.to(BFLOAT16))
     assert 0 <= task.score(objective.model, task.splits().validation).accuracy < 0.5
+
+
+def linear() -> nn.Module:
+    return nn.Linear(3, 1)
+
+
+def of_any_type(model: nn.Module, batch: Any) -> torch.Tensor:
+    return model(batch["x"] if isinstance(batch, UserDict) else batch).square().mean()
+
+
+def bare() -> dict[str, Any]:
+    return {part: [torch.ones(2, 3) * number] for number, part in enumerate(PARTS, 1)}
+
+
+def named() -> dict[str, Any]:
+    return {part: [UserDict(x=batch) for batch in batches] for part, batches in bare().items()}
+
+
+@pytest.mark.parametrize("loaders", [bare, named])
+def test_a_batch_of_any_type_is_cast(loaders: Any):
+    task = placed(from_loaders(linear, of_any_type, loaders=loaders), dtype=BFLOAT16)
+    objective, batch = task.objective(Key(0)), task.batch_at(Key(0), 0)
+    assert type(batch) is type(loaders()["train"][0])
+    assert objective.evaluate(batch, Key(0)).dtype == BFLOAT16
+    assert task.score(objective.model, task.splits().validation)["loss"] > 0
 
 
 @pytest.mark.parametrize("task", [Digits(), regression()], ids=["split", "loaders"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import random
 import re
+import sys
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -255,3 +257,17 @@ def test_an_amount_of_memory_has_its_unit(text: str, bytes_: int | None):
 def test_no_amount_of_memory_is_a_sentence(text: str):
     with pytest.raises(ValueError, match="not a number of bytes"):
         spec.size(text)
+
+
+def test_a_module_may_change_the_folder_and_the_path_while_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "moves.py").write_text("import os\nos.chdir('sub')\ndef make(): pass\n")
+    (tmp_path / "clears.py").write_text("import sys\ndel sys.path[0]\ndef make(): pass\n")
+    before = list(sys.path)
+    for module in ("moves", "clears"):
+        monkeypatch.chdir(tmp_path)
+        assert spec.named(f"{module}:make", "--model").__name__ == "make"
+        assert sys.path == before

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import gradcost
 from gradcost.core.batching.batches import Batches
@@ -76,6 +77,40 @@ def test_the_key_orders_a_shuffled_loader_and_torch_generators_stay():
     torch.set_rng_state(before)
     batches.at(Key(1), 20)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_far_ahead_reads_the_data_of_its_epoch_alone():
+    class Counted(TensorDataset):
+        read = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Counted.read += 1
+            return super().__getitem__(index)
+
+    def batches() -> Batches:
+        return Batches(DataLoader(Counted(X), 4, shuffle=True))
+
+    in_order = batches()
+    expected = [in_order.at(Key(1), step)[0] for step in range(60)]
+    jumping, Counted.read = batches(), 0
+    for step in (0, 25, 26, 59, 12, 13, 50):
+        assert torch.equal(jumping.at(Key(1), step)[0], expected[step])
+    assert Counted.read <= 6 * len(X)
+
+
+class Stream(IterableDataset):
+    """Rows without a known number."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(X)
+
+
+def test_a_loader_of_unknown_length_trains_for_the_given_steps():
+    loader = DataLoader(Stream(), 4)
+    objective = gradcost.Objective(nn.Linear(4, 1), lambda model, x: model(x).square().mean())
+    assert len(list(gradcost.train(objective, loader, gradcost.backprop(), gradcost.SGD(0.01), Key(1), 9))) == 9
+    with pytest.raises(BadInput, match="has no length, so one pass has no known end: give steps"):
+        next(gradcost.train(objective, loader, gradcost.backprop(), gradcost.SGD(0.01)))
 
 
 def test_training_with_a_loader_resumes_with_the_same_bits(tmp_path):

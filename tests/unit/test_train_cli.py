@@ -58,6 +58,13 @@ class Endless:
 
 def endless(size):
     return Endless()
+
+def fixed():
+    return listed(8)
+
+def missing(size):
+    from gradcost.core.errors import BadInput
+    raise BadInput("the file is missing.")
 """
 
 
@@ -104,7 +111,8 @@ def test_a_resumed_run_has_the_files_of_one_run(tmp_path: Path, way: list[str]):
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "steps"), [("make", "loader", 3), ("make", "listed", 3), ("with_loss", "one", 1)]
+    ("model", "data", "steps"),
+    [("make", "loader", 3), ("make", "listed", 3), ("with_loss", "one", 1), ("make", "fixed", 3)],
 )
 def test_a_model_and_data_of_one_s_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, data: str, steps: int
@@ -129,6 +137,7 @@ def test_wrong_options_are_refused_with_a_way_out(tmp_path: Path):
         (["--data", "my.py:loader", "--model", "my.py:make", "--task", "digits"], "--task cannot be combined"),
         (["--data", "my.py:absent", "--model", "my.py:make"], "defines no absent"),
         (["--data", "my.py:endless", "--model", "my.py:make"], "has no length"),
+        (["--data", "my.py:missing", "--model", "my.py:make"], "gradcost: the file is missing."),
     ]:
         ran = run(tmp_path, *base, *further, code=2)
         assert message in " ".join(ran.stderr.split()), ran.stderr

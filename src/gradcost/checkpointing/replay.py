@@ -19,6 +19,7 @@ from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.region import Call, Forward, Region, run_call
 from gradcost.checkpointing.versioned_tensor import RecomputationError
 from gradcost.core import memory_events
+from gradcost.core.bits import checksum
 from gradcost.core.blocks import Block
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.generator_states import numpy_words, python_state
@@ -329,13 +330,7 @@ def _bits(tensor: Tensor) -> Any:
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_quantized:
         return tensor.shape, tensor.dtype, tensor.layout
-    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    tensor = tensor.resolve_neg().contiguous()
-    if tensor.itemsize > 1 and tensor.is_floating_point():
-        tensor = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
-    flat = tensor.reshape(-1).to(torch.int64)
-    weights = torch.arange(flat.numel(), device=flat.device) * 2 + 1
-    return tuple(tensor.shape), tensor.dtype, int((flat * weights).sum())
+    return tensor.shape, tensor.dtype, checksum(tensor)
 
 
 def _states() -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core import pytree
+from gradcost.core.bits import raw_bytes
 from gradcost.core.evaluation.generator_states import numpy_state
 from gradcost.core.isolation import restored_generators
 from gradcost.core.objective import Objective
@@ -97,8 +98,7 @@ def _bits(tensor: Tensor | None) -> bytes | None:
         return None
     if tensor.is_sparse:
         return b"".join(filter(None, map(_bits, (tensor._indices(), tensor._values()))))
-    flat = tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).cpu()
-    return blake2b(flat.numpy().tobytes(), digest_size=16).digest()
+    return blake2b(raw_bytes(tensor), digest_size=16).digest()
 
 
 def _global_state(objective: Objective) -> ModelState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.tasks.contract import PARTS
+from gradcost.tasks import contract
 from gradcost.tasks.metrics import default_loss
 
 EXAMPLES = 8  # the default batch size
@@ -82,8 +81,7 @@ def of_model(
         module = transformers.quantized(module)
     if data is not None:
         made, epoch = _batch_of(data, examples)
-        loss = loss or (default_loss if isinstance(made, Mapping) else _cross_entropy)
-        return Objective(module, loss, data=epoch), made
+        return Objective(module, loss or default_loss, data=epoch), made
     if not is_transformers:
         raise BadInput(
             f"{model} returns a {type(module).__name__}, which needs data: add --data FILE.py:FUNCTION, where "
@@ -111,52 +109,27 @@ def without_numbers(factory: Callable[[], Any]) -> Any:
 def from_factory(text: str, dtype: torch.dtype | None, make: Make) -> tuple[nn.Module, Any]:
     """Call the factory that `text` names; return its module, and its loss or None."""
     factory = spec.named(text, "--model")
-    try:
-        result = make(factory)
-    except Exception as error:
-        raise BadInput(f"{text} could not make a model: {type(error).__name__}: {error}") from error
-    module, loss = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(module, nn.Module) or not (loss is None or callable(loss)):
-        raise BadInput(
-            f"{text} returned {type(result).__name__}: a factory returns a torch.nn.Module or a tuple "
-            "(module, loss), where loss(model, batch) is a function."
-        )
+    with contract.naming(text, "make a model"):
+        module, loss = contract.model_and_loss(make(factory), text)
     return (module if dtype is None else module.to(dtype)), loss
+
+
+def called_data(text: str, examples: int) -> Any:
+    """Call the function that --data names, with the batch size, or without arguments if it takes none."""
+    function = spec.named(text, "--data")
+    sized = contract.misfit(function, (examples,))
+    if sized and contract.misfit(function, ()):
+        raise BadInput(f"{text} is called with the batch size alone, which does not fit its arguments: {sized}.")
+    with contract.naming(text, f"make a batch of {examples}"):
+        return function() if sized else function(examples)
 
 
 def _batch_of(text: str, examples: int) -> tuple[Any, Callable[[], Iterable[Any]] | None]:
     """Call the function that --data names; return a batch, and a function that returns all of them if known."""
-    function = spec.named(text, "--data")
-    arguments = (examples,)
-    try:
-        signature = inspect.signature(function)
-        if not signature.parameters:  # a batch of a fixed size
-            arguments = ()
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise BadInput(
-            f"{text} is called with the batch size alone, which does not fit its arguments: {error}."
-        ) from None
-    except ValueError:
-        pass  # a builtin without a signature
-    try:
-        made = function(*arguments)
-    except Exception as error:
-        raise BadInput(f"{text} could not make a batch of {examples}: {type(error).__name__}: {error}") from error
-    if isinstance(made, Mapping) and set(made) == set(PARTS):  # the loaders of `compare`
+    made = called_data(text, examples)
+    if isinstance(made, Mapping) and set(made) == set(contract.PARTS):  # the loaders of `compare`
         return Batches(made["train"]).at(Key(0), 0), lambda: made["train"]
     return made, None
-
-
-def _cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
-    from gradcost.tasks.task import Batch, cross_entropy
-
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise BadInput(
-            f"--data returned {type(batch).__name__}, but a module without its own loss is trained on (x, y) with "
-            "cross-entropy. Return (x, y) from --data, or (module, loss) from the --model factory."
-        )
-    return cross_entropy(model, Batch(*batch))
 
 
 def dtypes(objective: Objective) -> str:

@@ -224,13 +224,16 @@ def named(text: str, option: str) -> Callable[..., Any]:
     if place.endswith(".py"):
         module = loaded(str(Path(place).resolve()))
     else:
-        sys.path.insert(0, str(Path.cwd()))  # an installed command does not search the current folder
+        from gradcost.core.user_errors import import_errors
+
+        folder = str(Path.cwd())
+        sys.path.insert(0, folder)  # an installed command does not search the current folder
         try:
-            module = importlib.import_module(place)
-        except Exception as error:
-            raise BadInput(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+            with contextlib.redirect_stdout(sys.stderr), import_errors(place):
+                module = importlib.import_module(place)
         finally:
-            sys.path.remove(str(Path.cwd()))
+            with contextlib.suppress(ValueError):  # the module took it out
+                sys.path.remove(folder)
     if not hasattr(module, name):
         raise BadInput(f"{place} defines no {name}.{hint(name, vars(module))}")
     thing = getattr(module, name)
@@ -284,16 +287,13 @@ def _with_model(task: Any, name: str, model: str) -> Any:
 
 def loaded(path: str) -> ModuleType:
     """Import a Python file and return its module."""
-    from gradcost.core.user_errors import line_of
+    from gradcost.core.user_errors import import_errors
     from gradcost.studies.user_code import load_file
 
     if not Path(path).is_file():
         raise BadInput(f"there is no file {path}.")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result of the command
-            return load_file(path)
-    except Exception as error:
-        raise BadInput(f"{path} could not be imported: {type(error).__name__}: {error}{line_of(error)}") from error
+    with contextlib.redirect_stdout(sys.stderr), import_errors(path):  # standard output is for the command's result
+        return load_file(path)
 
 
 def _from_file(path: str, name: str) -> Any:

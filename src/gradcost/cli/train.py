@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.cli import console, spec
-from gradcost.cli.objective import EXAMPLES, from_factory, refuse, with_batch
+from gradcost.cli.objective import EXAMPLES, called_data, from_factory, refuse, with_batch
 from gradcost.cli.train_options import TrainOptions
-from gradcost.core.batching.batches import Batches, require_loader
+from gradcost.core.batching.batches import Batches, length_of, require_loader
 from gradcost.core.errors import BadInput, require
 from gradcost.core.files import locked, replacing, write_whole
 from gradcost.core.isolation import seeded_generators
@@ -139,11 +139,9 @@ def _run(options: TrainOptions) -> tuple[_Run, int]:
     refuse("--data", **{"--task": options.task})
     examples = options.batch or EXAMPLES
     loader = _loader(options.data, examples, key)
-    steps = options.steps
+    steps = options.steps or length_of(loader)
     if steps is None:
-        if not hasattr(loader, "__len__"):
-            raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
-        steps = len(loader)  # type: ignore[arg-type]
+        raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
     name = f"{options.model} on {options.data}, batch {examples}"
     return _Run(_OwnTask(options.model, loader), name, key), steps
 
@@ -168,12 +166,8 @@ class _OwnTask:
 
 def _loader(text: str, examples: int, key: Key) -> Iterable[Any]:
     """Call the function that --data names; return its training batches."""
-    function = spec.named(text, "--data")
-    try:
-        with seeded_generators(key.fold("loader")):
-            made = function(examples)
-    except Exception as error:
-        raise BadInput(f"{text} could not make batches of {examples}: {type(error).__name__}: {error}") from error
+    with seeded_generators(key.fold("loader")):
+        made = called_data(text, examples)
     if isinstance(made, Mapping) and set(made) == set(PARTS):
         made = made["train"]
     if isinstance(made, Tensor | tuple | Mapping):  # one batch

@@ -31,9 +31,8 @@ from gradcost.core.evaluation.one_at_a_time import one_at_a_time
 from gradcost.core.evaluation.torch_modes import Modes, modes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_LIBRARIES = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(path)), "")
-    for path in (torch.__file__, os.path.dirname(__file__))  # torch and gradcost
+TORCH_AND_GRADCOST = tuple(  # their folders, each with a separator at its end
+    os.path.join(os.path.dirname(os.path.abspath(path)), "") for path in (torch.__file__, os.path.dirname(__file__))
 )
 
 
@@ -200,7 +199,7 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 def _suspended(frame: FrameType) -> Iterator[Any]:
     """Yield the generators and exit stacks that a frame of contextlib, torch or gradcost has not closed."""
     file = frame.f_code.co_filename
-    if file != contextlib.__file__ and not file.startswith(_LIBRARIES):
+    if file != contextlib.__file__ and not file.startswith(TORCH_AND_GRADCOST):
         return
     for value in list(frame.f_locals.values()):
         if isinstance(value, contextlib._GeneratorContextManagerBase):
@@ -208,7 +207,7 @@ def _suspended(frame: FrameType) -> Iterator[Any]:
         elif isinstance(value, contextlib.closing):
             yield vars(value).get("thing")
         elif isinstance(value, contextlib.ExitStack) or (
-            isinstance(value, GeneratorType) and value.gi_code.co_filename.startswith(_LIBRARIES)
+            isinstance(value, GeneratorType) and value.gi_code.co_filename.startswith(TORCH_AND_GRADCOST)
         ):
             yield value
 

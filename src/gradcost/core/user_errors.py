@@ -49,7 +49,7 @@ def user_errors(what: str) -> Iterator[None]:
     """Convert exceptions that the user's code raises inside the context to errors that a user can cause.
 
     Args:
-        what: what failed: the begin of the message.
+        what: what failed: the beginning of the message.
     Raises:
         BadInput: the user's code raised, or called `sys.exit`. The message has the type, the text and the line.
         GradcostError: a call in the user's code raised it; the type is the same, and the message has the line.
@@ -64,3 +64,12 @@ def user_errors(what: str) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) or not is_of_user(error):
             raise
         raise BadInput(f"{what}: {sentence(error)}") from error
+
+
+@contextmanager
+def import_errors(what: str) -> Iterator[None]:
+    """Convert an exception of an import of `what` to BadInput, with its type, its text and the user's line."""
+    try:
+        yield
+    except Exception as error:
+        raise BadInput(f"{what} could not be imported: {described(error)}{line_of(error)}") from error

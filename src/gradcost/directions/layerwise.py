@@ -49,7 +49,8 @@ class Layerwise(StatefulDirections):
         return None
 
     def resolve(self, objective: Objective, key: Key, state: None) -> tuple[Directions, None]:
-        return _InGroup(self.directions, self.by.groups(objective), self.directions.unbiased), None
+        group_of = self.by.groups(objective)
+        return _InGroup(self.directions, group_of, 1 + max(group_of.values()), self.directions.unbiased), None
 
     def update(self, state: None, gradient: Iterator[tuple[str, Tensor]]) -> None:
         return None
@@ -61,11 +62,8 @@ class _InGroup(SparseDirections):
 
     directions: Directions
     group_of: Mapping[str, int] = field(repr=False)
+    count: int
     unbiased: bool
-
-    @property
-    def count(self) -> int:
-        return 1 + max(self.group_of.values())
 
     def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
         inner = self.directions.seeds(key, probes, dimension)

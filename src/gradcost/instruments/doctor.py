@@ -72,12 +72,17 @@ def _torch() -> Finding:
     return Finding("torch", found, advice if missing else None)
 
 
+_PRIVATE = {"torch._C": r"(?:torch\._C|_c)", "torch._C._functorch": "functorch"}  # and how the source writes them
+
+
 def _private_names() -> set[str]:
-    """Return the names below `torch._C` that occur in the source of this package."""
+    """Return the names below `torch._C` and `torch._C._functorch` that occur in the source of this package."""
     package = Path(__file__).parents[1]
     names: set[str] = set()
-    for file in package.glob("*/*.py"):
-        names |= set(re.findall(r"\btorch\._C\.\w+", file.read_text(encoding="utf-8")))
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        for prefix, alias in _PRIVATE.items():
+            names |= {f"{prefix}.{name}" for name in re.findall(rf"(?<![\w.]){alias}\.(\w+)", text)}
     return names
 
 

@@ -165,7 +165,7 @@ class Seconds(Instrument):
     """Reads the time of a run (`time_steps`), with torch's current number of threads.
 
     Args:
-        samples: minimum number of timed runs.
+        samples: minimum number of timed runs, 2 or more.
     """
 
     samples: int = 30

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from gradcost.core.errors import BadInput
+
 WIDE = 0.10  # a timing is doubtful if its interquartile range exceeds this fraction of the median
 BUSY = 0.10  # a timing is doubtful if other programs use more than this fraction of one core
 MEASURABLE = 0.3  # least seconds of sampling: the system counts busy time in hundredths of a second
@@ -68,14 +70,18 @@ def time_steps(
 
     Args:
         step: the function to time.
-        samples: least number of timed runs.
+        samples: least number of timed runs, 2 or more.
         warmup: number of warm-up runs.
         attempts: largest number of timings: the step is timed again while `Timing.doubt` is not None.
         lasting: least seconds of sampling.
     Returns:
         The first timing without doubt. If there is none, the timing with the least load of other programs, and among
         equal loads the one with the least spread.
+    Raises:
+        BadInput: fewer than 2 samples, which have no spread.
     """
+    if samples < 2:
+        raise BadInput(f"a timing takes 2 samples or more, not {samples}: the spread shows whether it is reliable.")
     warm = [_milliseconds(step, _used_gpus()) for _ in range(warmup)]
     timings = []
     for _ in range(attempts):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -28,7 +28,10 @@ def run_in_parallel(jobs: Sequence[Callable[[], object]]) -> None:
     parallel = _openmp_parallel()
     if parallel is None:
         futures = [_pool(len(jobs) - 1).submit(job) for job in jobs[1:]]
-        jobs[0]()
+        try:
+            jobs[0]()
+        finally:
+            wait(futures)  # jobs write into tensors of the caller
         for future in futures:
             future.result()
         return

@@ -10,6 +10,8 @@ from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule
 from gradcost.checkpointing.replay import not_recomputed
 from gradcost.checkpointing.schedules import Items
 from gradcost.core.blocks import find_blocks
+from gradcost.core.errors import GradcostError
+from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.objective import Objective
 from gradcost.directions import Directions, Gaussian, Rademacher, Sphere, StatefulDirections
 from gradcost.estimators.accumulated import Accumulated
@@ -109,7 +111,8 @@ class ByDepth:
             if self._chain is None or not self._is_regular(batch, None):
                 return None
             three, four = of(3), of(4)
-        except Exception:
+        except (GradcostError, ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
+            raise_interrupt(error)
             return None
         (first, inner, last), others = three.stages, four.stages
         is_chain = not (three.breaks or three.shared or four.breaks or four.shared)

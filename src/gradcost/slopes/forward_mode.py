@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 import traceback
 import warnings
@@ -21,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
 from gradcost.core.evaluation.gradient_mode import in_constant_part
-from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
+from gradcost.core.interrupts import TORCH_AND_GRADCOST, Hooks, raise_interrupt, undoing
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
@@ -169,10 +168,6 @@ def _in_blocks(directions: Directions) -> bool:
     return directions.elementwise and not isinstance(directions, SparseDirections)
 
 
-# Code that a user cannot change. `first_blocked` reports the innermost line outside these folders.
-_LIBRARY_FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-
-
 class Blocked(NamedTuple):
     """Where an evaluation with tangents failed.
 
@@ -200,9 +195,8 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
             causes = list(_causes(raised))
             # `Jvp.measure` converts a NotImplementedError to Unsupported: report the original error.
             error = next((cause for cause in causes if isinstance(cause, NotImplementedError)), raised)
-            frames = [
-                f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARY_FOLDERS)
-            ]
+            passed = traceback.extract_tb(error.__traceback__)
+            frames = [frame for frame in passed if not frame.filename.startswith(TORCH_AND_GRADCOST)]
             line = (frames[-1].line or "") if frames else ""
             name = next((name for name, failure in failed if failure in causes), None)
             return Blocked(name, line, str(error).split("\n")[0].rstrip("."))

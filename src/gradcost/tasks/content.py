@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from gradcost.core.batching.batches import length_of
+from gradcost.core.bits import raw_bytes
 from gradcost.core.errors import BadInput
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
@@ -43,11 +45,12 @@ def _sample(loader: Any) -> Iterable[Any]:
     if isinstance(loader, Sequence):
         return [len(loader), *(loader[i] for i in _spaced(len(loader), BATCHES))]
     dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    is_indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    if is_indexed and hasattr(dataset, "__len__"):
         settings = [len(dataset), getattr(loader, "batch_size", None), getattr(loader, "drop_last", None)]
         return [*settings, *(dataset[i] for i in _spaced(len(dataset), EXAMPLES))]
     for batch in loader:
-        return [len(loader) if hasattr(loader, "__len__") else None, batch]
+        return [length_of(loader), batch]
     raise BadInput(f"the {type(loader).__name__} yields no batch.")
 
 
@@ -57,9 +60,7 @@ def _spaced(length: int, count: int) -> list[int]:
 
 def _bytes(leaf: Any) -> bytes:
     if isinstance(leaf, Tensor):
-        plain = leaf.detach().cpu().contiguous()
-        head = f"{plain.dtype}{tuple(plain.shape)}".encode()
-        return head + plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else head
+        return f"{leaf.dtype}{tuple(leaf.shape)}".encode() + raw_bytes(leaf)
     if hasattr(leaf, "tobytes") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()
     text = repr(leaf)

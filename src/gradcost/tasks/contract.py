@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from gradcost.core.batching.batches import require_loader
+from gradcost.core.batching.batches import length_of, require_loader
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
+from gradcost.tasks.metrics import OWN_LOSS
 
 PARTS = ("train", "validation", "test")
 
@@ -50,14 +51,14 @@ def check_make(make: Any, name: str = "make_model") -> Callable[[], Any]:
         raise BadInput(
             f"{name} is of type {type(make).__name__}: give a function without arguments that returns a model."
         )
-    needed = _needed(make, ())
+    needed = misfit(make, ())
     if needed:
         raise BadInput(f"{name} is called without arguments, which does not fit it: {needed}. Give each a default.")
     return make
 
 
-def _needed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
-    """Why a function cannot be called with these arguments; None if it can, or its signature is not known."""
+def misfit(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
+    """Return why a function cannot be called with these arguments; None if it can, or its signature is not known."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -97,11 +98,10 @@ def model_and_loss(made: Any, label: str) -> tuple[nn.Module, Any]:
     if inspect.isclass(made):
         raise BadInput(f"{label} returned the class {made.__name__}: call it, as in `return {made.__name__}()`.")
     if not isinstance(model, nn.Module):
-        what = (
-            f"a tuple of {len(made)}" if isinstance(made, tuple) and len(made) != 2 else f"a {type(model).__name__}"
-        )
-        if isinstance(made, tuple) and len(made) == 2:
-            what = f"({type(model).__name__}, {type(loss).__name__})"
+        what = f"type {type(model).__name__}"
+        if isinstance(made, tuple):
+            is_pair = len(made) == 2
+            what = f"({type(model).__name__}, {type(loss).__name__})" if is_pair else f"a tuple of {len(made)}"
         raise BadInput(
             f"{label} returned {what}: it returns a torch.nn.Module, or (module, loss) with a function "
             "loss(model, batch)."
@@ -143,7 +143,7 @@ def check_parts(made: Any, label: str) -> None:
 def check_loader(loader: Any, name: str) -> None:
     """Raise BadInput unless an object can be iterated several times and yields a batch."""
     require_loader(loader, name)
-    if hasattr(loader, "__len__") and not len(loader):
+    if length_of(loader) == 0:
         raise BadInput(
             f"{name} yields no batch: its data set is empty, or smaller than one batch with drop_last=True."
         )
@@ -170,7 +170,7 @@ def batch_argument(loaders: Callable[..., Any], label: str, batch: int | None) -
     """
     if batch is not None and batch < 1:
         raise BadInput(f"a batch has 1 example or more, not {batch}.")
-    alone, sized = _needed(loaders, ()), _needed(loaders, (8,))
+    alone, sized = misfit(loaders, ()), misfit(loaders, (8,))
     if batch is not None and sized:
         raise BadInput(f"{label} takes no batch size ({sized}): write def {label.rpartition(':')[2]}(batch_size).")
     if batch is None and alone:
@@ -195,5 +195,5 @@ def check_loss(objective: Objective, batch: Any, part: str, hint: bool = False) 
         with loss_errors(objective):
             objective.evaluate(batch, Key(0))
     except BadInput as error:
-        own = " Give your own loss: end the function that makes the model with `return model, loss`." if hint else ""
+        own = f" {OWN_LOSS}" if hint and OWN_LOSS not in str(error) else ""
         raise BadInput(f"on a {part} batch: {error}{own}") from error

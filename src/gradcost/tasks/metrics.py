@@ -133,5 +133,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         if not y.is_floating_point():
             return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
     raise BadInput(
-        "no loss is known for this batch: it is neither a dictionary nor (x, y) with whole-number targets."
+        "no loss is known for this batch: it is neither a dictionary nor (x, y) with whole-number targets. "
+        f"{OWN_LOSS}"
     )
+
+
+OWN_LOSS = "Give your own loss: end the function that makes the model with `return model, loss`."

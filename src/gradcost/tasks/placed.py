@@ -83,7 +83,7 @@ class Placed:
         """
         cast = nullcontext() if self.autocast is None else torch.autocast(self._device_type, self.autocast)
         with cast:
-            return self.task.score(model, self._cast(split))
+            return self.task.score(model, self._cast_split(split))
 
     @property
     def _device_type(self) -> str:
@@ -92,12 +92,16 @@ class Placed:
     def _moved(self, batch: Any) -> Any:
         return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, self._cast(batch))
 
+    def _cast_split(self, split: Any) -> Any:
+        """Cast a split, which is a batch or a loader. A loader is cast batch by batch."""
+        if self.dtype is None or isinstance(split, tuple | list | dict):
+            return self._cast(split)
+        return map(self._cast, split)
+
     def _cast(self, batch: Any) -> Any:
-        """Cast the floating-point tensors of a batch or split; a loader is cast batch by batch."""
+        """Cast the floating-point tensors of a batch."""
         if self.dtype is None:
             return batch
-        if not isinstance(batch, tuple | list | dict):
-            return map(self._cast, batch)
         return tree_map(
             lambda leaf: leaf.to(self.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
         )

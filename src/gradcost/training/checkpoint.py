@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.bits import raw_bytes
 from gradcost.core.errors import BadInput, require
 from gradcost.core.evaluation.next_state import carried, restore
 from gradcost.core.files import write_whole
@@ -168,7 +169,7 @@ def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
     digest = blake2b(tree.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, overload
 from torch import Tensor
 
 from gradcost.core.arguments import require_key
-from gradcost.core.batching.batches import Batches
+from gradcost.core.batching.batches import Batches, length_of
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
@@ -171,9 +171,9 @@ def _train_objective(
     _require_types(estimator, optimizer, key)
     batches = Batches(loader)
     if steps is None:
-        if not hasattr(loader, "__len__"):
+        steps = length_of(loader)
+        if steps is None:
             raise BadInput(f"a {type(loader).__name__} has no length, so one pass has no known end: give steps.")
-        steps = len(loader)  # type: ignore[arg-type]
     data = key.fold("data")
     start = _Start(objective, estimator, optimizer, key, resume, log, f"a loop over a {type(loader).__name__}")
     return _steps(start, lambda step: batches.at(data, step), steps)

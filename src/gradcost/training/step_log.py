@@ -20,8 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from gradcost.core.bits import raw_bytes
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.files import read_regular, write_whole
 from gradcost.core.objective import Objective
@@ -266,5 +265,5 @@ def weights_digest(objective: Objective) -> bytes:
     """Return a digest of the bits of the trainable parameters."""
     found = blake2b(digest_size=16)
     for leaf in objective.leaves:
-        found.update(leaf.parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(raw_bytes(leaf.parameter))
     return found.digest()

@@ -16,7 +16,8 @@ class Batches:
     - Around each draw, the default generators of torch, NumPy and `random` are set from the key, and restored
       afterwards. So a DataLoader with `shuffle=True` shuffles as the key says, in each epoch in another order.
     - A list or tuple of batches keeps its order.
-    - Steps are cheap in ascending order. A smaller step, or another key, starts the loader again.
+    - Steps are cheap in ascending order. A smaller step, another key, or a step of a later epoch than the next one
+      starts the loader again, if its length is known at the epoch of that step.
 
     Args:
         loader: a DataLoader, a list of batches, or another iterable that can be iterated several times.
@@ -45,17 +46,19 @@ class Batches:
             if not len(self.loader):
                 raise _empty(self.loader)
             return self.loader[step % len(self.loader)]
-        if key != self._key or step < self._next - 1:
+        if key != self._key or step < self._next - 1 or self._epoch_start(step) > self._next:
             self._restart(key, step)
         while self._next <= step:
             self._last = self._draw()
         return self._last
 
+    def _epoch_start(self, step: int) -> int:
+        """Return the first step of the epoch of `step` if the length of an epoch is known, otherwise 0."""
+        length = length_of(self.loader)
+        return step - step % length if length else 0
+
     def _restart(self, key: Key, step: int) -> None:
-        """Go to the start of the epoch of `step` if the length of an epoch is known, otherwise to step 0."""
-        length = len(self.loader) if hasattr(self.loader, "__len__") else 0  # type: ignore[arg-type]
-        self._key, self._iterator = key, iter(())
-        self._next = step - step % length if length else 0
+        self._key, self._iterator, self._next = key, iter(()), self._epoch_start(step)
 
     def _draw(self) -> Any:
         assert self._key is not None
@@ -72,6 +75,14 @@ class Batches:
 
 
 _END = object()
+
+
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a loader; None if it does not know it, as for an `IterableDataset`."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def require_loader(loader: Any, name: str) -> None:

@@ -11,19 +11,17 @@ from __future__ import annotations
 import functools
 import random
 import sys
-import sysconfig
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.evaluation.user_modules import is_installed
+
 _MAX_OBJECTS = 50_000  # per traversal; a data set in a closure may have more, and is no state of the loss
-_LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_LIBRARIES += (str(Path(__file__).parents[2]), "<frozen")
 # Packages whose objects and classes are not entered.
 _OPAQUE = {"abc", "builtins", "collections", "concurrent", "enum", "functools", "importlib", "itertools", "logging"}
 _OPAQUE |= {"multiprocessing", "numpy", "threading", "torch", "types", "typing", "weakref", "_thread"}
@@ -331,4 +329,4 @@ def _package(kind: type) -> str:
 
 
 def _is_library(path: str | None) -> bool:
-    return path is not None and path.startswith(_LIBRARIES)
+    return path is not None and (is_installed(path) or path.startswith("<frozen"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -14,7 +15,15 @@ from gradcost.core.value import value
 
 PLUGINS = "gradcost.plugins"  # the entry point group of packages that add methods, optimizers and tasks
 _SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
-_INSTALLED = (Path(__file__).parents[2], *(Path(sysconfig.get_path(scheme)) for scheme in _SCHEMES))
+_INSTALLED = tuple(  # folders, each with a separator at its end
+    os.path.join(os.path.abspath(folder), "")
+    for folder in (
+        Path(__file__).parents[2],  # gradcost
+        *(sysconfig.get_path(scheme) for scheme in _SCHEMES),
+        *site.getsitepackages(),  # Debian has more than one
+        site.getusersitepackages(),
+    )
+)
 
 
 def module_file(module: Any) -> str | None:
@@ -31,7 +40,12 @@ def users_file(module: Any) -> str | None:
 
 def is_users(file: str) -> bool:
     """Return whether a path is a file of the user: not of gradcost, an installed package or the standard library."""
-    return Path(file).is_file() and not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
+    return Path(file).is_file() and not is_installed(file)
+
+
+def is_installed(file: str) -> bool:
+    """Return whether an absolute path is inside gradcost, an installed package or the standard library."""
+    return file.startswith(_INSTALLED)
 
 
 def source_file(thing: Any) -> str | None:

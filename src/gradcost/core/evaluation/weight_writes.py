@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradcost.core.bits import checksum
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.mutable_state import version_of
 
@@ -87,23 +88,15 @@ def checksums(named: Iterable[tuple[str, nn.Module]]) -> list[Checksum]:
 def _checksum(parameter: nn.Parameter) -> tuple[int, Any]:
     version = version_of(parameter)
     values = parameter.detach()
-    if values.layout != torch.strided or values.dtype not in _WORDS or values.is_meta:
+    if values.layout != torch.strided or values.is_quantized or values.is_meta:
         return version, parameter.data_ptr() if values.layout == torch.strided else None
-    return version, int(values.view(_WORDS[values.dtype]).sum(dtype=torch.int64))
-
-
-_WORDS = {  # the integer type of the same size, to sum bits
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+    return version, checksum(values)
 
 
 def refuse_writes(before: Iterable[Checksum]) -> None:
     """Raise BadInput if one of the parameters has another checksum now."""
-    for name, parameter, checksum in before:
-        if _checksum(parameter) != checksum:
+    for name, parameter, known in before:
+        if _checksum(parameter) != known:
             raise BadInput(_WRITES.format(name))
 
 

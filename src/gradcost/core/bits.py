@@ -1,0 +1,33 @@
+"""The bits of tensors: as bytes, and as a checksum that notices each changed and each moved element."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradcost.core.complex_numbers import as_real
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # the integer type of that many bytes
+_PIECE = {"cpu": 1 << 15, "cuda": 1 << 24}  # elements at a time: few on a CPU, so that they stay in its cache
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of the elements of a strided tensor, in the order of its indices; not copied if possible."""
+    return _flat(tensor).view(torch.uint8).cpu().numpy().data
+
+
+def checksum(tensor: Tensor) -> int:
+    """Return a checksum of a strided tensor: the sum of (2 i + 1) times element i, as integers modulo 2^64."""
+    flat = _flat(tensor)
+    words = flat.view(_WORDS[flat.itemsize])
+    piece = _PIECE.get(tensor.device.type, _PIECE["cuda"])
+    odd = 2 * torch.arange(min(piece, words.numel()), device=words.device) + 1
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, words.numel(), piece):
+        part = words[start : start + piece].to(torch.int64)
+        total += (part * (odd[: part.numel()] + 2 * start)).sum()
+    return int(total)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return as_real(tensor.detach()).resolve_neg().contiguous().reshape(-1)
