@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_measured_traps import CLASSES, MEAN, classes, pair
+from test_measured_traps import CLASSES, MEAN, assert_forecast_is_measured, classes, pair
 from torch import Tensor, nn
 
 import gradcost
@@ -248,3 +249,73 @@ def test_anomaly_detection_is_off_in_a_simulation():
         warnings.simplefilter("ignore")
         assert Reverse(Within(1 << 20)).objection(objective, pair()) is None
         assert torch.is_anomaly_enabled()
+
+
+# ---- the state that the first step makes
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.over, self.out, self.hidden = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 8), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x.new_zeros(len(x), 64) if self.hidden is None else self.hidden
+        hidden = torch.tanh(self.into(x) + self.over(hidden))
+        self.hidden = hidden.detach()
+        return self.out(hidden)
+
+
+class KeepsAttention(nn.Module):
+    """Its attribute gets the same value at each forward pass on a batch, but for dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.into, self.out = nn.BatchNorm1d(8), nn.Linear(8, 64), nn.Linear(64, 8)
+        self.dropout, self.weights = nn.Dropout(dropout), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.dropout(self.into(self.norm(x)).softmax(-1))
+        self.weights = weights.detach()
+        return self.out(weights)
+
+
+class AbsentBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        mean = y.detach().mean(0).repeat(30)
+        self.mean = mean if self.mean is None else 0.9 * self.mean + 0.1 * mean
+        return y + self.mean[:8]
+
+
+class ExpandedBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.zeros(1).expand(100, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.mean = 0.9 * self.mean + y.detach().mean(0)
+        return y + self.mean[0]
+
+
+STATEFUL: dict[str, Callable[[], nn.Module]] = {
+    "hidden state": Recurrent,
+    "spectral norm by hooks": lambda: nn.Sequential(*[nn.utils.spectral_norm(nn.Linear(8, 8)) for _ in range(2)]),
+    "attention": lambda: KeepsAttention(0.0),
+    "attention with dropout": lambda: KeepsAttention(0.5),
+    "absent buffer": AbsentBuffer,
+    "expanded buffer": ExpandedBuffer,
+}
+
+
+@pytest.mark.parametrize("model", STATEFUL)
+def test_a_forecast_contains_the_state_that_the_first_step_makes(model: str):
+    for estimator in (backprop(), mezo()):
+        assert_forecast_is_measured(estimator, STATEFUL[model], MEAN, pair(), SGD(0.1))

@@ -12,7 +12,6 @@ import torch
 
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.autograd_use import examine, known_use
-from gradcost.core.evaluation.next_state import moving
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
@@ -31,7 +30,7 @@ from gradcost.training.train_state import TrainState
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """The cost of one training step after the first: the optimizer and the estimator already have their states.
+    """The cost of one training step after the first: model, optimizer and estimator already have their states.
 
     Args:
         estimator: the estimator.
@@ -209,11 +208,8 @@ def simulate(
         )
     where = device_type(objective, device)
     with _on_fakes(objective, batch, where) as (fake, fake_batch):
-        tracker = MemoryTracker(fake.model, block=rounding(where))
-        tracker.register("inputs", tensors(fake_batch))
-        counter = OpCounter(fake.model, tracker)
         if known_use(fake) is None:
-            examine(fake, fake_batch, Key(0))  # before the counters start
+            examine(fake, fake_batch, Key(0))
         forward = _forward_counts(fake, fake_batch) if forward is None else forward
         objection = None if is_checked else estimator.objection(fake, fake_batch)
         if objection is not None:
@@ -222,6 +218,9 @@ def simulate(
         if held and optimizer is not None:
             train_state.leafwise = Leafwise(optimizer, fake, at_once=True)
         train_state = _after_first_step(train_state, fake_batch)
+        tracker = MemoryTracker(fake.model, block=rounding(where))
+        tracker.register("inputs", tensors(fake_batch))
+        counter = OpCounter(fake.model, tracker)
         tracker.register("optimizer state", train_state.held_tensors())
         start = tracker.moment
         with counter.followed(), tracker.followed():
@@ -276,8 +275,8 @@ def rounding(device: str) -> int:
 
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
-    """Return `train_state` with the optimizer and estimator states of a training that took one step."""
-    moving(train_state.objective, batch, Key(0))  # the first step also detects what a forward pass changes
+    """Return `train_state` with the states of model, optimizer and estimator of a training that took one step."""
+    train_state.objective.advance(batch, Key(0))
     if train_state.state is not None:
         # The size of the state does not depend on the amount of data: one batch is enough.
         first = replace(train_state.objective, data=lambda: [batch])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.gradient_mode import evaluated
@@ -19,6 +20,7 @@ from gradcost.core.evaluation.mutable_state import Named, Saved, is_generator, s
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
+from gradcost.core.pytree import operands
 
 T = TypeVar("T")
 Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)
@@ -81,8 +83,8 @@ def moving(objective: Any, batch: Any, key: Key) -> Moving:
     """Return what a forward pass of the objective changes. All changes are undone.
 
     Cost: one forward pass; a second one if it changes attributes or containers. Later calls for the same model,
-    loss and train/eval flags return the first result. On fake tensors, two kinds of changes are detected: writes that
-    torch's version counters record, and changed attributes that are not tensors.
+    loss and train/eval flags return the first result. On fake tensors, a buffer changes if torch's version counter
+    records a write, and a tensor in an attribute if it is computed from earlier state or from random numbers.
 
     Args:
         objective: the Objective.
@@ -105,7 +107,57 @@ def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward:
         return Moving(changed)
     second, before = _Record(modules), Saved(containers)
     forward()
-    return Moving(changed, frozenset(second.changed_attributes(by_value=True)), bool(before.changed()))
+    moved = set(second.changed_attributes(by_value=True))
+    replaced = {place for place in second.changed_attributes() if any(map(is_fake, _tensors_at(place)))} - moved
+    if replaced:
+        moved |= _computed_from_state(modules, second.changed_buffers(), replaced, forward)
+    return Moving(changed, frozenset(moved), bool(before.changed()))
+
+
+def _computed_from_state(
+    modules: Sequence[nn.Module], buffers: list[Place], replaced: set[Place], forward: Callable[[], object]
+) -> set[Place]:
+    """Return the replaced attributes that a third forward pass computes from state or random numbers.
+
+    The values of fake tensors are unknown. Other attributes get the same value at each forward pass.
+    """
+    state = [tensor for place in (*buffers, *replaced) for tensor in _tensors_at(place)]
+    third = _Record(modules)
+    with _Dependents(state) as dependents:
+        forward()
+    return {place for place in third.changed_attributes() if any(map(dependents.has, _tensors_at(place)))} & replaced
+
+
+def _tensors_at(place: Place) -> list[Tensor]:
+    module, name = place
+    return operands([module._buffers.get(name), module.__dict__.get(name)])
+
+
+class _Dependents(TorchDispatchMode):
+    """Follows which storages hold results that depend on given tensors or on random numbers."""
+
+    def __init__(self, sources: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._storages: dict[int, torch.UntypedStorage] = {}  # holds the storages, so that no address is reused
+        for tensor in sources:
+            self._add(tensor)
+
+    def has(self, tensor: Tensor) -> bool:
+        return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in self._storages
+
+    def _add(self, tensor: Tensor) -> None:
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        # In train mode, the output of a batch normalisation does not depend on its running statistics.
+        read = args[:3] if "batch_norm" in str(func) and len(args) > 5 and args[5] is True else (args, kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags or any(map(self.has, operands(read))):
+            for tensor in operands((out,)):
+                self._add(tensor)
+        return out
 
 
 def next_state(objective: Any, batch: Any, key: Key, known: Moving) -> NextState:
