@@ -100,13 +100,20 @@ class BlockModules:
         self.modules = [module for module in modules if isinstance(module.__dict__.get("_parameters"), dict)]
         self.changing = [(module, names) for module in self.modules if (names := changing.get(module))]
         # The original buffers. An evaluation replaces them by copies later.
-        self.buffers = {id(module): dict(module._buffers) for module in self.modules if _reads_buffers(module)}
+        self.buffers = {id(module): dict(module._buffers) for module in self.modules if reads_buffers(module)}
         self.to_end = to_end or any(isinstance(module, nn.RReLU) for module in self.modules)
 
 
-def _reads_buffers(module: nn.Module) -> bool:
+def reads_buffers(module: nn.Module) -> bool:
     """Return whether a forward may read buffers that it wrote. Torch's layers with running statistics do not."""
     return bool(module._buffers) and type(module).__module__ not in _STATISTICS
+
+
+def statistics_of(modules: Sequence[nn.Module]) -> dict[int, nn.Module]:
+    """Return storage -> layer of all running statistics. In train mode a layer saves them, but does not read them."""
+    layers = [module for module in modules if not reads_buffers(module)]
+    buffers = [(buffer, layer) for layer in layers for buffer in layer._buffers.values() if buffer is not None]
+    return {buffer.untyped_storage()._cdata: layer for buffer, layer in buffers}
 
 
 class CallState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradcost.checkpointing.caches import CacheRule
-from gradcost.checkpointing.call_state import BlockModules
+from gradcost.checkpointing.call_state import BlockModules, reads_buffers, statistics_of
 from gradcost.checkpointing.containers import is_same_copy, packed, tensors_in
 from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.region import Call, Forward, Region, run_call
 from gradcost.checkpointing.versioned_tensor import RecomputationError
 from gradcost.core import memory_events
-from gradcost.core.bits import checksum
+from gradcost.core.bits import bits_of
 from gradcost.core.blocks import Block
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.generator_states import numpy_words, python_state
@@ -208,7 +208,10 @@ class _Watch(TorchFunctionMode):
 
 
 class _Recorded:
-    """A call of a block in the check: checksums of what it returned and saved, and its modules' state before."""
+    """A call of a block in the check: checksums of what it returned and saved, and its modules' state before.
+
+    The checksum of a running statistic that is saved in train mode is None: the backward pass does not read it.
+    """
 
     def __init__(
         self, module: Any, call: Call, bits: list[Any], before: list[tuple[nn.Module, str, Any, Any]]
@@ -244,8 +247,14 @@ class _Check:
             for name, value in (*vars(module).items(), *module._buffers.items())
             if name not in _MODULE_INTERNALS
         ]
-        saved: list[Tensor] = []
-        region.on_value = lambda tensor: saved.append(tensor.detach())
+        statistics = statistics_of(block.modules)
+        saved: list[Tensor | None] = []
+
+        def record(tensor: Tensor) -> None:
+            layer = statistics.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
+            saved.append(tensor.detach() if layer is None or not layer.training else None)
+
+        region.on_value = record
         with _Watch() as watch:
             out = region.forward(forward, args, kwargs, block, kept)
         region.on_value = None
@@ -253,7 +262,7 @@ class _Check:
             self.replay.to_end[block.owner] = True
         if block.owner is not None:
             self.replay.ran[block.owner] = True
-        bits = [_bits(tensor) for tensor in (*tensors_in(out), *saved)]
+        bits = [bits_of(tensor) for tensor in (*tensors_in(out), *saved)]
         self.regions.setdefault(region, []).append(_Recorded(block.owner, region.calls[-1], bits, before))
         return out
 
@@ -271,12 +280,17 @@ class _Check:
             if failure is not None:
                 module, reason = failure
                 found = True
+                changed |= self._changed_modules(with_statistics=set(module.modules()))
                 if self.is_last or not any(inner in changed for inner in module.modules()):
                     self.replay.reasons[module] = reason
         return found
 
-    def _changed_modules(self) -> set[nn.Module]:
-        """Return the modules with attributes that changed in place since a call; add them to `replay.changing`."""
+    def _changed_modules(self, with_statistics: Collection[nn.Module] = ()) -> set[nn.Module]:
+        """Return the modules with attributes that changed in place since a call; add them to `replay.changing`.
+
+        Args:
+            with_statistics: the modules whose running statistics count. A rerun in train mode does not read them.
+        """
         changed: set[nn.Module] = set()
         for recorded in (recorded for calls in self.regions.values() for recorded in calls):
             for module, name, value, copy in recorded.before:
@@ -286,6 +300,8 @@ class _Check:
                 if current is value and name not in known and not is_same_copy(copy, packed(value, _mark)):
                     if buffer is value and version_of(value) != copy.version:
                         continue  # the version shows the change: `CallState` restores the buffer
+                    if buffer is value and module not in with_statistics and not reads_buffers(module):
+                        continue
                     known.add(name)
                     changed.add(module)
         return changed
@@ -303,7 +319,10 @@ def _first_failure(calls: list[_Recorded]) -> tuple[nn.Module, str] | None:
             sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return recorded.module, sentence.removesuffix("Use Everything().").rstrip(" .")
         outputs = tensors_in(out)
-        if [_bits(tensor) for tensor in (*outputs, *saved)] != recorded.bits:
+        bits = [bits_of(tensor) for tensor in (*outputs, *saved)]
+        if len(bits) != len(recorded.bits) or any(
+            before not in (None, now) for before, now in zip(recorded.bits, bits, strict=True)
+        ):
             return recorded.module, "run again from the same inputs, it computes something else"
         leaves = [*outputs]
     return None
@@ -313,7 +332,7 @@ class _Mark:
     """The identity, version and bits of a tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.version, self._values = version_of(tensor), (id(tensor), _bits(tensor))
+        self.version, self._values = version_of(tensor), (id(tensor), bits_of(tensor))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Mark) and self._values == other._values
@@ -323,14 +342,6 @@ class _Mark:
 
 def _mark(tensor: Tensor) -> Any:
     return _Mark(tensor)
-
-
-def _bits(tensor: Tensor) -> Any:
-    """Return (shape, dtype, checksum of the bits) of a tensor; for sparse or quantized tensors no checksum."""
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return tensor.shape, tensor.dtype, tensor.layout
-    return tensor.shape, tensor.dtype, checksum(tensor)
 
 
 def _states() -> tuple[Any, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,13 @@ def checksum(tensor: Tensor) -> int:
 
 def _flat(tensor: Tensor) -> Tensor:
     return as_real(tensor.detach()).resolve_neg().contiguous().reshape(-1)
+
+
+def bits_of(tensor: Tensor | None) -> Any:
+    """Return (shape, dtype, checksum of the bits) of a tensor; for sparse or quantized tensors no checksum."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor.shape, tensor.dtype, tensor.layout
+    return tensor.shape, tensor.dtype, checksum(tensor)
