@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -177,6 +178,7 @@ class MemoryTracker(TorchDispatchMode):
             stack.enter_context(memory_events.observe(self))
             stack.enter_context(self._gradients_tagged())
             stack.enter_context(self._resizes_tracked())
+            stack.enter_context(_transforms_allowed())
             stack.enter_context(saved_tensors_hooks(self._tag_saved, lambda tensor: tensor))
             stack.enter_context(self)
             yield
@@ -331,3 +333,15 @@ class MemoryTracker(TorchDispatchMode):
             yield
         finally:
             torch.UntypedStorage.resize_ = resize
+
+
+@contextmanager
+def _transforms_allowed() -> Iterator[None]:
+    """Allow `torch.func.grad`, `vjp` and their kin although hooks on saved tensors are set."""
+    autograd: Any = torch._C._autograd
+    disable = autograd._saved_tensors_hooks_disable
+    autograd._saved_tensors_hooks_disable = partial(disable, fail_if_non_empty=False)
+    try:
+        yield
+    finally:
+        autograd._saved_tensors_hooks_disable = disable
