@@ -219,6 +219,9 @@ def version_of(tensor: Tensor) -> int:
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same shape, type and bits."""
+    if one.is_nested or other.is_nested:
+        parts = [tensor.unbind() if tensor.is_nested else () for tensor in (one, other)]
+        return len(parts[0]) == len(parts[1]) and all(map(same_bits, *parts))
     if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
         return False
     if one.layout in (torch.sparse_coo, torch.sparse_csr):

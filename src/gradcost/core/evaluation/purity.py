@@ -192,7 +192,8 @@ def _examine(
 
     registries = [dict(module._parameters) for module in isolation.modules]
     reads = Reads()
-    with nullcontext() if any(map(is_compiled, isolation.modules)) else reads:
+    watched = nullcontext() if any(map(is_compiled, isolation.modules)) else reads
+    with watched:
         first = evaluate(isolation, first_batch, compare_buffers)
     purity.exposes_weights = any(parameter is tensor for _, parameter, _ in weights for tensor in reads.of_data)
     for name, parameter, _ in weights:
@@ -213,9 +214,9 @@ def _examine(
     changed = outside.changed()
 
     def again() -> Tensor:
-        return evaluate(
-            isolation, copied(batch) if first_batch is not batch or purity.writes_batch else batch, lambda: None
-        )
+        batch_again = copied(batch) if first_batch is not batch or purity.writes_batch else batch
+        with watched:  # under a function mode, nn.TransformerEncoder leaves out its fast path, as in training
+            return evaluate(isolation, batch_again, lambda: None)
 
     if not _is_same_loss(first, again(), isolation.model):
         outside.restore()
