@@ -14,6 +14,7 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 
+from gradcost.core.errors import Unsupported
 from gradcost.core.fake import known
 
 
@@ -53,6 +54,8 @@ def observed(function: Callable[[], Any]) -> Observed:
 
     Args:
         function: evaluates the loss.
+    Raises:
+        Unsupported: an embedding has scale_grad_by_freq, so its gradient is not determined by those of micro-batches.
     """
     observer = _Observer()
     with observer:
@@ -102,6 +105,15 @@ class _Observer(TorchFunctionMode):
             self._add(lambda: float(denominator), output)
             self.is_static = False
 
+    def embedded(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        scales = args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq", False)
+        if func in (F.embedding, F.embedding_bag) and scales:
+            raise Unsupported(
+                "scale_grad_by_freq=True divides an embedding's gradient by counts, and the backward pass of a "
+                "micro-batch counts in that micro-batch only. Set it to False, or evaluate the batch at once "
+                "(without Accumulated, parts=1)."
+            )
+
     def averaged_over_targets(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         loss = _target_loss(*args, **kwargs)
         if loss.reduction == "mean" and isinstance(output, Tensor):
@@ -116,6 +128,8 @@ _unknown = object()
 def _observer_of(name: str) -> Any:
     if name in ("cross_entropy", "nll_loss"):
         return _Observer.averaged_over_targets
+    if name in ("embedding", "embedding_bag"):
+        return _Observer.embedded
     if name == "mean" or name in _LOSSES:
         return _Observer.averaged
     if name in _DIVISIONS:
