@@ -266,8 +266,6 @@ WEIGHTED_MEANS: dict[str, Callable[..., Tensor]] = {  # of the losses l of rows 
 
 
 @pytest.mark.parametrize("k", [(1, 0.2, 0.1, 0, 1, 1), (1, 0, 0, 1, 1, 1)], ids=["weights", "mask"])
-    "k", [(1.0, 0.2, 0.1, 0.0, 1.0, 1.0), (1.0, 0.0, 0.0, 1.0, 1.0, 1.0)], ids=["weights", "mask"]
-)
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("name", WEIGHTED_MEANS)
 def test_padding_that_a_later_batch_brings_is_weighed_or_refused(name: str, parts: int, k: tuple[float, ...]):
