@@ -285,16 +285,62 @@ def test_clipping_to_the_default_norm_changes_the_length_of_a_zero_order_step():
 
 def test_a_resumed_run_continues_with_the_keys_of_its_step_or_is_refused(tmp_path: Path):
     kind = with_estimator(transformers.Trainer, mezo(1e-3))
-    whole, _ = trained(kind, tmp_path / "a", save_strategy="steps", save_steps=2)
+    whole, _ = trained(kind, tmp_path / "a", save_strategy="steps", save_steps=1)
+    expected = [tensor.clone() for tensor in weights(whole.model)]
     again = kind(model=llama(), args=arguments(tmp_path / "a"), train_dataset=examples())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert same(again.model, whole.model)
+        whole.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))  # its last step, again from part 0
+    for trainer in (again, whole):
+        assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), expected, strict=True))
     stateful = with_estimator(transformers.Trainer, Momentum(mezo(1e-3)))
     refused = stateful(model=llama(), args=arguments(tmp_path / "a"), train_dataset=examples())
     with pytest.raises(Unsupported, match="resumed run would differ"):
         refused.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["model_init", "resumed"])
+def test_another_training_of_one_trainer_has_no_state_of_the_first(is_resumed: bool, tmp_path: Path):
+    kind = with_estimator(transformers.Trainer, Momentum(mezo(1e-3)))
+    args = arguments(tmp_path, max_steps=2, optim="sgd", save_strategy="steps", save_steps=1)
+    made = kind(model_init=llama, args=args, train_dataset=examples())
+    made.train()
+    first = made.model
+    if is_resumed:
+        with pytest.raises(Unsupported, match="resumed run would differ"):
+            made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        return
+    made.train()
+    assert made.model is not first
+    assert same(made.model, first)
+
+
+class Unfreeze(transformers.TrainerCallback):
+    """Gradual unfreezing: all parameters are trainable from step 2 on."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if state.global_step == 2:
+            objects["model"].requires_grad_(True)
+
+
+def test_parameters_may_be_unfrozen_during_the_training(tmp_path: Path):
+    def unfrozen(kind: Any, optimizer: Any) -> Any:
+        model = llama()
+        model.model.requires_grad_(False)
+        optimizers = (optimizer(model.parameters(), lr=0.01), None)
+        args, data = arguments(tmp_path), examples()
+        made = kind(model=model, args=args, train_dataset=data, optimizers=optimizers, callbacks=[Unfreeze()])
+        made.train()
+        return made.model
+
+    plain, sgd = transformers.Trainer, torch.optim.SGD
+    assert same(unfrozen(with_estimator(plain, backprop()), sgd), unfrozen(plain, sgd))
+    dense, seeded = (unfrozen(with_estimator(plain, mezo(1e-3)), optimizer) for optimizer in (sgd, SeededSGD))
+    for one, other in zip(weights(seeded), weights(dense), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Unsupported, match=r"was unfrozen .* during the training\. The state of Momentum"):
+        unfrozen(with_estimator(plain, Momentum(mezo(1e-3))), sgd)
 
 
 # ---- accelerate and Lightning: `surrogate_loss` in the loop

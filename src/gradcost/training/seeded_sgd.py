@@ -51,7 +51,8 @@ class SeededSGD(torch.optim.Optimizer):
             factor: the factor that the loop multiplies the loss with: 1/k for k micro-batches.
         Raises:
             Unsupported: the gradient is not seeded.
-            BadInput: the gradient is of other parameters, or of another objective than the earlier ones.
+            BadInput: the optimizer does not have the parameters, or earlier gradients of the same step or log are of
+                others.
         """
         gradient = require_seeded(estimate.gradient)
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
@@ -60,12 +61,14 @@ class SeededSGD(torch.optim.Optimizer):
             raise BadInput(
                 f"SeededSGD does not have the parameter `{other[0]}`: give it those of the objective's model."
             )
-        if self.leafwise is None:
+        ids = {id(leaf.parameter) for leaf in gradient.objective.leaves}
+        if self.leafwise is None or {id(p) for p in self.leafwise.parameters.values()} != ids:
+            if self.pending or self.writer is not None:
+                raise BadInput(
+                    "the gradients of a step, and the steps of a log, are of the same parameters: freeze and "
+                    "unfreeze between steps, and without a log."
+                )
             self.leafwise = Leafwise(self.optimizer, gradient.objective)
-        if {id(p) for p in self.leafwise.parameters.values()} != {
-            id(leaf.parameter) for leaf in gradient.objective.leaves
-        }:
-            raise BadInput("SeededSGD moves the parameters of one objective: make another optimizer for this one.")
         if self.pending and self.pending[0].directions != gradient.directions:
             raise BadInput(
                 f"the gradients of a step are along {self.pending[0].directions} and {gradient.directions}."
