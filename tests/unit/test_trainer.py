@@ -442,6 +442,17 @@ def test_seeded_sgd_refuses_what_it_would_ignore(tmp_path: Path):
         optimizer.add(mezo(1e-3).estimate(other, batch, Key(0)))
     with pytest.raises(BadInput, match="learning rate"):
         SeededSGD(made.model.parameters(), lr=0.0)
+    groups: Any = [{"params": made.model.parameters(), "weight_decay": 0.1, "lr": 0.1}]
+    with pytest.raises(BadInput, match="without weight_decay"):
+        SeededSGD(groups, lr=0.1)
+    loaded = SeededSGD(dict(made.model.named_parameters()).items(), lr=0.1)  # type: ignore[arg-type]
+    torch.optim.lr_scheduler.OneCycleLR(loaded, 1.0, total_steps=4, cycle_momentum=False)
+    loaded.zero_grad()
+    made.model.zero_grad()
+    loaded.step()
+    loaded.load_state_dict(torch.optim.SGD(made.model.parameters(), 0.1, momentum=0.9).state_dict())
+    with pytest.raises(BadInput, match="without momentum"):
+        loaded.step()
     (tmp_path / "log").touch()
     with pytest.raises(BadInput, match="exists"):
         SeededSGD(made.model.parameters(), 0.1, StepLog(tmp_path / "log"))

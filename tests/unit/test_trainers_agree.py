@@ -254,7 +254,7 @@ def fit(module: Any, steps: int, ckpt_path: Path | None = None, **options: Any) 
         warnings.simplefilter("ignore")
         data = torch.utils.data.DataLoader(batches(steps), batch_size=None)  # type: ignore[arg-type]
         trainer = lightning.Trainer(**({"max_epochs": 1} | quiet | options))
-        trainer.fit(module, data, ckpt_path=ckpt_path)
+        trainer.fit(module, data, data if "validation_step" in vars(module) else None, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -394,6 +394,22 @@ def test_another_fit_of_one_lightning_module_begins_anew(small: Any, estimator: 
         fit(module, 3, ckpt_path=tmp_path / "saved", max_epochs=2)
 
 
+def test_the_loss_of_a_validation_step_is_no_estimate(small: Any):
+    """Not in the sanity check either: the training has the bits of one without validation."""
+    expected = small(Momentum(mezo(1e-3)))
+    start = {name: tensor.clone() for name, tensor in expected.state_dict().items()}
+    fit(expected, 3)
+    trained = [parameter.detach().clone() for parameter in expected.parameters()]
+    module = small(Momentum(mezo(1e-3)))
+    module.load_state_dict(start)
+    module.validation_step = module.training_step
+    fit(module, 3, val_check_interval=1, inference_mode=False)
+    assert len(module.losses) > 6
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))
+    with torch.no_grad():
+        module.training_step((), 0)
+
+
 def test_lightning_trains_what_a_callback_unfreezes(small: Any):
     module = small(mezo(1e-3))
     first, *_ = module.model.parameters()
@@ -409,6 +425,7 @@ def test_lightning_trains_what_a_callback_unfreezes(small: Any):
 
 def lightning_trainer(**changed: Any) -> Any:
     given = {"gradient_clip_val": None, "precision": "32-true", "world_size": 1, "strategy": None, "global_step": 0}
+    given["training"] = True
     return SimpleNamespace(**(given | changed))
 
 
@@ -485,8 +502,12 @@ def test_what_would_be_silently_wrong_in_accelerate_is_refused():
     parameters = [nn.Parameter(torch.ones(2))]
     with pytest.raises(Unsupported, match=r"clip_grad_norm_\(max_norm=1.0\)"):
         accelerator.clip_grad_norm_(parameters, 1.0)
+    with pytest.raises(Unsupported, match=r"clip_grad_value_\(clip_value=1.0\) would shorten"):
+        accelerator.clip_grad_value_(parameters, 1.0)
     exact = accelerate_adapter.checked(accelerate.Accelerator(cpu=True), backprop())
+    parameters[0].grad = torch.ones(2)
     exact.clip_grad_norm_(parameters, 1.0)
+    exact.clip_grad_value_(parameters, 1.0)
 
 
 # ---- TRL

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradcost.core.arguments import require_model_and_loss
@@ -52,8 +53,11 @@ class EstimatedLoss:
     def __call__(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of a batch. Return it from `training_step`, or pass it to `manual_backward`.
 
+        Outside training (validation, the sanity check, test) and under `torch.no_grad()`, it is loss(model, batch): no
+        estimate is made.
+
         Args:
-            module: the LightningModule in training.
+            module: the LightningModule.
             batch: any pytree; passed to the loss as it is.
         Returns:
             A scalar tensor, equal to the loss.
@@ -64,6 +68,8 @@ class EstimatedLoss:
                 `clip_gradients` of the module raises it from now on.
         """
         trainer = module.trainer
+        if not (trainer.training and torch.is_grad_enabled()):
+            return self.estimates.loss(self.model, batch)
         if self._checked is not trainer:
             refuse(trainer, self.estimates.estimator)
             self._checked = trainer

@@ -93,14 +93,14 @@ def _change(objective: Objective, model: nn.Module) -> str | None:
 
 
 def norm_message(limit: str, estimator: Estimator) -> str:
-    """Return why a limit on the norm of the estimate is refused.
+    """Return why a limit on the norm of the estimate, or on its elements, is refused.
 
     Args:
         limit: the argument that sets the limit, with its value.
         estimator: the estimator.
     """
     return (
-        f"{limit} would shorten almost every estimate of {estimator} to that norm: with d parameters and n probes it "
+        f"{limit} would shorten almost every estimate of {estimator}: with d parameters and n probes it "
         "is about sqrt(d/n) times as long as the gradient. Leave the limit out, and limit slopes with "
         "Clipped(estimator, slope) if needed."
     )

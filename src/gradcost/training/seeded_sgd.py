@@ -29,7 +29,7 @@ class SeededSGD(torch.optim.Optimizer):
         lr: learning rate, above 0.
         log: write each step to this file (`gradcost.training.replay` reads it). It must not exist. None: no log.
     Raises:
-        BadInput: lr is not above 0, or the file of the log exists.
+        BadInput: lr is not above 0, a group of parameters has an option other than lr, or the file of the log exists.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, log: StepLog | None = None) -> None:
@@ -42,6 +42,15 @@ class SeededSGD(torch.optim.Optimizer):
         self.taken = 0
         self.pending: list[Seeded] = []
         self.leafwise: Leafwise | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as in torch.
+
+        Raises:
+            BadInput: the group has an option other than lr.
+        """
+        _require_lr_alone(param_group)
+        super().add_param_group(param_group)
 
     def add(self, estimate: Estimate, factor: float = 1.0) -> None:
         """Add factor * estimate to the gradient of the next step.
@@ -81,13 +90,16 @@ class SeededSGD(torch.optim.Optimizer):
         Args:
             closure: must be None.
         Raises:
-            BadInput: a parameter has a `.grad`, which this optimizer would ignore, or the groups have several rates.
+            BadInput: a parameter has a `.grad`, which this optimizer would ignore; the groups have several rates, or an option
+                other than lr, such as those of a loaded state.
         """
         if closure is not None:
             raise BadInput("SeededSGD takes no closure: call add(estimate) before step().")
         parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
         if any(parameter.grad is not None for parameter in parameters):
             raise BadInput("a parameter has a .grad, which SeededSGD ignores: call add(estimate), not backward().")
+        for group in self.param_groups:
+            _require_lr_alone(group)
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise BadInput(f"SeededSGD has one learning rate for all parameters, not {sorted(rates)}.")
@@ -116,3 +128,13 @@ class SeededSGD(torch.optim.Optimizer):
             set_to_none: ignored; for compatibility with torch's optimizers.
         """
         self.pending.clear()
+
+
+def _require_lr_alone(group: dict[str, Any]) -> None:
+    """Raise if a group has an option that `SeededSGD` would ignore. Schedulers add rates: initial_lr, max_lr."""
+    ignored = [name for name in group if name not in ("params", "param_names", "lr") and not name.endswith("_lr")]
+    if ignored:
+        raise BadInput(
+            f"SeededSGD is gradient descent with one learning rate, without {', '.join(ignored)}: leave that out of the "
+            "group, or use a torch optimizer, which needs the memory of a dense gradient."
+        )
