@@ -316,6 +316,33 @@ def test_another_training_of_one_trainer_has_no_state_of_the_first(is_resumed: b
     assert same(made.model, first)
 
 
+def test_a_batch_without_targets_adds_a_gradient_of_zero_as_in_the_trainer(tmp_path: Path):
+    """The weights decay and momentum acts in that step, as torch has it."""
+    data = examples()
+    for row in data[2:6]:  # one of the two micro-batches of steps 0 and 1
+        row["labels"] = torch.full((8,), -100)
+
+    def run(kind: Any, model: Any, optimizer: Any = None, parts: int = 2) -> tuple[Any, list[float]]:
+        args = arguments(tmp_path, weight_decay=0.1, gradient_accumulation_steps=parts)
+        made = kind(model=model, args=args, train_dataset=data, optimizers=(optimizer, None))
+        made.train()
+        return made.model, [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+    for make, parts in [(llama, 1), (Own, 2)]:
+        with pytest.warns(gradcost.core.Note, match="a step was skipped: the loss of this batch is nan"):
+            ours, losses = run(with_estimator(transformers.Trainer, backprop()), make(), parts=parts)
+        plain, expected = run(transformers.Trainer, make(), parts=parts)
+        assert losses == expected
+        assert same(ours, plain)
+    kind = with_estimator(transformers.Trainer, mezo(1e-3))
+    models = []
+    for optimizer in (torch.optim.SGD, SeededSGD):
+        model = Own()
+        models.append(run(kind, model, optimizer(model.parameters(), lr=0.01))[0])
+    for one, other in zip(weights(models[0]), weights(models[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 class Unfreeze(transformers.TrainerCallback):
     """Gradual unfreezing: all parameters are trainable from step 2 on."""
 

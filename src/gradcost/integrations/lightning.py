@@ -53,8 +53,7 @@ class EstimatedLoss:
     def __call__(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of a batch. Return it from `training_step`, or pass it to `manual_backward`.
 
-        Outside training (validation, the sanity check, test) and under `torch.no_grad()`, it is loss(model, batch): no
-        estimate is made.
+        Outside training (validation, the sanity check, test) and under `torch.no_grad()`, it is loss(model, batch).
 
         Args:
             module: the LightningModule.

@@ -8,9 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
+from gradcost.directions import Gaussian
 from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.gradient import Seeded
+from gradcost.training.train_state import skipped
 
 
 class MicroBatches:
@@ -46,7 +50,8 @@ class MicroBatches:
             batch: any pytree.
             step: the number of optimizer steps before this micro-batch.
         Returns:
-            The estimate.
+            The estimate. If the loss or a slope is not finite, a `Note` is issued, the gradient is 0 (a Seeded
+            without probes), and nothing else changes.
         Raises:
             Unsupported: the estimator cannot be used here, or it has a state and the run was resumed or the
                 trainable parameters have changed.
@@ -54,7 +59,10 @@ class MicroBatches:
         self.place = (step, self.place[1] + 1 if self.place[0] == step else 0)
         key = Key(self.seed).fold("step", step).fold("micro-batch", self.place[1])
         objective = self._objective(model, batch, step)
-        estimate = self.estimator.estimate(objective, batch, key, self.state)
+        try:
+            estimate = self.estimator.estimate(objective, batch, key, self.state)
+        except NotFinite as error:
+            return Estimate(skipped(objective, error), Seeded(objective, Gaussian(), (), ()), state=self.state)
         self.state = estimate.state
         objective.advance(batch, key)
         return estimate

@@ -64,6 +64,8 @@ class SeededSGD(torch.optim.Optimizer):
                 others.
         """
         gradient = require_seeded(estimate.gradient)
+        if not gradient.seeds:  # of a batch whose loss is not finite
+            return
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         other = [leaf.name for leaf in gradient.objective.leaves if id(leaf.parameter) not in own]
         if other:
@@ -90,8 +92,8 @@ class SeededSGD(torch.optim.Optimizer):
         Args:
             closure: must be None.
         Raises:
-            BadInput: a parameter has a `.grad`, which this optimizer would ignore; the groups have several rates, or an option
-                other than lr, such as those of a loaded state.
+            BadInput: a parameter has a `.grad`, which this optimizer would ignore; the groups have several
+                rates, or an option other than lr, such as those of a loaded state.
         """
         if closure is not None:
             raise BadInput("SeededSGD takes no closure: call add(estimate) before step().")
@@ -135,6 +137,6 @@ def _require_lr_alone(group: dict[str, Any]) -> None:
     ignored = [name for name in group if name not in ("params", "param_names", "lr") and not name.endswith("_lr")]
     if ignored:
         raise BadInput(
-            f"SeededSGD is gradient descent with one learning rate, without {', '.join(ignored)}: leave that out of the "
-            "group, or use a torch optimizer, which needs the memory of a dense gradient."
+            f"SeededSGD is gradient descent with one learning rate, without {', '.join(ignored)}: leave that out of "
+            "the group, or use a torch optimizer, which needs the memory of a dense gradient."
         )
