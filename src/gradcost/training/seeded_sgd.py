@@ -35,6 +35,7 @@ class SeededSGD(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, log: StepLog | None = None) -> None:
         self.optimizer = SGD(lr)
         super().__init__(parameters, {"lr": lr})
+        _require_lr_alone(self.param_groups)
         if log is not None and log.path.exists():
             raise BadInput(f"{log.path} exists: rename it. A new SeededSGD begins a new log.")
         self.log = log
@@ -42,15 +43,6 @@ class SeededSGD(torch.optim.Optimizer):
         self.taken = 0
         self.pending: list[Seeded] = []
         self.leafwise: Leafwise | None = None
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as in torch.
-
-        Raises:
-            BadInput: the group has an option other than lr.
-        """
-        _require_lr_alone(param_group)
-        super().add_param_group(param_group)
 
     def add(self, estimate: Estimate, factor: float = 1.0) -> None:
         """Add factor * estimate to the gradient of the next step.
@@ -100,8 +92,7 @@ class SeededSGD(torch.optim.Optimizer):
         parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
         if any(parameter.grad is not None for parameter in parameters):
             raise BadInput("a parameter has a .grad, which SeededSGD ignores: call add(estimate), not backward().")
-        for group in self.param_groups:
-            _require_lr_alone(group)
+        _require_lr_alone(self.param_groups)
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise BadInput(f"SeededSGD has one learning rate for all parameters, not {sorted(rates)}.")
@@ -132,11 +123,12 @@ class SeededSGD(torch.optim.Optimizer):
         self.pending.clear()
 
 
-def _require_lr_alone(group: dict[str, Any]) -> None:
-    """Raise if a group has an option that `SeededSGD` would ignore. Schedulers add rates: initial_lr, max_lr."""
-    ignored = [name for name in group if name not in ("params", "param_names", "lr") and not name.endswith("_lr")]
+def _require_lr_alone(groups: list[dict[str, Any]]) -> None:
+    """Raise if a group of parameters has an option that `SeededSGD` ignores. Schedulers add rates such as max_lr."""
+    own = ("params", "param_names", "lr")
+    ignored = [name for group in groups for name in group if name not in own and not name.endswith("_lr")]
     if ignored:
         raise BadInput(
-            f"SeededSGD is gradient descent with one learning rate, without {', '.join(ignored)}: leave that out of "
+            f"SeededSGD is gradient descent with one learning rate, without {ignored[0]}: leave that out of "
             "the group, or use a torch optimizer, which needs the memory of a dense gradient."
         )
