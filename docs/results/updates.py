@@ -2,15 +2,10 @@
 
     python docs/results/updates.py docs/results/panchal2025 docs/results/updates.json
 
-It trains with the settings of the final runs of the study of MiniLM on TREC: method, learning rate, steps and seed.
-It compares the model before and after: the trained weights, and the features of the first token for validation
-questions of TREC and for sentences of movie reviews, a data set that no run sees. It takes about 20 minutes of one
-core.
-
-- The runs are not those of the study. A final run of the study has the key `Key(seed).fold("final")`, a run here
-  `Key(seed)`. So the initial adapters, the batches and the noise differ.
-- The weights before, w0, are not those with which a run starts: `train` draws these from the key `fold("init")`. The
-  two draws are 1.4 |w0| apart, and the distance and the evenness include that. Their features are equal.
+It repeats the final runs of the study of MiniLM on TREC: method, learning rate, steps and random key. So initial
+weights, batches and noise are those of the final run. It compares the model before and after: the trained weights,
+and the features of the first token for validation questions of TREC and for sentences of movie reviews, a data set
+that no run sees. It takes about 20 minutes of one core.
 """
 
 from __future__ import annotations
@@ -52,14 +47,14 @@ COLUMNS = {
 
 
 def main(folder: str, file: str) -> None:
-    """Train with the settings of every final run, and write what each training changed."""
+    """Repeat every final run, and write what each training changed."""
     torch.set_num_threads(1)
     results, changes = read(folder), []
     for name in dict.fromkeys(run.method for run in results.trials):
         for run in final_runs(results, name):
-            steps = train(TASK, method(name).estimator, AdamW(run.lr), Key(run.seed), run.steps)
-            last = deque(steps, maxlen=1).pop()
-            changed = change(TASK.objective(Key(run.seed)), last.objective)
+            key = Key(run.seed).fold("final")
+            last = deque(train(TASK, method(name).estimator, AdamW(run.lr), key, run.steps), maxlen=1).pop()
+            changed = change(TASK.objective(key.fold("init")), last.objective)
             changes.append({"method": name, "lr": run.lr, "steps": run.steps, "seed": run.seed, **changed})
             print(changes[-1], flush=True)
             record = {"task": repr(TASK), "texts": TEXTS, "torch": torch.__version__, "changes": changes}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import gradcost
 from gradcost.checkpointing import chunked_cross_entropy
 from gradcost.core.batching.micro_batches import split
+from gradcost.core.errors import Unsupported
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
@@ -247,6 +248,39 @@ def test_batch_norm_without_running_statistics_is_refused():
     objective = Objective(model, lambda model, x: model(x).square().mean())
     with pytest.raises(gradcost.GradcostError, match="compares examples with each other"):
         Accumulated(backprop(), 2).estimate(objective, x, KEY)
+
+
+def by_row(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean(-1)
+
+
+WEIGHTED_MEANS: dict[str, Callable[..., Tensor]] = {  # of the losses l of rows with weights k
+    "mean(l k) / mean(k)": lambda model, b: (by_row(model, b) * b[2]).mean() / b[2].mean(),
+    "sum(l k) (1 / sum(k))": lambda model, b: (by_row(model, b) * b[2]).sum() * (1 / b[2].sum()),
+    "normalize": lambda model, b: (by_row(model, b) * F.normalize(b[2], p=1, dim=0)).sum(),
+    "keepdim": lambda model, b: (by_row(model, b) * (b[2] / b[2].sum(0, keepdim=True))).sum(),
+    "exp(log - log)": lambda model, b: ((by_row(model, b) * b[2]).sum().log() - b[2].sum().log()).exp(),
+    "nanmean": lambda model, b: torch.nanmean(torch.where(b[2] > 0, by_row(model, b), torch.nan)),
+    "kept rows": lambda model, b: by_row(model, b)[torch.where(b[2] > 0)[0]].mean(),
+}
+
+
+@pytest.mark.parametrize("k", [(1, 0.2, 0.1, 0, 1, 1), (1, 0, 0, 1, 1, 1)], ids=["weights", "mask"])
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("name", WEIGHTED_MEANS)
+def test_padding_that_a_later_batch_brings_is_weighed_or_refused(name: str, parts: int, k: tuple[float, ...]):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 8, generator=generator).double(), torch.randn(6, 8, generator=generator).double()
+    objective = Objective(nn.Linear(8, 8).double(), WEIGHTED_MEANS[name])
+    for weights in (torch.ones(6).double(), torch.tensor(k).double()):
+        batch = (x, y, weights)
+        true = flat(backprop().estimate(objective, batch, Key(0)).gradient)
+        try:
+            found = flat(Accumulated(backprop(), parts).estimate(objective, batch, Key(0)).gradient)
+        except Unsupported:
+            assert not torch.equal(weights, torch.ones(6)), "without padding the loss is a mean over examples"
+        else:
+            torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-12)
 
 
 def test_a_second_average_that_only_a_later_batch_shows_is_refused():

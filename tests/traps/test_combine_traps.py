@@ -40,6 +40,7 @@ def small() -> Objective:
 SYMMETRIC = [Gaussian(), Rademacher(), Sphere(), Coordinates(), Orthogonal(), Masked(Random(0.5))]
 OTHERS: list[Any] = [Layerwise(), LowRank(), LazyLowRank(), Guided(), Masked(Fixed(0.5)), Masked(Named("0.*"))]
 OTHERS += [Masked(Largest(0.5)), Masked(Random(0.5), LowRank())]
+OTHERS += [Masked(Random(0.5), Coordinates()), Masked(Random(0.5), Orthogonal())]  # not orthogonal any more
 
 
 @pytest.mark.parametrize("directions", OTHERS, ids=repr)

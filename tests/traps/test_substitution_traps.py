@@ -561,3 +561,33 @@ def test_a_module_has_its_own_weights_again_as_soon_as_it_has_run():
 
     mezo().estimate(Objective(model, loss), torch.randn(2, 1, 6), KEY)
     assert all(held)
+
+
+class ActorCritic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.actor, self.critic = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+
+
+def freeze_by_method(critic: nn.Module, train: bool) -> None:
+    critic.requires_grad_(train)
+
+
+def freeze_by_attribute(critic: nn.Module, train: bool) -> None:
+    for parameter in critic.parameters():
+        parameter.requires_grad = train
+
+
+@pytest.mark.parametrize("freeze", [freeze_by_method, freeze_by_attribute])
+@pytest.mark.parametrize(("estimator", "tolerance"), SLOPES)
+def test_parameters_that_the_loss_freezes_for_one_of_its_terms(estimator: Any, tolerance: float, freeze: Any):
+    """Soft actor-critic and pix2pix: the actor's term gives the critic no gradient."""
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        freeze(model.critic, False)
+        term = model.critic(torch.tanh(model.actor(batch[0]))).mean()
+        freeze(model.critic, True)
+        return (model.critic(batch[0]) - batch[1]).square().mean() - term
+
+    check_slopes(estimator, ActorCritic(), loss, tolerance)

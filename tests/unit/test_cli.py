@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
+from gradcost.cli.main import app
 from in_process import WIDE, inside
 
 COMMAND = [sys.executable, "-m", "gradcost.cli.main"]
@@ -80,6 +82,80 @@ def gradcost(*arguments: str, folder: Path, **environment: str) -> subprocess.Co
         text=True,
         timeout=300,  # a busy machine
     )
+
+
+NOISY = """
+import torch
+from torch import nn
+import gradcost
+from gradcost import SGD, Trial, backprop
+from gradcost.tasks import Digits
+print("a line of the user's file")
+def make():
+    print("a line of the user's function")
+    return nn.Linear(4, 1), lambda model, batch: model(batch[0]).square().mean()
+def batch():
+    print("a line of the user's data")
+    return torch.ones(16, 4), torch.zeros(16)
+@gradcost.study("Which rate?")
+def rates():
+    yield [Trial(Digits(), "a", backprop(), SGD(0.1), 5)]
+"""
+DRY_RUNS = [
+    ("compare", "--steps", "5", "--method", "backprop()"),
+    (
+        "train",
+        "mezo()",
+        "--model",
+        "noisy.py:make",
+        "--data",
+        "noisy.py:batch",
+        "--optimizer",
+        "SGD(0.1)",
+        "-o",
+        "out",
+    ),
+    ("study", "noisy.py"),
+    ("reproduce", "rike2022", "--task", "digits"),
+    ("reproduce", "baydin2022", "--task", "digits", "--steps", "5"),
+    ("reproduce", "panchal2025", "--costs"),
+]
+
+
+def as_json(text: str) -> Any:
+    """Read JSON strictly: without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("arguments", DRY_RUNS, ids=lambda arguments: " ".join(arguments[:2]))
+def test_a_dry_run_as_json_is_json(arguments: tuple[str, ...], tmp_path: Path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    ran = inside(*arguments, "--dry-run", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert as_json(ran.stdout)
+
+
+def test_the_dry_runs_above_are_all():
+    both = {
+        name
+        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        if {"--dry-run", "--json"} <= {option for parameter in command.params for option in parameter.opts}
+    }
+    assert both == {command for command, *_ in DRY_RUNS}
+
+
+def test_what_the_users_code_prints_and_an_infinite_loss_leave_the_result_json(tmp_path: Path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    arguments = ["backprop()", "--optimizer", "SGD(lr=1e30)", "--steps", "3", "--data", "noisy.py:batch"]
+    ran = inside("train", *arguments, "--model", "noisy.py:make", "-o", "out", "--json", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert as_json(ran.stdout)["loss"] is None
+    for line in ("file", "function", "data"):
+        assert f"a line of the user's {line}" in ran.stderr
 
 
 def records(folder: Path) -> list[dict]:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -73,18 +72,15 @@ def test_the_tables_of_the_questions():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_runs_of_updates_are_new_runs_with_the_settings_of_the_final_runs():
+def test_the_runs_of_updates_are_the_final_runs():
+    """They ran on another processor, whose rounding may change single answers."""
     results = read(FOLDER / "panchal2025")
     changes = json.loads(page("updates.json"))["changes"]
-    apart = []
-    for name in dict.fromkeys(each["method"] for each in changes):
-        new = [each for each in changes if each["method"] == name]
-        final = final_runs(results, name)
-        settings = [(run.lr, run.steps, run.seed) for run in final]
-        assert [(each["lr"], each["steps"], each["seed"]) for each in new] == settings
-        tested = [100 * (run.test.accuracy or 0.0) for run in final if run.test is not None]
-        apart.append(abs(median(each["accuracy"] for each in new) - median(tested)))
-    assert f"the median test accuracies by up to {max(apart):.1f} points" in page("questions.md")
+    final = [run for name in dict.fromkeys(run.method for run in results.trials) for run in final_runs(results, name)]
+    settings = [(run.method, run.lr, run.steps, run.seed) for run in final]
+    assert [(each["method"], each["lr"], each["steps"], each["seed"]) for each in changes] == settings
+    tested = [100 * run.test.accuracy for run in final if run.test is not None and run.test.accuracy is not None]
+    assert [each["accuracy"] for each in changes] == pytest.approx(tested, abs=1.0)
 
 
 @pytest.mark.filterwarnings("ignore")

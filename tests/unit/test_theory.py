@@ -170,6 +170,8 @@ def test_coordinates_of_one_weight_and_refusals():
     one = torch.zeros(50)
     one[3] = -2.0
     assert cosine_along_coordinates(one, 1) == pytest.approx(1 / 50, rel=1e-6)
+    assert cosine_along_coordinates(torch.tensor([1.0, 0.0, 0.0, 0.0]), 3) == 0.75
+    assert cosine_along_coordinates(torch.tensor([1.0, 0.5, 0.2, 0.1]), 4) == 1.0
     with pytest.raises(ValueError, match="no direction"):
         cosine_along_coordinates(torch.zeros(5), 1)
     with pytest.raises(ValueError, match="probes must be 1 to 5, the entries of the gradient, not 6"):

@@ -285,16 +285,89 @@ def test_clipping_to_the_default_norm_changes_the_length_of_a_zero_order_step():
 
 def test_a_resumed_run_continues_with_the_keys_of_its_step_or_is_refused(tmp_path: Path):
     kind = with_estimator(transformers.Trainer, mezo(1e-3))
-    whole, _ = trained(kind, tmp_path / "a", save_strategy="steps", save_steps=2)
+    whole, _ = trained(kind, tmp_path / "a", save_strategy="steps", save_steps=1)
+    expected = [tensor.clone() for tensor in weights(whole.model)]
     again = kind(model=llama(), args=arguments(tmp_path / "a"), train_dataset=examples())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert same(again.model, whole.model)
+        whole.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))  # its last step, again from part 0
+    for trainer in (again, whole):
+        assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), expected, strict=True))
     stateful = with_estimator(transformers.Trainer, Momentum(mezo(1e-3)))
     refused = stateful(model=llama(), args=arguments(tmp_path / "a"), train_dataset=examples())
     with pytest.raises(Unsupported, match="resumed run would differ"):
         refused.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["model_init", "resumed"])
+def test_another_training_of_one_trainer_has_no_state_of_the_first(is_resumed: bool, tmp_path: Path):
+    kind = with_estimator(transformers.Trainer, Momentum(mezo(1e-3)))
+    args = arguments(tmp_path, max_steps=2, optim="sgd", save_strategy="steps", save_steps=1)
+    made = kind(model_init=llama, args=args, train_dataset=examples())
+    made.train()
+    first = made.model
+    if is_resumed:
+        with pytest.raises(Unsupported, match="resumed run would differ"):
+            made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        return
+    made.train()
+    assert made.model is not first
+    assert same(made.model, first)
+
+
+def test_a_batch_without_targets_adds_a_gradient_of_zero_as_in_the_trainer(tmp_path: Path):
+    """The weights decay and momentum acts in that step, as torch has it."""
+    data = examples()
+    for row in data[2:6]:  # one of the two micro-batches of steps 0 and 1
+        row["labels"] = torch.full((8,), -100)
+
+    def run(kind: Any, model: Any, optimizer: Any = None, parts: int = 2) -> tuple[Any, list[float]]:
+        args = arguments(tmp_path, weight_decay=0.1, gradient_accumulation_steps=parts)
+        made = kind(model=model, args=args, train_dataset=data, optimizers=(optimizer, None))
+        made.train()
+        return made.model, [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+    for make, parts in [(llama, 1), (Own, 2)]:
+        with pytest.warns(gradcost.core.Note, match="a step was skipped: the loss of this batch is nan"):
+            ours, losses = run(with_estimator(transformers.Trainer, backprop()), make(), parts=parts)
+        plain, expected = run(transformers.Trainer, make(), parts=parts)
+        assert losses == expected
+        assert same(ours, plain)
+    kind = with_estimator(transformers.Trainer, mezo(1e-3))
+    models = []
+    for optimizer in (torch.optim.SGD, SeededSGD):
+        model = Own()
+        models.append(run(kind, model, optimizer(model.parameters(), lr=0.01))[0])
+    for one, other in zip(weights(models[0]), weights(models[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Unfreeze(transformers.TrainerCallback):
+    """Gradual unfreezing: all parameters are trainable from step 2 on."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if state.global_step == 2:
+            objects["model"].requires_grad_(True)
+
+
+def test_parameters_may_be_unfrozen_during_the_training(tmp_path: Path):
+    def unfrozen(kind: Any, optimizer: Any) -> Any:
+        model = llama()
+        model.model.requires_grad_(False)
+        optimizers = (optimizer(model.parameters(), lr=0.01), None)
+        args, data = arguments(tmp_path), examples()
+        made = kind(model=model, args=args, train_dataset=data, optimizers=optimizers, callbacks=[Unfreeze()])
+        made.train()
+        return made.model
+
+    plain, sgd = transformers.Trainer, torch.optim.SGD
+    assert same(unfrozen(with_estimator(plain, backprop()), sgd), unfrozen(plain, sgd))
+    dense, seeded = (unfrozen(with_estimator(plain, mezo(1e-3)), optimizer) for optimizer in (sgd, SeededSGD))
+    for one, other in zip(weights(seeded), weights(dense), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Unsupported, match=r"was unfrozen .* during the training\. The state of Momentum"):
+        unfrozen(with_estimator(plain, Momentum(mezo(1e-3))), sgd)
 
 
 # ---- accelerate and Lightning: `surrogate_loss` in the loop
@@ -396,6 +469,17 @@ def test_seeded_sgd_refuses_what_it_would_ignore(tmp_path: Path):
         optimizer.add(mezo(1e-3).estimate(other, batch, Key(0)))
     with pytest.raises(BadInput, match="learning rate"):
         SeededSGD(made.model.parameters(), lr=0.0)
+    groups: Any = [{"params": made.model.parameters(), "weight_decay": 0.1, "lr": 0.1}]
+    with pytest.raises(BadInput, match="without weight_decay"):
+        SeededSGD(groups, lr=0.1)
+    loaded = SeededSGD(dict(made.model.named_parameters()).items(), lr=0.1)  # type: ignore[arg-type]
+    torch.optim.lr_scheduler.OneCycleLR(loaded, 1.0, total_steps=4, cycle_momentum=False)
+    loaded.zero_grad()
+    made.model.zero_grad()
+    loaded.step()
+    loaded.load_state_dict(torch.optim.SGD(made.model.parameters(), 0.1, momentum=0.9).state_dict())
+    with pytest.raises(BadInput, match="without momentum"):
+        loaded.step()
     (tmp_path / "log").touch()
     with pytest.raises(BadInput, match="exists"):
         SeededSGD(made.model.parameters(), 0.1, StepLog(tmp_path / "log"))

@@ -245,7 +245,7 @@ def lightning(estimator: Any, steps: int, folder: Path, automatic: bool = True) 
     return losses, module.model
 
 
-def fit(module: Any, steps: int, **options: Any) -> None:
+def fit(module: Any, steps: int, ckpt_path: Path | None = None, **options: Any) -> Any:
     lightning = pytest.importorskip("lightning")
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     quiet |= {"enable_model_summary": False, "devices": 1}
@@ -253,7 +253,9 @@ def fit(module: Any, steps: int, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = torch.utils.data.DataLoader(batches(steps), batch_size=None)  # type: ignore[arg-type]
-        lightning.Trainer(max_epochs=1, **(quiet | options)).fit(module, data)
+        trainer = lightning.Trainer(**({"max_epochs": 1} | quiet | options))
+        trainer.fit(module, data, data if "validation_step" in vars(module) else None, ckpt_path=ckpt_path)
+    return trainer
 
 
 def manual_lightning(estimator: Any, steps: int, folder: Path) -> tuple[list[float], Any]:
@@ -373,8 +375,57 @@ def test_lightning_hands_on_the_state_of_an_estimator(small: Any):
     assert all(torch.equal(a, b) for a, b in zip(module.model.parameters(), other.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("estimator", [mezo(1e-3), Momentum(mezo(1e-3))], ids=["mezo", "momentum"])
+def test_another_fit_of_one_lightning_module_begins_anew(small: Any, estimator: Any, tmp_path: Path):
+    module = small(estimator)
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fit(module, 1)
+    module.load_state_dict(start)
+    trainer = fit(module, 2)
+    assert module.losses[:1] == module.losses[1:2]
+    trained = [parameter.detach().clone() for parameter in module.parameters()]
+    module.load_state_dict(start)
+    fit(module, 2)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))
+    if not isinstance(estimator, Momentum):
+        return
+    trainer.save_checkpoint(tmp_path / "saved")
+    with pytest.raises(Unsupported, match="a resumed run would differ"):
+        fit(module, 3, ckpt_path=tmp_path / "saved", max_epochs=2)
+
+
+def test_the_loss_of_a_validation_step_is_no_estimate(small: Any):
+    """Not in the sanity check either: the training has the bits of one without validation."""
+    expected = small(Momentum(mezo(1e-3)))
+    start = {name: tensor.clone() for name, tensor in expected.state_dict().items()}
+    fit(expected, 3)
+    trained = [parameter.detach().clone() for parameter in expected.parameters()]
+    module = small(Momentum(mezo(1e-3)))
+    module.load_state_dict(start)
+    module.validation_step = module.training_step
+    fit(module, 3, val_check_interval=1, inference_mode=False)
+    assert len(module.losses) > 6
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))
+    with torch.no_grad():
+        module.training_step((), 0)
+
+
+def test_lightning_trains_what_a_callback_unfreezes(small: Any):
+    module = small(mezo(1e-3))
+    first, *_ = module.model.parameters()
+    first.requires_grad_(False)
+    before = first.detach().clone()
+    module.on_train_batch_end = lambda *_: first.requires_grad_(True)
+    fit(module, 1)
+    assert torch.equal(first, before)
+    fit(module, 2)
+    first.requires_grad_(False)
+    assert not torch.equal(first, before)
+
+
 def lightning_trainer(**changed: Any) -> Any:
     given = {"gradient_clip_val": None, "precision": "32-true", "world_size": 1, "strategy": None, "global_step": 0}
+    given["training"] = True
     return SimpleNamespace(**(given | changed))
 
 
@@ -390,8 +441,9 @@ def test_what_would_be_silently_wrong_in_lightning_is_refused():
     lightning_adapter.refuse(lightning_trainer(precision="bf16-mixed"), mezo())
     made, batch = OBJECTIVES["mlp"].make()
     resumed = EstimatedLoss(Momentum(mezo(1e-3)), made.model, made.loss)
+    module = SimpleNamespace(trainer=lightning_trainer(global_step=5), clip_gradients=print, on_train_start=print)
     with pytest.raises(Unsupported, match="a resumed run would differ"):
-        resumed(SimpleNamespace(trainer=lightning_trainer(global_step=5), clip_gradients=print), batch)
+        resumed(module, batch)
     with pytest.raises(Unsupported, match="gradient_clip_val"):
         EstimatedLoss(mezo(), made.model, made.loss)(
             SimpleNamespace(trainer=lightning_trainer(gradient_clip_val=0.5)), batch
@@ -450,8 +502,12 @@ def test_what_would_be_silently_wrong_in_accelerate_is_refused():
     parameters = [nn.Parameter(torch.ones(2))]
     with pytest.raises(Unsupported, match=r"clip_grad_norm_\(max_norm=1.0\)"):
         accelerator.clip_grad_norm_(parameters, 1.0)
+    with pytest.raises(Unsupported, match=r"clip_grad_value_\(clip_value=1.0\) would shorten"):
+        accelerator.clip_grad_value_(parameters, 1.0)
     exact = accelerate_adapter.checked(accelerate.Accelerator(cpu=True), backprop())
+    parameters[0].grad = torch.ones(2)
     exact.clip_grad_norm_(parameters, 1.0)
+    exact.clip_grad_value_(parameters, 1.0)
 
 
 # ---- TRL

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from gradcost.checks.audit import audit
 from gradcost.cli import console, spec
 from gradcost.cli.check import show
@@ -17,7 +15,7 @@ def audit_function(options: AuditOptions) -> int:
     with console.status(f"auditing {options.function}"):
         report = audit(function, Key(0), options.draws, options.function)
     if options.as_json:
-        print(json.dumps(report.record(), indent=2))
+        console.print_json(report.record())
     else:
         show(report)
     return 1 if report.failed else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,7 @@ def check_methods(options: CheckOptions) -> int:
             reports.append(check(estimator, objective, batch, Key(0), options.draws, on_progress, usable))
     if options.as_json:
         records = [report.record() for report in reports]
-        print(json.dumps(records if method is None else records[0], indent=2))
+        console.print_json(records if method is None else records[0])
     elif method is None:
         _show_all(list(estimators), reports)
     else:

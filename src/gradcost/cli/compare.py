@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,7 +134,7 @@ def _show_dry_run(
             for label, cost in forecasts.items()
         }
         plan = {"trials": count, "steps": comparison.steps, "seconds": total, "folder": str(folder)}
-        print(json.dumps(plan | {"methods": costs}, indent=2))
+        console.print_json(plan | {"methods": costs})
         return
     console.show(
         f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. The steps take about "
@@ -158,7 +157,7 @@ def _show(results: Results, folder: Path, as_json: bool) -> None:
         rows = [summary.plain(row) for row in summary.summarise(results)]
         refused = [dataclasses.asdict(refusal) for refusal in results.refused]
         answer = {"verdict": verdict(results), "rows": rows, "refused": refused, "folder": str(folder)}
-        print(json.dumps(answer, indent=2, default=str))
+        console.print_json(answer)
         return
     show_answer(results)
     if report is not None:

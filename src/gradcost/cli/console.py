@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -20,9 +22,19 @@ from gradcost.core.printable import printable
 from gradcost.results.records import TrialRecord
 from gradcost.results.wording import duration
 
+
+class _Out(Console):
+    """The console of results: it still writes to standard output where `only_results` sends all else elsewhere."""
+
+    def on_broken_pipe(self) -> None:
+        """Exit, as rich does where `sys.stdout` is standard output; what is still buffered goes nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise SystemExit(1)
+
+
 # Without a terminal and without COLUMNS, rich assumes 80 columns and would wrap table lines.
 _KNOWS_WIDTH = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if _KNOWS_WIDTH else 240)
+out = _Out(soft_wrap=True, highlight=False, emoji=False, width=None if _KNOWS_WIDTH else 240)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 ALL = "all trials"
@@ -166,8 +178,35 @@ def _safe(text: str) -> str:
     return printable(text, keep="\n\t")
 
 
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output. A number that is not finite, which JSON does not have, is null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False, default=str), file=out.file)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+@contextmanager
+def only_results() -> Iterator[None]:
+    """Keep standard output for results: what other code prints there, such as the user's, goes to standard error."""
+    out.file = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        out.file = None  # type: ignore[assignment]  # standard output of the moment
+
+
 def abandon(code: int) -> NoReturn:
     """Exit at once, without waiting for worker processes to stop."""
-    sys.stdout.flush()
+    out.file.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
         records = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
         answer: dict[str, Any] = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}
         answer |= {"findings": records, "unlooked": [rule.code for rule in unchecked_rules]}
-        print(json.dumps(answer, indent=2))
+        console.print_json(answer)
         return code
     rows = [[each.code, each.rule, each.method, f"{each.found}. {each.remedy}"] for each in findings]
     if rows:

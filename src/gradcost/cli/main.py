@@ -55,10 +55,11 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        from gradcost.cli.console import complain
+        from gradcost.cli.console import complain, only_results
 
         try:
-            code = command(*args, **kwargs)
+            with only_results():
+                code = command(*args, **kwargs)
         except KeyboardInterrupt:
             complain("; ".join(filter(None, ["interrupted", KEPT.get(command.__name__)])) + ".")
             code = 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +52,7 @@ def list_methods(as_json: bool) -> int:
     entries = [entry(name, thing) for name, thing in spec.names("method").items()]
     entries.sort(key=lambda item: (item["kind"] != "preset", item["name"]))
     if as_json:
-        print(json.dumps(entries, indent=2))
+        console.print_json(entries)
         return 0
     presets = [item for item in entries if item["kind"] == "preset"]
     parts = sorted(entries[len(presets) :], key=lambda item: item["kind"])
@@ -76,7 +75,7 @@ def explain_method(name: str, as_json: bool) -> int:
     thing = known[wanted]
     if as_json:
         text = {} if inspect.isfunction(thing) else {"text": inspect.getdoc(thing) or ""}
-        print(json.dumps(entry(wanted, thing) | text, indent=2))
+        console.print_json(entry(wanted, thing) | text)
         return 0
     console.show(f"{spec.signature(thing)}   {kind(thing)}", bold=True)
     if inspect.isclass(thing):

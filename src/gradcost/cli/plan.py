@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +72,7 @@ def plan_methods(options: PlanOptions) -> int:
 
         page.write(record, options.output)
     if options.as_json:
-        print(json.dumps(record, indent=2))
+        console.print_json(record)
     else:
         rows = result.rows if options.all_rows or options.method else main_rows(result.rows, result.choice)
         _show_changes(changes, options.memory)

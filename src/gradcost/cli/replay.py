@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def replay_log(options: ReplayOptions) -> int:
     taken = replay(options.log, objective, parsed, spec.optimizer(logged.optimizer), options.to)
     save_weights(safetensors, objective.model, options.output)
     if options.as_json:
-        print(json.dumps({"steps": taken, "logged": len(logged.steps), "weights": str(options.output)}, indent=2))
+        console.print_json({"steps": taken, "logged": len(logged.steps), "weights": str(options.output)})
     else:
         console.show(f"{options.output}: the weights after {taken} of {len(logged.steps)} steps")
     return 0

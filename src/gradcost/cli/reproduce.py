@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ def reproduce_paper(options: ReproduceOptions) -> int:
 def _reproduce_rike2022(options: ReproduceOptions) -> int:
     reproduction, file = _reproduction(options)
     if options.dry_run:
-        _show_dry_run(reproduction)
+        _show_dry_run(reproduction, options.as_json)
         return 0
     folder = options.output or _default_folder(options)
     if (folder / "study.json").exists():
@@ -136,15 +135,20 @@ def _command(options: ReproduceOptions) -> str:
     return shlex.join([*words, "--page", options.page.name])
 
 
-def _show_dry_run(reproduction: rike2022_study.Reproduction) -> None:
+def _show_dry_run(reproduction: rike2022_study.Reproduction, as_json: bool) -> None:
     stage = reproduction.first_stage()
-    console.show(f"{reproduction.study.question}: {len(stage)} runs of {reproduction.steps:,} steps.")
     further = sum(runs for _, runs, _ in reproduction.further_runs())
+    headers = ("row", "gradient", "optimizer", "seed")
+    rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in stage]
+    hours = reproduction.hours()
+    if as_json:
+        runs = [dict(zip(headers, row, strict=True)) for row in rows]
+        console.print_json({"steps": reproduction.steps, "further runs": further, "hours": hours, "runs": runs})
+        return
+    console.show(f"{reproduction.study.question}: {len(stage)} runs of {reproduction.steps:,} steps.")
     if further:
         console.show(f"Then the same rows with equal tuning: {further} more.")
-    rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in stage]
-    console.show_table(["row", "gradient", "optimizer", "seed"], rows, left=True)
-    hours = reproduction.hours()
+    console.show_table(headers, rows, left=True)
     console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
 
 
@@ -166,7 +170,7 @@ def _show(
         headers = rike2022_page.HEADERS
         by_part = {part: [dict(zip(headers, row, strict=True)) for row in rows] for part, rows in tables.items()}
         shown = {"folder": str(folder), "ran": ran, "published": published, "rows": by_part, "claims": dict(found)}
-        print(json.dumps(shown, indent=2))
+        console.print_json(shown)
         return
     for part, rows in tables.items():
         console.show(part, bold=True)

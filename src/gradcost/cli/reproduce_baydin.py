@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -30,7 +29,7 @@ def reproduce_baydin2022(options: ReproduceOptions) -> int:
     study = with_file(reproduction.study, file)
     folder = options.output or RUNS / f"{options.paper}-{_rows(options)}"
     if options.dry_run:
-        _show_dry_run(reproduction)
+        _show_dry_run(reproduction, options.as_json)
         return 0
     if options.times_only:
         open_study(study.on(options.device), folder)
@@ -83,14 +82,24 @@ def _command(options: ReproduceOptions, reproduction: Reproduction) -> str:
     return shlex.join([*words, "--page", options.page.name] if options.page is not None else words)
 
 
-def _show_dry_run(reproduction: Reproduction) -> None:
+def _show_dry_run(reproduction: Reproduction, as_json: bool) -> None:
     trials, counts = reproduction.shared_trials(), reproduction.run_counts()
-    console.show(f"{reproduction.study.question}.")
-    for (runs, steps, _), what in zip(counts, ("the shared rate", "tuning", "the tuned rate"), strict=False):
-        console.show(f"Each gradient, {what}: {count(runs, 'run')} of {count(steps, 'step')}.")
+    whats = ("the shared rate", "tuning", "the tuned rate")
+    headers = ("method", "gradient", "optimizer", "seed")
     rows = [[trial.method, repr(trial.estimator), repr(trial.optimizer), str(trial.seed)] for trial in trials]
-    console.show_table(["method", "gradient", "optimizer", "seed"], rows, left=True)
     hours = reproduction.hours()
+    if as_json:
+        parts = [
+            {"rate": what, "runs": runs, "steps": steps}
+            for (runs, steps, _), what in zip(counts, whats, strict=False)
+        ]
+        shared = [dict(zip(headers, row, strict=True)) for row in rows]
+        console.print_json({"hours": hours, "runs of each gradient": parts, "runs at the shared rate": shared})
+        return
+    console.show(f"{reproduction.study.question}.")
+    for (runs, steps, _), what in zip(counts, whats, strict=False):
+        console.show(f"Each gradient, {what}: {count(runs, 'run')} of {count(steps, 'step')}.")
+    console.show_table(headers, rows, left=True)
     console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
 
 
@@ -107,7 +116,7 @@ def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> No
             "runs": [dict(zip(pages.HEADERS, row, strict=True)) for row in rows],
             "claims": [dict(zip(headers, line, strict=True)) for line in lines],
         }
-        print(json.dumps({"folder": str(folder), "ran": ran, **found}, indent=2))
+        console.print_json({"folder": str(folder), "ran": ran, **found})
         return
     console.show_table(list(pages.HEADERS), rows)
     console.show_table(headers, lines, left=True)

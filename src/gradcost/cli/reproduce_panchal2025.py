@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shlex
@@ -45,7 +44,7 @@ def reproduce(options: ReproduceOptions) -> int:
         write_page(options.page, text)
     if options.as_json:
         answers = [dict(zip(panchal2025_page.HEADERS, row, strict=True)) for row in rows]
-        print(json.dumps({"folder": str(folder), "ran": printer.ran, "rows": answers}, indent=2))
+        console.print_json({"folder": str(folder), "ran": printer.ran, "rows": answers})
     else:
         console.show_table(list(panchal2025_page.HEADERS), rows)
         if options.page is not None:
@@ -65,6 +64,9 @@ def _costs(options: ReproduceOptions) -> int:
     if options.dry_run:
         done = {record.key[:2] for record in read_costs(folder)}
         left = [model for model in COST_MODELS if (model.name, model.trained) not in done]
+        if options.as_json:
+            console.print_json([{"model": m.name, "trained": m.trained, "batch": m.batch} for m in left])
+            return 0
         for model in left:
             console.show(f"{model.name}, {model.trained}: {model.batch}")
         console.show(f"{len(left)} of {len(COST_MODELS)} models are left, two to six minutes of one core each.")
@@ -75,7 +77,7 @@ def _costs(options: ReproduceOptions) -> int:
         text = cost_page(records, f"{command} --page {options.page.name}", f"[{folder.name}]({folder.name}/{FILE})")
         write_page(options.page, text)
     if options.as_json:
-        print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
+        console.print_json([dataclasses.asdict(record) for record in records])
     else:
         table = CostTable(records)
         rows = [[*case, *(_peak_of(table.best(case, name)) for name in METHODS)] for case in table.cases]
@@ -146,7 +148,7 @@ def _show_dry_run(reproduction: Reproduction, options: ReproduceOptions) -> None
     if options.as_json:
         keys = ("method", "forwards per step", "steps", "runs", "estimator")
         answers = [dict(zip(keys, row, strict=True)) for row in rows]
-        print(json.dumps({"hours": hours, "seconds per forward": seconds, "rows": answers}, indent=2))
+        console.print_json({"hours": hours, "seconds per forward": seconds, "rows": answers})
         return
     console.show(reproduction.study.question)
     console.show_table(["method", "forwards per step", "steps", "runs", "gradient"], rows, left=True)

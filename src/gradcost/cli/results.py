@@ -6,7 +6,6 @@ None of them imports torch, except an export to TensorBoard.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
     progress = status.status(folder)
     if as_json:
-        print(json.dumps(dataclasses.asdict(progress), indent=2))
+        console.print_json(dataclasses.asdict(progress))
         return
     user = "no process" if progress.pid is None else f"process {progress.pid}" if progress.pid else "another process"
     console.show(f"{folder}   {user} works on it")
@@ -48,7 +47,7 @@ def show(folder: Folder, trial: Id, as_json: Json = False) -> None:
 
     record = status.record(folder, trial)
     if as_json:
-        print(json.dumps(record, indent=2))
+        console.print_json(record)
         return
     rows = [[name, _readable(item)] for name, item in record.items() if name not in ("schema", "kind", "traceback")]
     console.show_table(["", ""], rows, left=True)
@@ -64,7 +63,7 @@ def why(folder: Folder, trial: Id, as_json: Json = False) -> None:
     record, reasons = status.record(folder, trial), status.why(folder, trial)
     if as_json:
         names = ("trial", "method", "phase", "lr", "seed", "status", "traceback")
-        print(json.dumps({name: record.get(name) for name in names} | {"why": list(reasons)}, indent=2))
+        console.print_json({name: record.get(name) for name in names} | {"why": list(reasons)})
         return
     console.show(f"{record['trial']}   {record['method']}   {record['phase']}   {record['status']}")
     for reason in reasons:
@@ -88,7 +87,7 @@ def diff(
     cells = [row.cells(other.study.metric) for row in rows]
     if as_json:
         named = [dict(zip(difference.COLUMNS, row, strict=True)) for row in cells]
-        print(json.dumps({"settings": [list(setting) for setting in settings], "methods": named}, indent=2))
+        console.print_json({"settings": [list(setting) for setting in settings], "methods": named})
         return
     if settings:
         console.show_table(["differs", str(first), str(second)], [list(setting) for setting in settings], left=True)
@@ -118,7 +117,7 @@ def export(
 
     written = _export(folder, output, to)
     if as_json:
-        print(json.dumps({name: item for name, item in written.items() if name != "next"}, indent=2))
+        console.print_json({name: item for name, item in written.items() if name != "next"})
         return
     for name, item in written.items():
         console.show(f"{name:8} {item}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -24,7 +23,7 @@ def tasks(as_json: Json = False) -> None:
         for name, task in {**TASKS, **plugins.added(["task"], ())}.items()
     ]
     if as_json:
-        print(json.dumps(entries, indent=2))
+        console.print_json(entries)
         return
     rows = [[entry["name"], ", ".join(entry["models"]), entry["what"]] for entry in entries]
     console.show_table(["task", "models", "description"], rows, left=True)
@@ -80,6 +79,6 @@ def doctor(
         facts |= {"rates": asdict(rates)}
         rows += [[*row, ""] for row in rates.rows()]
     if as_json:
-        print(json.dumps(facts | {"findings": [asdict(finding) for finding in findings]}, indent=2))
+        console.print_json(facts | {"findings": [asdict(finding) for finding in findings]})
         return
     console.show_table(["", "", "advice"], rows, left=True)

@@ -229,7 +229,7 @@ def named(text: str, option: str) -> Callable[..., Any]:
         folder = str(Path.cwd())
         sys.path.insert(0, folder)  # an installed command does not search the current folder
         try:
-            with contextlib.redirect_stdout(sys.stderr), import_errors(place):
+            with import_errors(place):
                 module = importlib.import_module(place)
         finally:
             with contextlib.suppress(ValueError):  # the module took it out
@@ -292,7 +292,7 @@ def loaded(path: str) -> ModuleType:
 
     if not Path(path).is_file():
         raise BadInput(f"there is no file {path}.")
-    with contextlib.redirect_stdout(sys.stderr), import_errors(path):  # standard output is for the command's result
+    with import_errors(path):
         return load_file(path)
 
 

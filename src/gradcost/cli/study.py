@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def run_file(options: StudyOptions) -> int:
 def _run(study: Study, options: StudyOptions) -> int:
     executor = spec.executor(options.executor, options.workers)
     if options.dry_run:
-        _show_dry_run(study, executor.workers)
+        _show_dry_run(study, executor.workers, options.as_json)
         return 0
     folder = study_folder(study, options.output)
     with EventPrinter() as printer:
@@ -43,7 +42,7 @@ def _run(study: Study, options: StudyOptions) -> int:
     report = None if printer.failed else html.write(folder, results=results)
     if options.as_json:
         answer = {"folder": str(folder), "ran": printer.ran, "failed": printer.failed, "known": len(results.trials)}
-        print(json.dumps(answer if report is None else answer | {"report": str(report)}, indent=2))
+        console.print_json(answer if report is None else answer | {"report": str(report)})
     else:
         _show(study, results, printer.ran, report)
     return 1 if printer.failed else 0
@@ -61,16 +60,24 @@ def _find(file: str, name: str) -> Study:
     return next(iter(studies.values()))
 
 
-def _show_dry_run(study: Study, workers: int) -> None:
+def _show_dry_run(study: Study, workers: int, as_json: bool) -> None:
     stage = first_stage(study)
     seconds = seconds_per_step(stage)
     total = sum(trial.steps * seconds[trial.method] for trial in stage) / workers
+    headers = ("method", "phase", "lr", "seed")
+    if as_json:
+        trials = [
+            dict(zip(headers, (trial.method, trial.phase, trial.optimizer.lr, trial.seed), strict=True))
+            for trial in stage
+        ]
+        console.print_json({"question": study.question, "seconds": total, "trials": trials})
+        return
     rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
     console.show(
         f"{study.question} The steps of the first {len(stage)} trials take about {duration(total)} with -j {workers}."
         " Later trials depend on the results of these:"
     )
-    console.show_table(["method", "phase", "lr", "seed"], rows)
+    console.show_table(headers, rows)
 
 
 def _show(study: Study, results: Results, ran: int, report: Path | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -235,7 +234,7 @@ def _model_name(objective: Objective) -> str:
 
 def _show(options: PlanOptions, record: dict[str, Any]) -> None:
     if options.as_json:
-        print(json.dumps(record, indent=2))
+        console.print_json(record)
         return
     found = [each for each in record["objectives"] if "methods" in each]
     pairs = sum(len(each["methods"]) * len(record["sizes"]) for each in found)

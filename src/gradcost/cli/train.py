@@ -179,7 +179,7 @@ def _loader(text: str, examples: int, key: Key) -> Iterable[Any]:
 def _show_plan(options: TrainOptions, run: _Run, steps: int) -> None:
     count = run.made.dimension
     if options.as_json:
-        print(json.dumps({"steps": steps, "weights": count, "folder": str(options.output)}, indent=2))
+        console.print_json({"steps": steps, "weights": count, "folder": str(options.output)})
         return
     console.show(f"{options.method} would train {count:,} weights of {run} for {steps:,} steps in {options.output}")
 
@@ -188,7 +188,7 @@ def _show(options: TrainOptions, steps: int, last: StepResult | None, weights: P
     loss = None if last is None else float(last.loss)
     if options.as_json:
         record = {"steps": steps, "loss": loss, "weights": str(weights), "losses": str(options.output / LOSSES)}
-        print(json.dumps(record, indent=2))
+        console.print_json(record)
         return
     reached = "was complete" if loss is None else f"reached loss {loss:.4g}"
     console.show(

@@ -19,7 +19,8 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.directions.direction import Directions, SparseDirections, StatefulDirections
-from gradcost.directions.independent import Gaussian
+from gradcost.directions.independent import Gaussian, Rademacher
+from gradcost.directions.sphere import Sphere
 from gradcost.noise import philox
 from gradcost.noise.add import add_noise
 
@@ -320,9 +321,11 @@ class Masked(StatefulDirections):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unbiased", self.mask.unbiased and self.directions.unbiased)
-        # Only a mask that is drawn for each probe (`Random`) is unbiased. It is also symmetric: sign flips and
-        # permutations of the entries of z do not change the law of z.
-        object.__setattr__(self, "symmetric", self.mask.unbiased and self.directions.symmetric)
+        # Only a mask that is drawn for each probe (`Random`) is unbiased. Sign flips and permutations of the entries
+        # of z then do not change the law of z, if they do not change that of u. Coordinates and Orthogonal are
+        # symmetric because they are orthogonal, which masked ones are not.
+        is_invariant = isinstance(self.directions, Gaussian | Rademacher | Sphere)
+        object.__setattr__(self, "symmetric", self.mask.unbiased and is_invariant)
 
     def init(self, objective: Objective) -> None:
         return None

@@ -68,7 +68,9 @@ class Projection(Combine):
 
     Law: E|g|^2 = (d/n) |grad|^2 for n <= d independent directions, and n = d gives the gradient.
     Unbiased if the distribution of the directions is invariant to the sign of each entry and to permutations of the
-    entries, or if they are orthogonal: Gaussian, Rademacher, Sphere, Orthogonal, Coordinates, Masked(Random(share)).
+    entries and never all zero, or if they are orthogonal: Gaussian, Rademacher, Sphere, Orthogonal, Coordinates. Also
+    the first three under Masked(Random(share)), up to the factor 1 - (1 - share)^(d n): that all entries are zero has
+    the probability (1 - share)^(d n).
     `Probing` refuses other directions (low-rank, layerwise, guided, or on a fixed part of the weights): the mean of
     their projection scales each parameter's gradient by a different factor, which no single d/r corrects.
 
@@ -133,8 +135,11 @@ class Sign(Combine):
 class Normalized(Combine):
     """g = (1/n) sum_k s_k z_k / sigma, where sigma is the standard deviation of the n slopes.
 
-    The length of g does not depend on the scale of the loss. Biased: E g is parallel to the gradient, but does not
-    have its length. If several slopes are all equal, sigma is 1. With one probe, sigma is the slope's absolute value.
+    The length of g does not depend on the scale of the loss. Biased: for Gaussian and Sphere directions E g is
+    parallel to the gradient, but does not have its length. For Rademacher, as in FZOO, it is nearly parallel, unless
+    a few weights have most of the gradient: for the gradient (4, 2, 1) it is parallel to (4, 0, 0) for n = 1, and to
+    (4, 1.7, 0.8) for n = 2. If several slopes are all equal, sigma is 1. With one probe, sigma is the slope's
+    absolute value.
 
     With one-sided differences this is FZOO, up to the unit of the learning rate:
 

@@ -177,7 +177,7 @@ def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
 
     sigma is the standard deviation of the slopes s.
 
-    Law: biased: E g is parallel to the gradient, but does not have its length.
+    Law: biased: E g is nearly parallel to the gradient (`Normalized`), but does not have its length.
     Cost: 1 + n forwards for n probes.
     Memory: the activations and the perturbed weights of one layer; 16 bytes per probe.
     Use when: mezo() with several probes is too slow: a probe costs half, and the step adapts to the loss's scale. The

@@ -17,7 +17,8 @@ Accelerator = TypeVar("Accelerator")
 def checked(accelerator: Accelerator, estimator: Estimator) -> Accelerator:
     """Return the Accelerator, after refusing what would make training with this estimator silently wrong.
 
-    If the estimator is not exact, `clip_grad_norm_` of this Accelerator raises Unsupported from now on.
+    If the estimator is not exact, `clip_grad_norm_` and `clip_grad_value_` of this Accelerator raise Unsupported from
+    now on.
 
     Args:
         accelerator: an `accelerate.Accelerator`.
@@ -38,5 +39,8 @@ def checked(accelerator: Accelerator, estimator: Estimator) -> Accelerator:
         def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
             raise Unsupported(norm_message(f"clip_grad_norm_(max_norm={max_norm})", estimator))
 
-        settings.clip_grad_norm_ = clip_grad_norm_
+        def clip_grad_value_(parameters: Any, clip_value: float) -> Any:
+            raise Unsupported(norm_message(f"clip_grad_value_(clip_value={clip_value})", estimator))
+
+        settings.clip_grad_norm_, settings.clip_grad_value_ = clip_grad_norm_, clip_grad_value_
     return accelerator

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from gradcost.core.arguments import require_model_and_loss
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.surrogate import as_loss
 from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
@@ -43,15 +44,19 @@ class EstimatedLoss:
                 f"the loss is a method of a {type(loss.__self__).__name__}: "  # type: ignore[attr-defined]
                 "give a function loss(model, batch)."
             )
-        self.objective = Objective(model, loss)
-        self.estimates = MicroBatches(estimator, seed)
-        self._checked: Any = None
+        require_model_and_loss(model, loss)
+        self.model = model
+        self.estimates = MicroBatches(estimator, loss, seed)
+        self._module: Any = None  # the LightningModule whose hooks call this object
+        self._checked: Any = None  # the Trainer whose arguments were checked
 
     def __call__(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of a batch. Return it from `training_step`, or pass it to `manual_backward`.
 
+        Outside training (validation, the sanity check, test) and under `torch.no_grad()`, it is loss(model, batch).
+
         Args:
-            module: the LightningModule in training.
+            module: the LightningModule.
             batch: any pytree; passed to the loss as it is.
         Returns:
             A scalar tensor, equal to the loss.
@@ -62,12 +67,27 @@ class EstimatedLoss:
                 `clip_gradients` of the module raises it from now on.
         """
         trainer = module.trainer
+        if not (trainer.training and torch.is_grad_enabled()):
+            return self.estimates.loss(self.model, batch)
         if self._checked is not trainer:
             refuse(trainer, self.estimates.estimator)
-            if not self.estimates.estimator.exact:
-                module.clip_gradients = partial(_clip, module.clip_gradients, self.estimates.estimator)
             self._checked = trainer
-        return as_loss(self.estimates.estimate(self.objective, batch, trainer.global_step))
+        if self._module is not module:
+            self._attach(module)
+        return as_loss(self.estimates.estimate(self.model, batch, trainer.global_step))
+
+    def _attach(self, module: Any) -> None:
+        """Begin anew whenever a Trainer begins to train the module, and refuse to clip estimates."""
+        module.on_train_start = partial(_begin, module.on_train_start, self.estimates)
+        if not self.estimates.estimator.exact:
+            module.clip_gradients = partial(_clip, module.clip_gradients, self.estimates.estimator)
+        self.estimates.begin()
+        self._module = module
+
+
+def _begin(on_train_start: Callable[[], None], estimates: MicroBatches) -> None:
+    estimates.begin()
+    on_train_start()
 
 
 def _clip(clip: Callable[..., None], estimator: Estimator, optimizer: Any, *limits: Any, **named: Any) -> None:

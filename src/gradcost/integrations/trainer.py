@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from gradcost.core.errors import Unsupported
-from gradcost.core.objective import Objective
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.surrogate import as_loss
 from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
@@ -99,12 +98,12 @@ _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the n
 
 
 class _Steps:
-    """The training steps of one Trainer, with the objective, which is made at the first step."""
+    """The training steps of one Trainer."""
 
     def __init__(self, trainer: Any, estimator: Estimator) -> None:
         self.trainer = trainer
-        self.estimates = MicroBatches(estimator, trainer.args.seed)
-        self.objective: Objective | None = None
+        self.estimates = MicroBatches(estimator, _Loss(trainer), trainer.args.seed)
+        self.training: Any = None  # the TrainerState; each training makes or loads another one
 
     def step(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Tensor:
         trainer = self.trainer
@@ -112,10 +111,11 @@ class _Steps:
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
         batch = {"inputs": dict(trainer._prepare_inputs(inputs)), "num_items_in_batch": items}
-        if self.objective is None or self.objective.model is not model:
-            self.objective = Objective(model, _Loss(trainer))
+        if self.training is not trainer.state:
+            self.training = trainer.state
+            self.estimates.begin()
         with _metrics_of_one_evaluation(trainer):
-            estimate = self.estimates.estimate(self.objective, batch, trainer.state.global_step)
+            estimate = self.estimates.estimate(model, batch, trainer.state.global_step)
         parts = 1 if self._is_scaled(items) else trainer.current_gradient_accumulation_steps
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         if isinstance(optimizer, SeededSGD):

@@ -11,10 +11,8 @@ Two mechanisms cover every read of a trainable parameter by eager code.
    `out_proj`, a tied head reads the embedding's weight, and `nn.ParameterList` is never called. Inside `torch.func`
    transforms it also replaces the wrappers that `grad`, `jvp` and `vmap` make of a parameter.
 
-`.detach()` and `.data` of a parameter give the original value, not the replacement, because backprop takes them as
-constants.
-
-Compiled modules are refused. `read_check` finds other code that reads the original weights.
+`.detach()` and `.data` of a parameter, and one that the loss freezes for a part of it, give the original value: to
+backprop they are constants. Compiled modules are refused. `read_check` finds other reads of original weights.
 """
 
 from __future__ import annotations
@@ -71,8 +69,9 @@ def substituted(
     use = known_use(objective)
     if use is not None and use.of_parameters:
         make = _connected(make)
-    swaps, hooks = list[_Swap](), Hooks()
+    swaps, hooks, frozen = list[_Swap](), Hooks(), set[int]()
     swapped: dict[int, Leaf] = {}
+    make = _trained(make, constant, frozen)
 
     def restore() -> None:
         hooks.remove()
@@ -92,7 +91,7 @@ def substituted(
                 swaps.append(swap)
                 hooks.before(module, swap.enter)
                 hooks.after(module, swap.leave, always=True)
-        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}):
+        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}, frozen=frozen):
             yield
 
 
@@ -103,7 +102,7 @@ def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
     Args:
         rules: maps torch functions to the functions that run instead.
     """
-    with _SubstitutionMode({}, {}, _same, _same, rules, {}):
+    with _SubstitutionMode({}, {}, _same, _same, rules, {}, frozen=set()):
         yield
 
 
@@ -141,6 +140,11 @@ def _connected(make: Make) -> Make:
         return leaf.parameter - leaf.parameter.detach() + value if torch.is_grad_enabled() else value
 
     return made
+
+
+def _trained(make: Make, constant: Make, frozen: set[int]) -> Make:
+    """Return `constant` for leaves whose parameter's id is in `frozen` at the call, and `make` for the others."""
+    return lambda leaf: constant(leaf) if id(leaf.parameter) in frozen else make(leaf)
 
 
 def _outside_transforms(make: Make, level: int | None) -> Make:
@@ -234,17 +238,19 @@ class _SubstitutionMode(TorchFunctionMode):
         constant: Make,
         rules: dict[Any, Rule],
         of_leaves: dict[Any, Rule],
+        *,
+        frozen: set[int],
     ) -> None:
         super().__init__()
         self.leaves, self.swapped, self.make, self.constant = leaves, swapped, make, constant
-        self.rules, self.of_leaves = rules, of_leaves
+        self.rules, self.of_leaves, self.frozen = rules, of_leaves, frozen
         self.level = _current_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in UNREAD:  # reads no element of a tensor
-            if func is Tensor.requires_grad_ and (id(args[0]) in self.leaves or self._is_transformed()):
-                return args[0]  # the objective decides which parameters train
+            if func in _FREEZING and (self._froze(*args, **kwargs) or self._is_transformed()):
+                return args[0]
             if gives_constants(func, *args, **kwargs):
                 return pytree.tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))  # without tangents
             if func in CUTS:
@@ -253,7 +259,7 @@ class _SubstitutionMode(TorchFunctionMode):
                     value = self.constant(leaf)
                     return value if func in (Tensor.detach, torch.detach) else value.data  # its own version counter
             return func(*args, **kwargs)
-        if func in self.of_leaves:
+        if func in self.of_leaves and not (self.frozen and any(id(argument) in self.frozen for argument in args)):
             result = self.of_leaves[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -268,11 +274,17 @@ class _SubstitutionMode(TorchFunctionMode):
         func = self.rules.get(func, func)
         return func(*args, **kwargs)
 
+    def _froze(self, tensor: Tensor, requires_grad: bool = True) -> bool:
+        """Follow a loss that freezes a leaf for a part of it; return whether the tensor is a leaf."""
+        leaf = self.leaves.get(id(tensor)) or self.swapped.get(id(tensor))
+        if leaf is not None:
+            (self.frozen.discard if requires_grad else self.frozen.add)(id(leaf.parameter))
+        return leaf is not None
+
     def _has_leaves(self, args: Any) -> bool:
         """Return False if no argument is a leaf or a sequence, the most frequent case."""
-        leaves = self.leaves
         for argument in args:  # noqa: SIM110  # a generator expression takes twice the time
-            if id(argument) in leaves or type(argument) in (tuple, list):
+            if id(argument) in self.leaves or type(argument) in (tuple, list):
                 return True
         return False
 
@@ -312,9 +324,10 @@ class _SubstitutionMode(TorchFunctionMode):
 
 _current_level = functorch.maybe_current_level  # of torch.func transforms; None outside
 _marks_inputs = functorch.get_inplace_requires_grad_allowed  # torch.func.grad calls requires_grad_ on its arguments
+_FREEZING = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 # Functions that read no element of a tensor: their arguments need no replacement.
 UNREAD = (
-    {torch.autograd.grad, Tensor.requires_grad_, *CUTS}
+    {torch.autograd.grad, *_FREEZING, *CUTS}
     | {
         getattr(Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn")

@@ -30,13 +30,14 @@ def expected_cosine(estimator: Estimator, dimension: int) -> float | None:
     - Mean of Gaussian directions: B(n/2, (d - 1)/2), exact. This is near sqrt(2/(pi d)) for n = 1 and near
       sqrt(n/(n + d - 1)) for large n.
     - Mean of Sphere or Rademacher directions: the same formula; exact for n = 1, else with a relative error of 1/d.
-    - Projection on n <= d directions: B(n/2, (d - n)/2), exact; 1 for n > d.
+    - Projection on n <= d directions: B(n/2, (d - n)/2), exact; 1 for n >= d. Less for Rademacher and small d,
+      where sign vectors can be dependent: 0.92 for n = d = 5.
     - Mean of Coordinates or Orthogonal directions: the formula of Projection, exact for n <= d.
     - Normalized: as Mean, because Normalized changes only the length of g.
     - Sign of Gaussian or Sphere directions: c times the cosine of Mean, because the distribution of g is invariant
       under rotation. Exact where the cosine of Mean is exact.
-    - Sign of Rademacher directions: c sqrt(n/(n + d - 1)), with a relative error of 1/d. For n = 1 the true cosine is
-      larger by the factor sqrt(pi/2).
+    - Sign of Rademacher directions: c sqrt(n/(n + d - 1)), with a relative error of 1/d; exact for n = 1, where the
+      signs of g are those of z or of -z.
     - Sign of Coordinates: c sqrt(n/d), exact for n <= d. The signs are 0 on all but n weights.
     - Sign of Orthogonal directions: not known.
     - Backprop: 1.
@@ -61,7 +62,7 @@ def expected_cosine(estimator: Estimator, dimension: int) -> float | None:
         The expected cosine; None if no formula is known.
     Raises:
         BadInput: dimension is below 1.
-    Source: derived here; the factor c follows from the arcsine law of Sheppard (1899).
+    Source: derived here. c is sqrt(d) E|u_1| for u uniform on the sphere, where u_1^2 ~ Beta(1/2, (d - 1)/2).
     """
     check_dimension(dimension)
     match unwrapped(estimator):
@@ -81,7 +82,8 @@ def cosine_along_coordinates(gradient: Tensor, probes: int) -> float:
         E sqrt(X) = integral of (1 - E exp(-t X)) t^(-3/2) dt / (2 sqrt(pi)) over t > 0,
     This function uses the E exp(-t X) of n weights sampled with replacement. For n = 1 that is exact:
     |grad|_1 / (d |grad|_2). For n > 1 it is approximate, because a weight can be sampled twice (probability about
-    n/(2 d) per weight). The integral is a trapezoidal rule in log t, in float64 (relative error below 1e-6).
+    n/(2 d) per weight); the result is kept between the two bounds. The integral is a trapezoidal rule in log t, in
+    float64 (relative error below 1e-6).
 
     Args:
         gradient: a tensor of any shape, not all zero; d is its number of entries.
@@ -105,7 +107,8 @@ def cosine_along_coordinates(gradient: Tensor, probes: int) -> float:
     # E exp(-t X) - 1 for one draw, n = 1
     one_draw = torch.stack([torch.expm1(-squares * math.exp(log)).sum() / d for log in logs.tolist()])
     complement = -torch.expm1(probes * torch.log1p(one_draw.clamp(min=-1.0)))  # 1 - E exp(-t X)
-    return float((complement * torch.exp(-logs / 2)).sum()) * log_step / (2 * math.sqrt(math.pi))
+    integral = float((complement * torch.exp(-logs / 2)).sum()) * log_step / (2 * math.sqrt(math.pi))
+    return min(max(integral, probes / d), math.sqrt(probes / d))
 
 
 def _cosine_of_combined(

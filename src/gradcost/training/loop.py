@@ -23,7 +23,7 @@ from gradcost.training import checkpoint
 from gradcost.training.optimizers import Optimizer, require_optimizer
 from gradcost.training.replay import catch_up
 from gradcost.training.step_log import LogWriter, StepLog
-from gradcost.training.train_state import TrainState
+from gradcost.training.train_state import TrainState, not_finite
 
 
 class Trainable(Protocol):
@@ -249,12 +249,12 @@ def _steps(start: _Start, batch_of: Callable[[int], Any], steps: int | None) -> 
         step_key = key.fold("step", number)
         result = train_state.step(batch, step_key)
         yield StepResult(number, objective, result.loss, result.slopes, result.clipped, train_state, batch, step_key)
-    not_finite = train_state.not_finite()
-    if not_finite is not None:
+    name = not_finite(objective)
+    if name is not None:
         warn_once(
             objective.model,
             "not finite at the end",
-            f"`{not_finite}` is not finite: a step had a gradient that is not finite.",
+            f"`{name}` is not finite: a step had a gradient that is not finite.",
         )
 
 

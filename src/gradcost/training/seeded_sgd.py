@@ -29,12 +29,13 @@ class SeededSGD(torch.optim.Optimizer):
         lr: learning rate, above 0.
         log: write each step to this file (`gradcost.training.replay` reads it). It must not exist. None: no log.
     Raises:
-        BadInput: lr is not above 0, or the file of the log exists.
+        BadInput: lr is not above 0, a group of parameters has an option other than lr, or the file of the log exists.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, log: StepLog | None = None) -> None:
         self.optimizer = SGD(lr)
         super().__init__(parameters, {"lr": lr})
+        _require_lr_alone(self.param_groups)
         if log is not None and log.path.exists():
             raise BadInput(f"{log.path} exists: rename it. A new SeededSGD begins a new log.")
         self.log = log
@@ -51,21 +52,26 @@ class SeededSGD(torch.optim.Optimizer):
             factor: the factor that the loop multiplies the loss with: 1/k for k micro-batches.
         Raises:
             Unsupported: the gradient is not seeded.
-            BadInput: the gradient is of other parameters, or of another objective than the earlier ones.
+            BadInput: the optimizer does not have the parameters, or earlier gradients of the same step or log are of
+                others.
         """
         gradient = require_seeded(estimate.gradient)
+        if not gradient.seeds:  # of a batch whose loss is not finite
+            return
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         other = [leaf.name for leaf in gradient.objective.leaves if id(leaf.parameter) not in own]
         if other:
             raise BadInput(
                 f"SeededSGD does not have the parameter `{other[0]}`: give it those of the objective's model."
             )
-        if self.leafwise is None:
+        ids = {id(leaf.parameter) for leaf in gradient.objective.leaves}
+        if self.leafwise is None or {id(p) for p in self.leafwise.parameters.values()} != ids:
+            if self.pending or self.writer is not None:
+                raise BadInput(
+                    "the gradients of a step, and the steps of a log, are of the same parameters: freeze and "
+                    "unfreeze between steps, and without a log."
+                )
             self.leafwise = Leafwise(self.optimizer, gradient.objective)
-        if {id(p) for p in self.leafwise.parameters.values()} != {
-            id(leaf.parameter) for leaf in gradient.objective.leaves
-        }:
-            raise BadInput("SeededSGD moves the parameters of one objective: make another optimizer for this one.")
         if self.pending and self.pending[0].directions != gradient.directions:
             raise BadInput(
                 f"the gradients of a step are along {self.pending[0].directions} and {gradient.directions}."
@@ -78,13 +84,15 @@ class SeededSGD(torch.optim.Optimizer):
         Args:
             closure: must be None.
         Raises:
-            BadInput: a parameter has a `.grad`, which this optimizer would ignore, or the groups have several rates.
+            BadInput: a parameter has a `.grad`, which this optimizer would ignore; the groups have several
+                rates, or an option other than lr, such as those of a loaded state.
         """
         if closure is not None:
             raise BadInput("SeededSGD takes no closure: call add(estimate) before step().")
         parameters: list[Tensor] = [parameter for group in self.param_groups for parameter in group["params"]]
         if any(parameter.grad is not None for parameter in parameters):
             raise BadInput("a parameter has a .grad, which SeededSGD ignores: call add(estimate), not backward().")
+        _require_lr_alone(self.param_groups)
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise BadInput(f"SeededSGD has one learning rate for all parameters, not {sorted(rates)}.")
@@ -113,3 +121,14 @@ class SeededSGD(torch.optim.Optimizer):
             set_to_none: ignored; for compatibility with torch's optimizers.
         """
         self.pending.clear()
+
+
+def _require_lr_alone(groups: list[dict[str, Any]]) -> None:
+    """Raise if a group of parameters has an option that `SeededSGD` ignores. Schedulers add rates such as max_lr."""
+    own = ("params", "param_names", "lr")
+    ignored = [name for group in groups for name in group if name not in own and not name.endswith("_lr")]
+    if ignored:
+        raise BadInput(
+            f"SeededSGD is gradient descent with one learning rate, without {ignored[0]}: leave that out of "
+            "the group, or use a torch optimizer, which needs the memory of a dense gradient."
+        )

@@ -70,7 +70,7 @@ class TrainState:
             else:
                 estimate = self.estimator.stream(self.objective, batch, key, use, self.state)
         except NotFinite as error:
-            estimate = self._skipped(error)
+            estimate = Estimate(skipped(self.objective, error), Streamed(self.objective, 0), state=self.state)
             if self.log is not None and self.leafwise is not None:
                 self.log.append(self.taken, self.leafwise.present_rate, None)
         else:
@@ -101,19 +101,6 @@ class TrainState:
         known = moving(self.objective, batch, key)
         return next_state(self.objective, batch, key, known) if known else None
 
-    def _skipped(self, error: NotFinite) -> Estimate:
-        """Issue a Note and return the estimate of the skipped step, without a gradient."""
-        name = self.not_finite()
-        cause = "" if name is None else f" `{name}` is not finite: an earlier step had a gradient that is not finite."
-        warn_once(self.objective.model, "not finite", f"a step was skipped: {error}{cause}")
-        device = self.objective.leaves[0].parameter.device
-        return Estimate(torch.tensor(error.number, device=device), Streamed(self.objective, 0), state=self.state)
-
-    def not_finite(self) -> str | None:
-        """Return the name of a parameter with a value that is not finite; None if there is none."""
-        leaves = self.objective.leaves
-        return next((leaf.name for leaf in leaves if not bool(leaf.parameter.isfinite().all())), None)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the step count and the states of optimizer and estimator, as a tree of tensors and numbers."""
         optimizer = None if self.leafwise is None else self.leafwise.state_dict()
@@ -133,6 +120,27 @@ class TrainState:
         """Yield the tensors that occupy memory between steps: the states of the optimizer and the estimator."""
         optimizers = [] if self.leafwise is None else [part.state_dict() for part in self.leafwise.parts.values()]
         yield from tensors((self.state, optimizers))
+
+
+def skipped(objective: Objective, error: NotFinite) -> Tensor:
+    """Issue a Note that a batch gives no gradient, once per model, and return the number that is not finite.
+
+    Args:
+        objective: the objective in training.
+        error: what the estimate of the batch raised.
+    Returns:
+        A scalar tensor on the device of the parameters.
+    """
+    name = not_finite(objective)
+    cause = "" if name is None else f" `{name}` is not finite: an earlier step had a gradient that is not finite."
+    warn_once(objective.model, "not finite", f"a step was skipped: {error}{cause}")
+    return torch.tensor(error.number, device=objective.leaves[0].parameter.device)
+
+
+def not_finite(objective: Objective) -> str | None:
+    """Return the name of a parameter with a value that is not finite; None if there is none."""
+    leaves = objective.leaves
+    return next((leaf.name for leaf in leaves if not bool(leaf.parameter.isfinite().all())), None)
 
 
 def _discard(name: str, gradient: Tensor) -> None:

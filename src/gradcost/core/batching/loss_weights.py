@@ -3,8 +3,9 @@
 The weights depend on what the loss averages over: examples, targets that are not ignored (padding), a sum of class
 weights, or nothing (a sum). The loss is any function. So its divisions are observed (`denominators`), and each is a
 candidate. A test selects the candidates that give the loss of a small batch from the losses of its parts. The test is
-repeated at some later uses (`is_due`), and on a batch for which two selected candidates give different weights. If no
-candidate passes, as for a contrastive loss, `Unsupported` is raised.
+repeated at some later uses (`is_due`), on the first batch with other `traits`, such as padding, and on a batch for
+which two selected candidates give different weights. If no candidate passes, as for a contrastive loss, `Unsupported`
+is raised.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.batching.batch_traits import traits
 from gradcost.core.batching.candidate_weights import (
     EXAMPLES,
     SUM,
@@ -44,6 +46,7 @@ from gradcost.core.notes import warn_once
 from gradcost.core.pytree import batch_size, leaves
 
 T = TypeVar("T")
+_MOST_KINDS = 32  # keys of `traits` that are tested; bounds the cost where they differ from batch to batch
 
 
 class WeightedLoss(NamedTuple):
@@ -66,12 +69,14 @@ class Rule:
     candidates: those that no test has excluded, the preferred one first. None before the first test.
     is_static: whether the weights depend on numbers of examples only, so that divisions need not be observed.
     uses: number of calls of `settled`; `is_due` of it repeats the test.
+    tested: the keys of the batches' `traits` with which it was tested.
     """
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] | None = None
         self.is_static = False
         self.uses = 0
+        self.tested: set[Any] = set()
 
 
 def rule_of(model: nn.Module, loss: Callable[..., Tensor]) -> Rule:
@@ -200,17 +205,19 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
         return work()
     rule, evaluate = rule_of(objective.model, objective.loss), loss_without_draws(objective, key)
     rule.uses += 1
-    if rule.candidates is None or is_due(rule.uses):
+    rows = _rows_of_parts(batch, objective.parts)
+    kinds, pairs = traits(batch, rows)
+    if rule.candidates is None or is_due(rule.uses) or (kinds not in rule.tested and len(rule.tested) < _MOST_KINDS):
         with _errors_of_parts():
             objective.prepare(batch, key)
             if known_use(objective) is None:
                 examine(objective, batch, key)
-            _first_test(rule, evaluate, batch, objective)
+            _test(rule, evaluate, batch, objective, pairs)
+        rule.tested.add(kinds)
     while True:
         try:
             return work()
         except Undecided as error:
-            rows = _rows_of_parts(batch, objective.parts)
             remaining = passing(
                 rule.candidates or [], evaluate, batch, [rows[part] for part in error.pair], objective.model
             )
@@ -246,8 +253,12 @@ def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
     return settling
 
 
-def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> None:
-    """Set the candidates by a test. Its evaluations have at most the examples of two micro-batches."""
+def _test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any, pairs: Sequence[tuple[int, int]]) -> None:
+    """Set the candidates by a test. Its evaluations have at most the examples of two micro-batches.
+
+    pairs: micro-batches on which the candidates are tested too. A candidate that an earlier test excluded stays
+    excluded, unless all others are: then the loss has changed.
+    """
     rows = _rows_of_parts(batch, objective.parts)
     first, last = rows[0], rows[-1]
     small = [first[:1], last[: (len(last) + 1) // 2]]
@@ -263,6 +274,9 @@ def _first_test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any) -> N
     if not any(denominator.is_loss for denominator in combined.denominators):
         for other in rows[1:]:  # no observed division gives the loss: it may average over anything
             remaining = passing(remaining, evaluate, batch, [first, other], objective.model)
+    for pair in pairs:
+        remaining = passing(remaining, evaluate, batch, [rows[part] for part in sorted(pair)], objective.model)
+    remaining = [one for one in remaining if one in (rule.candidates or remaining)] or remaining
     groups = small[0], [*itertools.chain(*small)]
     with_graphs = [evaluate(selected(batch, rows), 0, gradients=True) for rows in groups]
     kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
