@@ -14,6 +14,7 @@ import gradcost
 from gradcost.checkpointing import chunked_cross_entropy
 from gradcost.core.batching.micro_batches import split
 from gradcost.core.errors import Unsupported
+from gradcost.core.evaluation.first_use import findings
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
@@ -313,6 +314,43 @@ def test_two_losses_of_one_factory_have_weights_of_their_own():
     for reduction in ("mean", "sum", "mean"):
         expected = whole(made(reduction), batch())
         assert_exact(Accumulated(backprop(), 3), Objective(model, made(reduction)), batch(), expected)
+
+
+def with_options(options: dict[str, Any]) -> Callable[..., Tensor]:
+    return lambda model, batch: F.mse_loss(model(batch[0]), batch[1], **options)
+
+
+def with_contrast(weight: float) -> Callable[..., Tensor]:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        z = F.normalize(model(batch[0]), dim=-1)
+        return F.mse_loss(z, batch[1]) + weight * F.cross_entropy(5 * z @ z.T, torch.arange(len(z)))
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [(with_options, {"reduction": "mean"}, {"reduction": "sum"}), (with_contrast, 0.0, 0.5)],
+)
+def test_what_is_known_of_a_loss_is_not_believed_of_its_factory(make: Any, first: Any, second: Any):
+    """The second option is a sum, or a term over the batch that its warm-up left out."""
+    model, batch = nn.Linear(8, 8).double(), (torch.randn(6, 8).double(), torch.randn(6, 8).double())
+    for option in (first, second):
+        objective = Objective(model, make(option))
+        true = flat(backprop().estimate(objective, batch, Key(0)).gradient)
+        try:
+            found = flat(Accumulated(backprop(), 2).estimate(objective, batch, Key(0)).gradient)
+        except Unsupported:
+            assert option == 0.5
+        else:
+            torch.testing.assert_close(found, true)
+
+
+def test_numbers_that_change_at_each_step_are_seldom_new_losses():
+    model = nn.Linear(2, 2)
+    found = [findings(model, lambda model, batch, weight=0.1 * step: weight) for step in range(100)]
+    assert len({id(each) for each in found}) == 7  # the 1st, 2nd, 4th, ... 64th
+    assert findings(model, lambda model, batch, weight=0.0: weight) is not found[0], "other code"
 
 
 def test_a_test_of_the_weights_disturbs_nothing_and_costs_nothing_later():

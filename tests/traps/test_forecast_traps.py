@@ -14,7 +14,19 @@ from test_measured_traps import CLASSES, MEAN, assert_forecast_is_measured, clas
 from torch import Tensor, nn
 
 import gradcost
-from gradcost import SGD, Key, Objective, Reverse, backprop, forecast, mezo
+from gradcost import (
+    SGD,
+    Accumulated,
+    Key,
+    Objective,
+    Reverse,
+    backprop,
+    checkpointed,
+    forecast,
+    forward_gradient,
+    mezo,
+)
+from gradcost.checkpointing.policies import Segments, Selective
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake
 from gradcost.planning import Within
@@ -319,3 +331,80 @@ STATEFUL: dict[str, Callable[[], nn.Module]] = {
 def test_a_forecast_contains_the_state_that_the_first_step_makes(model: str):
     for estimator in (backprop(), mezo()):
         assert_forecast_is_measured(estimator, STATEFUL[model], MEAN, pair(), SGD(0.1))
+
+
+# ---- running statistics, transforms and fast paths
+
+
+def blocks_with_statistics() -> nn.Module:
+    return nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh()) for _ in range(4)])
+
+
+@pytest.mark.parametrize("estimator", [checkpointed(), Reverse(Segments(2)), Reverse(Selective())], ids=repr)
+def test_recomputed_blocks_keep_no_copies_of_running_statistics(estimator: Any):
+    assert_forecast_is_measured(estimator, blocks_with_statistics, MEAN, pair(), SGD(0.1))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
+@pytest.mark.parametrize("estimator", [checkpointed(), Reverse(Segments(2)), Reverse(Selective())], ids=repr)
+def test_recomputed_blocks_with_statistics_have_the_bits_of_backprop(estimator: Any, mode: str):
+    def gradient(estimator: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model: Any = blocks_with_statistics().train(mode != "eval")
+        if mode == "mixed":
+            model[1].eval()
+        objective = Objective(model, MEAN)
+        estimator.estimate(objective, pair(), Key(0))
+        return dict(estimator.estimate(objective, pair(), Key(0)).gradient.leaves())
+
+    found, expected = gradient(estimator), gradient(backprop())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def derivative_of_outputs(model: nn.Module, batch: Any) -> Tensor:
+    slopes = torch.func.vmap(torch.func.grad(lambda x: model(x[None]).sum()))(batch[0])
+    return slopes.square().mean() + MEAN(model, batch)
+
+
+@pytest.mark.parametrize("estimator", [backprop(), mezo(), forward_gradient()], ids=repr)
+def test_a_loss_with_a_transform_of_torch_func_has_a_forecast_and_a_measurement(estimator: Any):
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+    assert_forecast_is_measured(estimator, model, derivative_of_outputs, pair(), SGD(0.1))
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=padding).mean(1)
+
+
+@pytest.mark.parametrize("estimator", [backprop(), checkpointed(), mezo(), forward_gradient()], ids=repr)
+def test_an_encoder_with_a_fast_path_for_padding_is_evaluated_as_in_training(estimator: Any):
+    """Without gradients, torch's fast path gives zeros at padding, and other means."""
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    batch = torch.randn(3, 5, 8), torch.arange(5).expand(3, 5) >= torch.tensor([[5], [3], [2]])
+    value = model(*batch).square().mean()
+    value.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    objective = Objective(model, lambda model, batch: model(*batch).square().mean())
+    estimate = estimator.estimate(objective, batch, Key(0))
+    assert float(estimate.loss) == pytest.approx(float(value), rel=1e-4)  # of mezo: the mean of two shifted losses
+    if isinstance(estimator, Reverse):
+        assert all(torch.allclose(g, expected[name], atol=1e-6) for name, g in estimate.gradient.leaves())
+
+
+def test_micro_batches_of_an_embedding_with_gradients_by_counts_are_refused():
+    model = nn.Sequential(nn.Embedding(12, 8, scale_grad_by_freq=True), nn.Tanh())
+    objective = Objective(model, lambda model, x: model(x).square().mean())
+    x = torch.tensor([[0, 1, 1, 3], [3, 0, 0, 5], [1, 1, 1, 0]])
+    backprop().estimate(objective, x, Key(0))
+    with pytest.raises(Unsupported, match="counts in that micro-batch only"):
+        Accumulated(backprop(), 3).estimate(objective, x, Key(0))

@@ -3,6 +3,10 @@
 A check reads and writes `findings(model, loss)`. It writes only after success, so a check that raises runs again at
 the next use. It runs only where `can_check(model)`. A loss may change during training, so a check is repeated at
 the uses for which `is_due`.
+
+Two losses with the same code and different numbers, such as the weight of a term that is 0 at first, are two losses.
+But a number may differ at each step. So only the 1st, 2nd, 4th, 8th, ... set of numbers has findings of its own, and
+the sets between have those of the one before them.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,9 +24,10 @@ from torch import nn
 from gradcost.core.fake import is_fake
 
 Findings = dict[tuple[str, bool], Any]  # (purpose, train/eval flag) -> result of a check
-_findings: WeakKeyDictionary[nn.Module, dict[Any, Findings]] = WeakKeyDictionary()
+_findings: WeakKeyDictionary[nn.Module, dict[Any, dict[Any, Findings]]] = WeakKeyDictionary()  # by code, by numbers
 _structures: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # a hash of each model's modules
-_MAX_LOSSES = 1000  # per model; bounds the memory if each step makes a new callable object
+_MAX_LOSSES = 1000  # per model, and sets of numbers per loss; bounds the memory if each step makes a new one
+_MAX_ITEMS = 16  # of a list or dictionary of constants that is read
 
 
 def findings(model: nn.Module, loss: Callable[..., Any]) -> Findings:
@@ -30,7 +35,15 @@ def findings(model: nn.Module, loss: Callable[..., Any]) -> Findings:
     losses = _findings.setdefault(model, {})
     if len(losses) > _MAX_LOSSES:
         losses.clear()
-    return losses.setdefault(_identity(loss), {})
+    constants: list[Any] = []
+    versions = losses.setdefault(_identity(loss, constants), {})
+    numbers = tuple(constants)
+    if numbers not in versions:
+        if len(versions) > _MAX_LOSSES:
+            versions.clear()
+        is_own = len(versions) & (len(versions) + 1) == 0  # its number is a power of 2
+        versions[numbers] = {} if is_own else next(reversed(versions.values()))
+    return versions[numbers]
 
 
 def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
@@ -64,20 +77,33 @@ def can_check(model: nn.Module) -> bool:
     return torch._C._len_torch_dispatch_stack() == 0
 
 
-def _identity(loss: Any, depth: int = 4) -> Any:
-    """Return a key that is equal for losses with the same code, such as one function that is defined twice."""
+def _identity(loss: Any, numbers: list[Any], depth: int = 4) -> Any:
+    """Return a key that is equal for losses with the same code, such as one function that is defined twice.
+
+    Args:
+        loss: the loss, or a value that it uses.
+        numbers: gets the numbers that it uses.
+        depth: how deep values that it uses are followed.
+    """
+
+    def of(values: Iterable[Any]) -> Any:
+        return tuple(_identity(value, numbers, depth - 1) for value in values)
+
     if isinstance(loss, str | bool | None):
         return type(loss), loss  # such as reduction="sum"
+    if isinstance(loss, int | float | complex):
+        numbers.append((type(loss), loss))
+        return type(loss)
+    if isinstance(loss, dict | list | tuple) and len(loss) <= _MAX_ITEMS and depth:
+        return (type(loss), *loss, of(loss.values())) if isinstance(loss, dict) else (type(loss), of(loss))
     if not callable(loss) or depth == 0:
-        return type(loss)  # not the value: numbers and tensors may differ at each step
+        return type(loss)  # not the value: tensors may differ at each step
     if isinstance(loss, types.MethodType):
-        return _identity(loss.__func__, depth - 1), _reference(loss.__self__)
+        return *of([loss.__func__]), _reference(loss.__self__)
     if isinstance(loss, functools.partial):
-        values = (loss.func, *loss.args, *loss.keywords.values())
-        return tuple(_identity(value, depth - 1) for value in values)
+        return of((loss.func, *loss.args, *loss.keywords.values()))
     if isinstance(loss, types.FunctionType):
-        cells = [_content(cell) for cell in loss.__closure__ or ()] + list(loss.__defaults__ or ())
-        return loss.__code__, tuple(_identity(value, depth - 1) for value in cells)
+        return loss.__code__, of([*map(_content, loss.__closure__ or ()), *(loss.__defaults__ or ())])
     return _reference(loss)
 
 
