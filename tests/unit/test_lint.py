@@ -434,7 +434,7 @@ def test_the_command_shows_what_is_found_and_strict_fails_on_errors_alone(tmp_pa
     strict = command("lint", "bad", "--strict", "--json", folder=tmp_path)
     assert strict.returncode == 3
     answer = json.loads(strict.stdout)
-    assert (answer["errors"], answer["warnings"], answer["unlooked"]) == (1, 1, [])
+    assert (answer["errors"], answer["warnings"], answer["unchecked"]) == (1, 1, [])
     first = answer["findings"][0]
     assert {name: first[name] for name in ("code", "severity", "rule", "method")} == {
         "code": "E101",

@@ -48,7 +48,7 @@ def checkpoint(
     Yields:
         The `AppliedPolicy`.
     Raises:
-        BadInput: the model is no module, or it has a policy already.
+        BadInput: the model is no module or has a policy already, or `saving` is no policy.
         Unsupported, DoesNotFit: the model's first forward pass raises it if `saving` cannot be used.
     """
     applied = apply(model, saving, loss=loss)
@@ -68,7 +68,7 @@ def apply(model: nn.Module, saving: Saving, *, loss: Callable[[Any], Tensor] | N
     Returns:
         The policy in effect.
     Raises:
-        BadInput: the model is no module, or it has a policy already.
+        BadInput: the model is no module or has a policy already, or `saving` is no policy.
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"checkpoint needs a torch.nn.Module, not {type(model).__name__}.")

@@ -56,7 +56,7 @@ class _RecomputeUnit:
     start: int
     stop: int
     values: range  # the indices of the values
-    items: Items  # the schedule of the next run, a nested tuple (`checkpointing.optimal`)
+    items: Items  # the schedule of the next run, a nested tuple (`checkpointing.schedules`)
     inputs: list[VersionedTensor | None]  # output tensors of call start - 1; None: call `start` does not use it
 
 
@@ -65,7 +65,7 @@ class Region:
 
     A dropped saved tensor is a *value*. Autograd saves the value's index instead. A *unit* is a range of calls that
     run again together; at first the region is one unit. When the backward pass needs a value, the unit with this
-    value runs again under the unit's schedule (`checkpointing.optimal`). A schedule has two kinds of items:
+    value runs again under the unit's schedule (`checkpointing.schedules`). A schedule has two kinds of items:
 
     - An int n: the next n calls are *recorded*. Their values go to `values`, until the backward pass takes them.
     - A tuple: the next calls are an *inner region*. They run, and their values are discarded again. The inner region

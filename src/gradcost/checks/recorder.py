@@ -160,7 +160,7 @@ class Recording:
             "spikes": [asdict(spike) for spike in self.series.spikes],
             "diverged": self.series.diverged,
             "first spike before": None if first_warning is None else asdict(first_warning),
-            "looks": [asdict(alignment) for alignment in self.alignments],
+            "alignments": [asdict(alignment) for alignment in self.alignments],
         }
 
     def __str__(self) -> str:

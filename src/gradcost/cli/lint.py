@@ -28,7 +28,7 @@ def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
     if as_json:
         records = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
         answer: dict[str, Any] = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}
-        answer |= {"findings": records, "unlooked": [rule.code for rule in unchecked_rules]}
+        answer |= {"findings": records, "unchecked": [rule.code for rule in unchecked_rules]}
         console.print_json(answer)
         return code
     rows = [[each.code, each.rule, each.method, f"{each.found}. {each.remedy}"] for each in findings]

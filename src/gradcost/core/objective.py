@@ -273,7 +273,8 @@ class Objective:
         """Return the loss of a batch, without isolation, seeding or micro-batches. The batch stays unchanged.
 
         Raises:
-            BadInput: the loss is no scalar of a floating type, writes into the batch (first time) or a `.data`.
+            BadInput: the loss is no scalar of a floating type, at its first evaluation writes into the batch, or
+                writes into a parameter through `.data`.
         """
         isolation = self.isolation
         with_bits = isolation.purity.exposes_weights and can_check(self.model)

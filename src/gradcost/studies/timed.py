@@ -48,7 +48,7 @@ class Pace:
         return (time.monotonic() - self.started) / self.seconds
 
     def is_over(self) -> bool:
-        """Whether to stop in the first stage, whose length was unknown. Later ones end, so that efforts are equal."""
+        """Return whether the time is over in the first stage. Later stages run to their end: equal efforts."""
         return not self.records and self.used() > 1
 
     def tunes(self, stage: Stage, least: float, later: Stage) -> bool:

@@ -144,7 +144,7 @@ class Vqa(ImageQuestions):
             split, the first of the test file.
         generated: the largest number of generated tokens.
     Raises:
-        BadInput: `examples` or `held_out` is not in 2 ... 40,000 or 10,000.
+        BadInput: `examples` is not in 2 ... 40,000, or `held_out` not in 2 ... 10,000.
     """
 
     model: Architecture = VisionLanguage()
