@@ -31,7 +31,9 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def _flat(tensor: Any) -> Tensor:
+    if hasattr(tensor, "to_local"):  # a DTensor: the part of this process
+        tensor = tensor.to_local()
     return as_real(tensor.detach()).resolve_neg().contiguous().reshape(-1)
 
 
