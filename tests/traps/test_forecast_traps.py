@@ -392,7 +392,7 @@ def test_an_encoder_with_a_fast_path_for_padding_is_evaluated_as_in_training(est
     batch = torch.randn(3, 5, 8), torch.arange(5).expand(3, 5) >= torch.tensor([[5], [3], [2]])
     value = model(*batch).square().mean()
     value.backward()
-    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    expected: dict[str, Any] = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     objective = Objective(model, lambda model, batch: model(*batch).square().mean())
     estimate = estimator.estimate(objective, batch, Key(0))

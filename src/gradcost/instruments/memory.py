@@ -338,7 +338,7 @@ class MemoryTracker(TorchDispatchMode):
 @contextmanager
 def _transforms_allowed() -> Iterator[None]:
     """Allow `torch.func.grad`, `vjp` and their kin although hooks on saved tensors are set."""
-    autograd: Any = torch._C._autograd
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
     disable = autograd._saved_tensors_hooks_disable
     autograd._saved_tensors_hooks_disable = partial(disable, fail_if_non_empty=False)
     try:

@@ -45,8 +45,8 @@ def _sample(loader: Any) -> Iterable[Any]:
     if isinstance(loader, Sequence):
         return [len(loader), *(loader[i] for i in _spaced(len(loader), BATCHES))]
     dataset: Any = getattr(loader, "dataset", None)
-    is_indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
-    if is_indexed and hasattr(dataset, "__len__"):
+    is_stream = isinstance(dataset, IterableDataset)
+    if not is_stream and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         settings = [len(dataset), getattr(loader, "batch_size", None), getattr(loader, "drop_last", None)]
         return [*settings, *(dataset[i] for i in _spaced(len(dataset), EXAMPLES))]
     for batch in loader:
