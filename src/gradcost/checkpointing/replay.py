@@ -21,6 +21,7 @@ from gradcost.checkpointing.versioned_tensor import RecomputationError
 from gradcost.core import memory_events
 from gradcost.core.bits import bits_of
 from gradcost.core.blocks import Block
+from gradcost.core.errors import first_line
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.generator_states import numpy_words, python_state
 from gradcost.core.evaluation.mutable_state import is_generator, version_of
@@ -316,8 +317,8 @@ def _first_failure(calls: list[_Recorded]) -> tuple[nn.Module, str] | None:
             out = run_call(recorded.call, leaves, lambda index, tensor, saved=saved: saved.append(tensor.detach()))
         except Exception as error:
             raise_interrupt(error)
-            sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return recorded.module, sentence.removesuffix("Use Everything().").rstrip(" .")
+            sentence = first_line(error)
+            return recorded.module, sentence.removesuffix("Use Everything()").rstrip(" .")
         outputs = tensors_in(out)
         bits = [bits_of(tensor) for tensor in (*outputs, *saved)]
         if len(bits) != len(recorded.bits) or any(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.checks.model_state import capture, diff
-from gradcost.checks.reference import described
 from gradcost.checks.report import CheckLine, CheckReport, Verdict, format_number
-from gradcost.core.errors import BadInput
+from gradcost.core.errors import BadInput, brief
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 
@@ -113,7 +112,7 @@ def audit(
     except _Unfilled as error:
         return CheckReport(subject, title, (CheckLine("fills .grad", str(error), "failed"),))
     except Exception as error:
-        return CheckReport(subject, title, (CheckLine("fills .grad", described(error), "failed"),))
+        return CheckReport(subject, title, (CheckLine("fills .grad", brief(error), "failed"),))
     curved = _sample(function, _Curved(), key.fold("curved"), draws)
     lines = [
         CheckLine("fills .grad", "of every trainable parameter and no other", "ok"),

@@ -12,9 +12,9 @@ from gradcost.checks.accumulation import WHAT, accumulation_lines
 from gradcost.checks.agreement import AGREES, gradient_line, slope_lines, uses_forward_mode
 from gradcost.checks.model_state import disturbed_by, disturbed_by_raising
 from gradcost.checks.quality import draw, quality_lines
-from gradcost.checks.reference import CLOSE, Reference, described, dot
+from gradcost.checks.reference import CLOSE, Reference, dot
 from gradcost.checks.report import CheckLine, CheckReport, format_number
-from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief
 from gradcost.core.interrupts import interruptible
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
@@ -118,7 +118,7 @@ def _answered(what: str, answer: Callable[[], Sequence[CheckLine]]) -> list[Chec
     except GradcostError as error:
         return [CheckLine(what, str(error), "failed")]
     except Exception as error:
-        return [CheckLine(what, described(error), "failed")]
+        return [CheckLine(what, brief(error), "failed")]
 
 
 def _estimator_lines(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradcost.checks.forward_mode_support import blocked_modules, uses_fused_attention
 from gradcost.core.complex_numbers import as_real
-from gradcost.core.errors import GradcostError
+from gradcost.core.errors import GradcostError, brief, first_line
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.precision import LOSSES_IN_FLOAT32, coarsest, loss_roundoff, spacing
@@ -90,9 +90,9 @@ class Reference:
         try:
             norm = self.norm
         except GradcostError as error:
-            return str(error).split("\n")[0]
+            return first_line(error)
         except Exception as error:
-            return described(error)
+            return brief(error)
         if norm == 0 or not math.isfinite(norm):
             return f"the norm of the gradient is {norm:g}."
         return None
@@ -175,11 +175,6 @@ def products(gradient: Gradient, other: Mapping[str, Tensor]) -> tuple[float, fl
         pairs = ((leaf, other[name]), (leaf, leaf), (other[name], other[name]))
         sums = [total + float(dot(*pair)) for total, pair in zip(sums, pairs, strict=True)]
     return sums[0], sums[1], sums[2]
-
-
-def described(error: BaseException) -> str:
-    """Return the type and the first line of an exception."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:

@@ -41,6 +41,16 @@ def described(error: BaseException) -> str:
     return shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
+def brief(error: BaseException) -> str:
+    """Return the type of an exception and the first line of its text, without a full stop at its end."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the text of an exception, without a full stop at its end; "no message" if empty."""
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+
+
 def shortened(text: str, most: int = 20_000) -> str:
     """Return a text without the middle part if it has more than `most` characters: it may be a printed tensor."""
     left_out = len(text) - most

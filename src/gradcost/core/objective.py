@@ -17,7 +17,7 @@ from gradcost.core.batching.given_batch import copied, name_in, put_back, watch
 from gradcost.core.batching.loss_weights import WeightedLoss, Weights, settled, weighted_sum
 from gradcost.core.batching.micro_batches import split
 from gradcost.core.complex_numbers import real_count
-from gradcost.core.errors import BadInput, GradcostError
+from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.evaluation.gradient_mode import evaluated, in_either_mode
 from gradcost.core.evaluation.next_state import moving, next_state
@@ -322,11 +322,8 @@ def loss_errors(objective: Objective) -> Iterator[None]:
     except GradcostError:
         raise
     except Exception as error:
-        message = (str(error).strip().splitlines() or ["no message"])[0]
-        raise BadInput(
-            f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
-            f"{type(error).__name__}: {message}"
-        ) from error
+        model = type(objective.model).__name__
+        raise BadInput(f"the loss of {model} cannot be evaluated on this batch: {brief(error)}") from error
 
 
 def _trainable(model: nn.Module) -> tuple[Leaf, ...]:

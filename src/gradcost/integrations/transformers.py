@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
-from gradcost.core.errors import BadInput, Unsupported, require
+from gradcost.core.errors import BadInput, Unsupported, brief, require
 from gradcost.core.files import read_regular
 from gradcost.core.objective import Objective
 from gradcost.integrations.four_bit import in_four_bits
@@ -66,8 +66,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None, attention: s
             else:
                 model = kind._from_config(config, **options)
     except Exception as error:  # a model's own code raises exceptions of many types
-        message = str(error).strip().split("\n")[0]
-        raise BadInput(f"transformers cannot build the model of {path}: {type(error).__name__}: {message}") from error
+        raise BadInput(f"transformers cannot build the model of {path}: {brief(error)}") from error
     return model.train()
 
 

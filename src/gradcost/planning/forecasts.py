@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from gradcost.checkpointing.policies import Offloaded, Schedule
-from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, tensors
 from gradcost.directions import Rademacher
@@ -67,8 +67,7 @@ class Forecasts:
             except GradcostError as error:
                 self._known[estimator, size] = str(error)
             except (ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
-                reason = str(error).strip().split("\n")[0]
-                self._known[estimator, size] = f"it fails on this model: {type(error).__name__}: {reason}"
+                self._known[estimator, size] = f"it fails on this model: {brief(error)}"
         return self._known[estimator, size]
 
     @property

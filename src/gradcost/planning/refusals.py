@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, first_line
 from gradcost.core.fake import is_fake
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
@@ -44,21 +44,21 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
     except _NEEDS_VALUES as error:
         raise Unsupported(
             f"{_place(objective.model, error)} reads values of a tensor, which a forecast does not have: "
-            f"{_first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
+            f"{first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
         ) from error
     except Exception as error:
         all_tensors = (*objective.model.parameters(), *objective.model.buffers(), *tensors(batch))
         if any(is_fake(tensor) or tensor.is_meta for tensor in all_tensors):
             raise BadInput(
                 f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
-                f"{type(error).__name__}: {_first_line(error)}, in {_place(objective.model, error)}. "
+                f"{type(error).__name__}: {first_line(error)}, in {_place(objective.model, error)}. "
                 f"If it can be evaluated on real tensors, the simulation is the cause. {_INSTEAD}"
             ) from error
         with loss_errors(objective), _disable_current_modes():
             objective.evaluate(batch, Key(0))
         raise Unsupported(
             f"{_place(objective.model, error)} fails on tensors without data, which a forecast uses: "
-            f"{type(error).__name__}: {_first_line(error)}. {_INSTEAD}"
+            f"{type(error).__name__}: {first_line(error)}. {_INSTEAD}"
         ) from error
 
 
@@ -71,10 +71,6 @@ def _place(model: nn.Module, error: BaseException) -> str:
         innermost = names.get(id(owner), innermost) if isinstance(owner, nn.Module) else innermost
         frame = frame.tb_next
     return f"{innermost} of {type(model).__name__}" if innermost else type(model).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
 def _advice(model: nn.Module) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.errors import BadInput, Unsupported, first_line
 from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
 from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.interrupts import TORCH_AND_GRADCOST, Hooks, raise_interrupt, undoing
@@ -199,7 +199,7 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
             frames = [frame for frame in passed if not frame.filename.startswith(TORCH_AND_GRADCOST)]
             line = (frames[-1].line or "") if frames else ""
             name = next((name for name, failure in failed if failure in causes), None)
-            return Blocked(name, line, str(error).split("\n")[0].rstrip("."))
+            return Blocked(name, line, first_line(error))
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradcost.core.batching.loss_weights import with_settled_weights
-from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, first_line
 from gradcost.core.evaluation.autograd_use import known_use
 from gradcost.core.evaluation.first_use import findings
 from gradcost.core.evaluation.gradient_mode import in_constant_part, with_known_use
@@ -296,7 +296,7 @@ def _differentiate(
             raise_interrupt(error)
             if len(seeds) == 1:
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error)
     else:
         reason = None
     results = [forward_mode.differentiate(objective, batch, key, directions, [seed]) for seed in seeds]

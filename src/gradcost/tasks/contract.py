@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from gradcost.core.batching.batches import length_of, require_loader
-from gradcost.core.errors import BadInput, GradcostError
+from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.tasks.metrics import OWN_LOSS
@@ -32,8 +32,7 @@ def naming(what: str, purpose: str) -> Iterator[None]:
     except GradcostError:
         raise
     except Exception as error:
-        message = (str(error).strip().splitlines() or ["no message"])[0]
-        raise BadInput(f"{what} could not {purpose}: {type(error).__name__}: {message}") from error
+        raise BadInput(f"{what} could not {purpose}: {brief(error)}") from error
 
 
 def check_make(make: Any, name: str = "make_model") -> Callable[[], Any]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.errors import BadInput, require
+from gradcost.core.errors import BadInput, brief, require
 from gradcost.core.isolation import eval_mode
 from gradcost.core.key import Key
 from gradcost.core.value import value
@@ -68,10 +68,9 @@ def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
         where = ("json", None, None, files) if files else (source, parts.name)
         loaded = library.load_dataset(*where)
     except Exception as error:  # `datasets` raises exceptions of many types, also those of other libraries
-        reason = str(error).strip().split("\n")[0]
         raise DataError(
-            f"the data set {source!r} cannot be loaded: {type(error).__name__}: {reason} Give a name on the Hugging "
-            f"Face hub (needs a network), or a folder with {parts.train}.jsonl and {parts.test}.jsonl."
+            f"the data set {source!r} cannot be loaded: {brief(error)}. Give a name on the Hugging Face "
+            f"hub (needs a network), or a folder with {parts.train}.jsonl and {parts.test}.jsonl."
         ) from error
     for part in {parts.train, parts.test, parts.validation or parts.train} - set(loaded):
         raise DataError(f"the data set {source!r} has no split {part!r}; it has {', '.join(loaded)}.")

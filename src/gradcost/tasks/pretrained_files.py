@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.core.errors import require
+from gradcost.core.errors import first_line, require
 from gradcost.core.files import cache_folder
 from gradcost.tasks import catalogue, data
 from gradcost.tasks.sources import DataError
@@ -97,10 +97,9 @@ def _from_pretrained(kind: str, weights: str, **options: Any) -> Any:
         with quiet():
             return getattr(transformers, kind).from_pretrained(place, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise DataError(
-            f"{weights!r} cannot be loaded: {reason} Give {MINILM!r} or {SMOLLM2!r} (`gradcost data fetch NAME`), a "
-            "folder that transformers saved, or a name on the Hugging Face hub (needs a network)."
+            f"{weights!r} cannot be loaded: {first_line(error)}. Give {MINILM!r} or {SMOLLM2!r} (`gradcost data "
+            "fetch NAME`), a folder that transformers saved, or a name on the Hugging Face hub (needs a network)."
         ) from error
 
 

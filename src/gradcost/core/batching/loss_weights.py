@@ -35,7 +35,7 @@ from gradcost.core.batching.candidate_weights import (
 )
 from gradcost.core.batching.denominators import Denominator, Observed, observed
 from gradcost.core.batching.micro_batches import selected
-from gradcost.core.errors import BadInput, GradcostError, Unsupported
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief
 from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.gradient_mode import is_plain
@@ -234,10 +234,9 @@ def _errors_of_parts() -> Iterator[None]:
         raise
     except Exception as error:
         raise_interrupt(error)
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise Unsupported(
-            f"the loss cannot be evaluated on some of the examples of this batch ({reason}), as micro-batches need. "
-            "Evaluate the batch at once (without Accumulated, parts=1)."
+            f"the loss cannot be evaluated on some of the examples of this batch ({brief(error)}), as micro-batches "
+            "need. Evaluate the batch at once (without Accumulated, parts=1)."
         ) from error
 
 

@@ -27,7 +27,7 @@ Findings = dict[tuple[str, bool], Any]  # (purpose, train/eval flag) -> result o
 _findings: WeakKeyDictionary[nn.Module, dict[Any, dict[Any, Findings]]] = WeakKeyDictionary()  # by code, by numbers
 _structures: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # a hash of each model's modules
 _MAX_LOSSES = 1000  # per model, and sets of numbers per loss; bounds the memory if each step makes a new one
-_MAX_ITEMS = 16  # of a list or dictionary of constants that is read
+_MAX_ITEMS = 16  # of a tuple or dictionary that is read
 
 
 def findings(model: nn.Module, loss: Callable[..., Any]) -> Findings:
@@ -94,8 +94,12 @@ def _identity(loss: Any, numbers: list[Any], depth: int = 4) -> Any:
     if isinstance(loss, int | float | complex):
         numbers.append((type(loss), loss))
         return type(loss)
-    if isinstance(loss, dict | list | tuple) and len(loss) <= _MAX_ITEMS and depth:
-        return (type(loss), *loss, of(loss.values())) if isinstance(loss, dict) else (type(loss), of(loss))
+    if isinstance(loss, dict) and len(loss) <= _MAX_ITEMS:  # not its numbers: it may be a log
+        return type(loss), tuple(
+            (name, value) for name, value in loss.items() if isinstance(value, str | bool | None)
+        )
+    if isinstance(loss, tuple) and len(loss) <= _MAX_ITEMS and depth:
+        return type(loss), of(loss)
     if not callable(loss) or depth == 0:
         return type(loss)  # not the value: tensors may differ at each step
     if isinstance(loss, types.MethodType):
