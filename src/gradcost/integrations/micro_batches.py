@@ -75,7 +75,7 @@ class MicroBatches:
         if self.state is not None:
             raise Unsupported(
                 f"{change} The state of {self.estimator} belongs to the earlier trainable parameters. Freeze and "
-                " unfreeze before the training begins, or take an estimator without a state, such as mezo()."
+                "unfreeze before the training begins, or take an estimator without a state, such as mezo()."
             )
         objective = Objective(model, self.loss)
         if (objection := self.estimator.objection(objective, batch)) is not None:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradcost.core.errors import BadInput, GradcostError, Unsupported, first_line
+from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief, first_line
 from gradcost.core.fake import is_fake
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
@@ -51,14 +51,14 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
         if any(is_fake(tensor) or tensor.is_meta for tensor in all_tensors):
             raise BadInput(
                 f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
-                f"{type(error).__name__}: {first_line(error)}, in {_place(objective.model, error)}. "
+                f"{brief(error)}, in {_place(objective.model, error)}. "
                 f"If it can be evaluated on real tensors, the simulation is the cause. {_INSTEAD}"
             ) from error
         with loss_errors(objective), _disable_current_modes():
             objective.evaluate(batch, Key(0))
         raise Unsupported(
             f"{_place(objective.model, error)} fails on tensors without data, which a forecast uses: "
-            f"{type(error).__name__}: {first_line(error)}. {_INSTEAD}"
+            f"{brief(error)}. {_INSTEAD}"
         ) from error
 
 

@@ -46,7 +46,7 @@ class Batches:
             if not len(self.loader):
                 raise _empty(self.loader)
             return self.loader[step % len(self.loader)]
-        if key != self._key or step < self._next - 1 or self._epoch_start(step) > self._next:
+        if key != self._key or step < self._next - 1 or (step > self._next and self._epoch_start(step) > self._next):
             self._restart(key, step)
         while self._next <= step:
             self._last = self._draw()

@@ -212,7 +212,7 @@ def settled(objective: Any, batch: Any, key: Any, work: Callable[[], T]) -> T:
             objective.prepare(batch, key)
             if known_use(objective) is None:
                 examine(objective, batch, key)
-            _test(rule, evaluate, batch, objective, pairs)
+            _test(rule, evaluate, batch, objective, rows, pairs)
         rule.tested.add(kinds)
     while True:
         try:
@@ -252,13 +252,26 @@ def with_settled_weights(method: Callable[..., T]) -> Callable[..., T]:
     return settling
 
 
-def _test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any, pairs: Sequence[tuple[int, int]]) -> None:
+def _test(
+    rule: Rule,
+    evaluate: Evaluate,
+    batch: Any,
+    objective: Any,
+    rows: Sequence[list[int]],
+    pairs: Sequence[tuple[int, int]],
+) -> None:
     """Set the candidates by a test. Its evaluations have at most the examples of two micro-batches.
 
-    pairs: micro-batches on which the candidates are tested too. A candidate that an earlier test excluded stays
-    excluded, unless all others are: then the loss has changed.
+    A candidate that an earlier test excluded stays excluded, unless all others are: then the loss has changed.
+
+    Args:
+        rule: gets the candidates.
+        evaluate: evaluates the loss.
+        batch: any pytree.
+        objective: the Objective.
+        rows: the examples of each micro-batch.
+        pairs: micro-batches on which the candidates are tested too.
     """
-    rows = _rows_of_parts(batch, objective.parts)
     first, last = rows[0], rows[-1]
     small = [first[:1], last[: (len(last) + 1) // 2]]
     try:
@@ -277,7 +290,7 @@ def _test(rule: Rule, evaluate: Evaluate, batch: Any, objective: Any, pairs: Seq
         remaining = passing(remaining, evaluate, batch, [rows[part] for part in sorted(pair)], objective.model)
     remaining = [one for one in remaining if one in (rule.candidates or remaining)] or remaining
     groups = small[0], [*itertools.chain(*small)]
-    with_graphs = [evaluate(selected(batch, rows), 0, gradients=True) for rows in groups]
+    with_graphs = [evaluate(selected(batch, group), 0, gradients=True) for group in groups]
     kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
     if kink is not None:
         refuse(float(combined.loss), f"it applies `{kink}` to an average over examples")
