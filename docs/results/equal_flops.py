@@ -2,13 +2,13 @@
 
     gradcost study docs/results/equal_flops.py:small -j 2 -o gradcost-runs/equal-flops-1
     gradcost study docs/results/equal_flops.py:contrast -j 2 -o gradcost-runs/equal-flops-6
-    gradcost study docs/results/equal_flops.py:large -j 2 -o gradcost-runs/equal-flops-6
+    gradcost study docs/results/equal_flops.py:large -j 2 -o gradcost-runs/equal-flops-6-all
 
 A run of `small` takes 1 TFLOP of matrix products, a run of `large` 6 TFLOP. `contrast` is the part of `large` with
-plain backprop and the best method that avoids it at 1 TFLOP; the same folder then continues with `large`. Each method
-is tuned at the budget that is ranked: nine learning rates half a decade apart, two more next to the best or beyond
-the edge, and the best three again on two fresh seeds. The rate with the best mean over the three seeds trains on
-eight fresh seeds.
+plain backprop and the best method that avoids it at 1 TFLOP. `large` takes two methods at a time, so that a folder that
+stopped early holds complete methods. Each method is tuned at the budget that is ranked: nine learning rates half
+a decade apart, two more next to the best or beyond the edge, and the best three again on two fresh seeds. The rate
+with the best mean over the three seeds trains on eight fresh seeds.
 
 The help: a cap of 1 on each slope, a learning rate that decays to a tenth of its first value, momentum, Adam, many
 directions in shared passes, one-sided differences, perturbed activities. "decay" in a label means that decay.
@@ -16,8 +16,9 @@ directions in shared passes, one-sided differences, perturbed activities. "decay
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from gradcost.core.key import Key
@@ -76,6 +77,15 @@ METHODS: dict[str, Method] = {
     "activity perturbation, SGD, decay": Method(activity_perturbation(), sgd, (1e-4, 1.0)),
 }
 
+CONTRAST = ("backprop, SGD", "one-sided 16, cap, SGD, decay")
+PAIRS = [
+    ("backprop, SGD", "backprop, Adam, decay"),
+    ("MeZO, SGD, decay", "forward gradient, cap, SGD, decay"),
+    ("forward gradient 16, cap, SGD, decay", "one-sided 16, cap, SGD, decay"),
+    ("MeZO, cap, momentum, decay", "forward gradient, cap, Adam, decay"),
+    ("forward gradient, SGD", "activity perturbation, SGD, decay"),
+]
+
 
 def steps_of(method: Method, budget: float) -> int:
     """Return the number of steps that the budget of FLOPs pays for."""
@@ -83,22 +93,25 @@ def steps_of(method: Method, budget: float) -> int:
     return int(budget // forecast(method.estimator, objective, batch, method.optimizer(1e-9, 0.0)).flops)
 
 
-def study(budget: float, labels: Sequence[str] = tuple(METHODS)) -> Study:
-    """Return the study of some methods in which every run takes this many FLOPs."""
+def trial(steps: Mapping[str, int], label: str, lr: float, phase: str, seed: int) -> Trial:
+    """Return a run of a method, whose learning rate decays over its number of steps."""
+    method = METHODS[label]
+    optimizer = method.optimizer(lr, math.log(10) / steps[label])
+    return Trial(TASK, label, method.estimator, optimizer, steps[label], phase, seed)
+
+
+def study(budget: float, groups: Sequence[Sequence[str]]) -> Study:
+    """Return the study in which every run takes this many FLOPs. The groups of methods run one after another."""
 
     def trials() -> Stages:
-        steps = {label: steps_of(METHODS[label], budget) for label in labels}
-
-        def make(label: str, lr: float, phase: str, seed: int) -> Trial:
-            method = METHODS[label]
-            optimizer = method.optimizer(lr, math.log(10) / steps[label])
-            return Trial(TASK, label, method.estimator, optimizer, steps[label], phase, seed)
-
-        rates = {label: log_grid(*METHODS[label].rates, 9) for label in labels}
-        return (yield from phases(rates, make, more=2, confirm=2, seeds=range(1, 9)))
+        for labels in groups:
+            steps = {label: steps_of(METHODS[label], budget) for label in labels}
+            rates = {label: log_grid(*METHODS[label].rates, 9) for label in labels}
+            yield from phases(rates, functools.partial(trial, steps), more=2, confirm=2, seeds=range(1, 9))
 
     return Study(f"Which gradient trains best with {budget / 1e12:g} TFLOP on {TASK}?", trials)
 
 
-small, large = study(1e12), study(6e12)
-contrast = study(6e12, ["backprop, SGD", "one-sided 16, cap, SGD, decay"])
+small = study(1e12, [list(METHODS)])
+large = study(6e12, PAIRS)
+contrast = study(6e12, [CONTRAST])
