@@ -5,9 +5,9 @@
     gradcost study docs/results/equal_flops.py:large -j 2 -o gradcost-runs/equal-flops-6-all
 
 A run of `small` takes 1 TFLOP of matrix products, a run of `large` 6 TFLOP. `contrast` is the part of `large` with
-plain backprop and the best method that avoids it at 1 TFLOP. `large` takes two methods at a time, so that a folder that
-stopped early holds complete methods. Each method is tuned at the budget that is ranked: nine learning rates half
-a decade apart, two more next to the best or beyond the edge, and the best three again on two fresh seeds. The rate
+plain backprop and the best method that avoids it at 1 TFLOP. `large` takes two methods at a time: a folder that
+stopped early holds complete methods. Each method is tuned at the budget that is ranked: nine learning rates half a
+decade apart, two more next to the best or beyond the edge, and the best three again on two fresh seeds. The rate
 with the best mean over the three seeds trains on eight fresh seeds.
 
 The help: a cap of 1 on each slope, a learning rate that decays to a tenth of its first value, momentum, Adam, many
