@@ -8,12 +8,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gradcost.core.errors import BadInput
+from gradcost.core.evaluation.next_state import moving
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
@@ -110,6 +113,79 @@ class Counting(nn.Module):
         return y
 
 
+class Held:
+    """An object that holds a value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class InDictionary(nn.Module):
+    """A layer that keeps an average of sizes in a dictionary, and divides by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.kept: Any = {"size": torch.ones(6, dtype=torch.double)}
+
+    @property
+    def state(self) -> Any:
+        return self.kept["size"]
+
+    def keep(self, size: Tensor) -> None:
+        self.kept["size"] = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.keep(0.9 * torch.as_tensor(self.state) + 0.1 * y.detach().abs().mean(0))
+        return y / torch.as_tensor(self.state)
+
+
+class InObject(InDictionary):
+    """The same in an object that each forward pass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Held(torch.ones(6, dtype=torch.double))
+
+    @property
+    def state(self) -> Any:
+        return self.kept.value
+
+    def keep(self, size: Tensor) -> None:
+        self.kept = Held(size)
+
+
+class InArray(InDictionary):
+    """The same in an array of NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = np.ones(6)
+
+    @property
+    def state(self) -> Any:
+        return self.kept.tolist()
+
+    def keep(self, size: Tensor) -> None:
+        self.kept = size.numpy()
+
+
+class Features(nn.Module):
+    """Layers whose outputs hooks collect in a dictionary. Each pass replaces them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.features: dict[str, Tensor] = {}
+        for name, layer in self.layers.named_children():
+            layer.register_forward_hook(lambda module, args, output, name=name: self.features.update({name: output}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return y + sum(feature.abs().mean() for feature in self.features.values())
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)),
     "cumulative batch norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=None)),
@@ -120,6 +196,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "queue": Queue,
     "hidden state": Stateful,
     "counter and list": Counting,
+    "dictionary": InDictionary,
+    "object": InObject,
+    "array": InArray,
 }
 
 
@@ -230,10 +309,14 @@ def test_a_teacher_in_the_loss_moves_its_statistics_as_in_torch():
     assert_same_state(*teachers)
 
 
-@pytest.mark.parametrize("name", ["batch norm", "spectral norm", "running average", "replaced buffer", "queue"])
+MOVED_IN_FORECASTS = ["batch norm", "spectral norm", "running average", "replaced buffer", "queue"]
+MOVED_IN_FORECASTS += ["dictionary", "object"]
+
+
+@pytest.mark.parametrize("name", [*MOVED_IN_FORECASTS, "features"])
 @pytest.mark.parametrize("estimator", [backprop(), mezo(), forward_gradient()], ids=str)
-def test_a_forecast_counts_the_forward_pass_that_moves_buffers(name: str, estimator: Estimator):
-    job = Job(made(name))
+def test_a_forecast_counts_what_a_step_moves_or_collects(name: str, estimator: Estimator):
+    job = Job(Features().double() if name == "features" else made(name))
     told = forecast(estimator, job.objective(KEY), job.batch_at(KEY, 0), SGD(0.1))
     work = TrainingStep(job.objective(KEY), job.batch_at(KEY, 0), estimator, SGD(0.1))
     found = measure(work, Bytes(), Operations())
@@ -259,6 +342,13 @@ def test_a_step_that_raises_moves_no_buffer(name: str):
         train_state.step(job.batch_at(KEY, 1), KEY)
     for key, value in state_of(job.model).items():
         assert torch.equal(value, kept[key]) if isinstance(value, Tensor) else value == kept[key], key
+
+
+def test_features_that_the_next_pass_replaces_are_not_kept():
+    job = Job(Features().double())
+    assert not moving(job.objective(KEY), job.batch_at(KEY, 0), KEY)
+    for _ in train(job, backprop(), SGD(0.1), KEY, STEPS):
+        assert not job.model.features
 
 
 def test_a_model_whose_forward_changes_nothing_takes_no_further_pass_after_the_first_step():
@@ -364,7 +454,7 @@ def test_a_gradient_that_is_not_a_number_is_told_at_the_next_step_or_at_the_end(
             list(train(Job(model, loss), backprop(), SGD(0.1), KEY, steps))
 
 
-@pytest.mark.parametrize("name", [*LAYERS, "teacher"])
+@pytest.mark.parametrize("name", [*(name for name in LAYERS if name != "object"), "teacher"])
 def test_a_training_resumes_with_the_state_that_it_moved_bit_for_bit(name: str, tmp_path: Any):
     def trained(steps: int, path: Any = None) -> tuple[nn.Module, ...]:
         teacher = Teacher().double()
@@ -378,3 +468,9 @@ def test_a_training_resumes_with_the_state_that_it_moved_bit_for_bit(name: str, 
     trained(3, path)
     for resumed, whole in zip(trained(STEPS, path), trained(STEPS), strict=True):
         assert_same_state(resumed, whole)
+
+
+def test_a_state_that_no_checkpoint_can_store_is_named(tmp_path: Any):
+    step = next(iter(train(Job(made("object")), backprop(), SGD(0.1), KEY, 2, tmp_path / "checkpoint")))
+    with pytest.raises(BadInput, match="cannot store a Held: use tuples, lists, dictionaries, numbers, text, arrays"):
+        checkpoint.write(tmp_path / "checkpoint", step.train_state)

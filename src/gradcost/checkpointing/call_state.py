@@ -15,7 +15,7 @@ from torch.utils._device import DeviceContext
 
 from gradcost.checkpointing.containers import packed, unpacked
 from gradcost.core.evaluation.generator_states import numpy_state, python_state, set_numpy_state, set_python_state
-from gradcost.core.evaluation.mutable_state import version_of
+from gradcost.core.evaluation.saved_state import version_of
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import generator_state, set_generator_state
 

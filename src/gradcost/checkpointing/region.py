@@ -22,7 +22,7 @@ from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.schedules import Items, parts_of, schedule_length, with_last_region_expanded
 from gradcost.checkpointing.versioned_tensor import RecomputationError, VersionedTensor
 from gradcost.core import memory_events
-from gradcost.core.evaluation.mutable_state import version_of
+from gradcost.core.evaluation.saved_state import version_of
 
 Forward = Callable[..., Any]
 

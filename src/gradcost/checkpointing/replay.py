@@ -24,7 +24,8 @@ from gradcost.core.blocks import Block
 from gradcost.core.errors import first_line
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.generator_states import numpy_words, python_state
-from gradcost.core.evaluation.mutable_state import is_generator, version_of
+from gradcost.core.evaluation.mutable_state import is_generator
+from gradcost.core.evaluation.saved_state import version_of
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradcost.core.errors import Unsupported
-from gradcost.core.evaluation.mutable_state import version_of
+from gradcost.core.evaluation.saved_state import version_of
 
 
 class RecomputationError(Unsupported, RuntimeError):

@@ -215,10 +215,11 @@ class Objective:
     def isolation(self) -> Isolation:
         """The contexts that isolate an evaluation, from the results of `prepare` if it has run."""
         prepared = self.structure.isolations.get((id(self.loss), self.model.training))
-        return prepared or Isolation(self.model, self.structure.modules, self.loss, self._unexamined())
+        return prepared or Isolation(self.model, self.structure.modules, self.loss, self._known_purity())
 
-    def _unexamined(self) -> Purity:
-        return findings(self.model, self.loss).setdefault(("not examined", self.model.training), Purity())
+    def _known_purity(self) -> Purity:
+        found, training = findings(self.model, self.loss), self.model.training
+        return found.get(("purity", training)) or found.setdefault(("not examined", training), Purity())
 
     def losses(self, batch: Any, key: Key) -> Generator[WeightedLoss, None, None]:
         """Yield the weight and the loss of each micro-batch, in order.

@@ -12,6 +12,7 @@ import torch
 
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.autograd_use import examine, known_use
+from gradcost.core.evaluation.purity import examining_attributes
 from gradcost.core.fake import is_fake, stands_for
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
@@ -208,8 +209,7 @@ def simulate(
         )
     where = device_type(objective, device)
     with _on_fakes(objective, batch, where) as (fake, fake_batch):
-        if known_use(fake) is None:
-            examine(fake, fake_batch, Key(0))
+        _examine(fake, fake_batch)
         forward = _forward_counts(fake, fake_batch) if forward is None else forward
         objection = None if is_checked else estimator.objection(fake, fake_batch)
         if objection is not None:
@@ -236,9 +236,15 @@ def simulate(
 def forward_counts(objective: Objective, batch: Any, device: str | torch.device | None = None) -> Counts:
     """Return the counts of one forward pass of the batch. Raises: as `forecast`."""
     with _on_fakes(objective, batch, device_type(objective, device)) as (fake, fake_batch):
-        if known_use(fake) is None:
-            examine(fake, fake_batch, Key(0))
+        _examine(fake, fake_batch)
         return _forward_counts(fake, fake_batch)
+
+
+def _examine(fake: Objective, fake_batch: Any) -> None:
+    """Find out how the loss uses autograd and what it changes in place, unless that is known."""
+    if known_use(fake) is None:
+        with examining_attributes(fake.isolation):
+            examine(fake, fake_batch, Key(0))
 
 
 def _forward_counts(fake: Objective, fake_batch: Any) -> Counts:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradcost.core.evaluation.mutable_state import Saved, Traversal
+from gradcost.core.evaluation.mutable_state import Traversal
+from gradcost.core.evaluation.saved_state import Saved
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import generator_state, set_generator_state
 from gradcost.core.objective import Objective

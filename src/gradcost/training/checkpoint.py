@@ -18,6 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -216,6 +217,8 @@ def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
             name = str(len(tensors))
             tensors[name] = tree.detach().contiguous().clone()
             return ["tensor", name]
+        case np.ndarray() if tree.dtype.kind in "biufc":
+            return ["array", _encode(torch.from_numpy(np.ascontiguousarray(tree)), tensors)[1]]
         case dict():
             return ["dict", [[_encode(key, tensors), _encode(item, tensors)] for key, item in tree.items()]]
         case list():
@@ -225,8 +228,8 @@ def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
             name = "" if kind is tuple else f"{kind.__module__}:{kind.__qualname__}"
             return ["tuple", name, [_encode(item, tensors) for item in tree]]
     raise BadInput(
-        f"a training checkpoint cannot store a {type(tree).__name__}: use tuples, lists, dictionaries, numbers, text "
-        "and tensors."
+        f"a training checkpoint cannot store a {type(tree).__name__}: use tuples, lists, dictionaries, numbers, "
+        "text, arrays and tensors."
     )
 
 
@@ -234,6 +237,8 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     match tree:
         case ["tensor", name]:
             return tensors[name]
+        case ["array", name]:
+            return tensors[name].numpy()
         case ["dict", items]:
             return {_decode(key, tensors): _decode(item, tensors) for key, item in items}
         case ["list", items]:

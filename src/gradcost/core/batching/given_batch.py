@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported
-from gradcost.core.evaluation.mutable_state import Named, Traversal, version_of
+from gradcost.core.evaluation.mutable_state import Named, Traversal
+from gradcost.core.evaluation.saved_state import version_of
 
 Record = tuple[Any, Any]  # (tensor, (version, requires_grad, grad)), or (container, shallow copy)
 _SCALARS = {int, float, bool, str, bytes, type(None)}

@@ -1,4 +1,4 @@
-"""Find the mutable objects that can be reached from a value, and restore their content.
+"""Find the mutable objects that can be reached from a value.
 
 Modules keep state outside parameters and buffers: hidden states, caches, counters, lists of statistics.
 A traversal enters attributes, containers, objects and classes. With `follow_functions` it also enters functions:
@@ -12,7 +12,7 @@ import functools
 import random
 import sys
 import types
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,7 +25,7 @@ _MAX_OBJECTS = 50_000  # per traversal; a data set in a closure may have more, a
 # Packages whose objects and classes are not entered.
 _OPAQUE = {"abc", "builtins", "collections", "concurrent", "enum", "functools", "importlib", "itertools", "logging"}
 _OPAQUE |= {"multiprocessing", "numpy", "threading", "torch", "types", "typing", "weakref", "_thread"}
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, types.CellType)
 
 Named = tuple[str, Any]  # (name for messages, object)
@@ -52,7 +52,7 @@ class Traversal:
         stack = [(name, value)]
         while stack:
             name, value = stack.pop()
-            if isinstance(value, _SCALARS) or id(value) in self.seen or len(self.seen) > _MAX_OBJECTS:
+            if isinstance(value, SCALARS) or id(value) in self.seen or len(self.seen) > _MAX_OBJECTS:
                 continue
             self.seen[id(value)] = value
             stack += reversed(list(self._enter(name, value)))
@@ -66,7 +66,7 @@ class Traversal:
             self.generators.append((name, value))
         elif isinstance(value, nn.Parameter | types.ModuleType):
             pass
-        elif isinstance(value, Tensor | bytearray) or _is_array(value):
+        elif isinstance(value, Tensor | bytearray) or is_array(value):
             self.objects.append((name, value))
         elif isinstance(value, dict | list | set | deque | tuple | frozenset):
             if not isinstance(value, tuple | frozenset):
@@ -84,7 +84,7 @@ class Traversal:
             yield name, function
         elif isinstance(value, type):
             yield from self._class(value)
-        elif not _is_opaque(type(value)):
+        elif not is_opaque(type(value)):
             yield from self._attributes(name, value)
 
     def _attributes(self, name: str, value: Any) -> Iterator[Named]:
@@ -98,7 +98,7 @@ class Traversal:
             self.objects.append((name, attributes))
             yield from [(f"{prefix}{key}", item) for key, item in attributes.items()]
         for kind in type(value).__mro__:
-            if not _is_opaque(kind):
+            if not is_opaque(kind):
                 slots = NamedValues(value, _slots(kind))
                 if slots.names:
                     self.objects.append((name, slots))
@@ -106,7 +106,7 @@ class Traversal:
                 yield kind.__qualname__, kind
 
     def _class(self, kind: type) -> Iterator[Named]:
-        if not _is_opaque(kind) and not _is_library(getattr(sys.modules.get(kind.__module__), "__file__", None)):
+        if not is_opaque(kind) and not _is_library(getattr(sys.modules.get(kind.__module__), "__file__", None)):
             values = NamedValues(kind, [key for key in vars(kind) if not key.startswith("__")])
             self.objects.append((f"class {kind.__qualname__}", values))
             yield from [(f"{kind.__qualname__}.{key}", vars(kind)[key]) for key in values.names]
@@ -118,7 +118,7 @@ class Traversal:
             yield from [(name, item) for item in (value.func, *value.args, *value.keywords.values())]
         elif isinstance(value, types.CellType):
             self.objects.append((name, value))
-            yield from [(name, item) for item in _cell(value)]
+            yield from [(name, item) for item in cell_content(value)]
         else:
             yield from zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
@@ -173,38 +173,6 @@ class NamedValues:
                 object.__setattr__(self.owner, name, value)
 
 
-class Saved:
-    """The content of mutable objects at construction.
-
-    Args:
-        objects: (name, object) pairs, as in `Traversal.objects`.
-    """
-
-    def __init__(self, objects: Iterable[Named]) -> None:
-        self._saved = [(name, value, _content(value)) for name, value in objects]
-
-    def changed(self) -> list[Named]:
-        """Return the objects whose content differs from the saved content."""
-        return [(name, value) for name, value, saved in self._saved if not _is_same(_content(value), saved)]
-
-    def counters(self) -> list[str]:
-        """Return the names of the objects in which a number differs from the saved number."""
-        return [name for name, value, saved in self._saved if _differing_numbers(_content(value), saved)]
-
-    def filled(self) -> list[Named]:
-        """Return the bounded queues that have more entries than before. A list that grows may be a log."""
-        return [
-            (name, value)
-            for name, value, saved in self._saved
-            if isinstance(value, deque) and value.maxlen is not None and len(value) > len(saved)
-        ]
-
-    def restore(self) -> None:
-        """Give each object its saved content."""
-        for _, value, saved in self._saved:
-            _restore(value, saved)
-
-
 def is_generator(value: Any) -> bool:
     """Return whether a value is a random generator of torch, NumPy or Python's `random`."""
     if isinstance(value, torch.Generator | random.Random):
@@ -212,98 +180,18 @@ def is_generator(value: Any) -> bool:
     return _package(type(value)) == "numpy" and hasattr(value, "standard_normal")
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return the version counter of a tensor, which in-place operations increment; 0 for an inference tensor."""
-    return 0 if tensor.is_inference() else tensor._version
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors that can be reached from a value, without those that only functions reach."""
+    traversal = Traversal()
+    traversal.visit("", value)
+    return [found for _, found in traversal.objects if isinstance(found, Tensor)]
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same shape, type and bits."""
-    if one.is_nested or other.is_nested:
-        parts = [tensor.unbind() if tensor.is_nested else () for tensor in (one, other)]
-        return len(parts[0]) == len(parts[1]) and all(map(same_bits, *parts))
-    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
-        return False
-    if one.layout in (torch.sparse_coo, torch.sparse_csr):
-        one, other = one.to_dense(), other.to_dense()
-    elif one.layout != torch.strided:
-        return False
-    flat = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return bool(torch.equal(*flat))
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone(), value.requires_grad, value.grad_fn is not None, version_of(value)
-    if isinstance(value, NamedValues):
-        return value.read()
-    if isinstance(value, types.CellType):
-        return _cell(value)
-    if _is_array(value):
-        return value.copy()
-    return dict(value) if isinstance(value, dict) else list(value)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(map(_is_same_item, one.values(), other.values()))
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_is_same_item, one, other))
-    if isinstance(one, tuple):
-        if one[0].layout != torch.strided:
-            return one[1:] == other[1:]
-        return one[1:3] == other[1:3] and same_bits(one[0], other[0])
-    return one.shape == other.shape and one.tobytes() == other.tobytes()
-
-
-def _differing_numbers(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        pairs = [(one[key], other[key]) for key in one.keys() & other.keys()]
-    else:
-        pairs = list(zip(one, other, strict=True)) if isinstance(one, list) and len(one) == len(other) else []
-    return any(isinstance(a, int | float) and isinstance(b, int | float) and a != b for a, b in pairs)
-
-
-def _is_same_item(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and type(one) in _SCALARS and one == other)
-
-
-def _restore(value: Any, saved: Any) -> None:
-    if isinstance(value, Tensor):
-        _restore_tensor(value, *saved[:3])
-    elif isinstance(value, NamedValues):
-        value.write(saved)
-    elif isinstance(value, types.CellType):
-        value.cell_contents = saved[0]
-    elif isinstance(value, dict):
-        plain: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # a subclass may refuse `clear`
-        if not _is_same(dict(value), saved):
-            plain.clear(value)
-            plain.update(value, saved)
-    elif isinstance(value, set | deque):
-        value.clear()
-        value.update(saved) if isinstance(value, set) else value.extend(saved)
-    elif _is_array(value):
-        value[...] = saved
-    else:
-        value[:] = saved  # a list or a bytearray
-
-
-def _restore_tensor(value: Tensor, content: Tensor, requires_grad: bool, has_graph: bool) -> None:
-    if not has_graph and not value._is_view():
-        value.detach_()  # drops the graph or tangent that an in-place write has added
-        value.requires_grad_(requires_grad)
-    if value.shape == content.shape:
-        value.data.copy_(content)
-    else:
-        value.data = content
-
-
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
     return _package(type(value)) == "numpy" and type(value).__name__ == "ndarray"
 
 
-def _cell(cell: types.CellType) -> list[Any]:
+def cell_content(cell: types.CellType) -> list[Any]:
     try:
         return [cell.cell_contents]
     except ValueError:  # not assigned yet
@@ -322,7 +210,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _is_opaque(kind: type) -> bool:
+def is_opaque(kind: type) -> bool:
     return _package(kind) in _OPAQUE
 
 

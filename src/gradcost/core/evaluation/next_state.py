@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.gradient_mode import evaluated
-from gradcost.core.evaluation.mutable_state import Named, Saved, is_generator, same_bits
+from gradcost.core.evaluation.mutable_state import Named, is_generator, tensors_in
+from gradcost.core.evaluation.saved_state import Saved, is_same_value, same_bits
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
@@ -109,28 +110,23 @@ def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward:
     forward()
     moved = set(second.changed_attributes(by_value=True))
     replaced = {place for place in second.changed_attributes() if any(map(is_fake, _tensors_at(place)))} - moved
-    if replaced:
-        moved |= _computed_from_state(modules, second.changed_buffers(), replaced, forward)
-    return Moving(changed, frozenset(moved), bool(before.changed()))
-
-
-def _computed_from_state(
-    modules: Sequence[nn.Module], buffers: list[Place], replaced: set[Place], forward: Callable[[], object]
-) -> set[Place]:
-    """Return the replaced attributes that a third forward pass computes from state or random numbers.
-
-    The values of fake tensors are unknown. Other attributes get the same value at each forward pass.
-    """
-    state = [tensor for place in (*buffers, *replaced) for tensor in _tensors_at(place)]
-    third = _Record(modules)
-    with _Dependents(state) as dependents:
-        forward()
-    return {place for place in third.changed_attributes() if any(map(dependents.has, _tensors_at(place)))} & replaced
+    in_containers = bool(before.changed(by_value=True))
+    fakes = [] if in_containers else [tensor for tensor in before.new_tensors() if is_fake(tensor)]
+    if replaced or fakes:  # the values are unknown
+        third, before = _Record(modules), Saved(containers)
+        state = [tensor for place in (*second.changed_buffers(), *replaced) for tensor in _tensors_at(place)]
+        with _Dependents((*state, *fakes)) as dependents:
+            forward()
+        moved |= {
+            place for place in third.changed_attributes() if any(map(dependents.has, _tensors_at(place)))
+        } & replaced
+        in_containers = in_containers or any(map(dependents.has, before.new_tensors()))
+    return Moving(changed, frozenset(moved), in_containers)
 
 
 def _tensors_at(place: Place) -> list[Tensor]:
     module, name = place
-    return operands([module._buffers.get(name), module.__dict__.get(name)])
+    return tensors_in([module._buffers.get(name), module.__dict__.get(name)])
 
 
 class _Dependents(TorchDispatchMode):
@@ -286,7 +282,7 @@ class _Record:
 
     def changed_attributes(self, by_value: bool = False) -> list[Place]:
         """Return the attributes that were set to another object; with `by_value`, to another value."""
-        return [place for place, before, now in self._differing() if not (by_value and _is_same(before, now))]
+        return [place for place, before, now in self._differing() if not (by_value and is_same_value(before, now))]
 
     def _differing(self) -> Iterator[tuple[Place, Any, Any]]:
         for module, before in zip(self.modules, self._attributes, strict=True):
@@ -299,18 +295,3 @@ class _Record:
 
 def _copy(buffer: Tensor | None) -> Tensor | None:
     return None if buffer is None or is_fake(buffer) else buffer.detach().clone()
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two attributes have the same value. Fake tensors and objects of one class count as the same."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return is_fake(one) or is_fake(other) or same_bits(one, other)
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, _SCALARS):
-        return bool(one == other)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
-    return True

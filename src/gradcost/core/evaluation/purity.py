@@ -20,15 +20,23 @@ from gradcost.core.batching.given_batch import contents, copied
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.evaluation.compiled import is_compiled
 from gradcost.core.evaluation.first_use import is_due
-from gradcost.core.evaluation.mutable_state import Named, Saved, Traversal, same_bits
+from gradcost.core.evaluation.mutable_state import Named, Traversal
+from gradcost.core.evaluation.reached_state import (
+    Root,
+    attribute_state,
+    everything,
+    function_state,
+    modules_and_buffers,
+    named_modules,
+    visit_classes,
+)
+from gradcost.core.evaluation.saved_state import Saved, same_bits
 from gradcost.core.evaluation.weight_writes import Reads, checksums, refuse_writes
 from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import isolated_modules, seeded_objects, shared_storages
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
-
-Root = tuple[str, str]  # (name of a module, name of one of its attributes)
 
 
 @dataclass
@@ -85,12 +93,12 @@ class Isolation:
         self.modules = modules
         if purity.reaches_modules:
             known = set(modules)
-            self.modules += tuple(module for _, module in _reached(model, loss).modules if module not in known)
-        self.named = _named(model, self.modules)
+            self.modules += tuple(module for _, module in everything(model, loss).modules if module not in known)
+        self.named = named_modules(model, self.modules)
         with torch._C.DisableTorchFunction():
             parameters = [p for module in self.modules for p in module._parameters.values() if _has_version(p)]
         self.parameters = list(dict.fromkeys(parameters))
-        self.generators = _outside(self, loss).generators if purity.reaches_generators else []
+        self.generators = function_state(self.named, loss).generators if purity.reaches_generators else []
 
     def containers(self) -> list[tuple[nn.Module, str]]:
         """Return (module, attribute name) of each attribute that changes in place or contains a random generator."""
@@ -106,14 +114,14 @@ class Isolation:
 
     @contextmanager
     def _entered(self, key: Key) -> Iterator[list[Named]]:
-        traversal = Traversal(skipped=_modules_and_buffers(self.modules))
+        traversal = Traversal(skipped=modules_and_buffers(self.named))
         purity = self.purity
         for name, module in self.named:
             for attribute in [attribute for owner, attribute in purity.attributes if owner == name]:
                 traversal.visit(attribute, vars(module).get(attribute))
             if purity.has_class_state:
-                _visit_classes(traversal, module)
-        traversal.objects += _outside(self, self.loss).objects if purity.has_loss_state else []
+                visit_classes(traversal, module)
+        traversal.objects += function_state(self.named, self.loss).objects if purity.has_loss_state else []
         saved = Saved(traversal.objects)
         generators = [value for _, value in (*traversal.generators, *self.generators)]
         with (
@@ -141,30 +149,40 @@ def examine(model: nn.Module, modules: tuple[nn.Module, ...], loss: Any, batch: 
         BadInput: an evaluation writes into a parameter or adds one. The message names the parameter.
         Unsupported: two evaluations give two losses. The message names the first module whose output differs.
     """
-    reached, purity = _reached(model, loss), Purity()
+    reached, purity = everything(model, loss), Purity()
     purity.reaches_modules = len(reached.modules) > len(modules)
     isolation = Isolation(model, modules, loss, purity)
     purity.has_views = bool(shared_storages(isolation.modules))
-    inside, owners = Traversal(skipped=_modules_and_buffers(isolation.modules)), []
-    for name, module in isolation.named:
-        for attribute, value in list(vars(module).items()):
-            if attribute not in ("_parameters", "_buffers", "_modules"):
-                generators = len(inside.generators)
-                inside.visit(f"{name}.{attribute}" if name else attribute, value)
-                owners += [(name, attribute)] * (len(inside.objects) - len(owners))
-                if len(inside.generators) > generators:
-                    purity.attributes |= {(name, attribute)}
-        _visit_classes(inside, module)
-        owners += [None] * (len(inside.objects) - len(owners))
-    outside = _outside(isolation, loss)
+    inside, owners, with_generators = attribute_state(isolation.named)
+    purity.attributes |= with_generators
+    outside = function_state(isolation.named, loss)
     purity.reaches_generators, isolation.generators = bool(outside.generators), outside.generators
     states = Saved(inside.objects), Saved(outside.objects)
     try:
-        _examine(isolation, batch, evaluate, states, dict(zip(map(_identity, inside.objects), owners, strict=True)))
+        _examine(isolation, batch, evaluate, states, owners)
     finally:
         for saved in states:
             saved.restore()
     return purity
+
+
+@contextmanager
+def examining_attributes(isolation: Isolation) -> Iterator[None]:
+    """Find the attributes that evaluations in this context change in place, and restore them: for fake tensors."""
+    inside, owners, with_generators = attribute_state(isolation.named)
+    isolation.purity.attributes |= with_generators
+    before = Saved(inside.objects)
+    try:
+        yield
+        _note_changes(isolation.purity, before, owners)
+    finally:
+        before.restore()
+
+
+def _note_changes(purity: Purity, inside: Saved, owners: dict[int, Root | None]) -> None:
+    roots = [owners[id(value)] for _, value in inside.changed()]
+    purity.attributes |= {root for root in roots if root is not None}
+    purity.has_class_state |= None in roots
 
 
 def _examine(
@@ -205,9 +223,7 @@ def _examine(
     _refuse_new_parameters(isolation, registries)
     refuse_writes(weights)
     purity.moved, purity.writes_batch = tuple(moved), bool(before.changed())
-    roots = [owners[_identity(changed)] for changed in inside.changed()]
-    purity.attributes |= {root for root in roots if root is not None}
-    purity.has_class_state = None in roots
+    _note_changes(purity, inside, owners)
     inside.restore()
     if first_batch is batch:
         before.restore()
@@ -235,55 +251,9 @@ def _examine(
         )
 
 
-def _reached(model: nn.Module, loss: Any) -> Traversal:
-    """Traverse everything that the model and the loss reach, functions included, and return the traversal."""
-    traversal = Traversal(follow_functions=True)
-    traversal.visit("", model)
-    traversal.visit("loss", loss)
-    return traversal
-
-
-def _outside(isolation: Isolation, loss: Any) -> Traversal:
-    """Traverse what functions (the loss, hooks, methods of the modules) reach beyond the modules' attributes."""
-    inside = Traversal(skipped=_modules_and_buffers(isolation.modules))
-    for name, module in isolation.named:
-        inside.visit(name, {key: value for key, value in vars(module).items() if key != "_modules"})
-        _visit_classes(inside, module)
-    functions = {id(function) for _, function in inside.functions}
-    skipped = [value for key, value in inside.seen.items() if key not in functions]
-    outside = Traversal(follow_functions=True, skipped=skipped)
-    for name, function in (*inside.functions, ("loss", loss)):
-        outside.visit(name, function)
-    return outside
-
-
-def _visit_classes(traversal: Traversal, module: nn.Module) -> None:
-    for kind in type(module).__mro__:
-        traversal.visit(kind.__qualname__, kind)
-
-
-def _modules_and_buffers(modules: tuple[nn.Module, ...]) -> list[Any]:
-    """Return the modules and their buffers, for traversals that do not enter them."""
-    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    return [*modules, *buffers]
-
-
-def _named(model: nn.Module, modules: tuple[nn.Module, ...]) -> list[tuple[str, nn.Module]]:
-    """Return (name, module) pairs. Modules outside of the model get a name from their type and number."""
-    names = {id(module): name for name, module in model.named_modules()}
-    return [
-        (names.get(id(module), f"{type(module).__name__} number {number}, outside of the model"), module)
-        for number, module in enumerate(modules)
-    ]
-
-
 def _has_version(parameter: Any) -> TypeGuard[nn.Parameter]:
     is_ordinary = isinstance(parameter, Tensor) and parameter.layout == torch.strided and not is_fake(parameter)
     return is_ordinary and not parameter.is_meta and not parameter.is_inference()
-
-
-def _identity(named: Named) -> int:
-    return id(named[1])
 
 
 def _refuse_new_parameters(isolation: Isolation, before: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradcost.core.bits import checksum
 from gradcost.core.errors import BadInput
-from gradcost.core.evaluation.mutable_state import version_of
+from gradcost.core.evaluation.saved_state import version_of
 
 Checksum = tuple[str, nn.Parameter, tuple[int, Any]]  # the name of a parameter; its version and the sum of its bits
 
