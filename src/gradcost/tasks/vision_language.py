@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
+from gradcost.core.inner_model import inner_model
 from gradcost.core.isolation import eval_mode
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.efficientnet import FEATURES, STRIDE, efficientnet_lite0
-from gradcost.tasks.pretrained import CausalLm, Lora, inner_model
+from gradcost.tasks.pretrained import CausalLm, Lora
 from gradcost.tasks.pretrained_files import load_model, tokenizer
 
 
