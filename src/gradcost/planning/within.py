@@ -53,7 +53,7 @@ class Within(Saving):
 
     Args:
         bytes: the memory budget, in bytes.
-        beside: bytes of the budget for the optimizer's state and temporaries; `planning.within.within` computes them.
+        beside: bytes of the budget for the optimizer's state and temporaries; `plan` computes them.
     Raises:
         BadInput: bytes is not above `beside`.
         DoesNotFit: no schedule fits; the message states the least memory that is needed.
@@ -120,19 +120,6 @@ class Within(Saving):
         """
         with _disable_current_modes():
             return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside, self.beside).items
-
-
-def within(
-    budget: int, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
-) -> Within:
-    """Return `Within(budget, beside)`, with `beside` computed for this optimizer.
-
-    Raises:
-        DoesNotFit: no schedule fits.
-    """
-    items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
-    without_optimizer = ByDepth(objective, None, device).forecast(Reverse(Schedule(items)), batch).peak
-    return Within(budget, budget - without_optimizer)
 
 
 class MemoryTradeoff:
