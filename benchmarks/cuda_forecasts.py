@@ -38,13 +38,14 @@ import torch
 import gradcost
 from gradcost import Key, Objective, forecast
 from gradcost.core.files import write_whole
+from gradcost.core.inner_model import inner_model
 from gradcost.core.pytree import tree_map
 from gradcost.estimators.estimator import Estimator
 from gradcost.integrations import transformers as integration
 from gradcost.papers.panchal2025.cost import FUSED
 from gradcost.papers.panchal2025.cost_models import LENGTH, LLAMA_8B, OPT_1_3B, OPT_6_7B, TEXTS, Case, classifier
 from gradcost.papers.panchal2025.methods import method, methods
-from gradcost.tasks.pretrained import Lora, inner_model
+from gradcost.tasks.pretrained import Lora
 from gradcost.training.customary import Customary
 from gradcost.training.optimizers import AdamW, Optimizer
 from gradcost.training.train_state import TrainState

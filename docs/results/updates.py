@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gradcost import train
+from gradcost.core.inner_model import inner_model
 from gradcost.core.isolation import eval_mode
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
@@ -29,7 +30,6 @@ from gradcost.papers.panchal2025.methods import method
 from gradcost.papers.panchal2025.study import Reproduction
 from gradcost.results.records import read
 from gradcost.results.tuning import final_runs
-from gradcost.tasks.pretrained import inner_model
 from gradcost.tasks.task import score
 from gradcost.tasks.texts import Movies, Trec
 from gradcost.training.optimizers import AdamW

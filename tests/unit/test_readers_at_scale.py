@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from report_records import cost, quality, study, trial, write_folder
 from gradcost.report.figures import figures
 from gradcost.results import ledger
 from gradcost.results.export import curves
-from gradcost.results.rankings import _interpolated, _interpolated_at
+from gradcost.results.rankings import _interpolated
 from gradcost.results.records import read
 
 SECONDS, MIB = 5.0, 300
@@ -112,7 +114,17 @@ def test_every_figure_is_valid_vega_lite(tmp_path: Path):
         altair.LayerChart.from_dict(broken)
 
 
-def test_a_curve_is_read_at_many_steps_as_at_one():
+def read_at(steps: list[int], values: list[float], step: float) -> float:
+    right = bisect_left(steps, step)
+    if right == len(steps) or right == 0 or steps[right] == step:
+        return values[min(right, len(steps) - 1)]
+    left = values[right - 1]
+    if math.isinf(values[right]) or math.isinf(left):
+        return left
+    return left + (step - steps[right - 1]) / (steps[right] - steps[right - 1]) * (values[right] - left)
+
+
+def test_a_curve_is_read_at_any_step():
     import numpy as np
 
     chance, inf = random.Random(7), float("inf")
@@ -120,8 +132,8 @@ def test_a_curve_is_read_at_many_steps_as_at_one():
         steps = sorted(chance.sample(range(1, 50), chance.randrange(1, 9)))
         values = [chance.choice((chance.random(), -inf)) for _ in steps]
         at = [0.0, *(chance.uniform(0, 60) for _ in range(20)), *map(float, steps)]
-        expected = [_interpolated(steps, values, step) for step in at]  # type: ignore[arg-type]
-        assert _interpolated_at(steps, values, np.array(at)).tolist() == expected  # type: ignore[arg-type]
+        expected = [read_at(steps, values, step) for step in at]
+        assert _interpolated(steps, values, np.array(at)).tolist() == expected  # type: ignore[arg-type]
 
 
 def test_the_columns_of_the_curves_are_equally_long(tmp_path: Path):

@@ -21,7 +21,8 @@ from gradcost.core.isolation import seeded_generators
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning import Within, block_profile
-from gradcost.planning.within import MemoryTradeoff, within
+from gradcost.planning.forecasts import Forecasts
+from gradcost.planning.within import MemoryTradeoff
 from gradcost.tasks.architectures import Gpt
 from gradcost.training.train_state import TrainState
 from tables import OBJECTIVES, cross_entropy
@@ -125,10 +126,15 @@ def test_a_budget_for_the_whole_step_leaves_room_for_the_optimizer():
     for optimizer in (SGD(1e-3, momentum=0.9), AdamW(1e-3)):
         least = MemoryTradeoff(objective, batch, optimizer).peak(0)
         for budget in (least, least * 5 // 4):
-            choice = within(budget, objective, batch, optimizer)
-            assert choice.bytes == budget
-            assert choice.beside > 0
-            assert forecast(Reverse(choice), objective, batch, optimizer).peak <= budget
+            choice, found = Forecasts(objective, batch, optimizer, None).within(budget)
+            assert isinstance(choice, Reverse)
+            assert isinstance(choice.saving, Within)
+            assert choice.saving.bytes == budget
+            assert choice.saving.beside > 0
+            again = forecast(choice, objective, batch, optimizer)
+            assert again.peak <= budget
+            assert not isinstance(found, str)
+            assert found.peak == again.peak
 
 
 def test_a_model_without_a_chain_is_refused_with_a_way_out():

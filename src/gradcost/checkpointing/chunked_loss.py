@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from gradcost.checkpointing.recompute import recompute_in_backward
+from gradcost.core.equal_parts import part_lengths
 from gradcost.core.errors import BadInput
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (rows, weight, bias) -> logits
@@ -55,8 +56,8 @@ def chunked_cross_entropy(
         # Read each parameter once: `slopes.substitution` computes a perturbed weight again at every read.
         weight, bias = weight.view(weight.shape), None if bias is None else bias.view(bias.shape)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
-    lengths = _chunk_lengths(len(targets), chunks)
-    linear = _linear_for(weight, min(chunks, len(targets)))
+    chunks = max(1, min(chunks, len(targets)))
+    lengths, linear = part_lengths(len(targets), chunks), _linear_for(weight, chunks)
     sums = [
         recompute_in_backward(_summed_loss, linear, chunk, weight, bias, words, ignore_index)
         for chunk, words in zip(rows.split(lengths), targets.split(lengths), strict=True)
@@ -127,12 +128,6 @@ def _summed_loss(
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return F.cross_entropy(logits, words, ignore_index=ignore_index, reduction="sum")
-
-
-def _chunk_lengths(rows: int, chunks: int) -> list[int]:
-    chunks = max(1, min(chunks, rows))
-    length, remainder = divmod(rows, chunks)
-    return [length + (i < remainder) for i in range(chunks)]
 
 
 def _check(hidden: Tensor, weight: Tensor, target: Tensor, chunks: int, bias: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gradcost.checkpointing.recompute import recomputing
-from gradcost.checkpointing.schedules import check_items, schedule_length
+from gradcost.checkpointing.schedules import check_items, schedule_length, uniform
 from gradcost.core import memory_events
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, Unsupported
@@ -106,9 +106,7 @@ class Segments(Saving):
 
     def applied(self, objective: Objective, batch: Any) -> AbstractContextManager[None]:
         blocks = find_blocks(objective.model)
-        shortest, remainder = divmod(len(blocks), self.count)
-        lengths = [shortest + (i < remainder) for i in range(self.count)]
-        return recomputing(objective, batch, blocks, tuple((length,) for length in lengths if length))
+        return recomputing(objective, batch, blocks, uniform(len(blocks), self.count))
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         blocks = len(find_blocks(objective.model))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from gradcost.core.equal_parts import part_lengths
 from gradcost.core.errors import BadInput
 
 Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
@@ -26,6 +27,11 @@ Items: TypeAlias = "tuple[int | Items, ...]"  # a schedule
 def schedule_length(item: int | Items) -> int:
     """Return the number of blocks in a schedule or in one item (of calls, if the schedule counts calls)."""
     return abs(item) if isinstance(item, int) else sum(map(schedule_length, item))
+
+
+def uniform(blocks: int, count: int) -> Items:
+    """Return the schedule of `Segments(count)`: one region per segment."""
+    return tuple((length,) for length in part_lengths(blocks, count) if length)
 
 
 def check_items(items: Any, is_region: bool = False) -> None:

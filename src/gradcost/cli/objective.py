@@ -12,6 +12,7 @@ from torch import nn
 from gradcost.cli import spec
 from gradcost.core.batching.batches import Batches
 from gradcost.core.errors import BadInput
+from gradcost.core.inner_model import inner_model
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.tasks import contract
@@ -93,8 +94,7 @@ def of_model(
 
 def _is_from(library: str, module: nn.Module) -> bool:
     """Return whether the class of a module or a base class is from `library`; LoRA wrappers do not count."""
-    base: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
-    return any(kind.__module__.split(".")[0] == library for kind in type(base).__mro__)
+    return any(kind.__module__.split(".")[0] == library for kind in type(inner_model(module)).__mro__)
 
 
 def without_numbers(factory: Callable[[], Any]) -> Any:

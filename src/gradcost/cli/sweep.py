@@ -14,6 +14,7 @@ from gradcost.cli import console, spec
 from gradcost.cli.objective import dtypes
 from gradcost.cli.options import PlanOptions
 from gradcost.core.errors import BadInput
+from gradcost.core.inner_model import inner_model
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size, tensors
 from gradcost.core.units import count
@@ -82,7 +83,8 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
                 probes=PROBES if options.all_rows else PROBES[:1],
                 on_progress=lambda item, where=where: progress(f"{where}: {item}" if where else item),
             )
-            record |= {"model": _model_name(objective), "dtype": dtypes(objective), **found.record()}
+            name = type(inner_model(objective.model)).__name__
+            record |= {"model": name, "dtype": dtypes(objective), **found.record()}
     record = _record(options, axes, sizes, budget, objectives)
     calculator.write(record, options.output)
     _show(options, record)
@@ -226,10 +228,6 @@ def _command(options: PlanOptions, *more: str) -> str:
         for each in value if isinstance(value, list) else [value]:
             words += ["-o" if field.name == "output" else f"--{field.name}", str(each)]
     return shlex.join([*words, *(["--all"] if options.all_rows and more else [])])
-
-
-def _model_name(objective: Objective) -> str:
-    return type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
 
 
 def _show(options: PlanOptions, record: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
-from gradcost.directions.direction import Directions, SparseDirections, StatefulDirections
+from gradcost.directions.confined import confined
+from gradcost.directions.direction import Directions, StatefulDirections
 from gradcost.directions.independent import Gaussian, Rademacher
 from gradcost.directions.sphere import Sphere
 from gradcost.noise import philox
@@ -155,13 +156,13 @@ class Named(Mask):
     unbiased = False
 
     def over(self, directions: Directions, objective: Objective, key: Key) -> Directions:
-        names = frozenset(leaf.name for leaf in objective.leaves if fnmatchcase(leaf.name, self.pattern))
-        if not names:
+        leaves = [leaf for leaf in objective.leaves if fnmatchcase(leaf.name, self.pattern)]
+        if not leaves:
             raise BadInput(
                 f"no trainable parameter matches {self.pattern!r}. Match one of "
                 f"{', '.join(leaf.name for leaf in objective.leaves)}."
             )
-        return _NamedLeaves(directions, names)
+        return confined(directions, leaves)
 
 
 def _check_share(share: float) -> None:
@@ -274,26 +275,6 @@ class _MaskPerSeed(Directions):
             torch.where(mask, unmasked, out, out=out)
             del mask, unmasked  # frees their memory before the next probe
         return out
-
-
-@dataclass(frozen=True, eq=False)
-class _NamedLeaves(SparseDirections):
-    """Directions on the leaves with these names, zero on all others."""
-
-    directions: Directions
-    names: frozenset[str]
-    unbiased = False
-
-    def seeds(self, key: Key, probes: int, dimension: int) -> tuple[int, ...]:
-        return self.directions.seeds(key, probes, dimension)
-
-    def touches(self, leaf: Leaf, seeds: Sequence[int]) -> bool:
-        return leaf.name in self.names
-
-    def add(
-        self, base: Tensor, leaf: Leaf, seeds: Sequence[int], scales: Sequence[float], in_place: bool = False
-    ) -> Tensor:
-        return self.directions.add(base, leaf, seeds, scales, in_place) if self.touches(leaf, seeds) else base
 
 
 @value

@@ -18,6 +18,8 @@ from gradcost.directions.direction import Directions, independent
 from gradcost.noise import philox
 from gradcost.noise.add import add_noise
 
+_CHUNK = 1 << 16  # elements whose squares are summed at once
+
 
 @value
 class Sphere(Directions):
@@ -43,11 +45,11 @@ class Sphere(Directions):
 
 
 @functools.lru_cache(maxsize=4096)
-def _norm(seed: int, dimension: int, chunk: int = 1 << 16) -> float:
+def _norm(seed: int, dimension: int) -> float:
     """Return |z| of a Gaussian direction. Blocks of fixed length, each summed by one thread, give the same bits."""
     total = 0.0
-    for start in range(0, dimension, chunk):
-        zero = torch.zeros(min(chunk, dimension - start), dtype=torch.float32, device="cpu")
+    for start in range(0, dimension, _CHUNK):
+        zero = torch.zeros(min(_CHUNK, dimension - start), dtype=torch.float32, device="cpu")
         z = add_noise(philox.Normals(), [seed], [1.0], start, zero, in_place=True).numpy().astype(np.float64)
         total += float(np.square(z).sum())
     return math.sqrt(total)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.evaluation.autograd_graph import graph_nodes
 from gradcost.core.objective import Objective
 
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
@@ -181,15 +182,9 @@ def _graph(loss: Tensor, trained: set[int]) -> tuple[list[Tensor], set[str]]:
 
     Function names: those of the custom autograd.Function subclasses in the loss's graph.
     """
-    todo: list[Any] = [loss.grad_fn]
-    seen = set(todo)
-    for node in todo:
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
-    foreign = [node.variable for node in todo if type(node) is _AccumulateGrad and id(node.variable) not in trained]
-    return foreign, {type(node).__name__ for node in todo if isinstance(node, BackwardCFunction)}
+    nodes = list(graph_nodes(loss))
+    foreign = [node.variable for node in nodes if type(node) is _AccumulateGrad and id(node.variable) not in trained]
+    return foreign, {type(node).__name__ for node in nodes if isinstance(node, BackwardCFunction)}
 
 
 def _refuse_frozen_inputs(inputs: Sequence[Any]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -137,6 +137,17 @@ class Counts:
         self.elementwise += elementwise
         self.moved += moved
         self.work[(flops, moved)] += 1
+
+    def extrapolated(self, before: Counts, more: int) -> Counts:
+        """Return these counts plus `more` times their difference from `before`."""
+        result: dict[str, Any] = {}
+        for each in fields(Counts):
+            x, y = getattr(before, each.name), getattr(self, each.name)
+            if isinstance(y, Counter):
+                result[each.name] = Counter({key: y[key] + more * (y[key] - x[key]) for key in {**x, **y}})
+            else:
+                result[each.name] = y + more * (y - x)
+        return Counts(**result)
 
 
 class OpCounter(TorchDispatchMode):

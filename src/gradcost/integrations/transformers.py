@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gradcost.checkpointing.chunked_loss import chunked_cross_entropy
 from gradcost.core.errors import BadInput, Unsupported, brief, require
 from gradcost.core.files import read_regular
+from gradcost.core.inner_model import inner_model
 from gradcost.core.objective import Objective
 from gradcost.integrations.four_bit import in_four_bits
 from gradcost.integrations.inputs import made_for, own_loss
@@ -125,7 +126,7 @@ def quantized(model: nn.Module) -> nn.Module:
     """
     if all(parameter.requires_grad for parameter in model.parameters()):
         raise BadInput("weights in 4 bits cannot be trained: add --lora RANK, which trains adapters instead.")
-    return in_four_bits(model, head=_inner(model).get_output_embeddings())  # type: ignore[operator]
+    return in_four_bits(model, head=inner_model(model).get_output_embeddings())  # type: ignore[operator]
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -164,7 +165,7 @@ def is_model(model: Any) -> bool:
     Raises:
         MissingExtra: transformers is not installed.
     """
-    return isinstance(getattr(_inner(model), "config", None), _transformers().PretrainedConfig)
+    return isinstance(getattr(inner_model(model), "config", None), _transformers().PretrainedConfig)
 
 
 def objective(
@@ -192,7 +193,7 @@ def objective(
         BadInput: `examples` or `length` is below 1, `length` is above the maximum of the model, the tokens do not fit
             this machine, `chunks` is given for a model that is no language model, or the model is of another kind.
     """
-    config, name = _inner(model).config, type(_inner(model)).__name__
+    config, name = inner_model(model).config, type(inner_model(model)).__name__
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     length = min(LENGTH, most or LENGTH) if length is None else length
     if examples < 1 or length < 1:
@@ -215,7 +216,7 @@ def objective(
         return Objective(model, classification), Batch(tokens, torch.zeros(examples, dtype=torch.int64))
     if inputs is not None:
         return Objective(model, own_loss), inputs
-    if getattr(_inner(model), "get_output_embeddings", lambda: None)() is None:
+    if getattr(inner_model(model), "get_output_embeddings", lambda: None)() is None:
         raise BadInput(
             f"{name} is no language model, and no classifier of sequences, tokens, answers or images: give "
             "FILE.py:FACTORY that returns (model, loss), and --data."
@@ -240,7 +241,7 @@ def language(chunks: int | None = None, shift: int = 1) -> Callable[[nn.Module, 
         return F.cross_entropy(logits.flatten(0, -2), _targets(tokens, shift).flatten())
 
     def in_chunks(model: nn.Module, tokens: Tensor) -> Tensor:
-        inner = _inner(model)
+        inner = inner_model(model)
         hidden = inner.base_model(input_ids=tokens).last_hidden_state
         head = inner.get_output_embeddings()
         bias = getattr(head, "bias", None)
@@ -264,11 +265,6 @@ def classification(model: nn.Module, batch: Batch) -> Tensor:
 def _targets(tokens: Tensor, shift: int) -> Tensor:
     # Pad the targets, because slicing the logits to the same length would copy the logits.
     return F.pad(tokens[:, shift:], (0, shift), value=-100) if shift else tokens
-
-
-def _inner(model: Any) -> Any:
-    """Return the transformers model inside peft's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _transformers() -> Any:

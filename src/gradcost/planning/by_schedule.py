@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule, Segments
-from gradcost.checkpointing.schedules import Items, schedule_length
+from gradcost.checkpointing.schedules import Items, schedule_length, uniform
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
@@ -20,7 +20,6 @@ from gradcost.instruments.flops import Counts, Operation
 from gradcost.instruments.memory import Memory
 from gradcost.planning.forecast import Forecast, Simulation
 from gradcost.planning.repeated_blocks import Repeated
-from gradcost.planning.schedule_search import uniform
 from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment
 from gradcost.planning.visits import Label, labels, shortened, visits
 

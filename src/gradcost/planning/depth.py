@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcost.instruments.flops import Counts
@@ -160,16 +160,14 @@ def _affine_segment(segments: Sequence[Segment], count: int) -> Segment:
 
 def extrapolated_counts(three: Counts, four: Counts, parts: Sequence[Sequence[Repeated]], count: int) -> Counts:
     """Extrapolate counts: affine in the number of blocks; those by module are equal for all inner blocks."""
-    result: dict[str, Any] = {}
-    for field in fields(Counts):
-        x, y = getattr(three, field.name), getattr(four, field.name)
-        if not isinstance(x, Counter):
-            result[field.name] = y + (count - 4) * (y - x)
-        elif field.name.endswith("by_module"):
-            result[field.name] = _by_module(x, y, parts, count)
-        else:
-            result[field.name] = +Counter({k: y[k] + (count - 4) * (y[k] - x[k]) for k in {**x, **y}})
-    return Counts(**result)
+    found = four.extrapolated(three, count - 4)
+    return replace(
+        found,
+        flops_by_module=_by_module(three.flops_by_module, four.flops_by_module, parts, count),
+        matmuls_by_module=_by_module(three.matmuls_by_module, four.matmuls_by_module, parts, count),
+        uncounted=+found.uncounted,
+        work=+found.work,
+    )
 
 
 def _by_module(three: Counter[str], four: Counter[str], parts: Sequence[Sequence[Repeated]], count: int) -> Any:

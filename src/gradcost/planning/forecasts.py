@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -19,7 +17,6 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.cuda_allocator import SMALL, SMALL_SEGMENT, Reserved, round_up
-from gradcost.instruments.flops import Counts
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import resized
@@ -308,7 +305,7 @@ def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: i
     inner = unwrapped(estimator)
     count = count or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
     more = count - have
-    counts = _extrapolate_counts(before.counts, last.counts, more)
+    counts = last.counts.extrapolated(before.counts, more)
     message = last.message + more * (last.message - before.message)
     forward = last.forward + more * (last.forward - before.forward)
     return replace(last, estimator=estimator, counts=counts, message=message, forward=forward)
@@ -334,15 +331,3 @@ def _with_more(simulated: Forecast, purpose: Purpose, requested: int, rounded: i
         segments = round_up(rounded, SMALL_SEGMENT) if rounded > SMALL else 0  # few bytes fit where others are
         cuda = Reserved(cuda.requested + requested, cuda.allocated + rounded, cuda.reserved + segments, cuda.snapshot)
     return replace(simulated, memory=replace(memory, peak=memory.peak + rounded, breakdown=breakdown), cuda=cuda)
-
-
-def _extrapolate_counts(before: Counts, last: Counts, more: int) -> Counts:
-    result: dict[str, Any] = {}
-    for field in dataclasses.fields(Counts):
-        first, second = getattr(before, field.name), getattr(last, field.name)
-        if isinstance(first, Counter):
-            names = dict.fromkeys([*first, *second])
-            result[field.name] = Counter({n: second[n] + more * (second[n] - first[n]) for n in names})
-        else:
-            result[field.name] = second + more * (second - first)
-    return Counts(**result)

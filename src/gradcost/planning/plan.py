@@ -11,6 +11,7 @@ import torch
 
 from gradcost.core.arguments import require_bytes
 from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.inner_model import inner_model
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
@@ -197,7 +198,7 @@ def plan(
         on_progress("the least memory for an exact gradient")
         least = least_exact(forecasts, rows, examples or 1, budget)
     choice, sentence = recommendation(rows, budget, least)
-    name = type(getattr(objective.model, "get_base_model", lambda: objective.model)()).__name__
+    name = type(inner_model(objective.model)).__name__
     dimension = objective.dimension
     return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least)
 

@@ -108,8 +108,8 @@ def _why_none_exact(budget: int, least: Least | None) -> str:
     return f"{size(budget)} is less than any exact gradient needs here: {size(least.forecast.peak)} ({how})."
 
 
-def main_rows(rows: Sequence[Row], choice: Estimator | None, most: int = 6) -> list[Row]:
-    """Return the rows to read first, in the order of the table: the choice, and one of each family.
+def main_rows(rows: Sequence[Row], choice: Estimator | None) -> list[Row]:
+    """Return the rows to read first, at most 6, in the order of the table: the choice, and one of each family.
 
     Families: backprop without recomputation, with it, with micro-batches, forward mode, finite differences, and each
     other type of estimator. Of a family it is the row that fits with the fewest FLOPs; if none fits, the one with the
@@ -118,14 +118,13 @@ def main_rows(rows: Sequence[Row], choice: Estimator | None, most: int = 6) -> l
     Args:
         rows: the rows of a plan.
         choice: the estimator that the plan recommends.
-        most: the largest number of rows.
     """
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(family(row.estimator), []).append(row)
     chosen = [row for row in rows if row.estimator == choice]
     firsts = [min(members, key=_order) for members in families.values()]
-    kept = [*chosen, *(row for row in firsts if row not in chosen)][:most]
+    kept = [*chosen, *(row for row in firsts if row not in chosen)][:6]
     return [row for row in rows if row in kept]
 
 

@@ -96,12 +96,6 @@ def _best_first(
     return best
 
 
-def uniform(blocks: int, count: int) -> Items:
-    """Return the schedule of `Segments(count)`."""
-    shortest, remainder = divmod(blocks, count)
-    return tuple((shortest + (i < remainder),) for i in range(count))
-
-
 def neighbours(items: Items, is_region: bool = False) -> Iterator[Items]:
     """Yield the schedules that differ from a schedule in one place.
 

@@ -16,7 +16,7 @@ from gradcost.checkpointing.optimal import frontier
 from gradcost.checkpointing.policies import Saving, Schedule
 from gradcost.checkpointing.replay import not_recomputed
 from gradcost.checkpointing.schedule_cost import Point, peak, recomputed
-from gradcost.checkpointing.schedules import Items, schedule_length
+from gradcost.checkpointing.schedules import Items, schedule_length, uniform
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported
 from gradcost.core.fake import is_fake
@@ -30,7 +30,7 @@ from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.forecast import Forecast, device_type, rounding
 from gradcost.planning.refusals import simulation_errors
-from gradcost.planning.schedule_search import fewer_flops, lower_peak, uniform
+from gradcost.planning.schedule_search import fewer_flops, lower_peak
 from gradcost.training.optimizers import Optimizer
 
 _MARGIN = 8  # estimated peaks of a chain, less the base, are right to one part in 8
@@ -53,7 +53,7 @@ class Within(Saving):
 
     Args:
         bytes: the memory budget, in bytes.
-        beside: bytes of the budget for the optimizer's state and temporaries; `planning.within.within` computes them.
+        beside: bytes of the budget for the optimizer's state and temporaries; `plan` computes them.
     Raises:
         BadInput: bytes is not above `beside`.
         DoesNotFit: no schedule fits; the message states the least memory that is needed.
@@ -120,19 +120,6 @@ class Within(Saving):
         """
         with _disable_current_modes():
             return MemoryTradeoff(objective, batch).cheapest(self.bytes - self.beside, self.beside).items
-
-
-def within(
-    budget: int, objective: Objective, batch: Any, optimizer: Optimizer | None = None, device: str | None = None
-) -> Within:
-    """Return `Within(budget, beside)`, with `beside` computed for this optimizer.
-
-    Raises:
-        DoesNotFit: no schedule fits.
-    """
-    items = MemoryTradeoff(objective, batch, optimizer, device).cheapest(budget).items
-    without_optimizer = ByDepth(objective, None, device).forecast(Reverse(Schedule(items)), batch).peak
-    return Within(budget, budget - without_optimizer)
 
 
 class MemoryTradeoff:

@@ -12,7 +12,7 @@ from gradcost.report.answer import answer
 from gradcost.report.budgets import panels, strip
 from gradcost.report.families import families, twins
 from gradcost.report.figures import figures
-from gradcost.report.pages import cell, rendered
+from gradcost.report.pages import by_family, cell, rendered
 from gradcost.report.quality import pictures
 from gradcost.report.theme import Figure, intervals, protocol, study_marks
 from gradcost.results import ledger
@@ -157,7 +157,7 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
     """Return the table: each family's best method first, then its other members, which the page folds in."""
     columns, lines = tables.table(results)
     most = max((row.peak_bytes or 0 for row in rows), default=0)
-    made = {}
+    made, kinds = [], families(results)
     for row, line in zip(rows, lines, strict=True):
         cells = dict(zip(columns[1:], (cell(*pair) for pair in zip(columns[1:], line[1:], strict=True)), strict=True))
         for name, value in zip(columns[1:], _sort_keys(row, len(columns)), strict=True):
@@ -169,18 +169,10 @@ def _decision(results: Results, rows: list[MethodSummary]) -> dict[str, Any]:
         cells["beyond weights"]["warn"] = row.fits is False
         cells["diverged"]["warn"] = row.diverged > 0
         cells["lr"]["warn"] = row.edge is not None
-        made[row.method] = {"method": row.method, "cells": list(cells.values())}
-    by_family: dict[str, list[MethodSummary]] = {}
-    kinds = families(results)
-    for row in rows:
-        by_family.setdefault(kinds[row.method], []).append(row)
-    table_rows = []
-    for head, members in by_family.items():
-        ordered = sorted(members, key=lambda row: -inf if row.score is None else row.score.median, reverse=True)
-        for place, row in enumerate(ordered):
-            more = f"{len(members) - 1} more like it" if place == 0 and len(members) > 1 else ""
-            table_rows.append(made[row.method] | {"family": head, "is_member": place > 0, "members": more})
-    return {"title": "Cost and accuracy of each method", "columns": columns, "rows": table_rows}
+        made.append({"method": row.method, "cells": list(cells.values()), "family": kinds[row.method]})
+    scores = {row.method: -inf if row.score is None else row.score.median for row in rows}
+    ordered = by_family(made, lambda line: -scores[line["method"]])
+    return {"title": "Cost and accuracy of each method", "columns": columns, "rows": ordered}
 
 
 def _sort_keys(row: MethodSummary, columns: int) -> list[float | None]:

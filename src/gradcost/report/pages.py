@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -119,6 +119,19 @@ def cell(label: str, text: str) -> dict[str, Any]:
         "bar": None,
         "warn": False,
     }
+
+
+def by_family(lines: Sequence[dict[str, Any]], rank: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+    """Return the lines of a table by their "family": the first by rank, then the others, which the page folds in."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(line["family"], []).append(line)
+    ordered = []
+    for group in groups.values():
+        for place, line in enumerate(sorted(group, key=rank)):
+            more = f"{len(group) - 1} more like it" if place == 0 and len(group) > 1 else ""
+            ordered.append(line | {"is_member": place > 0, "members": more})
+    return ordered
 
 
 def packaged(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from gradcost.core.files import write_chosen
 from gradcost.report.breakdown import bars
 from gradcost.report.families import family
-from gradcost.report.pages import cell, rendered
+from gradcost.report.pages import by_family, cell, rendered
 from gradcost.report.theme import BYTES, NEUTRAL, Figure, Theme, marks, powers_of_ten, powers_of_two
 from gradcost.results.wording import DASH, size
 
@@ -118,15 +118,7 @@ def _decision(rows: Sequence[dict[str, Any]], kinds: dict[str, str], choice: str
             if name in cells:
                 cells[name]["value"] = "" if value is None else f"{value:.8g}"
         lines.append({"method": row["method"], "cells": list(cells.values()), "family": kinds[row["method"]]})
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault(line["family"], []).append(line)
-    ordered = []
-    for group in groups.values():
-        group.sort(key=lambda line: line["method"] != choice)
-        for place, line in enumerate(group):
-            more = f"{len(group) - 1} more like it" if place == 0 and len(group) > 1 else ""
-            ordered.append(line | {"is_member": place > 0, "members": more})
+    ordered = by_family(lines, lambda line: line["method"] != choice)
     return {"title": "Forecast of a step of each method", "columns": ["method", *columns], "rows": ordered}
 
 

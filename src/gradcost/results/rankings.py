@@ -10,10 +10,9 @@ curve at step = budget / (cost of one step).
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite, isinf
+from math import inf, isfinite
 
 import numpy as np
 
@@ -75,7 +74,7 @@ class FinalCurves:
 
     def at(self, step: float) -> dict[int, float]:
         """Return the score of each seed after `step` steps."""
-        return {seed: _interpolated(*run, step) for seed, run in self.runs.items()}
+        return {seed: float(_interpolated(*run, np.array([step]))[0]) for seed, run in self.runs.items()}
 
 
 def final_curves(results: Results) -> list[FinalCurves]:
@@ -114,22 +113,8 @@ def _points(run: TrialRecord, results: Results) -> tuple[list[float], list[float
     return list(points), list(points.values())
 
 
-def _interpolated(steps: list[float], values: list[float], step: float) -> float:
-    """The value at `step`: linear between two points, constant after the last one and up to a divergence."""
-    right = bisect_left(steps, step)
-    if right == len(steps):
-        return values[-1]
-    if right == 0 or steps[right] == step:
-        return values[right]
-    left = values[right - 1]
-    if isinf(values[right]) or isinf(left):
-        return left
-    fraction = (step - steps[right - 1]) / (steps[right] - steps[right - 1])
-    return left + fraction * (values[right] - left)
-
-
-def _interpolated_at(steps: list[float], values: list[float], at: np.ndarray) -> np.ndarray:
-    """`_interpolated` for an array of steps."""
+def _interpolated(steps: list[float], values: list[float], at: np.ndarray) -> np.ndarray:
+    """The values at steps: linear between two points, constant after the last one and up to a divergence."""
     x, y = np.array(steps, dtype=float), np.array(values, dtype=float)
     found = np.searchsorted(x, at)
     right = np.minimum(found, len(x) - 1)
@@ -294,7 +279,7 @@ def _ranks(curves: Sequence[FinalCurves], steps: dict[str, list[float]]) -> dict
     ranks = {}
     for each in curves:
         at = np.array(steps[each.method])
-        values = np.array([_interpolated_at(*run, at) for run in each.runs.values()])
+        values = np.array([_interpolated(*run, at) for run in each.runs.values()])
         medians, sums = np.median(values, axis=0), np.maximum(values, 0.0).sum(axis=0)
         ranks[each.method] = list(zip(medians.tolist(), sums.tolist(), strict=True))
     return ranks

@@ -154,10 +154,10 @@ def _reach(
     return Reach(method, target, reached, len(runs), median, ratio)
 
 
-def common_targets(results: Results, most: int = 4) -> list[Target]:
+def common_targets(results: Results) -> list[Target]:
     """Return targets that every run of the reference reaches: accuracies, then losses, the easier ones first.
 
-    Of each quantity, the `most` hardest among those that half of the runs of another method reach, and the hardest
+    Of each quantity, the four hardest among those that half of the runs of another method reach, and the hardest
     target that only the reference reaches.
     """
     first = reference(results)
@@ -172,7 +172,7 @@ def common_targets(results: Results, most: int = 4) -> list[Target]:
     for targets in candidates:
         possible = [t for t in targets if base and all(isfinite(t.step(run)) for run in base)]
         shared = [t for t in possible if any(_half_reach(results, t, m) for m in _others(results, first))]
-        chosen += [*shared[-most:], *[t for t in possible[-1:] if t not in shared]]
+        chosen += [*shared[-4:], *[t for t in possible[-1:] if t not in shared]]
     return chosen
 
 

@@ -10,12 +10,12 @@ from gradcost.core.units import number as number
 from gradcost.core.units import size as size
 
 
-def alike(x: float, *others: float, digits: int = 3) -> list[str]:
-    """Write numbers with equal decimals: the first nonzero one gets `digits` digits; from 1e6 on as 1.2e+15."""
+def alike(x: float, *others: float) -> list[str]:
+    """Write numbers with equal decimals: the first nonzero one gets three digits; from 1e6 on as 1.2e+15."""
     first = next((abs(y) for y in (x, *others) if isfinite(y) and y), 1.0)
     if first >= 1e6:
-        return [f"{y:.{digits - 2}e}" if isfinite(y) else "diverged" for y in (x, *others)]
-    places = max(digits - 1 - floor(log10(first)), 0)
+        return [f"{y:.1e}" if isfinite(y) else "diverged" for y in (x, *others)]
+    places = max(2 - floor(log10(first)), 0)
     return [f"{y:,.{places}f}" if isfinite(y) else "diverged" for y in (x, *others)]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradcost.core.errors import GradcostError, Unsupported
+from gradcost.core.evaluation.autograd_graph import graph_nodes
 from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.mutable_state import Traversal
@@ -202,18 +203,10 @@ def _computed_tensors(objective: Objective) -> Iterator[_Source]:
 
 def _origin(tensor: Any, leaves: dict[int, str]) -> str | None:
     """Return the name of a leaf in the autograd graph of this tensor, or None."""
-    if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
+    if not isinstance(tensor, Tensor):
         return None
-    nodes, seen = [tensor.grad_fn], {tensor.grad_fn}
-    while nodes:
-        node = nodes.pop()
-        name = leaves.get(id(getattr(node, "variable", None)))
-        if name is not None:
-            return name
-        fresh = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= fresh
-        nodes.extend(fresh)
-    return None
+    names = (leaves.get(id(getattr(node, "variable", None))) for node in graph_nodes(tensor))
+    return next((name for name in names if name is not None), None)
 
 
 def _other_numbers(tensor: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, brief, require
-from gradcost.core.isolation import eval_mode
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.generation import continuations, prompts_and_answers, question_tokens
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
 from gradcost.tasks.sources import DataError
-from gradcost.tasks.task import IGNORED, Split, Splits, Task, permutation, score
+from gradcost.tasks.task import Split, Splits, Task, permutation, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
 
 Row = Mapping[str, Any]
@@ -280,18 +280,14 @@ class Gsm8k(Task):
         encode = tokenizer(_weights(self.model))
         right = 0
         for x, y in zip(split.x.split(self.batch), split.y.split(self.batch), strict=True):
-            prompts = [row[: int((target != IGNORED).nonzero()[0]) + 1] for row, target in zip(x, y, strict=True)]
+            prompts, gold = prompts_and_answers(encode, x, y)
             found = generate(model, prompts, encode, self.generated)
-            gold = [encode.decode(target[target != IGNORED], skip_special_tokens=True) for target in y]
             right += sum(is_right(one, other, number_answer) for one, other in zip(found, gold, strict=True))
         return GeneratedScore(teacher.loss, right / len(split.x), teacher.accuracy)
 
 
 def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) -> list[str]:
-    """Return the continuation of each prompt by the most probable tokens.
-
-    The prompts are padded on the left, so that each continuation follows its prompt. The mode of each module is
-    restored.
+    """Return the continuation of each prompt by the most probable tokens (`generation.continuations`).
 
     Args:
         model: the module that `CausalLm` builds.
@@ -299,18 +295,12 @@ def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) 
         encode: the tokenizer, with a padding token.
         tokens: the largest number of tokens to generate.
     """
-    length = max(len(prompt) for prompt in prompts)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded = torch.full((len(prompts), length), encode.pad_token_id, dtype=torch.int64)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[length - len(prompt) :] = prompt
-    mask = (torch.arange(length) >= length - lengths[:, None]).long()
     inner: Any = model.model
-    device = next(inner.parameters()).device
-    options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True, "pad_token_id": encode.pad_token_id}
-    with eval_mode(model), torch.no_grad():
-        output = inner.generate(input_ids=padded.to(device), attention_mask=mask.to(device), **options)
-    return encode.batch_decode(output[:, length:], skip_special_tokens=True)
+
+    def continued(padded: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+        return inner.generate(input_ids=padded, attention_mask=mask, **options)[:, padded.shape[1] :]
+
+    return continuations(model, continued, prompts, encode, tokens)
 
 
 @lru_cache(maxsize=4)
@@ -320,19 +310,11 @@ def _answered(source: str, weights: str, length: int) -> Splits:
 
 
 def _targets(part: Iterable[Row], encode: Any, length: int, source: str) -> Split:
-    inputs, targets = [], []
-    for row in part:
-        prompt = encode(f"Question: {row['question']}\nAnswer:", add_special_tokens=False)["input_ids"]
-        answer = [*encode(f" {row['answer']}", add_special_tokens=False)["input_ids"], encode.eos_token_id]
-        if len(prompt) + len(answer) - 1 > length:
-            continue
-        tokens = prompt + answer
-        padding = length + 1 - len(tokens)
-        inputs.append((tokens + [encode.pad_token_id] * padding)[:-1])
-        targets.append([IGNORED] * (len(prompt) - 1) + answer + [IGNORED] * padding)
-    if not inputs:
+    pairs = [question_tokens(encode, row["question"], row["answer"], length) for row in part]
+    short = [pair for pair in pairs if pair is not None]
+    if not short:
         raise BadInput(f"no example of {source!r} has at most {length} tokens: choose a larger length.")
-    return Split(torch.tensor(inputs, dtype=torch.int64), torch.tensor(targets, dtype=torch.int64))
+    return Split(*(torch.tensor(each, dtype=torch.int64) for each in zip(*short, strict=True)))
 
 
 def _weights(model: Architecture) -> str:

@@ -12,13 +12,13 @@ This module needs the extra `gradcost[transformers]`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported, require
+from gradcost.core.inner_model import inner_model
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.pretrained_files import MINILM, SMOLLM2, load_model, padding_token, quiet, tokenizer
@@ -226,11 +226,6 @@ def last_real(tokens: Tensor, padding: int) -> Tensor:
     """Return the index of the last token of each row that is not padding; 0 for a row of padding. Shape (N,)."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(tokens != padding, places, 0).amax(1)
-
-
-def inner_model(model: Any) -> Any:
-    """Return the transformers model inside peft's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _additive_mask(tokens: Tensor, padding: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -163,11 +163,7 @@ class Task(ABC):
         """
         if step < 0:
             raise BadInput(f"step must be 0 or more, not {step}: steps count from 0.")
-        epoch, place = divmod(step, self.steps_per_epoch)
-        train = self.splits().train
-        order = permutation(key.fold("epoch", epoch), len(train.x))
-        indices = order[place * self.batch : (place + 1) * self.batch]
-        return Batch(train.x[indices], train.y[indices])
+        return shuffled_batch(self, key, step)
 
     def score(self, model: nn.Module, split: Split) -> Score:
         """Return the mean loss and accuracy of a model on a split, by the function `score`.
@@ -181,6 +177,15 @@ class Task(ABC):
             Score(loss, accuracy, targets).
         """
         return score(model, split)
+
+
+def shuffled_batch(task: Any, key: Key, step: int) -> Batch:
+    """Return the batch of one step of a task with `splits()`, `batch` and `steps_per_epoch` (`Task.batch_at`)."""
+    epoch, place = divmod(step, task.steps_per_epoch)
+    train = task.splits().train
+    order = permutation(key.fold("epoch", epoch), len(train.x))
+    indices = order[place * task.batch : (place + 1) * task.batch]
+    return Batch(train.x[indices], train.y[indices])
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

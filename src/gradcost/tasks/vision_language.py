@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput
-from gradcost.core.isolation import eval_mode
+from gradcost.core.inner_model import inner_model
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.efficientnet import FEATURES, STRIDE, efficientnet_lite0
-from gradcost.tasks.pretrained import CausalLm, Lora, inner_model
+from gradcost.tasks.generation import continuations
+from gradcost.tasks.pretrained import CausalLm, Lora
 from gradcost.tasks.pretrained_files import load_model, tokenizer
 
 
@@ -95,10 +96,7 @@ class ImageLogits(nn.Module):
 
 
 def generate(model: ImageLogits, images: Tensor, prompts: Sequence[Tensor], encode: Any, tokens: int) -> list[str]:
-    """Return the continuation of each prompt, given its image, by the most probable tokens.
-
-    The prompts are padded on the left, so that each continuation follows its prompt. The mode of each module is
-    restored.
+    """Return the continuation of each prompt, given its image, by the most probable tokens (`continuations`).
 
     Args:
         model: the module that an `ImageLanguage` builds.
@@ -107,18 +105,11 @@ def generate(model: ImageLogits, images: Tensor, prompts: Sequence[Tensor], enco
         encode: the tokenizer, with a padding token.
         tokens: the largest number of tokens to generate.
     """
-    device = next(model.parameters()).device
-    length = max(len(prompt) for prompt in prompts)
-    padded = torch.full((len(prompts), length), encode.pad_token_id, dtype=torch.int64)
-    mask = torch.zeros_like(padded)
-    for row, shown, prompt in zip(padded, mask, prompts, strict=True):
-        row[length - len(prompt) :] = prompt
-        shown[length - len(prompt) :] = 1
-    options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True, "pad_token_id": encode.pad_token_id}
-    with eval_mode(model), torch.no_grad():
-        resized = model.resized(images.to(device))
-        output = model.continued(resized, padded.to(device), mask.to(device), options)
-    return encode.batch_decode(output, skip_special_tokens=True)
+
+    def continued(padded: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+        return model.continued(model.resized(images.to(padded.device)), padded, mask, options)
+
+    return continuations(model, continued, prompts, encode, tokens)
 
 
 # ---- EfficientNet-Lite0, a projector and a language model

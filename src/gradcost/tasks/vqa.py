@@ -18,7 +18,8 @@ from gradcost.tasks import catalogue, data
 from gradcost.tasks.answers import is_right, word_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.cifar10 import RECORD, SHAPE
-from gradcost.tasks.task import IGNORED, Split, Splits, Task, score
+from gradcost.tasks.generation import prompts_and_answers, question_tokens
+from gradcost.tasks.task import Split, Splits, Task, score
 from gradcost.tasks.vision_language import (
     ImageLanguage,
     ImageLogits,
@@ -100,9 +101,8 @@ class ImageQuestions(Task):
         found = []
         for x, y in zip(split.x.split(self.batch), split.y.split(self.batch), strict=True):
             images, tokens = divided(x, model.side)
-            prompts = [row[: int((y_row != IGNORED).nonzero()[0]) + 1] for row, y_row in zip(tokens, y, strict=True)]
+            prompts, gold = prompts_and_answers(encode, tokens, y)
             texts = generate(model, images, prompts, encode, self.generated)
-            gold = [encode.decode(row[row != IGNORED], skip_special_tokens=True) for row in y]
             asked = [encode.decode(prompt, skip_special_tokens=True) for prompt in prompts]
             for question, text, right in zip(asked, texts, gold, strict=True):
                 found.append((question, text, is_right(text, right, self.parse)))
@@ -206,18 +206,13 @@ def encoded(questions: Iterable[Question], model: ImageLanguage, length: int) ->
         BadInput: no question is short enough.
     """
     encode = vocabulary(model)
-    images, inputs, targets = [], [], []
+    found = []
     for image, question, answer in questions:
-        prompt = encode(f"Question: {question}\nAnswer:", add_special_tokens=False)["input_ids"]
-        end = [*encode(f" {answer}", add_special_tokens=False)["input_ids"], encode.eos_token_id]
-        padding = length + 1 - len(prompt) - len(end)
-        if padding < 0:
-            continue
-        inputs.append((prompt + end + [encode.pad_token_id] * padding)[:-1])
-        targets.append([IGNORED] * (len(prompt) - 1) + end + [IGNORED] * padding)
-        images.append(image)
-    if not inputs:
+        if (pair := question_tokens(encode, question, answer, length)) is not None:
+            found.append((image, *pair))
+    if not found:
         raise BadInput(f"no question with its answer has at most {length} tokens: choose a larger length.")
+    images, inputs, targets = zip(*found, strict=True)
     tokens = torch.tensor(inputs, dtype=torch.int64)
     return Split(joined(torch.stack(images), tokens), torch.tensor(targets, dtype=torch.int64))
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +12,7 @@ from gradcost.directions import Directions
 from gradcost.estimators.estimator import Estimate, Estimator
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
+from gradcost.estimators.structure import find
 from gradcost.training.optimizers import Leafwise, Optimizer
 from gradcost.training.step_log import Logged, LoggedStep, LogWriter, read_log, require_same, weights_digest
 
@@ -118,13 +116,7 @@ def _directions_of(path: Path, estimator: Estimator, text: str) -> Directions | 
     """Return the part of the estimator that has this repr; None for the steps before the first direction."""
     if not text:
         return None
-    found = next((part for part in _parts(estimator) if isinstance(part, Directions) and repr(part) == text), None)
+    found = next((part for part in find(estimator, Directions) if repr(part) == text), None)
     if found is None:
         raise BadInput(f"{path} is the log of a run along {text}, but {estimator} has other directions.")
     return found
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    yield value
-    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-        yield from _parts(getattr(value, field.name))

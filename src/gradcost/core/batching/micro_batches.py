@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from gradcost.core.equal_parts import part_lengths
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.pytree import batch_size, children, is_array, leaves
 
@@ -39,8 +40,7 @@ def split(batch: Any, count: int) -> list[tuple[float, Any]]:
     size = batch_size(batch)
     if size < count:
         raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
-    short, longer = divmod(size, count)
-    lengths = [short + (i < longer) for i in range(count)]
+    lengths = part_lengths(size, count)
     starts = itertools.accumulate(lengths, initial=0)
     return [
         (length / size, _cut(batch, size, _rows(start, length), "the batch"))

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradcost.core.errors import GradcostError, Unsupported
+from gradcost.core.evaluation.autograd_graph import graph_nodes
 from gradcost.core.evaluation.compiled import is_compiled_function
 from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
@@ -339,12 +340,5 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _custom_functions(loss: Tensor) -> tuple[str, ...]:
     """Return the names of the custom `torch.autograd.Function`s in the graph of a loss."""
-    nodes: list[Any] = [loss.grad_fn] if loss.grad_fn else []
-    seen, names = set(nodes), dict[str, None]()
-    for node in nodes:  # the list grows
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            names[type(node).__name__.removesuffix("Backward")] = None
-        following = dict.fromkeys(n for n, _ in node.next_functions if n is not None and n not in seen)
-        seen.update(following)
-        nodes += following
-    return tuple(names)
+    custom = [node for node in graph_nodes(loss) if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    return tuple(dict.fromkeys(type(node).__name__.removesuffix("Backward") for node in custom))

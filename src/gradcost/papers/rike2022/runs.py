@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from statistics import fmean, median, stdev
 
+from gradcost.papers.claims import STANDARD_ERRORS
 from gradcost.papers.rike2022.printed import LAST, PRINTED
 from gradcost.papers.rike2022.protocols import protocol_of
 from gradcost.papers.rike2022.table import TableRow
@@ -24,7 +25,6 @@ from gradcost.results.tuning import completed_finals
 
 LAST_IMAGES = 16  # of the 10,000 test images: those in the last batch of 64
 TASKS = {"mnist": "Mnist", "cifar10": "Cifar10"}  # the class of the task of a dataset
-STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.task import Batch, Split, Splits, Task, one_by_one, permutation
+from gradcost.tasks.task import Batch, Split, Splits, Task, one_by_one, permutation, shuffled_batch
 
 SHUFFLES = 1000
 SPLIT_SEED = 0  # cells 5 and 8 of the notebooks: torch.manual_seed(0), then random_split
@@ -95,11 +95,7 @@ class NotebookData:
             key: the source of the order of the data.
             step: the number of the step, from 0.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
-        train = self.splits().train
-        order = permutation(key.fold("epoch", epoch), len(train.x))
-        indices = order[place * self.batch : (place + 1) * self.batch]
-        return Batch(train.x[indices], train.y[indices])
+        return shuffled_batch(self, key, step)
 
 
 @lru_cache(maxsize=1)
