@@ -37,7 +37,8 @@ class Moving:
         modules: the modules with a buffer that changes.
         attributes: the attributes that are set to another value even in a second forward pass on the same batch. A
             cached table is not one of them.
-        has_containers: containers, or tensors that are not buffers, change in place.
+        has_containers: containers, or tensors that are not buffers, change in place, and in a second forward pass by
+            value. A dictionary in which hooks collect features is not one of them.
     """
 
     modules: frozenset[nn.Module] = frozenset()
