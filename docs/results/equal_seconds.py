@@ -12,13 +12,13 @@ its seconds divided by that time, so its number of steps does not depend on the 
 from __future__ import annotations
 
 import json
-import math
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from equal_flops import METHODS, TASK
+from equal_flops import METHODS, TASK, trial
 
 from gradcost.core.key import Key
 from gradcost.instruments.measure import TrainingStep
@@ -63,9 +63,7 @@ def study(seconds: float) -> Study:
         steps = {label: int(1000 * seconds / milliseconds[label]) for label in METHODS}
 
         def make(label: str, lr: float, phase: str, seed: int) -> Trial:
-            method = METHODS[label]
-            optimizer = method.optimizer(lr, math.log(10) / steps[label])
-            return Trial(TASK, label, method.estimator, optimizer, steps[label], phase, seed, points=POINTS)
+            return replace(trial(steps, label, lr, phase, seed), points=POINTS)
 
         rates = {label: log_grid(*method.rates, 9) for label, method in METHODS.items()}
         return (yield from phases(rates, make, more=2, confirm=2, seeds=range(1, 9)))
