@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.core.evaluation.mutable_state import Traversal
+from gradcost.core.evaluation.reached_state import everything
 from gradcost.core.evaluation.saved_state import Saved
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import generator_state, set_generator_state
@@ -34,10 +35,8 @@ def python_state_restored(objective: Objective) -> Iterator[list[dict[Any, Any] 
     Yields:
         The dictionaries and lists of the model's modules that may contain tensors besides parameters and buffers.
     """
-    in_model, reached = Traversal(), Traversal(follow_functions=True)
+    in_model, reached = Traversal(), everything(objective.model, objective.loss)
     in_model.visit("", objective.model)
-    reached.visit("", objective.model)
-    reached.visit("loss", objective.loss)
     attributes = [(vars(module), dict(vars(module))) for _, module in reached.modules]
     saved = Saved((name, value) for name, value in reached.objects if not isinstance(value, Tensor))
     generators = [(generator, generator_state(generator)) for _, generator in reached.generators]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.gradient_mode import evaluated
-from gradcost.core.evaluation.mutable_state import Named, is_generator, tensors_in
+from gradcost.core.evaluation.mutable_state import SCALARS, Named, is_generator, tensors_in
 from gradcost.core.evaluation.saved_state import Saved, is_same_value, same_bits
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import seeded_generators
@@ -25,7 +25,6 @@ from gradcost.core.pytree import operands
 
 T = TypeVar("T")
 Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _MISSING = object()
 
 
@@ -118,9 +117,8 @@ def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward:
         state = [tensor for place in (*second.changed_buffers(), *replaced) for tensor in _tensors_at(place)]
         with _Dependents((*state, *fakes)) as dependents:
             forward()
-        moved |= {
-            place for place in third.changed_attributes() if any(map(dependents.has, _tensors_at(place)))
-        } & replaced
+        again = replaced.intersection(third.changed_attributes())
+        moved |= {place for place in again if any(map(dependents.has, _tensors_at(place)))}
         in_containers = in_containers or any(map(dependents.has, before.new_tensors()))
     return Moving(changed, frozenset(moved), in_containers)
 
@@ -290,7 +288,7 @@ class _Record:
             now = module.__dict__
             for name in before.keys() | now.keys():
                 old, new = before.get(name, _MISSING), now.get(name, _MISSING)
-                if old is not new and not (isinstance(new, _SCALARS) and type(old) is type(new) and old == new):
+                if old is not new and not (isinstance(new, SCALARS) and type(old) is type(new) and old == new):
                     yield (module, name), old, new
 
 
