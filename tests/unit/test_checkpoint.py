@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,8 +222,11 @@ def test_a_file_of_schema_2_is_read(tmp_path: Path):
 def test_numbers_keep_their_bits(tmp_path: Path):
     trained, _ = train_state("backprop", "mlp", AdamW(1e-2))
     notes = {"inf": float("inf"), "tiny": 5e-324, "third": 1 / 3, "seed": 2**64 - 1, 3: torch.tensor(7.0)}
+    notes |= {"queue": deque([1.5, (2, "two")], maxlen=3), "set": {1, "one", None}}
     checkpoint.write(tmp_path / "at", trained, notes)
-    assert checkpoint.notes(tmp_path / "at") == notes
+    found = checkpoint.notes(tmp_path / "at")
+    assert found == notes
+    assert found["queue"].maxlen == 3
 
 
 def test_train_resumes_from_a_file(tmp_path: Path):

@@ -44,14 +44,19 @@ def fingerprint(user_file: str | None = None) -> str:
     Returns:
         12 hexadecimal digits.
     """
-    digest = blake2b(digest_size=6)
-    for file in sorted(executed_files()):
-        digest.update(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file))
+    digest = blake2b(_own_code(), digest_size=6)
     if not has_fused_path():
         digest.update(b"noise by plain torch")
     if user_file is not None:
         digest.update(_code_with_siblings(Path(user_file)))
     return digest.hexdigest()
+
+
+@functools.cache
+def _own_code() -> bytes:
+    """Return the names and the code of the files of gradcost that trials execute."""
+    files = sorted(executed_files())
+    return b"".join(file.relative_to(_SOURCE).as_posix().encode() + b"\0" + _code(file) for file in files)
 
 
 def plug_in_code(*parts: Any) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -223,13 +224,17 @@ def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
             return ["dict", [[_encode(key, tensors), _encode(item, tensors)] for key, item in tree.items()]]
         case list():
             return ["list", [_encode(item, tensors) for item in tree]]
+        case deque():
+            return ["queue", tree.maxlen, [_encode(item, tensors) for item in tree]]
+        case set():
+            return ["set", [_encode(item, tensors) for item in tree]]
         case tuple():
             kind = type(tree)
             name = "" if kind is tuple else f"{kind.__module__}:{kind.__qualname__}"
             return ["tuple", name, [_encode(item, tensors) for item in tree]]
     raise BadInput(
-        f"a training checkpoint cannot store a {type(tree).__name__}: use tuples, lists, dictionaries, numbers, "
-        "text, arrays and tensors."
+        f"a training checkpoint cannot store a {type(tree).__name__}: use tuples, lists, queues, dictionaries, "
+        "sets, numbers, text, arrays and tensors."
     )
 
 
@@ -243,6 +248,10 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
             return {_decode(key, tensors): _decode(item, tensors) for key, item in items}
         case ["list", items]:
             return [_decode(item, tensors) for item in items]
+        case ["queue", length, items]:
+            return deque((_decode(item, tensors) for item in items), length)
+        case ["set", items]:
+            return {_decode(item, tensors) for item in items}
         case ["tuple", "", items]:
             return tuple(_decode(item, tensors) for item in items)
         case ["tuple", name, items]:

@@ -191,6 +191,12 @@ def is_array(value: Any) -> bool:
     return _package(type(value)) == "numpy" and type(value).__name__ == "ndarray"
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, those in slots included."""
+    slots = [name for kind in type(value).__mro__ if not is_opaque(kind) for name in _slots(kind)]
+    return {**getattr(value, "__dict__", {}), **NamedValues(value, slots).read()}
+
+
 def cell_content(cell: types.CellType) -> list[Any]:
     try:
         return [cell.cell_contents]

@@ -14,6 +14,7 @@ from gradcost.core.evaluation.mutable_state import (
     SCALARS,
     Named,
     NamedValues,
+    attributes_of,
     cell_content,
     is_array,
     is_opaque,
@@ -96,9 +97,9 @@ def is_same_value(one: Any, other: Any, depth: int = 8) -> bool:
         return is_fake(one) or is_fake(other) or same_bits(one, other)
     if type(one) is not type(other):
         return False
-    if isinstance(one, SCALARS):
+    if isinstance(one, (*SCALARS, bytearray, set, frozenset)):
         return bool(one == other)
-    if isinstance(one, list | tuple):
+    if isinstance(one, list | tuple | deque):
         return len(one) == len(other) and all(
             is_same_value(*pair, depth - 1) for pair in zip(one, other, strict=True)
         )
@@ -106,7 +107,7 @@ def is_same_value(one: Any, other: Any, depth: int = 8) -> bool:
         return one.keys() == other.keys() and all(is_same_value(one[key], other[key], depth - 1) for key in one)
     if is_opaque(type(one)):
         return True
-    return is_same_value(getattr(one, "__dict__", None), getattr(other, "__dict__", None), depth - 1)
+    return is_same_value(attributes_of(one), attributes_of(other), depth - 1)
 
 
 def _content(value: Any) -> Any:
