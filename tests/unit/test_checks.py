@@ -510,6 +510,21 @@ def test_micro_batches_are_compared_with_the_whole_batch():
     assert not [line for line in looked_at(backprop(), draws=1).lines if line.what == what]
 
 
+def test_micro_batches_with_statistics_of_their_own_are_noted():
+    from gradcost.checks.accumulation import WHAT
+
+    draws = torch.Generator().manual_seed(0)
+    made, batch = objective(nn.Dropout(0.5), nn.BatchNorm1d(5)), torch.randn(10, 6, generator=draws).double()
+    found = check(Accumulated(backprop(), 2), made, batch, Key(1), 2)
+    assert found.line(WHAT).verdict == "ok"
+    line = found.line(f"{WHAT} in train mode")
+    assert line.verdict == "note"
+    assert line.numbers["error"] > 0.01
+    made.model.eval()
+    found = check(Accumulated(backprop(), 2), made, batch, Key(1), 2)
+    assert not [line for line in found.lines if "in train mode" in line.what]
+
+
 def test_micro_batches_of_another_gradient_fail(monkeypatch: pytest.MonkeyPatch):
     from gradcost.checks.accumulation import accumulation_lines
 

@@ -229,6 +229,21 @@ def test_offloading_whose_transfers_no_figure_counts_is_the_last_resort():
     assert plan(chain(), examples(64), 1 << 20, both[:1], device="cuda").choice == both[0]
 
 
+def test_micro_batches_of_a_model_with_batch_norm_are_the_last_resort():
+    """Each has its own statistics, so their gradient is not that of the batch."""
+    objective, batch = chain(), examples(8)
+    objective.model.append(nn.BatchNorm1d(10))
+    methods = [gradcost.checkpointed(), Accumulated(gradcost.backprop(), 2)]
+    found = plan(objective, batch, 1 << 30, methods)
+    assert found.choice == gradcost.checkpointed()
+    assert any("micro-batches: 9 (BatchNorm1d) uses the statistics of each" in line for line in found.lines())
+    assert plan(objective, batch, 1 << 30, methods[1:]).choice == methods[1]
+    objective.model.eval()
+    found = plan(objective, batch, 1 << 30, methods)
+    assert found.choice == methods[1]
+    assert not any("micro-batches" in line for line in found.lines())
+
+
 def test_a_plan_for_cuda_tells_what_the_allocator_reserves():
     small, large = (plan(chain(), examples(64), budget, [Reverse()], device="cuda") for budget in (1 << 20, 1 << 30))
     for found in (small, large):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradcost.checkpointing.policies import Segments
+from gradcost.core.batching.mixed_examples import mixing_layer
 from gradcost.core.errors import GradcostError
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.pytree import tensors
@@ -17,7 +18,7 @@ from gradcost.core.units import size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import find
+from gradcost.estimators.structure import find, micro_batches
 from gradcost.planning.candidates import described, label, options
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads
@@ -118,7 +119,12 @@ def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tupl
     if not fitting and (parts := forecasts.fewest_parts(budget)) is not None:
         found = forecasts.cost_within(budget, parts)
         fitting = [(Accumulated(Reverse(Within(budget)), parts), found)] if isinstance(found, Forecast) else []
-    return min(fitting, key=lambda pair: (pair[1].flops, len(label(pair[0])), pair[1].peak), default=None)
+    mixes = mixing_layer(objective.model) is not None
+
+    def preference(pair: tuple[Estimator, Forecast]) -> tuple[float, ...]:
+        return mixes and micro_batches(pair[0]) > 1, pair[1].flops, len(label(pair[0])), pair[1].peak
+
+    return min(fitting, key=preference, default=None)
 
 
 def least_possible(setup: Setup) -> int:

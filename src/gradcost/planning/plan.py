@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradcost.core.arguments import require_bytes
+from gradcost.core.batching.mixed_examples import mixing_layer
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.inner_model import inner_model
 from gradcost.core.objective import Objective
@@ -17,6 +18,7 @@ from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.structure import micro_batches
 from gradcost.instruments.cuda_allocator import CONTEXT, WORKSPACES, Reserved
 from gradcost.planning import roofline
 from gradcost.planning.candidates import PROBES, described, label, options, terse
@@ -45,6 +47,7 @@ class Plan:
         choice: the estimator to use; None if none fits.
         sentence: the reason for the choice; without a choice, the least memory that is needed.
         least: the exact gradient with the least peak; None if an exact row fits, or if no exact gradient is possible.
+        mixing: the layer that mixes the examples of a batch, such as "1 (BatchNorm1d)"; None if there is none.
     """
 
     rows: tuple[Row, ...]
@@ -57,6 +60,7 @@ class Plan:
     choice: Estimator | None
     sentence: str
     least: Least | None = None
+    mixing: str | None = None
 
     @cached_property
     def chosen(self) -> Row | None:
@@ -80,6 +84,11 @@ class Plan:
         for row in self.rows:
             if row.forecast is not None and offloads(row.estimator):
                 lines.append(f"{row.method}: transfers to the CPU and back are not included in these figures")
+        if self.mixing is not None and any(micro_batches(row.estimator) > 1 for row in self.rows):
+            lines.append(
+                f"micro-batches: {self.mixing} uses the statistics of each, so their gradient differs from that of "
+                "the whole batch"
+            )
         if any(row.steps not in (None, 1.0) for row in self.rows):
             lines.append(
                 "steps × is a ratio of worst-case guarantees: steps of the method to steps of backprop, from the "
@@ -143,7 +152,8 @@ def plan(
 
     Law: `choice` is the exact gradient that fits with the fewest estimated seconds per step, or the fewest FLOPs if
     the device's rates are unknown; among equals, the one with the shortest expression, such as `backprop()`.
-    Offloaded is chosen only if no other exact gradient fits. If no exact gradient fits, `choice` is the estimator
+    Offloaded is chosen only if no other exact gradient fits, and so are micro-batches of a model with BatchNorm in
+    train mode, whose gradient differs from that of the batch. If no exact gradient fits, `choice` is the estimator
     that fits with the smallest product of the cost of a step and `Row.steps`.
 
     Args:
@@ -197,10 +207,11 @@ def plan(
     if not any(row.fits and row.exact for row in rows):
         on_progress("the least memory for an exact gradient")
         least = least_exact(forecasts, rows, examples or 1, budget)
-    choice, sentence = recommendation(rows, budget, least)
+    mixing = mixing_layer(objective.model)
+    choice, sentence = recommendation(rows, budget, least, mixing)
     name = type(inner_model(objective.model)).__name__
     dimension = objective.dimension
-    return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least)
+    return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least, mixing)
 
 
 def _each_checked(estimators: Any) -> list[Estimator]:

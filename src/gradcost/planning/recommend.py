@@ -57,12 +57,24 @@ def least_exact(forecasts: Forecasts, rows: Sequence[Row], examples: int, budget
     return least
 
 
-def recommendation(rows: Sequence[Row], budget: int, least: Least | None) -> tuple[Estimator | None, str]:
-    """Return the estimator to use, None if no row fits, and a sentence that explains the choice."""
+def recommendation(
+    rows: Sequence[Row], budget: int, least: Least | None, mixing: str | None = None
+) -> tuple[Estimator | None, str]:
+    """Return the estimator to use, None if no row fits, and a sentence that explains the choice.
+
+    Args:
+        rows: the rows of the plan.
+        budget: bytes for the whole step.
+        least: the exact gradient with the smallest peak.
+        mixing: the layer that mixes the examples of a batch, as in `mixing_layer`. Micro-batches are then chosen
+            only if no other exact gradient fits.
+    """
     fitting = [row for row in rows if row.fits]
     exact = [row for row in fitting if row.exact]
     if exact:
-        best = min(exact, key=_preference)
+        best = min(
+            exact, key=lambda row: (mixing is not None and micro_batches(row.estimator) > 1, *_preference(row))
+        )
         rank = "fastest" if best.seconds is not None else "cheapest"
         which = (
             "the only exact gradient here that fits" if len(exact) == 1 else f"the {rank} exact gradient that fits"
