@@ -165,7 +165,7 @@ def test_everything_diverged(tmp_path: Path):
 
 def test_every_method_was_refused(tmp_path: Path):
     lines = [{"schema": 1, "kind": "refused", "method": "a", "estimator": "", "reason": "it cannot."}]
-    assert recommended(read(write_folder(tmp_path, lines))).startswith("No method can be used here")
+    assert recommended(read(write_folder(tmp_path, lines))).startswith("No method can be used here. a: it cannot.")
 
 
 def test_a_seed_that_diverged_counts_as_guessing(tmp_path: Path):

@@ -18,6 +18,7 @@ from gradcost.checkpointing import Schedule
 from gradcost.checkpointing.schedule_cost import peak, recomputed
 from gradcost.checkpointing.schedules import has_parts
 from gradcost.core.isolation import seeded_generators
+from gradcost.core.units import size
 from gradcost.instruments.flops import OpCounter
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.planning import Within, block_profile
@@ -113,7 +114,7 @@ def test_a_budget_that_is_too_small_names_the_least_that_would_do():
     objection = Reverse(Within(least - 1)).objection(objective, batch)
     assert objection is not None
     assert f"{least - 1:,} bytes are fewer than any exact gradient of the whole batch needs here" in objection
-    assert f"The least is {least:,} bytes, by nested checkpointing" in objection
+    assert f"The least is {least:,} bytes ({size(least)}), by nested checkpointing" in objection
     assert Reverse(Within(least)).objection(objective, batch) is None
     with pytest.raises(ValueError, match="The least is"):
         Reverse(Within(1000)).estimate(objective, batch, KEY)

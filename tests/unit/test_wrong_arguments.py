@@ -55,6 +55,13 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: gradcost.instruments.TrainingStep(objective(), BATCH, mezo(), ADAMW), "of type AdamW"),
     (lambda: gradcost.surrogate_loss(mezo(), MODEL, BATCH, Key(0)), "the objective is a Linear"),
     (lambda: gradcost.train(objective(), [BATCH], mezo(), ADAMW), "of type AdamW"),
+    (
+        lambda: gradcost.train(objective(), [BATCH], given(mezo())),
+        r"'optimizer': write train\(objective, loader, est",
+    ),
+    (lambda: gradcost.train(objective(), [BATCH], mezo(), gradcost.SGD(0.1), steps=given(1e3)), "not 1000.0"),
+    (lambda: mezo(4), r"such as 1e-3, not 4. Or is it probes=4\?"),
+    (lambda: gradcost.hizoo(4), r"Or is it probes=4\?"),
     (lambda: mezo().estimate(objective(), BATCH, given(0)), r"the key is 0: write gradcost.Key\(0\)"),
     (lambda: backprop().estimate(objective(), BATCH, given(torch.Generator())), r"write gradcost.Key\(0\)"),
     (lambda: mezo().estimate(MODEL, BATCH, Key(0)), "the objective is a Linear"),

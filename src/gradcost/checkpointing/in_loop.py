@@ -105,6 +105,9 @@ class AppliedPolicy:
             model.register_forward_hook(self._leave, always_call=True),
         ]
 
+    def __repr__(self) -> str:
+        return f"{type(self._objective.model).__name__} with {self._saving}"
+
     def remove(self) -> None:
         """End the policy. Losses whose forward pass is over can still be differentiated."""
         for hook in self._hooks:

@@ -76,21 +76,27 @@ class Board:
         if self.progress is None:
             line = trial_line(trial, self.metric)
             line = f"{method}  {self.done[method]}/{self.totals[method]}  {line}"
-            say(f"{line}   ({ALL} {done}/{total}, {left})")
+            say(f"{line}   ({ALL} {done}/{total}{f', {left}' if left else ''})")
             return
         best = f"best {self.metric.text(self.best[method])}" if method in self.best else ""
         self.progress.update(self.bars[method], completed=self.done[method], note=best)
         self.progress.update(self.all, completed=done, note=left)
 
     def _left(self) -> str:
-        """Estimate what is left: each method's mean seconds of a trial, at this run's number of trials at once."""
+        """Estimate what is left: each method's mean seconds of a trial, at this run's number of trials at once.
+
+        Returns:
+            "" until each method with trials left has finished one in this run: a trial of one method may take ten
+            times as long as one of another.
+        """
         spent = sum(map(sum, self.seconds.values()))
-        count = sum(map(len, self.seconds.values()))
         at_once = max(1.0, spent / max(time.monotonic() - self.started, 1e-9))
         left = 0.0
         for method, seconds in self.seconds.items():
-            mean = statistics.fmean(seconds) if seconds else spent / count
-            left += (self.totals[method] - self.done[method]) * mean
+            trials = self.totals[method] - self.done[method]
+            if trials and not seconds:
+                return ""
+            left += trials * statistics.fmean(seconds) if trials else 0.0
         return f"about {duration(left / at_once)} left"
 
 

@@ -23,6 +23,7 @@ from gradcost.core.fake import is_fake
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
+from gradcost.core.units import size
 from gradcost.core.value import value
 from gradcost.estimators.reverse import Reverse
 from gradcost.planning.block_profile import Profile, profile
@@ -225,10 +226,11 @@ class MemoryTradeoff:
         return fewer_flops(starts, budget, self._simulated, self._estimated)
 
     def _too_small(self, budget: int, beside: int) -> str:
+        least = self.least().peak + beside
         parts = f" ({beside:,} of them for gradients of a plain loop or an optimizer)" if beside else ""
         return (
             f"{budget + beside:,} bytes{parts} are fewer than any exact gradient of the whole batch needs here, with "
-            f"the schedules that were tried. The least is {self.least().peak + beside:,} bytes, by nested "
+            f"the schedules that were tried. The least is {least:,} bytes ({size(least)}), by nested "
             "checkpointing; Accumulated(..., parts) needs less. Both numbers include "
             f"{self._unavoidable():,} bytes of parameters, buffers and batch."
         )

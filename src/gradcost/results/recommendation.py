@@ -250,7 +250,9 @@ def _brief(row: MethodSummary) -> str:
 def _no_choice(rows: list[MethodSummary], results: Results) -> str:
     """Why no method can be recommended."""
     if results.refused and not rows:
-        return "No method can be used here; the list of refused methods gives the reasons."
+        first = results.refused[0]
+        others = f" Nor can {count(len(results.refused) - 1, 'other')}." if len(results.refused) > 1 else ""
+        return f"No method can be used here. {first.method}: {first.reason.rstrip('.')}.{others}"
     if not any(trial.phase == "final" for trial in results.trials):
         failed = [trial for trial in results.trials if trial.status == "failed"]
         if failed:

@@ -10,7 +10,7 @@ import torch
 from gradcost.core.errors import BadInput
 from gradcost.core.units import size
 from gradcost.core.value import digest, value
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
 from gradcost.planning.candidates import label
 from gradcost.results.comparability import CUSTOMARY
@@ -246,5 +246,11 @@ def _default_methods(task: Any, memory: int | None, optimizer: Optimizer | Custo
 
 def _pairs(methods: GivenMethods) -> list[tuple[str, Estimator]]:
     if isinstance(methods, Mapping):
-        return list(cast("Mapping[str, Estimator]", methods).items())
-    return [item if isinstance(item, tuple) else (label(item), item) for item in methods]
+        pairs = list(cast("Mapping[str, Estimator]", methods).items())
+    elif isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise BadInput(f"methods is a list, such as [gradcost.mezo()], not {type(methods).__name__}.")
+    else:
+        pairs = [item if isinstance(item, tuple) else ("", item) for item in methods]
+    for _, estimator in pairs:
+        require_estimator(estimator)
+    return [(name or label(estimator), estimator) for name, estimator in pairs]

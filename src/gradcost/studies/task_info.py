@@ -22,7 +22,11 @@ def check_task(task: Any, name: str | None = None) -> None:
         raise BadInput(f"{name or task.__name__} is a class: write {task.__name__}(), which makes a task.")
     for method in REQUIRED:
         if not hasattr(task, method):
-            raise BadInput(f"{name or repr(task)} is not a task: it has no `{method}`. Subclass gradcost.tasks.Task.")
+            kind = f"an object of type {type(task).__name__}"
+            raise BadInput(
+                f"{name or kind} is not a task: it has no `{method}`. Subclass gradcost.tasks.Task, or write "
+                "gradcost.tasks.from_loaders(make_model, loss, train=..., validation=..., test=...)."
+            )
 
 
 def task_name(task: Any) -> str:

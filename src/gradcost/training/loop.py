@@ -6,6 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, overload
@@ -154,7 +155,13 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
     is_loop = "objective" in options or (bool(arguments) and isinstance(arguments[0], Objective))
     if is_loop and isinstance((*arguments, None, None)[1], Estimator):
         raise BadInput("the loader is missing: write train(objective, loader, estimator, optimizer).")
-    return (_train_objective if is_loop else _train_task)(*arguments, **options)
+    form = _train_objective if is_loop else _train_task
+    try:
+        signature(form).bind(*arguments, **options)
+    except TypeError as error:
+        names = "objective, loader" if is_loop else "task"
+        raise BadInput(f"{error}: write train({names}, estimator, optimizer).") from None
+    return form(*arguments, **options)
 
 
 def _train_objective(
@@ -168,7 +175,7 @@ def _train_objective(
     *,
     log: StepLog | None = None,
 ) -> Iterator[StepResult]:
-    _require_types(estimator, optimizer, key)
+    _require_types(estimator, optimizer, key, steps)
     batches = Batches(loader)
     if steps is None:
         steps = length_of(loader)
@@ -195,7 +202,7 @@ def _train_task(
                 f"{type(task).__name__} is neither an Objective nor a task: write train(objective, loader, "
                 "estimator, optimizer) with objective = Objective(model, loss)."
             )
-    _require_types(estimator, optimizer, key)
+    _require_types(estimator, optimizer, key, steps)
     objective, data = task.objective(key.fold("init")), key.fold("data")
     # the repr of an object that is no dataclass may differ between processes
     parts = {"task": task} if is_dataclass(task) else {}
@@ -203,7 +210,9 @@ def _train_task(
     return _steps(start, lambda step: task.batch_at(data, step), steps)
 
 
-def _require_types(estimator: Any, optimizer: Any, key: Any) -> None:
+def _require_types(estimator: Any, optimizer: Any, key: Any, steps: Any) -> None:
+    if steps is not None and not hasattr(steps, "__index__"):
+        raise BadInput(f"steps is a whole number, not {steps!r}.")
     require_estimator(estimator)
     require_optimizer(optimizer)
     require_key(key)
