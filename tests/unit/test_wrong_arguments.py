@@ -56,7 +56,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: gradcost.surrogate_loss(mezo(), MODEL, BATCH, Key(0)), "the objective is a Linear"),
     (lambda: gradcost.train(objective(), [BATCH], mezo(), ADAMW), "of type AdamW"),
     (
-        lambda: gradcost.train(objective(), [BATCH], given(mezo())),
+        lambda: given(gradcost.train)(objective(), [BATCH], mezo()),
         r"'optimizer': write train\(objective, loader, est",
     ),
     (lambda: gradcost.train(objective(), [BATCH], mezo(), gradcost.SGD(0.1), steps=given(1e3)), "not 1000.0"),
