@@ -12,7 +12,7 @@ Two mechanisms cover every read of a trainable parameter by eager code.
    transforms it also replaces the wrappers that `grad`, `jvp` and `vmap` make of a parameter.
 
 `.detach()` and `.data` of a parameter, and one that the loss freezes for a part of it, give the original value: to
-backprop they are constants. Compiled modules are refused. `read_check` finds other reads of original weights.
+backprop they are constants. Compiled modules are refused; compiled functions run eagerly. `read_check` finds others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.autograd_use import CUTS, gives_constants, known_use
-from gradcost.core.evaluation.compiled import is_compiled, is_compiled_function
+from gradcost.core.evaluation.compiled import compiled_message, eagerly, is_compiled
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
 from gradcost.slopes.rules import Rule
@@ -65,12 +65,11 @@ def substituted(
     """
     if (message := objective.structure.processes_message()) is not None:
         raise Unsupported(message)
-    leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
+    leaves, swapped = {id(leaf.parameter): leaf for leaf in objective.leaves}, dict[int, Leaf]()
     use = known_use(objective)
     if use is not None and use.of_parameters:
         make = _connected(make)
     swaps, hooks, frozen = list[_Swap](), Hooks(), set[int]()
-    swapped: dict[int, Leaf] = {}
     make = _trained(make, constant, frozen)
 
     def restore() -> None:
@@ -91,7 +90,8 @@ def substituted(
                 swaps.append(swap)
                 hooks.before(module, swap.enter)
                 hooks.after(module, swap.leave, always=True)
-        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}, frozen=frozen):
+        mode = _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}, frozen=frozen)
+        with eagerly(), mode:
             yield
 
 
@@ -102,26 +102,8 @@ def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
     Args:
         rules: maps torch functions to the functions that run instead.
     """
-    with _SubstitutionMode({}, {}, _same, _same, rules, {}, frozen=set()):
+    with eagerly(), _SubstitutionMode({}, {}, _same, _same, rules, {}, frozen=set()):
         yield
-
-
-def compiled_message(objective: Objective) -> str | None:
-    """Return why compiled code with trainable parameters is unsupported and what to use instead, or None."""
-    leaves = {id(leaf.parameter) for leaf in objective.leaves}
-    if is_compiled_function(objective.loss):
-        return (
-            "the loss function is compiled, and compiled code does not see substituted weights. Pass the function "
-            "that was compiled, or use backprop()."
-        )
-    for name, module in objective.model.named_modules():
-        if is_compiled(module) and any(id(p) in leaves for p in module.parameters()):
-            return (
-                f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
-                "weights. Pass the module before it is compiled (module._orig_mod for torch.compile(module)), or use "
-                "backprop()."
-            )
-    return None
 
 
 def _refuse_if_compiled(objective: Objective, module: nn.Module, leaves: dict[int, Leaf]) -> None:

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.evaluation.autograd_graph import graph_nodes
-from gradcost.core.evaluation.compiled import is_compiled_function
+from gradcost.core.evaluation.compiled import eagerly, is_compiled_function
 from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 
@@ -202,7 +202,7 @@ def _without_gradients(objective: Any, batch: Any, key: Any) -> Tensor | None:
 
 
 def _first_loss(objective: Any, batch: Any, key: Any) -> Tensor:
-    with closing(objective.losses(batch, key)) as losses:
+    with eagerly(), closing(objective.losses(batch, key)) as losses:
         return next(losses)[1]
 
 
