@@ -14,6 +14,8 @@ from gradcost.core.evaluation.gradient_mode import set_grad_enabled
 from gradcost.core.precision import LOSSES_IN_FLOAT32
 
 Rule = Callable[..., Any]
+# The types of operators such as torch.ops.aten.mm; also the key of a rule for them, which gets the operator first.
+OPERATORS = torch._ops.OperatorBase, torch._ops.OpOverloadPacket
 
 
 def _embedding(

@@ -32,7 +32,7 @@ from gradcost.core.evaluation.autograd_use import CUTS, gives_constants, known_u
 from gradcost.core.evaluation.compiled import compiled_message, eagerly, is_compiled
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
-from gradcost.slopes.rules import Rule
+from gradcost.slopes.rules import OPERATORS, Rule
 
 Make = Callable[[Leaf], Tensor]
 
@@ -253,8 +253,9 @@ class _SubstitutionMode(TorchFunctionMode):
                 args = self._replace(args)
             if kwargs:
                 kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
-        func = self.rules.get(func, func)
-        return func(*args, **kwargs)
+        if isinstance(func, OPERATORS) and OPERATORS in self.rules:
+            return self.rules[OPERATORS](func, *args, **kwargs)
+        return self.rules.get(func, func)(*args, **kwargs)
 
     def _froze(self, tensor: Tensor, requires_grad: bool = True) -> bool:
         """Follow a loss that freezes a leaf for a part of it; return whether the tensor is a leaf."""
