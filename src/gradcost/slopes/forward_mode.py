@@ -60,6 +60,11 @@ def differentiate(
         )
     _load_torchs_rules()
     use = known_use(objective) or ORDINARY
+    if use.pads and use.transforms:
+        raise Unsupported(
+            "the loss applies torch.func transforms to an embedding with a padding_idx, and the tangent of the "
+            "padding row would not be 0, as its gradient is. Set padding_idx to None, or use backprop()."
+        )
     if len(seeds) > 1 and (use.differentiates or use.forward_mode or use.functions):  # these do not work under vmap
         results = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
         return results[-1][0], torch.cat([slope for _, slope in results])

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.autograd_use import CUTS, gives_constants, known_use
 from gradcost.core.evaluation.compiled import compiled_message, eagerly, is_compiled
+from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
 from gradcost.slopes.rules import OPERATORS, Rule
@@ -164,7 +165,6 @@ class _Swap:
     ) -> None:
         self.module, self.leaves, self.swapped, self.make = module, leaves, swapped, make
         self.level = _current_level()
-        self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         self.running = 0  # depth of nested calls: a module may call itself
         self.substitutes: list[tuple[str, Leaf, Tensor]] = []
         self.added: list[int] = []  # ids that it added to `swapped`; a module around it may have added others
@@ -186,10 +186,9 @@ class _Swap:
                     self.added.append(id(substitute))
                     self.swapped[id(substitute)] = leaf
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running -= 1
         if self.running == 0:
-            replaced = {name for name, _, _ in self.substitutes}
             current = module._parameters
             for name, leaf, substitute in self.substitutes:
                 if current.get(name) is substitute:
@@ -197,11 +196,6 @@ class _Swap:
             for substitute_id in self.added:
                 del self.swapped[substitute_id]
             self.substitutes, self.added = [], []
-            if self.padding is not None and "weight" in replaced and output is not None:
-                # Backprop gives the padding row no gradient, so it must not be perturbed.
-                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
-                return torch.where((args[0] == self.padding).unsqueeze(-1), row, output)
-        return None
 
     def restore(self) -> None:
         """Restore the parameters: after a KeyboardInterrupt torch calls no hook."""
@@ -241,6 +235,20 @@ class _SubstitutionMode(TorchFunctionMode):
                     value = self.constant(leaf)
                     return value if func in (Tensor.detach, torch.detach) else value.data  # its own version counter
             return func(*args, **kwargs)
+        if func in LOOKUPS:
+            return self._embedding(func, args, kwargs)
+        return self._replaced(func, args, kwargs)
+
+    def _embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call an embedding. Backprop gives its padding row no gradient, so the row is the original weight's."""
+        out, call = self._replaced(func, args, kwargs), EmbeddingCall.of(func, args, kwargs)
+        if call.padding is None:
+            return out
+        leaf = self.leaves.get(id(call.weight)) or self.swapped.get(id(call.weight))
+        return out if leaf is None else call.padded(out, self.constant(leaf))
+
+    def _replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call the rule of a function, or the function, with replacements for the leaves."""
         if func in self.of_leaves and not (self.frozen and any(id(argument) in self.frozen for argument in args)):
             result = self.of_leaves[func](*args, **kwargs)
             if result is not NotImplemented:

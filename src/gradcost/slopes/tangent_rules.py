@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.notes import Note
 from gradcost.slopes import attention
 from gradcost.slopes.duals import Dual, apart, ordinary
+from gradcost.slopes.rules import RULES
 
 _ATEN = torch.ops.aten
 
@@ -230,6 +232,19 @@ def _dropout(
     return input * (mask if p == 1 else mask.div_(1 - p))
 
 
+def _with_constant_padding(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the rule of an embedding. The padding row of its weight has no tangent, as it gets no gradient."""
+
+    def rule(*args: Any, **kwargs: Any) -> Tensor:
+        out, call = RULES[function](*args, **kwargs), EmbeddingCall.of(function, args, kwargs)
+        if call.padding is None:
+            return out
+        weight = forward_ad.unpack_dual(call.weight)
+        return out if weight.tangent is None else call.padded(out, weight.primal)
+
+    return rule
+
+
 # Rules that take dual tensors apart.
 OF_DUALS: dict[Any, Callable[..., Tensor]] = {
     F.linear: linear,
@@ -239,7 +254,7 @@ OF_DUALS: dict[Any, Callable[..., Tensor]] = {
     F.softmax: softmax,
     F.gelu: _elementwise(F.gelu, _ATEN.gelu_backward),
     F.silu: _elementwise(F.silu, _ATEN.silu_backward),
-}
+} | {function: _with_constant_padding(function) for function in LOOKUPS}
 # Rules of functions that functorch computes in another way than plain torch.
 IN_TRANSFORM: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
