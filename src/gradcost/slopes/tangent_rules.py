@@ -21,7 +21,7 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.notes import Note
 from gradcost.slopes import attention
-from gradcost.slopes.duals import Dual, apart, ordinary
+from gradcost.slopes.duals import Dual, apart, ordinary, rows_of
 from gradcost.slopes.rules import RULES
 
 _ATEN = torch.ops.aten
@@ -45,8 +45,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _of_linear(x: Dual, w: Dual, along_bias: Tensor | None, out: Tensor) -> Tensor:
     """Fill `out`, shape (directions, ..., outputs), with dx W' + x dW' + db. Each product adds to what is there."""
-    rows = x.primal.reshape(-1, x.primal.shape[-1])
-    by_direction, flat = out.view(len(out), len(rows), -1), out.view(-1, out.shape[-1])
+    rows, flat = rows_of(x.primal), rows_of(out)
+    by_direction = out.view(len(out), len(rows), out.shape[-1])
     is_empty = True
     if w.tangents is not None:
         for number, moved in enumerate(w.tangents):
@@ -60,7 +60,7 @@ def _of_linear(x: Dual, w: Dual, along_bias: Tensor | None, out: Tensor) -> Tens
         by_direction.copy_(along_bias.unsqueeze(1))
         is_empty = False
     if x.tangents is not None:
-        moved_rows = x.tangents.reshape(-1, rows.shape[-1])
+        moved_rows = rows_of(x.tangents)
         if is_empty:
             torch.mm(moved_rows, w.primal.t(), out=flat)
         else:
