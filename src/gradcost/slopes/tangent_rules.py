@@ -8,6 +8,7 @@ weights are symmetric, so the kernel of their backward pass computes the tangent
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -225,11 +226,33 @@ def _dropout(
     """Apply dropout with the mask of plain evaluations. functorch would draw it in another memory order."""
     if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
-    unwrapped = input
-    while functorch.is_functorch_wrapped_tensor(unwrapped):
-        unwrapped = functorch.get_unwrapped(unwrapped)
-    mask = torch.empty_like(unwrapped).bernoulli_(1 - p)
-    return input * (mask if p == 1 else mask.div_(1 - p))
+    mask = _mask(input, p)
+    mask = mask if p == 1 else mask.div_(1 - p)
+    return input.mul_(mask) if inplace else input * mask
+
+
+def _alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """Apply alpha dropout with the mask of plain evaluations and the arithmetic of torch."""
+    if not training or p == 0:
+        return input
+    if p == 1:
+        return input.mul_(0) if inplace else input * 0
+    mask, alpha = _mask(input, p), 1.7580993408473766  # the scale of SELU times its alpha
+    scale = 1 / math.sqrt((alpha * alpha * p + 1) * (1 - p))
+    shift = mask.add(-1).mul_(alpha * scale).add_(alpha * scale * p)
+    mask.mul_(scale)
+    return (input.mul_(mask) if inplace else input * mask).add_(shift)
+
+
+def _mask(input: Tensor, p: float) -> Tensor:
+    """Return 0 with probability p and 1 otherwise, drawn in the memory order of the ordinary tensor."""
+    while functorch.is_functorch_wrapped_tensor(input):
+        input = functorch.get_unwrapped(input)
+    return torch.empty_like(input).bernoulli_(1 - p)
+
+
+def _in_place(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda input, p, train: rule(input, p, train, True)
 
 
 def _with_constant_padding(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -260,6 +283,10 @@ IN_TRANSFORM: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     torch.dropout: _dropout,
+    torch.dropout_: _in_place(_dropout),
+    F.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: lambda input, p, train: _alpha_dropout(input, p, train),
+    torch.alpha_dropout_: _in_place(_alpha_dropout),
 }
 
 
