@@ -90,6 +90,11 @@ def with_tangent(name: str, primal: Tensor, tangent: Tensor) -> Tensor:
     return forward_ad.make_dual(primal, tangent)
 
 
+def rows_of(tensor: Tensor) -> Tensor:
+    """Return a tensor as a matrix with the last dimension as columns; it may have no elements."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
 def ordinary() -> AbstractContextManager[Any]:
     """Return a context in which new tensors are ordinary ones, also inside a functorch transform."""
     return nullcontext() if functorch.maybe_current_level() is None else torch._C._DisableFuncTorch()

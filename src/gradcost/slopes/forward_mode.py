@@ -26,7 +26,7 @@ from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions, SparseDirections
 from gradcost.directions.low_rank import Factored, Factors
-from gradcost.slopes import tangent_rules
+from gradcost.slopes import lost_tangents, tangent_rules
 from gradcost.slopes.duals import ordinary, with_directions, with_tangent
 from gradcost.slopes.low_rank_linear import LowRankLinearMode, only_linear_reads
 from gradcost.slopes.perturbed_products import only_products_read
@@ -60,6 +60,11 @@ def differentiate(
         )
     _load_torchs_rules()
     use = known_use(objective) or ORDINARY
+    if use.pads and use.transforms:
+        raise Unsupported(
+            "the loss applies torch.func transforms to an embedding with a padding_idx, and the tangent of the "
+            "padding row would not be 0, as its gradient is. Set padding_idx to None, or use backprop()."
+        )
     if len(seeds) > 1 and (use.differentiates or use.forward_mode or use.functions):  # these do not work under vmap
         results = [differentiate(objective, batch, key, directions, [seed]) for seed in seeds]
         return results[-1][0], torch.cat([slope for _, slope in results])
@@ -135,7 +140,7 @@ def _evaluate(
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         use = known_use(objective) or ORDINARY
         rules = RULES | ({} if use.transforms else tangent_rules.at_this_level())
-        rules |= tangent_rules.IN_TRANSFORM if in_transform else {}
+        rules |= lost_tangents.rules() | (tangent_rules.IN_TRANSFORM if in_transform else {})
         if isinstance(directions, Factored) and not (use.differentiates or use.transforms):
             stack.enter_context(substituted(objective, make, rules, only_linear_reads))
 

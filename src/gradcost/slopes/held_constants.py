@@ -57,11 +57,16 @@ def held_constants(objective: Objective, batch: Any, key: Key) -> HeldConstants 
     Returns:
         The record; None if no constant part depends on activations or moved weights.
     Raises:
-        Unsupported: the constant parts are inside torch.func transforms.
+        Unsupported: the constant parts are inside torch.func transforms, or a part of a computed weight is constant.
     """
     use = known_use(objective)
     if use is not None and use.detaches:
         warn_once(objective.model, "detach", _DETACHES)
+    if use is not None and use.pads:
+        raise Unsupported(
+            "an embedding has a padding_idx, and its weight is computed from parameters. Backprop gives its padding "
+            "row no gradient; a finite difference moves it. Use forward_gradient() or backprop()."
+        )
     if use is None or not (use.reads_moved or use.uses_slopes):
         return None
     if use.transforms:

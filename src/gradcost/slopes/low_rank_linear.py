@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions.low_rank import Factors
-from gradcost.slopes.duals import apart, ordinary, with_directions, with_tangent
+from gradcost.slopes.duals import apart, ordinary, rows_of, with_directions, with_tangent
 
 
 def only_linear_reads(module: nn.Module, name: str) -> bool:
@@ -30,8 +30,8 @@ def only_linear_reads(module: nn.Module, name: str) -> bool:
     return type(module) is nn.Linear and name == "weight" and "forward" not in vars(module)
 
 
-def _is_real_matrix(parameter: Tensor) -> bool:
-    return parameter.ndim == 2 and not parameter.is_complex()
+def _has_real_factors(parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and parameter.numel() > 0 and not parameter.is_complex()
 
 
 class LowRankLinearMode(TorchFunctionMode):
@@ -50,7 +50,7 @@ class LowRankLinearMode(TorchFunctionMode):
         level: int | None,
     ) -> None:
         super().__init__()
-        self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if _is_real_matrix(leaf.parameter)}
+        self.leaves = {id(leaf.parameter): leaf for leaf in objective.leaves if _has_real_factors(leaf.parameter)}
         self.factors, self.level = factors, level
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,8 +82,8 @@ class LowRankLinearMode(TorchFunctionMode):
         with ordinary():
             left, right = factors
             directions, rank, outputs = left.shape
-            rows = x.primal.reshape(-1, x.primal.shape[-1])
-            projected = (rows @ right.reshape(-1, rows.shape[-1]).t()).mul_(rank**-0.5)
+            rows = rows_of(x.primal)
+            projected = (rows @ rows_of(right).t()).mul_(rank**-0.5)
             tangents = y.primal.new_empty((directions, *y.primal.shape)) if y.tangents is None else y.tangents
             for number, target in enumerate(tangents.view(directions, len(rows), outputs)):
                 part = projected[:, number * rank : (number + 1) * rank]

@@ -19,6 +19,7 @@ from gradcost.core.evaluation.gradient_mode import in_constant_part
 from gradcost.core.fake import is_fake
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
+from gradcost.slopes.duals import rows_of
 from gradcost.slopes.low_rank_linear import only_linear_reads
 from gradcost.slopes.rules import Rule
 
@@ -55,7 +56,7 @@ def block_rows(weight: Tensor, inputs: int) -> int:
     """
     rows, columns = weight.shape
     size = max(_LEAST_BLOCK, inputs * (rows + columns)) // columns
-    return min(rows, max(1, size - size % 16))
+    return max(1, min(rows, size - size % 16))
 
 
 def few_rows(tokens: Tensor, weight: Tensor) -> bool:
@@ -136,7 +137,7 @@ class PerturbedProducts:
         if leaf is None or not _is_plain(input, weight) or input.dtype != weight.dtype or id(bias) in self.leaves:
             return NotImplemented
         with torch._C.DisableTorchFunction():
-            return self._in_blocks(input.reshape(-1, input.shape[-1]), leaf, bias).view(*input.shape[:-1], -1)
+            return self._in_blocks(rows_of(input), leaf, bias).view(*input.shape[:-1], weight.shape[0])
 
     def _in_blocks(self, input: Tensor, leaf: Leaf, bias: Tensor | None) -> Tensor:
         weight = leaf.parameter.detach()

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.evaluation.autograd_graph import graph_nodes
 from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
+from gradcost.core.evaluation.compiled import compiled_message
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.mutable_state import Traversal
 from gradcost.core.interrupts import raise_interrupt
@@ -26,7 +27,7 @@ from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.slopes.rules import RULES
-from gradcost.slopes.substitution import compiled_message, substituted
+from gradcost.slopes.substitution import substituted
 
 _PASSED = "reads of substituted weights"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradcost.core.batching.loss_weights import with_settled_weights
 from gradcost.core.errors import BadInput, GradcostError, Unsupported, first_line
 from gradcost.core.evaluation.autograd_use import known_use
+from gradcost.core.evaluation.compiled import compiled_message
 from gradcost.core.evaluation.first_use import findings
 from gradcost.core.evaluation.gradient_mode import in_constant_part, with_known_use
 from gradcost.core.interrupts import raise_interrupt
@@ -28,7 +29,7 @@ from gradcost.slopes.held_constants import HeldConstants, held_constants
 from gradcost.slopes.perturbed_products import PerturbedProducts, only_products_read, perturbs_products
 from gradcost.slopes.read_check import check_reads, reads_message
 from gradcost.slopes.rules import RULES
-from gradcost.slopes.substitution import compiled_message, substituted, with_rules
+from gradcost.slopes.substitution import substituted, with_rules
 
 
 class Slope(ABC):

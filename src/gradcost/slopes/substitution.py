@@ -12,7 +12,7 @@ Two mechanisms cover every read of a trainable parameter by eager code.
    transforms it also replaces the wrappers that `grad`, `jvp` and `vmap` make of a parameter.
 
 `.detach()` and `.data` of a parameter, and one that the loss freezes for a part of it, give the original value: to
-backprop they are constants. Compiled modules are refused. `read_check` finds other reads of original weights.
+backprop they are constants. Compiled modules are refused; compiled functions run eagerly. `read_check` finds others.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from torch.utils import _pytree as pytree
 
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.autograd_use import CUTS, gives_constants, known_use
-from gradcost.core.evaluation.compiled import is_compiled, is_compiled_function
+from gradcost.core.evaluation.compiled import compiled_message, eagerly, is_compiled
+from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.interrupts import Hooks, undoing
 from gradcost.core.objective import Leaf, Objective
-from gradcost.slopes.rules import Rule
+from gradcost.slopes.rules import OPERATORS, Rule
 
 Make = Callable[[Leaf], Tensor]
 
@@ -65,12 +66,11 @@ def substituted(
     """
     if (message := objective.structure.processes_message()) is not None:
         raise Unsupported(message)
-    leaves = {id(leaf.parameter): leaf for leaf in objective.leaves}
+    leaves, swapped = {id(leaf.parameter): leaf for leaf in objective.leaves}, dict[int, Leaf]()
     use = known_use(objective)
     if use is not None and use.of_parameters:
         make = _connected(make)
     swaps, hooks, frozen = list[_Swap](), Hooks(), set[int]()
-    swapped: dict[int, Leaf] = {}
     make = _trained(make, constant, frozen)
 
     def restore() -> None:
@@ -91,7 +91,8 @@ def substituted(
                 swaps.append(swap)
                 hooks.before(module, swap.enter)
                 hooks.after(module, swap.leave, always=True)
-        with _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}, frozen=frozen):
+        mode = _SubstitutionMode(leaves, swapped, make, constant, rules or {}, of_leaves or {}, frozen=frozen)
+        with eagerly(), mode:
             yield
 
 
@@ -102,26 +103,8 @@ def with_rules(rules: dict[Any, Rule]) -> Iterator[None]:
     Args:
         rules: maps torch functions to the functions that run instead.
     """
-    with _SubstitutionMode({}, {}, _same, _same, rules, {}, frozen=set()):
+    with eagerly(), _SubstitutionMode({}, {}, _same, _same, rules, {}, frozen=set()):
         yield
-
-
-def compiled_message(objective: Objective) -> str | None:
-    """Return why compiled code with trainable parameters is unsupported and what to use instead, or None."""
-    leaves = {id(leaf.parameter) for leaf in objective.leaves}
-    if is_compiled_function(objective.loss):
-        return (
-            "the loss function is compiled, and compiled code does not see substituted weights. Pass the function "
-            "that was compiled, or use backprop()."
-        )
-    for name, module in objective.model.named_modules():
-        if is_compiled(module) and any(id(p) in leaves for p in module.parameters()):
-            return (
-                f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
-                "weights. Pass the module before it is compiled (module._orig_mod for torch.compile(module)), or use "
-                "backprop()."
-            )
-    return None
 
 
 def _refuse_if_compiled(objective: Objective, module: nn.Module, leaves: dict[int, Leaf]) -> None:
@@ -182,7 +165,6 @@ class _Swap:
     ) -> None:
         self.module, self.leaves, self.swapped, self.make = module, leaves, swapped, make
         self.level = _current_level()
-        self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         self.running = 0  # depth of nested calls: a module may call itself
         self.substitutes: list[tuple[str, Leaf, Tensor]] = []
         self.added: list[int] = []  # ids that it added to `swapped`; a module around it may have added others
@@ -204,10 +186,9 @@ class _Swap:
                     self.added.append(id(substitute))
                     self.swapped[id(substitute)] = leaf
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running -= 1
         if self.running == 0:
-            replaced = {name for name, _, _ in self.substitutes}
             current = module._parameters
             for name, leaf, substitute in self.substitutes:
                 if current.get(name) is substitute:
@@ -215,11 +196,6 @@ class _Swap:
             for substitute_id in self.added:
                 del self.swapped[substitute_id]
             self.substitutes, self.added = [], []
-            if self.padding is not None and "weight" in replaced and output is not None:
-                # Backprop gives the padding row no gradient, so it must not be perturbed.
-                row = dict(self.leaves)["weight"].parameter.detach()[self.padding]
-                return torch.where((args[0] == self.padding).unsqueeze(-1), row, output)
-        return None
 
     def restore(self) -> None:
         """Restore the parameters: after a KeyboardInterrupt torch calls no hook."""
@@ -259,6 +235,20 @@ class _SubstitutionMode(TorchFunctionMode):
                     value = self.constant(leaf)
                     return value if func in (Tensor.detach, torch.detach) else value.data  # its own version counter
             return func(*args, **kwargs)
+        if func in LOOKUPS:
+            return self._embedding(func, args, kwargs)
+        return self._replaced(func, args, kwargs)
+
+    def _embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call an embedding. Backprop gives its padding row no gradient, so the row is the original weight's."""
+        out, call = self._replaced(func, args, kwargs), EmbeddingCall.of(func, args, kwargs)
+        if call.padding is None:
+            return out
+        leaf = self.leaves.get(id(call.weight)) or self.swapped.get(id(call.weight))
+        return out if leaf is None else call.padded(out, self.constant(leaf))
+
+    def _replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call the rule of a function, or the function, with replacements for the leaves."""
         if func in self.of_leaves and not (self.frozen and any(id(argument) in self.frozen for argument in args)):
             result = self.of_leaves[func](*args, **kwargs)
             if result is not NotImplemented:
@@ -271,8 +261,9 @@ class _SubstitutionMode(TorchFunctionMode):
                 args = self._replace(args)
             if kwargs:
                 kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
-        func = self.rules.get(func, func)
-        return func(*args, **kwargs)
+        if isinstance(func, OPERATORS) and OPERATORS in self.rules:
+            return self.rules[OPERATORS](func, *args, **kwargs)
+        return self.rules.get(func, func)(*args, **kwargs)
 
     def _froze(self, tensor: Tensor, requires_grad: bool = True) -> bool:
         """Follow a loss that freezes a leaf for a part of it; return whether the tensor is a leaf."""

@@ -19,7 +19,7 @@ from gradcost.core.fake import is_fake
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
 from gradcost.directions import Directions
-from gradcost.slopes.duals import Dual, apart, ordinary, with_directions, with_tangent
+from gradcost.slopes.duals import Dual, apart, ordinary, rows_of, with_directions, with_tangent
 from gradcost.slopes.perturbed_products import block_rows, few_rows, is_plain_embedding, token_rows
 from gradcost.slopes.rules import Rule
 
@@ -68,7 +68,7 @@ class TangentProducts:
 
     def _fill(self, tangents: Tensor, x: Dual, leaf: Leaf, along_bias: Tensor | None) -> None:
         """Fill `tangents`, shape (directions, ..., outputs), with x Z' + db + dx W'."""
-        weight, rows = leaf.parameter.detach(), x.primal.reshape(-1, x.primal.shape[-1])
+        weight, rows = leaf.parameter.detach(), rows_of(x.primal)
         outputs, columns = weight.shape
         by_direction = tangents.view(len(tangents), len(rows), outputs)
         size = block_rows(weight, len(rows))
@@ -88,8 +88,8 @@ class TangentProducts:
                     )
                 del z  # before the next one is allocated
         if x.tangents is not None:
-            flat = tangents.view(-1, outputs)
-            torch.addmm(flat, x.tangents.reshape(-1, columns), weight.t(), out=flat)
+            flat = rows_of(tangents)
+            torch.addmm(flat, rows_of(x.tangents), weight.t(), out=flat)
 
     def _embedding(
         self,

@@ -8,6 +8,7 @@ weights are symmetric, so the kernel of their backward pass computes the tangent
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.notes import Note
 from gradcost.slopes import attention
-from gradcost.slopes.duals import Dual, apart, ordinary
+from gradcost.slopes.duals import Dual, apart, ordinary, rows_of
+from gradcost.slopes.rules import RULES
 
 _ATEN = torch.ops.aten
 
@@ -43,8 +46,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _of_linear(x: Dual, w: Dual, along_bias: Tensor | None, out: Tensor) -> Tensor:
     """Fill `out`, shape (directions, ..., outputs), with dx W' + x dW' + db. Each product adds to what is there."""
-    rows = x.primal.reshape(-1, x.primal.shape[-1])
-    by_direction, flat = out.view(len(out), len(rows), -1), out.view(-1, out.shape[-1])
+    rows, flat = rows_of(x.primal), rows_of(out)
+    by_direction = out.view(len(out), len(rows), out.shape[-1])
     is_empty = True
     if w.tangents is not None:
         for number, moved in enumerate(w.tangents):
@@ -58,7 +61,7 @@ def _of_linear(x: Dual, w: Dual, along_bias: Tensor | None, out: Tensor) -> Tens
         by_direction.copy_(along_bias.unsqueeze(1))
         is_empty = False
     if x.tangents is not None:
-        moved_rows = x.tangents.reshape(-1, rows.shape[-1])
+        moved_rows = rows_of(x.tangents)
         if is_empty:
             torch.mm(moved_rows, w.primal.t(), out=flat)
         else:
@@ -223,11 +226,46 @@ def _dropout(
     """Apply dropout with the mask of plain evaluations. functorch would draw it in another memory order."""
     if not (training and train) or p == 0:  # `train` is torch.dropout's name for F.dropout's `training`
         return input
-    unwrapped = input
-    while functorch.is_functorch_wrapped_tensor(unwrapped):
-        unwrapped = functorch.get_unwrapped(unwrapped)
-    mask = torch.empty_like(unwrapped).bernoulli_(1 - p)
-    return input * (mask if p == 1 else mask.div_(1 - p))
+    mask = _mask(input, p)
+    mask = mask if p == 1 else mask.div_(1 - p)
+    return input.mul_(mask) if inplace else input * mask
+
+
+def _alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """Apply alpha dropout with the mask of plain evaluations and the arithmetic of torch."""
+    if not training or p == 0:
+        return input
+    if p == 1:
+        return input.mul_(0) if inplace else input * 0
+    mask, alpha = _mask(input, p), 1.7580993408473766  # the scale of SELU times its alpha
+    scale = 1 / math.sqrt((alpha * alpha * p + 1) * (1 - p))
+    shift = mask.add(-1).mul_(alpha * scale).add_(alpha * scale * p)
+    mask.mul_(scale)
+    return (input.mul_(mask) if inplace else input * mask).add_(shift)
+
+
+def _mask(input: Tensor, p: float) -> Tensor:
+    """Return 0 with probability p and 1 otherwise, drawn in the memory order of the ordinary tensor."""
+    while functorch.is_functorch_wrapped_tensor(input):
+        input = functorch.get_unwrapped(input)
+    return torch.empty_like(input).bernoulli_(1 - p)
+
+
+def _in_place(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda input, p, train: rule(input, p, train, True)
+
+
+def _with_constant_padding(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the rule of an embedding. The padding row of its weight has no tangent, as it gets no gradient."""
+
+    def rule(*args: Any, **kwargs: Any) -> Tensor:
+        out, call = RULES[function](*args, **kwargs), EmbeddingCall.of(function, args, kwargs)
+        if call.padding is None:
+            return out
+        weight = forward_ad.unpack_dual(call.weight)
+        return out if weight.tangent is None else call.padded(out, weight.primal)
+
+    return rule
 
 
 # Rules that take dual tensors apart.
@@ -239,12 +277,16 @@ OF_DUALS: dict[Any, Callable[..., Tensor]] = {
     F.softmax: softmax,
     F.gelu: _elementwise(F.gelu, _ATEN.gelu_backward),
     F.silu: _elementwise(F.silu, _ATEN.silu_backward),
-}
+} | {function: _with_constant_padding(function) for function in LOOKUPS}
 # Rules of functions that functorch computes in another way than plain torch.
 IN_TRANSFORM: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     torch.dropout: _dropout,
+    torch.dropout_: _in_place(_dropout),
+    F.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: lambda input, p, train: _alpha_dropout(input, p, train),
+    torch.alpha_dropout_: _in_place(_alpha_dropout),
 }
 
 

@@ -22,7 +22,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gradcost.core.errors import GradcostError, Unsupported
 from gradcost.core.evaluation.autograd_graph import graph_nodes
-from gradcost.core.evaluation.compiled import is_compiled_function
+from gradcost.core.evaluation.compiled import eagerly, is_compiled_function
+from gradcost.core.evaluation.embeddings import LOOKUPS, EmbeddingCall
 from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 
@@ -45,6 +46,7 @@ class AutogradUse(NamedTuple):
         forward_mode: it differentiates in forward mode, for example by `torch.func.jvp`.
         sets_mode: it sets the gradient mode, as `torch.no_grad()` does.
         hooks: it registers hooks on tensors, which run in a backward pass.
+        pads: it calls an embedding with a padding index and a weight that was computed from parameters.
         functions: the names of the custom `torch.autograd.Function`s in its graph.
     """
 
@@ -59,6 +61,7 @@ class AutogradUse(NamedTuple):
     forward_mode: bool = False
     sets_mode: bool = False
     hooks: bool = False
+    pads: bool = False
     functions: tuple[str, ...] = ()
 
     @property
@@ -202,7 +205,7 @@ def _without_gradients(objective: Any, batch: Any, key: Any) -> Tensor | None:
 
 
 def _first_loss(objective: Any, batch: Any, key: Any) -> Tensor:
-    with closing(objective.losses(batch, key)) as losses:
+    with eagerly(), closing(objective.losses(batch, key)) as losses:
         return next(losses)[1]
 
 
@@ -253,7 +256,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.leaves, self.keeps_graph, self.parts = leaves, keeps_graph, ConstantParts()
         self.differentiates = self.of_parameters = self.uses_slopes = False
-        self.transforms = self.forward_mode = self.sets_mode = self.hooks = False
+        self.transforms = self.forward_mode = self.sets_mode = self.hooks = self.pads = False
         self.has_constants = self.reads_moved = False
         self.origins: Any = WeakIdKeyDictionary()  # tensor -> bit flags: _CONSTANT, _DETACHED
         self.running: list[int] = []  # ids of parameters of the modules that run, if called outside of constant parts
@@ -274,6 +277,7 @@ class _Watch(TorchFunctionMode):
             forward_mode=self.forward_mode,
             sets_mode=self.sets_mode,
             hooks=self.hooks,
+            pads=self.pads,
             functions=_custom_functions(loss),
         )
 
@@ -291,6 +295,7 @@ class _Watch(TorchFunctionMode):
         self.transforms = self.transforms or is_transformed
         self.forward_mode = self.forward_mode or func is _MAKE_DUAL
         self.hooks = self.hooks or func is Tensor.register_hook
+        self.pads = self.pads or (func in LOOKUPS and EmbeddingCall.of(func, args, kwargs).pads_computed)
         if func is SET_GRAD_ENABLED:
             self.sets_mode = True
             self.parts.follow(torch.is_grad_enabled(), *args)

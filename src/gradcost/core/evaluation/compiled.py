@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,3 +28,34 @@ def is_compiled_function(function: Any) -> bool:
             return True
         function = getattr(function, "__wrapped__", None)
     return False
+
+
+def compiled_message(objective: Any) -> str | None:
+    """Return why compiled code with trainable parameters is unsupported and what to use instead, or None."""
+    leaves = {id(leaf.parameter) for leaf in objective.leaves}
+    if is_compiled_function(objective.loss):
+        return (
+            "the loss function is compiled, and compiled code does not see substituted weights. Pass the function "
+            "that was compiled, or use backprop()."
+        )
+    for name, module in objective.model.named_modules():
+        if is_compiled(module) and any(id(p) in leaves for p in module.parameters()):
+            return (
+                f"`{name or type(module).__name__}` is compiled, and compiled code does not see substituted "
+                "weights. Pass the module before it is compiled (module._orig_mod for torch.compile(module)), or use "
+                "backprop()."
+            )
+    return None
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Inside the context, functions that torch.compile made run uncompiled.
+
+    Compiled code drops the tangents of its inputs without an error, and keeps replaced weights of earlier calls.
+    """
+    if "torch._dynamo" in sys.modules:  # otherwise torch.compile has made no function
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
