@@ -131,8 +131,8 @@ class AppliedPolicy:
                 raise Unsupported(objection)
             self._is_checked = True
         for replay in findings(model, self._loss).values():
-            if isinstance(replay, Replay):  # the loop may draw between a forward pass and its backward pass
-                replay.draws_python = replay.draws_numpy = True
+            if isinstance(replay, Replay):  # the loop may draw, or change weights, before the backward pass
+                replay.draws_python = replay.draws_numpy = replay.is_in_loop = True
         self._calls[0][1].enter_context(context)
 
     def _leave(self, *_: Any) -> None:
