@@ -185,5 +185,9 @@ class _LossOfOutput:
         given = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(given, Tensor):
             return given
-        parts = [part for part in tensors(output) if part.is_floating_point() and part.grad_fn is not None]
-        return sum((part.float().square().mean() for part in parts), torch.zeros(()))
+        parts = [part for part in tensors(output) if part.grad_fn is not None]
+        return sum((_real(part).float().square().mean() for part in parts), torch.zeros(()))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
