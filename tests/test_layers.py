@@ -187,7 +187,16 @@ GLOBAL = ("random.", "torch.default_generator", "torch.set_rng_state", "np.rando
 KEEPERS = {"core/isolation.py", "core/evaluation/generator_states.py", "core/evaluation/mutable_state.py"}
 KEEPERS |= {f"checkpointing/{file}.py" for file in ("call_state", "containers", "replay")}
 STATES = {"random", "get_state", "set_state", "getstate", "setstate", "seed", "initial_seed", "default_generator"}
-STATES |= {"_inst", "gauss_next", "get_bit_generator", "MT19937", "Generator", "RandomState", "Random"}
+STATES |= {
+    "_inst",
+    "gauss_next",
+    "get_bit_generator",
+    "MT19937",
+    "Generator",
+    "RandomState",
+    "Random",
+    "SystemRandom",
+}
 
 
 def test_no_global_generator_is_seeded_or_drawn_from():

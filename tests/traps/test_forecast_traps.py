@@ -29,6 +29,7 @@ from gradcost import (
 from gradcost.checkpointing.policies import Segments, Selective
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.fake import is_fake
+from gradcost.instruments import Bytes, TrainingStep, measure
 from gradcost.planning import Within
 
 # ---- nothing fake survives, and nothing real has moved
@@ -408,3 +409,35 @@ def test_micro_batches_of_an_embedding_with_gradients_by_counts_are_refused():
     backprop().estimate(objective, x, Key(0))
     with pytest.raises(Unsupported, match="counts in that micro-batch only"):
         Accumulated(backprop(), 3).estimate(objective, x, Key(0))
+
+
+# ---- sums of sparse gradients
+
+
+class Lookups(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.embedding, self.head, self.count = nn.Embedding(4096, 64, sparse=True), nn.Linear(64, 4), count
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(sum(self.embedding(part) for part in ids.chunk(self.count, 1)))
+
+
+@pytest.mark.parametrize("optimizer", [gradcost.SGD(0.1), gradcost.AdamW(0.001)], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    "estimator", [backprop(), gradcost.Accumulated(backprop(), 2), gradcost.Accumulated(backprop(), 4)], ids=repr
+)
+@pytest.mark.parametrize("lookups", [1, 2])
+def test_a_sum_of_sparse_gradients_is_exact_for_distinct_ids_and_otherwise_a_bound(
+    lookups: int, estimator: Any, optimizer: Any
+):
+    generator = torch.Generator().manual_seed(0)
+    distinct = torch.randperm(4096, generator=generator)[:1024].view(32, 32)
+    repeated = torch.randint(4096, (32, 32), generator=generator)
+    for ids in (distinct, repeated, distinct % 7):
+        torch.manual_seed(0)
+        objective = Objective(Lookups(lookups), lambda model, ids: model(ids).square().mean())
+        forecasted = forecast(estimator, objective, ids, optimizer).peak
+        memory = measure(TrainingStep(objective, ids, estimator, optimizer), Bytes()).memory
+        assert memory is not None
+        assert forecasted == memory.peak if ids is distinct else forecasted >= memory.peak

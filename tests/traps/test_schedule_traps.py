@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcost import Key, Objective, Reverse, backprop, checkpointed, forecast
+from gradcost import Key, Objective, Reverse, backprop, checkpoint, checkpointed, forecast, plan
 from gradcost.checkpointing import Blocks, Segments
 from gradcost.checkpointing.optimal import frontier
 from gradcost.checkpointing.schedule_cost import Epilogue, Stage
@@ -40,6 +42,46 @@ def model_loss(model: Any, batch: Any) -> Tensor:
 
 
 # ---- blocks that are followed alone
+
+of_a_global = random.Random(3)
+DRAWS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.rand(()),
+    "NumPy": lambda: float(np.random.rand()),
+    "random": lambda: random.random(),
+    "a global": lambda: of_a_global.random(),
+}
+
+
+class Drawing(nn.Linear):
+    draw = staticmethod(DRAWS["torch"])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.tanh(super().forward(input) * self.draw())
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_blocks_that_are_followed_alone_take_no_draws_of_the_users_generators(draw: Callable[[], Any]):
+    class Block(Drawing): ...
+
+    Block.draw = staticmethod(draw)
+
+    def drawn_after(use: Callable[[nn.Module, Tensor], object]) -> list[float]:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        of_a_global.seed(3)
+        use(nn.Sequential(*(Block(16, 16) for _ in range(6))), torch.randn(64, 16))
+        return [float(draw()) for draw in DRAWS.values()]
+
+    def planned(model: nn.Module, x: Tensor) -> None:
+        plan(Objective(model, lambda model, x: model(x).square().mean()), x, 60_000)
+
+    def trained(model: nn.Module, x: Tensor) -> None:
+        with checkpoint(model, Within(60_000)):
+            model(x)
+
+    assert drawn_after(planned) == drawn_after(lambda model, x: None)
+    assert drawn_after(trained) == drawn_after(lambda model, x: model(x))
 
 
 def small_llama(reentrant: bool | None) -> nn.Module:

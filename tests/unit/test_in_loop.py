@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from gradcost.checkpointing import Blocks, Everything, Saving, Segments, Selective, apply, checkpoint
@@ -290,3 +292,40 @@ def test_the_policy_replaces_the_models_own_checkpointing():
         assert_same(loop(model, batch), plain)
     assert peak(model, batch, Everything()) == full
     assert any(vars(module).get("gradient_checkpointing") for module in model.modules())
+
+
+class OwnBlock(nn.Module):
+    def __init__(self, dtype: torch.dtype, reentrant: bool | None) -> None:
+        super().__init__()
+        self.linear, self.reentrant = nn.Linear(16, 16, dtype=dtype), reentrant
+
+    def forward(self, x: Tensor) -> Any:
+        if self.reentrant is None:
+            return torch.tanh(self.linear(x))
+        return torch.utils.checkpoint.checkpoint(self.linear, x, use_reentrant=self.reentrant)
+
+
+def own_blocks(dtype: torch.dtype = torch.float32, reentrant: bool | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(OwnBlock(dtype, reentrant) for _ in range(6)))
+
+
+def test_a_complex_output_within_a_budget():
+    x, gradients = torch.randn(64, 16, dtype=torch.complex64), []
+    for budget in (None, 1 << 20, 110_000):
+        model = own_blocks(torch.complex64)
+        with nullcontext() if budget is None else checkpoint(model, Within(budget)):
+            model(x).abs().square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(
+        torch.equal(one, other) for ours in gradients[1:] for one, other in zip(gradients[0], ours, strict=True)
+    )
+
+
+def test_reentrant_blocks_within_a_budget_are_refused_with_the_reason():
+    x = torch.randn(64, 16, requires_grad=True)
+    model, message = own_blocks(reentrant=True), "no graph: the model checkpoints with use_reentrant=True"
+    with checkpoint(model, Within(1 << 20)), pytest.raises(BadInput, match=message):
+        model(x)
+    with checkpoint(model := own_blocks(reentrant=False), Within(1 << 20)):
+        model(x).square().mean().backward()

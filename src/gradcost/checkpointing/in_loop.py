@@ -134,8 +134,8 @@ class AppliedPolicy:
                 raise Unsupported(objection)
             self._is_checked = True
         for replay in findings(model, self._loss).values():
-            if isinstance(replay, Replay):  # the loop may draw between a forward pass and its backward pass
-                replay.draws_python = replay.draws_numpy = True
+            if isinstance(replay, Replay):  # the loop may draw, or change weights, before the backward pass
+                replay.draws_python = replay.draws_numpy = replay.is_in_loop = True
         self._calls[0][1].enter_context(context)
 
     def _leave(self, *_: Any) -> None:
@@ -188,5 +188,9 @@ class _LossOfOutput:
         given = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(given, Tensor):
             return given
-        parts = [part for part in tensors(output) if part.is_floating_point() and part.grad_fn is not None]
-        return sum((part.float().square().mean() for part in parts), torch.zeros(()))
+        parts = [part for part in tensors(output) if part.grad_fn is not None]
+        return sum((_real(part).float().square().mean() for part in parts), torch.zeros(()))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

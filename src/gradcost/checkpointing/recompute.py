@@ -210,6 +210,7 @@ class _RegionRoutes:
                 is_tagged=not settings.keep,
                 has_parts=self.has_parts,
             )
+            self.region.checks_weights = settings.replay.is_in_loop
             self.visited = []
         region = self.region
         self.visited.append(module)

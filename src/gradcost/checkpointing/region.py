@@ -21,6 +21,7 @@ from gradcost.checkpointing.containers import packed, tensors_in, unpacked
 from gradcost.checkpointing.kept_outputs import KeptOutputs
 from gradcost.checkpointing.schedules import Items, parts_of, schedule_length, with_last_region_expanded
 from gradcost.checkpointing.versioned_tensor import RecomputationError, VersionedTensor
+from gradcost.checkpointing.weight_versions import WeightVersions
 from gradcost.core import memory_events
 from gradcost.core.evaluation.saved_state import version_of
 
@@ -46,6 +47,7 @@ class Call:
     first: int  # index of the first value that this call saves
     kept: KeptOutputs | None  # outputs of operators that a rerun reuses
     owner: nn.Module | None  # the module
+    weights: WeightVersions | None  # before the call; None: not checked
     saved: list[int | None] = field(default_factory=list)  # per saved tensor: index of its value; None: not dropped
 
 
@@ -87,6 +89,7 @@ class Region:
         self.tag = memory_events.tag if is_tagged else _untagged  # marks a tensor as "saved" for memory trackers
         self.before_rerun = before_rerun
         self.on_value: Callable[[Tensor], None] | None = None  # called with each value that a call saves
+        self.checks_weights = False  # whether other code may change the weights before the backward pass
         self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
         self.calls: list[Call] = []
         self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call: (tensor, its version)
@@ -120,7 +123,8 @@ class Region:
         """
         arguments, used = self._packed_arguments(args, kwargs)
         state = CallState(self.generators, block)
-        call = Call(forward, arguments, used, state, block.to_end, self.value_count, kept, block.owner)
+        weights = WeightVersions(block) if self.checks_weights else None
+        call = Call(forward, arguments, used, state, block.to_end, self.value_count, kept, block.owner, weights)
         self.calls.append(call)
         for module in block.modules:
             for parameter in module._parameters.values():
@@ -143,6 +147,8 @@ class Region:
 
         with saved_tensors_hooks(pack, self.unpack), _NOTHING if kept is None else kept.recorded():
             out = forward(*args, **kwargs)
+        if weights is not None:
+            weights.forget_changed()
         self.outputs = [(weakref.ref(tensor), version_of(tensor)) for tensor in tensors_in(out)]
         return out
 
@@ -239,7 +245,12 @@ class Region:
         leaves = [None if tensor is None else tensor.leaf() for tensor in previous]
         previous.clear()  # so that each tensor can be freed after its last use
         for number in range(start, stop):
-            out = run_call(self.calls[number], leaves, store)
+            call = self.calls[number]
+            if call.weights is not None:
+                call.weights.check()
+                if self.value_bytes is not None:
+                    call.weights = None  # an optimizer may move weights between the reruns for two parts
+            out = run_call(call, leaves, store)
             used = self.calls[number + 1].used if number + 1 < len(self.calls) else set()
             leaves = [tensor if i in used else None for i, tensor in enumerate(tensors_in(out))]
             del out

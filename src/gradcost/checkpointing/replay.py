@@ -49,7 +49,7 @@ class Replay:
     def __init__(self) -> None:
         self.draws_python = self.draws_numpy = True  # whether a forward pass draws from these generators
         self._generators: list[Any] | None = None
-        self.uses = 1
+        self.uses, self.is_in_loop = 1, False  # whether other code may run between a forward and its backward pass
         self.keeps_caches = False  # whether blocks get empty key-value caches
         self.reasons: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules that are not recomputed
         self.changing: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # see `BlockModules`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class BackwardPasses:
         self.foreign: list[tuple[Tensor, Tensor | None]] = []  # other tensors of the graph, with their .grad
         self.missing: set[str] = set()  # leaves whose gradient is not passed on yet
         self.hooks: list[Callable[[Tensor], None]] = []
+        self.has_frozen_checkpoint = False  # whether a reentrant checkpoint ran with inputs that need no gradient
         self.depends_on_others = False  # whether a loss has other tensors than the leaves in its graph
         self.task: int | None = None  # id of the outer backward pass; None: no other pass runs inside it
 
@@ -57,8 +58,12 @@ class BackwardPasses:
             parameter.grad = None
         for parameter in self.others:
             parameter.requires_grad_(False)
-        if self.others:
-            torch_checkpoint.check_backward_validity = _refuse_frozen_inputs
+        torch_checkpoint.check_backward_validity = _refuse_frozen_inputs if self.others else self._note_frozen_inputs
+
+    def _note_frozen_inputs(self, inputs: Iterable[Any]) -> None:
+        inputs = list(inputs)
+        self.has_frozen_checkpoint |= _are_frozen(inputs)
+        _check_inputs(inputs)
 
     def restore(self) -> None:
         """Restore every `.grad`, requires_grad and hook. Calling it again does nothing."""
@@ -66,11 +71,22 @@ class BackwardPasses:
             parameter.grad = grad
         if self.hooks:
             self._remove_hooks()
-        if self.others:
-            torch_checkpoint.check_backward_validity = _check_inputs
+        torch_checkpoint.check_backward_validity = _check_inputs
         for parameter in self.others:
             parameter.requires_grad_(True)
         self._restore_foreign()
+
+    def no_graph(self) -> str:
+        """Return why a loss has no graph, and what to do instead."""
+        if self.has_frozen_checkpoint:
+            return (
+                "the loss has no graph: the model checkpoints with use_reentrant=True, which gives no gradient if no "
+                "input of the block requires one. Use use_reentrant=False."
+            )
+        return (
+            "the loss has no graph: it does not depend on the trainable parameters by a differentiable path (.data, "
+            ".detach(), .item() or no_grad inside the loss cut it)."
+        )
 
     def run(self, loss: Tensor | None, is_last: bool) -> None:
         """Add the gradient of a loss to the sum over micro-batches. In the last pass, pass the sums to `use`.
@@ -187,9 +203,13 @@ def _graph(loss: Tensor, trained: set[int]) -> tuple[list[Tensor], set[str]]:
     return foreign, {type(node).__name__ for node in nodes if isinstance(node, BackwardCFunction)}
 
 
-def _refuse_frozen_inputs(inputs: Sequence[Any]) -> None:
+def _are_frozen(inputs: Iterable[Any]) -> bool:
+    return not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs)
+
+
+def _refuse_frozen_inputs(inputs: Iterable[Any]) -> None:
     """Raise where torch only warns: a reentrant checkpoint whose inputs need no gradient gives parameters none."""
-    if not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs):
+    if _are_frozen(inputs):
         raise Unsupported(
             "the model checkpoints with use_reentrant=True, which gives no gradient if the parameters before the "
             "block are frozen, as they are for a part of the parameters. Use use_reentrant=False, or estimate all "

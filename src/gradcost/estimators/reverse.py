@@ -80,10 +80,7 @@ class Reverse(Estimator):
             passes.prepare()
             for number, (weight, loss, rescale) in enumerate(losses):
                 if loss.grad_fn is None:
-                    raise BadInput(
-                        "the loss has no graph: it does not depend on the trainable parameters by a "
-                        "differentiable path (.data, .detach(), .item() or no_grad inside the loss cut it)."
-                    )
+                    raise BadInput(passes.no_graph())
                 if rescale != 1.0 and total is not None:
                     total = total * rescale
                     _rescale_gradients(passes.parameters.values(), rescale)

@@ -23,7 +23,7 @@ from gradcost.checkpointing.schedule_cost import Epilogue, Stage
 from gradcost.core.blocks import Block, find_blocks
 from gradcost.core.errors import Unsupported
 from gradcost.core.fake import known
-from gradcost.core.isolation import isolated_modules
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
@@ -78,7 +78,8 @@ def profile(objective: Objective, batch: Any, rounding: int) -> Profile:
     kinds = [(repr(block), tuple(call.shapes), _shapes(block)) for block, call in zip(blocks, calls, strict=True)]
     for kind, block, call in zip(kinds, blocks, calls, strict=True):
         if kind not in stages:
-            with isolated_modules(objective.modules):  # disables the model's own checkpointing
+            # Also disables the model's own checkpointing.
+            with objective.isolation.entered(Key(0)), seeded_generators(Key(0), objective.devices):
                 stages[kind] = _stage(block, call, rounding)
     in_order = [stages[kind] for kind in kinds]
     for number, left in zip(breaks, chain.left_at(breaks), strict=True):

@@ -63,6 +63,8 @@ class _Kernels(TorchDispatchMode):
         packet = func.overloadpacket
         if packet is _ATEN._grouped_mm and args[0].dtype in _GROUPED_TYPES:
             return _grouped_mm(*args, **kwargs)
+        if packet is _ATEN.add_ and all(map(_is_sparse, args[:2])):
+            return _ATEN.copy_sparse_to_sparse_(args[0], _with_entries(func, args, args[0]))  # accumulates a gradient
         out = func(*args, **kwargs)
         if packet in _FACTORIES:
             return self._with_values(func, args, kwargs, out)
@@ -77,7 +79,7 @@ class _Kernels(TorchDispatchMode):
             return (*out[:3], torch.empty(_recurrent_workspace(*args), dtype=torch.uint8))
         if packet is _ATEN.mkldnn_rnn_layer_backward:
             return (*out[:4], torch.empty_like(out[3]), *out[5:])  # torch's fake kernel returns one tensor twice
-        if isinstance(out, Tensor) and out.layout == torch.sparse_coo:
+        if _is_sparse(out):
             return _with_entries(func, args, out)
         return out
 
@@ -92,7 +94,7 @@ class _Kernels(TorchDispatchMode):
 _ATEN = torch.ops.aten
 _FACTORIES = {_ATEN.arange, _ATEN.full, _ATEN.ones, _ATEN.zeros, _ATEN.eye, _ATEN.scalar_tensor}
 _UNREDUCED = {_ATEN.mse_loss, _ATEN.smooth_l1_loss, _ATEN.binary_cross_entropy, _ATEN.soft_margin_loss}
-_SUMS = {_ATEN.add, _ATEN.sub}
+_SUMS = {_ATEN.add, _ATEN.add_, _ATEN.sub}
 _BAGS = {_ATEN._embedding_bag, _ATEN._embedding_bag_forward_only}
 _GROUPED_TYPES = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -108,13 +110,17 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dt
     return torch.empty_strided((*rows, columns), strides, dtype=dtype, device=a.device)
 
 
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.sparse_coo
+
+
 def _with_entries(func: Any, args: Any, out: Tensor) -> Tensor:
     """Return a sparse result with as many entries as the real one. The result of a fake kernel has none."""
     packet = func.overloadpacket
-    sparse = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.layout == torch.sparse_coo]
+    sparse = [tensor for tensor in args if _is_sparse(tensor)]
     if packet is _ATEN._embedding_bag_backward:
         indices = args[1].view(1, -1)
-    elif not sparse or packet is _ATEN.detach or func._schema.is_mutable:
+    elif not sparse or packet is _ATEN.detach or (func._schema.is_mutable and packet is not _ATEN.add_):
         return out
     else:
         count = sum(tensor._nnz() for tensor in sparse) if packet in _SUMS else sparse[0]._nnz()

@@ -129,8 +129,10 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
         options: the same by name.
         objective: the model, which is trained in place, and its loss.
         loader: a DataLoader, a list of batches, or another iterable of batches. The key determines the order of a
-            DataLoader with `shuffle=True`; torch's own generator is neither read nor changed. Batches are passed to
-            the loss as they are, so they must be on the model's device.
+            DataLoader with `shuffle=True`, also with a `generator` of its own, and the draws of its data set. It does
+            not determine other state, such as a counter in a sampler or draws in persistent workers after the first
+            epoch. No generator is read or changed. Batches are passed to the loss as they are, so they must be on the
+            model's device.
         task: the model, loss and batches, such as `tasks.Digits()`. Any object with the methods of `Trainable`.
         estimator: how each gradient is obtained, such as `mezo()`.
         optimizer: how parameters move, such as `SGD(0.1)`.

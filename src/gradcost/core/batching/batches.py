@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import DataLoader, Dataset, Sampler
+
 from gradcost.core.errors import BadInput
-from gradcost.core.isolation import seeded_generators
+from gradcost.core.evaluation.mutable_state import Traversal
+from gradcost.core.isolation import seeded_generators, seeded_objects
 from gradcost.core.key import Key
 
 
@@ -14,8 +18,11 @@ class Batches:
     """The batches of a loader, epoch after epoch. Each is drawn under a key, so the same step gives the same batch.
 
     - Around each draw, the default generators of torch, NumPy and `random` are set from the key, and restored
-      afterwards. So a DataLoader with `shuffle=True` shuffles as the key says, in each epoch in another order.
+      afterwards. So are the generators that the loader, its samplers, its data set and their functions refer to. So a
+      DataLoader with `shuffle=True` shuffles as the key says, in each epoch in another order.
     - A list or tuple of batches keeps its order.
+    - Other state that determines batches is not set from the key: a counter in a sampler, or a generator of a worker
+      process that serves several epochs (`persistent_workers=True`).
     - Steps are cheap in ascending order. A smaller step, another key, or a step of a later epoch than the next one
       starts the loader again, if its length is known at the epoch of that step.
 
@@ -29,6 +36,7 @@ class Batches:
         require_loader(loader, "the loader")
         self.loader = loader
         self._key: Key | None = None
+        self._generators: list[Any] = []  # that the loader refers to
         self._next = 0  # the number of the step that the iterator yields next
         self._iterator: Iterator[Any] = iter(())
         self._last: Any = None  # the batch of step `_next` - 1: the first step reads its batch twice
@@ -45,7 +53,12 @@ class Batches:
         if isinstance(self.loader, Sequence):
             if not len(self.loader):
                 raise _empty(self.loader)
-            return self.loader[step % len(self.loader)]
+            if isinstance(self.loader, list | tuple):
+                return self.loader[step % len(self.loader)]
+            if key != self._key:
+                self._restart(key, step)
+            with self._seeded(step):
+                return self.loader[step % len(self.loader)]
         if key != self._key or step < self._next - 1 or (step > self._next and self._epoch_start(step) > self._next):
             self._restart(key, step)
         while self._next <= step:
@@ -59,13 +72,21 @@ class Batches:
 
     def _restart(self, key: Key, step: int) -> None:
         self._key, self._iterator, self._next = key, iter(()), self._epoch_start(step)
+        self._generators = _generators_of(self.loader)
+
+    @contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Seed all generators that may determine the batch of a step; restore them afterwards."""
+        assert self._key is not None
+        key = self._key.fold("batch", step)
+        with seeded_generators(key), seeded_objects(key, self._generators):
+            yield
 
     def _draw(self) -> Any:
-        assert self._key is not None
-        with seeded_generators(self._key.fold("batch", self._next)):
-            try:
-                batch = next(self._iterator)
-            except StopIteration:
+        with self._seeded(self._next):
+            batch = next(self._iterator, _END)
+        if batch is _END:
+            with self._seeded(self._next):  # again: a sampler may draw at the end of its epoch
                 self._iterator = iter(self.loader)
                 batch = next(self._iterator, _END)
         if batch is _END:
@@ -75,6 +96,14 @@ class Batches:
 
 
 _END = object()
+_MOST_ITEMS = 1000  # lists of more are paths or examples, and contain no generator
+
+
+def _generators_of(loader: Any) -> list[Any]:
+    """Return the random generators of torch, NumPy and `random` that a loader refers to."""
+    traversal = Traversal(follow_functions=True, entered=(DataLoader, Dataset, Sampler), most_items=_MOST_ITEMS)
+    traversal.visit("", loader)
+    return [generator for _, generator in traversal.generators]
 
 
 def length_of(loader: Any) -> int | None:

@@ -37,10 +37,18 @@ class Traversal:
     Args:
         follow_functions: whether to enter functions. If False, `functions` collects them.
         skipped: objects that are not entered, such as buffers.
+        entered: classes of torch or other opaque packages whose objects are entered too.
+        most_items: containers with more items are recorded, and not entered.
     """
 
-    def __init__(self, follow_functions: bool = False, skipped: Iterable[Any] = ()) -> None:
-        self.follow_functions = follow_functions
+    def __init__(
+        self,
+        follow_functions: bool = False,
+        skipped: Iterable[Any] = (),
+        entered: tuple[type, ...] = (),
+        most_items: int = sys.maxsize,
+    ) -> None:
+        self.follow_functions, self.entered, self.most_items = follow_functions, entered, most_items
         self.seen = {id(value): value for value in skipped}  # keeps the objects, so that no id is reused
         self.objects: list[Named] = []
         self.modules: list[tuple[str, nn.Module]] = []
@@ -71,8 +79,9 @@ class Traversal:
         elif isinstance(value, dict | list | set | deque | tuple | frozenset):
             if not isinstance(value, tuple | frozenset):
                 self.objects.append((name, value))
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from [(f"{name}[{key!r}]", item) for key, item in items]
+            if len(value) <= self.most_items:
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                yield from [(f"{name}[{key!r}]", item) for key, item in items]
             yield from self._attributes(name, value)
         elif isinstance(value, _FUNCTIONS):
             if self.follow_functions:
@@ -84,7 +93,7 @@ class Traversal:
             yield name, function
         elif isinstance(value, type):
             yield from self._class(value)
-        elif not is_opaque(type(value)):
+        elif not is_opaque(type(value)) or isinstance(value, self.entered):
             yield from self._attributes(name, value)
 
     def _attributes(self, name: str, value: Any) -> Iterator[Named]:
@@ -174,9 +183,9 @@ class NamedValues:
 
 
 def is_generator(value: Any) -> bool:
-    """Return whether a value is a random generator of torch, NumPy or Python's `random`."""
+    """Return whether a value is a random generator of torch, NumPy or Python's `random` that has a state."""
     if isinstance(value, torch.Generator | random.Random):
-        return True
+        return not isinstance(value, random.SystemRandom)
     return _package(type(value)) == "numpy" and hasattr(value, "standard_normal")
 
 
