@@ -232,7 +232,7 @@ def test_offloading_whose_transfers_no_figure_counts_is_the_last_resort():
 def test_micro_batches_of_a_model_with_batch_norm_are_the_last_resort():
     """Each has its own statistics, so their gradient is not that of the batch."""
     objective, batch = chain(), examples(8)
-    objective.model.append(nn.BatchNorm1d(10))
+    objective.model.add_module("9", nn.BatchNorm1d(10))
     methods = [gradcost.checkpointed(), Accumulated(gradcost.backprop(), 2)]
     found = plan(objective, batch, 1 << 30, methods)
     assert found.choice == gradcost.checkpointed()
