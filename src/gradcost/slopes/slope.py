@@ -179,10 +179,6 @@ class ForwardDifference(Slope):
 def _check_eps(eps: float | None) -> None:
     if eps is not None and not 0 < eps < math.inf:
         raise BadInput(f"eps is the length of a step along a direction and must be above 0, not {eps!r}.")
-    if eps is not None and eps >= 2 and eps % 1 == 0:
-        raise BadInput(
-            f"eps is the length of a step in the weights, such as 1e-3, not {eps:g}. Or is it probes={eps:g}?"
-        )
 
 
 def shifted(
