@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradcost.checkpointing.policies import Saving
 from gradcost.checkpointing.replay import Replay
+from gradcost.core.complex_numbers import as_real
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.evaluation.first_use import findings
 from gradcost.core.notes import warn_once
@@ -189,8 +190,4 @@ class _LossOfOutput:
         if isinstance(given, Tensor):
             return given
         parts = [part for part in tensors(output) if part.grad_fn is not None]
-        return sum((_real(part).float().square().mean() for part in parts), torch.zeros(()))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        return sum((as_real(part).float().square().mean() for part in parts), torch.zeros(()))

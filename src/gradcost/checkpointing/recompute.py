@@ -209,8 +209,8 @@ class _RegionRoutes:
                 settings.watch.check,
                 is_tagged=not settings.keep,
                 has_parts=self.has_parts,
+                checks_weights=settings.replay.is_in_loop,
             )
-            self.region.checks_weights = settings.replay.is_in_loop
             self.visited = []
         region = self.region
         self.visited.append(module)

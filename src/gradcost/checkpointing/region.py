@@ -84,12 +84,13 @@ class Region:
         before_rerun: Callable[[], None] = lambda: None,
         is_tagged: bool = True,
         has_parts: bool = False,
+        checks_weights: bool = False,
     ) -> None:
         self.generators = generators
         self.tag = memory_events.tag if is_tagged else _untagged  # marks a tensor as "saved" for memory trackers
         self.before_rerun = before_rerun
         self.on_value: Callable[[Tensor], None] | None = None  # called with each value that a call saves
-        self.checks_weights = False  # whether other code may change the weights before the backward pass
+        self.checks_weights = checks_weights  # whether other code may change the weights before the backward pass
         self.items: Items = ()  # the schedule, in calls; empty: record all calls in one rerun
         self.calls: list[Call] = []
         self.outputs: list[tuple[weakref.ref[Tensor], int]] = []  # of the latest call: (tensor, its version)

@@ -44,8 +44,10 @@ def _mixing_lines(objective: Objective, parts: int, batch: Any, key: Key) -> lis
         for layer in layers.values():
             layer.train()
         whole, split = (_gradient(each, batch, key) for each in (objective, objective.in_micro_batches(parts)))
-    error, layer = _distance(split, whole), mixing_layer(objective.model)
-    text = f"{format_number(error)} relative: each micro-batch has its own statistics in {layer}"
+    error = _distance(split, whole)
+    text = (
+        f"{format_number(error)} relative: each micro-batch has its own statistics in {mixing_layer(objective.model)}"
+    )
     return [CheckLine(f"{WHAT} in train mode", text, "note", {"error": error})]
 
 

@@ -94,9 +94,10 @@ class Board:
         left = 0.0
         for method, seconds in self.seconds.items():
             trials = self.totals[method] - self.done[method]
-            if trials and not seconds:
-                return ""
-            left += trials * statistics.fmean(seconds) if trials else 0.0
+            if trials:
+                if not seconds:
+                    return ""
+                left += trials * statistics.fmean(seconds)
         return f"about {duration(left / at_once)} left"
 
 

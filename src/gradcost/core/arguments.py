@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+
+Step = TypeVar("Step", float, float | None)
 
 
 def require_model_and_loss(model: Any, loss: Any) -> None:
@@ -47,3 +50,26 @@ def require_bytes(number: Any, what: str) -> int:
             f"{what} is a number of bytes above 0, not {number!r}: write 8 * 10**9 for 8 GB, or 8 << 30 for 8 GiB."
         )
     return int(number)
+
+
+def require_step(eps: Step) -> Step:
+    """Return the step of a finite difference, or None.
+
+    Raises:
+        BadInput: it is an integer above 1, which was probably meant as the number of probes.
+    """
+    if isinstance(eps, int) and eps > 1:
+        raise BadInput(f"eps is the length of a step in the weights, such as 1e-3, not {eps}. Or is it probes={eps}?")
+    return eps
+
+
+def require_several(given: Any, name: str) -> list[Any]:
+    """Return the items of a list of estimators.
+
+    Raises:
+        BadInput: `given` is something else, such as an optimizer or one estimator.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise BadInput(f"{name} is a list, such as [gradcost.mezo()], not {kind}. An optimizer is optimizer=.")
+    return list(given)

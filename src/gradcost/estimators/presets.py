@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from gradcost.checkpointing.policies import Blocks, Everything
-from gradcost.core.errors import BadInput
+from gradcost.core.arguments import require_step
 from gradcost.directions import Gaussian, Rademacher, Sphere
 from gradcost.estimators.activity import ActivityPerturbation
 from gradcost.estimators.by_length import ByLength
@@ -15,8 +13,6 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.variance_reduced import VarianceReduced
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
-
-_Step = TypeVar("_Step", float, float | None)
 
 
 def backprop() -> Reverse:
@@ -92,7 +88,7 @@ def spsa(eps: float | None = 1e-3, probes: int = 1) -> Probing:
         Probing(CentralDifference(eps), Rademacher(), probes).
     Source: Spall, IEEE TAC 37 (1992), equation 2.2.
     """
-    return Probing(CentralDifference(_step(eps)), Rademacher(), probes)
+    return Probing(CentralDifference(require_step(eps)), Rademacher(), probes)
 
 
 def mezo(eps: float | None = 1e-3, probes: int = 1) -> Probing:
@@ -112,7 +108,7 @@ def mezo(eps: float | None = 1e-3, probes: int = 1) -> Probing:
         Probing(CentralDifference(eps), Gaussian(), probes).
     Source: Malladi et al., arXiv 2305.17333 (2023), algorithm 1.
     """
-    return Probing(CentralDifference(_step(eps)), Gaussian(), probes)
+    return Probing(CentralDifference(require_step(eps)), Gaussian(), probes)
 
 
 def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceReduced:
@@ -134,7 +130,7 @@ def zo_svrg(eps: float = 1e-3, probes: int = 1, every: int = 100) -> VarianceRed
         VarianceReduced(Probing(ForwardDifference(eps), Sphere(), probes), every).
     Source: Liu et al., arXiv 1805.10367 (2018), algorithm 2, equations 2 and 3.
     """
-    return VarianceReduced(Probing(ForwardDifference(_step(eps)), Sphere(), probes), every)
+    return VarianceReduced(Probing(ForwardDifference(require_step(eps)), Sphere(), probes), every)
 
 
 def addax(longest: int, weight: float = 0.5, eps: float = 1e-3) -> ByLength:
@@ -174,7 +170,7 @@ def zo_sgd_sign(eps: float = 1e-3, probes: int = 1) -> Probing:
         Probing(CentralDifference(eps), Gaussian(), probes, Sign()).
     Source: Liu, Chen, Chen, Hong, "signSGD via zeroth-order oracle", ICLR 2019, algorithm 1.
     """
-    return Probing(CentralDifference(_step(eps)), Gaussian(), probes, Sign())
+    return Probing(CentralDifference(require_step(eps)), Gaussian(), probes, Sign())
 
 
 def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
@@ -197,7 +193,7 @@ def fzoo(eps: float = 1e-3, probes: int = 8) -> Probing:
         Probing(ForwardDifference(eps), Rademacher(), probes, Normalized()).
     Source: FZOO, arXiv 2506.09034 (2025), equations 3 and 4.
     """
-    return Probing(ForwardDifference(_step(eps)), Rademacher(), probes, Normalized())
+    return Probing(ForwardDifference(require_step(eps)), Rademacher(), probes, Normalized())
 
 
 def multi_tangent(probes: int = 4) -> Probing:
@@ -236,7 +232,7 @@ def hizoo(eps: float = 1e-3, probes: int = 1) -> HessianInformed:
         HessianInformed(eps, probes).
     Source: Zhao et al., arXiv 2402.15173 (2024), algorithm 1.
     """
-    return HessianInformed(_step(eps), probes)
+    return HessianInformed(require_step(eps), probes)
 
 
 def activity_perturbation(probes: int = 1) -> ActivityPerturbation:
@@ -257,10 +253,3 @@ def activity_perturbation(probes: int = 1) -> ActivityPerturbation:
     Source: Ren et al., arXiv 2210.03310 (2023), section 3.
     """
     return ActivityPerturbation(Jvp(), Gaussian(), probes)
-
-
-def _step(eps: _Step) -> _Step:
-    """Return eps. An integer above 1 was probably meant as the number of probes."""
-    if isinstance(eps, int) and eps > 1:
-        raise BadInput(f"eps is the length of a step in the weights, such as 1e-3, not {eps}. Or is it probes={eps}?")
-    return eps

@@ -19,6 +19,7 @@ from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo, spsa
 from gradcost.estimators.reverse import Reverse
+from gradcost.estimators.structure import micro_batches
 from gradcost.planning.within import Within
 
 PROBES = (1, 4, 16)
@@ -51,6 +52,16 @@ def options(
     yield from (forward_gradient(count, together=1) for count in probes if count > 1)
     yield from (mezo(probes=count) for count in probes)
     yield from (spsa(probes=count) for count in probes)
+
+
+def splits_mixed(estimator: Estimator, mixing: str | None) -> bool:
+    """Return whether the estimator splits a batch whose examples a layer mixes, so that its gradient differs.
+
+    Args:
+        estimator: the estimator.
+        mixing: the layer, as in `mixing_layer`; None if there is none.
+    """
+    return mixing is not None and micro_batches(estimator) > 1
 
 
 def _powers_of_two(largest: int) -> Iterator[int]:

@@ -18,8 +18,8 @@ from gradcost.core.units import size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import find, micro_batches
-from gradcost.planning.candidates import described, label, options
+from gradcost.estimators.structure import find
+from gradcost.planning.candidates import described, label, options, splits_mixed
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads
 from gradcost.planning.within import Within
@@ -119,10 +119,10 @@ def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tupl
     if not fitting and (parts := forecasts.fewest_parts(budget)) is not None:
         found = forecasts.cost_within(budget, parts)
         fitting = [(Accumulated(Reverse(Within(budget)), parts), found)] if isinstance(found, Forecast) else []
-    mixes = mixing_layer(objective.model) is not None
+    mixing = mixing_layer(objective.model)
 
     def preference(pair: tuple[Estimator, Forecast]) -> tuple[float, ...]:
-        return mixes and micro_batches(pair[0]) > 1, pair[1].flops, len(label(pair[0])), pair[1].peak
+        return splits_mixed(pair[0], mixing), pair[1].flops, len(label(pair[0])), pair[1].peak
 
     return min(fitting, key=preference, default=None)
 

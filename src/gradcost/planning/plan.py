@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
-from gradcost.core.arguments import require_bytes
+from gradcost.core.arguments import require_bytes, require_several
 from gradcost.core.batching.mixed_examples import mixing_layer
-from gradcost.core.errors import BadInput, Unsupported
+from gradcost.core.errors import Unsupported
 from gradcost.core.inner_model import inner_model
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import batch_size
 from gradcost.core.units import size
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import micro_batches
 from gradcost.instruments.cuda_allocator import CONTEXT, WORKSPACES, Reserved
 from gradcost.planning import roofline
-from gradcost.planning.candidates import PROBES, described, label, options, terse
+from gradcost.planning.candidates import PROBES, described, label, options, splits_mixed, terse
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
@@ -84,7 +83,7 @@ class Plan:
         for row in self.rows:
             if row.forecast is not None and offloads(row.estimator):
                 lines.append(f"{row.method}: transfers to the CPU and back are not included in these figures")
-        if self.mixing is not None and any(micro_batches(row.estimator) > 1 for row in self.rows):
+        if any(splits_mixed(row.estimator, self.mixing) for row in self.rows):
             lines.append(
                 f"micro-batches: {self.mixing} uses the statistics of each, so their gradient differs from that of "
                 "the whole batch"
@@ -215,11 +214,7 @@ def plan(
 
 
 def _each_checked(estimators: Any) -> list[Estimator]:
-    """Return a list of estimators; raise BadInput if it is something else, such as an optimizer or one estimator."""
-    if not isinstance(estimators, Iterable):
-        kind = type(estimators).__name__
-        raise BadInput(f"estimators is a list, such as [gradcost.mezo()], not {kind}. An optimizer is optimizer=.")
-    found = list(estimators)
+    found = require_several(estimators, "estimators")
     for each in found:
         require_estimator(each)
     return found

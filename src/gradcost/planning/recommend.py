@@ -13,7 +13,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import micro_batches
-from gradcost.planning.candidates import described, label
+from gradcost.planning.candidates import described, label, splits_mixed
 from gradcost.planning.forecast import Forecast
 from gradcost.planning.forecasts import Forecasts, offloads
 from gradcost.planning.row import Row
@@ -72,9 +72,7 @@ def recommendation(
     fitting = [row for row in rows if row.fits]
     exact = [row for row in fitting if row.exact]
     if exact:
-        best = min(
-            exact, key=lambda row: (mixing is not None and micro_batches(row.estimator) > 1, *_preference(row))
-        )
+        best = min(exact, key=lambda row: (splits_mixed(row.estimator, mixing), *_preference(row)))
         rank = "fastest" if best.seconds is not None else "cheapest"
         which = (
             "the only exact gradient here that fits" if len(exact) == 1 else f"the {rank} exact gradient that fits"

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from gradcost.core.arguments import require_several
 from gradcost.core.errors import BadInput
 from gradcost.core.units import size
 from gradcost.core.value import digest, value
@@ -247,10 +248,8 @@ def _default_methods(task: Any, memory: int | None, optimizer: Optimizer | Custo
 def _pairs(methods: GivenMethods) -> list[tuple[str, Estimator]]:
     if isinstance(methods, Mapping):
         pairs = list(cast("Mapping[str, Estimator]", methods).items())
-    elif isinstance(methods, str) or not isinstance(methods, Iterable):
-        raise BadInput(f"methods is a list, such as [gradcost.mezo()], not {type(methods).__name__}.")
     else:
-        pairs = [item if isinstance(item, tuple) else ("", item) for item in methods]
+        pairs = [item if isinstance(item, tuple) else ("", item) for item in require_several(methods, "methods")]
     for _, estimator in pairs:
         require_estimator(estimator)
     return [(name or label(estimator), estimator) for name, estimator in pairs]

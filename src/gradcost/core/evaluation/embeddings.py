@@ -10,16 +10,14 @@ from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 # The names and positions of the arguments that `EmbeddingCall` reads, and the padding index that means none.
-_LOOKUPS: Any = {
+_ARGUMENTS: Any = {
     F.embedding: ({"input": 0, "weight": 1, "padding_idx": 2, "scale_grad_by_freq": 5}, None),
     torch.embedding: ({"indices": 1, "weight": 0, "padding_idx": 2, "scale_grad_by_freq": 3}, -1),
-}
-_BAGS: Any = {
     F.embedding_bag: ({"weight": 1, "scale_grad_by_freq": 5}, None),
     torch.embedding_bag: ({"weight": 0, "scale_grad_by_freq": 3}, None),
 }
-LOOKUPS = set(_LOOKUPS)
-EMBEDDINGS = LOOKUPS | set(_BAGS)
+LOOKUPS = {F.embedding, torch.embedding}
+EMBEDDINGS = set(_ARGUMENTS)
 
 
 class EmbeddingCall(NamedTuple):
@@ -40,7 +38,7 @@ class EmbeddingCall(NamedTuple):
     @classmethod
     def of(cls, function: Any, args: Any, kwargs: Any) -> EmbeddingCall:
         """Return the arguments of the call function(*args, **kwargs)."""
-        positions, none = (_LOOKUPS | _BAGS)[function]
+        positions, none = _ARGUMENTS[function]
         given = {
             name: args[position] if len(args) > position else kwargs.get(name) for name, position in positions.items()
         }
