@@ -185,7 +185,7 @@ def test_where_nothing_fits_the_least_is_named():
     assert found.least is not None
     peaks = [row.forecast.peak for row in found.rows if row.forecast is not None and row.exact]
     assert found.least.forecast.peak <= min(peaks)
-    assert found.sentence.startswith("29.3 KiB is less than any exact gradient needs here: ")
+    assert found.sentence.startswith("29.3 KiB is less than any exact gradient needs with these settings: ")
     assert size(found.least.forecast.peak) in found.sentence
     assert "needs" in found.sentence.split("). ")[1]
     again = forecast(found.least.estimator, chain(), examples(64), ADAM)

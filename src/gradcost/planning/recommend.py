@@ -114,8 +114,8 @@ def _why_none_exact(budget: int, least: Least | None) -> str:
             f"None of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "
             f"{size(least.forecast.peak)}, {least.forecast.forwards:.1f} forwards, written {label(least.estimator)}."
         )
-    how = f"{described(least.estimator)}, {least.forecast.forwards:.1f} forwards"
-    return f"{size(budget)} is less than any exact gradient needs here: {size(least.forecast.peak)} ({how})."
+    needed = f"{size(least.forecast.peak)} ({described(least.estimator)}, {least.forecast.forwards:.1f} forwards)"
+    return f"{size(budget)} is less than any exact gradient needs with these settings: {needed}."
 
 
 def main_rows(rows: Sequence[Row], choice: Estimator | None) -> list[Row]:

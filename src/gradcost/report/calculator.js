@@ -119,7 +119,7 @@
       inParts.fits = true;
       return { best: inParts, added: inParts, sentences: [["Use ", inParts, `: ${costs(inParts)}.`], ["No exact gradient of the whole batch fits. A plan for these settings may find one with fewer micro-batches."]] };
     }
-    const why = schedules?.complete ? `${size(budget)} is less than any exact gradient needs here: ` : `No exact gradient of this table fits ${size(budget)}. The smallest peak: `;
+    const why = schedules?.complete ? `${size(budget)} is less than any exact gradient needs with these settings: ` : `No exact gradient of this table fits ${size(budget)}. The smallest peak: `;
     const sentences = !smallest ? [[schedules?.complete ? "No exact gradient can be computed here, whatever the budget." : "No method of this table computes the exact gradient here."]]
       : [[`${why}${size(smallest.peak)} (`, smallest.row, `, ${fixed(smallest.forwards, 1)} forwards).`]];
     if (rows.some((row) => row.left)) sentences.push(["Micro-batches of unequal sizes are left out."]);
