@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,22 @@ def found(what: str) -> Any:
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
     assert {"extra export", "extra study", "extra transformers"} <= {finding.what for finding in diagnose()}
     assert found("extra export").advice is None
-    known = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else known(name, *rest)
-    )
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "pyarrow":
+            raise importlib.metadata.PackageNotFoundError
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
     assert found("extra export").found == "no pyarrow"
     assert found("extra export").advice == 'pip install "gradcost[export]"'
+
+
+def test_no_installed_package_of_the_tests_is_missing():
+    """Distribution and module may have different names: pillow and PIL, scikit-learn and sklearn."""
+    for extra in ("tasks", "transformers", "hub", "report", "study", "trainers", "export"):
+        assert found(f"extra {extra}").advice is None, found(f"extra {extra}")
 
 
 def test_a_torch_that_lacks_a_private_name_is_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -12,9 +12,8 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from gradcost.checkpointing.call_state import BlockModules, CallState, Generators
 from gradcost.checkpointing.containers import packed, tensors_in, unpacked
@@ -132,7 +131,7 @@ class Region:
                 if parameter is not None:
                     self.resident.add(_storage(parameter))
 
-        seen: set[StorageWeakRef] = set()
+        seen: weakref.WeakValueDictionary[int, UntypedStorage] = weakref.WeakValueDictionary()
 
         def pack(tensor: Tensor) -> VersionedTensor | int:
             if _storage(tensor) in self.resident:
@@ -319,11 +318,11 @@ def _pack_in_rerun(expected: Iterator[int | None], store: Callable[[int, Tensor]
         store(index, tensor)
 
 
-def _new_bytes(tensor: Tensor, seen: set[StorageWeakRef]) -> int:
-    """Return a tensor's bytes; 0 if its storage is in `seen`. Add the storage: its address is not used again then."""
-    storage = StorageWeakRef(tensor.untyped_storage())
-    is_new = storage not in seen
-    seen.add(storage)
+def _new_bytes(tensor: Tensor, seen: weakref.WeakValueDictionary[int, UntypedStorage]) -> int:
+    """Return a tensor's bytes; 0 if its storage is in `seen`. Add the storage, until it is freed."""
+    storage = tensor.untyped_storage()
+    is_new = storage._cdata not in seen
+    seen[storage._cdata] = storage
     return tensor.nbytes if is_new else 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import os
 import re
 import time
@@ -42,8 +41,6 @@ def diagnose() -> tuple[Finding, ...]:
     return (*_extras(), _torch(), *_threads(), _allocator(), *_gpus(), *_clock())
 
 
-# The import name of a package, if it differs from the name of the distribution.
-_IMPORTED = {"scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
 _OWN = ("all", "docs", "test")  # extras of extras, and those of developers
 
 
@@ -58,10 +55,18 @@ def _extras() -> Iterator[Finding]:
         if match and match[2] not in _OWN:
             wanted.setdefault(match[2], []).append(match[1])
     for extra, packages in wanted.items():
-        missing = [name for name in packages if importlib.util.find_spec(_IMPORTED.get(name, name)) is None]
-        present = [f"{name} {importlib.metadata.version(name)}" for name in packages if name not in missing]
+        versions = {name: _version(name) for name in packages}
+        missing = [name for name, version in versions.items() if version is None]
+        present = [f"{name} {version}" for name, version in versions.items() if version is not None]
         found = ", ".join([*present, *(f"no {name}" for name in missing)])
         yield Finding(f"extra {extra}", found, f'pip install "gradcost[{extra}]"' if missing else None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _torch() -> Finding:

@@ -44,8 +44,23 @@ def _encoder_layer(x: Any, *arguments: Any, **_: Any) -> int:
     return 2 * b * t * weights + 4 * b * t * t * d
 
 
-# FLOP formulas that torch's registry lacks. Each takes the operator's arguments.
-_EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of attention. Grouped queries share keys and values; torch 2.9 refuses their shapes."""
+    return sdpa_flop_count(q.shape, *(_with_heads_of(q, each) for each in (k, v)))
+
+
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, *(_with_heads_of(q, each) for each in (k, v)))
+
+
+def _with_heads_of(q: Any, shared: Any) -> tuple[int, ...]:
+    """Return the shape of keys or values (B, H, T, D) if each head of the queries had its own."""
+    return (shared.shape[0], q.shape[1], *shared.shape[2:])
+
+
+_ATTENTION = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+# FLOP formulas that torch's registry lacks, or has for some inputs only. Each takes the operator's arguments.
+_FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN.addmm_: lambda c, a, b, **_: mm_flop(a.shape, b.shape),
     _ATEN.baddbmm_: lambda c, a, b, **_: 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2],
     _ATEN.mv: lambda a, x, **_: 2 * a.shape[0] * a.shape[1],
@@ -55,12 +70,8 @@ _EXTRA_FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN.vdot: lambda x, y: 2 * x.shape[0],
     _ATEN.addbmm: lambda c, a, b, **_: 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2],
     _ATEN.addr: lambda c, x, y, **_: 2 * x.shape[0] * y.shape[0],
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q.shape, k.shape, v.shape
-    ),
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
-        g.shape, q.shape, k.shape, v.shape
-    ),
+    **{getattr(_ATEN, f"_scaled_dot_product_{kernel}"): _attention for kernel in _ATTENTION},
+    **{getattr(_ATEN, f"_scaled_dot_product_{kernel}_backward"): _attention_backward for kernel in _ATTENTION},
     _ATEN._grouped_mm: _grouped_mm,
     _ATEN.mkldnn_rnn_layer: _rnn,
     _ATEN.mkldnn_rnn_layer_backward: lambda *a, **k: 2 * _rnn(*a, **k),
@@ -98,7 +109,7 @@ class Counts:
 
     Args:
         flops: FLOPs of matrix products (2 m n k each), convolutions, attention and recurrent layers, by the formulas
-            of torch and `_EXTRA_FORMULAS`.
+            of torch and `_FORMULAS`.
         matmuls: number of matrix products.
         elementwise: number of output elements of all other computations: one operation per element.
         moved: bytes read and written.
@@ -197,10 +208,10 @@ class OpCounter(TorchDispatchMode):
         if _is_view(func) or func.namespace != "aten":
             return
         packet, flops, elementwise, uncounted = func.overloadpacket, 0, 0, ""
-        if packet in flop_registry:
+        if packet in _FORMULAS:
+            flops = _FORMULAS[packet](*args, **kwargs)
+        elif packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-        elif packet in _EXTRA_FORMULAS:
-            flops = _EXTRA_FORMULAS[packet](*args, **kwargs)
         else:
             kind = _kind(func)
             elementwise = _numel(out) if kind == "elementwise" else 0

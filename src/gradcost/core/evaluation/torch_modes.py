@@ -128,7 +128,8 @@ def _clear_dispatch_flags() -> None:
     flags: Any = python_dispatch
     flags._is_in_torch_dispatch_mode = flags._is_in_non_infra_torch_dispatch_mode = False
     flags._is_in_any_mode_without_ignore_compile_internals = False
-    flags.set_is_in_mode_without_ignore_compile_internals(False)
+    if hasattr(flags, "set_is_in_mode_without_ignore_compile_internals"):  # torch 2.9 has no such copy of the flag
+        flags.set_is_in_mode_without_ignore_compile_internals(False)
 
 
 def _same_hooks(one: Any, other: Any) -> bool:
