@@ -91,6 +91,7 @@ def llama() -> Made:
     return Objective(LlamaForCausalLM(config), lambda model, batch: model(**batch).loss), batch
 
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 MODELS: dict[str, Callable[[], Made]] = {make.__name__: make for make in (mlp, cnn, gpt, bert, llama)}
 
 
@@ -202,7 +203,8 @@ def assert_forecast_is_exact(
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
     memory, counts = tracked(estimator, objective, batch, optimizer)
     assert predicted.peak == memory.peak
-    assert predicted.breakdown == memory.breakdown
+    if TORCH >= (2, 10):  # torch 2.9 adds the gradients of a shared weight into the other one, outside a simulation
+        assert predicted.breakdown == memory.breakdown
     assert sum(memory.breakdown.values()) == memory.peak
     assert (predicted.flops, predicted.matmuls, predicted.counts.elementwise) == (
         counts.flops,

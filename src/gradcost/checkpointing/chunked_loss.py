@@ -108,7 +108,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, gradient: _SharedGradient) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.gradient = gradient
-        return F.linear(rows, weight)
+        # Detached: else autocast in torch 2.9 keeps the cast weight, which has no graph, for later uses.
+        return F.linear(rows, weight.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -242,18 +242,16 @@ class Hooks:
 
     def _add(self, hooks: Any, hook: Any, first: bool = False) -> None:
         self._dictionaries.append(hooks)
-        # The key is self: an interrupt could lose torch's removal handle.
-        hooks[self] = hook if hook is True else _Hook(hook)
+        # The key is known before the hook is added: an interrupt could lose torch's removal handle. It is an integer
+        # because the compiler of torch 2.9 fails on others.
+        hooks[id(self)] = hook if hook is True else _Hook(hook)
         if first:
-            hooks.move_to_end(self, last=False)
+            hooks.move_to_end(id(self), last=False)
 
     def remove(self) -> None:
         """Remove all hooks. Calling it again does nothing."""
         for hooks in self._dictionaries:
-            hooks.pop(self, None)
-
-    def __deepcopy__(self, memo: Any) -> Hooks:
-        return Hooks()
+            hooks.pop(id(self), None)
 
 
 class _Hook(functools.partial[Any]):

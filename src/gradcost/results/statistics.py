@@ -71,7 +71,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     part = (outer - level) / (outer - inner)
     weight = (n - depth) * part / (depth + (n - 2 * depth) * part)
     low, high = (_between(x[a], x[b], weight) for a, b in ((depth - 1, depth), (n - depth, n - depth - 1)))
-    return Interval(middle, low, high, level, n)
+    return Interval(middle, min(low, middle), max(high, middle), level, n)  # interpolation rounds
 
 
 def _coverage(depth: int, n: int) -> float:
