@@ -173,15 +173,15 @@ def test_noise_on_a_complex_tensor_is_that_on_its_real_view(dtype: torch.dtype):
 
 @contextmanager
 def default_of(default: str | torch.dtype) -> Iterator[None]:
-    if isinstance(default, str):
-        with torch.device(default):
-            yield
-        return
     before = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(default)
+        if isinstance(default, str):
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
         yield
     finally:
+        torch.set_default_device(None)
         torch.set_default_dtype(before)
 
 

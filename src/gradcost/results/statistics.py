@@ -71,7 +71,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     part = (outer - level) / (outer - inner)
     weight = (n - depth) * part / (depth + (n - 2 * depth) * part)
     low, high = (_between(x[a], x[b], weight) for a, b in ((depth - 1, depth), (n - depth, n - depth - 1)))
-    return Interval(middle, min(low, middle), max(high, middle), level, n)  # interpolation rounds
+    return Interval(middle, low, high, level, n)
 
 
 def _coverage(depth: int, n: int) -> float:
@@ -91,7 +91,10 @@ def _coverages(n: int) -> tuple[float, ...]:
 
 
 def _between(outer: float, inner: float, weight: float) -> float:
-    return outer if math.isinf(outer) or math.isinf(inner) else (1 - weight) * outer + weight * inner
+    """Interpolate. The result lies between both values, also after rounding."""
+    if math.isinf(outer) or math.isinf(inner):
+        return outer
+    return min(max((1 - weight) * outer + weight * inner, min(outer, inner)), max(outer, inner))
 
 
 @dataclass(frozen=True)
