@@ -16,13 +16,16 @@ from gradcost.checkpointing.schedules import joined, schedule_length
 from gradcost.cli import spec
 from gradcost.core.key import Key
 from gradcost.integrations import transformers as integration
-from gradcost.planning import by_depth as by_depth_module
+from gradcost.planning import copies
+from gradcost.planning.batch import resized
 from gradcost.planning.by_depth import ByDepth
-from gradcost.planning.forecast import Forecast, forecast
+from gradcost.planning.forecast import Forecast, forecast, forward_counts
+from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.repeated_blocks import Repeated, find_repeated, with_fewer
 from gradcost.planning.visits import labels, shortened, visits
 from gradcost.planning.within import Within
 from gradcost.tasks.task import Batch, cross_entropy
+from gradcost.training.customary import Customary
 
 transformers = pytest.importorskip("transformers")
 WIDE = {"vocab_size": 300, "max_position_embeddings": 64, "num_attention_heads": 4}
@@ -31,7 +34,7 @@ SIZE = {"hidden_size": 128, "intermediate_size": 192, **WIDE}
 
 @pytest.fixture(autouse=True)
 def shallow_models_count_as_deep(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(by_depth_module, "_LEAST_BLOCKS", 6)
+    monkeypatch.setattr(copies, "_LEAST_BLOCKS", 6)
 
 
 def llama(depth: int) -> nn.Module:
@@ -110,9 +113,12 @@ def figures(result: Forecast) -> dict[str, Any]:
     return {**vars(result), **vars(result.counts), **memory, "memory": None, "counts": None}
 
 
-def assert_equal(estimator: str, objective: gradcost.Objective, batch: Any, optimizer: Any) -> None:
-    by_depth, parsed = ByDepth(objective, optimizer, None), spec.method(estimator)
-    assert figures(by_depth.forecast(parsed, batch)) == figures(forecast(parsed, objective, batch, optimizer))
+def assert_equal(
+    estimator: str, objective: gradcost.Objective, batch: Any, optimizer: Any, device: str | None = None
+) -> None:
+    by_depth, parsed = ByDepth(objective, optimizer, device), spec.method(estimator)
+    found, whole = by_depth.forecast(parsed, batch), forecast(parsed, objective, batch, optimizer, device)
+    assert figures(found) == {**figures(whole), "cuda": None}
     assert by_depth.computed == [parsed]  # not by a simulation of the whole model
 
 
@@ -232,14 +238,51 @@ def test_the_visits_of_a_step_are_those_of_the_schedule(items: Any):
     assert schedule_length(short) <= count
 
 
-def test_a_step_for_cuda_is_simulated():
+@pytest.mark.parametrize("estimator", ["checkpointed()", "Reverse(Offloaded())", "mezo()"])
+def test_a_step_for_cuda_is_computed_with_the_sizes_and_kernels_of_cuda(estimator: str):
+    assert_equal(estimator, *objective_of(gpt2, 7), ADAMW, "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_model(device: str):
+    objective, batch = objective_of(llama, 7, examples=12)
+    forecasts, others = Forecasts(objective, batch, ADAMW, device), Forecasts(objective, batch, None, device)
+    for parts, size in ((2, None), (6, None), (12, None), (5, None), (4, 8)):
+        estimator = gradcost.Accumulated(gradcost.checkpointed(), parts)
+        for each in (forecasts, others):
+            found = each.of(estimator, size)
+            whole = forecast(estimator, objective, resized(batch, size or 12), each.optimizer, device)
+            assert isinstance(found, Forecast)
+            assert figures(found) == {**figures(whole), "cuda": None}
+
+
+def test_the_whole_model_evaluates_one_batch_of_a_plan(monkeypatch: pytest.MonkeyPatch):
+    depths: list[int] = []
+
+    def recorded(objective: Any, *arguments: Any) -> Any:
+        depths.append(len(objective.model.model.layers))
+        return forward_counts(objective, *arguments)
+
+    monkeypatch.setattr(copies, "forward_counts", recorded)
+    objective, batch = objective_of(llama, 7, examples=8)
+    gradcost.plan(objective, batch, 1 << 30, optimizer=Customary(), probes=(1,), device="cuda")
+    assert depths.count(7) == 1
+    assert {3, 4} < set(depths)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.6])
+def test_a_plan_for_cuda_tells_the_reserved_bytes_of_its_choice(share: float):
     objective, batch = objective_of(llama, 7)
-    by_depth = ByDepth(objective, SGD, "cuda")
-    assert (
-        by_depth.forecast(gradcost.backprop(), batch).cuda
-        == forecast(gradcost.backprop(), objective, batch, SGD, "cuda").cuda
-    )
-    assert by_depth.computed == []
+    budget = int(share * forecast(gradcost.backprop(), objective, batch, SGD, "cuda").peak)
+    found = gradcost.plan(objective, batch, budget, optimizer=SGD, probes=(1,), device="cuda")
+    assert found.chosen is not None
+    assert found.chosen.forecast is not None
+    assert found.chosen.forecast.cuda is not None
+    whole = forecast(found.chosen.estimator, objective, batch, SGD, "cuda")
+    assert found.chosen.forecast.peak == whole.peak
+    assert found.chosen.forecast.cuda == whole.cuda
+    others = [row.forecast for row in found.rows if row is not found.chosen and row.forecast is not None]
+    assert {other.cuda for other in others} == {None}
 
 
 def test_a_model_of_15_blocks_is_simulated(monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,7 @@ from gradcost.planning.visits import Label, labels, shortened, visits
 
 _FEWEST = 3, 4  # numbers of blocks: the bytes before the steps of two copies give those of any number of blocks
 
-Simulate = Callable[[Estimator, int], tuple[Simulation, Repeated]]  # (estimator, number of blocks)
+Simulate = Callable[[Items], tuple[Simulation, Repeated]]  # of a schedule
 
 
 def schedule_of(estimator: Estimator, blocks: int) -> tuple[Items, int] | None:
@@ -65,22 +65,34 @@ class Learned:
     failed: bool = False
 
 
+@dataclass
+class Growth:
+    """Per block: the bytes before a step by purpose, those of the kept states, and those of the message.
+
+    They depend on the model and the optimizer, not on the batch or the schedule. None until they are known.
+    """
+
+    per_block: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class BySchedule:
     """Computes steps with one number of micro-batches, one batch and one optimizer.
 
     Args:
-        simulate: simulates an estimator on a copy of the model with a number of blocks.
+        simulate: simulates a schedule on a copy of the model with as many blocks as it has.
         parts: the number of micro-batches of the step.
-        wrap: makes an estimator from a schedule.
+        growth: what is the same for other batches; it is learned here if it is unknown.
     """
 
     simulate: Simulate
     parts: int
-    wrap: Callable[[Items], Estimator]
+    growth: Growth
     learned: Learned = field(default_factory=Learned)
 
-    def forecast(self, estimator: Estimator, items: Items, part: Repeated, forward: int, device: str) -> Forecast:
+    def forecast(
+        self, estimator: Estimator, items: Items, part: Repeated, forward: int, device: str, more: int = 0
+    ) -> Forecast:
         """Return the forecast of a step.
 
         Args:
@@ -89,23 +101,25 @@ class BySchedule:
             part: the blocks of the whole model.
             forward: FLOPs of one forward pass of the whole model.
             device: the type of device.
+            more: the number of further micro-batches, which cost as much as those between the first and the last.
+                They need no more memory.
         Raises:
             Irregular: the step does not follow from short schedules.
         """
         if self.learned.failed:
             raise Irregular
         try:
-            memory, counts, (kept, message) = self._composed(items, part)
+            memory, counts, (kept, message) = self._composed(items, part, more)
         except Irregular:
             self.learned.failed = True
             raise
         return Forecast(estimator, device, memory, counts, forward, kept, message)
 
-    def _composed(self, items: Items, part: Repeated) -> tuple[Memory, Counts, tuple[int, int]]:
+    def _composed(self, items: Items, part: Repeated, more: int) -> tuple[Memory, Counts, tuple[int, int]]:
         while missing := set(self._labels(items)) - self.learned.segments.keys():
             self._learn(shortened(items, self.parts, missing, self.learned.starts))
         for count in _FEWEST:
-            if len(self.learned.bases) < 2 and count not in self.learned.bases:
+            if self.growth.per_block is None and len(self.learned.bases) < 2 and count not in self.learned.bases:
                 self._learn((count,))
         count = schedule_length(items)
         base, kept, message = self._base(count)
@@ -116,18 +130,22 @@ class BySchedule:
         blocks: dict[Label, Counter[int]] = {}
         for visit in visits(items, self.parts, self.learned.starts):
             peak.visit(self.learned.segments[visit.label], (0, visit.block))
+        for visit in visits(items, self.parts + more, self.learned.starts):
             blocks.setdefault(visit.label, Counter())[visit.block] += 1
         total += [(times, work[label]) for label, times in blocks.items()]
         return peak.memory(), _sum(total, part), (kept, message)
 
     def _base(self, count: int) -> tuple[Bytes, int, int]:
         """Return the bytes before the step, those of the kept states, and those of the message."""
-        low, high = sorted(self.learned.bases)[:2]
         values = {blocks: (*base, kept, message) for blocks, (base, kept, message) in self.learned.bases.items()}
+        low, high = min(values), max(values)
+        if self.growth.per_block is None:
+            pairs = zip(values[low], values[high], strict=True)
+            self.growth.per_block = tuple((y - x) // (high - low) for x, y in pairs)
+        growth = self.growth.per_block
 
         def at(blocks: int) -> tuple[int, ...]:
-            pairs = zip(values[low], values[high], strict=True)
-            return tuple(x + (blocks - low) * (y - x) // (high - low) for x, y in pairs)
+            return tuple(x + (blocks - low) * more for x, more in zip(values[low], growth, strict=True))
 
         if any(at(blocks) != known for blocks, known in values.items()):
             raise Irregular
@@ -135,15 +153,14 @@ class BySchedule:
         return tuple(base), kept, message
 
     def _learn(self, items: Items) -> None:
-        """Simulate a schedule on as many blocks as it has, and store the segments of its visits."""
-        count = schedule_length(items)
-        simulation, part = self.simulate(self.wrap(items), count)
+        """Simulate a schedule, and store the segments of its visits."""
+        simulation, part = self.simulate(items)
         cut, work = Cut(simulation, (part,)), _work(simulation.operations, part)
         self.learned.starts |= not self._has_visits(items, cut, work)
         if not self._has_visits(items, cut, work):
             raise Irregular
         found = simulation.forecast
-        self.learned.bases[count] = cut.base, found.kept, found.message
+        self.learned.bases[schedule_length(items)] = cut.base, found.kept, found.message
         for label, segment, (_, counts) in zip(self._labels(items), cut.segments, work, strict=True):
             if self.learned.segments.setdefault(label, segment) != segment:
                 raise Irregular

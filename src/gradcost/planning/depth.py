@@ -78,7 +78,7 @@ def extrapolated(
     forward = extrapolated_counts(three.forward, four.forward, parts, count)
     before, last = three.forecast, four.forecast
     kept, message = (y + more * (y - x) for x, y in ((before.kept, last.kept), (before.message, last.message)))
-    result = replace(last, memory=memory, counts=counts, forward=forward.flops, kept=kept, message=message)
+    result = replace(last, memory=memory, counts=counts, forward=forward.flops, kept=kept, message=message, cuda=None)
     return result, forward
 
 

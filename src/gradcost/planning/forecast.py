@@ -19,7 +19,16 @@ from gradcost.core.notes import Note
 from gradcost.core.objective import Objective
 from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimator, require_estimator, require_objective
-from gradcost.instruments.cuda_allocator import BLOCK, CONTEXT, WORKSPACES, Reserved, replay_step
+from gradcost.instruments.cuda_allocator import (
+    BLOCK,
+    CONTEXT,
+    SMALL,
+    SMALL_SEGMENT,
+    WORKSPACES,
+    Reserved,
+    replay_step,
+    round_up,
+)
 from gradcost.instruments.flops import Counts, OpCounter, Operation
 from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose
 from gradcost.instruments.workspaces import Workspace
@@ -41,8 +50,9 @@ class Forecast:
         forward: FLOPs of one forward pass of the batch.
         kept: bytes of the states of optimizer and estimator, which stay allocated between steps.
         message: bytes of a message that transmits the gradient.
-        cuda: requested, allocated and reserved bytes of training, by a model of CUDA's allocator; None on a CPU.
-            The CUDA context comes on top: about 0.4 to 0.6 GiB per process, by card and driver.
+        cuda: requested, allocated and reserved bytes of training, by a model of CUDA's allocator. The CUDA context
+            comes on top: about 0.4 to 0.6 GiB per process, by card and driver. None on a CPU, and in a plan of a deep
+            model for the methods that are not chosen.
         spread: FLOPs of passes over the data, divided by the steps between two passes. `forecast` leaves them out: 0.
     """
 
@@ -99,6 +109,23 @@ class Forecast:
     def forwards(self) -> float:
         """FLOPs in units of one forward pass."""
         return self.flops / self.forward if self.forward else 0.0
+
+    def with_more(self, purpose: Purpose, requested: int, rounded: int) -> Forecast:
+        """Return the forecast with more bytes at the peak.
+
+        Args:
+            purpose: their purpose.
+            requested: the bytes as tensors request them.
+            rounded: the bytes as the allocator rounds them up.
+        """
+        memory, cuda = self.memory, self.cuda
+        breakdown = {**memory.breakdown, purpose: memory.breakdown[purpose] + rounded}
+        if cuda is not None:
+            segments = round_up(rounded, SMALL_SEGMENT) if rounded > SMALL else 0  # few bytes fit where others are
+            cuda = Reserved(
+                cuda.requested + requested, cuda.allocated + rounded, cuda.reserved + segments, cuda.snapshot
+            )
+        return replace(self, memory=replace(memory, peak=memory.peak + rounded, breakdown=breakdown), cuda=cuda)
 
     def __str__(self) -> str:
         lines = [
@@ -194,6 +221,7 @@ def simulate(
     forward: Counts | None = None,
     is_checked: bool = False,
     held: bool = False,
+    replayed: bool = True,
 ) -> Simulation:
     """Return the forecast of a step with its record. Arguments and errors: as `forecast`.
 
@@ -201,6 +229,7 @@ def simulate(
         forward: the counts of one forward pass, if they are known.
         is_checked: whether the estimator is known to have no objection, whose search may cost a forward pass.
         held: as in `forecast`.
+        replayed: whether to compute `Forecast.cuda`, by replaying CUDA's allocator.
     """
     if objective.structure.processes_message() is not None:
         raise Unsupported(
@@ -225,7 +254,7 @@ def simulate(
         start = tracker.moment
         with counter.followed(), tracker.followed():
             estimate = train_state.step(fake_batch, Key(0))
-        log = tracker.log() if where == "cuda" else []
+        log = tracker.log() if where == "cuda" and replayed else []
         changes, kept = tracker.changes(), sum(tensor.nbytes for tensor in train_state.held_tensors())
     message = estimate.gradient.message_nbytes
     cuda = replay_step(log[:start], log[start:]) if log else None
@@ -278,6 +307,11 @@ def device_type(objective: Objective, device: str | torch.device | None) -> str:
 def rounding(device: str) -> int:
     """Return the block size of a device's allocator, in bytes: it rounds sizes up to multiples of this."""
     return BLOCK if device == "cuda" else 1
+
+
+def input_bytes(batch: Any, device: str) -> int:
+    """Return the bytes of the tensors of a batch, each rounded up as by the allocator of a type of device."""
+    return sum(round_up(tensor.nbytes, rounding(device)) for tensor in tensors(batch))
 
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:

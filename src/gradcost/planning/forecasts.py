@@ -16,12 +16,13 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find, micro_batches, unwrapped
-from gradcost.instruments.cuda_allocator import SMALL, SMALL_SEGMENT, Reserved, round_up
+from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import resized
 from gradcost.planning.by_depth import ByDepth
-from gradcost.planning.forecast import Forecast, device_type, rounding
+from gradcost.planning.copies import Copies
+from gradcost.planning.forecast import Forecast, device_type, input_bytes, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
@@ -37,15 +38,28 @@ class Forecasts:
       adds the FLOPs of the second probe and at most the bytes of one slope. Each micro-batch after the third costs as
       much as the third.
 
-    objective, batch, optimizer, device: as in `forecast`.
+    Args:
+        objective, batch, optimizer, device: as in `forecast`.
+        copies: the copies of the model with few of its blocks, to share them; None for new ones.
+        is_whole: whether the whole model is simulated, also if it has many equal blocks.
     """
 
-    def __init__(self, objective: Objective, batch: Any, optimizer: Optimizer | None, device: str | None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        batch: Any,
+        optimizer: Optimizer | None,
+        device: str | None,
+        copies: Copies | None = None,
+        is_whole: bool = False,
+    ) -> None:
         self.objective, self.batch, self.optimizer, self.device = objective, batch, optimizer, device
         self._known: dict[tuple[Estimator, int | None], Forecast | str] = {}
         self._least: dict[tuple[int, int | None], int | None] = {}
-        self._by_depth = ByDepth(objective, optimizer, device)
-        self._depths: dict[tuple[int, int | None], ByDepth] = {(1, None): self._by_depth}
+        self._schedules: dict[Estimator, Estimator] = {}  # of `Within`, with micro-batches or without
+        self._copies = Copies(objective, device) if copies is None else copies
+        self._by_depth = ByDepth(objective, optimizer, device, self._copies)
+        self._is_whole = is_whole
 
     def evaluate(self) -> None:
         """Simulate one forward pass of the batch.
@@ -106,21 +120,33 @@ class Forecasts:
         The schedules are simulated on a shorter batch (`fewer`). The bytes are those of the rest of the batch.
         """
         objective, batch, omitted_bytes = self.fewer(parts, size)
-        by_depth = self._depths.setdefault((parts, size), ByDepth(objective, self.optimizer, self.device))
+        by_depth = self._in_micro_batches_of(objective)
         return MemoryTradeoff(objective, batch, self.optimizer, self.device, by_depth), omitted_bytes
+
+    def _in_micro_batches_of(self, objective: Objective) -> ByDepth:
+        return self._by_depth.in_micro_batches(objective.parts // self.objective.parts)
 
     def within(self, budget: int, parts: int = 1) -> tuple[Estimator, Forecast | str]:
         """Return `Within(budget, beside)` with `parts` micro-batches, and its forecast or why the forecast fails."""
         try:
             schedule = self._cheapest(budget, parts)
             objective, batch, omitted_bytes = self.fewer(parts)
-            bare = ByDepth(objective, None, self.device).forecast(schedule, batch)
+            bare = self._in_micro_batches_of(objective).with_optimizer(None).forecast(schedule, batch)
             without_optimizer = omitted_bytes + bare.peak
         except (GradcostError, RuntimeError) as error:
             return _in_parts(Reverse(Within(budget)), parts), str(error)
         estimator = _in_parts(Reverse(Within(budget, budget - without_optimizer)), parts)
-        result = self.of(_in_parts(schedule, parts))
+        self._schedules[estimator] = _in_parts(schedule, parts)
+        result = self.of(self._schedules[estimator])
         return estimator, result if isinstance(result, str) else replace(result, estimator=estimator)
+
+    def with_reserved(self, result: Forecast) -> Forecast:
+        """Return a forecast of `of` or `within` with `Forecast.cuda`, which takes a simulation of the whole model."""
+        if result.device != "cuda" or result.cuda is not None:
+            return result
+        whole = Forecasts(self.objective, self.batch, self.optimizer, self.device, self._copies, is_whole=True)
+        found = whole.of(self._schedules.get(result.estimator, result.estimator))
+        return result if isinstance(found, str) else replace(result, cuda=found.cuda)
 
     def cost_within(self, budget: int, parts: int = 1) -> Forecast | str:
         """Return the forecast of `within`, at less cost: its estimator is the schedule itself."""
@@ -190,11 +216,14 @@ class Forecasts:
         return largest(peak, budget, size, parts)
 
     def _forecast(self, estimator: Estimator, size: int | None) -> Forecast:
-        if (extrapolated := self._extrapolated_parts(estimator, size)) is not None:
-            return extrapolated
+        by_schedule = None if self._is_whole else self._by_depth.of_schedule(estimator, self._batch(size))
+        found = self._extrapolated_parts(estimator, size) if by_schedule is None else by_schedule
+        if found is not None:
+            return found
         two_rounds = _with_rounds(estimator, 2)
         if two_rounds is None or two_rounds == estimator:
-            return self._by_depth.forecast(estimator, self._batch(size), size)
+            compute = self._by_depth.whole if self._is_whole else self._by_depth.forecast
+            return compute(estimator, self._batch(size))
         one_round = _with_rounds(estimator, 1)
         assert one_round is not None
         one, two = self._forecast_or_raise(one_round, size), self._forecast_or_raise(two_rounds, size)
@@ -212,7 +241,7 @@ class Forecasts:
         two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
         result, short = _extrapolate(estimator, two, three, 3, parts), resized(full_batch, 3 * each)
         all_bytes, short_bytes = (sum(tensor.nbytes for tensor in tensors(b)) for b in (full_batch, short))
-        return _with_more(result, "inputs", all_bytes - short_bytes, self._bytes(full_batch) - self._bytes(short))
+        return result.with_more("inputs", all_bytes - short_bytes, self._bytes(full_batch) - self._bytes(short))
 
     def _forecast_or_raise(self, estimator: Estimator, size: int | None) -> Forecast:
         result = self.of(estimator, size)
@@ -221,8 +250,7 @@ class Forecasts:
         return result
 
     def _bytes(self, batch: Any) -> int:
-        granularity = rounding(device_type(self.objective, self.device))  # the allocator's, in bytes
-        return sum(round_up(tensor.nbytes, granularity) for tensor in tensors(batch))
+        return input_bytes(batch, device_type(self.objective, self.device))
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
@@ -318,16 +346,5 @@ def _with_slopes(estimator: Estimator, simulated: Forecast) -> Forecast:
     rounds, together = _rounds(inner)
     slope, more = 8 * together, rounds - 2
     blocks = 2 if isinstance(inner.slope, CentralDifference) else 1
-    return _with_more(
-        simulated, "temporaries", more * slope, more * blocks * round_up(slope, rounding(simulated.device))
-    )
-
-
-def _with_more(simulated: Forecast, purpose: Purpose, requested: int, rounded: int) -> Forecast:
-    """Add bytes at the peak: as tensors request them, and as the allocator rounds them up."""
-    memory, cuda = simulated.memory, simulated.cuda
-    breakdown = {**memory.breakdown, purpose: memory.breakdown[purpose] + rounded}
-    if cuda is not None:
-        segments = round_up(rounded, SMALL_SEGMENT) if rounded > SMALL else 0  # few bytes fit where others are
-        cuda = Reserved(cuda.requested + requested, cuda.allocated + rounded, cuda.reserved + segments, cuda.snapshot)
-    return replace(simulated, memory=replace(memory, peak=memory.peak + rounded, breakdown=breakdown), cuda=cuda)
+    rounded = more * blocks * round_up(slope, rounding(simulated.device))
+    return simulated.with_more("temporaries", more * slope, rounded)

@@ -21,6 +21,7 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.instruments.cuda_allocator import CONTEXT, WORKSPACES, Reserved
 from gradcost.planning import roofline
 from gradcost.planning.candidates import PROBES, described, label, options, splits_mixed, terse
+from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
@@ -180,11 +181,11 @@ def plan(
     estimators = None if estimators is None else _each_checked(estimators)
     where = device_type(objective, device)
     on_progress("the loss on this batch")
-    of_optimizer: dict[Optimizer | None, Forecasts] = {}
+    copies, of_optimizer = Copies(objective, where), dict[Optimizer | None, Forecasts]()
 
     def forecasts_of(estimator: Estimator) -> Forecasts:
         chosen = None if optimizer is None else optimizer_of(optimizer, estimator)
-        return of_optimizer.setdefault(chosen, Forecasts(objective, batch, chosen, where))
+        return of_optimizer.setdefault(chosen, Forecasts(objective, batch, chosen, where, copies))
 
     forecasts = forecasts_of(Reverse())
     forecasts.evaluate()
@@ -208,6 +209,9 @@ def plan(
         least = least_exact(forecasts, rows, examples or 1, budget)
     mixing = mixing_layer(objective.model)
     choice, sentence = recommendation(rows, budget, least, mixing)
+    for at, row in enumerate(rows):
+        if row.forecast is not None and row.estimator == choice:
+            rows[at] = replace(row, forecast=forecasts_of(row.estimator).with_reserved(row.forecast))
     name = type(inner_model(objective.model)).__name__
     dimension = objective.dimension
     return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least, mixing)
