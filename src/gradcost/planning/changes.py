@@ -18,7 +18,7 @@ from gradcost.core.units import size
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import find
+from gradcost.estimators.structure import find, micro_batches
 from gradcost.planning.candidates import described, label, options, splits_mixed
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads
@@ -99,7 +99,8 @@ def smallest_changes(
 def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tuple[Estimator, Forecast] | None:
     """Return the exact gradient that `plan` chooses by FLOPs; None if none fits the budget.
 
-    The candidates are those of a plan without `Segments`, since `Within(budget)` needs no more FLOPs. First it is
+    The candidates are those of a plan without `Segments`, since `Within(budget)` needs no more FLOPs. Micro-batches
+    do not need fewer FLOPs than the whole batch. If neither recomputed blocks nor their most micro-batches fit, it is
     computed whether any schedule fits with one example per micro-batch, because most setups end there.
     """
     if least_possible(setup) > budget:
@@ -107,15 +108,27 @@ def cheapest_exact(setup: Setup, budget: int, device: str | None = None) -> tupl
     objective, batch, where = setup.objective, setup.batch, device_type(setup.objective, device)
     forecasts = Forecasts(objective, batch, setup.optimizer, where)
     examples = forecasts.examples or 1
-    least = forecasts.least(examples)
-    if least is not None and least > budget:
-        return None
-    fitting: list[tuple[Estimator, Forecast]] = []
-    for each in options(objective, examples, budget, where, probes=()):
-        if not offloads(each) and not list(find(each, Segments)):
-            found = forecasts.cost_within(budget) if each == Reverse(Within(budget)) else forecasts.of(each)
-            if isinstance(found, Forecast) and found.peak <= budget:
-                fitting.append((each, found))
+    candidates = [
+        each
+        for each in options(objective, examples, budget, where, probes=())
+        if not offloads(each) and not list(find(each, Segments))
+    ]
+    split = [each for each in candidates if micro_batches(each) > 1]
+
+    def fits(each: Estimator) -> tuple[Estimator, Forecast] | None:
+        found = forecasts.cost_within(budget) if each == Reverse(Within(budget)) else forecasts.of(each)
+        return (each, found) if isinstance(found, Forecast) and found.peak <= budget else None
+
+    recomputed = split[0].inner if split else None  # of the whole batch
+    if not any(each is not None and fits(each) for each in (recomputed, *split[-1:])):
+        least = forecasts.least(examples)
+        if least is not None and least > budget:
+            return None
+    fitting = [found for each in candidates if each not in split and (found := fits(each))]
+    fewest = min((found.flops for _, found in fitting), default=None)
+    of_recomputed = None if recomputed is None else forecasts.of(recomputed)
+    if fewest is None or not isinstance(of_recomputed, Forecast) or fewest > of_recomputed.flops:
+        fitting += [found for each in split if (found := fits(each))]
     if not fitting and (parts := forecasts.fewest_parts(budget)) is not None:
         found = forecasts.cost_within(budget, parts)
         fitting = [(Accumulated(Reverse(Within(budget)), parts), found)] if isinstance(found, Forecast) else []
