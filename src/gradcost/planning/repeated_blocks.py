@@ -69,19 +69,26 @@ def find_repeated(objective: Objective) -> tuple[Repeated, ...]:
 
 def with_fewer(objective: Objective, parts: Sequence[Repeated], count: int) -> tuple[Objective, tuple[Repeated, ...]]:
     """Return a copy of an objective with `count` units of each repeated part, and these parts in the copy."""
-    tensors = (*objective.model.parameters(), *objective.model.buffers())
-    model = copy.deepcopy(objective.model, {id(tensor): tensor for tensor in tensors})
+    shared: list[Any] = [*objective.model.parameters(), *objective.model.buffers()]
+    for part in parts:
+        children = list(objective.model.get_submodule(part.name).children())
+        shared += children[_dropped(part, count)]  # not copied, since the copy does not have them
+    model = copy.deepcopy(objective.model, {id(each): each for each in shared})
     for part in parts:
         container = model.get_submodule(part.name)
-        children = list(container.children())
-        end = part.start + part.period * part.count
-        kept = children[: part.start + part.period * count] + children[end:]
+        kept = list(container.children())
+        del kept[_dropped(part, count)]
         container._modules = {str(index): child for index, child in enumerate(kept)}
     result = Objective(model, objective.loss, objective.parts, objective.data)
     trained = {id(leaf.parameter) for leaf in objective.leaves}
     if any(id(leaf.parameter) not in trained for leaf in result.leaves):
         result = result.only([leaf.name for leaf in result.leaves if id(leaf.parameter) in trained])
     return result, tuple(replace(part, count=count) for part in parts)
+
+
+def _dropped(part: Repeated, count: int) -> slice:
+    """Return the children of a container that a copy with `count` units does not have."""
+    return slice(part.start + part.period * count, part.start + part.period * part.count)
 
 
 def _kinds(blocks: Sequence[nn.Module], trained: set[int]) -> list[Any]:
