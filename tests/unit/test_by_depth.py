@@ -256,6 +256,19 @@ def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_mode
             assert figures(found) == {**figures(whole), "cuda": None}
 
 
+@pytest.mark.parametrize("depth", [5, 7])
+def test_a_tensor_that_is_twice_in_a_batch_counts_once(depth: int):
+    objective = objective_of(llama, depth)[0].with_loss(lambda model, batch: model(**batch).loss)
+    tokens = torch.ones(12, 16, dtype=torch.int64)
+    batch = {"input_ids": tokens, "labels": tokens}
+    more = resized(batch, 20)
+    assert more["input_ids"] is more["labels"]
+    estimator = gradcost.Accumulated(gradcost.checkpointed(), 6)
+    found = Forecasts(objective, batch, SGD, None).of(estimator)
+    assert isinstance(found, Forecast)
+    assert figures(found) == figures(forecast(estimator, objective, batch, SGD))
+
+
 def test_the_whole_model_evaluates_one_batch_of_a_plan(monkeypatch: pytest.MonkeyPatch):
     depths: list[int] = []
 

@@ -30,15 +30,25 @@ def resized(batch: Any, size: int) -> Any:
     if size < 1:
         raise BadInput(f"a batch has 1 example or more, not {size}.")
 
+    made: dict[tuple[int, int], tuple[Any, Any]] = {}  # identity and axis -> the leaf, kept alive, and the result
+
     def resize(leaf: Any, axis: int) -> Any:
-        if isinstance(leaf, np.ndarray):
-            return leaf.take(np.arange(size) % leaf.shape[axis], axis)
-        if not isinstance(leaf, Tensor):
-            return type(leaf)(list(itertools.islice(itertools.cycle(leaf), size)))
-        shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
-        has_values = not (leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta) and leaf.device.type == "cpu"
-        if has_values and leaf.numel() and math.prod(shape) <= _MAX_REPEATED:
-            return leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
-        return torch.empty(shape, dtype=leaf.dtype, device="meta")
+        # A tensor that occurs twice, as tokens and as targets, stays one tensor.
+        if (id(leaf), axis) not in made:
+            made[id(leaf), axis] = leaf, _resized(leaf, axis, size)
+        return made[id(leaf), axis][1]
 
     return map_examples(batch, resize)
+
+
+def _resized(leaf: Any, axis: int, size: int) -> Any:
+    """Return a tensor, array or list with `size` examples along a dimension."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.take(np.arange(size) % leaf.shape[axis], axis)
+    if not isinstance(leaf, Tensor):
+        return type(leaf)(list(itertools.islice(itertools.cycle(leaf), size)))
+    shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+    has_values = not (leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta) and leaf.device.type == "cpu"
+    if has_values and leaf.numel() and math.prod(shape) <= _MAX_REPEATED:
+        return leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
+    return torch.empty(shape, dtype=leaf.dtype, device="meta")

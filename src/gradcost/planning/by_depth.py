@@ -163,7 +163,8 @@ class ByDepth:
             self._schedules[size] = BySchedule(on_copy, size.micro_batches * self._objective.parts, self._growth)
         more = (parts * self._micro_batches - count) * self._objective.parts
         result = self._schedules[size].forecast(estimator, items, chain, forward, where, more)
-        result = result.with_more("inputs", 0, input_bytes(batch, where) - input_bytes(short, where))
+        block = rounding(where)
+        result = result.with_more("inputs", 0, input_bytes(batch, block) - input_bytes(short, block))
         return result if result.breakdown["parameters"] == self._copies.parameter_bytes else None
 
     def _fewer(self, batch: Any, micro_batches: int) -> tuple[int, Any]:

@@ -30,7 +30,7 @@ from gradcost.instruments.cuda_allocator import (
     round_up,
 )
 from gradcost.instruments.flops import Counts, OpCounter, Operation
-from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose
+from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose, strided_parts
 from gradcost.instruments.workspaces import Workspace
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.refusals import simulation_errors
@@ -309,9 +309,10 @@ def rounding(device: str) -> int:
     return BLOCK if device == "cuda" else 1
 
 
-def input_bytes(batch: Any, device: str) -> int:
-    """Return the bytes of the tensors of a batch, each rounded up as by the allocator of a type of device."""
-    return sum(round_up(tensor.nbytes, rounding(device)) for tensor in tensors(batch))
+def input_bytes(batch: Any, block: int = 1) -> int:
+    """Return the bytes of the storages of a batch, each rounded up to a multiple of `block` bytes."""
+    parts = [part.untyped_storage() for tensor in tensors(batch) for part in strided_parts(tensor)]
+    return sum(round_up(storage.nbytes(), block) for storage in {part._cdata: part for part in parts}.values())
 
 
 def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from gradcost.checkpointing.policies import Offloaded, Schedule
 from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief
 from gradcost.core.objective import Objective
-from gradcost.core.pytree import batch_size, tensors
+from gradcost.core.pytree import batch_size
 from gradcost.directions import Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
@@ -240,8 +240,8 @@ class Forecasts:
             return None
         two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
         result, short = _extrapolate(estimator, two, three, 3, parts), resized(full_batch, 3 * each)
-        all_bytes, short_bytes = (sum(tensor.nbytes for tensor in tensors(b)) for b in (full_batch, short))
-        return result.with_more("inputs", all_bytes - short_bytes, self._bytes(full_batch) - self._bytes(short))
+        requested = input_bytes(full_batch) - input_bytes(short)
+        return result.with_more("inputs", requested, self._bytes(full_batch) - self._bytes(short))
 
     def _forecast_or_raise(self, estimator: Estimator, size: int | None) -> Forecast:
         result = self.of(estimator, size)
@@ -250,7 +250,7 @@ class Forecasts:
         return result
 
     def _bytes(self, batch: Any) -> int:
-        return input_bytes(batch, device_type(self.objective, self.device))
+        return input_bytes(batch, rounding(device_type(self.objective, self.device)))
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
