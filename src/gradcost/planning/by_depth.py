@@ -44,7 +44,8 @@ class ByDepth:
 
     - it has fewer than 16 equal blocks, or the estimator may treat blocks differently;
     - the blocks do not run one after the other with equal allocations (`planning.depth`, `planning.by_schedule`);
-    - the counts of one forward pass or the bytes of the parameters are not those that the copies predict.
+    - the counts of a forward pass of the first batch, or the bytes of the parameters, are not those that the copies
+      predict.
 
     Args:
         objective, optimizer, device: as in `forecast`. The batches differ in nothing but the number of examples.
@@ -101,7 +102,8 @@ class ByDepth:
         try:
             is_regular = self._copies.is_regular(batch, self._micro_batches)
             result = compute(estimator, batch) if is_regular else None
-        except Exception:  # also an error in a copy: the whole model gives the result or the right message
+        except Exception as error:  # also one in a copy: the whole model gives the result or the right message
+            raise_interrupt(error)
             return None
         if result is not None:
             self.computed.append(estimator)
