@@ -26,11 +26,11 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.instruments.memory import MemoryTracker
 from gradcost.noise.philox import Normals, Signs
 from gradcost.planning import roofline
-from gradcost.planning.batch import resized
+from gradcost.planning.batch import MOST, largest, resized
 from gradcost.planning.candidates import described, label, options
 from gradcost.planning.curve import curve
 from gradcost.planning.forecast import Forecast, forecast
-from gradcost.planning.forecasts import MOST, Forecasts, largest
+from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.within import Within
 from gradcost.tasks.task import Batch, cross_entropy
@@ -340,6 +340,24 @@ def test_the_end_is_found_on_any_ascending_line_with_kinks(base, slope, start, k
     found = largest(peak, budget, start, floor)
     fitting = [size for size in range(1, 2100) if (p := peak(size)) is not None and p <= budget]
     assert found == max(fitting, default=0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**5)), min_size=1, max_size=4),
+    st.integers(10**5, 10**7),
+    st.integers(1, 64),
+)
+def test_few_sizes_are_tried(lines, budget, start):
+    """Between two kinks two predictions suffice; each further line takes at most two more."""
+    tried = []
+
+    def peak(size: int) -> int:
+        tried.append(size)
+        return max(base + slope * size for base, slope in lines)
+
+    found = largest(peak, budget, start)
+    assert found == min((max(budget - base, 0) // slope for base, slope in lines), default=0)
+    assert len(set(tried)) == len(tried) <= 4 + 2 * len(lines)
 
 
 def test_what_does_not_grow_has_no_largest():

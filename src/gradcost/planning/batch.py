@@ -1,9 +1,10 @@
-"""Change the size of a batch for a forecast, which needs shapes but no data."""
+"""Change the size of a batch for a forecast, which needs shapes but no data, and find the largest that fits."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from gradcost.core.batching.micro_batches import map_examples
 from gradcost.core.errors import BadInput
 
+MOST = 1 << 24  # examples: the largest batch that is tried
 _MAX_REPEATED = 1 << 20  # elements; integer tensors up to this size get values: models branch on masks and positions
 
 
@@ -52,3 +54,40 @@ def _resized(leaf: Any, axis: int, size: int) -> Any:
     if has_values and leaf.numel() and math.prod(shape) <= _MAX_REPEATED:
         return leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
     return torch.empty(shape, dtype=leaf.dtype, device="meta")
+
+
+def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
+    """Return the largest size, from `floor` to MOST, whose peak is at most `budget`; 0 if there is none.
+
+    Peaks are piecewise affine in the size, so the line through two of them predicts the answer: through those of the
+    largest known size that fits and the smallest that does not, or of the last two sizes. After 8 predictions the
+    range is halved.
+
+    Args:
+        peak: returns the peak bytes of a size; None if the size is impossible.
+        budget: bytes.
+        start: the first size to try.
+        floor: the smallest size.
+    """
+    low, high = (floor - 1, None), (MOST + 1, None)  # the largest size that fits, and the smallest that does not
+    last, at, predictions = None, max(start, floor), 0
+    while high[0] - low[0] > 1:
+        at = min(max(at, low[0] + 1), high[0] - 1)
+        point = at, peak(at)
+        is_fit = point[1] is not None and point[1] <= budget
+        low, high = (point, high) if is_fit else (low, point)
+        predicted = _crossing(low, high, budget) or _crossing(last, point, budget)
+        if predicted is None or predictions == 8:
+            at = (low[0] + high[0]) // 2 if high[0] <= MOST else 2 * low[0]
+        else:
+            at, predictions = predicted, predictions + 1
+        last = point
+    return low[0] if low[0] >= floor else 0
+
+
+def _crossing(one: tuple[int, int | None] | None, other: tuple[int, int | None], budget: int) -> int | None:
+    """Return the largest size below the budget on the line through two points; MOST if the line does not rise."""
+    if one is None or one[1] is None or other[1] is None or one[0] == other[0]:
+        return None
+    (size, low), (next_size, high) = sorted([(one[0], one[1]), (other[0], other[1])])
+    return MOST if high <= low else size + (budget - low) * (next_size - size) // (high - low)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,15 +18,13 @@ from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
-from gradcost.planning.batch import resized
+from gradcost.planning.batch import largest, resized
 from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type, input_bytes, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
 from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
-
-MOST = 1 << 24  # examples: the largest batch that is tried
 
 
 class Forecasts:
@@ -254,34 +251,6 @@ class Forecasts:
 
     def _batch(self, size: int | None) -> Any:
         return self.batch if size is None else resized(self.batch, size)
-
-
-def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
-    """Return the largest size, from `floor` to MOST, whose peak is at most `budget`; 0 if there is none.
-
-    Peaks are piecewise affine in the size, so a line through the peaks at `start` and 2 * `start` predicts the
-    answer. A search checks and corrects the prediction. `peak` returns the peak bytes of a size; None if the size is
-    impossible.
-    """
-    start = max(start, floor)
-    first, second = peak(start), peak(2 * start)
-    at = start
-    if first is not None and second is not None:
-        at = MOST if second <= first else start + (budget - first) * start // (second - first)
-    at = min(max(at // floor * floor, floor), MOST)  # a multiple of `floor`, such as the number of micro-batches
-    low, high, stride = floor - 1, MOST + 1, 1
-    while high - low > 1:
-        result = peak(at)
-        if result is not None and result <= budget:
-            low = at
-        else:
-            high = at
-        if low >= floor and high <= MOST:
-            at = (low + high) // 2
-        else:
-            at = min(low + stride, MOST) if low >= floor else max(high - stride, floor)
-        stride *= 2
-    return low if low >= floor else 0
 
 
 def _in_parts(estimator: Estimator, parts: int) -> Estimator:

@@ -7,9 +7,9 @@ from typing import Any
 
 from gradcost.core.units import DASH, number, size
 from gradcost.estimators.estimator import Estimator
+from gradcost.planning.batch import MOST
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
-from gradcost.planning.forecasts import MOST
 
 COLUMNS = ("method", "peak", "fits", "forwards", "est. s/step", "steps × (theory)", "largest batch")
 
