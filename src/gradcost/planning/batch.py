@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradcost.core.batching.micro_batches import map_examples
 from gradcost.core.errors import BadInput
+from gradcost.core.pytree import batch_size
 
 MOST = 1 << 24  # examples: the largest batch that is tried
 _MAX_REPEATED = 1 << 20  # elements; integer tensors up to this size get values: models branch on masks and positions
@@ -54,6 +55,21 @@ def _resized(leaf: Any, axis: int, size: int) -> Any:
     if has_values and leaf.numel() and math.prod(shape) <= _MAX_REPEATED:
         return leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
     return torch.empty(shape, dtype=leaf.dtype, device="meta")
+
+
+def three_parts(batch: Any, parts: int, own_parts: int = 1) -> Any | None:
+    """Return a batch of 3 micro-batches instead of `parts`, of the same size each.
+
+    None if there are no more than 3, if their sizes differ, or if a micro-batch does not divide into `own_parts`
+    equal parts.
+    """
+    try:
+        examples = batch_size(batch)
+    except BadInput:
+        return None
+    if parts <= 3 or examples % (parts * own_parts):
+        return None
+    return resized(batch, examples // parts * 3)
 
 
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:

@@ -20,7 +20,7 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find
 from gradcost.instruments.flops import Counts
-from gradcost.planning.batch import resized
+from gradcost.planning.batch import three_parts
 from gradcost.planning.block_profile import Profile, profile
 from gradcost.planning.by_schedule import BySchedule, Growth, schedule_of
 from gradcost.planning.copies import Copies, Size, size_of
@@ -153,8 +153,10 @@ class ByDepth:
             return None
         items, parts = found
         forward, where = self.evaluate(batch).flops, device_type(self._objective, self._device)
-        count, short = self._fewer(batch, parts * self._micro_batches)
-        size = size_of(short, count)
+        count = parts * self._micro_batches
+        three = three_parts(batch, count, self._objective.parts)
+        size = size_of(batch, count) if three is None else size_of(three, 3)
+        short = batch if three is None else three
 
         def on_copy(items: Items) -> tuple[Simulation, Repeated]:
             blocks = schedule_length(items)
@@ -163,21 +165,11 @@ class ByDepth:
 
         if size not in self._schedules:
             self._schedules[size] = BySchedule(on_copy, size.micro_batches * self._objective.parts, self._growth)
-        more = (parts * self._micro_batches - count) * self._objective.parts
+        more = (count - size.micro_batches) * self._objective.parts
         result = self._schedules[size].forecast(estimator, items, chain, forward, where, more)
         block = rounding(where)
         result = result.with_more("inputs", 0, input_bytes(batch, block) - input_bytes(short, block))
         return result if result.breakdown["parameters"] == self._copies.parameter_bytes else None
-
-    def _fewer(self, batch: Any, micro_batches: int) -> tuple[int, Any]:
-        """Return 3 micro-batches instead of more, and the batch that they are cut from.
-
-        All micro-batches and the whole batch, if their sizes are unequal.
-        """
-        examples = size_of(batch, micro_batches).examples
-        if micro_batches <= 3 or examples is None or examples % (micro_batches * self._objective.parts):
-            return micro_batches, batch
-        return 3, resized(batch, examples // micro_batches * 3)
 
     def _of_sweeps(self, estimator: Estimator, batch: Any) -> Forecast | None:
         """Return the forecast of an estimator that does the same in each block; None for another estimator."""
