@@ -19,7 +19,7 @@ from gradcost.integrations import transformers as integration
 from gradcost.planning import copies
 from gradcost.planning.batch import resized
 from gradcost.planning.by_depth import ByDepth
-from gradcost.planning.forecast import Forecast, forecast, forward_counts
+from gradcost.planning.forecast import Forecast, evaluation, forecast
 from gradcost.planning.forecasts import Forecasts
 from gradcost.planning.repeated_blocks import Repeated, find_repeated, with_fewer
 from gradcost.planning.visits import labels, shortened, visits
@@ -187,7 +187,7 @@ def test_a_schedule_is_computed_from_short_ones_to_the_byte(make: Any, depth: in
 def test_a_schedule_of_adapters_is_computed_to_the_byte():
     """The backward pass of a block begins with a product with a number, before the block runs again."""
     objective, batch = objective_of(llama, 9)
-    objective, batch = integration.objective(integration.with_lora(objective.model, 2), 4, 16)
+    objective, batch = integration.objective(integration.with_lora(objective.model, 128), 4, 16)
     assert_equal("Reverse(Schedule(((3, 1), 1, ((1,), 0, 1), (1,), 1)))", objective, batch, ADAMW)
 
 
@@ -274,9 +274,9 @@ def test_the_whole_model_evaluates_one_batch_of_a_plan(monkeypatch: pytest.Monke
 
     def recorded(objective: Any, *arguments: Any) -> Any:
         depths.append(len(objective.model.model.layers))
-        return forward_counts(objective, *arguments)
+        return evaluation(objective, *arguments)
 
-    monkeypatch.setattr(copies, "forward_counts", recorded)
+    monkeypatch.setattr(copies, "evaluation", recorded)
     objective, batch = objective_of(llama, 7, examples=8)
     gradcost.plan(objective, batch, 1 << 30, optimizer=Customary(), probes=(1,), device="cuda")
     assert depths.count(7) == 1

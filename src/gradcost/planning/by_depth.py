@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from gradcost.checkpointing.policies import Blocks, Everything, Offloaded, Saving, Schedule, Selective
 from gradcost.checkpointing.schedules import Items, schedule_length
@@ -20,7 +20,6 @@ from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
 from gradcost.estimators.structure import find
 from gradcost.instruments.flops import Counts
-from gradcost.planning.batch import three_parts
 from gradcost.planning.block_profile import Profile, profile
 from gradcost.planning.by_schedule import BySchedule, Growth, schedule_of
 from gradcost.planning.copies import Copies, Size, size_of
@@ -34,6 +33,7 @@ from gradcost.training.optimizers import Optimizer
 _ESTIMATORS = Reverse, Probing, Accumulated, Clipped
 _SAVINGS = Everything, Blocks, Selective, Offloaded
 _DIRECTIONS = Gaussian, Rademacher, Sphere
+_Compute: TypeAlias = Callable[[Estimator, Any], Forecast | None]
 
 
 class ByDepth:
@@ -43,9 +43,10 @@ class ByDepth:
     replayed from the record of a whole step. The whole model is simulated instead if
 
     - it has fewer than 16 equal blocks, or the estimator may treat blocks differently;
+    - the optimizer moves small leaves of several blocks at once;
     - the blocks do not run one after the other with equal allocations (`planning.depth`, `planning.by_schedule`);
-    - the counts of a forward pass of the first batch, or the bytes of the parameters, are not those that the copies
-      predict.
+    - the counts and the memory of a forward pass of the first batch, the figures of backprop on it, or the bytes of
+      the parameters, are not those that the copies predict.
 
     Args:
         objective, optimizer, device: as in `forecast`. The batches differ in nothing but the number of examples.
@@ -96,24 +97,47 @@ class ByDepth:
         """
         return self._from_copies(self._of_schedule, estimator, batch)
 
-    def _from_copies(
-        self, compute: Callable[[Estimator, Any], Forecast | None], estimator: Estimator, batch: Any
-    ) -> Forecast | None:
-        try:
-            is_regular = self._copies.is_regular(batch, self._micro_batches)
-            result = compute(estimator, batch) if is_regular else None
-        except Exception as error:  # also one in a copy: the whole model gives the result or the right message
-            raise_interrupt(error)
-            return None
+    def _from_copies(self, compute: _Compute, estimator: Estimator, batch: Any) -> Forecast | None:
+        result = self._attempted(compute, estimator, batch)
         if result is not None:
             self.computed.append(estimator)
         return result
 
-    def whole(self, estimator: Estimator, batch: Any) -> Forecast:
-        """Return the forecast of a step from a simulation of the whole model. Errors: as `forecast`."""
-        objective = self._objective.in_micro_batches(self._micro_batches)
+    def _attempted(self, compute: _Compute, estimator: Estimator, batch: Any) -> Forecast | None:
+        try:
+            return compute(estimator, batch) if self._is_regular(batch) else None
+        except Exception as error:  # also one in a copy: the whole model gives the result or the right message
+            raise_interrupt(error)
+            return None
+
+    def _is_regular(self, batch: Any) -> bool:
+        """Return whether the copies predict a forward pass, and a step of backprop, of the whole model."""
+        if self._optimizer is not None and self._copies.shares_updates:
+            return False
+        if not self._copies.is_regular(batch, self._micro_batches):
+            return False
+        if self._copies.predict_steps is None:
+            self._copies.predict_steps, found = True, False  # true in this comparison
+            try:
+                found = self._predicts(Reverse(), batch)
+            finally:
+                self._copies.predict_steps = found
+        return self._copies.predict_steps
+
+    def _predicts(self, estimator: Estimator, batch: Any) -> bool:
+        """Return whether the copies predict the figures of a step of the whole model."""
+        computed = (self._attempted(compute, estimator, batch) for compute in (self._of_schedule, self._of_sweeps))
+        found = next((result for result in computed if result is not None), None)
+        if found is None:
+            return False
+        whole = self.whole(estimator, batch, replayed=False)
+        return vars(found) == vars(replace(whole, memory=replace(whole.memory, timeline=())))
+
+    def whole(self, estimator: Estimator, batch: Any, replayed: bool = True) -> Forecast:
+        """Return the forecast of a step from a simulation of the whole model. Arguments and errors: as `simulate`."""
+        objective, forward = self._objective.in_micro_batches(self._micro_batches), self.evaluate(batch)
         return simulate(
-            estimator, objective, batch, self._optimizer, self._device, forward=self.evaluate(batch)
+            estimator, objective, batch, self._optimizer, self._device, forward=forward, replayed=replayed
         ).forecast
 
     def figures(self, batch: Any) -> Profile | None:
@@ -129,7 +153,7 @@ class ByDepth:
                 return profile(fake, fake_batch, rounding(where))
 
         try:
-            if chain is None or not self._copies.is_regular(batch, self._micro_batches):
+            if chain is None or not self._is_regular(batch):
                 return None
             three, four = of(3), of(4)
         except (GradcostError, ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
@@ -154,7 +178,7 @@ class ByDepth:
         items, parts = found
         forward, where = self.evaluate(batch).flops, device_type(self._objective, self._device)
         count = parts * self._micro_batches
-        three = three_parts(batch, count, self._objective.parts)
+        three = self._copies.three_parts(batch, count, self._objective.parts)
         size = size_of(batch, count) if three is None else size_of(three, 3)
         short = batch if three is None else three
 
@@ -168,6 +192,8 @@ class ByDepth:
         more = (count - size.micro_batches) * self._objective.parts
         result = self._schedules[size].forecast(estimator, items, chain, forward, where, more)
         block = rounding(where)
+        if result is None:
+            return None
         result = result.with_more("inputs", 0, input_bytes(batch, block) - input_bytes(short, block))
         return result if result.breakdown["parameters"] == self._copies.parameter_bytes else None
 

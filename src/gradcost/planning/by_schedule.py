@@ -1,15 +1,17 @@
 """Compute the cost of backpropagation under any checkpointing schedule from simulations of short schedules.
 
 A step is a sequence of visits of blocks (`planning.visits`). Visits with equal labels have equal segments: equal
-allocations and equal operators. Each label is learned from a simulation of a short schedule on a copy of the model
-with few blocks. A long schedule is then a sum of known segments.
+allocations and equal operators. Each label is learned from simulations of short schedules on copies of the model with
+few blocks. A long schedule is then a sum of known segments. Some depend on the number of blocks, such as the one in
+which autocast frees its casts of all weights: they must be affine in it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from gradcost.checkpointing.policies import Blocks, Everything, Saving, Schedule, Segments
 from gradcost.checkpointing.schedules import Items, schedule_length, uniform
@@ -20,10 +22,12 @@ from gradcost.instruments.flops import Counts, Operation
 from gradcost.instruments.memory import Memory
 from gradcost.planning.forecast import Forecast, Simulation
 from gradcost.planning.repeated_blocks import Repeated
-from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment
-from gradcost.planning.visits import Label, labels, shortened, visits
+from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment, affine, affine_segment
+from gradcost.planning.visits import COPIES, Label, labels, lengthened, shortened, visits
 
 _FEWEST = 3, 4  # numbers of blocks: the bytes before the steps of two copies give those of any number of blocks
+_MOST_LENGTHS = 3  # numbers of blocks with which a label is simulated
+_V = TypeVar("_V")
 
 Simulate = Callable[[Items], tuple[Simulation, Repeated]]  # of a schedule
 
@@ -52,14 +56,16 @@ def _items(saving: Saving, blocks: int) -> Items | None:
 
 @dataclass
 class Learned:
-    """The segments and operators of visits, by label, and the bytes before the step, by number of blocks.
+    """The segments and operators of visits, by label and number of blocks, and the bytes before the step.
 
+    visits: the most visits with a label in one simulation.
     starts: as in `visits.visits`. True once a simulation had the visits of its schedule only with it.
     failed: whether a simulation did not have the visits, or not the equal segments, that its schedule predicts.
     """
 
-    segments: dict[Label, Segment] = field(default_factory=dict)
-    work: dict[Label, Counts] = field(default_factory=dict)
+    segments: dict[Label, dict[int, Segment]] = field(default_factory=dict)
+    work: dict[Label, dict[int, Counts]] = field(default_factory=dict)
+    visits: Counter[Label] = field(default_factory=Counter)
     bases: dict[int, tuple[Bytes, int, int]] = field(default_factory=dict)  # blocks -> bytes, kept, message
     starts: bool = False
     failed: bool = False
@@ -92,8 +98,8 @@ class BySchedule:
 
     def forecast(
         self, estimator: Estimator, items: Items, part: Repeated, forward: int, device: str, more: int = 0
-    ) -> Forecast:
-        """Return the forecast of a step.
+    ) -> Forecast | None:
+        """Return the forecast of a step; None if there are no short schedules from which it follows.
 
         Args:
             estimator: the estimator of the forecast.
@@ -104,52 +110,77 @@ class BySchedule:
             more: the number of further micro-batches, which cost as much as those between the first and the last.
                 They need no more memory.
         Raises:
-            Irregular: the step does not follow from short schedules.
+            Irregular: no step of this model follows from short schedules.
         """
         if self.learned.failed:
             raise Irregular
         try:
-            memory, counts, (kept, message) = self._composed(items, part, more)
+            found = self._composed(items, part, more)
         except Irregular:
             self.learned.failed = True
             raise
+        if found is None:
+            return None
+        memory, counts, (kept, message) = found
         return Forecast(estimator, device, memory, counts, forward, kept, message)
 
-    def _composed(self, items: Items, part: Repeated, more: int) -> tuple[Memory, Counts, tuple[int, int]]:
-        while missing := set(self._labels(items)) - self.learned.segments.keys():
-            self._learn(shortened(items, self.parts, missing, self.learned.starts))
+    def _composed(self, items: Items, part: Repeated, more: int) -> tuple[Memory, Counts, tuple[int, int]] | None:
+        while missing := self._unknown(items):
+            if not self._learn_labels(items, missing):
+                return None
         for count in _FEWEST:
             if self.growth.per_block is None and len(self.learned.bases) < 2 and count not in self.learned.bases:
                 self._learn((count,))
         count = schedule_length(items)
         base, kept, message = self._base(count)
-        peak, work = Peak(base, (part,)), self.learned.work
-        start = self._labels(items)[0]
-        peak.visit(self.learned.segments[start])
-        total = [(Counter({0: 1}), work[start])]
-        blocks: dict[Label, Counter[int]] = {}
+        peak, start = Peak(base, (part,)), self._labels(items)[0]
+        segments = {label: _at(self.learned.segments[label], count, affine_segment) for label in self._labels(items)}
+        peak.visit(segments[start])
+        blocks: dict[Label, Counter[int]] = {start: Counter({0: 1})}
         for visit in visits(items, self.parts, self.learned.starts):
-            peak.visit(self.learned.segments[visit.label], (0, visit.block))
+            peak.visit(segments[visit.label], (0, visit.block))
         for visit in visits(items, self.parts + more, self.learned.starts):
             blocks.setdefault(visit.label, Counter())[visit.block] += 1
-        total += [(times, work[label]) for label, times in blocks.items()]
+        total = [(times, _at(self.learned.work[label], count, _affine_counts)) for label, times in blocks.items()]
         return peak.memory(), _sum(total, part), (kept, message)
+
+    def _unknown(self, items: Items) -> set[Label]:
+        """Return the labels of a schedule whose segments do not follow from what is learned.
+
+        A label is learned from two visits in one simulation, if the schedule has as many. Simulations with two
+        numbers of blocks must have equal segments, or with three numbers segments that are affine in them.
+        """
+        needed, count = Counter(self._labels(items)), schedule_length(items)
+        return {
+            label
+            for label, times in needed.items()
+            if self.learned.visits[label] < min(times, COPIES)
+            or not _is_enough(self.learned.segments[label], count)
+            or not _is_enough(self.learned.work[label], count)
+        }
+
+    def _learn_labels(self, items: Items, wanted: set[Label]) -> bool:
+        """Simulate short schedules with labels of `items`. Return whether more of the schedule is known then."""
+        starts = self.learned.starts
+        short: Items | None = shortened(items, self.parts, wanted, starts)
+        for _ in range(_MOST_LENGTHS):
+            if short is None or self.learned.starts != starts or not self._unknown(items) & wanted:
+                break
+            self._learn(short)
+            short = lengthened(short, items, self.parts, wanted, starts)
+        return self.learned.starts != starts or not self._unknown(items) & wanted
 
     def _base(self, count: int) -> tuple[Bytes, int, int]:
         """Return the bytes before the step, those of the kept states, and those of the message."""
+        values: dict[int, Bytes]
         values = {blocks: (*base, kept, message) for blocks, (base, kept, message) in self.learned.bases.items()}
-        low, high = min(values), max(values)
         if self.growth.per_block is None:
+            low, high = min(values), max(values)
             pairs = zip(values[low], values[high], strict=True)
             self.growth.per_block = tuple((y - x) // (high - low) for x, y in pairs)
-        growth = self.growth.per_block
-
-        def at(blocks: int) -> tuple[int, ...]:
-            return tuple(x + (blocks - low) * more for x, more in zip(values[low], growth, strict=True))
-
-        if any(at(blocks) != known for blocks, known in values.items()):
-            raise Irregular
-        *base, kept, message = at(count)
+        blocks, known = next(iter(values.items()))
+        values[blocks + 1] = tuple(map(sum, zip(known, self.growth.per_block, strict=True)))
+        *base, kept, message = affine(values, count)
         return tuple(base), kept, message
 
     def _learn(self, items: Items) -> None:
@@ -161,10 +192,12 @@ class BySchedule:
             raise Irregular
         found = simulation.forecast
         self.learned.bases[schedule_length(items)] = cut.base, found.kept, found.message
-        for label, segment, (_, counts) in zip(self._labels(items), cut.segments, work, strict=True):
-            if self.learned.segments.setdefault(label, segment) != segment:
+        names, count = self._labels(items), schedule_length(items)
+        self.learned.visits |= Counter(names)
+        for label, segment, (_, counts) in zip(names, cut.segments, work, strict=True):
+            if self.learned.segments.setdefault(label, {}).setdefault(count, segment) != segment:
                 raise Irregular
-            if self.learned.work.setdefault(label, counts) != counts:
+            if self.learned.work.setdefault(label, {}).setdefault(count, counts) != counts:
                 raise Irregular
 
     def _has_visits(self, items: Items, cut: Cut, work: Sequence[tuple[int | None, Counts]]) -> bool:
@@ -174,6 +207,36 @@ class BySchedule:
 
     def _labels(self, items: Items) -> list[Label]:
         return labels(items, self.parts, self.learned.starts)
+
+
+def _is_enough(known: Mapping[int, Any], count: int) -> bool:
+    """Return whether values for some numbers of blocks give that for `count` blocks, unless they are irregular."""
+    values = list(known.values())
+    is_equal = len(values) > 1 and all(value == values[0] for value in values)
+    return count in known or is_equal or len(values) > 2
+
+
+def _at(known: Mapping[int, _V], count: int, extrapolate: Callable[[Mapping[int, _V], int], _V]) -> _V:
+    """Return the value for `count` blocks."""
+    first, *others = known.values()
+    if all(other == first for other in others):
+        return first
+    return known[count] if count in known else extrapolate(known, count)
+
+
+def _affine_counts(known: Mapping[int, Counts], count: int) -> Counts:
+    """Extrapolate counts to `count` blocks. Raises: as `segments.affine`."""
+    (low, x), (high, y), *_ = sorted(known.items())
+
+    def at(blocks: int) -> Counts:
+        more, rest = divmod(blocks - high, high - low)
+        if rest:
+            raise Irregular
+        return y.extrapolated(x, more)
+
+    if any(at(blocks) != counts for blocks, counts in known.items()):
+        raise Irregular
+    return at(count)
 
 
 def _work(operations: Sequence[Operation], part: Repeated) -> list[tuple[int | None, Counts]]:

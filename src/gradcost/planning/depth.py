@@ -9,16 +9,17 @@ be affine in it: this is tested with 5 blocks.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcost.instruments.flops import Counts
 from gradcost.instruments.memory import Memory
-from gradcost.planning.forecast import Forecast, Simulation
+from gradcost.planning.forecast import Evaluation, Forecast, Simulation
 from gradcost.planning.repeated_blocks import Repeated
-from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment
+from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment, affine, affine_segment
 
 SMALL = 3, 4, 5  # the numbers of blocks that are simulated; 5 only if needed
 _MOST_VISITS = 4  # of a block in a row
@@ -66,13 +67,9 @@ def extrapolated(
     Raises:
         Irregular: the figures do not follow from the simulations.
     """
+    simulated = functools.cache(simulated)
     three, four = simulated(3), simulated(4)
-    steps = [_step(three, parts[0]), _step(four, parts[1])]
-    if _needs_check(*steps):
-        steps.append(_step(simulated(5), parts[2]))
-        if steps[2].sweeps and [s.kind for s in steps[2].sweeps] != [s.kind for s in steps[1].sweeps]:
-            raise Irregular
-    memory = _composed(steps, parts[0], count)
+    memory = extrapolated_memory(simulated, parts, count)
     more = count - 4
     counts = extrapolated_counts(three.forecast.counts, four.forecast.counts, parts, count)
     forward = extrapolated_counts(three.forward, four.forward, parts, count)
@@ -82,7 +79,22 @@ def extrapolated(
     return result, forward
 
 
-def _step(simulation: Simulation, parts: Sequence[Repeated]) -> Step:
+def extrapolated_memory(
+    simulated: Callable[[int], Simulation | Evaluation], parts: Sequence[Sequence[Repeated]], count: int
+) -> Memory:
+    """Return the memory of a step, or of a forward pass, with `count` equal blocks, without a timeline.
+
+    Arguments and errors: as `extrapolated`.
+    """
+    steps = [_step(simulated(blocks), of) for blocks, of in zip(SMALL[:2], parts, strict=False)]
+    if _needs_check(*steps):
+        steps.append(_step(simulated(5), parts[2]))
+        if steps[2].sweeps and [s.kind for s in steps[2].sweeps] != [s.kind for s in steps[1].sweeps]:
+            raise Irregular
+    return _composed(steps, parts[0], count)
+
+
+def _step(simulation: Simulation | Evaluation, parts: Sequence[Repeated]) -> Step:
     """Divide the segments of a simulation into sweeps."""
     cut, blocks = Cut(simulation, parts), parts[0].count
     visits, segments = cut.visits, cut.segments
@@ -122,11 +134,15 @@ def _needs_check(three: Step, four: Step) -> bool:
 
 def _composed(steps: Sequence[Step], parts: Sequence[Repeated], count: int) -> Memory:
     """Return the peak of a step with `count` blocks."""
-    peak = Peak(_affine([step.base for step in steps], count), parts)
-    peak.visit(_affine_segment([step.prefix for step in steps], count))
+
+    def at(versions: Iterable[Segment]) -> Segment:
+        return affine_segment(dict(zip(SMALL, versions, strict=False)), count)
+
+    peak = Peak(affine(dict(zip(SMALL, [step.base for step in steps], strict=False)), count), parts)
+    peak.visit(at(step.prefix for step in steps))
     for sweeps in zip(*(step.sweeps for step in steps), strict=True):
         first, inner, last = (
-            [_affine_segment(versions, count) for versions in zip(*of_role, strict=True)]
+            [at(versions) for versions in zip(*of_role, strict=True)]
             for of_role in zip(*(sweep.roles for sweep in sweeps), strict=True)
         )
         order = [first, *[inner] * (count - 2), last]
@@ -134,28 +150,6 @@ def _composed(steps: Sequence[Step], parts: Sequence[Repeated], count: int) -> M
             for segment in order[block]:
                 peak.visit(segment, (sweeps[0].part, block))
     return peak.memory()
-
-
-def _affine(values: Sequence[Bytes], count: int) -> Bytes:
-    """Extrapolate values at 3, 4 (and 5) blocks to `count` blocks.
-
-    Raises:
-        Irregular: they are not affine in the number of blocks.
-    """
-    for one, two, three in zip(values, values[1:], values[2:], strict=False):
-        if any(a + c != 2 * b for a, b, c in zip(one, two, three, strict=True)):
-            raise Irregular
-    return tuple(y + (count - 4) * (y - x) for x, y in zip(*values[:2], strict=True))
-
-
-def _affine_segment(segments: Sequence[Segment], count: int) -> Segment:
-    """Extrapolate a segment. Raises: as `_affine`, also if its peak is at another operator or module."""
-    places = {(one.operator, one.module, one.in_block, one.kernel) for one in segments}
-    if len(places) > 1:
-        raise Irregular
-    inside = _affine([(one.inside,) for one in segments], count)[0]
-    change = _affine([one.change for one in segments], count)
-    return replace(segments[0], change=change, rise=_affine([one.rise for one in segments], count), inside=inside)
 
 
 def extrapolated_counts(three: Counts, four: Counts, parts: Sequence[Sequence[Repeated]], count: int) -> Counts:

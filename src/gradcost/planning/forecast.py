@@ -211,6 +211,16 @@ class Simulation(NamedTuple):
     operations: list[Operation]
 
 
+class Evaluation(NamedTuple):
+    """The counts and memory of a forward pass, and its record: events, start and workspaces as in `Simulation`."""
+
+    counts: Counts
+    memory: Memory
+    events: list[Change]
+    start: int
+    workspaces: list[Workspace]
+
+
 def simulate(
     estimator: Estimator,
     objective: Objective,
@@ -262,11 +272,17 @@ def simulate(
     return Simulation(result, forward, changes, start, tracker.workspaces, counter.operations)
 
 
-def forward_counts(objective: Objective, batch: Any, device: str | torch.device | None = None) -> Counts:
-    """Return the counts of one forward pass of the batch. Raises: as `forecast`."""
-    with _on_fakes(objective, batch, device_type(objective, device)) as (fake, fake_batch):
+def evaluation(objective: Objective, batch: Any, device: str | torch.device | None = None) -> Evaluation:
+    """Simulate one forward pass of the batch without gradients. Raises: as `forecast`."""
+    where = device_type(objective, device)
+    with _on_fakes(objective, batch, where) as (fake, fake_batch):
         _examine(fake, fake_batch)
-        return _forward_counts(fake, fake_batch)
+        tracker = MemoryTracker(fake.model, block=rounding(where))
+        tracker.register("inputs", tensors(fake_batch))
+        counter, start = OpCounter(fake.model, tracker), tracker.moment
+        with counter.followed(), tracker.followed():
+            fake.evaluate(fake_batch, Key(0))
+        return Evaluation(counter.counts, tracker.memory(), tracker.changes(), start, tracker.workspaces)
 
 
 def _examine(fake: Objective, fake_batch: Any) -> None:

@@ -18,7 +18,7 @@ from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.cuda_allocator import round_up
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
-from gradcost.planning.batch import largest, resized, three_parts
+from gradcost.planning.batch import largest, resized
 from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type, input_bytes, rounding
@@ -194,7 +194,7 @@ class Forecasts:
             the batch cannot be cut into equal parts: all micro-batches, the whole batch, and 0.
         """
         full_batch = self._batch(size)
-        short = three_parts(full_batch, parts)
+        short = self._copies.three_parts(full_batch, parts)
         if short is None:
             return (self.objective if parts == 1 else self.objective.in_micro_batches(parts)), full_batch, 0
         return self.objective.in_micro_batches(3), short, self._bytes(full_batch) - self._bytes(short)
@@ -231,12 +231,14 @@ class Forecasts:
         if not isinstance(estimator, Accumulated) or _depends_on_bytes(estimator.estimator):
             return None
         full_batch = self._batch(size)
-        short = three_parts(full_batch, estimator.parts)
+        short = self._copies.three_parts(full_batch, estimator.parts)
         if short is None:
             return None
         each = batch_size(short) // 3
         two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
         result = _extrapolate(estimator, two, three, 3, estimator.parts)
+        if min(result.counts.work.values(), default=0) < 0:  # BatchNorm's operators depend on the size of the batch
+            return None
         requested = input_bytes(full_batch) - input_bytes(short)
         return result.with_more("inputs", requested, self._bytes(full_batch) - self._bytes(short))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gradcost.core.objective import Objective
 
@@ -51,8 +54,9 @@ class Repeated:
 def find_repeated(objective: Objective) -> tuple[Repeated, ...]:
     """Return the repeated parts with the most units; several if they have equally many, such as encoder and decoder.
 
-    Units are equal if they have equal modules (by class, `repr`, flags and numbers in their attributes) and
-    parameters of equal shape and dtype, trained or not. An attribute that is the index of the child does not count.
+    Units are equal if they have equal modules (by class, `repr`, hooks, and flags, numbers and functions in their
+    attributes) and parameters of equal shape, strides and dtype, trained or not. An attribute that is the index of
+    the child does not count.
     """
     trained = {id(leaf.parameter) for leaf in objective.leaves}
     found: list[Repeated] = []
@@ -107,11 +111,39 @@ def _kinds(blocks: Sequence[nn.Module], trained: set[int]) -> list[Any]:
     indices = {key for key in indices if all(each[key] == index for index, each in enumerate(numbers))}
     kinds = []
     for block, each in zip(blocks, numbers, strict=True):
-        parameters = [(n, p.shape, p.dtype, id(p) in trained, p.requires_grad) for n, p in block.named_parameters()]
-        buffers = [(name, buffer.shape, buffer.dtype) for name, buffer in block.named_buffers()]
+        parameters = [(*_layout(n, p), id(p) in trained, p.requires_grad) for n, p in block.named_parameters()]
+        buffers = [_layout(name, buffer) for name, buffer in block.named_buffers()]
         attributes = {key: value for key, value in each.items() if key not in indices}
-        kinds.append((type(block), repr(block), parameters, buffers, attributes))
+        modules = [_functions(module) for module in block.modules()]
+        kinds.append((type(block), repr(block), parameters, buffers, attributes, modules))
     return kinds
+
+
+def _layout(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    return name, tensor.shape, tensor.dtype, tensor.stride() if tensor.layout == torch.strided else tensor.layout
+
+
+def _functions(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the code of a module's hooks and of the functions in its attributes, such as its own `forward`."""
+    found = []
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and name.endswith("_hooks"):
+            found += [(name, _code(hook)) for hook in value.values()]
+        elif callable(value) and not isinstance(value, nn.Module | Tensor):
+            found.append((name, _code(value)))
+        elif isinstance(value, tuple | list | torch.dtype) and name[:1] != "_":
+            found.append((name, repr(value)))
+    return found
+
+
+def _code(function: Any) -> Any:
+    """Return a value that is equal for functions with the same code."""
+    if isinstance(function, functools.partial):
+        return "partial", _code(function.func), *map(_code, function.args)
+    function = getattr(function, "__func__", function)
+    if isinstance(function, type | types.BuiltinFunctionType):
+        return function
+    return getattr(function, "__code__", type(function))
 
 
 def _longest_repetition(kinds: Sequence[Any]) -> tuple[int, int, int]:

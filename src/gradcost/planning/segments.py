@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 from gradcost.instruments.memory import PURPOSES, Memory
-from gradcost.planning.forecast import Simulation
+from gradcost.planning.forecast import Evaluation, Simulation
 from gradcost.planning.repeated_blocks import Repeated
 
 Bytes: TypeAlias = tuple[int, ...]  # bytes by purpose, in the order of PURPOSES
@@ -42,11 +42,38 @@ class Segment:
     kernel: str = ""
 
 
+def affine(values: Mapping[int, Bytes], count: int) -> Bytes:
+    """Extrapolate bytes, given for two or more numbers of blocks, to `count` blocks.
+
+    Raises:
+        Irregular: they are not affine in the number of blocks.
+    """
+    (low, x), (high, y), *_ = sorted(values.items())
+    growth = [divmod(b - a, high - low) for a, b in zip(x, y, strict=True)]
+
+    def at(blocks: int) -> Bytes:
+        return tuple(a + (blocks - low) * more for a, (more, _) in zip(x, growth, strict=True))
+
+    if any(rest for _, rest in growth) or any(at(blocks) != known for blocks, known in values.items()):
+        raise Irregular
+    return at(count)
+
+
+def affine_segment(segments: Mapping[int, Segment], count: int) -> Segment:
+    """Extrapolate a segment. Raises: as `affine`, also if its peak is at another operator or module."""
+    if len({(one.operator, one.module, one.in_block, one.kernel) for one in segments.values()}) > 1:
+        raise Irregular
+    change = affine({blocks: one.change for blocks, one in segments.items()}, count)
+    rise = affine({blocks: one.rise for blocks, one in segments.items()}, count)
+    (inside,) = affine({blocks: (one.inside,) for blocks, one in segments.items()}, count)
+    return replace(next(iter(segments.values())), change=change, rise=rise, inside=inside)
+
+
 class Cut:
     """The segments of a simulated step.
 
     Args:
-        simulation: the step.
+        simulation: the step, or the forward pass.
         parts: the repeated parts of its model.
 
     base: the bytes before the step.
@@ -54,7 +81,7 @@ class Cut:
     segments: the segment before the first visit, then one per visit.
     """
 
-    def __init__(self, simulation: Simulation, parts: Sequence[Repeated]) -> None:
+    def __init__(self, simulation: Simulation | Evaluation, parts: Sequence[Repeated]) -> None:
         events, places = simulation.events, Places(parts)
         bounds = [simulation.start]
         self.visits: list[Place] = []
@@ -73,7 +100,7 @@ class Cut:
         self.base = base.bytes()
 
 
-def _segments(simulation: Simulation, bounds: Sequence[int], places: Places) -> Iterator[Segment]:
+def _segments(simulation: Simulation | Evaluation, bounds: Sequence[int], places: Places) -> Iterator[Segment]:
     events, workspaces = simulation.events, iter(simulation.workspaces)
     workspace = next(workspaces, None)
     for start, end in pairwise(bounds):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from gradcost.checkpointing.schedules import Items, is_schedule, parts_of, schedule_length, with_last_region_expanded
 
 Label: TypeAlias = Any  # hashable: visits with equal labels have equal allocations and operators
-_COPIES = 2  # of each label in a short schedule, so that their visits can be compared
+COPIES = 2  # of each label in a short schedule, so that their visits can be compared
 
 
 class _Pass(NamedTuple):
@@ -152,19 +152,41 @@ def shortened(items: Items, parts: int, wanted: set[Label], starts: bool = False
         wanted: labels of visits of `items`.
         starts: as in `visits`.
     """
+    need, short = _needed(items, parts, wanted, starts), items
+    while True:
+        shorter = _first_with(need, _smaller(short), parts, starts)
+        if shorter is None:
+            return short
+        short = shorter
+
+
+def lengthened(short: Items, items: Items, parts: int, wanted: set[Label], starts: bool = False) -> Items | None:
+    """Return a schedule with more blocks than `short`, not more than `items`, with the same labels; None without one.
+
+    Args:
+        short: a schedule that `shortened` or `lengthened` returned for the other arguments.
+        items, parts, wanted, starts: as in `shortened`.
+    """
+    blocks = range(schedule_length(short) + 1, schedule_length(items) + 1)
+    longer = (schedule for schedule in _larger(short) if schedule_length(schedule) in blocks)
+    return _first_with(_needed(items, parts, wanted, starts), longer, parts, starts)
+
+
+def _needed(items: Items, parts: int, wanted: set[Label], starts: bool) -> dict[Label, int]:
+    """Return how often a short schedule must contain each wanted label of `items`."""
     counts = Counter(label for label in labels(items, parts, starts) if label in wanted)
-    need = {label: min(count, _COPIES) for label, count in counts.items()}
+    return {label: min(count, COPIES) for label, count in counts.items()}
+
+
+def _first_with(need: dict[Label, int], schedules: Iterator[Items], parts: int, starts: bool) -> Items | None:
+    """Return the smallest schedule with the needed labels."""
 
     def is_enough(candidate: Items) -> bool:
         have = Counter(labels(candidate, parts, starts))
         return all(have[label] >= count for label, count in need.items())
 
-    while True:
-        candidates = sorted({schedule for schedule in _smaller(items) if is_schedule(schedule)}, key=_size)
-        shorter = next(filter(is_enough, candidates), None)
-        if shorter is None:
-            return items
-        items = shorter
+    candidates = sorted({schedule for schedule in schedules if is_schedule(schedule)}, key=_size)
+    return next(filter(is_enough, candidates), None)
 
 
 def _size(items: Items) -> tuple[int, str]:
@@ -181,3 +203,14 @@ def _smaller(items: Items) -> Iterator[Items]:
             yield from ((*before, count if item > 0 else -count, *after) for count in range(1, abs(item)))
         else:
             yield from ((*before, inner, *after) for inner in _smaller(item) if inner)
+
+
+def _larger(items: Items) -> Iterator[Items]:
+    """Yield schedules with more blocks: one item, or a part of one, is twice there or longer by one block."""
+    for i, item in enumerate(items):
+        before, after = items[:i], items[i + 1 :]
+        yield (*before, item, item, *after)
+        if isinstance(item, int):
+            yield (*before, item + 1 if item > 0 else item - 1, *after)
+        else:
+            yield from ((*before, inner, *after) for inner in _larger(item))

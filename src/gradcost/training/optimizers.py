@@ -217,7 +217,7 @@ class Leafwise:
         self.step = 0
         self.rate: float | None = None  # the learning rate of the next step; None: that of the optimizer
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        groups = [tuple(self.parameters)] if at_once else _groups(objective)
+        groups = [tuple(self.parameters)] if at_once else update_groups(objective)
         self.groups = {name: group for group in groups for name in group}
         leaves = {leaf.name: leaf for leaf in objective.leaves}
         self.parts = {group: optimizer.build([leaves[name] for name in group]) for group in self.groups.values()}
@@ -299,7 +299,7 @@ def _accepts_sparse(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
 
 
-def _groups(objective: Objective) -> list[tuple[str, ...]]:
+def update_groups(objective: Objective) -> list[tuple[str, ...]]:
     """Return the names of the leaves in each group: one large leaf, or small ones of up to about `SMALL` bytes.
 
     The small leaves of a block with a large leaf are in no group with other leaves. So all such blocks have equal
