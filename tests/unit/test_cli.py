@@ -369,7 +369,7 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--target", "900"], "an accuracy from 0 to 1, not 900.\n"),
         (["--trial-timeout", "-5"], "'--trial-timeout': -5 is not a number of seconds above 0."),
         (["--trial-timeout", "0", "--dry-run"], "'--trial-timeout': 0 is not a number of seconds above 0."),
-        (["--optimizer", "AdamX"], "no 'AdamX' here. Did you mean Adam"),
+        (["--optimizer", "AdamX"], "there is no optimizer 'AdamX'. Did you mean Adam"),
         (["--data", "mine.py:X"], "--data is for a model of your own, not for a task"),
         (["--task", "digits", "--metric", "loss"], "--metric is for a model of your own, not for --task"),
         (["--batch", "9999"], "choose 1 to 1197"),

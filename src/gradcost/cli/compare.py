@@ -6,13 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, quantities, spec
 from gradcost.cli.answer import show_answer
 from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
-from gradcost.cli.quantities import lr_range, seconds_of
 from gradcost.core.errors import BadInput
 from gradcost.core.units import count, number, size
 from gradcost.planning.forecast import Forecast
@@ -39,7 +38,7 @@ def compare_methods(options: CompareOptions) -> int:
     with EventPrinter() as printer:
         try:
             comparison, names = _comparison(options)
-            seconds = None if options.time is None else seconds_of(options.time)
+            seconds = None if options.time is None else quantities.seconds_of(options.time)
             executor = spec.executor(options.executor, options.workers)
             if options.dry_run:
                 started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
@@ -75,9 +74,9 @@ def _comparison(options: CompareOptions) -> tuple[Comparison, dict[str, str]]:
         tuning_points=options.tuning_points,
         extra_points=options.extra_points,
         confirm_seeds=options.confirm_seeds,
-        lr_range=None if options.lr_range is None else lr_range(options.lr_range),
+        lr_range=None if options.lr_range is None else quantities.lr_range(options.lr_range),
         target=options.target,
-        memory_beyond_weights=spec.size(options.memory) if options.memory else None,
+        memory_beyond_weights=quantities.size(options.memory) if options.memory else None,
         optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
         device=options.device,
         dtype=spec.dtype(options.dtype),
