@@ -253,7 +253,7 @@ def test_one_byte_below_the_least_is_refused_and_the_sentence_is_true():
         objective = Objective(model, MEAN)
         least = MemoryTradeoff(objective, batch).least().peak
         assert least <= forecast(checkpointed(), objective, batch).peak
-        assert f"The least is {least:,} bytes" in str(Reverse(Within(least - 1)).objection(objective, batch))
+        assert f"of the whole batch is {least:,} bytes" in str(Reverse(Within(least - 1)).objection(objective, batch))
 
 
 def test_neighbours_of_a_schedule_are_schedules_of_the_same_blocks():

@@ -174,12 +174,12 @@ def write_folder(folder: Path, lines: list[dict[str, Any]] | None = None, **chan
 
 
 def results_of(tmp_path: Path, *methods: dict[str, Any], **changes: Any) -> Results:
-    """Results of methods given by accuracies, peak, ms and estimator."""
+    """Results of methods given by accuracies, peak, ms, flops, doubt and estimator."""
     lines: list[dict[str, Any]] = []
     for method in methods:
         name, estimator = method["method"], method.get("estimator", "Reverse(saving=Everything())")
-        fits = method.get("fits")
-        lines.append(cost(name, method.get("peak", 1024), method.get("ms", 1.0), estimator, fits=fits))
+        costs = {field: method[field] for field in ("fits", "flops", "doubt") if field in method}
+        lines.append(cost(name, method.get("peak", 1024), method.get("ms", 1.0), estimator, **costs))
         for seed, accuracy in enumerate(method.get("accuracies", [])):
             scores = None if accuracy is None else {"loss": 1 - accuracy, "accuracy": accuracy}
             status = "diverged" if accuracy is None else "finished"

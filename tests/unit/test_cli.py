@@ -279,6 +279,19 @@ def test_what_finished_is_kept_and_the_same_command_goes_on(
     assert numbers(tmp_path / "r") == undisturbed
 
 
+def test_an_interrupt_before_the_first_trial_says_that_nothing_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("forecast_comparison", "make_comparison"):
+        monkeypatch.setattr(f"gradcost.cli.compare.{name}", interrupted)
+        ran = inside(*SHORT, "--dry-run", "-o", "r", folder=tmp_path)
+        assert ran.returncode == 130
+        assert ran.stderr == "gradcost: interrupted; this command had not recorded anything yet.\n"
+
+
 def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, finished: Finished):
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     whole = numbers(tmp_path / "r")
@@ -351,8 +364,12 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--task", "bad.py:X"], "could not be imported"),
         (["--task", "CharLm(text='nowhere.txt')"], "nowhere.txt"),
         (["--steps", "0"], "greater than or equal to 1"),
-        (["--target", "90"], "write 0.9 for a percentage"),
-        (["--optimizer", "AdamX"], "no 'AdamX' here. Did you mean Adam"),
+        (["--target", "90"], "write 0.9 for 90%"),
+        (["--target", "-1"], "an accuracy from 0 to 1, not -1.\n"),
+        (["--target", "900"], "an accuracy from 0 to 1, not 900.\n"),
+        (["--trial-timeout", "-5"], "'--trial-timeout': -5 is not a number of seconds above 0."),
+        (["--trial-timeout", "0", "--dry-run"], "'--trial-timeout': 0 is not a number of seconds above 0."),
+        (["--optimizer", "AdamX"], "there is no optimizer 'AdamX'. Did you mean Adam"),
         (["--data", "mine.py:X"], "--data is for a model of your own, not for a task"),
         (["--task", "digits", "--metric", "loss"], "--metric is for a model of your own, not for --task"),
         (["--batch", "9999"], "choose 1 to 1197"),

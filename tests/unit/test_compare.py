@@ -118,6 +118,16 @@ def test_a_class_that_a_worker_cannot_import_is_a_sentence(tmp_path: Path):
     assert ran.stdout.endswith(f"{['failed'] * 4}\n")
 
 
+@pytest.mark.slow
+def test_what_is_under_the_main_guard_runs_in_no_worker(tmp_path: Path):
+    guarded = "\n".join("    " + line for line in ('open("ran", "a").write("once")' + COMPARE).splitlines())
+    (tmp_path / "script.py").write_text(f'{NET}\nif __name__ == "__main__":\n{guarded}\n')
+    ran = python(tmp_path, "script.py")
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "ran").read_text() == "once"
+    assert ran.stdout.endswith(f"{['finished'] * 6}\n")
+
+
 @dataclass(frozen=True)
 class Here(Executor):
     """This process; every trial reaches 0.5, or fails."""
@@ -161,6 +171,17 @@ def test_a_comparison_reports_events_in_order_and_returns_its_records(tmp_path: 
     assert [quality.method for quality in results.qualities] == ["big"]
     assert results.study.task_name == "digits"
     assert results.study.model_name == "mlp"
+
+
+def test_an_interrupt_names_the_folder_and_how_to_resume(tmp_path: Path):
+    def interrupted(event: events.Event) -> None:
+        if isinstance(event, events.TrialFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        gradcost.compare("digits", [backprop()], folder=tmp_path / "r", executor=Here(), on_event=interrupted)
+    (note,) = held.value.__notes__
+    assert note == f"{tmp_path / 'r'} keeps the finished trials. The same call of gradcost.compare resumes."
 
 
 def test_failed_trials_are_a_warning_and_stop_the_study(tmp_path: Path):

@@ -75,6 +75,8 @@ def test_doubtful_timings_are_one_line():
         "~ a and b: other programs used 0.9 to 1.4 cores during the timing. On an idle machine, the same command "
         "times them again."
     )
+    one = busy.format("1.0").replace("cores", "core")
+    assert "used 0.9 to 1.0 cores" in _doubts([Cost("a", "", doubt=one), Cost("b", "", doubt=busy.format("0.9"))])
     assert _doubts([Cost("a", "", doubt="the samples are too few")]).startswith("~ a: the samples are too few. On an")
 
 

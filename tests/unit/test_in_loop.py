@@ -160,11 +160,11 @@ def budgets(name: str, count: int) -> list[int]:
     """Return budgets from the least that a schedule needs to the peak of the plain loop."""
     model, batch = made(name)
     most = peak(model, batch, Everything())
-    with pytest.raises(DoesNotFit, match="The least is") as refused, checkpoint(model, Within(most // 2)):
+    with pytest.raises(DoesNotFit, match="bytes are too few") as refused, checkpoint(model, Within(most // 2)):
         model(**batch)
-    least = int(str(refused.value).split("The least is ")[1].split(" bytes")[0].replace(",", ""))
+    least = int(str(refused.value).split("of the whole batch is ")[1].split(" bytes")[0].replace(",", ""))
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    assert f"({gradients:,} of them for gradients of a plain loop" in str(refused.value)
+    assert f"and {gradients:,} are for gradients of a plain loop" in str(refused.value)
     return [least + (most + gradients - least) * i // max(count - 1, 1) for i in range(count)]
 
 

@@ -297,6 +297,10 @@ def test_a_step_in_forwards_is_what_theory_says(estimator: Estimator, forwards: 
 def test_a_wide_spread_is_doubtful_and_all_samples_are_kept():
     assert Timing((1.0,) * 30, 0.0).doubt is None
     assert Timing((1.0,) * 30).doubt is None
+    busy = [str(Timing((1.0,) * 30, others).doubt) for others in (0.96, 1.04, 1.06)]
+    assert [text.partition(" during")[0] for text in busy] == [
+        f"other programs used {cores}" for cores in ("1.0 core", "1.0 core", "1.1 cores")
+    ]
     wide = Timing((1.0, 2.0) * 15, 0.0)
     assert wide.doubt is not None
     assert "spreads over" in wide.doubt

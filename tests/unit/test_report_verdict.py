@@ -90,6 +90,7 @@ def test_steps_to_target_are_the_median_of_the_seeds_that_reached_it(tmp_path: P
     (row,) = summary.summarise(read(write_folder(tmp_path, lines)))
     assert (row.steps_to_target, row.reached, row.seconds_to_target) == (200, 2, pytest.approx(0.4))
     assert tables.to_target(row) == "200 steps, 0.4 s (2 of 3)"
+    assert tables.to_target(replace(row, doubt="busy")) == "200 steps, ~0.4 s (2 of 3)"
 
 
 def test_rows_follow_the_study_and_leave_out_the_refused(whole: Results):
@@ -136,6 +137,21 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     verdict = recommended(results_of(tmp_path, slow, fast))
     assert verdict.startswith("Use fast(): ")
     assert verdict.endswith("slow() is within its interval (91.0%, 1 KiB).")
+
+
+@pytest.mark.parametrize("ms", [1.0, 9.0])
+def test_an_unreliable_timing_does_not_choose_between_equal_methods(tmp_path: Path, ms: float):
+    few = {"method": "few()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0, "flops": 2_000}
+    many = {"method": "many()", "accuracies": [0.9, 0.91, 0.92], "ms": ms, "flops": 3_000, "doubt": "busy"}
+    assert recommended(results_of(tmp_path / "a", few, many)).startswith("Use few(): ")
+    assert recommended(results_of(tmp_path / "b", many, few)).startswith("Use few(): ")
+
+
+def test_an_unreliable_timing_of_a_method_with_more_memory_changes_nothing(tmp_path: Path):
+    slow = {"method": "slow()", "accuracies": [0.9, 0.91, 0.92], "ms": 2.0, "flops": 2_000}
+    fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0, "flops": 3_000}
+    large = {"method": "large()", "accuracies": [0.9, 0.91, 0.92], "peak": 9216, "doubt": "busy"}
+    assert recommended(results_of(tmp_path, slow, fast, large)).startswith("Use fast(): ")
 
 
 def test_a_method_that_does_not_fit_is_not_recommended(tmp_path: Path):

@@ -16,7 +16,7 @@ import pytest
 import gradcost
 from gradcost import CentralDifference, Clipped, Gaussian, Jvp, Probing, Rademacher, Reverse
 from gradcost.checkpointing.policies import Segments
-from gradcost.cli import spec
+from gradcost.cli import quantities, spec
 from gradcost.directions import Coordinates
 from gradcost.estimators import Mean
 from gradcost.tasks import TASKS
@@ -243,20 +243,51 @@ def test_a_wrong_task_gets_a_sentence(text: str, told: str):
 
 @pytest.mark.parametrize(
     ("text", "bytes_"),
-    [("64MiB", 64 * 2**20), ("2GB", 2 * 10**9), ("2GiB", 2 * 2**30), ("1.5 kib", 1536), ("12", None), ("100B", 100)],
+    [
+        ("64MiB", 64 * 2**20),
+        ("2GB", 2 * 10**9),
+        ("2GiB", 2 * 2**30),
+        ("1.5 kib", 1536),
+        ("3mb", 3 * 10**6),
+        ("12", None),
+        ("100B", 100),
+    ],
 )
 def test_an_amount_of_memory_has_its_unit(text: str, bytes_: int | None):
     if bytes_ is None:
         with pytest.raises(ValueError, match="one of B, kB"):
-            spec.size(text)
+            quantities.size(text)
     else:
-        assert spec.size(text) == bytes_
+        assert quantities.size(text) == bytes_
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"), [("64Mb", "64MB or 64MiB"), ("2 Gib", "2GB or 2GiB"), ("1Kb", "1kB or 1KiB")]
+)
+def test_a_unit_of_bits_is_refused(text: str, advice: str):
+    with pytest.raises(ValueError, match=f"may mean bits: write {advice} for bytes"):
+        quantities.size(text)
 
 
 @pytest.mark.parametrize("text", ["-1", "0MiB", "2XB", "", "lots", "9" * 400 + "GiB", "9223372036854775808B", "0.5B"])
 def test_no_amount_of_memory_is_a_sentence(text: str):
     with pytest.raises(ValueError, match="not a number of bytes"):
-        spec.size(text)
+        quantities.size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "advice"),
+    [
+        ("adam", "optimizer", r"there is no optimizer 'adam'\. Did you mean Adam\([^)]*\)\?"),
+        ("MEZO(probes=2)", "method", r"there is no method 'MEZO'\. Did you mean mezo\([^)]*\)\?"),
+        ("meso()", "method", r"there is no method 'meso'\. Did you mean mezo\("),
+        ("Probing(jvp())", "method", r"there is no 'jvp'\. Did you mean Jvp\("),
+        ("mezo()", "task", r"there is no task 'mezo'\. Known: AgNews, "),
+    ],
+)
+def test_an_unknown_name_is_refused_with_its_kind_and_a_similar_name(text: str, kind: str, advice: str):
+    with pytest.raises(ValueError, match=advice):
+        spec.parse(text, kind)
 
 
 def test_a_module_may_change_the_folder_and_the_path_while_it_is_imported(

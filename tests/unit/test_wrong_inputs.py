@@ -101,7 +101,7 @@ ACCURACY = "--metric FILE.py:FUNCTION --higher-is-better"
             "the validation split of NoValidation has no examples",
         ),
         (("compare", "--task", "bad.py", *ONE), 2, "'bad.py' names a file and no task in it: write bad.py:NAME."),
-        (("compare", *ONE, "--target", "90"), 2, "an accuracy from 0 to 1, not 90: write 0.9 for a percentage"),
+        (("compare", *ONE, "--target", "90"), 2, "an accuracy from 0 to 1, not 90: write 0.9 for 90%"),
         (("compare", *ONE, "-o", "/proc/x"), 2, "/proc/x cannot be a results folder (No such file or directory)"),
         (
             ("compare", "--model", "bad.py:mapping", "--data", "bad.py:mappings", "--metric", "accuracy", *ONE),

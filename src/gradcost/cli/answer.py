@@ -30,7 +30,7 @@ def show_answer(results: Results) -> None:
 def _doubts(costs: Sequence[Cost]) -> str:
     """One line on all timings marked with "~" in the table."""
     reasons = list(dict.fromkeys(str(cost.doubt).partition("; time it again")[0] for cost in costs))
-    cores = [re.fullmatch(r"other programs used ([\d.]+) cores during the timing", reason) for reason in reasons]
+    cores = [re.fullmatch(r"other programs used ([\d.]+) cores? during the timing", reason) for reason in reasons]
     if len(reasons) > 1 and all(cores):
         used = sorted((match[1] for match in cores if match), key=float)
         reasons = [f"other programs used {used[0]} to {used[-1]} cores during the timing"]

@@ -6,15 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, quantities, spec
 from gradcost.cli.answer import show_answer
 from gradcost.cli.objective import with_batch
 from gradcost.cli.options import CompareOptions
 from gradcost.cli.own_task import own_task
 from gradcost.cli.progress import RESUME, EventPrinter
-from gradcost.cli.quantities import lr_range, seconds_of
 from gradcost.core.errors import BadInput
-from gradcost.core.units import number, size
+from gradcost.core.units import count, number, size
 from gradcost.planning.forecast import Forecast
 from gradcost.report import html
 from gradcost.results import summary
@@ -36,6 +35,36 @@ def compare_methods(options: CompareOptions) -> int:
             f"compare limits the memory beyond the weights: write --memory-beyond-weights {options.whole_memory}, "
             "without parameters, buffers and batch. `gradcost plan --memory` includes them."
         )
+    with EventPrinter() as printer:
+        try:
+            comparison, names = _comparison(options)
+            seconds = None if options.time is None else quantities.seconds_of(options.time)
+            executor = spec.executor(options.executor, options.workers)
+            if options.dry_run:
+                started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
+                _show_dry_run(comparison, forecasts, started.folder, executor.workers, options.as_json)
+                return 0 if forecasts else NOTHING_RUNS
+            results = run_comparison(
+                comparison,
+                options.output,
+                executor=executor,
+                every=options.every,
+                trial_timeout=options.trial_timeout,
+                time=seconds,
+                on_event=printer,
+                **names,
+            )
+        except KeyboardInterrupt:
+            _exit_interrupted(printer)
+    assert printer.folder is not None
+    _show(results, printer.folder, options.as_json)
+    if printer.failed:
+        return 1
+    return NOTHING_RUNS if len(results.refused) == len(comparison.methods) else 0
+
+
+def _comparison(options: CompareOptions) -> tuple[Comparison, dict[str, str]]:
+    """Return the comparison of the options, and the names of its task and model."""
     task, task_name, model_name, file = _task(options)
     comparison = make_comparison(
         task,
@@ -45,9 +74,9 @@ def compare_methods(options: CompareOptions) -> int:
         tuning_points=options.tuning_points,
         extra_points=options.extra_points,
         confirm_seeds=options.confirm_seeds,
-        lr_range=None if options.lr_range is None else lr_range(options.lr_range),
+        lr_range=None if options.lr_range is None else quantities.lr_range(options.lr_range),
         target=options.target,
-        memory_beyond_weights=spec.size(options.memory) if options.memory else None,
+        memory_beyond_weights=quantities.size(options.memory) if options.memory else None,
         optimizer=None if options.optimizer is None else spec.optimizer_template(options.optimizer),
         device=options.device,
         dtype=spec.dtype(options.dtype),
@@ -55,33 +84,7 @@ def compare_methods(options: CompareOptions) -> int:
         is_coarse=options.time is not None,
         file=file,
     )
-    seconds = None if options.time is None else seconds_of(options.time)
-    executor = spec.executor(options.executor, options.workers)
-    names = {"task": task_name, "model": model_name}
-    with EventPrinter() as printer:
-        if options.dry_run:
-            started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
-            _show_dry_run(comparison, forecasts, started.folder, executor.workers, options.as_json)
-            return 0 if forecasts else NOTHING_RUNS
-        try:
-            results = run_comparison(
-                comparison,
-                options.output,
-                executor=executor,
-                every=options.every,
-                trial_timeout=options.trial_timeout,
-                time=seconds,
-                on_event=printer,
-                task=task_name,
-                model=model_name,
-            )
-        except KeyboardInterrupt:
-            _exit_interrupted(printer)
-    assert printer.folder is not None
-    _show(results, printer.folder, options.as_json)
-    if printer.failed:
-        return 1
-    return NOTHING_RUNS if len(results.refused) == len(comparison.methods) else 0
+    return comparison, {"task": task_name, "model": model_name}
 
 
 def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
@@ -110,21 +113,21 @@ def _task(options: CompareOptions) -> tuple[Any, str, str, str | None]:
 def _exit_interrupted(printer: EventPrinter) -> NoReturn:
     """Print the number of finished trials and exit with code 130.
 
-    If the results folder is not complete yet, raise KeyboardInterrupt again.
+    If there is no results folder yet, raise KeyboardInterrupt with this reason.
     """
     if printer.folder is None or not (printer.folder / "study.json").exists():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("this command had not recorded anything yet")
     printer.close()
     printer.end_page()
     done = sum(trial.status != "failed" for trial in read(printer.folder).trials)
-    console.complain(f"interrupted. {printer.folder} has {done} finished trials; the same command resumes.")
+    console.complain(f"interrupted. {printer.folder} has {count(done, 'finished trial')}; the same command resumes.")
     console.abandon(130)
 
 
 def _show_dry_run(
     comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, workers: int, as_json: bool
 ) -> None:
-    count = len(forecasts) * comparison.trials
+    trials = len(forecasts) * comparison.trials
     seconds = seconds_per_step(first_stage(comparison.study(forecasts))) if forecasts else {}
     total = comparison.trials * comparison.steps * sum(seconds.values()) / workers
     if as_json:
@@ -133,11 +136,11 @@ def _show_dry_run(
             | {"ms": 1e3 * seconds[label]}
             for label, cost in forecasts.items()
         }
-        plan = {"trials": count, "steps": comparison.steps, "seconds": total, "folder": str(folder)}
+        plan = {"trials": trials, "steps": comparison.steps, "seconds": total, "folder": str(folder)}
         console.print_json(plan | {"methods": costs})
         return
     console.show(
-        f"{count} trials of {comparison.steps:,} steps would run and be recorded in {folder}. The steps take about "
+        f"{trials} trials of {comparison.steps:,} steps would run and be recorded in {folder}. The steps take about "
         f"{duration(total)} with -j {workers}. Cost of one step:"
     )
     rows = [

@@ -60,8 +60,8 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
         try:
             with only_results():
                 code = command(*args, **kwargs)
-        except KeyboardInterrupt:
-            complain("; ".join(filter(None, ["interrupted", KEPT.get(command.__name__)])) + ".")
+        except KeyboardInterrupt as error:
+            complain("; ".join(filter(None, ["interrupted", str(error) or KEPT.get(command.__name__)])) + ".")
             code = 130
         except OSError as error:
             reason = error.strerror or str(error)

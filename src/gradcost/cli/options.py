@@ -13,6 +13,14 @@ import typer
 
 from gradcost.cli.limits import check_address_space
 
+
+def _above_zero(seconds: float | None) -> float | None:
+    """Refuse a number of seconds that is not above 0; click names the option."""
+    if seconds is not None and not seconds > 0:
+        raise typer.BadParameter(f"{seconds:g} is not a number of seconds above 0.")
+    return seconds
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; resumed if it exists.")]
@@ -22,7 +30,10 @@ Workers = Annotated[
 Executor = Annotated[str, typer.Option(help="Where trials run: local or ray.")]
 Every = Annotated[float, typer.Option(min=0, help="Seconds between two training checkpoints of a trial.")]
 TrialTimeout = Annotated[
-    float | None, typer.Option(help="Seconds after which a trial is ended and counts as failed. Default: no limit.")
+    float | None,
+    typer.Option(
+        callback=_above_zero, help="Seconds after which a trial is ended and counts as failed. Default: no limit."
+    ),
 ]
 TrialDevice = Annotated[str | None, typer.Option("--device", help="Where trials run: cpu or cuda. Default: cpu.")]
 Data = Annotated[

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, quantities, spec
 from gradcost.cli.changes import levels
 from gradcost.cli.objective import dtypes, of_model, of_task, refuse, without_numbers
 from gradcost.cli.options import PlanOptions
@@ -40,7 +40,7 @@ def plan_methods(options: PlanOptions) -> int:
         return write_calculator(options, _objective)
     if options.fail_over and not options.method:
         raise BadInput("--fail-over needs the methods that must fit: add --method EXPRESSION, once or more.")
-    budget, device = spec.size(options.memory), spec.device(options.device)
+    budget, device = quantities.size(options.memory), spec.device(options.device)
     estimators = [spec.method(text) for text in options.method or ()] or None
     optimizer = spec.optimizer_or_customary(options.optimizer)
     is_complete = options.all_rows or options.as_json or options.output is not None

@@ -1,12 +1,33 @@
-"""Parse a duration such as `10m`, and a range of learning rates such as `1e-4:10`."""
+"""Parse bytes such as `64MiB`, a duration such as `10m`, and a range of learning rates such as `1e-4:10`."""
 
 from __future__ import annotations
 
 import re
 
+from gradcost.cli.expressions import BYTES
 from gradcost.core.errors import BadInput
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def size(text: str) -> int:
+    """Parse a number of bytes: `64MiB` is 64 x 2^20, `64MB` is 64 x 10^6. `64mb` is `64MB`; `64Mb` is refused.
+
+    Raises:
+        BadInput: the text is not a number of bytes, or its unit usually means bits.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    known = {"B": 1} | BYTES
+    units = {unit.lower(): factor for unit, factor in known.items()}
+    if not match or match[2].lower() not in units:
+        raise BadInput(f"{text!r} is not a number of bytes: write a number above 0 and one of {', '.join(known)}.")
+    if re.fullmatch("[A-Z]i?b", match[2]):
+        sizes = [f"{match[1]}{unit}" for unit in known if unit[0].upper() == match[2][0] and unit != "B"]
+        raise BadInput(f"{text!r} may mean bits: write {' or '.join(sizes)} for bytes.")
+    amount = float(match[1]) * units[match[2].lower()]
+    if not 1 <= amount < 2**63:
+        raise BadInput(f"{text!r} is not a number of bytes: it must be above 0, and below 2^63 bytes.")
+    return int(amount)
 
 
 def seconds_of(text: str) -> float:

@@ -28,7 +28,7 @@ def replay_log(options: ReplayOptions) -> int:
     if options.weights is not None:
         _load(safetensors, objective, options.weights)
     directions = next((step.directions for step in logged.steps if step.directions), "Gaussian()")
-    parsed = spec.parse(directions, "method")
+    parsed = spec.parse(directions, "method", what="direction")
     if not isinstance(parsed, Directions):
         raise BadInput(f"{options.log} is along {directions}, which this version of gradcost does not have.")
     taken = replay(options.log, objective, parsed, spec.optimizer(logged.optimizer), options.to)

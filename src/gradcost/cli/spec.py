@@ -67,19 +67,25 @@ def presets() -> dict[str, Callable[..., Any]]:
     return {name: thing for name, thing in names("method").items() if inspect.isfunction(thing)}
 
 
-def parse(text: str, *kinds: str) -> Any:
+def parse(text: str, *kinds: str, what: str | None = None) -> Any:
     """Return the value of an expression such as `Probing(slope=Jvp(), probes=4)` or `mezo()`.
 
     Law: parse(repr(value)) == value. Only calls of known names run, with literals or
     other such calls as arguments.
 
+    Args:
+        text: the expression.
+        kinds: keys of `_MODULES`. None given: all of them.
+        what: the noun for the value in messages. None: the only kind, if there is one.
     Raises:
         BadInput: the text is not such an expression. For an unknown name, the message suggests similar names.
     """
-    return _value(expressions.tree(text), names(*(kinds or _MODULES)))
+    if what is None and len(kinds) == 1:
+        (what,) = kinds
+    return _value(expressions.tree(text), names(*(kinds or _MODULES)), what)
 
 
-def _value(node: ast.expr, known: Mapping[str, Callable[..., Any]]) -> Any:
+def _value(node: ast.expr, known: Mapping[str, Callable[..., Any]], what: str | None = None) -> Any:
     match node:
         case ast.Constant():
             return node.value
@@ -88,17 +94,20 @@ def _value(node: ast.expr, known: Mapping[str, Callable[..., Any]]) -> Any:
         case ast.Tuple() | ast.List():
             return tuple(_value(item, known) for item in node.elts)
         case ast.Name():
-            return _call(node.id, (), {}, known)
+            return _call(node.id, (), {}, known, what)
         case ast.Call(func=ast.Name(id=name)):
             arguments = [_value(argument, known) for argument in node.args]
-            return _call(name, arguments, {str(k.arg): _value(k.value, known) for k in node.keywords}, known)
+            return _call(name, arguments, {str(k.arg): _value(k.value, known) for k in node.keywords}, known, what)
     raise AssertionError(f"`expressions.tree` refuses {node}")
 
 
-def _call(name: str, arguments: Any, keywords: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
+def _call(
+    name: str, arguments: Any, keywords: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], what: str | None
+) -> Any:
     if name not in known:
         near = ", or ".join(signature(known[n]) for n in similar(name, known))
-        raise BadInput(f"no {name!r} here. " + (f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."))
+        advice = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."
+        raise BadInput(f"there is no {f'{what} ' if what else ''}{name!r}. {advice}")
     thing = known[name]
     try:
         bound = inspect.signature(thing).bind(*arguments, **keywords)
@@ -119,7 +128,10 @@ def signature(thing: Callable[..., Any]) -> str:
 
 
 def similar(name: str, known: Mapping[str, Any]) -> list[str]:
-    """Return the known names that resemble `name`, the most similar first."""
+    """Return the known names that resemble `name`, the most similar first; one alone if only its case differs."""
+    same = [k for k in known if k.lower() == name.lower()]
+    if len(same) == 1:
+        return same
     lower = {k.lower(): k for k in known}
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
 
@@ -277,7 +289,7 @@ def task(text: str, model: str | None = None) -> tuple[Any, str, str, str | None
 def _with_model(task: Any, name: str, model: str) -> Any:
     models = getattr(type(task), "models", {})
     if "(" in model:
-        return dataclasses.replace(task, model=parse(model, "task"))
+        return dataclasses.replace(task, model=parse(model, "task", what="model"))
     if model not in models:
         raise BadInput(
             f"{name} has no model {model!r}.{hint(model, models)} Models: {', '.join(models) or 'only its own'}."
@@ -335,16 +347,3 @@ def _refuse_model(result: Any, path: str, name: str) -> None:
             f"{file}:{name} returns a model, and --task takes a task. For your own model and data write --model "
             f"{file}:{name} --data {file}:LOADERS."
         )
-
-
-def size(text: str) -> int:
-    """Parse a number of bytes: `64MiB` is 64 x 2^20, `64MB` is 64 x 10^6."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    known = {"B": 1} | expressions.BYTES
-    units = {unit.lower(): factor for unit, factor in known.items()}
-    if not match or match[2].lower() not in units:
-        raise BadInput(f"{text!r} is not a number of bytes: write a number above 0 and one of {', '.join(known)}.")
-    amount = float(match[1]) * units[match[2].lower()]
-    if not 1 <= amount < 2**63:
-        raise BadInput(f"{text!r} is not a number of bytes: it must be above 0, and below 2^63 bytes.")
-    return int(amount)

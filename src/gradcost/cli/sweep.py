@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gradcost.cli import console, spec
+from gradcost.cli import console, quantities, spec
 from gradcost.cli.objective import dtypes
 from gradcost.cli.options import PlanOptions
 from gradcost.core.errors import BadInput
@@ -46,7 +46,7 @@ def write_calculator(options: PlanOptions, make: Make) -> int:
             raise BadInput(f"{flag} cannot be combined with --sweep: leave one out.")
     axes, budget, device = (
         parsed(options.sweep or (), options),
-        spec.size(options.memory),
+        quantities.size(options.memory),
         spec.device(options.device),
     )
     estimators = [spec.method(text) for text in options.method or ()] or None

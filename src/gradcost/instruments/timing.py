@@ -53,7 +53,8 @@ class Timing:
     def doubt(self) -> str | None:
         """Return why this timing is unreliable; None if it is reliable."""
         if self.others is not None and self.others > BUSY:
-            return f"other programs used {self.others:.1f} cores during the timing; time it again on an idle machine"
+            cores = f"{self.others:.1f} core{'' if f'{self.others:.1f}' == '1.0' else 's'}"
+            return f"other programs used {cores} during the timing; time it again on an idle machine"
         if self.spread > WIDE:
             return (
                 f"the middle half of {len(self.samples)} steps spreads over {100 * self.spread:.0f}% of their median"

@@ -37,10 +37,12 @@ def checked(accelerator: Accelerator, estimator: Estimator) -> Accelerator:
     if not estimator.exact:
 
         def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
-            raise Unsupported(norm_message(f"clip_grad_norm_(max_norm={max_norm})", estimator))
+            raise Unsupported(norm_message(f"clip_grad_norm_(max_norm={max_norm})", "Leave this call out", estimator))
 
         def clip_grad_value_(parameters: Any, clip_value: float) -> Any:
-            raise Unsupported(norm_message(f"clip_grad_value_(clip_value={clip_value})", estimator))
+            raise Unsupported(
+                norm_message(f"clip_grad_value_(clip_value={clip_value})", "Leave this call out", estimator)
+            )
 
         settings.clip_grad_norm_, settings.clip_grad_value_ = clip_grad_norm_, clip_grad_value_
     return accelerator

@@ -94,7 +94,9 @@ def _clip(clip: Callable[..., None], estimator: Estimator, optimizer: Any, *limi
     """Clip gradients as Lightning's `clip_gradients`, which automatic optimization also calls without a limit."""
     limit = limits[0] if limits else named.get("gradient_clip_val")
     if limit:
-        raise Unsupported(norm_message(f"clip_gradients(gradient_clip_val={limit})", estimator))
+        raise Unsupported(
+            norm_message(f"clip_gradients(gradient_clip_val={limit})", "Leave this call out", estimator)
+        )
     clip(optimizer, *limits, **named)
 
 
@@ -108,7 +110,8 @@ def refuse(trainer: Any, estimator: Estimator) -> None:
         Unsupported: the message names the argument and what to set instead.
     """
     if trainer.gradient_clip_val and not estimator.exact:
-        raise Unsupported(norm_message(f"gradient_clip_val={trainer.gradient_clip_val}", estimator))
+        limit = f"gradient_clip_val={trainer.gradient_clip_val}"
+        raise Unsupported(norm_message(limit, "Set gradient_clip_val=None", estimator))
     if str(trainer.precision) == "16-mixed":
         raise Unsupported(f'precision="16-mixed" {FP16}')
     if trainer.world_size > 1:

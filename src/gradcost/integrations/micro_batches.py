@@ -100,17 +100,18 @@ def _change(objective: Objective, model: nn.Module) -> str | None:
     return None
 
 
-def norm_message(limit: str, estimator: Estimator) -> str:
+def norm_message(limit: str, instead: str, estimator: Estimator) -> str:
     """Return why a limit on the norm of the estimate, or on its elements, is refused.
 
     Args:
         limit: the argument that sets the limit, with its value.
+        instead: what to do instead, as an imperative.
         estimator: the estimator.
     """
     return (
         f"{limit} would shorten almost every estimate of {estimator}: with d parameters and n probes it "
-        "is about sqrt(d/n) times as long as the gradient. Leave the limit out, and limit slopes with "
-        "Clipped(estimator, slope) if needed."
+        f"is about sqrt(d/n) times as long as the gradient. {instead}. To limit slopes, use "
+        "gradcost.Clipped(estimator, slope)."
     )
 
 

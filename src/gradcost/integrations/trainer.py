@@ -76,7 +76,7 @@ def refuse(trainer: Any, estimator: Estimator) -> None:
     """
     args = trainer.args
     if args.max_grad_norm and not estimator.exact:
-        raise Unsupported(norm_message(f"max_grad_norm={args.max_grad_norm}", estimator) + " To leave it out, set 0.")
+        raise Unsupported(norm_message(f"max_grad_norm={args.max_grad_norm}", "Set max_grad_norm=0", estimator))
     if args.fp16:
         raise Unsupported(f"fp16=True {FP16}")
     checkpointed = [name for name in _CHECKPOINTING if getattr(args, name, None)]

@@ -227,12 +227,12 @@ class MemoryTradeoff:
 
     def _too_small(self, budget: int, beside: int) -> str:
         least = self.least().peak + beside
-        parts = f" ({beside:,} of them for gradients of a plain loop or an optimizer)" if beside else ""
+        parts = f", and {beside:,} are for gradients of a plain loop or an optimizer" if beside else ""
         return (
-            f"{budget + beside:,} bytes{parts} are fewer than any exact gradient of the whole batch needs here, with "
-            f"the schedules that were tried. The least is {least:,} bytes ({size(least)}), by nested "
-            "checkpointing; Accumulated(..., parts) needs less. Both numbers include "
-            f"{self._unavoidable():,} bytes of parameters, buffers and batch."
+            f"{budget + beside:,} bytes are too few: the smallest peak of an exact gradient of the whole batch is "
+            f"{least:,} bytes ({size(least)}), with the checkpointing schedules that were tried. Of these, "
+            f"{self._unavoidable():,} bytes are parameters, buffers and batch{parts}. Micro-batches (Accumulated) "
+            "may need less."
         )
 
     def _unavoidable(self) -> int:

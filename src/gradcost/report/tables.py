@@ -118,11 +118,16 @@ def _line(row: MethodSummary, metric: Metric, has_target: bool) -> list[str]:
         loss(row),
         size(row.peak_bytes) + (", too much" if row.fits is False else ""),
         forwards(row.forwards),
-        ("~" if row.doubt else "") + number(row.ms),
+        _mark(row) + number(row.ms),
         to_target(row, has_target),
         f"{row.diverged} of {row.ended}" if row.ended else DASH,
         rate(row.lr) + (" (edge)" if row.edge else ""),
     ]
+
+
+def _mark(row: MethodSummary) -> str:
+    """The mark of numbers from an unreliable timing."""
+    return "~" if row.doubt else ""
 
 
 def _score(row: MethodSummary, metric: Metric) -> str:
@@ -147,14 +152,17 @@ def loss(row: MethodSummary) -> str:
 
 
 def to_target(row: MethodSummary, has_target: bool = True) -> str:
-    """Write the steps and seconds to the target, medians over the seeds that reach it: 120 steps, 0.38 s (2 of 3)."""
+    """Write the steps and seconds to the target, medians over the seeds that reach it: 120 steps, 0.38 s (2 of 3).
+
+    A ~ before the seconds marks an unreliable timing.
+    """
     if not row.seeds or not has_target:
         return DASH
     if row.steps_to_target is None:
         return "not reached"
     text = f"{row.steps_to_target:,.0f} steps"
     if row.seconds_to_target is not None:
-        text += f", {duration(row.seconds_to_target)}"
+        text += f", {_mark(row)}{duration(row.seconds_to_target)}"
     return text if row.reached == row.ended else f"{text} ({row.reached} of {row.ended})"
 
 

@@ -58,14 +58,28 @@ def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation 
 
     Rule: let b be the best penalized accuracy, and [low, high] the interval of the median of that method's finished
     runs. A method is as accurate as the best if its penalized accuracy is at least b - (median - low).
+    If a timing of a method with the least memory is unreliable, the step with the fewest FLOPs is taken instead.
     """
     pool = candidates(rows)
     if not pool:
         return None
     best = max(pool, key=lambda row: penalized_accuracy(row, study))
     near = _alike(pool, best, study)
-    pick = min(near, key=lambda row: (*_cost(row), -penalized_accuracy(row, study)))
+    pick = _cheapest(near, study)
     return Recommendation(pick, tuple(row for row in near if row is not pick))
+
+
+def _cheapest(near: list[MethodSummary], study: StudyRecord) -> MethodSummary:
+    """The method of `near` with the least peak, then the fewest milliseconds if all are reliable, then FLOPs."""
+    least = min(map(_peak, near))
+    rows = [row for row in near if _peak(row) == least]
+    is_reliable = not any(row.doubt for row in rows)
+
+    def cost(row: MethodSummary) -> tuple[float, ...]:
+        ms = _if_none(row.ms, inf) if is_reliable else 0.0
+        return ms, _if_none(row.flops, inf), -penalized_accuracy(row, study)
+
+    return min(rows, key=cost)
 
 
 def _alike(pool: Iterable[MethodSummary], best: MethodSummary, study: StudyRecord) -> list[MethodSummary]:
@@ -76,9 +90,9 @@ def _alike(pool: Iterable[MethodSummary], best: MethodSummary, study: StudyRecor
     return [row for row in pool if penalized_accuracy(row, study) >= limit]
 
 
-def _cost(row: MethodSummary) -> tuple[float, float]:
-    """Peak bytes and milliseconds of a step; inf if not measured."""
-    return _if_none(row.peak_bytes, inf), _if_none(row.ms, inf)
+def _peak(row: MethodSummary) -> float:
+    """Peak bytes of a step; inf if not measured."""
+    return _if_none(row.peak_bytes, inf)
 
 
 def sentences(results: Results) -> list[str]:
@@ -182,7 +196,7 @@ def _use(choice: Recommendation, results: Results, is_sure: bool) -> str:
         first += " beyond the weights"
     if not alike:
         return first + "."
-    needs_least_memory = all(_cost(row)[0] < _cost(r)[0] for r in alike)
+    needs_least_memory = all(_peak(row) < _peak(r) for r in alike)
     if len(alike) == 1:
         (other,) = alike
         memory_note = " and needs more memory" if needs_least_memory else ""
@@ -267,7 +281,7 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
     """Why none of `rows` can be recommended; continues "none ..." or "no method ..."."""
     over = [row for row in rows if row.fits is False]
     if rows and len(over) == len(rows):
-        least = min(over, key=lambda row: _cost(row)[0])
+        least = min(over, key=lambda row: _peak(row))
         return f"fits {size(study.memory)}; the smallest, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
     that_fits = "that fits " if over else ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def compare(
     - The final runs use new seeds. Each is scored once on the test split.
     - Nothing is printed. `gradcost.results.verdict(results)` states which method to use.
     - A repeated call resumes. A trial that finished or diverged is never run again; a failed trial is.
+    - Each trial imports the calling script again and runs its top-level code up to this call. Put everything except
+      definitions under `if __name__ == "__main__":`.
 
     Args:
         task: from `gradcost.tasks.from_loaders`, a `gradcost.tasks.Task`, or a name in `gradcost.tasks.TASKS`.
@@ -154,7 +156,7 @@ def run_comparison(
     folder = started.folder
     work = Work(comparison.code, folder, comparison.user_file, every, trial_timeout)
     make_folder(folder)
-    with locked(folder):
+    with locked(folder), _resume_note(folder):
         open_folder(folder, comparison.document(task, model), comparison.code, device_of(comparison.task))
         for name, reason in reasons.items():
             record_refusal(folder, name, dict(comparison.methods)[name], reason)
@@ -163,6 +165,16 @@ def run_comparison(
             methods = comparison.with_optimizers
             measure_methods(comparison.task, methods, comparison.memory, folder, forecasts, on_event)
     return read(folder)
+
+
+@contextmanager
+def _resume_note(folder: Path) -> Generator[None]:
+    """Add a note to KeyboardInterrupt on the kept trials; Python prints it below the traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(f"{folder} keeps the finished trials. The same call of gradcost.compare resumes.")
+        raise
 
 
 def forecast_comparison(

@@ -208,9 +208,8 @@ def make_comparison(
     if target is None:
         target = TARGET if task_metric(task).is_accuracy else None
     elif task_metric(task).is_accuracy and not 0 <= target <= 1:
-        raise BadInput(
-            f"the target is an accuracy from 0 to 1, not {target:g}: write {target / 100:g} for a percentage."
-        )
+        advice = f": write {target / 100:g} for {target:g}%" if 1 < target <= 100 else ""
+        raise BadInput(f"the target is an accuracy from 0 to 1, not {target:g}{advice}.")
     pairs = _default_methods(task, memory_beyond_weights, optimizer) if methods is None else _pairs(methods)
     points = tuning_points + extra_points
     ranges = {name: lr_range or optimizer_of(optimizer, each).usual_rates for name, each in pairs}
