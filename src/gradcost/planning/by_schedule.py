@@ -23,7 +23,7 @@ from gradcost.instruments.memory import Memory
 from gradcost.planning.forecast import Forecast, Simulation
 from gradcost.planning.repeated_blocks import Repeated
 from gradcost.planning.segments import Bytes, Cut, Irregular, Peak, Places, Segment, affine, affine_segment
-from gradcost.planning.visits import COPIES, Label, labels, lengthened, shortened, visits
+from gradcost.planning.visits import COPIES, Label, has_regions, labels, lengthened, shortened, visits
 
 _FEWEST = 3, 4  # numbers of blocks: the bytes before the steps of two copies give those of any number of blocks
 _MOST_LENGTHS = 3  # numbers of blocks with which a label is simulated
@@ -59,6 +59,7 @@ class Learned:
     """The segments and operators of visits, by label and number of blocks, and the bytes before the step.
 
     visits: the most visits with a label in one simulation.
+    steady: whether schedules with regions (True) and without had equal segments with two numbers of blocks.
     starts: as in `visits.visits`. True once a simulation had the visits of its schedule only with it.
     failed: whether a simulation did not have the visits, or not the equal segments, that its schedule predicts.
     """
@@ -67,6 +68,7 @@ class Learned:
     work: dict[Label, dict[int, Counts]] = field(default_factory=dict)
     visits: Counter[Label] = field(default_factory=Counter)
     bases: dict[int, tuple[Bytes, int, int]] = field(default_factory=dict)  # blocks -> bytes, kept, message
+    steady: set[bool] = field(default_factory=set)
     starts: bool = False
     failed: bool = False
 
@@ -147,28 +149,36 @@ class BySchedule:
     def _unknown(self, items: Items) -> set[Label]:
         """Return the labels of a schedule whose segments do not follow from what is learned.
 
-        A label is learned from two visits in one simulation, if the schedule has as many. Simulations with two
-        numbers of blocks must have equal segments, or with three numbers segments that are affine in them.
+        A label is learned from two visits in one simulation, if the schedule has as many. Segments depend on the
+        number of blocks in no schedule with regions, or in none without, if they do not in the first one: it is
+        simulated with two numbers of blocks. If they depend on it, every schedule is simulated with three.
         """
         needed, count = Counter(self._labels(items)), schedule_length(items)
+        least = 1 if has_regions(items) in self.learned.steady else 2
         return {
             label
             for label, times in needed.items()
             if self.learned.visits[label] < min(times, COPIES)
-            or not _is_enough(self.learned.segments[label], count)
-            or not _is_enough(self.learned.work[label], count)
+            or not _is_enough(self.learned.segments[label], count, least)
+            or not _is_enough(self.learned.work[label], count, least)
         }
 
     def _learn_labels(self, items: Items, wanted: set[Label]) -> bool:
         """Simulate short schedules with labels of `items`. Return whether more of the schedule is known then."""
-        starts = self.learned.starts
+        starts, lengths = self.learned.starts, set[int]()
         short: Items | None = shortened(items, self.parts, wanted, starts)
-        for _ in range(_MOST_LENGTHS):
-            if short is None or self.learned.starts != starts or not self._unknown(items) & wanted:
+        while short is not None and self.learned.starts == starts and self._unknown(items) & wanted:
+            if len(lengths) == _MOST_LENGTHS:
                 break
             self._learn(short)
+            lengths.add(schedule_length(short))
             short = lengthened(short, items, self.parts, wanted, starts)
-        return self.learned.starts != starts or not self._unknown(items) & wanted
+        if self.learned.starts != starts:
+            return True
+        learned = self.learned.segments, self.learned.work
+        if len(lengths) > 1 and all(_is_constant(known[label]) for known in learned for label in wanted):
+            self.learned.steady.add(has_regions(items))
+        return not self._unknown(items) & wanted
 
     def _base(self, count: int) -> tuple[Bytes, int, int]:
         """Return the bytes before the step, those of the kept states, and those of the message."""
@@ -209,18 +219,20 @@ class BySchedule:
         return labels(items, self.parts, self.learned.starts)
 
 
-def _is_enough(known: Mapping[int, Any], count: int) -> bool:
+def _is_enough(known: Mapping[int, Any], count: int, least: int) -> bool:
     """Return whether values for some numbers of blocks give that for `count` blocks, unless they are irregular."""
-    values = list(known.values())
-    is_equal = len(values) > 1 and all(value == values[0] for value in values)
-    return count in known or is_equal or len(values) > 2
+    return count in known or len(known) > 2 or (len(known) >= least and _is_constant(known))
+
+
+def _is_constant(known: Mapping[int, Any]) -> bool:
+    first, *others = known.values()
+    return all(other == first for other in others)
 
 
 def _at(known: Mapping[int, _V], count: int, extrapolate: Callable[[Mapping[int, _V], int], _V]) -> _V:
     """Return the value for `count` blocks."""
-    first, *others = known.values()
-    if all(other == first for other in others):
-        return first
+    if _is_constant(known):
+        return next(iter(known.values()))
     return known[count] if count in known else extrapolate(known, count)
 
 

@@ -70,7 +70,7 @@ def _kept(items: Items) -> tuple[bool, bool]:
 
     A region keeps its arguments: the input of the first block, and tensors that all blocks get, such as a mask.
     """
-    return _has_regions(items), isinstance(items[0], int) and items[0] > 0
+    return has_regions(items), isinstance(items[0], int) and items[0] > 0
 
 
 def _forward(items: Items) -> Iterator[_Pass]:
@@ -91,7 +91,7 @@ def _backward(items: Items, starts: bool) -> Iterator[_Pass]:
     stop = schedule_length(items)
     for number, item in reversed(list(enumerate(items))):
         start = stop - schedule_length(item)
-        end = "ends a region" if _has_regions(items[:number]) else "ends the last region"
+        end = "ends a region" if has_regions(items[:number]) else "ends the last region"
         if isinstance(item, int) and item > 0:
             yield from (_Pass(block, ("backward",)) for block in reversed(range(start, stop)))
         elif isinstance(item, int):
@@ -102,7 +102,8 @@ def _backward(items: Items, starts: bool) -> Iterator[_Pass]:
         stop = start
 
 
-def _has_regions(items: Items) -> bool:
+def has_regions(items: Items) -> bool:
+    """Return whether some blocks run again."""
     return not all(isinstance(item, int) and item > 0 for item in items)
 
 
