@@ -90,7 +90,7 @@ def test_the_memory_of_compare_is_named(tmp_path: Path):
     assert "write --memory-beyond-weights 10KiB, without parameters, buffers and batch" in ran.stderr
     ran = inside("compare", "--memory-beyond-weights", "10KiB", "--dry-run", folder=tmp_path)
     assert ran.returncode == 4
-    assert "36,136 bytes of parameters, buffers and batch" in ran.stderr  # 46,376 - 10 KiB
+    assert "36,136 bytes are parameters, buffers and batch" in ran.stderr  # 46,376 - 10 KiB
 
 
 def test_a_page_that_cannot_be_written_there_is_an_error_of_input(tmp_path: Path):
