@@ -220,7 +220,10 @@ class BySchedule:
 
 
 def _is_enough(known: Mapping[int, Any], count: int, least: int) -> bool:
-    """Return whether values for some numbers of blocks give that for `count` blocks, unless they are irregular."""
+    """Return whether values for some numbers of blocks give that for `count` blocks, unless they are irregular.
+
+    least: with how many numbers of blocks an equal value counts as constant.
+    """
     return count in known or len(known) > 2 or (len(known) >= least and _is_constant(known))
 
 

@@ -147,7 +147,7 @@ def milliseconds(results: Results) -> Figure | None:
         results,
         lambda row: (
             {"value": row.ms, "low": row.ms_low, "high": row.ms_high}
-            | {"text": ("~" if row.doubt else "") + number(row.ms)}
+            | {"text": wording.timing_mark(row.doubt) + number(row.ms)}
         ),
     )
     caption = "The median time of repeated steps. Whiskers run from the lower to the upper quartile."

@@ -24,6 +24,7 @@ from gradcost.results.wording import (
     percent,
     rate,
     size,
+    timing_mark,
 )
 
 _NUMBERS = re.compile(r"[-+0-9.,eE%×\[\] ]+")
@@ -118,16 +119,11 @@ def _line(row: MethodSummary, metric: Metric, has_target: bool) -> list[str]:
         loss(row),
         size(row.peak_bytes) + (", too much" if row.fits is False else ""),
         forwards(row.forwards),
-        _mark(row) + number(row.ms),
+        timing_mark(row.doubt) + number(row.ms),
         to_target(row, has_target),
         f"{row.diverged} of {row.ended}" if row.ended else DASH,
         rate(row.lr) + (" (edge)" if row.edge else ""),
     ]
-
-
-def _mark(row: MethodSummary) -> str:
-    """The mark of numbers from an unreliable timing."""
-    return "~" if row.doubt else ""
 
 
 def _score(row: MethodSummary, metric: Metric) -> str:
@@ -162,7 +158,7 @@ def to_target(row: MethodSummary, has_target: bool = True) -> str:
         return "not reached"
     text = f"{row.steps_to_target:,.0f} steps"
     if row.seconds_to_target is not None:
-        text += f", {_mark(row)}{duration(row.seconds_to_target)}"
+        text += f", {timing_mark(row.doubt)}{duration(row.seconds_to_target)}"
     return text if row.reached == row.ended else f"{text} ({row.reached} of {row.ended})"
 
 

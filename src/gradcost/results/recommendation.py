@@ -281,7 +281,7 @@ def _absence(rows: list[MethodSummary], study: StudyRecord) -> str:
     """Why none of `rows` can be recommended; continues "none ..." or "no method ..."."""
     over = [row for row in rows if row.fits is False]
     if rows and len(over) == len(rows):
-        least = min(over, key=lambda row: _peak(row))
+        least = min(over, key=_peak)
         return f"fits {size(study.memory)}; the smallest, {least.method}, needs {size(least.peak_bytes)}"
     diverged, failed = sum(r.diverged for r in rows), sum(r.failed for r in rows)
     that_fits = "that fits " if over else ""

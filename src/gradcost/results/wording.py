@@ -24,6 +24,11 @@ def forwards(x: float | None) -> str:
     return DASH if x is None else f"{x:,.1f}"
 
 
+def timing_mark(doubt: str | None) -> str:
+    """Return the mark before numbers from an unreliable timing. doubt: why it is unreliable, or None."""
+    return "~" if doubt else ""
+
+
 def rate(lr: float | None) -> str:
     """Write a learning rate: 0.1, 0.0003, 3e-05."""
     return DASH if lr is None else f"{lr:.3g}"
