@@ -273,6 +273,18 @@ def test_what_cannot_be_planned_is_a_sentence(here: Path, arguments: tuple[str, 
     assert len(ran.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "reason"), [("hf:nothing.json", "cannot be read: No such file"), ("hf:llama.json", "[transformers]")]
+)
+def test_a_missing_file_is_found_before_a_missing_extra(
+    here: Path, monkeypatch: pytest.MonkeyPatch, model: str, reason: str
+):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    ran = inside("plan", "--memory", "1MiB", "--model", model, folder=here)
+    assert ran.returncode == 2
+    assert reason in ran.stderr
+
+
 @pytest.mark.parametrize("amount", ["-1", "0", "2 apples", "2XB", ""])
 def test_a_budget_is_an_amount_of_memory(here: Path, amount: str):
     ran = inside("plan", *FACTORY, f"--memory={amount}", folder=here)

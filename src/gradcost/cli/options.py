@@ -222,7 +222,8 @@ class PlanOptions:
         str, typer.Option(help='"SGD(lr=0.1)"; or customary: AdamW for exact gradients, SGD for the others.')
     ] = "customary"
     method: Annotated[
-        list[str] | None, typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: about fifteen.')
+        list[str] | None,
+        typer.Option(help='A method: "mezo(probes=4)". Repeatable. Default: several of each family.'),
     ] = None
     all_rows: Annotated[
         bool, typer.Option("--all", help="Every method, also with 4 and 16 directions. Default: one of each family.")

@@ -15,21 +15,20 @@ from gradcost.cli.options import PlanOptions
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.autocast import UnderAutocast
 from gradcost.core.objective import Objective
-from gradcost.core.units import DASH, size
+from gradcost.core.units import size
 from gradcost.estimators.presets import backprop
 from gradcost.planning.candidates import PROBES
 from gradcost.planning.changes import Change, smallest_changes
 from gradcost.planning.curve import curve
 from gradcost.planning.plan import Plan, plan
 from gradcost.planning.recommend import main_rows
-from gradcost.planning.row import COLUMNS, Row
+from gradcost.planning.row import Row, table
 from gradcost.planning.sharding import per_device
 from gradcost.results.wording import count
 from gradcost.training.customary import optimizer_of
 
 NOTHING_FITS = 4  # exit code
 NO_CHANGE = "No other --chunks, --optimizer, --dtype, --lora or --bits makes an exact gradient fit either."
-_FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
 
 
 def plan_methods(options: PlanOptions) -> int:
@@ -148,9 +147,7 @@ def _show(result: Plan, shown: Sequence[Row], record: dict[str, Any], output: Pa
     console.show()
     console.show(f"{result.title}   {record['dtype']}")
     console.show()
-    rows = [row.cells() for row in shown]
-    columns = [i for i in range(len(COLUMNS)) if i < _FIXED_COLUMNS or any(row[i] != DASH for row in rows)]
-    console.show_table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows])
+    console.show_table(*table(shown))
     if len(shown) < len(result.rows):
         console.show(f"{count(len(result.rows) - len(shown), 'further method')}, and several directions: --all")
     console.show()

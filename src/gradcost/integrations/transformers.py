@@ -46,8 +46,9 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None, attention: s
         Unsupported: the installed transformers does not have the `model_type`.
         MissingExtra: transformers is not installed.
     """
+    settings = _settings(Path(path))
     transformers = _transformers()
-    config = _config(transformers, Path(path))
+    config = _config(transformers, path, settings)
     config.use_cache = False
     architectures = getattr(config, "architectures", None) or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -71,7 +72,7 @@ def from_config(path: str | Path, dtype: torch.dtype | None = None, attention: s
     return model.train()
 
 
-def _config(transformers: Any, path: Path) -> Any:
+def _settings(path: Path) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     try:
         settings = json.loads(read_regular(path))
@@ -81,6 +82,10 @@ def _config(transformers: Any, path: Path) -> Any:
         raise BadInput(f"{path} is not JSON: {error}. Give a model's config.json.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise BadInput(f"{path} is not a configuration of a transformers model: it has no model_type.")
+    return settings
+
+
+def _config(transformers: Any, path: str | Path, settings: dict[str, Any]) -> Any:
     kind, known = settings["model_type"], transformers.CONFIG_MAPPING
     if kind not in known:
         near = difflib.get_close_matches(kind, list(known), n=3, cutoff=0.5)

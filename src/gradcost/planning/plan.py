@@ -25,7 +25,7 @@ from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type
 from gradcost.planning.forecasts import Forecasts, offloads, stream
 from gradcost.planning.recommend import Least, least_exact, recommendation
-from gradcost.planning.row import COLUMNS, Row
+from gradcost.planning.row import Row, table
 from gradcost.planning.within import Within
 from gradcost.theory.moments import second_moment
 from gradcost.training.customary import Customary, optimizer_of
@@ -34,7 +34,7 @@ from gradcost.training.optimizers import Optimizer, require_optimizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The forecast of each estimator, and the estimator to use. `str(plan)` is a table, with the reasons of refusals.
+    """The forecast of each estimator, and the estimator to use. `str(plan)` is the answer and a table.
 
     Args:
         rows: one row per estimator, refused ones included.
@@ -75,7 +75,7 @@ class Plan:
                 lines.append(f"{self.chosen.method} is written {label(self.chosen.estimator)}")
             lines.append(_breakdown(self.chosen.method, self.chosen.forecast))
             if self.chosen.forecast.cuda is not None:
-                lines.append(_on_cuda(self.chosen.method, self.chosen.forecast.cuda, self.budget))
+                lines.append(_on_cuda(self.chosen.method, self.chosen.forecast.cuda))
         if all(row.seconds is None for row in self.rows):
             lines.append(
                 f"no estimate of seconds: the rates of this machine's {self.device} are unknown. Measure them once: "
@@ -97,14 +97,15 @@ class Plan:
         return lines
 
     def __str__(self) -> str:
-        table = [list(COLUMNS), *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
-        return "\n".join([self.title, "", *lines, "", self.sentence, *self.lines()])
+        columns, cells = table(self.rows)
+        rows = [columns, *cells]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return "\n".join([self.sentence, "", self.title, "", *lines, "", *self.lines()])
 
     @property
     def title(self) -> str:
-        """The first line of `str(plan)`: model, batch, device, optimizer and budget."""
+        """The line above the table: model, batch, device, optimizer and budget."""
         batch = "" if self.examples is None else f", batch {self.examples:,}"
         optimizer = "no optimizer" if self.optimizer is None else terse(self.optimizer)
         if isinstance(self.optimizer, Customary):
@@ -212,6 +213,7 @@ def plan(
     for at, row in enumerate(rows):
         if row.forecast is not None and row.estimator == choice:
             rows[at] = replace(row, forecast=forecasts_of(row.estimator).with_reserved(row.forecast))
+            sentence += _beyond_on_cuda(rows[at], budget)
     name = type(inner_model(objective.model)).__name__
     dimension = objective.dimension
     return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least, mixing)
@@ -258,19 +260,31 @@ def seconds_estimator(objective: Objective, device: str) -> Callable[[Forecast],
     return seconds
 
 
-def _on_cuda(method: str, cuda: Reserved, budget: int) -> str:
-    """Say what CUDA's allocator reserves, and whether that exceeds the budget."""
+def _beside_tensors() -> tuple[int, int]:
+    """The least and the most bytes that the CUDA context of a process and cuBLAS take."""
     low, high = (sum(sizes) for sizes in zip(CONTEXT, WORKSPACES, strict=True))
-    reserved = size(cuda.reserved)
-    text = (
-        f"{method}: CUDA's allocator reserves up to {reserved}; the context of a process and cuBLAS take {size(low)} "
-        f"to {size(high)}"
-    )
-    if cuda.reserved + high <= budget:
-        return text
+    return low, high
+
+
+def _on_cuda(method: str, cuda: Reserved) -> str:
+    """Say what CUDA's allocator reserves."""
+    low, high = _beside_tensors()
     return (
-        f"{text}. Together this may exceed the budget, though the peak fits: set "
-        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or plan with a smaller --memory"
+        f"{method}: CUDA's allocator reserves up to {size(cuda.reserved)}; the context of a process and cuBLAS take "
+        f"{size(low)} to {size(high)}"
+    )
+
+
+def _beyond_on_cuda(row: Row, budget: int) -> str:
+    """Say that the device may need more than the budget, though the tensors of this row fit; "" if it does not."""
+    if not row.fits or row.forecast is None or row.forecast.cuda is None:
+        return ""
+    needed = row.forecast.cuda.reserved + _beside_tensors()[1]
+    if needed <= budget:
+        return ""
+    return (
+        f" Its tensors fit, but with what CUDA's allocator reserves it may take {size(needed)}: set "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or plan with a smaller budget."
     )
 
 

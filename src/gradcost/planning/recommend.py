@@ -74,15 +74,15 @@ def recommendation(
     if exact:
         best = min(exact, key=lambda row: (splits_mixed(row.estimator, mixing), *_preference(row)))
         rank = "fastest" if best.seconds is not None else "cheapest"
-        which = (
-            "the only exact gradient here that fits" if len(exact) == 1 else f"the {rank} exact gradient that fits"
-        )
+        which = f"the {rank} exact gradient that fits" if len(exact) > 1 else "the only exact gradient here that fits"
+        if any(offloads(row.estimator) for row in exact) and not offloads(best.estimator):
+            which += " without offloading"
         return best.estimator, f"Use {best.method}, {which}: {_cost_text(best)}."
     reason = _why_none_exact(budget, least)
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
         best = min(inexact, key=lambda row: (_preference(row)[1] * (row.steps or 1), *_preference(row)[2:]))
-        steps = "" if best.steps is None else f", and in theory {number(best.steps, 2)} times the steps"
+        steps = "" if best.steps is None else f", and in theory {best.steps_text} times the steps"
         return best.estimator, f"{reason} Use {best.method}, which fits: {_cost_text(best)}{steps}."
     others = [row for row in rows if not row.exact and row.forecast is not None]
     if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from gradcost.planning.batch import MOST
 from gradcost.planning.candidates import described, label
 from gradcost.planning.forecast import Forecast
 
+_FIXED_COLUMNS = 4  # always shown; each later column only if a row has a value in it
 COLUMNS = ("method", "peak", "fits", "forwards", "est. s/step", "steps × (theory)", "largest batch")
 
 
@@ -51,9 +53,18 @@ class Row:
         """Whether the estimate is the exact gradient of the batch."""
         return self.estimator.exact
 
+    @property
+    def steps_text(self) -> str:
+        """`steps` as in the table: from 10,000 on in scientific notation, such as 1.2e5."""
+        if self.steps is None:
+            return DASH
+        if self.steps < 10_000:
+            return number(self.steps)
+        return f"{self.steps:.1e}".replace("e+0", "e").replace("e+", "e")
+
     def cells(self) -> list[str]:
         """Return the cells of the table, in the order of COLUMNS."""
-        steps = DASH if self.steps is None else _format_ratio(self.steps)
+        steps = self.steps_text
         if self.forecast is None:
             return [self.method, DASH, "no", DASH, DASH, steps, DASH]
         fits = "yes" if self.fits else f"no, {size(self.over)} over"
@@ -97,6 +108,8 @@ class Row:
         }
 
 
-def _format_ratio(ratio: float) -> str:
-    """Format a ratio of steps; from 10,000 on in scientific notation, such as 1.2e5."""
-    return number(ratio) if ratio < 10_000 else f"{ratio:.1e}".replace("e+0", "e").replace("e+", "e")
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table of these rows, and its cells, without columns in which no row has a value."""
+    cells = [row.cells() for row in rows]
+    shown = [i for i in range(len(COLUMNS)) if i < _FIXED_COLUMNS or any(row[i] != DASH for row in cells)]
+    return [COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in cells]

@@ -17,7 +17,7 @@ from gradcost.planning.affine import Piece, Sample, piece_of
 from gradcost.planning.candidates import label, terse
 from gradcost.planning.forecasts import offloads
 from gradcost.planning.recommend import family
-from gradcost.planning.row import COLUMNS, Row
+from gradcost.planning.row import Row
 from gradcost.planning.within import last_that_fits
 from gradcost.theory.moments import second_moment
 from gradcost.training.customary import Customary
@@ -62,7 +62,7 @@ class SweptMethod:
             "offloads": offloads(self.estimator),
             "parts": self.parts,
             "steps": row.steps,
-            "steps cell": row.cells()[COLUMNS.index("steps × (theory)")],
+            "steps cell": row.steps_text,
             "pieces": [_record(piece) for piece in self.pieces],
         }
 

@@ -103,7 +103,8 @@
       const best = least(exact, (row) => [Number(row.offloads), cost(row), row.length, row.found.peak]);
       const rank = best.found.seconds === null ? "cheapest" : "fastest";
       const which = exact.length === 1 ? "the only exact gradient here that fits" : `the ${rank} exact gradient that fits`;
-      return { best, sentences: [["Use ", best, `, ${which}: ${costs(best)}.`]] };
+      const left = exact.some((row) => row.offloads) && !best.offloads ? " without offloading" : "";
+      return { best, sentences: [["Use ", best, `, ${which}${left}: ${costs(best)}.`]] };
     }
     const candidates = rows.filter((row) => row.exact && !row.found.refusal).map((row) => ({ ...row.found, row }));
     if (schedules) candidates.push({ ...(schedules.least ?? lowest(schedules.all)), row: { method: "nested checkpointing" } });
@@ -126,7 +127,7 @@
     const inexact = fitting.filter((row) => row.steps !== null);
     if (fitting.length) {
       const best = least(inexact.length ? inexact : fitting, (row) => [cost(row) * (row.steps ?? 1), row.length, row.found.peak]);
-      const steps = best.steps === null ? "" : `, and in theory ${number(best.steps, 2)} times the steps`;
+      const steps = best.steps === null ? "" : `, and in theory ${best.cell} times the steps`;
       return { best, sentences: [["Use ", best, `, which fits: ${costs(best)}${steps}.`], ...sentences] };
     }
     const others = rows.filter((row) => !row.exact && !row.found.refusal);
