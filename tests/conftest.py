@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what the imports and the collection of tests have made, for good."""
+    """Leave what the imports and the collection of tests have made out of further passes of the garbage collector."""
     gc.collect()
     gc.freeze()
 
@@ -18,6 +18,10 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _no_files_of_other_tests() -> Iterator[None]:
     """Forget the user's files that a test has imported: another test may have a file of the same name."""
+    before = len(sys.modules)
     yield
-    for name in [name for name in sys.modules if name.startswith("gradcost_user_")]:
-        del sys.modules[name]
+    if (imported := len(sys.modules) - before) > 0:
+        for name in [name for name in sys.modules if name.startswith("gradcost_user_")]:
+            del sys.modules[name]
+        if imported > 100:  # a library
+            pytest_collection_finish()

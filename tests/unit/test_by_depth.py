@@ -28,6 +28,7 @@ from gradcost.tasks.task import Batch, cross_entropy
 from gradcost.training.customary import Customary
 
 transformers = pytest.importorskip("transformers")
+SLOW = pytest.mark.slow
 WIDE = {"vocab_size": 300, "max_position_embeddings": 64, "num_attention_heads": 4}
 SIZE = {"hidden_size": 128, "intermediate_size": 192, **WIDE}
 
@@ -245,17 +246,28 @@ def test_a_step_for_cuda_is_computed_with_the_sizes_and_kernels_of_cuda(estimato
     assert_equal(estimator, *objective_of(gpt2, 7), ADAMW, "cuda")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_model(device: str):
+@pytest.mark.parametrize(
+    ("device", "optimizer", "cases"),
+    [
+        ("cpu", ADAMW, [(5, None), (6, None), (4, 8)]),
+        *(
+            pytest.param(device, optimizer, [(2, None), (5, None), (6, None), (12, None), (4, 8)], marks=SLOW)
+            for device in ("cpu", "cuda")
+            for optimizer in (None, ADAMW)
+        ),
+    ],
+)
+def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_model(
+    device: str, optimizer: Any, cases: list[tuple[int, int | None]]
+):
     objective, batch = objective_of(llama, 7, examples=12)
-    forecasts, others = Forecasts(objective, batch, ADAMW, device), Forecasts(objective, batch, None, device)
-    for parts, size in ((2, None), (6, None), (12, None), (5, None), (4, 8)):
+    forecasts = Forecasts(objective, batch, optimizer, device)
+    for parts, size in cases:
         estimator = gradcost.Accumulated(gradcost.checkpointed(), parts)
-        for each in (forecasts, others):
-            found = each.of(estimator, size)
-            whole = forecast(estimator, objective, resized(batch, size or 12), each.optimizer, device)
-            assert isinstance(found, Forecast)
-            assert figures(found) == {**figures(whole), "cuda": None}
+        found = forecasts.of(estimator, size)
+        whole = forecast(estimator, objective, resized(batch, size or 12), optimizer, device)
+        assert isinstance(found, Forecast)
+        assert figures(found) == {**figures(whole), "cuda": None}
 
 
 @pytest.mark.parametrize("depth", [5, 7])
@@ -280,12 +292,13 @@ def test_the_whole_model_evaluates_one_batch_of_a_plan(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(copies, "evaluation", recorded)
     objective, batch = objective_of(llama, 7, examples=8)
-    gradcost.plan(objective, batch, 1 << 30, optimizer=Customary(), probes=(1,), device="cuda")
+    methods = [gradcost.backprop(), gradcost.Accumulated(gradcost.checkpointed(), 2), gradcost.mezo()]
+    gradcost.plan(objective, batch, 1 << 30, methods, optimizer=Customary(), device="cuda")
     assert depths.count(7) == 1
     assert {3, 4} < set(depths)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.8, 0.6])
+@pytest.mark.parametrize("share", [pytest.param(1.0, marks=SLOW), 0.8, pytest.param(0.6, marks=SLOW)])
 def test_a_plan_for_cuda_tells_the_reserved_bytes_of_its_choice(share: float):
     objective, batch = objective_of(llama, 7)
     budget = int(share * forecast(gradcost.backprop(), objective, batch, SGD, "cuda").peak)
