@@ -160,8 +160,8 @@ NESTED = "Reverse(Schedule(((1, ((1, (1,)),)), ((2,),), 2, (1,), (1,))))"
 IN_PARTS = "Reverse(Schedule((((1, 0, 1), (0, 0, 1), 1, 0, 1), (0, 1), 1, (0, 1))))"
 SCHEDULES = [
     (llama, 9, NESTED, None),
-    (gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD),
-    (llama, 8, IN_PARTS, SGD),
+    pytest.param(gpt2, 8, "Reverse(Schedule(((3,), (1,), 4)))", SGD, marks=SLOW),
+    pytest.param(llama, 8, IN_PARTS, SGD, marks=SLOW),
     (gpt2, 8, "Reverse(Schedule((-3, (1,), 1, (1, 0, 1), -1)))", SGD),
 ]
 MORE_SCHEDULES = [
@@ -241,7 +241,10 @@ def test_the_visits_of_a_step_are_those_of_the_schedule(items: Any):
     assert schedule_length(short) <= count
 
 
-@pytest.mark.parametrize("estimator", ["checkpointed()", "Reverse(Offloaded())", "mezo()"])
+@pytest.mark.parametrize(
+    "estimator",
+    [pytest.param("checkpointed()", marks=SLOW), "Reverse(Offloaded())", pytest.param("mezo()", marks=SLOW)],
+)
 def test_a_step_for_cuda_is_computed_with_the_sizes_and_kernels_of_cuda(estimator: str):
     assert_equal(estimator, *objective_of(gpt2, 7), ADAMW, "cuda")
 
@@ -270,7 +273,7 @@ def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_mode
         assert figures(found) == {**figures(whole), "cuda": None}
 
 
-@pytest.mark.parametrize("depth", [5, 7])
+@pytest.mark.parametrize("depth", [pytest.param(5, marks=SLOW), 7])
 def test_a_tensor_that_is_twice_in_a_batch_counts_once(depth: int):
     objective = objective_of(llama, depth)[0].with_loss(lambda model, batch: model(**batch).loss)
     tokens = torch.ones(12, 16, dtype=torch.int64)

@@ -115,7 +115,7 @@ def test_the_first_line_answers_and_what_follows_can_be_acted_on(here: Path):
 
 def test_one_row_of_each_family_is_printed_and_the_rest_on_request(here: Path):
     model = ("--model", "mine.py:make", "--data", "mine.py:batch", "--memory", "2GB")
-    short, whole = (gradcost("plan", *model, *more, folder=here).stdout.splitlines() for more in ((), ("--all",)))
+    short, whole = (inside("plan", *model, *more, folder=here).stdout.splitlines() for more in ((), ("--all",)))
     rows = [line for line in short if " yes " in line]
     assert len(rows) <= 6
     assert {"backprop()", "forward_gradient()", "mezo()"} <= {line.split()[0] for line in rows}
