@@ -15,6 +15,7 @@ from gradcost.papers.panchal2025.headline import ACCURACY, COMPUTATIONS, CONVERG
 from gradcost.papers.panchal2025.page import HEADERS, common_loss, common_loss_rows, page, table_rows
 from gradcost.papers.panchal2025.study import Length, Reproduction
 from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord, trial_record
+from gradcost.tasks import Digits
 
 LENGTHS = (
     Length("BP-Vanilla", backprop(), 2.0, 900),
@@ -145,7 +146,8 @@ def test_the_table_has_a_row_per_method_and_a_ratio_only_where_all_runs_reach_th
 
 
 def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
-    reproduction = Reproduction(methods=("BP-Checkpointing", "FmAD-Vanilla", "ZO-SVRG, as coded"), seeds=3)
+    methods = ("BP-Checkpointing", "FmAD-Vanilla", "ZO-SVRG, as coded")
+    reproduction = Reproduction(task=Digits(), methods=methods, seeds=3)
     text = page(recorded(), reproduction, LENGTHS, "gradcost reproduce", "`folder`")
     for claim in (ACCURACY, CONVERGENCE, COMPUTATIONS):
         assert f"### {claim.name}" in text
@@ -153,13 +155,37 @@ def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
     assert "40 [40, 40], 3 seeds" in text, "accuracy: 90% less 50% of MeZO"
     assert "- ZO-SVRG: It updates along eps z, not z." in text
     assert "- FmAD-Vanilla:" not in text
+    assert text.startswith("# Panchal et al. 2025: the headline claims on Digits, 6,000 forward passes per run\n")
+    assert "SVRG: a full gradient every 100 steps (the public code: every five epochs)" in text
+    assert "multiple:" not in text
+    assert "- Begun and not finished, in no figure: MeZO (4 runs)." in text
+    labels = Digits().splits().test.y.tolist()
+    share = max(map(labels.count, set(labels))) / len(labels)
+    assert f"always given, has an accuracy of {100 * share:.1f}%." in text
+    assert "The value here is larger than the published one." in text
+
+
+def test_of_methods_that_miss_the_target_the_one_with_the_most_steps_or_flops_is_compared():
+    lengths = (LENGTHS[1], replace(LENGTHS[2], name="FmAD-Multiple", step=90.0, steps=20), LENGTHS[3])
+    few = replace(tuned("FmAD-Multiple", 0.1, None), steps=20)
+    trials = [few, tuned("MeZO", 0.2, None), record("BP-Checkpointing", 1, 0.9, 100)]
+    trials += [replace(record("FmAD-Multiple", 1, 0.1, None), steps=20), record("MeZO", 1, 0.2, None)]
+    found = compared(trials, lengths)
+    assert found["accuracy"].rival == "FmAD-Multiple"
+    assert found["convergence"].rival == "MeZO"
+    assert found["convergence"].values == (Between(100 * (1 - 100 / 900), 100.0),)
+    assert found["computations"].rival == "FmAD-Multiple"  # equal FLOPs: the lowest accuracy
 
 
 def test_the_page_says_that_the_target_was_not_reached():
     trials = tuple(record(name, 1, 0.3, None) for name in ("BP-Checkpointing", "MeZO"))
     for tried, expected in ((trials, "BP-Checkpointing did not reach the target"), (trials[:1], "not run")):
         text = page(
-            replace(recorded(), trials=tried), Reproduction(seeds=1), LENGTHS, "gradcost reproduce", "`folder`"
+            replace(recorded(), trials=tried),
+            Reproduction(task=Digits(), seeds=1),
+            LENGTHS,
+            "gradcost reproduce",
+            "`folder`",
         )
         assert f"| *convergence* | **inconclusive ({expected})** |" in text
         assert f"| measured here | {expected} |" in text
@@ -187,7 +213,7 @@ def test_a_loss_that_every_run_reaches_compares_methods_that_miss_the_target():
         ["FmAD-Vanilla", "3", "2, 1 seed"],  # 3 * 2 / (1 * 3)
         ["MeZO", "2", "1.33, 1 seed"],
     ]
-    text = page(results, Reproduction(seeds=1), LENGTHS, "gradcost reproduce", "`folder`")
+    text = page(results, Reproduction(task=Digits(), seeds=1), LENGTHS, "gradcost reproduce", "`folder`")
     assert "A validation loss of 1.6, the least one that every final run reaches." in text
     assert common_loss_rows(replace(results, trials=trials[:1]), LENGTHS) == []
     early = with_losses(record("MeZO", 1, 0.3, None), 1.6, 1.9, 1.9)

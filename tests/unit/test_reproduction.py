@@ -45,6 +45,8 @@ def test_the_time_limit_of_a_trial_reaches_the_study(paper: str, tmp_path: Path,
         (("panchal2025", "--tuned"), "all its runs are tuned"),
         (("panchal2025", "--costs", "--target", "0.3"), "it has no --target"),
         (("panchal2025", "--costs", "--rows", "MeZO"), "it has no --rows"),
+        (("panchal2025", "--costs", "--snapshot-every", "9"), "it has no --snapshot-every"),
+        (("rike2022", "--snapshot-every", "9"), "--snapshot-every is an option of panchal2025"),
         (("panchal2025", "--task", "mezo()"), "there is no task 'mezo'. Known: AgNews, "),
         (
             ("rike2022", "--task", "charlm"),

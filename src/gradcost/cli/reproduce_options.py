@@ -67,6 +67,10 @@ class ReproduceOptions:
     probes: Annotated[
         int | None, typer.Option(min=1, help='panchal2025: directions per step of "multiple". Default: 10.')
     ] = None
+    snapshot_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="panchal2025: steps from one full gradient of SVRG to the next. Default: 100."),
+    ] = None
     target: Annotated[
         float | None,
         typer.Option(help='Of panchal2025: the validation accuracy of "steps to the target", 0 to 1. Default: 0.8.'),

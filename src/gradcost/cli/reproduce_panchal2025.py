@@ -56,9 +56,10 @@ def reproduce(options: ReproduceOptions) -> int:
 def _costs(options: ReproduceOptions) -> int:
     """Forecast the costs on the paper's models, or resume; show the peaks, write the page, return the exit code."""
     folder = options.output or RUNS / f"{options.paper}-costs"
-    for name in ("rows", "task", "device", "target", "probes", "seeds"):
+    for name in ("rows", "task", "device", "target", "probes", "snapshot_every", "seeds"):
         if getattr(options, name) is not None:
-            raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no --{name}.")
+            option = name.replace("_", "-")
+            raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no --{option}.")
     check_page(options.page)
     models = () if options.records or options.dry_run else COST_MODELS
     if options.dry_run:
@@ -101,7 +102,7 @@ def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
         more=options.more,
         seeds=options.seeds or Reproduction.seeds,
         target=Reproduction.target if options.target is None else options.target,
-        settings=Settings(probes=options.probes or Settings.probes),
+        settings=Settings(probes=options.probes or Settings.probes, every=options.snapshot_every or Settings.every),
     )
     return reproduction, file
 
@@ -123,8 +124,9 @@ def _rates(text: str) -> tuple[float, ...]:
 def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper]
-    for name in ("rows", "task", "device", "seeds", "target", "probes"):
-        words += [f"--{name}", str(getattr(options, name))] if getattr(options, name) is not None else []
+    for name in ("rows", "task", "device", "seeds", "target", "probes", "snapshot_every"):
+        option = "--" + name.replace("_", "-")
+        words += [option, str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)
         text = chosen if isinstance(chosen, str) else f"{chosen:g}"

@@ -29,7 +29,7 @@ from gradcost.tasks.task import Task
 PAPERS_OF = {
     **dict.fromkeys(("protocol", "uncapped", "points"), ("rike2022",)),
     "times_only": ("baydin2022",),
-    **dict.fromkeys(("forwards", "rates", "more", "costs", "target", "probes"), ("panchal2025",)),
+    **dict.fromkeys(("forwards", "rates", "more", "costs", "target", "probes", "snapshot_every"), ("panchal2025",)),
     **dict.fromkeys(("epochs", "tuned_epochs", "steps", "tuned_steps", "tuning_points"), ("rike2022", "baydin2022")),
 }
 

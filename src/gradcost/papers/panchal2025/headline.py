@@ -103,14 +103,20 @@ def _tuning_run(trials: Sequence[TrialRecord], name: str) -> TrialRecord | None:
     return next((run for run in trials if (run.method, run.phase, run.lr) == (name, "tune", lr)), None)
 
 
-def _loss_in_tuning(claim: Claim, length: Length, run: TrialRecord | None) -> tuple[float, float]:
-    """Return what a method lost in its tuning run by the claim's quantity; where runs are equal, by the accuracy."""
+def _loss_in_tuning(claim: Claim, length: Length, run: TrialRecord | None) -> tuple[float, float, float]:
+    """Return what a method lost in its tuning run by the claim's quantity, as a sort key.
+
+    Among methods that did not reach the target, it is the one with the most steps or FLOPs without it; where these
+    are equal, the one with the lowest accuracy.
+    """
     behind = -(run.validation.accuracy or 0.0) if run is not None and run.validation is not None else 0.0
     if claim is ACCURACY:
-        return behind, 0.0
-    if run is None or run.reached is None:
-        return inf, behind
-    return (float(run.reached) if claim is CONVERGENCE else length.until(run.reached)), behind
+        return behind, 0.0, 0.0
+    if run is None or run.status == "diverged":
+        return inf, inf, behind
+    steps = run.steps if run.reached is None else run.reached
+    spent = float(steps) if claim is CONVERGENCE else length.until(steps)
+    return (inf if run.reached is None else spent), spent, behind
 
 
 def _value(claim: Claim, own: tuple[Length, TrialRecord], other: tuple[Length, TrialRecord]) -> Measured:
