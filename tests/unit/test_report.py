@@ -455,7 +455,9 @@ def test_the_page_of_a_plan_lays_out_the_cells_and_renders_old_records_without(c
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.mark.parametrize("folder", ["mnist-mlp", "equal-flops-1", "equal-flops-6", "equal-seconds-12", "equal-seconds-73"])
+@pytest.mark.parametrize(
+    "folder", ["mnist-mlp", "equal-flops-1", "equal-flops-6", "equal-seconds-12", "equal-seconds-73"]
+)
 def test_the_tables_in_the_docs_are_those_of_the_records_beside_them(folder: str):
     texts = assets.written(read(RESULTS / folder))
     tables = [path for path in (RESULTS / folder).iterdir() if path.suffix in (".md", ".csv")]
