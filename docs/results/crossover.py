@@ -121,24 +121,24 @@ network](panchal2025_variants.md)).
 
 ## At a glance
 
-- **Memory.** MeZO fits and backprop with per-block checkpointing does not in one range of budgets: from MeZO's peak up
-  to {gaps} times it, with the whole batch at once. There micro-batches and `Within` may make backprop fit, too. This
-  is for AdamW with every method, as in the paper, and for the paper's batches, such as 40 texts of 64 tokens. Larger
-  batches widen the range, and so does MeZO without an optimizer's state, where all weights are trained.
-- **Computations.** Nothing else wins. A step of checkpointed backprop takes {advantages} times the FLOPs of a step of
-  MeZO, so MeZO may take at most so many times its steps. The medians measured with one direction are {ratios} times;
-  the low ones are to targets close to the start. By the law
-  below, n directions per step take n + r + 1 times the work, least for one; measured, 4 to 16 directions need fewer
-  FLOPs than one ([equal FLOPs](equal_flops.md), [directions](questions.md)), and still many times those of backprop.
+- **Memory.** MeZO fits and backprop with per-block checkpointing does not in one range of budgets: from MeZO's peak
+  up to {gaps} times it, with the whole batch at once. There micro-batches and `Within` may make backprop fit, too.
+  This is for AdamW with every method, as in the paper, and for the paper's batches, such as 40 texts of 64 tokens.
+  Larger batches widen the range, and so does MeZO without an optimizer's state, where all weights are trained.
+- **Computations.** Nothing else wins. A step of checkpointed backprop takes {advantages} times the FLOPs of a step
+  of MeZO, so MeZO may take at most so many times its steps. The medians measured with one direction are {ratios}
+  times; the low ones are to targets close to the start. By the law below, n directions per step take n + r + 1
+  times the work, least for one; measured, 4 to 16 directions need fewer FLOPs than one ([equal
+  FLOPs](equal_flops.md), [directions](questions.md)), and still many times those of backprop.
 - **Time with n workers, one direction each.** If all directions of a step took the time of one, then by the law and
   with the r measured, backprop with adapters on *one* worker would be overtaken from {fewest} workers on. On a small
   network 64 directions need as many steps as plain backprop ([counted, not timed](questions.md)). If the batch can be
   split, backprop uses the workers too, and is not overtaken.
 - **What this cannot tell.** r is measured on models of 8 thousand to 22.7 million weights, at targets far from the
-  end of training; for the models of the second table it is unknown. The methods of one study would have one r if the law
-  held. They do not: r differs by up to {spread} times within a study, and the numbers of workers have at least this
-  error. On SmolLM2 the loss is hardly below that of the start, and backprop needs two steps to it, so r is known to
-  about a factor of two. No run came to 80% on TREC, so there r is a bound from below.
+  end of training; for the models of the second table it is unknown. The methods of one study would have one r if the
+  law held. They do not: r differs by up to {spread} times within a study, and the numbers of workers have at least
+  this error. On SmolLM2 the loss is hardly below that of the start, and backprop needs two steps to it, so r is known
+  to about a factor of two. No run came to 80% on TREC, so there r is a bound from below.
 
 ![Budgets and workers](crossover.svg)
 
