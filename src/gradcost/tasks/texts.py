@@ -15,6 +15,7 @@ import torch
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+from gradcost.core.metric import Metric
 from gradcost.core.value import value
 from gradcost.tasks import catalogue, charlm, data
 from gradcost.tasks.architectures import Architecture
@@ -251,7 +252,7 @@ class TextLm(Task):
     """Predict the next token of a text: x and y int64 of shape (N, length); y is x shifted by one token.
 
     Splits: the first 90 % of the tokens for training, the next 5 % for validation, the last 5 % for test. Each is cut
-    into windows that do not overlap.
+    into windows that do not overlap. Runs are ranked by the loss, in nats per token.
 
     Args:
         model: a causal language model.
@@ -266,6 +267,7 @@ class TextLm(Task):
     text: str = ""
     models: ClassVar[dict[str, Architecture]] = {"smollm2-lora": CausalLm(lora=Lora()), "smollm2": CausalLm()}
     steps: ClassVar[int] = 300
+    metric: ClassVar[Metric] = Metric("loss", lower_is_better=True)
 
     def __post_init__(self) -> None:
         if self.length < 1:
