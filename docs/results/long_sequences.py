@@ -4,8 +4,9 @@
     python docs/results/long_sequences.py docs/results/long-sequences
 
 The study trains with the same FLOPs for every method, tuned alike by the validation loss over seven learning rates
-half a decade apart, two more and two confirming seeds, on eight seeds. Checkpointing and micro-batches give the gradient of the whole batch, so `backprop` stands for
-all of these in training. The second command prints what each of them needs.
+half a decade apart, two more and two confirming seeds, on eight seeds. Checkpointing and micro-batches give the
+gradient of the whole batch, so `backprop` stands for all of these in training. The second command prints what each of
+them needs.
 """
 
 from __future__ import annotations
