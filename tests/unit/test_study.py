@@ -202,6 +202,23 @@ def test_the_trials_of_a_study_run_on_the_device_that_is_named(tmp_path: Path):
     assert "It holds: Which one learns digits? Trials run on cpu. Now: Which one learns digits?" in other
 
 
+def test_a_study_of_a_language_model_prints_and_ranks_losses(tmp_path: Path):
+    (tmp_path / "text.py").write_text(
+        "from gradcost import SGD, Trial, backprop, study\n"
+        "from gradcost.tasks import CharLm\n"
+        "from gradcost.tasks.architectures import Gpt\n\n"
+        "@study('Which rate learns?')\n"
+        "def text():\n"
+        "    task = CharLm(Gpt(layers=1, width=8, heads=2), batch=2, length=16)\n"
+        "    yield [Trial(task, 'backprop', backprop(), SGD(lr), 3, 'tune', 0, 3.0) for lr in (1e-3, 1e-2)]\n"
+    )
+    ran = call_inside(tmp_path, "-o", "results", "-j", "1", name="text.py")
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"tune lr 0\.001 seed 0: 4\.\d+ validation loss", ran.stderr)
+    assert "accuracy" not in ran.stderr
+    assert json.loads((tmp_path / "results" / "study.json").read_text())["metric"] == "loss"
+
+
 def numbers(folder: Path) -> list[Any]:
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     return [(record["method"], record["phase"], record["test"]) for record in records if record["kind"] == "trial"]

@@ -70,12 +70,12 @@ class EventPrinter:
                 if self.folder is not None:
                     self._page = LivePage(self.folder)
                 self._board = self._stack.enter_context(console.board(totals, finished, metric))
-            case TrialFinished(trial):
+            case TrialFinished(trial, metric):
                 self.ran += 1
                 if self._board is not None:
                     self._board.finished(trial)
                 else:
-                    console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial)}")
+                    console.say(f"{self.ran}  {trial.method}  {console.trial_line(trial, metric)}")
                 if self._page is not None and self._page.update():
                     console.say(f"{self._page.path} shows the results so far, also while trials run")
             case RoundEnded(text):

@@ -237,7 +237,7 @@ def _run(
         ids = {trial.trial for trial in recorded}
         on_round = _reporter(work.folder, task_metric(comparison.task), on_event)
         pace = Pace(time, executor.workers, ids, has_final, lambda trial: trial.name(work.code), on_round)
-    tally = Tally(on_event)
+    tally = Tally(on_event, task_metric(comparison.task))
     is_over = (lambda: False) if pace is None else pace.is_over
     with closing(run_trials(comparison.study(labels, pace), executor, work, is_over=is_over)) as trials:
         for trial in trials:

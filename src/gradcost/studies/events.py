@@ -84,9 +84,11 @@ class TrialFinished:
 
     Args:
         trial: record of the trial.
+        metric: what ranks the trials.
     """
 
     trial: TrialRecord
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)

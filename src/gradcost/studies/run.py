@@ -12,6 +12,7 @@ from typing import Any
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.user_modules import source_file
 from gradcost.core.files import locked
+from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import digest
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
@@ -35,7 +36,7 @@ from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
-from gradcost.studies.task_info import chance, check_task, device_of, metric_fields, task_name, weights
+from gradcost.studies.task_info import chance, check_task, device_of, metric_fields, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.training.optimizers import Optimizer
 
@@ -99,7 +100,7 @@ def _run_study(
         stage = first_stage(study)
         first = stage[0]
         open_folder(work.folder, study_document(study, stage, work.code), work.code, device_of(first.task))
-        tally = Tally(on_event)
+        tally = Tally(on_event, task_metric(first.task))
         with closing(run_trials(study, executor, work, forecasts.before_stage)) as trials:
             for trial in trials:
                 tally.add(trial)
@@ -170,6 +171,7 @@ class Tally:
     """Count the trials of one call, and send their events to `on_event`."""
 
     on_event: OnEvent
+    metric: Metric = ACCURACY
     ran: int = 0
     failed: int = 0
     reason: str | None = None  # why the first failed trial failed
@@ -181,7 +183,7 @@ class Tally:
         if trial.status == "failed":
             self.failed += 1
             self.reason = self.reason or trial.reason
-        self.on_event(TrialFinished(trial))
+        self.on_event(TrialFinished(trial, self.metric))
 
     def end(self, folder: Path) -> None:
         self.on_event(TrialsEnded(folder, self.ran, self.failed, self.reason))
