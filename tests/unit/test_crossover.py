@@ -32,8 +32,10 @@ def test_the_page_is_what_the_records_say(crossover: Any):
     steps, costs = [*crossover.measured()], [*crossover.models()]
     page = (FOLDER / "crossover.md").read_text("utf-8")
     assert page == crossover.page(steps, costs)
-    widest = max(m.exact / m.least for m in costs)
-    assert f"at most {widest:.2f} times it" in (FOLDER / "index.md").read_text("utf-8")
+    fewest, widest = crossover.fewest_workers(steps, costs), max(m.exact / m.least for m in costs)
+    index = (FOLDER / "index.md").read_text("utf-8")
+    assert f"at most {widest:.2f} times it" in index
+    assert f"from {fewest:.0f} workers on" in index
 
 
 @pytest.mark.filterwarnings("ignore")

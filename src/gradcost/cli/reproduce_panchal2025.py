@@ -11,7 +11,7 @@ from gradcost.cli import console
 from gradcost.cli.progress import RESUME
 from gradcost.cli.quantities import lr_range
 from gradcost.cli.reproduce_options import ReproduceOptions
-from gradcost.cli.reproduction import check_page, other_task, run_or_resume, with_file, write_page
+from gradcost.cli.reproduction import check_page, option, other_task, run_or_resume, with_file, write_page
 from gradcost.core.errors import BadInput
 from gradcost.core.units import DASH, number, size
 from gradcost.papers.panchal2025 import page as panchal2025_page
@@ -58,8 +58,7 @@ def _costs(options: ReproduceOptions) -> int:
     folder = options.output or RUNS / f"{options.paper}-costs"
     for name in ("rows", "task", "device", "target", "probes", "snapshot_every", "seeds"):
         if getattr(options, name) is not None:
-            option = name.replace("_", "-")
-            raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no --{option}.")
+            raise BadInput(f"--costs forecasts all methods on the paper's models, so it has no {option(name)}.")
     check_page(options.page)
     models = () if options.records or options.dry_run else COST_MODELS
     if options.dry_run:
@@ -125,8 +124,7 @@ def _command(options: ReproduceOptions) -> str:
     """Return the command that writes the page."""
     words = ["gradcost", "reproduce", options.paper]
     for name in ("rows", "task", "device", "seeds", "target", "probes", "snapshot_every"):
-        option = "--" + name.replace("_", "-")
-        words += [option, str(getattr(options, name))] if getattr(options, name) is not None else []
+        words += [option(name), str(getattr(options, name))] if getattr(options, name) is not None else []
     for name in ("forwards", "rates", "more"):
         chosen = getattr(options, name)
         text = chosen if isinstance(chosen, str) else f"{chosen:g}"

@@ -37,8 +37,13 @@ PAPERS_OF = {
 def refuse_options_of_other_papers(options: ReproduceOptions) -> None:
     for name, papers in PAPERS_OF.items():
         if options.paper not in papers and getattr(options, name) != getattr(ReproduceOptions, name):
-            option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{option} is an option of {listed(list(papers))}; {options.paper} does not have it.")
+            others = listed(list(papers))
+            raise BadInput(f"{option(name)} is an option of {others}; {options.paper} does not have it.")
+
+
+def option(name: str) -> str:
+    """Return the option of a field: --snapshot-every for snapshot_every."""
+    return f"--{name.replace('_', '-')}"
 
 
 def run_or_resume(study: Study, folder: Path, options: ReproduceOptions, measure: bool = False) -> EventPrinter:

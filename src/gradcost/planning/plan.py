@@ -213,7 +213,7 @@ def plan(
     for at, row in enumerate(rows):
         if row.forecast is not None and row.estimator == choice:
             rows[at] = replace(row, forecast=forecasts_of(row.estimator).with_reserved(row.forecast))
-            sentence += _beyond_on_cuda(rows[at], budget)
+            sentence += _beyond_on_cuda(rows[at].forecast, budget)
     name = type(inner_model(objective.model)).__name__
     dimension = objective.dimension
     return Plan(tuple(rows), budget, where, name, dimension, examples, optimizer, choice, sentence, least, mixing)
@@ -275,11 +275,11 @@ def _on_cuda(method: str, cuda: Reserved) -> str:
     )
 
 
-def _beyond_on_cuda(row: Row, budget: int) -> str:
-    """Say that the device may need more than the budget, though the tensors of this row fit; "" if it does not."""
-    if not row.fits or row.forecast is None or row.forecast.cuda is None:
+def _beyond_on_cuda(forecast: Forecast | None, budget: int) -> str:
+    """Say that the device may need more than the budget, though the tensors fit; "" if it does not."""
+    if forecast is None or forecast.cuda is None:
         return ""
-    needed = row.forecast.cuda.reserved + _beside_tensors()[1]
+    needed = forecast.cuda.reserved + _beside_tensors()[1]
     if needed <= budget:
         return ""
     return (

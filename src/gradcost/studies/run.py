@@ -12,7 +12,7 @@ from typing import Any
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.user_modules import source_file
 from gradcost.core.files import locked
-from gradcost.core.metric import ACCURACY, Metric
+from gradcost.core.metric import Metric
 from gradcost.core.value import digest
 from gradcost.estimators.estimator import Estimator
 from gradcost.planning.forecast import Forecast
@@ -171,7 +171,7 @@ class Tally:
     """Count the trials of one call, and send their events to `on_event`."""
 
     on_event: OnEvent
-    metric: Metric = ACCURACY
+    metric: Metric
     ran: int = 0
     failed: int = 0
     reason: str | None = None  # why the first failed trial failed

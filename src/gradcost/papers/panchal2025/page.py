@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isfinite
 from statistics import median
@@ -125,7 +126,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "measured.",
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
             *_other_choices(results, lengths),
-            *_unfinished(results, reproduction),
+            *_left_out(results, reproduction),
             *_sizes(reproduction),
             *_constant_answer(reproduction),
         )
@@ -150,10 +151,10 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             f"is not known. {_from_start_to_end(tried)}"
         )
     yield (
-        "The paper trains models of 110 million to 13 billion weights. Memory and "
-        "FLOPs of such models follow from their shapes (`gradcost plan`). Accuracy and steps to a target do not: the "
-        "variance of a forward gradient and of a finite difference grows with the number of trained weights, so "
-        "these results do not transfer to models with more of them."
+        "The paper trains models of 110 million to 13 billion weights. Memory and FLOPs of such models follow from "
+        "their shapes (`gradcost plan`). Accuracy and steps to a target do not: the variance of a forward gradient "
+        "and of a finite difference grows with the number of trained weights, so these results do not transfer to "
+        "models with more of them."
     )
 
 
@@ -168,12 +169,12 @@ def _other_choices(results: Results, lengths: Sequence[Length]) -> Iterator[str]
             )
 
 
-def _unfinished(results: Results, reproduction: Reproduction) -> Iterator[str]:
+def _left_out(results: Results, reproduction: Reproduction) -> Iterator[str]:
     """Yield a line on the methods with records that the page leaves out."""
-    names = dict.fromkeys(run.method for run in results.trials if run.method not in reproduction.methods)
-    begun = [f"{name} ({count(sum(run.method == name for run in results.trials), 'run')})" for name in names]
-    if begun:
-        yield f"- Begun and not finished, in no figure: {', '.join(begun)}."
+    runs = Counter(run.method for run in results.trials if run.method not in reproduction.methods)
+    if runs:
+        names = ", ".join(f"{name} ({count(number_of, 'run')})" for name, number_of in runs.items())
+        yield f"- In the records, and in no figure of this page: {names}."
 
 
 def _sizes(reproduction: Reproduction) -> Iterator[str]:
@@ -185,7 +186,8 @@ def _sizes(reproduction: Reproduction) -> Iterator[str]:
         "-SVRG": f"SVRG: a full gradient every {settings.every:,} steps (the public code: every five epochs)",
         "-Sparse": f"sparse: the {percent(settings.share)} of the weights of smallest magnitude",
     }
-    used = [text for end, text in meanings.items() if any(each.name.endswith(end) for each in reproduction.named())]
+    names = [method.name for method in reproduction.named()]
+    used = [text for end, text in meanings.items() if any(name.endswith(end) for name in names)]
     if used:
         yield f"- Names: {'; '.join(used)}. Finite differences have a step of {settings.eps:g}."
 
