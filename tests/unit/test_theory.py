@@ -76,7 +76,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 
 STATED = [
-    (way, combine, probes)
+    pytest.param(way, combine, probes, marks=[pytest.mark.slow] * (probes == 7 and way != "gaussian"))
     for way, combine, probes in itertools.product(DIRECTIONS, COMBINES, [1, 7, 60])
     if (way, combine) != ("orthogonal", "sign")
 ]

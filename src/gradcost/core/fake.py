@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
+from gradcost.core.memory_events import counted
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 DEVICE = torch.ops.prim.device.default  # asks a fake tensor for its device; half of all calls of operators
 
@@ -21,6 +28,25 @@ def is_fake(tensor: Tensor) -> bool:
 def numbers(tensor: Tensor) -> list[float]:
     """Return the entries of a vector as a list; ones if the vector is fake, because it has no data."""
     return [1.0] * len(tensor) if is_fake(tensor) else tensor.tolist()
+
+
+def repeated(run: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return [run(item) for item in items], where each call of `run` costs the same.
+
+    If the results are fake, only the first and the last call run. The results between them are copies of the first,
+    and the operators of the last call count for those calls, too. So peak and counts are those of all calls.
+
+    Args:
+        run: returns a tensor, or a list or tuple of tensors.
+        items: one or more arguments.
+    """
+    first, between = run(items[0]), len(items) - 2
+    if between < 1 or not any(is_fake(tensor) for tensor in pytree.tree_leaves(first)):
+        return [first, *map(run, items[1:])]
+    with counted(0):
+        copies = [pytree.tree_map(torch.clone, first) for _ in range(between)]
+    with counted(1 + between):
+        return [first, *copies, run(items[-1])]
 
 
 def known(tensor: Tensor) -> Tensor | None:

@@ -1,4 +1,7 @@
-"""Tag tensors by purpose, and name the block that runs again, for the memory tracker and the FLOP counter."""
+"""What the code that runs tells the memory tracker and the FLOP counter.
+
+The purposes of tensors, how often operators count, and which block runs again.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,24 @@ def tag(kind: Kind, tensor: Tensor) -> Tensor:
 def is_observed() -> bool:
     """Return whether an observer is active."""
     return bool(_observers)
+
+
+_weights: list[int] = [1]  # a stack; `counted` pushes and pops
+
+
+@contextmanager
+def counted(times: int) -> Iterator[None]:
+    """Inside the context, each operator counts as `times` operators. Its memory counts once."""
+    _weights.append(_weights[-1] * times)
+    try:
+        yield
+    finally:
+        _weights.pop()
+
+
+def times_counted() -> int:
+    """Return how many times the operators that run now count: 1 outside of `counted`."""
+    return _weights[-1]
 
 
 _running_again: list[nn.Module] = []

@@ -130,24 +130,27 @@ class Counts:
     uncounted: Counter[str] = field(default_factory=Counter)
     work: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-    def add(self, operation: Operation) -> None:
+    def add(self, operation: Operation, times: int = 1) -> None:
         """Add an operator.
 
         Args:
             operation: what it adds.
+            times: how often to add it.
         """
         module, flops, is_matmul, elementwise, moved, uncounted = operation
+        if not times:
+            return
         if flops:
-            self.flops += flops
-            self.flops_by_module[module] += flops
+            self.flops += times * flops
+            self.flops_by_module[module] += times * flops
         if is_matmul:
-            self.matmuls += 1
-            self.matmuls_by_module[module] += 1
+            self.matmuls += times
+            self.matmuls_by_module[module] += times
         if uncounted:
-            self.uncounted[uncounted] += 1
-        self.elementwise += elementwise
-        self.moved += moved
-        self.work[(flops, moved)] += 1
+            self.uncounted[uncounted] += times
+        self.elementwise += times * elementwise
+        self.moved += times * moved
+        self.work[(flops, moved)] += times
 
     def extrapolated(self, before: Counts, more: int) -> Counts:
         """Return these counts plus `more` times their difference from `before`."""
@@ -194,7 +197,7 @@ class OpCounter(TorchDispatchMode):
     def on_tag(self, kind: memory_events.Kind, tensor: Tensor) -> None:
         """Count the random numbers added to a weight: torch does not dispatch gradcost's noise kernels."""
         if kind == "noise":
-            self.counts.drawn += tensor.numel()
+            self.counts.drawn += memory_events.times_counted() * tensor.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is DEVICE:
@@ -218,7 +221,7 @@ class OpCounter(TorchDispatchMode):
             uncounted = str(packet) if kind == "unknown" else ""
         moved = _bytes(out) + (_bytes((args[1:], out)) if packet in _GATHER else _bytes((args, kwargs)))
         operation = Operation(self.modules.here, flops, packet in _MATMULS, elementwise, moved, uncounted)
-        self.counts.add(operation)
+        self.counts.add(operation, memory_events.times_counted())
         if self._tracker is not None:
             self.operations.append(operation)
 

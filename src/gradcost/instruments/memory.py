@@ -61,7 +61,8 @@ class Memory:
         operator: the torch operator that reached the peak; "" if none did.
         module: the module whose forward or backward pass ran the operator; "" if none.
         timeline: bytes allocated after each allocation, resize or free of a storage; empty in a plan's forecast that
-            is computed from models of fewer blocks.
+            is computed from models of fewer blocks. In a forecast of three or more directions, only the first and the
+            last one appear.
         within_kernels: bound of the bytes by which workspaces inside CPU kernels raise the peak; 0 on other devices.
         kernel: the operator that reaches this bound; "" if it is 0.
     """

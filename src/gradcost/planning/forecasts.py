@@ -12,10 +12,8 @@ from gradcost.core.pytree import batch_size
 from gradcost.directions import Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import find, micro_batches, unwrapped
-from gradcost.instruments.cuda_allocator import round_up
+from gradcost.estimators.structure import find, micro_batches
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import largest, resized
@@ -23,7 +21,6 @@ from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type, input_bytes, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
-from gradcost.slopes.slope import CentralDifference, Jvp
 from gradcost.training.optimizers import Optimizer
 
 
@@ -31,9 +28,7 @@ class Forecasts:
     """Computes the forecasts of one objective and caches them; a failed forecast is cached as its reason.
 
     - A model of at least 16 equal blocks is simulated with few of them (`ByDepth`).
-    - Identical probes or micro-batches are simulated two or three times and extrapolated. Each probe after the second
-      adds the FLOPs of the second probe and at most the bytes of one slope. Each micro-batch after the third costs as
-      much as the third.
+    - Each micro-batch after the third costs as much as the third.
 
     Args:
         objective, batch, optimizer, device: as in `forecast`.
@@ -217,14 +212,8 @@ class Forecasts:
         found = self._extrapolated_parts(estimator, size) if by_schedule is None else by_schedule
         if found is not None:
             return found
-        two_rounds = _with_rounds(estimator, 2)
-        if two_rounds is None or two_rounds == estimator:
-            compute = self._by_depth.whole if self._is_whole else self._by_depth.forecast
-            return compute(estimator, self._batch(size))
-        one_round = _with_rounds(estimator, 1)
-        assert one_round is not None
-        one, two = self._forecast_or_raise(one_round, size), self._forecast_or_raise(two_rounds, size)
-        return _with_slopes(estimator, _extrapolate(estimator, one, two, 2))
+        compute = self._by_depth.whole if self._is_whole else self._by_depth.forecast
+        return compute(estimator, self._batch(size))
 
     def _extrapolated_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
         """Extrapolate from two and three micro-batches of the same size; None if that is impossible."""
@@ -236,7 +225,7 @@ class Forecasts:
             return None
         each = batch_size(short) // 3
         two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
-        result = _extrapolate(estimator, two, three, 3, estimator.parts)
+        result = _extrapolate(two, three, estimator.parts)
         if min(result.counts.work.values(), default=0) < 0:  # BatchNorm's operators depend on the size of the batch
             return None
         requested = input_bytes(full_batch) - input_bytes(short)
@@ -269,53 +258,16 @@ def stream(estimator: Estimator) -> Stream | None:
     return Signs() if find(estimator, Rademacher) else None
 
 
-def _rounds(probing: Probing) -> tuple[int, int]:
-    """Return the number of rounds of an estimate, and the number of directions that share a round's forward pass."""
-    together = probing.slope.together if isinstance(probing.slope, Jvp) else 1
-    return -(-probing.probes // together), together
-
-
-def _with_rounds(estimator: Estimator, rounds: int) -> Estimator | None:
-    """Return the estimator reduced to `rounds` rounds of probes.
-
-    None if that saves nothing or is not exact: it has at most two rounds, or an incomplete last round.
-    """
-    if estimator.facts.transparent and estimator.inner is not None:  # a wrapper with the cost of `inner`
-        inner = _with_rounds(estimator.inner, rounds)
-        return None if inner is None else replace(cast(Any, estimator), estimator=inner)
-    if not isinstance(estimator, Probing):
-        return None
-    have, together = _rounds(estimator)
-    if have <= 2 or estimator.probes % together:
-        return None
-    return replace(estimator, probes=rounds * together)
-
-
 def _depends_on_bytes(estimator: Estimator) -> bool:
     """Whether the estimator chooses its schedule by the bytes of a step, which depend on the batch size."""
     return bool(find(estimator, Within))
 
 
-def _extrapolate(estimator: Estimator, before: Forecast, last: Forecast, have: int, count: int = 0) -> Forecast:
-    """Extrapolate linearly to `count` rounds or micro-batches (0: all rounds of the estimator).
-
-    `last` has `have` of them, `before` has one fewer.
-    """
-    inner = unwrapped(estimator)
-    count = count or (_rounds(inner)[0] if isinstance(inner, Probing) else have)
-    more = count - have
-    counts = last.counts.extrapolated(before.counts, more)
-    message = last.message + more * (last.message - before.message)
-    forward = last.forward + more * (last.forward - before.forward)
-    return replace(last, estimator=estimator, counts=counts, message=message, forward=forward)
-
-
-def _with_slopes(estimator: Estimator, simulated: Forecast) -> Forecast:
-    """Add the bytes of the slopes of all rounds after the second."""
-    inner = unwrapped(estimator)
-    assert isinstance(inner, Probing)
-    rounds, together = _rounds(inner)
-    slope, more = 8 * together, rounds - 2
-    blocks = 2 if isinstance(inner.slope, CentralDifference) else 1
-    rounded = more * blocks * round_up(slope, rounding(simulated.device))
-    return simulated.with_more("temporaries", more * slope, rounded)
+def _extrapolate(two: Forecast, three: Forecast, parts: int) -> Forecast:
+    """Extrapolate linearly from two and three micro-batches to `parts`."""
+    more = parts - 3
+    counts = three.counts.extrapolated(two.counts, more)
+    message = three.message + more * (three.message - two.message)
+    forward = three.forward + more * (three.forward - two.forward)
+    estimator = replace(cast(Any, three.estimator), parts=parts)
+    return replace(three, estimator=estimator, counts=counts, message=message, forward=forward)

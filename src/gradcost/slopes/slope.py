@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,19 +17,23 @@ from gradcost.core.evaluation.autograd_use import known_use
 from gradcost.core.evaluation.compiled import compiled_message
 from gradcost.core.evaluation.first_use import findings
 from gradcost.core.evaluation.gradient_mode import in_constant_part, with_known_use
+from gradcost.core.fake import repeated
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.key import Key
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Leaf, Objective
 from gradcost.core.precision import best_forward_eps, central_eps, coarsest, scale_of
 from gradcost.core.value import value
-from gradcost.directions import Directions, Rademacher
+from gradcost.directions import Directions, Rademacher, SparseDirections
 from gradcost.slopes import forward_mode, rounding_check
 from gradcost.slopes.held_constants import HeldConstants, held_constants
 from gradcost.slopes.perturbed_products import PerturbedProducts, only_products_read, perturbs_products
 from gradcost.slopes.read_check import check_reads, reads_message
 from gradcost.slopes.rules import RULES
 from gradcost.slopes.substitution import substituted, with_rules
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Slope(ABC):
@@ -117,9 +121,11 @@ class CentralDifference(Slope):
         check_reads(objective, batch, key)
         eps = self.step(objective)
         held = held_constants(objective, batch, key)
-        ends = [
-            shifted(objective, batch, key, directions, seed, step, held) for seed in seeds for step in (eps, -eps)
-        ]
+
+        def both(seed: int) -> list[Tensor]:
+            return [shifted(objective, batch, key, directions, seed, step, held) for step in (eps, -eps)]
+
+        ends = [end for pair in along_each(both, directions, seeds) for end in pair]
         loss_at = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
         rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], ends, loss_at)
         losses = torch.stack([end.double() for end in ends])
@@ -165,7 +171,11 @@ class ForwardDifference(Slope):
         eps = self.step(objective)
         center = _center(objective, batch, key)
         held = held_constants(objective, batch, key)
-        ends = [shifted(objective, batch, key, directions, seed, eps, held) for seed in seeds]
+
+        def end(seed: int) -> Tensor:
+            return shifted(objective, batch, key, directions, seed, eps, held)
+
+        ends = along_each(end, directions, seeds)
         pairs = [loss for end in ends for loss in (end, center)]
         loss_at = partial(shifted, objective, batch, key, directions, seeds[0], held=held)
         rounding_check.warn_if_rounded(objective, self, eps, directions, seeds[0], pairs, loss_at)
@@ -174,6 +184,11 @@ class ForwardDifference(Slope):
 
     def objection(self, objective: Objective, batch: Any) -> str | None:
         return reads_message(objective, batch)
+
+
+def along_each(run: Callable[[Item], Result], directions: Directions, items: Sequence[Item]) -> list[Result]:
+    """Return [run(item) for item in items]: `repeated`, if the directions have the same cost."""
+    return list(map(run, items)) if isinstance(directions, SparseDirections) else repeated(run, items)
 
 
 def _check_eps(eps: float | None) -> None:
@@ -268,11 +283,18 @@ class Jvp(Slope):
         self, objective: Objective, batch: Any, key: Key, directions: Directions, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         check_reads(objective, batch, key)
-        loss, slopes = None, []
-        for start in range(0, len(seeds), self.together):
-            group = seeds[start : start + self.together]
-            loss, group_slopes = _differentiate(objective, batch, key, directions, group)
-            slopes.append(group_slopes.double())
+        loss: Tensor | None = None
+
+        def along(group: Sequence[int]) -> Tensor:
+            nonlocal loss
+            loss, slopes = _differentiate(objective, batch, key, directions, group)
+            return slopes.double()
+
+        whole = len(seeds) // self.together
+        groups = [seeds[self.together * k : self.together * (k + 1)] for k in range(whole)]
+        slopes = along_each(along, directions, groups) if groups else []
+        if rest := seeds[self.together * whole :]:
+            slopes.append(along(rest))
         assert loss is not None
         return loss.double(), torch.cat(slopes)
 
