@@ -309,6 +309,25 @@ def test_many_probes_are_told_from_two(estimator: Estimator, device: str, monkey
         assert found.cuda.reserved == whole.cuda.reserved
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "estimator", [Clipped(gradcost.spsa(probes=90), 1.0), Probing(Jvp(together=3), Gaussian(), 200)], ids=label
+)
+def test_more_than_64_passes_are_told_from_64(estimator: Estimator, device: str):
+    """The last of 67 passes with three directions has two. On CUDA, the block of all slopes is rounded up."""
+    objective, batch = chain(2), examples(16)
+    found, whole = (
+        told(estimator, objective, batch, device=device),
+        forecast(estimator, objective, batch, ADAM, device),
+    )
+    assert (found.estimator, found.flops, found.forward) == (estimator, whole.flops, whole.forward)
+    assert (found.counts.elementwise, found.counts.drawn) == (whole.counts.elementwise, whole.counts.drawn)
+    assert found.message == whole.message
+    assert abs(found.peak - whole.peak) <= (0 if device == "cpu" else 512)
+    assert found.breakdown["parameters"] == whole.breakdown["parameters"]
+    assert sum(found.breakdown.values()) == found.peak
+
+
 @pytest.mark.parametrize("parts", [4, 8, 16])
 @pytest.mark.parametrize(
     "inner", [gradcost.backprop(), gradcost.checkpointed(), Reverse(Segments(2)), gradcost.mezo()], ids=label

@@ -12,8 +12,9 @@ from gradcost.core.pytree import batch_size
 from gradcost.directions import Rademacher
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.probing import Probing
 from gradcost.estimators.reverse import Reverse
-from gradcost.estimators.structure import find, micro_batches
+from gradcost.estimators.structure import find, micro_batches, unwrapped
 from gradcost.instruments.memory import STANDING, Purpose
 from gradcost.noise.philox import Signs, Stream
 from gradcost.planning.batch import largest, resized
@@ -21,7 +22,10 @@ from gradcost.planning.by_depth import ByDepth
 from gradcost.planning.copies import Copies
 from gradcost.planning.forecast import Forecast, device_type, input_bytes, rounding
 from gradcost.planning.within import MemoryTradeoff, Within
+from gradcost.slopes.slope import Jvp
 from gradcost.training.optimizers import Optimizer
+
+_MOST_PASSES = 64  # along directions; more of them are extrapolated
 
 
 class Forecasts:
@@ -29,6 +33,8 @@ class Forecasts:
 
     - A model of at least 16 equal blocks is simulated with few of them (`ByDepth`).
     - Each micro-batch after the third costs as much as the third.
+    - Each forward pass after the 64th, along further directions, adds the FLOPs and the bytes of the 64th.
+      On CUDA the peak can then be wrong by one block of the allocator, 512 bytes.
 
     Args:
         objective, batch, optimizer, device: as in `forecast`.
@@ -212,8 +218,24 @@ class Forecasts:
         found = self._extrapolated_parts(estimator, size) if by_schedule is None else by_schedule
         if found is not None:
             return found
+        if (found := self._extrapolated_passes(estimator, size)) is not None:
+            return found
         compute = self._by_depth.whole if self._is_whole else self._by_depth.forecast
         return compute(estimator, self._batch(size))
+
+    def _extrapolated_passes(self, estimator: Estimator, size: int | None) -> Forecast | None:
+        """Extrapolate from 63 and 64 forward passes; None for an estimator with at most 64."""
+        more = _passes(estimator) - _MOST_PASSES
+        if more < 1:
+            return None
+        before, last = (
+            self._forecast_or_raise(_without_passes(estimator, fewer), size) for fewer in (more + 1, more)
+        )
+        result = replace(_extrapolate(before, last, more), estimator=estimator)
+        for purpose, size_of_last in last.breakdown.items():
+            growth = more * (size_of_last - before.breakdown[purpose])
+            result = result.with_more(purpose, growth, growth)
+        return result
 
     def _extrapolated_parts(self, estimator: Estimator, size: int | None) -> Forecast | None:
         """Extrapolate from two and three micro-batches of the same size; None if that is impossible."""
@@ -225,7 +247,7 @@ class Forecasts:
             return None
         each = batch_size(short) // 3
         two, three = (self._forecast_or_raise(replace(estimator, parts=n), each * n) for n in (2, 3))
-        result = _extrapolate(two, three, estimator.parts)
+        result = replace(_extrapolate(two, three, estimator.parts - 3), estimator=estimator)
         if min(result.counts.work.values(), default=0) < 0:  # BatchNorm's operators depend on the size of the batch
             return None
         requested = input_bytes(full_batch) - input_bytes(short)
@@ -263,11 +285,28 @@ def _depends_on_bytes(estimator: Estimator) -> bool:
     return bool(find(estimator, Within))
 
 
-def _extrapolate(two: Forecast, three: Forecast, parts: int) -> Forecast:
-    """Extrapolate linearly from two and three micro-batches to `parts`."""
-    more = parts - 3
-    counts = three.counts.extrapolated(two.counts, more)
-    message = three.message + more * (three.message - two.message)
-    forward = three.forward + more * (three.forward - two.forward)
-    estimator = replace(cast(Any, three.estimator), parts=parts)
-    return replace(three, estimator=estimator, counts=counts, message=message, forward=forward)
+def _passes(estimator: Estimator) -> int:
+    """Return the number of forward passes along directions; 0 for other estimators."""
+    probing = unwrapped(estimator)
+    return -(-probing.probes // _together(probing)) if isinstance(probing, Probing) else 0
+
+
+def _without_passes(estimator: Estimator, fewer: int) -> Estimator:
+    """Return the estimator with fewer forward passes."""
+    if not isinstance(estimator, Probing):  # a wrapper with the cost of `inner`
+        inner = _without_passes(cast(Estimator, estimator.inner), fewer)
+        return replace(cast(Any, estimator), estimator=inner)
+    return replace(estimator, probes=estimator.probes - fewer * _together(estimator))
+
+
+def _together(probing: Probing) -> int:
+    """Return the number of directions that share a forward pass."""
+    return probing.slope.together if isinstance(probing.slope, Jvp) else 1
+
+
+def _extrapolate(before: Forecast, last: Forecast, more: int) -> Forecast:
+    """Add the counts, the message and the forward FLOPs by which `last` exceeds `before`, `more` times, to `last`."""
+    counts = last.counts.extrapolated(before.counts, more)
+    message = last.message + more * (last.message - before.message)
+    forward = last.forward + more * (last.forward - before.forward)
+    return replace(last, counts=counts, message=message, forward=forward)
