@@ -185,7 +185,7 @@ class Reproduction:
         return Trial(task, name, estimator, optimizer, steps, phase, seed, points=self.points)
 
     def hours(self) -> float:
-        """Return the hours that all runs take on one core, one after the other. A few steps of each row are timed."""
+        """Return the hours that the steps of all runs take on one core, without evaluations. A few steps are timed."""
         stage = self.first_stage()
         step_seconds = seconds_per_step(stage)
         total = sum(trial.steps * step_seconds[trial.method] for trial in stage)
