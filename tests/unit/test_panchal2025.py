@@ -24,9 +24,10 @@ from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
 from gradcost.papers.panchal2025.methods import Method, Settings, method, methods
 from gradcost.papers.panchal2025.page import page
-from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps, forward_seconds
+from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps
 from gradcost.results.records import read
 from gradcost.results.tuning import finals
+from gradcost.studies.costs import forward_seconds
 from gradcost.studies.executors import Executor
 from gradcost.studies.processes import Work
 from gradcost.studies.run import run_study

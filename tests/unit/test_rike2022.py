@@ -19,6 +19,7 @@ from gradcost.core.key import Key
 from gradcost.papers.claims import Verdict
 from gradcost.papers.claims import verdict as verdict_on
 from gradcost.papers.intervals import Between, Measured
+from gradcost.papers.rike2022 import study
 from gradcost.papers.rike2022.claims import claims, free_runs
 from gradcost.papers.rike2022.differences import DIFFERENCES
 from gradcost.papers.rike2022.page import page
@@ -39,6 +40,7 @@ from gradcost.papers.rike2022.tasks import (
     last_batch_losses,
 )
 from gradcost.results.records import Results, StudyRecord, read, trial_record
+from gradcost.studies.trial_log import evaluated_steps
 from gradcost.tasks import TASKS, Digits, cross_entropy
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.task import Batch, Split, score
@@ -504,6 +506,17 @@ def test_rows_with_a_cap_may_run_without_it_and_curves_may_be_finer():
     assert ["Clipped" in repr(trial.estimator) for trial in stage[:2]] == [True, False]
     assert {(trial.steps, trial.points) for trial in stage} == {(19, 19)}
     assert 0 < settings.hours() < 1
+
+
+def test_the_hours_contain_the_evaluations(monkeypatch: pytest.MonkeyPatch):
+    """Nineteen steps of a final run: an evaluation on a logarithmic scale of steps, and one of the test split."""
+    settings = Reproduction(epochs=1, points=19, task=Digits(model=Mlp((8,)), batch=64))
+    monkeypatch.setattr(study, "seconds_per_step", lambda stage: {trial.method: 0.0 for trial in stage})
+    monkeypatch.setattr(study, "forward_seconds", lambda task: 3600.0 * task.batch)  # an hour for an example
+    (steps,) = {trial.steps for trial in settings.first_stage()}
+    splits, scores = settings.task.splits(), len(evaluated_steps(steps, "final"))
+    runs = len(settings.first_stage())
+    assert settings.hours() == pytest.approx(runs * (scores * len(splits.validation.x) + len(splits.test.x)))
 
 
 def test_each_group_of_rows_has_its_task():

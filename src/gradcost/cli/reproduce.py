@@ -149,10 +149,7 @@ def _show_dry_run(reproduction: rike2022_study.Reproduction, as_json: bool) -> N
     if further:
         console.show(f"Then the same rows with equal tuning: {further} more.")
     console.show_table(headers, rows, left=True)
-    console.show(
-        f"The steps of all runs take about {number(hours, 2)} hours of one core, from a few steps timed now. "
-        "Evaluations come on top."
-    )
+    console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
 
 
 def _show(

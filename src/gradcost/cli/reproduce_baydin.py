@@ -100,10 +100,7 @@ def _show_dry_run(reproduction: Reproduction, as_json: bool) -> None:
     for (runs, steps, _), what in zip(counts, whats, strict=False):
         console.show(f"Each gradient, {what}: {count(runs, 'run')} of {count(steps, 'step')}.")
     console.show_table(headers, rows, left=True)
-    console.show(
-        f"The steps of all runs take about {number(hours, 2)} hours of one core, from a few steps timed now. "
-        "Evaluations come on top."
-    )
+    console.show(f"All runs together take about {number(hours, 2)} hours of one core, from a few steps timed now.")
 
 
 def _show(folder: Path, ran: int, options: ReproduceOptions, command: str) -> None:

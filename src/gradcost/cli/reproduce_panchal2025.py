@@ -19,9 +19,10 @@ from gradcost.papers.panchal2025.cost import FILE, METHODS, CostRecord, forecast
 from gradcost.papers.panchal2025.cost_models import COST_MODELS
 from gradcost.papers.panchal2025.cost_page import CostTable, cost_page
 from gradcost.papers.panchal2025.methods import Settings
-from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction, forward_seconds
+from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction
 from gradcost.results.records import read
 from gradcost.results.tuning import log_grid
+from gradcost.studies.costs import forward_seconds
 from gradcost.studies.run import RUNS
 
 

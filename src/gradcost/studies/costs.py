@@ -155,6 +155,22 @@ def time_methods(
         yield label
 
 
+def forward_seconds(task: Any, repeats: int = 5) -> float:
+    """Return the core-seconds of one forward pass of a batch, over all threads: the least of some runs.
+
+    Args:
+        task: the task.
+        repeats: number of timed evaluations, after one that is not timed.
+    """
+    objective, batch = first_step(task)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.process_time()  # of all threads; other processes do not count
+        objective.evaluate(batch, Key(0))
+        seconds.append(time.process_time() - start)
+    return min(seconds[1:])
+
+
 def seconds_per_step(trials: Iterable[Trial]) -> dict[str, float]:
     """Return the seconds of a training step by method: the median of three steps on one thread, as trials run.
 

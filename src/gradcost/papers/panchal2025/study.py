@@ -6,12 +6,10 @@ gradcost reproduce panchal2025 -o FOLDER        start; the same command resumes
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gradcost.core.errors import BadInput, GradcostError
-from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimator
 from gradcost.estimators.variance_reduced import VarianceReduced
@@ -224,19 +222,3 @@ def _most_steps(budget: float, step: float, snapshot: float, every: int) -> int:
     full = int(budget // period)
     rest = budget - full * period - snapshot
     return full * every + max(0, min(every, int(rest // step)))
-
-
-def forward_seconds(task: Task, repeats: int = 5) -> float:
-    """Return the core-seconds of one forward pass of a batch, over all threads: the least of some runs.
-
-    Args:
-        task: the task.
-        repeats: number of timed evaluations, after one that is not timed.
-    """
-    objective, batch = first_step(task)
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.process_time()  # of all threads; other processes do not count
-        objective.evaluate(batch, Key(0))
-        seconds.append(time.process_time() - start)
-    return min(seconds[1:])

@@ -14,10 +14,11 @@ from gradcost.papers.rike2022.protocols import AsStated, Protocol
 from gradcost.papers.rike2022.table import BATCH, TUNED_SUFFIX, UNCAPPED_SUFFIX, TableRow, rows
 from gradcost.papers.rike2022.tasks import LastBatch
 from gradcost.results.records import TrialRecord
-from gradcost.studies.costs import seconds_per_step
+from gradcost.studies.costs import forward_seconds, seconds_per_step
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Stages, Study
 from gradcost.studies.trial import POINTS, Trial
+from gradcost.studies.trial_log import evaluated_steps
 from gradcost.tasks import TASKS
 from gradcost.tasks.architectures import Mlp
 from gradcost.tasks.mnist import Mnist
@@ -185,9 +186,16 @@ class Reproduction:
         return Trial(task, name, estimator, optimizer, steps, phase, seed, points=self.points)
 
     def hours(self) -> float:
-        """Return the hours that the steps of all runs take on one core, without evaluations. A few steps are timed."""
+        """Return the core-hours of all runs, with their evaluations. A few steps of each row are timed.
+
+        The few evaluations of the tuning runs with equal tuning are left out.
+        """
         stage = self.first_stage()
-        step_seconds = seconds_per_step(stage)
+        step_seconds, splits = seconds_per_step(stage), self.task.splits()
+        example = forward_seconds(self.task) / self.task.batch
         total = sum(trial.steps * step_seconds[trial.method] for trial in stage)
         total += sum(runs * steps * step_seconds[row.name] for row, runs, steps in self.further_runs())
+        for trial in stage:
+            evaluations = len(evaluated_steps(trial.steps, trial.phase))
+            total += example * (evaluations * len(splits.validation.x) + len(splits.test.x))
         return total / 3600
