@@ -459,7 +459,10 @@ def test_the_page_in_the_docs_is_that_of_the_records_beside_it(name: str, folder
     assert loss_curves(records, rows("cnn")) is None
 
 
-@pytest.mark.parametrize(("group", "folder"), [("cnn", "rike2022-cnn"), ("cifar10", "rike2022-cifar10-4")])
+@pytest.mark.parametrize(
+    ("group", "folder"),
+    [("cnn", "rike2022-cnn"), ("cifar10", "rike2022-cifar10-4"), ("cifar10", "rike2022-cifar10-2")],
+)
 def test_the_page_of_other_rows_is_that_of_the_records_beside_it(group: str, folder: str):
     docs, name = Path(__file__).parents[2] / "docs" / "results", folder.replace("-", "_")
     written = (docs / f"{name}.md").read_text()
