@@ -217,7 +217,9 @@ def _of_texts(name: str, config: Config, dtype: torch.dtype, trained: str = _LOR
     make = partial(classifier, config, dtype, lora, trained == _FOUR_BITS)
     batch, layers = f"{TEXTS} texts of {LENGTH} tokens", config["num_hidden_layers"]
     # With all weights trained, the embedding decides the peak of a shallow model, and its blocks that of a deep one.
-    return CostModel(name, trained, _name(dtype), batch, layers, () if lora is None else SIMULATED, make)
+    # With the small adapters of BERT-large, the optimizer moves leaves of several blocks at once.
+    is_whole = lora is None or config is BERT_LARGE
+    return CostModel(name, trained, _name(dtype), batch, layers, () if is_whole else SIMULATED, make)
 
 
 def _name(dtype: torch.dtype) -> str:
