@@ -221,9 +221,10 @@ class OpCounter(TorchDispatchMode):
             uncounted = str(packet) if kind == "unknown" else ""
         moved = _bytes(out) + (_bytes((args[1:], out)) if packet in _GATHER else _bytes((args, kwargs)))
         operation = Operation(self.modules.here, flops, packet in _MATMULS, elementwise, moved, uncounted)
-        self.counts.add(operation, memory_events.times_counted())
+        times = memory_events.times_counted()
+        self.counts.add(operation, times)
         if self._tracker is not None:
-            self.operations.append(operation)
+            self.operations += [operation] * times
 
 
 @cache

@@ -229,7 +229,7 @@ class Forecasts:
         if more < 1:
             return None
         before, last = (
-            self._forecast_or_raise(_without_passes(estimator, fewer), size) for fewer in (more + 1, more)
+            self._forecast_or_raise(_with_fewer_passes(estimator, fewer), size) for fewer in (more + 1, more)
         )
         result = replace(_extrapolate(before, last, more), estimator=estimator)
         for purpose, size_of_last in last.breakdown.items():
@@ -291,10 +291,10 @@ def _passes(estimator: Estimator) -> int:
     return -(-probing.probes // _together(probing)) if isinstance(probing, Probing) else 0
 
 
-def _without_passes(estimator: Estimator, fewer: int) -> Estimator:
+def _with_fewer_passes(estimator: Estimator, fewer: int) -> Estimator:
     """Return the estimator with fewer forward passes."""
     if not isinstance(estimator, Probing):  # a wrapper with the cost of `inner`
-        inner = _without_passes(cast(Estimator, estimator.inner), fewer)
+        inner = _with_fewer_passes(cast(Estimator, estimator.inner), fewer)
         return replace(cast(Any, estimator), estimator=inner)
     return replace(estimator, probes=estimator.probes - fewer * _together(estimator))
 

@@ -122,7 +122,8 @@ def forecast_costs(
 
     The optimizer is AdamW; its state is part of the peak. The forecasts are for a CPU: there the peak is exact.
 
-    Law: the cost of a model with adapters is linear in its number of blocks, so that of two shallow models gives it.
+    The cost of a model with adapters is extrapolated from two shallow models. FLOPs are linear in the number of
+    blocks; bytes are not quite, where the optimizer moves small adapters of several blocks at once.
 
     Args:
         folder: the folder of the records. Each forecast is written as soon as it is there.

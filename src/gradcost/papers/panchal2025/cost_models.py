@@ -28,7 +28,7 @@ from gradcost.tasks.task import Batch
 TEXTS, LENGTH, CLASSES = 40, 64, 4  # AG News
 IMAGES = 6  # VQAv2
 PATCHES = (34, 46)  # rows and columns of patches of 14 x 14 pixels: an image of about 480 x 640
-SIMULATED = (3, 4)  # blocks; all blocks of a model are alike, so each adds the same bytes and FLOPs
+SIMULATED = (3, 4)  # blocks; all blocks of a model are alike, so each adds the same FLOPs and nearly the same bytes
 _EVERY = "all weights"
 _LORA = "LoRA, rank 1"
 _FOUR_BITS = "LoRA, rank 1; base in 4 bits"
