@@ -110,7 +110,7 @@ def build(group: Cell) -> Case:
     """Return the objective and the batch of a group, without weights. The batch is all of the data."""
     if group.table == "paper":
         config, lora = PAPER[group.model], Lora() if group.trained == LORA else None
-        objective, batch = classifier(config, torch.bfloat16, lora, False, FUSED, config["num_hidden_layers"])
+        objective, batch = classifier(config, torch.bfloat16, lora, False, FUSED)
     else:
         with tempfile.TemporaryDirectory() as folder:
             settings = {"model_type": group.model, "max_position_embeddings": TOKENS, **SIZES, **MODELS[group.model]}

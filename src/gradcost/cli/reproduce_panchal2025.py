@@ -70,7 +70,7 @@ def _costs(options: ReproduceOptions) -> int:
             return 0
         for model in left:
             console.show(f"{model.name}, {model.trained}: {model.batch}")
-        console.show(f"{len(left)} of {len(COST_MODELS)} models are left, two to six minutes of one core each.")
+        console.show(f"{len(left)} of {len(COST_MODELS)} models are left, one or two minutes of one core each.")
         return 0
     records = forecast_costs(folder, models, lambda key: console.say(" ".join(key)))
     if options.page is not None:

@@ -1,6 +1,6 @@
 """What a training step of the paper's models costs, by forecast from their configurations: nothing runs.
 
-gradcost reproduce panchal2025 --costs -o FOLDER --page PAGE.md        about half an hour; the same command resumes
+gradcost reproduce panchal2025 --costs -o FOLDER --page PAGE.md        some minutes; the same command resumes
 """
 
 from __future__ import annotations
@@ -122,9 +122,6 @@ def forecast_costs(
 
     The optimizer is AdamW; its state is part of the peak. The forecasts are for a CPU: there the peak is exact.
 
-    The cost of a model with adapters is extrapolated from two shallow models. FLOPs are linear in the number of
-    blocks; bytes are not quite, where the optimizer moves small adapters of several blocks at once.
-
     Args:
         folder: the folder of the records. Each forecast is written as soon as it is there.
         models: the models.
@@ -142,8 +139,7 @@ def forecast_costs(
             missing = [key for key in keys if key not in known]
             if not missing:
                 continue
-            cases = [model.make(attention, layers) for layers in model.simulated or (model.layers,)]
-            forecasts = [Forecasts(case.objective, case.batch, AdamW(1e-3), "cpu") for case in cases]
+            forecasts = Forecasts(*model.make(attention), AdamW(1e-3), "cpu")
             for key in missing:
                 on_progress(key)
                 record = _forecast(model, key, forecasts)
@@ -152,11 +148,10 @@ def forecast_costs(
     return read_costs(folder)
 
 
-def _forecast(model: CostModel, key: CostKey, forecasts: Sequence[Forecasts]) -> CostRecord:
+def _forecast(model: CostModel, key: CostKey, forecasts: Forecasts) -> CostRecord:
     start = time.process_time()
     estimator = method(key.method, SETTINGS).estimator
-    found = [each.of(estimator) for each in forecasts]
-    weights = _at_depth(model, [each.objective.dimension for each in forecasts])
+    found = forecasts.of(estimator)
     facts = CostRecord(
         model=key.model,
         trained=key.trained,
@@ -165,27 +160,18 @@ def _forecast(model: CostModel, key: CostKey, forecasts: Sequence[Forecasts]) ->
         estimator=repr(estimator),
         dtype=model.dtype,
         batch=model.batch,
-        weights=weights,
+        weights=forecasts.objective.dimension,
     )
-    done = [each for each in found if not isinstance(each, str)]
-    if len(done) < len(found):
-        return replace(facts, refusal=next(each for each in found if isinstance(each, str)))
+    if isinstance(found, str):
+        return replace(facts, refusal=found)
     return replace(
         facts,
-        peak=_at_depth(model, [each.peak for each in done]),
-        breakdown={name: _at_depth(model, [each.breakdown[name] for each in done]) for name in done[0].breakdown},
-        flops=_at_depth(model, [each.flops for each in done]),
-        forward=_at_depth(model, [each.forward for each in done]),
+        peak=found.peak,
+        breakdown=dict(found.breakdown),
+        flops=found.flops,
+        forward=found.forward,
         seconds=round(time.process_time() - start, 1),
     )
-
-
-def _at_depth(model: CostModel, numbers: Sequence[int]) -> int:
-    """Extrapolate from two numbers of blocks to those of the model; a single number is that of the model itself."""
-    if len(numbers) == 1:
-        return numbers[0]
-    (near, far), (one, two) = model.simulated, numbers
-    return two + (model.layers - far) * (two - one) // (far - near)
 
 
 def _end_with_a_whole_line(path: Path) -> None:

@@ -28,7 +28,6 @@ from gradcost.tasks.task import Batch
 TEXTS, LENGTH, CLASSES = 40, 64, 4  # AG News
 IMAGES = 6  # VQAv2
 PATCHES = (34, 46)  # rows and columns of patches of 14 x 14 pixels: an image of about 480 x 640
-SIMULATED = (3, 4)  # blocks; all blocks of a model are alike, so each adds the same FLOPs and nearly the same bytes
 _EVERY = "all weights"
 _LORA = "LoRA, rank 1"
 _FOUR_BITS = "LoRA, rank 1; base in 4 bits"
@@ -52,19 +51,14 @@ class CostModel:
         trained: which weights are trained, and how the others are stored.
         dtype: the name of the dtype of the weights; adapters are in float32.
         batch: the batch, in words.
-        layers: number of blocks of the language model.
-        simulated: numbers of blocks of two smaller models, from which the costs are extrapolated; empty to simulate
-            the whole model.
-        make: makes the case for a value of transformers' `attn_implementation` and a number of blocks.
+        make: makes the case for a value of transformers' `attn_implementation`.
     """
 
     name: str
     trained: str
     dtype: str
     batch: str
-    layers: int
-    simulated: tuple[int, ...]
-    make: Callable[[str, int], Case]
+    make: Callable[[str], Case]
 
 
 class ImagesAndTexts(NamedTuple):
@@ -76,9 +70,7 @@ class ImagesAndTexts(NamedTuple):
     grid: Tensor
 
 
-def classifier(
-    config: Config, dtype: torch.dtype, lora: Lora | None, four_bits: bool, attention: str, layers: int
-) -> Case:
+def classifier(config: Config, dtype: torch.dtype, lora: Lora | None, four_bits: bool, attention: str) -> Case:
     """Return a sequence classifier of AG News.
 
     Args:
@@ -87,18 +79,14 @@ def classifier(
         lora: the adapters; None to train all weights.
         four_bits: whether the frozen layers of the blocks are stored in 4 bits.
         attention: transformers' `attn_implementation`.
-        layers: number of blocks.
     """
-    changed = {**config, "num_labels": CLASSES, "num_hidden_layers": layers}
-    model = _built("AutoModelForSequenceClassification", changed, dtype, attention)
+    model = _built("AutoModelForSequenceClassification", {**config, "num_labels": CLASSES}, dtype, attention)
     model = model if lora is None else _adapted(model, lora, "SEQ_CLS", four_bits)
     tokens = torch.full((TEXTS, LENGTH), 5, dtype=torch.int64)
     return Case(Objective(model, classification), Batch(tokens, torch.zeros(TEXTS, dtype=torch.int64)))
 
 
-def answers(
-    config: Config, dtype: torch.dtype, four_bits: bool, patches: tuple[int, int], attention: str, layers: int
-) -> Case:
+def answers(config: Config, dtype: torch.dtype, four_bits: bool, patches: tuple[int, int], attention: str) -> Case:
     """Return a vision-language model of the architecture of Qwen2-VL, with adapters, on images with a text each.
 
     Args:
@@ -107,10 +95,8 @@ def answers(
         four_bits: whether the frozen layers of the language model's blocks are stored in 4 bits.
         patches: rows and columns of the patches of an image, both even.
         attention: transformers' `attn_implementation`.
-        layers: number of blocks of the language model.
     """
-    changed = {**config, "num_hidden_layers": layers}
-    built = _built("AutoModelForImageTextToText", changed, dtype, attention)
+    built = _built("AutoModelForImageTextToText", config, dtype, attention)
     rows, columns = patches
     image = [config["vision_start_token_id"], *[config["image_token_id"]] * (rows * columns // 4)]
     tokens = torch.tensor([[*image, config["vision_end_token_id"], *[9] * LENGTH]] * IMAGES)
@@ -215,11 +201,7 @@ QWEN2_VL_7B: Config = {
 def _of_texts(name: str, config: Config, dtype: torch.dtype, trained: str = _LORA) -> CostModel:
     lora = None if trained == _EVERY else Lora()
     make = partial(classifier, config, dtype, lora, trained == _FOUR_BITS)
-    batch, layers = f"{TEXTS} texts of {LENGTH} tokens", config["num_hidden_layers"]
-    # With all weights trained, the embedding decides the peak of a shallow model, and its blocks that of a deep one.
-    # With the small adapters of BERT-large, the optimizer moves leaves of several blocks at once.
-    is_whole = lora is None or config is BERT_LARGE
-    return CostModel(name, trained, _name(dtype), batch, layers, () if is_whole else SIMULATED, make)
+    return CostModel(name, trained, _name(dtype), f"{TEXTS} texts of {LENGTH} tokens", make)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -238,8 +220,5 @@ COST_MODELS = (
     _of_texts("Llama-3.1-8B", LLAMA_8B, _HALF, _EVERY),
     _of_texts("Llama-3.1-8B", LLAMA_8B, _HALF),
     _of_texts("Llama-3.1-8B", LLAMA_8B, _HALF, _FOUR_BITS),
-    CostModel(
-        *("Qwen2-VL-7B", _FOUR_BITS, _name(_HALF), _IMAGES),
-        *(28, SIMULATED, partial(answers, QWEN2_VL_7B, _HALF, True, PATCHES)),
-    ),
+    CostModel("Qwen2-VL-7B", _FOUR_BITS, _name(_HALF), _IMAGES, partial(answers, QWEN2_VL_7B, _HALF, True, PATCHES)),
 )

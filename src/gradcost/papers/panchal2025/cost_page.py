@@ -198,12 +198,6 @@ def _conditions(table: CostTable) -> Iterator[str]:
         "while its product is computed, and are not saved. The paper's public code has another layout, GPTQ."
     )
     yield (
-        "Models with adapters are simulated with 3 and 4 blocks and extrapolated to all, because each block adds the "
-        "same FLOPs. Their bytes are not quite linear, where the optimizer moves small adapters of several blocks at "
-        "once. gradcost's own records of RoBERTa-base and BERT-large are of whole models. For RoBERTa-base both ways "
-        "agree to the byte; for BERT-large with checkpointing the extrapolated peak was 0.02% too low."
-    )
-    yield (
         "The forecasts are for a CPU, where the peak of tensors is exact. Workspaces inside kernels and the rounding "
         "of a GPU's allocator come on top."
     )
