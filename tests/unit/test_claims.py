@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, inf, log
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradcost.papers.claims import RULES, Claim, Evidence, Glance, Published, Verdict, claims_page, outcome, verdict
 from gradcost.papers.intervals import format_interval, measured_interval
+from gradcost.results.records import Results, StudyRecord, trial_record
 from gradcost.results.statistics import interval
 
 HOLDS, DIRECTION, FAILS, INCONCLUSIVE = Verdict
@@ -173,6 +175,19 @@ def test_the_outcome_has_the_mark_of_a_reduced_scale():
     assert outcome(TWICE, evidence()) == "inconclusive (not run)"
     assert format_interval((2.0,)) == "2, 1 seed"
     assert format_interval((1.0, 2.0, inf)) == "2 [1, infinite], 3 seeds"
+
+
+def test_the_first_lines_of_a_page_have_the_threads_of_the_runs():
+    runs = [{"trial": str(seed), "seed": seed, "seconds": 900.0, "environment": {"threads": 1}} for seed in (1, 2)]
+    common = {"method": "a", "estimator": "-", "optimizer": "-", "phase": "final", "lr": 0.1, "steps": 3}
+    trials = tuple(trial_record(common | {"status": "finished"} | run) for run in runs)
+    environment: dict[str, str | int | float] = {"cpu": "fast", "threads": 2, "command": "gradcost study"}
+    results = Results(
+        StudyRecord("Digits()", "digits", "mlp", (), (1, 2), 1, 3, 0.8, "SGD", 32), environment, trials, (), ()
+    )
+    assert Glance.of("everything", results) == Glance("everything", "cpu fast, threads 1", 0.5)
+    assert Glance.of("", replace(results, trials=())).hardware == "cpu fast, threads 2"
+    assert Glance.of("", replace(results, environment={}, trials=())).hardware == "not recorded"
 
 
 def test_the_page_has_every_claim_at_a_glance_and_in_full():

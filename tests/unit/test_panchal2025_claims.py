@@ -14,7 +14,7 @@ from gradcost.papers.intervals import Between
 from gradcost.papers.panchal2025.headline import ACCURACY, COMPUTATIONS, CONVERGENCE, Found, compared
 from gradcost.papers.panchal2025.page import HEADERS, common_loss, common_loss_rows, page, table_rows
 from gradcost.papers.panchal2025.study import Length, Reproduction
-from gradcost.results.records import Cost, Results, StudyRecord, TrialRecord, trial_record
+from gradcost.results.records import Cost, Results, Scores, StudyRecord, TrialRecord, trial_record
 from gradcost.tasks import Digits
 
 LENGTHS = (
@@ -163,6 +163,25 @@ def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
     share = max(map(labels.count, set(labels))) / len(labels)
     assert f"always given, has an accuracy of {100 * share:.1f}%." in text
     assert "The value here is larger than the published one." in text
+
+
+def test_the_page_names_the_learning_rates_that_the_loss_would_choose():
+    score = {"BP-Checkpointing": ((0.8, 0.5), (0.9, 0.4)), "MeZO": ((0.26, 1.7), (0.25, 1.6))}
+    trials = tuple(
+        replace(
+            record(name, 0, 0.0, None, "tune"),
+            lr=lr,
+            trial=f"{name} {lr}",
+            validation=Scores(loss, accuracy, score=accuracy),
+        )
+        for name, scores in score.items()
+        for lr, (accuracy, loss) in zip((0.1, 0.3), scores, strict=True)
+    )
+    results, reproduction = replace(recorded(), trials=trials), Reproduction(task=Digits(), seeds=1)
+    text = page(results, reproduction, LENGTHS, "gradcost reproduce", "`folder`")
+    assert "these methods would have another learning rate: MeZO 0.3 (loss 1.6 instead of 1.7)." in text
+    agreed = replace(results, trials=trials[:2])
+    assert "another learning rate" not in page(agreed, reproduction, LENGTHS, "gradcost reproduce", "`folder`")
 
 
 def test_of_methods_that_miss_the_target_the_one_with_the_most_steps_or_flops_is_compared():

@@ -15,6 +15,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.units import number
 from gradcost.core.value import value
 from gradcost.papers.intervals import STUDENT, Measured, format_interval, log_or_inf, measured_interval
+from gradcost.results.records import Results
 
 LEAST_SEEDS = 3
 STANDARD_ERRORS = 1.96  # half the width of a 95% interval of a normal variable
@@ -159,13 +160,23 @@ class Glance:
 
     Args:
         scope: which experiments of the paper were run, and which were not.
-        hardware: the machine.
+        hardware: versions and the machine.
         hours: core-hours of all runs.
     """
 
     scope: str
     hardware: str
     hours: float
+
+    @classmethod
+    def of(cls, scope: str, results: Results) -> Glance:
+        """Return the first lines of the page of a study. The number of threads is that of the training runs."""
+        facts = {name: str(fact) for name, fact in results.environment.items() if name != "command"}
+        threads = {(run.environment or {}).get("threads") for run in results.trials} - {None}
+        if threads:
+            facts["threads"] = " or ".join(sorted(map(str, threads)))
+        hours = sum(run.seconds or 0.0 for run in results.trials) / 3600
+        return cls(scope, ", ".join(f"{name} {fact}" for name, fact in facts.items()) or "not recorded", hours)
 
 
 def verdict(claim: Claim, values: Sequence[Measured]) -> Verdict:

@@ -34,11 +34,8 @@ def page(results: Results, times: Mapping[int, StepTimes], rows: str, command: s
         command: the command that writes the page.
         records: the folder of the records, or a link to it.
     """
-    glance = Glance(
-        scope=f"{_scope(results, rows)} Not run: the test functions and the scaling with depth.",
-        hardware=_hardware(results),
-        hours=sum(run.seconds or 0.0 for run in results.trials) / 3600,
-    )
+    scope = f"{_scope(results, rows)} Not run: the test functions and the scaling with depth."
+    glance = Glance.of(scope, results)
     sections = [
         "## The runs\n\n" + markdown_table(HEADERS, run_rows(results, times, rows)),
         "Medians over seeds; a run that diverged is the worst. The times of a step were taken in turn in one "
@@ -96,9 +93,3 @@ def _cells(name: str, runs: Sequence[TrialRecord], ms: Sequence[float]) -> Itera
             middle = median(known) if len(known) > diverged else None
             yield "-" if middle is None else f"{100 * middle:.1f}%" if what == "accuracy" else f"{middle:.3f}"
     yield number(median(ms)) if ms else "-"
-
-
-def _hardware(results: Results) -> str:
-    environment = results.environment
-    parts = [f"{name} {environment[name]}" for name in ("gpu", "cpu", "threads", "torch") if name in environment]
-    return ", ".join(parts) or "not recorded"

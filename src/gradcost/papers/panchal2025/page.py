@@ -27,6 +27,7 @@ from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.targets import Target
 from gradcost.results.tuning import chosen, completed_finals, final_rate
 from gradcost.results.wording import DASH, percent, size
+from gradcost.tasks.pretrained import Encoder
 
 HEADERS = (
     "method",
@@ -90,14 +91,13 @@ def table_rows(results: Results, lengths: Sequence[Length]) -> list[list[str]]:
 def _glance(results: Results, reproduction: Reproduction) -> Glance:
     scope = (
         f"*{TITLE}*. {count(len(reproduction.methods), 'method')} on `{reproduction.task!r}`. Each run has the FLOPs "
-        f"of {reproduction.forwards:g} forward passes. Every method has {_rates(results)}, chosen on the validation "
-        "split. The paper's models and data sets are larger, and were not run. Its abstract gives three maxima over "
-        'its tasks "at comparable memory usage", and no definitions. The quantities below are our reading: '
-        "percentage points, and steps and FLOPs to a target. Memory is in a table, and was not made equal."
+        f"of {reproduction.forwards:g} forward passes. Every method has AdamW, no cap on its slopes, and "
+        f"{_rates(results)}, constant during a run; the best accuracy on the validation split chose. The paper's "
+        "models and data sets are larger, and were not run. Its abstract gives three maxima over its tasks "
+        '"at comparable memory usage", and no definitions. The quantities below are our reading: percentage points, '
+        "and steps and FLOPs to a target. Memory is in a table, and was not made equal."
     )
-    hours = sum(run.seconds or 0.0 for run in results.trials) / 3600
-    environment = ", ".join(f"{name} {version}" for name, version in results.environment.items() if name != "command")
-    return Glance(scope, environment, hours)
+    return Glance.of(scope, results)
 
 
 def _rates(results: Results) -> str:
@@ -126,6 +126,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "measured.",
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
             *_other_choices(results, lengths),
+            *_choices_by_loss(results, lengths),
             *_left_out(results, reproduction),
             *_sizes(reproduction),
             *_constant_answer(reproduction),
@@ -150,6 +151,12 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "learning rates tried, the ratios are lower bounds, and how many more computations the target would take "
             f"is not known. {_from_start_to_end(tried)}"
         )
+    if isinstance(getattr(reproduction.task, "model", None), Encoder):
+        yield (
+            "A new output layer is trained, without a prompt. MeZO's authors attribute its success to pretraining "
+            "and task prompts, and train with plain SGD (Malladi et al. 2023). So this tests neither MeZO nor "
+            "forward gradients in their best setting."
+        )
     yield (
         "The paper trains models of 110 million to 13 billion weights. Memory and FLOPs of such models follow from "
         "their shapes (`gradcost plan`). Accuracy and steps to a target do not: the variance of a forward gradient "
@@ -167,6 +174,27 @@ def _other_choices(results: Results, lengths: Sequence[Length]) -> Iterator[str]
                 f"- {each.name} scored best at the learning rate {lr:g} in its tuning runs, and its final runs have "
                 f"{runs[0].lr:g}: they were chosen without that run."
             )
+
+
+def _choices_by_loss(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
+    """Yield a line on the methods for which another learning rate has the least validation loss."""
+    others = []
+    for each in lengths:
+        losses = {
+            run.lr: run.validation.loss
+            for run in results.trials
+            if (run.method, run.phase, run.status) == (each.name, "tune", "finished")
+            and run.validation is not None
+            and run.validation.loss is not None
+        }
+        used = chosen(results.trials, each.name)
+        if used in losses and (best := min(losses, key=lambda lr: losses[lr])) != used:
+            others.append(f"{each.name} {best:g} (loss {losses[best]:.3g} instead of {losses[used]:.3g})")
+    if others:
+        yield (
+            "- By the validation loss of the tuning runs, these methods would have another learning rate: "
+            f"{'; '.join(others)}. Where nothing was learned, the accuracy chose by chance."
+        )
 
 
 def _left_out(results: Results, reproduction: Reproduction) -> Iterator[str]:

@@ -99,9 +99,7 @@ def _glance(records: Results, table: Sequence[TableRow]) -> Glance:
             f"`{records.study.task}` with {records.study.weights or 0:,} weights"
         )
         scope += f", {' or '.join(f'{each:,}' for each in steps)} steps a run." if steps else "."
-    hours = sum(run.seconds or 0.0 for run in records.trials) / 3600
-    environment = ", ".join(f"{name} {version}" for name, version in records.environment.items() if name != "command")
-    return Glance(scope, environment, hours)
+    return Glance.of(scope, records)
 
 
 def _sections(records: Results, table: Sequence[TableRow], picture: str | None) -> Iterator[str]:
