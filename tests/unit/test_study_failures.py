@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from test_study import call, call_inside, command, descendants, finished, kill, write_study
 
-from gradcost import SGD, backprop
+from gradcost import SGD, backprop, mezo
+from gradcost.core.errors import BadInput
 from gradcost.results import ledger
 from gradcost.studies.executors import Executor, Local
 from gradcost.studies.processes import Record, Work
@@ -130,6 +131,19 @@ def test_phases_have_different_keys_and_methods_share_them():
 
     assert len({trial(phase).key for phase in ("tune", "confirm", "final")}) == 3
     assert trial("tune", "c").key == trial("tune").key
+
+
+def test_one_label_for_the_final_runs_of_two_estimators_is_refused():
+    """The runs of the first were replaced by those of the second, and the verdict named the label."""
+
+    def trials(phase: str) -> Stages:
+        for estimator in (backprop(), mezo()):  # settings may be tuned under one label
+            yield [Trial(Digits(), "same", estimator, SGD(0.1), 3, phase, 1)]
+
+    assert len(list(Study("?", lambda: trials("tune")).stages())) == 2
+    refused = r"final runs of Reverse\(.*\) and of .* with the label 'same': runs are grouped by label"
+    with pytest.raises(BadInput, match=refused):
+        list(Study("?", lambda: trials("final")).stages())
 
 
 def test_a_study_may_yield_nothing_in_between_but_not_at_all():

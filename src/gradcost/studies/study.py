@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcost.core.errors import BadInput
+from gradcost.estimators.estimator import Estimator
 from gradcost.results.records import TrialRecord
 from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
@@ -64,7 +65,8 @@ class Study:
         """Start the generator of trials, and check each stage that it yields.
 
         Raises:
-            BadInput: `trials` is not a generator function, or a stage is not a list of trials.
+            BadInput: `trials` is not a generator function, a stage is not a list of trials, or one label names the
+                final runs of two estimators.
         """
         name = f'the study "{self.question}"'
         try:
@@ -75,6 +77,8 @@ class Study:
         if not isinstance(stages, Generator):
             raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
 
+        final: dict[str, Estimator] = {}  # label -> estimator of the final runs
+
         def checked(stage: Stage) -> Stage:
             if not isinstance(stage, list | tuple):
                 raise BadInput(f"{name} yields {type(stage).__name__}, which is no list of trials: {_ADVICE}.")
@@ -82,6 +86,11 @@ class Study:
                 if not isinstance(trial, Trial):
                     raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
                 check_task(trial.task, f"the task {trial.task!r} of {name}")
+                if trial.phase == "final" and final.setdefault(trial.method, trial.estimator) != trial.estimator:
+                    raise BadInput(
+                        f"{name} has final runs of {final[trial.method]!r} and of {trial.estimator!r} with the label "
+                        f"{trial.method!r}: runs are grouped by label, so give each method its own."
+                    )
             return stage
 
         yield from _changed(stages, checked)
