@@ -241,7 +241,7 @@ def picture(steps: Sequence[Steps], costs: Sequence[Model]) -> Any:
         {"model": f"{m.case[0]}, {m.case[1]}", "from": 1.0, "to": m.exact / m.least, "order": m.least} for m in costs
     ]
     memory = (
-        alt.Chart(alt.Data(values=bars), title="Budgets that MeZO fits, and backprop not", width=300)
+        alt.Chart(alt.Data(values=bars), title="Budgets that MeZO fits and backprop does not", width=300)
         .mark_bar(color="#e8a33d")
         .encode(
             x=alt.X("from:Q", title="budget / peak of MeZO", scale=alt.Scale(domain=[0.95, 1.5])),

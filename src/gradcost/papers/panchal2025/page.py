@@ -25,7 +25,7 @@ from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.targets import Target
-from gradcost.results.tuning import chosen, completed_finals, final_rate
+from gradcost.results.tuning import chosen, completed_finals, final_rate, scores
 from gradcost.results.wording import DASH, percent, size
 from gradcost.tasks.pretrained import Encoder
 
@@ -178,17 +178,11 @@ def _other_choices(results: Results, lengths: Sequence[Length]) -> Iterator[str]
 
 def _choices_by_loss(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
     """Yield a line on the methods for which another learning rate has the least validation loss."""
-    others = []
+    others, tuned = [], [run for run in results.trials if run.phase == "tune"]
     for each in lengths:
-        losses = {
-            run.lr: run.validation.loss
-            for run in results.trials
-            if (run.method, run.phase, run.status) == (each.name, "tune", "finished")
-            and run.validation is not None
-            and run.validation.loss is not None
-        }
         used = chosen(results.trials, each.name)
-        if used in losses and (best := min(losses, key=lambda lr: losses[lr])) != used:
+        losses = {lr: -score[1] for lr, score in scores(tuned, each.name).items()}
+        if used in losses and losses[best := min(losses, key=lambda lr: losses[lr])] < losses[used]:
             others.append(f"{each.name} {best:g} (loss {losses[best]:.3g} instead of {losses[used]:.3g})")
     if others:
         yield (
@@ -290,8 +284,8 @@ def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterato
 
 
 def _accuracy(runs: Sequence[TrialRecord]) -> str:
-    scores = [_test_accuracy(run) for run in runs]
-    return format_interval([100 * score for score in scores], missing=DASH, bounds=(0.0, 100.0))
+    tested = [_test_accuracy(run) for run in runs]
+    return format_interval([100 * score for score in tested], missing=DASH, bounds=(0.0, 100.0))
 
 
 def _test_accuracy(run: TrialRecord) -> float:
