@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from math import inf
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from gradcost.tasks import Digits
 from gradcost.tasks.architectures import Mlp
 from in_process import inside
 
+GUESSING = log(10)
 MNIST_NN = "Mnist(model=Mlp(hidden=(1024, 1024)), batch=64)"
 
 
@@ -157,7 +158,7 @@ def run(method: str, seed: int, losses: list[float | None], **changed: Any) -> T
 
 
 def gathered(*runs: TrialRecord, task: str = MNIST_NN) -> Results:
-    study = StudyRecord(task, "mnist", "nn", (), (1,), 0, 20_000, 0.9, "SGD", 64)
+    study = StudyRecord(task, "mnist", "nn", (), (1,), 0, 20_000, 0.9, "SGD", 64, chance=0.1)
     return Results(study, {"cpu": "a processor", "threads": 1, "torch": "2"}, runs, (), ())
 
 
@@ -178,14 +179,14 @@ QUICK = [2.3, 1.0, 0.8, 0.5]
 def test_the_common_loss_is_the_higher_of_the_two_lowest(
     forward: list[float | None], backprop: list[float | None], expected: float
 ):
-    assert step_ratio((run("f", 1, forward), run("b", 1, backprop))) == expected
+    assert step_ratio((run("f", 1, forward), run("b", 1, backprop)), GUESSING) == expected
 
 
 def test_a_diverged_run_never_reaches_the_common_loss():
     fine, gone = run("f", 1, list(QUICK)), run("b", 1, list(SLOW), status="diverged")
-    assert step_ratio((gone, fine)) == inf
-    assert step_ratio((fine, gone)) == 0.0
-    assert step_ratio((gone, gone)) is None
+    assert step_ratio((gone, fine), GUESSING) == inf
+    assert step_ratio((fine, gone), GUESSING) == 0.0
+    assert step_ratio((gone, gone), GUESSING) is None
     assert (loss_gap((gone, fine)), loss_gap((fine, gone))) == (inf, -inf)
     assert loss_gap((gone, gone)) is None
     assert loss_gap((fine, run("b", 1, list(SLOW)))) == -0.5
@@ -193,9 +194,9 @@ def test_a_diverged_run_never_reaches_the_common_loss():
 
 def test_a_run_that_is_never_better_than_guessing_never_reaches_the_common_loss():
     fine, lost = run("f", 1, list(QUICK)), run("b", 1, [2.3, 6.0, 90.0, 121.0])
-    assert step_ratio((lost, fine)) == inf
-    assert step_ratio((fine, lost)) == 0.0
-    assert step_ratio((lost, lost)) is None
+    assert step_ratio((lost, fine), GUESSING) == inf
+    assert step_ratio((fine, lost), GUESSING) == 0.0
+    assert step_ratio((lost, lost), GUESSING) is None
     found = evidence(gathered(*nn_runs([2.3, 6.0, 90.0], [2.3, 6.0, 90.0])), 1.9)
     assert found["nn 2e-5: time to a common loss"][1].values == ()
     assert "seed 1, 2, 3" in found["nn 2e-5: time to a common loss"][1].note

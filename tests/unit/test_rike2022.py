@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gradcost.papers.rike2022.picture import loss_curves
 from gradcost.papers.rike2022.printed import PRINTED, UNCAPPED
 from gradcost.papers.rike2022.protocols import AsRun, AsStated, protocol_of
 from gradcost.papers.rike2022.runs import LAST_IMAGES, RowResult, is_published_setup, row_results
-from gradcost.papers.rike2022.speed import DEFINITIONS, GUESSING, Ratio, ratio
+from gradcost.papers.rike2022.speed import DEFINITIONS, Ratio, ratio
 from gradcost.papers.rike2022.study import Reproduction, Tuning, task_of
 from gradcost.papers.rike2022.table import BATCH, GROUPS, TABLE, TableRow, counterpart, rows
 from gradcost.papers.rike2022.tasks import (
@@ -256,8 +257,11 @@ def record(row: TableRow, seed: int, loss: float, **changed: Any) -> dict[str, A
     } | changed
 
 
-def gathered(*records: dict[str, Any], task: str = "LastBatch(task=Mnist())") -> Results:
-    study = StudyRecord(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64)
+GUESSING = log(10)
+
+
+def gathered(*records: dict[str, Any], task: str = "LastBatch(task=Mnist())", chance: float | None = 0.1) -> Results:
+    study = StudyRecord(task, "mnist", "nn", (), (1,), 0, 39_050, 0.9, "SGD", 64, chance=chance)
     return Results(study, {"torch": "0"}, tuple(trial_record(one) for one in records), (), ())
 
 
@@ -327,20 +331,46 @@ def test_a_ratio_of_steps_has_the_range_that_the_records_allow():
     (backward,) = row_results(gathered(record(BACKPROP, 1, 0.15)), [BACKPROP])
     ours, theirs = forward.runs[0], backward.runs[0]
     ninety, _, one, final = DEFINITIONS
-    assert ratio(ours, theirs, final) == Ratio(39_050, 20_000, 30_000 / 20_000, 39_050 / 10_000)
-    assert ratio(ours, theirs, one) == Ratio(20_000, 10_000, 1.0, float("inf"))
-    assert ninety.losses(ours, theirs) == pytest.approx(
+    assert ratio(ours, theirs, final, GUESSING) == Ratio(39_050, 20_000, 30_000 / 20_000, 39_050 / 10_000)
+    assert ratio(ours, theirs, one, GUESSING) == Ratio(20_000, 10_000, 1.0, float("inf"))
+    assert ninety.losses(ours, theirs, GUESSING) == pytest.approx(
         (GUESSING - 0.9 * (GUESSING - 0.3), GUESSING - 0.9 * (GUESSING - 0.15))
     )
-    assert ratio(ours, theirs, ninety) == Ratio(30_000, 20_000, 1.0, 3.0)
-    assert ratio(theirs, ours, final) == Ratio(39_050, None, 0.0, 1.0), "backprop does not get there"
+    assert ratio(ours, theirs, ninety, GUESSING) == Ratio(30_000, 20_000, 1.0, 3.0)
+    assert ratio(theirs, ours, final, GUESSING) == Ratio(39_050, None, 0.0, 1.0), "backprop does not get there"
     high = replace(ours, curve=replace(ours.curve, loss=(2.2, 2.0, 1.8, 1.7)))
-    assert ratio(high, theirs, one) == Ratio(None, 10_000, 3.905, float("inf")), "nor does the forward gradient"
-    assert ratio(high, high, one) is None
-    assert ratio(replace(high, status="diverged"), theirs, one) == Ratio(None, 10_000, float("inf"), float("inf"))
-    assert ratio(replace(ours, status="diverged"), theirs, ninety) is None, "its own fall is no convergence"
+    assert ratio(high, theirs, one, GUESSING) == Ratio(None, 10_000, 3.905, float("inf")), (
+        "nor does the forward gradient"
+    )
+    assert ratio(high, high, one, GUESSING) is None
+    assert ratio(replace(high, status="diverged"), theirs, one, GUESSING) == Ratio(
+        None, 10_000, float("inf"), float("inf")
+    )
+    assert ratio(replace(ours, status="diverged"), theirs, ninety, GUESSING) is None, "its own fall is no convergence"
     curve = replace(ours.curve, loss=(GUESSING, 0.995 * GUESSING, 0.991 * GUESSING))
-    assert ratio(replace(ours, curve=curve), theirs, ninety) is None, "it has not begun to converge"
+    assert ratio(replace(ours, curve=curve), theirs, ninety, GUESSING) is None, "it has not begun to converge"
+
+
+def test_a_fall_starts_at_the_loss_of_guessing_of_the_task():
+    """With two classes, a fall from log 10 begins above any loss of the run, so its end was reached too early."""
+
+    def run(row: TableRow, *losses: float) -> dict[str, Any]:
+        return record(row, 1, 0.3, curve={"step": [10, 20, 30], "loss": losses})
+
+    half = run(FORWARD, 0.68, 0.5, 0.4), run(BACKPROP, 0.3, 0.1, 0.05)
+    two = gathered(*half, task="LastBatch(task=Two())", chance=0.5)
+    assert two.study.guessing == pytest.approx(0.6931, abs=1e-4)
+    forward, backward = two.trials
+    found = ratio(forward, backward, DEFINITIONS[0], two.study.guessing)
+    assert found == Ratio(30, 20, 20 / 20, 30 / 10)
+    assert ratio(forward, backward, DEFINITIONS[0], GUESSING) == Ratio(20, 20, 10 / 20, 20 / 10), "from log 10"
+    written = page(two, rows("nn"), "gradcost reproduce rike2022", "out")
+    assert "A fall starts at the loss of guessing, 0.693," in written
+    free = gathered(record(FORWARD, 1, 1.4, method=UNCAPPED, trial="free"), task="Two()", chance=0.5)
+    assert named(free, "Without a cap")[1] == (pytest.approx(1.4 / two.study.guessing),)
+    unknown = gathered(*half, chance=None)
+    assert ratio(forward, backward, DEFINITIONS[0], unknown.study.guessing) is None
+    assert "guessing, -," in page(unknown, rows("nn"), "gradcost reproduce rike2022", "out")
 
 
 def named(records: Results, start: str) -> tuple[Verdict, tuple[Measured, ...]]:

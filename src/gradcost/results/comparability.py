@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite, log, log10
+from math import isfinite, log10
 
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
@@ -68,7 +68,7 @@ def designs(results: Results) -> Iterator[MethodDesign]:
             _seeds(run for run in runs if run.phase == "confirm"),
             gap,
             above,
-            sum(_has_exploded(run, results.study.chance) for run in runs),
+            sum(_has_exploded(run, results.study.guessing) for run in runs),
             " and ".join(f"{lr:.3g}" for lr in rates),
             results.study.optimizer == CUSTOMARY,
         )
@@ -102,11 +102,11 @@ def _around_the_winner(runs: Sequence[TrialRecord]) -> tuple[float | None, float
     return gap, above[0] / winner if above and diverged else None
 
 
-def _has_exploded(run: TrialRecord, chance: float | None) -> bool:
+def _has_exploded(run: TrialRecord, guessing: float | None) -> bool:
     losses = [score.loss for score in (run.validation, run.test) if score is not None and score.loss is not None]
-    if run.status != "finished" or chance is None or not 0 < chance < 1:
+    if run.status != "finished" or guessing is None:
         return False
-    return any(not isfinite(loss) or loss > EXPLODED * log(1 / chance) for loss in losses)
+    return any(not isfinite(loss) or loss > EXPLODED * guessing for loss in losses)
 
 
 # ---- rules

@@ -18,7 +18,6 @@ from gradcost.papers.baydin2022.table import (
     ABSTRACT,
     BACKPROP,
     FORWARD,
-    GUESSING,
     Experiment,
     experiments,
     tuned_method,
@@ -44,14 +43,18 @@ def _by_seed(results: Results, method: str) -> dict[int, TrialRecord]:
     return {run.seed: run for run in completed_finals(results.trials, method)}
 
 
-def step_ratio(pair: Pair) -> float | None:
+def step_ratio(pair: Pair, guessing: float | None) -> float | None:
     """Return the steps of the forward gradient to the common loss, divided by those of backprop.
 
+    Args:
+        pair: the runs of one seed.
+        guessing: the loss of guessing. None: not known, so every run that did not diverge learned.
     Returns:
         The ratio. inf if only backprop learned, 0 if only the forward gradient did, None if neither did. A run
         learned if it did not diverge and its validation loss was below that of guessing at least once.
     """
-    learned = [run.status == "finished" and any(loss < GUESSING for _, loss in _losses(run)) for run in pair]
+    limit = inf if guessing is None else guessing
+    learned = [run.status == "finished" and any(loss < limit for _, loss in _losses(run)) for run in pair]
     if not all(learned):
         return (0.0 if learned[0] else inf) if any(learned) else None
     common = max(min(loss for _, loss in _losses(run)) for run in pair)
@@ -100,9 +103,17 @@ def claims(
         scale = f"{length:,} of {published_steps:,} steps, `{task}`"
         return Evidence(tuple(values), command, records, scale, is_reduced, note)
 
+    def measured(found: Mapping[int, Pair]) -> tuple[list[float], str]:
+        """The ratio of the times to the common loss for the seeds with paired times, and a note on the others."""
+        steps = {seed: step_ratio(pair, results.study.guessing) for seed, pair in found.items()}
+        known = {seed: ratio for seed, ratio in steps.items() if ratio is not None}
+        neither = [seed for seed in steps if seed not in known]
+        values = [ratio * times[seed].ratio for seed, ratio in known.items() if seed in times]
+        return values, _left_out(neither, "neither run learned")
+
     for experiment in experiments(rows):
         found = pairs(results, experiment.method(FORWARD), experiment.method(BACKPROP))
-        yield _time_claim(experiment), evidence(found, _times(found, times), _neither_note(found))
+        yield _time_claim(experiment), evidence(found, *measured(found))
         if experiment.gap is not None:
             gaps = {seed: loss_gap(pair) for seed, pair in found.items()}
             note = _left_out([seed for seed, gap in gaps.items() if gap is None], "both runs diverged")
@@ -112,17 +123,8 @@ def claims(
     scale = f"{sum(each.rounds for each in times.values())} paired steps, `{task}`"
     yield _cost_claim(rows), Evidence(ratios, command, records, scale, not is_mnist, _cost_note(times))
     found = pairs(results, tuned_method(FORWARD, rows), tuned_method(BACKPROP, rows))
-    yield _tuned_claim(rows), evidence(found, _times(found, times), _tuned_note(found))
-
-
-def _times(found: Mapping[int, Pair], times: Mapping[int, StepTimes]) -> list[float]:
-    """The ratio of the times to the common loss, for the seeds that have runs and paired times."""
-    steps = {seed: step_ratio(pair) for seed, pair in found.items() if seed in times}
-    return [ratio * times[seed].ratio for seed, ratio in steps.items() if ratio is not None]
-
-
-def _neither_note(found: Mapping[int, Pair]) -> str:
-    return _left_out([seed for seed, pair in found.items() if step_ratio(pair) is None], "neither run learned")
+    ratios, note = measured(found)
+    yield _tuned_claim(rows), evidence(found, ratios, f"{_tuned_rates(found)} {note}".strip())
 
 
 def _left_out(seeds: Sequence[int], reason: str) -> str:
@@ -196,9 +198,8 @@ def _tuned_claim(rows: str) -> Claim:
     )
 
 
-def _tuned_note(found: Mapping[int, Pair]) -> str:
+def _tuned_rates(found: Mapping[int, Pair]) -> str:
     if not found:
         return ""
     forward, backprop = next(iter(found.values()))
-    rates = f"Tuned learning rates: forward gradient {forward.lr:g}, backprop {backprop.lr:g}."
-    return f"{rates} {_neither_note(found)}".strip()
+    return f"Tuned learning rates: forward gradient {forward.lr:g}, backprop {backprop.lr:g}."

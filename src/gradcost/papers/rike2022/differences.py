@@ -54,14 +54,14 @@ DIFFERENCES = (
         "",
         "used: 782 batches per epoch of MNIST, the last of 16 images",
         "MNIST cell 8",
-        "left out: 781 batches",
+        "left out; of MNIST, 781 batches remain",
     ),
     Difference(
         "validation images",
         "",
         "10,000 of the 60,000 (CIFAR-10: 50,000) training images, by a permutation from seed 0",
         "cells 5, 8 of both notebooks",
-        "MNIST: the last 10,000",
+        "those that the task sets aside; of MNIST, the last 10,000",
         "the permutation of the notebooks",
     ),
     Difference(
@@ -117,8 +117,8 @@ DIFFERENCES = (
         "after the last epoch",
         "the mean over the last 16 shuffled images: the list of losses is emptied inside the loop over batches",
         "MNIST cell 22; CIFAR cell 18",
-        "all 10,000 images, and the same metric beside them",
-        "all 10,000 images, and the same metric beside them",
+        "all test images, and the same metric beside them",
+        "all test images, and the same metric beside them",
     ),
     Difference(
         "two numbers of Table 1",

@@ -113,7 +113,7 @@ def _sections(records: Results, table: Sequence[TableRow], picture: str | None) 
         yield f"![Training loss against steps, a panel per optimizer]({picture})"
         yield "Medians over the seeds; each point is a mean over the steps since the previous one."
     yield from _zero_section(results)
-    yield from _speed_section(results)
+    yield from _speed_section(results, records.study.guessing)
     yield from _cap_section(records, table)
     yield from _tuned_sections(records, table)
     yield from _difference_section(records)
@@ -128,8 +128,9 @@ def _explanation(results: Sequence[RowResult], is_published: bool) -> Iterator[s
         "the test images, for 160 images."
     )
     yield (
-        "Paper's metric: the mean loss over the last batch of a shuffled pass over the test images, 16 of 10,000. In "
-        "brackets: the 5% and 95% quantiles of this mean over 1,000 shuffles, for the same model."
+        "Paper's metric: the mean loss over the last batch of a shuffled pass over the test images: with batches of "
+        "64, 16 of 10,000. In brackets: the 5% and 95% quantiles of this mean over 1,000 shuffles, for the same "
+        "model."
     )
     yield (
         "Whole test set: the mean loss over all test images. In brackets: this mean minus and plus 1.96 standard "
@@ -156,13 +157,13 @@ def _zero_section(results: Sequence[RowResult]) -> Iterator[str]:
         yield f"Fraction of the shuffles for which the paper's metric prints as 0.000: {'; '.join(shares)}."
 
 
-def _speed_section(results: Sequence[RowResult]) -> Iterator[str]:
+def _speed_section(results: Sequence[RowResult], guessing: float | None) -> Iterator[str]:
     rows: list[list[str]] = []
     points = {resolution(run) for result in results for run in result.runs}
     for forward, backprop in pairs(results):
         for ours, theirs in paired_runs(forward, backprop):
             for definition in DEFINITIONS:
-                found = ratio(ours, theirs, definition)
+                found = ratio(ours, theirs, definition, guessing)
                 steps = ["-", "-"] if found is None else [_format_step(found.forward), _format_step(found.backprop)]
                 rows.append([forward.row.name, str(ours.seed), definition.name, *steps, format_ratio(found)])
     if not rows:
@@ -172,8 +173,8 @@ def _speed_section(results: Sequence[RowResult]) -> Iterator[str]:
     steps = " or ".join(f"{each:,}" for each in sorted(points))
     yield (
         f"Resolution: a point of a curve is the mean loss of {steps} steps. In brackets: the range of ratios "
-        "that agrees with the records. A fall starts at the loss of guessing, 2.303, and ends at the least loss of "
-        f"the curve. A run whose loss falls by less than {LEAST_FALL:.0%} has no ratio."
+        f"that agrees with the records. A fall starts at the loss of guessing, {format_loss(guessing)}, and ends at "
+        f"the least loss of the curve. A run whose loss falls by less than {LEAST_FALL:.0%} has no ratio."
     )
 
 

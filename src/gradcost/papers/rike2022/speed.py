@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log, sqrt
+from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 from gradcost.papers.intervals import Between, Measured
 from gradcost.results.records import TrialRecord
 
-CLASSES = 10
-GUESSING = log(CLASSES)  # the loss of guessing, and about that of the initial weights
 LEAST_FALL = 0.01  # of the loss of guessing; a run whose loss falls less has not begun to converge
 
 
@@ -51,12 +49,13 @@ class Definition:
 
     Args:
         name: when a run counts as converged.
-        losses: takes the forward-gradient run and the backprop run; returns the training loss that each must reach.
+        losses: takes the forward-gradient run, the backprop run and the loss of guessing, which is about that of the
+            initial weights; returns the training loss that each run must reach.
         by_fall: whether these losses are made from those of the runs, which then have to fall.
     """
 
     name: str
-    losses: Callable[[TrialRecord, TrialRecord], tuple[float, float]]
+    losses: Callable[[TrialRecord, TrialRecord, float], tuple[float, float]]
     by_fall: bool = True
 
 
@@ -64,38 +63,43 @@ def _losses(run: TrialRecord) -> list[float]:
     return [loss for loss in run.curve.loss if loss is not None]
 
 
-def _own_fall(share: float) -> Callable[[TrialRecord, TrialRecord], tuple[float, float]]:
-    def after_fall(run: TrialRecord) -> float:
-        return GUESSING - share * (GUESSING - min(_losses(run)))
+def _own_fall(share: float) -> Callable[[TrialRecord, TrialRecord, float], tuple[float, float]]:
+    def after_fall(run: TrialRecord, guessing: float) -> float:
+        return guessing - share * (guessing - min(_losses(run)))
 
-    return lambda forward, backprop: (after_fall(forward), after_fall(backprop))
+    return lambda forward, backprop, guessing: (after_fall(forward, guessing), after_fall(backprop, guessing))
 
 
 DEFINITIONS = (
     Definition("90% of its own fall", _own_fall(0.9)),
     Definition("95% of its own fall", _own_fall(0.95)),
-    Definition("loss 1.0", lambda forward, backprop: (1.0, 1.0), by_fall=False),
+    Definition("loss 1.0", lambda forward, backprop, guessing: (1.0, 1.0), by_fall=False),
     Definition(
-        "final loss of the forward gradient", lambda forward, backprop: (_losses(forward)[-1], _losses(forward)[-1])
+        "final loss of the forward gradient",
+        lambda forward, backprop, guessing: (_losses(forward)[-1], _losses(forward)[-1]),
     ),
 )
 
 
-def ratio(forward: TrialRecord, backprop: TrialRecord, definition: Definition) -> Ratio | None:
+def ratio(
+    forward: TrialRecord, backprop: TrialRecord, definition: Definition, guessing: float | None
+) -> Ratio | None:
     """Return how many times as many steps the forward gradient takes as backprop to converge.
 
     Args:
         forward: a run of the forward gradient.
         backprop: the run of backprop with the same optimizer and seed.
         definition: when a run counts as converged.
+        guessing: the loss of guessing. None: not known, so a fall has no start.
     Returns:
         The ratio. A run that does not reach its loss would need more than its steps, or infinitely many if it
         diverged. None if neither run reaches it, or if the loss is made from a run that did not finish or falls less
         than LEAST_FALL.
     """
-    if definition.by_fall and not all(_falls(run) for run in (forward, backprop)):
+    start = inf if guessing is None else guessing
+    if definition.by_fall and not all(_falls(run, start) for run in (forward, backprop)):
         return None
-    targets = definition.losses(forward, backprop)
+    targets = definition.losses(forward, backprop, start)
     (before, step), (backprop_before, backprop_step) = (
         _reached(run, target) for run, target in zip((forward, backprop), targets, strict=True)
     )
@@ -106,8 +110,9 @@ def ratio(forward: TrialRecord, backprop: TrialRecord, definition: Definition) -
     return Ratio(step, backprop_step, low, high)
 
 
-def _falls(run: TrialRecord) -> bool:
-    return run.status == "finished" and min(_losses(run), default=inf) <= (1 - LEAST_FALL) * GUESSING
+def _falls(run: TrialRecord, guessing: float) -> bool:
+    fell = isfinite(guessing) and min(_losses(run), default=inf) <= (1 - LEAST_FALL) * guessing
+    return run.status == "finished" and fell
 
 
 def _reached(run: TrialRecord, target: float) -> tuple[float, int | None]:
