@@ -32,10 +32,12 @@ from report_records import (
 from gradcost.report import assets, html, plan, series, tables
 from gradcost.report.figures import figures
 from gradcost.report.quality import pictures
+from gradcost.report.theme import protocol
 from gradcost.results import summary, wording
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint
 from gradcost.results.records import Results, read
+from gradcost.results.tuning import final_steps
 
 
 @pytest.fixture
@@ -97,6 +99,14 @@ def test_numbers_that_are_not_finite_read_as_none(tmp_path: Path):
 
 
 # ---- the words and the tables
+
+
+def test_the_page_has_the_range_of_steps_if_final_runs_differ(tmp_path: Path):
+    lines = [trial("a", seed=1), trial("b", seed=1) | {"steps": 20}]
+    results = read(write_folder(tmp_path, lines))
+    assert final_steps(results) == f"20 to {trial('a')['steps']:,} steps"
+    assert final_steps(results) in html.page(results)
+    assert final_steps(results) in protocol(results)
 
 
 def test_sizes_have_one_spelling():

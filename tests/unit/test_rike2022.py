@@ -41,6 +41,7 @@ from gradcost.papers.rike2022.tasks import (
     last_batch_losses,
 )
 from gradcost.results.records import Results, StudyRecord, read, trial_record
+from gradcost.results.statistics import guessing_loss
 from gradcost.studies.trial_log import evaluated_steps
 from gradcost.tasks import TASKS, Digits, cross_entropy
 from gradcost.tasks.architectures import Mlp
@@ -359,17 +360,17 @@ def test_a_fall_starts_at_the_loss_of_guessing_of_the_task():
 
     half = run(FORWARD, 0.68, 0.5, 0.4), run(BACKPROP, 0.3, 0.1, 0.05)
     two = gathered(*half, task="LastBatch(task=Two())", chance=0.5)
-    assert two.study.guessing == pytest.approx(0.6931, abs=1e-4)
+    assert guessing_loss(two.study.chance) == pytest.approx(0.6931, abs=1e-4)
     forward, backward = two.trials
-    found = ratio(forward, backward, DEFINITIONS[0], two.study.guessing)
+    found = ratio(forward, backward, DEFINITIONS[0], guessing_loss(two.study.chance))
     assert found == Ratio(30, 20, 20 / 20, 30 / 10)
     assert ratio(forward, backward, DEFINITIONS[0], GUESSING) == Ratio(20, 20, 10 / 20, 20 / 10), "from log 10"
     written = page(two, rows("nn"), "gradcost reproduce rike2022", "out")
     assert "A fall starts at the loss of guessing, 0.693," in written
     free = gathered(record(FORWARD, 1, 1.4, method=UNCAPPED, trial="free"), task="Two()", chance=0.5)
-    assert named(free, "Without a cap")[1] == (pytest.approx(1.4 / two.study.guessing),)
+    assert named(free, "Without a cap")[1] == (pytest.approx(1.4 / guessing_loss(two.study.chance)),)
     unknown = gathered(*half, chance=None)
-    assert ratio(forward, backward, DEFINITIONS[0], unknown.study.guessing) is None
+    assert ratio(forward, backward, DEFINITIONS[0], guessing_loss(unknown.study.chance)) is None
     assert "guessing, -," in page(unknown, rows("nn"), "gradcost reproduce rike2022", "out")
 
 

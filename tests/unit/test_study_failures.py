@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +133,51 @@ def test_phases_have_different_keys_and_methods_share_them():
     assert trial("tune", "c").key == trial("tune").key
 
 
-def test_one_label_for_the_final_runs_of_two_estimators_is_refused():
-    """The runs of the first were replaced by those of the second, and the verdict named the label."""
+@pytest.mark.parametrize("phase", ["tune", "confirm", "final"])
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"estimator": mezo()}, r"Probing\(.*\), after runs with Reverse"),
+        ({"optimizer": SGD(0.1, momentum=0.9)}, r"momentum=0.9.*, after runs with SGD\(lr, momentum=0.0"),
+        ({"steps": 4}, "4 steps, after runs with 3 steps"),
+    ],
+)
+def test_one_label_for_two_methods_is_refused(phase: str, other: dict[str, Any], differs: str):
+    """Final runs of the first method were replaced by those of the second; tuning scores were averaged over both."""
+    one = Trial(Digits(), "same", backprop(), SGD(0.1), 3, phase, 1)
 
-    def trials(phase: str) -> Stages:
-        for estimator in (backprop(), mezo()):  # settings may be tuned under one label
-            yield [Trial(Digits(), "same", estimator, SGD(0.1), 3, phase, 1)]
+    def trials() -> Stages:
+        yield [one, replace(one, optimizer=SGD(0.3)), replace(one, seed=2)]
+        yield [replace(one, **other)]
 
-    assert len(list(Study("?", lambda: trials("tune")).stages())) == 2
-    refused = r"final runs of Reverse\(.*\) and of .* with the label 'same': runs are grouped by label"
-    with pytest.raises(BadInput, match=refused):
-        list(Study("?", lambda: trials("final")).stages())
+    stages = Study("?", trials).stages()
+    assert len(next(stages)) == 3
+    if "steps" in other and phase != "final":
+        assert len(stages.send([])) == 1  # a study may tune further for longer
+        return
+    with pytest.raises(BadInput, match=f"{phase} runs with the label 'same' and .*{differs}.*grouped by label"):
+        stages.send([])
+
+
+def test_final_runs_may_have_another_decay_than_tuning_but_no_other_estimator():
+    tuning = Trial(Digits(), "same", backprop(), SGD(0.1), 3, "tune", 1)
+
+    def trials(**final: Any) -> Stages:
+        yield [tuning]
+        yield [replace(tuning, phase="final", **final)]
+
+    assert len(list(Study("?", lambda: trials(optimizer=SGD(0.1, decay=0.1))).stages())) == 2
+    with pytest.raises(BadInput, match="final runs with the label 'same' and"):
+        list(Study("?", lambda: trials(estimator=mezo())).stages())
+
+
+def test_a_misspelt_phase_is_refused():
+    """Its runs were never scored on the test split."""
+    for phase in ("Final", "fnal", "test", ""):
+        with pytest.raises(
+            BadInput, match=rf"the phase of a trial of b is '{phase}': write \"tune\", \"confirm\" or"
+        ):
+            Trial(Digits(), "b", backprop(), SGD(0.1), 5, phase, 1)
 
 
 def test_a_study_may_yield_nothing_in_between_but_not_at_all():

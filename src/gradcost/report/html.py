@@ -20,6 +20,7 @@ from gradcost.results.facts import facts
 from gradcost.results.lint import Finding, lint
 from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import MethodSummary, summarise
+from gradcost.results.tuning import final_steps
 from gradcost.results.verdict import certainty, choose, is_sure, sentences
 from gradcost.results.wording import count, listed, percent, rate, size
 
@@ -145,7 +146,7 @@ def _facts(results: Results) -> list[str]:
         facts.append(f"{study.weights:,} weights, {size(study.weights_bytes)}")
     facts.append(count(len(study.seeds), "seed"))
     facts.append(f"{count(study.points, 'tuning point')} per method")
-    facts.append(count(study.steps, "step") + ("" if study.batch is None else f" of batch {study.batch}"))
+    facts.append(final_steps(results) + ("" if study.batch is None else f" of batch {study.batch}"))
     facts.append(study.optimizer)
     facts += [str(results.environment[name]) for name in ("gpu", "cpu", "started") if name in results.environment]
     if study.memory is not None:

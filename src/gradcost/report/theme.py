@@ -11,6 +11,7 @@ from gradcost.core.errors import require
 from gradcost.report.families import families, twins
 from gradcost.results.records import Results
 from gradcost.results.summary import summarise
+from gradcost.results.tuning import final_steps
 from gradcost.results.wording import count, listed
 
 HEIGHT = 250  # of a figure, in pixels
@@ -203,7 +204,7 @@ def protocol(results: Results) -> str:
     tuned = any(run.phase == "tune" for run in results.trials)
     rate = "each method's tuned learning rate" if tuned else "the learning rates that the study gives"
     batch = "" if study.batch is None else f" of batch {study.batch}"
-    runs = f"{count(len(study.seeds), 'seed')}, {count(study.steps, 'step')}{batch}"
+    runs = f"{count(len(study.seeds), 'seed')}, {final_steps(results)}{batch}"
     return f"{runs}, {listed(sorted(used)) or study.optimizer} at {rate}."
 
 

@@ -8,6 +8,7 @@ from math import isfinite, log10
 
 from gradcost.core.value import value
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.statistics import guessing_loss
 from gradcost.results.summary import is_exact
 from gradcost.results.tuning import chosen, completed, runs_of
 
@@ -68,7 +69,7 @@ def designs(results: Results) -> Iterator[MethodDesign]:
             _seeds(run for run in runs if run.phase == "confirm"),
             gap,
             above,
-            sum(_has_exploded(run, results.study.guessing) for run in runs),
+            sum(_has_exploded(run, guessing_loss(results.study.chance)) for run in runs),
             " and ".join(f"{lr:.3g}" for lr in rates),
             results.study.optimizer == CUSTOMARY,
         )

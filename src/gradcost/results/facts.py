@@ -7,7 +7,6 @@ from a publication may concern any hyperparameter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite, sqrt
 from statistics import fmean, variance
@@ -15,8 +14,9 @@ from statistics import fmean, variance
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
-from gradcost.results.records import Cost, Results, TrialRecord
-from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
+from gradcost.results.effort import TrainingEffort, TuningEffort, training_effort, tuning_effort
+from gradcost.results.records import Results, TrialRecord
+from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores, without_rate
 
 EVERY = "every method"
 
@@ -36,25 +36,6 @@ class TuningWinners:
     searches: int
     on_edge: int
     which: str = ""
-
-
-@value
-class TuningEffort:
-    """The cost of tuning a method.
-
-    Args:
-        method: the method that was tuned.
-        points: number of hyperparameter settings tried.
-        steps: total training steps of all points.
-        flops: total FLOPs of all points.
-        seconds: total time of the training steps of all points, from the timing of one step.
-    """
-
-    method: str
-    points: int
-    steps: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
 
 
 @value
@@ -184,6 +165,7 @@ class Timing:
 Fact = (
     TuningWinners
     | TuningEffort
+    | TrainingEffort
     | Setting
     | TuningScores
     | ScoreCoverage
@@ -220,13 +202,14 @@ def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[
         which = _on_edge(grid, winner)
         yield TuningWinners(method, 1, int(which is not None), which or "")
     if tuned:
-        yield _effort(results, tuned)
+        yield tuning_effort(results, tuned)
         yield _tuning_scores(results, runs, trained)
     if final:
         others = [f"{lr:.3g}" for lr in trained if lr not in choices]
         choice = f"but tuning chose lr={choices[0]:.3g}" if choices else "but tuning chose none"
         which = f"lr={' and '.join(others)}, {choice}" if others else ""
         yield OverriddenWinners(method, 1, int(bool(others)), which)
+    yield from training_effort(results, final)
     if tuned and final:
         yield from _settings(method, tuned, final)
     if tests := [run for run in runs if run.test is not None]:
@@ -249,20 +232,6 @@ def _on_edge(grid: Sequence[float], lr: float) -> str | None:
         return f"lr={lr:.3g} is the only one that was tried"
     end = edge(grid, lr)
     return None if end is None else f"lr={lr:.3g} is the {end} of the {len(grid)} that were tried"
-
-
-def _effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffort:
-    """The cost of tuning a method. A diverged run stopped early, but counts with the steps of a complete run."""
-    method = tuned[0].method
-    lengths = [run.steps for run in tuned if run.status == "finished"]
-    others = [run.steps for run in _in_phase(results.trials, "tune") if run.status == "finished"]
-    complete = max(lengths or others, default=results.study.steps)
-    steps = sum(run.steps if run.status == "finished" else complete for run in tuned)
-    cost = next((cost for cost in results.costs if cost.method == method), Cost(method, ""))
-    flops = None if cost.flops is None else float(cost.flops * steps)
-    seconds = None if cost.ms is None else cost.ms * steps / 1000
-    points = len({(run.estimator, run.optimizer, run.lr) for run in tuned})
-    return TuningEffort(method, points, steps, flops, seconds)
 
 
 def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Sequence[float]) -> TuningScores:
@@ -308,7 +277,7 @@ def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
     texts = [getattr(run, what) for run in runs]
-    return list(dict.fromkeys(re.sub(r"\blr=[^,)]*", "lr", text) for text in texts if text is not None))
+    return list(dict.fromkeys(without_rate(text) for text in texts if text is not None))
 
 
 def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverage]:

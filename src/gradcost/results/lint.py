@@ -18,6 +18,7 @@ from gradcost.core.units import count, number
 from gradcost.core.value import value
 from gradcost.results import comparability
 from gradcost.results.comparability import MethodDesign, Violations
+from gradcost.results.effort import TrainingEffort, TuningEffort, unequal_training, unequal_tuning
 from gradcost.results.facts import (
     Environment,
     Fact,
@@ -26,7 +27,6 @@ from gradcost.results.facts import (
     SeedCount,
     Setting,
     Timing,
-    TuningEffort,
     TuningScores,
     TuningWinners,
     UseOfTestSet,
@@ -36,8 +36,6 @@ from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
 ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer seeds an exact paired test cannot give p < ALPHA
-EQUAL = 1.1  # tuning budgets count as equal if their FLOPs differ by at most this factor,
-EQUALLY_LONG = 1.25  # or their seconds by this one, with equally many points: timings differ from run to run
 
 
 @value
@@ -88,32 +86,6 @@ def winners_on_edge(facts: Sequence[TuningWinners]) -> Violations:
         if fact.on_edge:
             counted = f"{fact.on_edge} of {fact.searches} winners lie on an edge of what was tried"
             yield fact.method, fact.which or counted
-
-
-def unequal_tuning(facts: Sequence[TuningEffort]) -> Violations:
-    """Tuning is equal if all methods have the same points and steps, or FLOPs, or points and seconds."""
-    points, runs = {fact.points for fact in facts}, {(fact.points, fact.steps) for fact in facts}
-    if len(facts) < 2 or len(runs) == 1 or _close([fact.flops for fact in facts], EQUAL):
-        return
-    if len(points) == 1 and _close([fact.seconds for fact in facts], EQUALLY_LONG):
-        return
-    most, least = max(facts, key=_spent), min(facts, key=_spent)
-    yield least.method, f"tuned on {_described(least)}, but {most.method} on {_described(most)}"
-
-
-def _close(amounts: Sequence[float | None], factor: float) -> bool:
-    known = [amount for amount in amounts if amount]
-    return len(known) == len(amounts) and max(known) <= factor * min(known)
-
-
-def _spent(fact: TuningEffort) -> tuple[int, int]:
-    return fact.points, fact.steps or 0
-
-
-def _described(fact: TuningEffort) -> str:
-    text = count(fact.points, "point")
-    text += f" of {fact.steps:,} steps in all" if fact.steps is not None else ""
-    return text if fact.flops is None else f"{text} and {fact.flops:.2g} FLOPs"
 
 
 def changed_settings(facts: Sequence[Setting]) -> Violations:
@@ -218,6 +190,13 @@ RULES = (
         TuningEffort,
         unequal_tuning,
         "Give each method equally many points and steps, or equal FLOPs or seconds.",
+    ),
+    Rule(
+        "E106",
+        "unequal training",
+        TrainingEffort,
+        unequal_training,
+        "Train each method for equally many steps, or equal FLOPs or seconds.",
     ),
     Rule(
         "E205",

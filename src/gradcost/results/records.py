@@ -15,7 +15,6 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,6 @@ class StudyRecord:
     chance: float | None = None
     confirm: int = 0
     metric: Metric = ACCURACY
-
-    @property
-    def guessing(self) -> float | None:
-        """The loss of guessing, in nats: that of equal probabilities for all classes. None if `chance` is unknown."""
-        return log(1 / self.chance) if self.chance is not None and 0 < self.chance < 1 else None
 
 
 @dataclass(frozen=True)

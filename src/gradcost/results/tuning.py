@@ -5,11 +5,13 @@ Every method gets the same number of learning rates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf, isfinite, log, sqrt
 
 from gradcost.core.errors import BadInput
+from gradcost.core.units import count
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.wording import DASH, rate
 
@@ -39,6 +41,11 @@ def _score(lr: float, runs: list[TrialRecord]) -> Score:
     metric = [-inf if score.score is None else score.score for score in scores]
     loss = [-inf if score.loss is None else -score.loss for score in scores]
     return (sum(metric) / len(runs), sum(loss) / len(runs), -lr)
+
+
+def without_rate(optimizer: str) -> str:
+    """Return the repr of an optimizer without its learning rate: "SGD(lr, momentum=0.9)"."""
+    return re.sub(r"\blr=[^,)]*", "lr", optimizer)
 
 
 def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:
@@ -117,6 +124,13 @@ def completed(runs: Iterable[TrialRecord]) -> list[TrialRecord]:
 def completed_finals(trials: Iterable[TrialRecord], method: str) -> list[TrialRecord]:
     """Return the `finals` of `method` that finished or diverged."""
     return completed(finals(trials, method))
+
+
+def final_steps(results: Results) -> str:
+    """Return the steps of the final runs that finished: "600 steps", or "20 to 600 steps" if they differ."""
+    steps = {run.steps for run in results.trials if run.phase == "final" and run.status == "finished"}
+    least, most = min(steps, default=results.study.steps), max(steps, default=results.study.steps)
+    return count(most, "step") if least == most else f"{least:,} to {count(most, 'step')}"
 
 
 @lru_cache(maxsize=4)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcost.core.errors import BadInput
-from gradcost.estimators.estimator import Estimator
 from gradcost.results.records import TrialRecord
+from gradcost.results.tuning import without_rate
 from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
 from gradcost.tasks.placed import placed
@@ -65,8 +65,8 @@ class Study:
         """Start the generator of trials, and check each stage that it yields.
 
         Raises:
-            BadInput: `trials` is not a generator function, a stage is not a list of trials, or one label names the
-                final runs of two estimators.
+            BadInput: `trials` is not a generator function, a stage is not a list of trials, or trials with one label
+                differ in more than the learning rate and the seed (`_require_one_method`).
         """
         name = f'the study "{self.question}"'
         try:
@@ -77,7 +77,7 @@ class Study:
         if not isinstance(stages, Generator):
             raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
 
-        final: dict[str, Estimator] = {}  # label -> estimator of the final runs
+        known: dict[tuple[str, ...], Trial] = {}
 
         def checked(stage: Stage) -> Stage:
             if not isinstance(stage, list | tuple):
@@ -86,14 +86,34 @@ class Study:
                 if not isinstance(trial, Trial):
                     raise BadInput(f"{name} yields a list with {trial!r}, which is no Trial: {_ADVICE}.")
                 check_task(trial.task, f"the task {trial.task!r} of {name}")
-                if trial.phase == "final" and final.setdefault(trial.method, trial.estimator) != trial.estimator:
-                    raise BadInput(
-                        f"{name} has final runs of {final[trial.method]!r} and of {trial.estimator!r} with the label "
-                        f"{trial.method!r}: runs are grouped by label, so give each method its own."
-                    )
+                _require_one_method(trial, known, name)
             return stage
 
         yield from _changed(stages, checked)
+
+
+def _require_one_method(trial: Trial, known: dict[tuple[str, ...], Trial], study: str) -> None:
+    """Raise BadInput if a trial cannot be in one group with the earlier trials of its label.
+
+    All runs of a label have one estimator. Those of one phase have one optimizer, apart from the learning rate, and
+    final runs have one number of steps: scores are averaged over the runs of a label, a phase and a learning rate.
+
+    Args:
+        trial: the trial.
+        known: the first trial of each label, and of each label and phase. The trial is added to it.
+        study: the study, for the message.
+    """
+    first = known.setdefault((trial.method,), trial)
+    in_phase = known.setdefault((trial.method, trial.phase), trial)
+    pairs = [(repr(first.estimator), repr(trial.estimator))]
+    pairs += [tuple(without_rate(repr(each.optimizer)) for each in (in_phase, trial))]
+    pairs += [tuple(f"{each.steps:,} steps" for each in (in_phase, trial))] if trial.phase == "final" else []
+    for before, now in pairs:
+        if before != now:
+            raise BadInput(
+                f"{study} has {trial.phase} runs with the label {trial.method!r} and {now}, after runs with "
+                f"{before}: runs are grouped by label, so give each method its own."
+            )
 
 
 def _changed(stages: Stages, change: Callable[[Stage], Stage]) -> Stages:

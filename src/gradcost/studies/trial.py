@@ -13,6 +13,7 @@ from gradcost.estimators.estimator import Estimator
 from gradcost.studies.environment import plug_in_code
 from gradcost.training.optimizers import Optimizer
 
+PHASES = ("tune", "confirm", "final")
 POINTS = 200  # points of the curve of the training loss
 
 
@@ -38,7 +39,7 @@ class Trial:
     Raises:
         BadInput: the repr of the task, estimator or optimizer contains a memory address. The id of a trial is a
             hash of these reprs, so it would differ between processes. Or a part has the wrong type, a number is out
-            of range, or the label has a character that cannot be shown.
+            of range, there is no such phase, or the label has a character that cannot be shown.
     """
 
     task: Any
@@ -57,6 +58,10 @@ class Trial:
         if self.steps < 1 or self.points < 1:
             raise BadInput(
                 f"a trial of {self.method} has {self.steps} steps and {self.points} points: give 1 or more."
+            )
+        if self.phase not in PHASES:
+            raise BadInput(
+                f'the phase of a trial of {self.method} is {self.phase!r}: write "tune", "confirm" or "final".'
             )
         for name, part, kind in (("estimator", self.estimator, Estimator), ("optimizer", self.optimizer, Optimizer)):
             if not isinstance(part, kind):

@@ -24,6 +24,7 @@ from gradcost.papers.baydin2022.table import (
 )
 from gradcost.papers.claims import Claim, Evidence, Published
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.statistics import guessing_loss
 from gradcost.results.tuning import completed_finals
 
 TIME = "ratio of the times to a common validation loss, forward gradient / backprop"
@@ -105,7 +106,7 @@ def claims(
 
     def measured(found: Mapping[int, Pair]) -> tuple[list[float], str]:
         """The ratio of the times to the common loss for the seeds with paired times, and a note on the others."""
-        steps = {seed: step_ratio(pair, results.study.guessing) for seed, pair in found.items()}
+        steps = {seed: step_ratio(pair, guessing_loss(results.study.chance)) for seed, pair in found.items()}
         known = {seed: ratio for seed, ratio in steps.items() if ratio is not None}
         neither = [seed for seed in steps if seed not in known]
         values = [ratio * times[seed].ratio for seed, ratio in known.items() if seed in times]

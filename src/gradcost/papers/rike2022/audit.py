@@ -8,13 +8,13 @@ training used other settings than tuning.
 
 from __future__ import annotations
 
+from gradcost.results.effort import TuningEffort
 from gradcost.results.facts import (
     Fact,
     OverriddenWinners,
     ScoreCoverage,
     SeedCount,
     Setting,
-    TuningEffort,
     TuningWinners,
 )
 from gradcost.results.publication import Statement

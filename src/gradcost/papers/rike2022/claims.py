@@ -14,6 +14,7 @@ from gradcost.papers.rike2022.runs import RowResult, is_published_setup, row_res
 from gradcost.papers.rike2022.speed import DEFINITIONS, Definition, ratio
 from gradcost.papers.rike2022.table import UNCAPPED_SUFFIX, TableRow, counterpart
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.statistics import guessing_loss
 
 HALF_A_DIGIT = 0.0005  # half a unit in the last digit of the losses in Table 1
 TEN_CLASSES = log(10)  # the loss of guessing in the paper's tasks
@@ -56,7 +57,7 @@ def claims(records: Results, table: Sequence[TableRow], command: str, folder: st
         folder: the name of the folder.
     """
     results = row_results(records, table)
-    is_reduced, guessing = not is_published_setup(records, table), records.study.guessing
+    is_reduced, guessing = not is_published_setup(records, table), guessing_loss(records.study.chance)
 
     def evidence(values: Sequence[Measured], note: str = "", missing: str = "not run") -> Evidence:
         steps = max((run.steps for result in results for run in result.runs), default=0)

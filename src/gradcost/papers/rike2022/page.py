@@ -16,6 +16,7 @@ from gradcost.papers.rike2022.runs import Metric, RowResult, is_published_setup,
 from gradcost.papers.rike2022.speed import DEFINITIONS, LEAST_FALL, Ratio, ratio, resolution
 from gradcost.papers.rike2022.table import TABLE, TITLE, TUNED_SUFFIX, TableRow
 from gradcost.results.records import Results, TrialRecord
+from gradcost.results.statistics import guessing_loss
 
 HEADERS = ("row", "Table 1", "printed, last ten", "paper's metric", "whole test set", "z", "accuracy")
 
@@ -113,7 +114,7 @@ def _sections(records: Results, table: Sequence[TableRow], picture: str | None) 
         yield f"![Training loss against steps, a panel per optimizer]({picture})"
         yield "Medians over the seeds; each point is a mean over the steps since the previous one."
     yield from _zero_section(results)
-    yield from _speed_section(results, records.study.guessing)
+    yield from _speed_section(results, guessing_loss(records.study.chance))
     yield from _cap_section(records, table)
     yield from _tuned_sections(records, table)
     yield from _difference_section(records)
