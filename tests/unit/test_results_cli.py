@@ -229,6 +229,35 @@ def test_an_export_of_nothing_yet_has_no_rows(tmp_path: Path):
     assert (parquet.read_table(first).num_rows, parquet.read_table(second).num_rows) == (0, 0)
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out", "out.parquet.gz"])
+def test_an_export_is_named_as_what_it_is(folder: Path, name: str):
+    """`-o q.csv` wrote Parquet."""
+    pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: gradcost[export]")
+    ran = inside("export", str(folder), "-o", str(folder / name), folder=folder)
+    assert ran.returncode == 2
+    assert "does not end with .parquet: write out" in ran.stderr
+    assert not (folder / name).exists()
+
+
+@pytest.mark.parametrize("command", ["export", "diff"])
+def test_every_reader_tells_of_damaged_lines(folder: Path, command: str):
+    with open(folder / "records.jsonl", "a") as file:
+        file.write('{"kind": "trial", "torn')
+    rest = ("-o", "out.parquet") if command == "export" else (str(folder),)
+    ran = inside(command, str(folder), *rest, folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("1 damaged line of records.jsonl skipped") == (1 if command == "export" else 2)
+
+
+def test_a_strict_lint_of_no_trial_is_no_success(tmp_path: Path):
+    ledger.write_document(tmp_path / "study.json", STUDY)
+    (tmp_path / "records.jsonl").touch()
+    assert inside("lint", str(tmp_path), folder=tmp_path).returncode == 0
+    ran = inside("lint", str(tmp_path), "--strict", folder=tmp_path)
+    assert ran.returncode == 3
+    assert "no trial on record" in ran.stderr
+
+
 def test_an_export_without_pyarrow_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"gradcost\[export\]"):

@@ -13,7 +13,7 @@ from gradcost.results.lint import lint, unchecked
 from gradcost.results.records import read
 from gradcost.results.status import notes_on
 
-STRICT = 3  # exit code with --strict if a finding is an error
+STRICT = 3  # exit code with --strict if a finding is an error, or no trial is on record
 
 
 def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
@@ -24,7 +24,7 @@ def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
         console.complain(note)
     findings, unchecked_rules = lint(study_facts), unchecked(study_facts)
     errors = sum(finding.severity == "error" for finding in findings)
-    code = STRICT if strict and errors else 0
+    code = STRICT if strict and (errors or not results.trials) else 0
     if as_json:
         records = [dataclasses.asdict(finding) | {"severity": finding.severity} for finding in findings]
         answer: dict[str, Any] = {"folder": str(folder), "errors": errors, "warnings": len(findings) - errors}

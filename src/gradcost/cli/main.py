@@ -217,7 +217,9 @@ def report(
 @reported
 def lint(
     folder: Folder,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a finding is an error.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 3 if a finding is an error, or no trial is on record.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Find what makes a study unfair or inconclusive, from its records."""

@@ -81,8 +81,12 @@ def diff(
     from gradcost.cli import console
     from gradcost.results import difference
     from gradcost.results.records import read
+    from gradcost.results.status import notes_on
 
     one, other = read(first), read(second)
+    for path, results in ((first, one), (second, other)):
+        if (note := notes_on(results)) is not None:
+            console.complain(f"{path}: {note}")
     settings, rows = difference.settings(one, other), difference.differences(one, other)
     cells = [row.cells(other.study.metric) for row in rows]
     if as_json:
@@ -125,28 +129,32 @@ def export(
 
 def _export(folder: Path, output: Path | None, to: str) -> dict[str, str | int]:
     """Write the records, and return what to show."""
+    from gradcost.cli import console
     from gradcost.integrations import trackers
     from gradcost.results import export as tables
     from gradcost.results.records import read
+    from gradcost.results.status import notes_on
 
     known = ("parquet", "tensorboard", "wandb", "mlflow")
     if to not in known:
         raise BadInput(f"--to takes {', '.join(known[:-1])} or {known[-1]}, not {to!r}.")
     if output is None and to in known[:2]:
         raise BadInput(f"--to {to} needs -o {'FILE.parquet' if to == 'parquet' else 'FOLDER'}.")
-    name = folder.resolve().name
+    results, name = read(folder), folder.resolve().name
+    if (note := notes_on(results)) is not None:
+        console.complain(note)
     match to, output:
         case "parquet", Path():
-            trials, curves = tables.write(folder, output)
+            trials, curves = tables.write(folder, output, results)
             return {"trials": str(trials), "curves": str(curves)}
         case "tensorboard", Path():
-            number = trackers.to_tensorboard(read(folder), output)
+            number = trackers.to_tensorboard(results, output)
             follow = f"tensorboard --logdir {shlex.quote(str(output))}"
         case "wandb", _:
-            number = trackers.to_wandb(read(folder), name, output)
+            number = trackers.to_wandb(results, name, output)
             follow = f"wandb sync {shlex.quote(str(output / 'wandb'))}/offline-run-*" if output else ""
         case _:
-            number = trackers.to_mlflow(read(folder), name, output)
+            number = trackers.to_mlflow(results, name, output)
             follow = f"mlflow ui --backend-store-uri {shlex.quote(trackers.mlflow_uri(output))}" if output else ""
     return {"runs": number} | ({"next": follow} if follow else {})
 

@@ -65,22 +65,24 @@ def curves(runs: Iterable[TrialRecord]) -> dict[str, list[Any]]:
     return columns
 
 
-def write(folder: Path, path: Path) -> tuple[Path, Path]:
+def write(folder: Path, path: Path, results: Results | None = None) -> tuple[Path, Path]:
     """Write the trials to `path`, and their curves to NAME.curves.parquet in the same folder.
 
     Args:
         folder: a results folder.
         path: the file for the trials, NAME.parquet.
+        results: the records of the folder. None: they are read.
     Returns:
         Both paths.
     Raises:
-        BadInput: the folder is not a results folder, or `path` is one of its files, a folder or no UTF-8.
+        BadInput: the folder is not a results folder, or `path` is one of its files, a folder, no UTF-8, or does
+            not end with .parquet.
         MissingExtra: pyarrow is not installed.
         OSError: a file cannot be written.
     """
     parquet = require("pyarrow.parquet", "An export", "export")
     pyarrow = require("pyarrow", "An export", "export")
-    results = read(folder)
+    results = read(folder) if results is None else results
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a file in it, such as {path / 'trials.parquet'}.")
     try:
@@ -88,6 +90,10 @@ def write(folder: Path, path: Path) -> tuple[Path, Path]:
     except UnicodeEncodeError:
         raise BadInput(f"{path} is no name in UTF-8, which Parquet needs: choose another name.") from None
     ledger.refuse_own(folder, path)
+    if path.suffix != ".parquet":
+        raise BadInput(
+            f"an export is a Parquet file, and {path} does not end with .parquet: write {path.stem}.parquet."
+        )
     curves_path = path.with_name(f"{path.stem}.curves{path.suffix}")
     text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     types = {"trial": text, "step": integer, "what": text, "value": real}

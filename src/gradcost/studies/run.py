@@ -36,6 +36,7 @@ from gradcost.studies.output import warned
 from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
+from gradcost.studies.task_check import check_splits
 from gradcost.studies.task_info import chance, check_task, device_of, metric_fields, task_metric, task_name, weights
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.training.optimizers import Optimizer
@@ -150,6 +151,7 @@ class _Forecasts:
         for trial in stage:
             if self.task is None:
                 check_task(trial.task)
+                check_splits(trial.task)
                 self.task = trial.task
             if trial.task != self.task:
                 raise BadInput(

@@ -1,4 +1,4 @@
-"""Check before the first run that a task is a function of its key, and that its loss is one of its model."""
+"""Check a task before the first run: its data, that it is a function of its key, and that its loss uses its model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
+from gradcost.core.units import count
+from gradcost.tasks.contract import PARTS, first_not_finite
+from gradcost.tasks.task import Split
 
 
 def check_contract(task: Any) -> None:
     """Check what a comparison assumes about a task. Cost: three models, two batches and two forward passes.
 
+    - The splits are complete (`check_splits`).
     - Each call of `objective` returns a new model, on a device that stores numbers.
     - Equal keys give equal weights and batches. Otherwise seeds could not be paired, and a study could not resume.
     - The loss depends on the weights of the model.
@@ -29,6 +33,7 @@ def check_contract(task: Any) -> None:
         BadInput: the task violates one of these; the message says what to change.
     """
     name, key = type(task).__name__, Key(0)
+    check_splits(task)
     if hasattr(task, "check"):
         task.check()
     first, again, other = task.objective(key), task.objective(key), task.objective(Key(1))
@@ -59,6 +64,36 @@ def check_contract(task: Any) -> None:
             f"the loss of {name} is {float(losses[0]):g} for two models with different weights: it does not use the "
             "model that it receives. Use the first argument of loss(model, batch)."
         )
+
+
+def check_splits(task: Any) -> None:
+    """Check each `Split(x, y)` of a task: as many targets as inputs, at least one, and no NaN or infinity.
+
+    Data of another type are the task's own affair.
+
+    Args:
+        task: has `splits`.
+    Raises:
+        BadInput: the message names the split and the first example at fault.
+    """
+    splits = task.splits()
+    for part in PARTS:
+        split = getattr(splits, part, None)
+        if not isinstance(split, Split):
+            continue
+        name = f"the {part} split of {type(task).__name__}"
+        inputs, targets = len(split.x), len(split.y)
+        if inputs != targets:
+            raise BadInput(f"{name} has {count(inputs, 'input')} and {count(targets, 'target')}: give one for each.")
+        if not inputs:
+            raise BadInput(f"{name} is empty: give at least one example.")
+        for what, tensor in (("input", split.x), ("target", split.y)):
+            example = first_not_finite(tensor)
+            if example is not None:
+                raise BadInput(
+                    f"{name} has a NaN or an infinity in {what} {example}, counted from 0, which makes the loss "
+                    "useless at any learning rate: remove or replace it."
+                )
 
 
 def _check_new(first: Objective, second: Objective, name: str) -> None:
