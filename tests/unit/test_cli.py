@@ -317,6 +317,20 @@ def test_a_dry_run_tells_what_would_run_and_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_folder_tells_what_is_missing_there(tmp_path: Path, finished: Finished):
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "r" / "records.jsonl").read_bytes()
+    lines = before.splitlines(keepends=True)
+    lost = next(line for line in lines if b'"method":"mezo()"' in line and b'"kind":"trial"' in line)
+    (tmp_path / "r" / "records.jsonl").write_bytes(b"".join(line for line in lines if line != lost))
+    ran = inside(*SHORT, *THREE, "-o", "r", "--dry-run", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "1 trials of 30 steps would run and be recorded in r, which has 11 already" in ran.stdout
+    other = inside(*SHORT, *TWO, "-o", "r", "--dry-run", folder=tmp_path)
+    assert other.returncode == 2
+    assert "r holds another comparison" in other.stderr
+
+
 def test_a_dry_run_of_a_million_probes_tells_what_a_step_takes(tmp_path: Path):
     """Before, it ran three such steps first: hours."""
     ran = inside("compare", "--method", "fzoo(probes=1000000)", "--steps", "5", "--dry-run", folder=tmp_path)

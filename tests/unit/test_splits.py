@@ -15,7 +15,7 @@ import gradcost
 from gradcost import SGD, BadInput, Trial, backprop
 from gradcost.core.value import value
 from gradcost.studies.run import run_study
-from gradcost.studies.study import Study
+from gradcost.studies.study import Stages, Study
 from gradcost.studies.task_check import check_contract, check_splits
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.contract import first_not_finite
@@ -65,9 +65,12 @@ def test_a_spoilt_split_is_refused_before_the_first_run(part: str, fault: str, s
 
 def test_a_study_refuses_it_as_well(tmp_path: Path):
     task = Spoilt(part="validation", fault="x nan")
-    study = Study("?", lambda: (stage for stage in [[Trial(task, "b", backprop(), SGD(0.1), 2, "tune")]]))
+
+    def trials() -> Stages:
+        yield [Trial(task, "b", backprop(), SGD(0.1), 2, "tune")]
+
     with pytest.raises(BadInput, match="NaN or an infinity in input 7"):
-        list(run_study(study, tmp_path / "out"))
+        list(run_study(Study("?", trials), tmp_path / "out"))
 
 
 def test_a_comparison_refuses_it_as_well(tmp_path: Path):

@@ -84,6 +84,16 @@ def finished(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_a_dry_run_of_a_folder_tells_what_is_missing_there(tmp_path: Path):
+    write_study(tmp_path, (0.01, 0.1), (1,), 3)
+    assert call_inside(tmp_path, "-o", "out").returncode == 0
+    ran = call_inside(tmp_path, "-o", "out", "--dry-run")
+    assert "out has 9 trials on record, 6 of the first 6." in ran.stdout
+    assert "The steps of the 0 missing ones of the first 6 trials take about 0" in ran.stdout
+    (tmp_path / "small.py").write_text((tmp_path / "small.py").read_text().replace("learns digits", "is best"))
+    assert "out holds another study" in refused(tmp_path, "-o", "out", "--dry-run")
+
+
 def kill_again_and_again(folder: Path, kills: int, workers: str, longest: float, chance: random.Random) -> int:
     """Start the study, kill it or one of its workers at a random moment, and so on; how often that was."""
     done = 0

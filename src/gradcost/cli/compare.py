@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ from gradcost.results.wording import duration
 from gradcost.studies.compare import forecast_comparison, run_comparison
 from gradcost.studies.comparison import Comparison, make_comparison
 from gradcost.studies.costs import seconds_per_step
+from gradcost.studies.folder import on_record
 from gradcost.studies.study import first_stage
 
 NOTHING_RUNS = 4  # exit code: no method can run, or none fits the budget
@@ -42,7 +45,9 @@ def compare_methods(options: CompareOptions) -> int:
             executor = spec.executor(options.executor, options.workers)
             if options.dry_run:
                 started, forecasts, _ = forecast_comparison(comparison, options.output, on_event=printer, **names)
-                _show_dry_run(comparison, forecasts, started.folder, executor.workers, options.as_json)
+                known = on_record(started.folder, comparison.document(started.task, started.model))
+                done = Counter(run.method for run in known.values())
+                _show_dry_run(comparison, forecasts, done, started.folder, executor.workers, options.as_json)
                 return 0 if forecasts else NOTHING_RUNS
             results = run_comparison(
                 comparison,
@@ -125,23 +130,31 @@ def _exit_interrupted(printer: EventPrinter) -> NoReturn:
 
 
 def _show_dry_run(
-    comparison: Comparison, forecasts: dict[str, Forecast], folder: Path, workers: int, as_json: bool
+    comparison: Comparison,
+    forecasts: dict[str, Forecast],
+    done: Mapping[str, int],
+    folder: Path,
+    workers: int,
+    as_json: bool,
 ) -> None:
-    trials = len(forecasts) * comparison.trials
+    left = {label: max(0, comparison.trials - done.get(label, 0)) for label in forecasts}
+    trials = sum(left.values())
     seconds = seconds_per_step(first_stage(comparison.study(forecasts))) if forecasts else {}
-    total = comparison.trials * comparison.steps * sum(seconds.values()) / workers
+    total = comparison.steps * sum(left[label] * seconds[label] for label in seconds) / workers
     if as_json:
         costs = {
             label: {"peak_bytes": cost.beyond, "forwards": cost.forwards, "matmuls": cost.matmuls}
             | {"ms": 1e3 * seconds[label]}
             for label, cost in forecasts.items()
         }
-        plan = {"trials": trials, "steps": comparison.steps, "seconds": total, "folder": str(folder)}
+        plan = {"trials": trials, "on record": sum(done.values()), "steps": comparison.steps}
+        plan |= {"seconds": total, "folder": str(folder)}
         console.print_json(plan | {"methods": costs})
         return
+    more = f", which has {sum(done.values())} already" if done else ""
     console.show(
-        f"{trials} trials of {comparison.steps:,} steps would run and be recorded in {folder}. The steps take about "
-        f"{duration(total)} with -j {workers}. Cost of one step:"
+        f"{trials} trials of {comparison.steps:,} steps would run and be recorded in {folder}{more}. "
+        f"The steps take about {duration(total)} with -j {workers}. Cost of one step:"
     )
     rows = [
         [label, size(cost.beyond), f"{cost.forwards:.2f}", str(cost.matmuls), number(1e3 * seconds[label])]

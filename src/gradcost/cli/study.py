@@ -14,10 +14,13 @@ from gradcost.core.errors import BadInput
 from gradcost.core.user_errors import user_errors
 from gradcost.report import html
 from gradcost.results.records import Results, read
-from gradcost.results.wording import duration
+from gradcost.results.wording import count, duration
 from gradcost.studies.costs import seconds_per_step
-from gradcost.studies.run import run_study, study_folder
+from gradcost.studies.environment import fingerprint
+from gradcost.studies.folder import on_record
+from gradcost.studies.run import run_study, study_document, study_folder
 from gradcost.studies.study import Study, first_stage
+from gradcost.studies.task_check import check_splits
 
 
 def run_file(options: StudyOptions) -> int:
@@ -30,10 +33,10 @@ def run_file(options: StudyOptions) -> int:
 
 def _run(study: Study, options: StudyOptions) -> int:
     executor = spec.executor(options.executor, options.workers)
-    if options.dry_run:
-        _show_dry_run(study, executor.workers, options.as_json)
-        return 0
     folder = study_folder(study, options.output)
+    if options.dry_run:
+        _show_dry_run(study, folder, executor.workers, options.as_json)
+        return 0
     with EventPrinter() as printer:
         settings = {"executor": executor, "every": options.every, "trial_timeout": options.trial_timeout}
         for _ in run_study(study, folder, **settings, on_event=printer):
@@ -60,21 +63,34 @@ def _find(file: str, name: str) -> Study:
     return next(iter(studies.values()))
 
 
-def _show_dry_run(study: Study, workers: int, as_json: bool) -> None:
+def _show_dry_run(study: Study, folder: Path, workers: int, as_json: bool) -> None:
     stage = first_stage(study)
+    check_splits(stage[0].task)
+    code = fingerprint(study.file)
+    known = on_record(folder, study_document(study, stage, code))
+    done = [trial.name(code) in known for trial in stage]
     seconds = seconds_per_step(stage)
-    total = sum(trial.steps * seconds[trial.method] for trial in stage) / workers
+    left = [trial for trial, is_done in zip(stage, done, strict=True) if not is_done]
+    total = sum(trial.steps * seconds[trial.method] for trial in left) / workers
     headers = ("method", "phase", "lr", "seed")
     if as_json:
         trials = [
             dict(zip(headers, (trial.method, trial.phase, trial.optimizer.lr, trial.seed), strict=True))
             for trial in stage
         ]
-        console.print_json({"question": study.question, "seconds": total, "trials": trials})
+        answer = {"question": study.question, "folder": str(folder), "on record": len(known), "seconds": total}
+        console.print_json(answer | {"trials": trials})
         return
     rows = [[trial.method, trial.phase, f"{trial.optimizer.lr:.3g}", str(trial.seed)] for trial in stage]
+    if known:
+        console.show(f"{folder} has {count(len(known), 'trial')} on record, {sum(done)} of the first {len(stage)}.")
+    which = (
+        f"the {len(left)} missing ones of the first {len(stage)} trials"
+        if any(done)
+        else f"the first {len(stage)} trials"
+    )
     console.show(
-        f"{study.question} The steps of the first {len(stage)} trials take about {duration(total)} with -j {workers}."
+        f"{study.question} The steps of {which} take about {duration(total)} with -j {workers}."
         " Later trials depend on the results of these:"
     )
     console.show_table(headers, rows)

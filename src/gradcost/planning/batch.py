@@ -75,9 +75,10 @@ def three_parts(batch: Any, parts: int, own_parts: int = 1) -> Any | None:
 def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: int = 1) -> int:
     """Return the largest size, from `floor` to MOST, whose peak is at most `budget`; 0 if there is none.
 
-    Peaks are piecewise affine in the size, so the line through two of them predicts the answer: through those of the
-    largest known size that fits and the smallest that does not, or of the last two sizes. After 8 predictions the
-    range is halved.
+    Peaks are piecewise affine in the size, so a line through two of them predicts the answer: through those of the
+    two smallest sizes that do not fit, of the two largest that do, of the largest that fits and the smallest that does
+    not, or of the last two. The range is halved, in its logarithm if it is wide, after two sizes in a row on one side
+    of the answer that do not predict it, and after 8 predictions.
 
     Args:
         peak: returns the peak bytes of a size; None if the size is impossible.
@@ -85,18 +86,27 @@ def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: i
         start: the first size to try.
         floor: the smallest size.
     """
-    low, high = (floor - 1, None), (MOST + 1, None)  # the largest size that fits, and the smallest that does not
-    last, at, predictions = None, max(start, floor), 0
+    below = low = (floor - 1, None)  # the two largest sizes that fit, and their peaks
+    above = high = (MOST + 1, None)  # the two smallest sizes that do not
+    last, at, predictions, in_a_row = None, max(start, floor), 0, 0  # in a row: sizes that fit, or -sizes that do not
     while high[0] - low[0] > 1:
         at = min(max(at, low[0] + 1), high[0] - 1)
         point = at, peak(at)
-        is_fit = point[1] is not None and point[1] <= budget
-        low, high = (point, high) if is_fit else (low, point)
-        predicted = _crossing(low, high, budget) or _crossing(last, point, budget)
-        if predicted is None or predictions == 8:
-            at = (low[0] + high[0]) // 2 if high[0] <= MOST else 2 * low[0]
+        if point[1] is not None and point[1] <= budget:
+            below, low, in_a_row = low, point, max(in_a_row, 0) + 1
         else:
-            at, predictions = predicted, predictions + 1
+            above, high, in_a_row = high, point, min(in_a_row, 0) - 1
+        is_bounded = low[1] is not None and high[0] <= MOST
+        sides = (_crossing(above, high, budget), _crossing(below, low, budget))
+        inside = [size for size in sides if is_bounded and size is not None and low[0] < size < high[0]]
+        chord = _crossing(low, high, budget) or _crossing(last, point, budget)
+        is_stuck = is_bounded and abs(in_a_row) >= 2 and not inside
+        if chord is None or predictions == 8 or is_stuck:
+            in_a_row = 0
+            middle = math.isqrt(low[0] * high[0]) if high[0] > 4 * low[0] else (low[0] + high[0]) // 2
+            at = middle if high[0] <= MOST else 2 * low[0]
+        else:
+            at, predictions = next(iter(inside), chord), predictions + 1
         last = point
     return low[0] if low[0] >= floor else 0
 

@@ -78,7 +78,7 @@ def recommendation(
         if any(offloads(row.estimator) for row in exact) and not offloads(best.estimator):
             which += " without offloading"
         return best.estimator, f"Use {best.method}, {which}: {_cost_text(best)}."
-    reason = _why_none_exact(budget, least)
+    reason = _why_none_exact(budget, least, is_asked=any(row.exact for row in rows))
     inexact = [row for row in fitting if row.steps is not None] or fitting
     if inexact:
         best = min(inexact, key=lambda row: (_preference(row)[1] * (row.steps or 1), *_preference(row)[2:]))
@@ -105,13 +105,14 @@ def _cost_text(row: Row) -> str:
     return f"{size(row.forecast.peak)} at the peak, {row.forecast.forwards:.1f} forwards{duration} a step"
 
 
-def _why_none_exact(budget: int, least: Least | None) -> str:
+def _why_none_exact(budget: int, least: Least | None, is_asked: bool) -> str:
     """Return why no row has an exact gradient that fits, with the least memory that an exact gradient needs."""
     if least is None:
         return "No exact gradient can be computed here, whatever the budget."
     if least.forecast.peak <= budget:
+        none = f"None of these exact gradients fits {size(budget)}" if is_asked else "No exact gradient was asked for"
         return (
-            f"None of these exact gradients fits {size(budget)}, but {described(least.estimator)} does: "
+            f"{none}, but {described(least.estimator)} {'does' if is_asked else f'fits {size(budget)}'}: "
             f"{size(least.forecast.peak)}, {least.forecast.forwards:.1f} forwards, written {label(least.estimator)}."
         )
     needed = f"{size(least.forecast.peak)} ({described(least.estimator)}, {least.forecast.forwards:.1f} forwards)"

@@ -28,8 +28,8 @@ class MethodDesign:
         seeds: seeds of the final runs.
         tuning_seeds: seeds of the tuning runs.
         confirming_seeds: seeds of the confirming runs.
-        gap: the larger distance of the winner to its neighbours on the grid, in decades. The winner is the learning
-            rate that tuning and confirming runs chose.
+        winner: the learning rate that tuning and confirming runs chose; None if all diverged or none ran.
+        gap: the larger distance of the winner to its neighbours on the grid, in decades.
         diverged_above: the next larger rate that was tried, as a multiple of the winner, if it diverged in tuning.
         exploded: number of finished runs with a loss far above that of guessing.
         given: the learning rates of a method that was not tuned, in a study that tunes neither the exact gradient nor
@@ -43,6 +43,7 @@ class MethodDesign:
     seeds: tuple[int, ...] = ()
     tuning_seeds: tuple[int, ...] = ()
     confirming_seeds: tuple[int, ...] = ()
+    winner: float | None = None
     gap: float | None = None
     diverged_above: float | None = None
     exploded: int = 0
@@ -58,7 +59,8 @@ def designs(results: Results) -> Iterator[MethodDesign]:
         runs = [run for run in ended if run.method == method]
         final = [run for run in runs if run.phase == "final"]
         first = [run for run in runs if run.phase == "tune"] or final
-        gap, above = _around_the_winner(runs)
+        winner = chosen(runs, method)
+        gap, above = _around(winner, runs)
         rates = sorted({run.lr for run in final}) if method in given else []
         yield MethodDesign(
             method,
@@ -67,6 +69,7 @@ def designs(results: Results) -> Iterator[MethodDesign]:
             _seeds(final),
             _seeds(run for run in runs if run.phase == "tune"),
             _seeds(run for run in runs if run.phase == "confirm"),
+            winner,
             gap,
             above,
             sum(_has_exploded(run, guessing_loss(results.study.chance)) for run in runs),
@@ -90,10 +93,9 @@ def _seeds(runs: Iterable[TrialRecord]) -> tuple[int, ...]:
     return tuple(sorted({run.seed for run in runs}))
 
 
-def _around_the_winner(runs: Sequence[TrialRecord]) -> tuple[float | None, float | None]:
+def _around(winner: float | None, runs: Sequence[TrialRecord]) -> tuple[float | None, float | None]:
     """Return `gap` and `diverged_above` of MethodDesign."""
     tuned = [run for run in runs if run.phase == "tune"]
-    winner = chosen(runs, runs[0].method)
     grid = sorted({run.lr for run in tuned})
     if winner is None or len(grid) < 2:
         return None, None
@@ -148,6 +150,17 @@ def different_seeds(facts: Sequence[MethodDesign]) -> Violations:
     for method, seeds in final.items():
         if seeds != usual:
             yield method, f"final seeds {_listed(seeds)}, but {example} has {_listed(usual)}"
+
+
+def not_trained(facts: Sequence[MethodDesign]) -> Violations:
+    """Methods whose tuning chose a rate, without a final run, in a study with final runs of others."""
+    example = next((fact.method for fact in facts if fact.seeds), None)
+    for fact in facts:
+        if example is not None and fact.winner is not None and not fact.seeds:
+            yield (
+                fact.method,
+                f"tuning chose lr={fact.winner:.3g}, and no final run has ended; {example} has final runs",
+            )
 
 
 def reused_seeds(facts: Sequence[MethodDesign]) -> Violations:

@@ -243,6 +243,13 @@ RULES = (
         "Confirm on fresh seeds: on the seed of the tuning the winner's score is its best draw.",
     ),
     Rule(
+        "E306",
+        "not trained",
+        MethodDesign,
+        comparability.not_trained,
+        "Train it on the seeds of the others, or leave it out of the study: without final runs it has no rank.",
+    ),
+    Rule(
         "W102",
         "untried rates",
         MethodDesign,

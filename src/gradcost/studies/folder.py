@@ -13,7 +13,8 @@ from gradcost.core.errors import BadInput
 from gradcost.core.notes import Note
 from gradcost.results import ledger
 from gradcost.results.ledger import document
-from gradcost.results.records import read
+from gradcost.results.records import TrialRecord, read
+from gradcost.results.tuning import completed
 from gradcost.studies.environment import describe, provenance
 
 
@@ -47,16 +48,7 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str, device: str 
     path = folder / "study.json"
     if path.exists():
         _repair_environment(folder / "environment.json", code)
-        read(folder)  # raises if the folder is incomplete or has another schema
-        existing = document(path) or {}
-        if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
-            kind = "study" if "question" in document_ else "comparison"
-            held, wanted = existing.get("question"), document_.get("question")
-            others = f" It holds: {held} Now: {wanted}" if held != wanted else ""
-            raise BadInput(
-                f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
-                f"(on the command line: -o DIR).{others}"
-            )
+        on_record(folder, document_)
         return
     make_folder(folder)
     _require_free(folder)
@@ -64,6 +56,31 @@ def open_folder(folder: Path, document_: dict[str, Any], code: str, device: str 
     ledger.write_document(folder / "environment.json", {**environment, **provenance()})
     (folder / "records.jsonl").touch()
     ledger.write_document(path, document_)  # last, so a folder with a study.json is complete
+
+
+def on_record(folder: Path, document_: dict[str, Any]) -> dict[str, TrialRecord]:
+    """Return the trials of a study that finished or diverged, by their ids. This only reads.
+
+    Args:
+        folder: the results folder. Without a study.json, nothing is on record.
+        document_: as in `open_folder`.
+    Raises:
+        BadInput: the folder contains another study.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        return {}
+    found = read(folder)  # raises if the folder is incomplete or has another schema
+    existing = document(path) or {}
+    if any(existing.get(name) != document_.get(name) for name in ("question", "comparison")):
+        kind = "study" if "question" in document_ else "comparison"
+        held, wanted = existing.get("question"), document_.get("question")
+        others = f" It holds: {held} Now: {wanted}" if held != wanted else ""
+        raise BadInput(
+            f"{folder} holds another {kind}, or the same one made by other code: choose another folder "
+            f"(on the command line: -o DIR).{others}"
+        )
+    return {run.trial: run for run in completed(found.trials)}
 
 
 def _require_free(folder: Path) -> None:
