@@ -76,9 +76,9 @@ def largest(peak: Callable[[int], int | None], budget: int, start: int, floor: i
     """Return the largest size, from `floor` to MOST, whose peak is at most `budget`; 0 if there is none.
 
     Peaks are piecewise affine in the size, so a line through two of them predicts the answer: through those of the
-    two smallest sizes that do not fit, of the two largest that do, of the largest that fits and the smallest that does
-    not, or of the last two. The range is halved, in its logarithm if it is wide, after two sizes in a row on one side
-    of the answer that do not predict it, and after 8 predictions.
+    two smallest sizes that do not fit, of the two largest that do, of the largest that fits and the smallest that
+    does not, or of the last two. The range is halved, in its logarithm if it is wide, after two sizes in a row on one
+    side of the answer that do not predict it, and after 8 predictions.
 
     Args:
         peak: returns the peak bytes of a size; None if the size is impossible.
