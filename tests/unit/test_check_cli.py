@@ -105,6 +105,14 @@ def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
     assert inside(*arguments, folder=here).returncode == 0
 
 
+def test_a_loader_is_read_for_a_batch(here: Path):
+    """A function that returns one DataLoader was for `train` alone."""
+    ran = inside("check", "mezo()", *FACTORY[:3], "mine.py:loader", "--batch", "4", folder=here)
+    assert ran.returncode == 0, ran.stderr
+    planned = inside("plan", "--memory", "1GiB", *FACTORY[:3], "mine.py:loader", "--batch", "4", folder=here)
+    assert "batch 4" in planned.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -116,6 +124,7 @@ def test_a_factory_may_bring_its_loss_and_a_batch_its_size(here: Path):
         (("mezo()", "--model", "mine.py:make"), "add --data"),
         (("mezo()", "--model", "mine.py:none", *FACTORY[2:]), "returned type int: it returns"),
         (("mezo()", "--model", "mine.py:boom", *FACTORY[2:]), "could not make a model: KeyError"),
+        (("mezo()", "--model", "mine.py:Fails", *FACTORY[2:]), "mine.py, line "),
         (("mezo()", *FACTORY[:3], "mine.py:wrong"), "cannot be evaluated on this batch: RuntimeError"),
         (("mezo()", *FACTORY[:3], "mine.py:two"), "is called with the batch size alone"),
         (("mezo()", *FACTORY, "--batch", "0"), "1 example or more, not 0"),

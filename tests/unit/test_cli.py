@@ -366,6 +366,7 @@ def test_backprop_that_does_not_fit_recomputes_what_it_must(tmp_path: Path):
         (["--model", "mpl"], "Did you mean mlp"),
         (["--method", "mzo()"], "mezo(eps=0.001, probes=1)"),
         (["--method", "mezo(probes=0)"], "1 or more, not 0"),
+        (["--method", "forward_gradient(probes=0)"], "probes is the number of directions per estimate, 1 or more"),
         (["--method", "mezo(eps=0)"], "must be above 0"),
         (["--method", "mezo()", "--method", "mezo()"], "given twice"),
         (["--memory-beyond-weights", "2XB"], "not a number of bytes"),

@@ -19,6 +19,7 @@ __all__ = ["chromium"]
 MINE = """
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 def make():
     return nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(32, 32), nn.Tanh())], nn.Linear(32, 10))
@@ -30,7 +31,15 @@ def none(): return 3
 def boom(): raise KeyError("boom")
 def wrong(n): return torch.randn(n, 31), torch.zeros(n, dtype=torch.long)
 def two(n, k): return batch(n)
+def loader(n): return DataLoader(TensorDataset(*batch(20)), n)
+def empty(n): return DataLoader(TensorDataset(*batch(0)), n)
 number = 3
+
+class Fails(nn.Linear):
+    def __init__(self):
+        super().__init__(32, 10)
+    def forward(self, x):
+        raise KeyError("no")
 
 class Depends(nn.Module):
     def __init__(self):
@@ -230,7 +239,10 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "mine.py:number"), "cannot be called"),
         (("--model", "mine"), "FILE.py:NAME or MODULE:NAME"),
         (("--model", "mine.py:none"), "returned type int: it returns"),
-        (("--model", "mine.py:boom"), "could not make a model: KeyError: 'boom'"),
+        (("--model", "mine.py:boom"), "could not make a model: KeyError: 'boom' ("),
+        (("--model", "mine.py:boom"), "mine.py, line "),
+        (("--model", "mine.py:Fails", "--data", "mine.py:batch"), "mine.py, line "),
+        (("--model", "mine.py:make", "--data", "mine.py:empty"), "what mine.py:empty returns yields no batch"),
         (("--model", "mine.py:make"), "add --data"),
         (("--model", "mine.py:make", "--data", "mine.py:wrong"), "cannot be evaluated on this batch: RuntimeError"),
         (

@@ -299,7 +299,7 @@ def test_a_winner_at_an_edge_of_the_rates_is_named(tmp_path: Path):
     lines += [trial("a()", "final", lr=0.5, seed=seed, validation=score, test=score) for seed in (1, 2)]
     assert recommended(read(write_folder(tmp_path / "r", lines))).startswith(
         "Nothing can be said yet: the best learning rate of a(), 0.5, is the largest that was tried, so a better one "
-        "may lie beyond it (--lr-range, --extra-points). So far a() leads: 90.0% test accuracy"
+        "may lie beyond it (compare: --lr-range, --extra-points). So far a() leads: 90.0% test accuracy"
     )
     score = {"loss": 1.0, "accuracy": 0.95}
     lines += [trial("b()", "final", lr=0.5, seed=seed, validation=score, test=score) for seed in (1, 2)]

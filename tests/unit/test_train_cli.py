@@ -62,6 +62,19 @@ def endless(size):
 def fixed():
     return listed(8)
 
+def empty(size):
+    return DataLoader(TensorDataset(*(rows[:0] for rows in rows())), size)
+
+class Nothing:
+    def __iter__(self):
+        return iter(())
+
+def nothing(size):
+    return Nothing()
+
+def nans(size):
+    return [(torch.full((size, 6), float("nan")), torch.zeros(size, dtype=torch.long))]
+
 def missing(size):
     from gradcost.core.errors import BadInput
     raise BadInput("the file is missing.")
@@ -88,6 +101,23 @@ def test_a_task_is_trained_as_by_the_library(tmp_path: Path):
     lines = (tmp_path / "out" / LOSSES).read_text().splitlines()
     assert lines == ["step,loss", *(f"{step.number},{float(step.loss)!r}" for step in steps)]
     assert json.loads(ran.stdout)["loss"] == float(steps[-1].loss)
+
+
+@pytest.mark.parametrize("data", ["empty", "nothing"])
+def test_a_run_that_fails_before_its_first_step_blocks_no_folder(tmp_path: Path, data: str):
+    model = ["backprop()", "--optimizer", "SGD(0.1)", "--model", "my.py:make", "--steps", "2", "-o", "out"]
+    (tmp_path / "my.py").write_text(FILES)
+    assert "yields no batch" in run(tmp_path, *model, "--data", f"my.py:{data}", code=2).stderr
+    run(tmp_path, *model, "--data", "my.py:loader")
+    refused = run(tmp_path, *model, "--data", "my.py:loader", code=2)
+    assert "add --resume" in refused.stderr
+
+
+def test_a_run_whose_steps_are_all_skipped_is_no_success(tmp_path: Path):
+    model = ["backprop()", "--optimizer", "SGD(0.1)", "--model", "my.py:make", "--steps", "3", "-o", "out"]
+    (tmp_path / "my.py").write_text(FILES)
+    ran = run(tmp_path, *model, "--data", "my.py:nans", code=1)
+    assert "no weight has moved: the loss of all 3 steps was not finite" in ran.stderr
 
 
 @pytest.mark.parametrize("way", [[], ["--log"]], ids=["checkpoint", "log"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gradcost.cli import spec
 from gradcost.core.batching.batches import Batches
@@ -128,8 +129,11 @@ def _batch_of(text: str, examples: int) -> tuple[Any, Callable[[], Iterable[Any]
     """Call the function that --data names; return a batch, and a function that returns all of them if known."""
     made = called_data(text, examples)
     if isinstance(made, Mapping) and set(made) == set(contract.PARTS):  # the loaders of `compare`
-        return Batches(made["train"]).at(Key(0), 0), lambda: made["train"]
-    return made, None
+        made = made["train"]
+    elif not isinstance(made, DataLoader):
+        return made, None
+    contract.check_loader(made, f"what {text} returns")
+    return Batches(made).at(Key(0), 0), lambda: made
 
 
 def dtypes(objective: Objective) -> str:

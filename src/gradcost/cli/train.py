@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from gradcost.cli import console, spec
 from gradcost.cli.objective import EXAMPLES, called_data, from_factory, refuse, with_batch
 from gradcost.cli.train_options import TrainOptions
-from gradcost.core.batching.batches import Batches, length_of, require_loader
+from gradcost.core.batching.batches import Batches, length_of
 from gradcost.core.errors import BadInput, require
 from gradcost.core.files import locked, replacing, write_whole
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
-from gradcost.tasks.contract import PARTS
+from gradcost.core.units import count
+from gradcost.tasks.contract import PARTS, check_loader
 from gradcost.tasks.metrics import default_loss
 from gradcost.training.loop import StepResult, train
 from gradcost.training.recorded import CHECKPOINT, LOSSES, recorded
@@ -59,13 +61,18 @@ def train_model(options: TrainOptions) -> int:
     log = StepLog(options.output / LOG) if options.log else None
     resume = None if options.log else options.output / CHECKPOINT
     last: StepResult | None = None
+    losses: list[bool] = []  # of each step of this call: whether it is finite
     weights = options.output / WEIGHTS
     with locked(options.output), console.status(f"training {steps:,} steps") as progress:
         taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
         for last in recorded(taken, options.output, None if options.log else options.every):
             progress(f"{last.number + 1:,}")
+            losses.append(isfinite(last.loss))
         save_weights(safetensors, run.made.model, weights)
     _show(options, steps, last, weights)
+    if losses and not any(losses):
+        console.complain(f"no weight has moved: the loss of all {count(len(losses), 'step')} was not finite.")
+        return 1
     return 0
 
 
@@ -91,8 +98,9 @@ def save_weights(safetensors: Any, model: nn.Module, path: Path) -> None:
 def _require_new(options: TrainOptions) -> None:
     if (options.output / "study.json").exists():
         raise BadInput(f"{options.output} has the results of a study: give another --output.")
-    is_run = (options.output / RUN).exists()
     existing = next((name for name in (CHECKPOINT, LOG) if (options.output / name).exists()), None)
+    has_steps = existing is not None or any((options.output / name).exists() for name in (WEIGHTS, LOSSES))
+    is_run = has_steps and (options.output / RUN).exists()  # a run that failed before its first step may begin anew
     if (is_run or existing is not None) and not options.resume:
         raise BadInput(f"{options.output} has a run: add --resume to continue it, or give another --output.")
     if existing is None:
@@ -172,16 +180,16 @@ def _loader(text: str, examples: int, key: Key) -> Iterable[Any]:
         made = made["train"]
     if isinstance(made, Tensor | tuple | Mapping):  # one batch
         return [made]
-    require_loader(made, f"what {text} returns")
+    check_loader(made, f"what {text} returns")
     return made
 
 
 def _show_plan(options: TrainOptions, run: _Run, steps: int) -> None:
-    count = run.made.dimension
+    weights = run.made.dimension
     if options.as_json:
-        console.print_json({"steps": steps, "weights": count, "folder": str(options.output)})
+        console.print_json({"steps": steps, "weights": weights, "folder": str(options.output)})
         return
-    console.show(f"{options.method} would train {count:,} weights of {run} for {steps:,} steps in {options.output}")
+    console.show(f"{options.method} would train {weights:,} weights of {run} for {steps:,} steps in {options.output}")
 
 
 def _show(options: TrainOptions, steps: int, last: StepResult | None, weights: Path) -> None:

@@ -28,6 +28,7 @@ from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import interruptible
 from gradcost.core.isolation import grads_set_aside, seeded_generators, weights_replaced
 from gradcost.core.key import Key
+from gradcost.core.user_errors import line_of
 
 
 class Leaf(NamedTuple):
@@ -315,8 +316,8 @@ def loss_errors(objective: Objective) -> Iterator[None]:
     """Convert exceptions of the user's model or loss, raised inside the context, to BadInput.
 
     Raises:
-        BadInput: the model or the loss raised; the message has the type and the first line of the exception. A
-            GradcostError is not converted.
+        BadInput: the model or the loss raised; the message has the type and the first line of the exception, and the
+            line of the user's code. A GradcostError is not converted.
     """
     try:
         yield
@@ -324,7 +325,9 @@ def loss_errors(objective: Objective) -> Iterator[None]:
         raise
     except Exception as error:
         model = type(objective.model).__name__
-        raise BadInput(f"the loss of {model} cannot be evaluated on this batch: {brief(error)}") from error
+        raise BadInput(
+            f"the loss of {model} cannot be evaluated on this batch: {brief(error)}{line_of(error)}"
+        ) from error
 
 
 def _trainable(model: nn.Module) -> tuple[Leaf, ...]:

@@ -69,7 +69,8 @@ def forward_gradient(probes: int = 1, together: int | None = None) -> Probing:
         Probing(Jvp(together), Gaussian(), probes).
     Source: Baydin, Pearlmutter, Syme, Wood, Torr, arXiv 2202.08587 (2022), definition 1.
     """
-    return Probing(Jvp(min(probes, _TOGETHER) if together is None else together), Gaussian(), probes)
+    own = max(1, min(probes, _TOGETHER))  # probes < 1 is an error of Probing
+    return Probing(Jvp(own if together is None else together), Gaussian(), probes)
 
 
 def spsa(eps: float | None = 1e-3, probes: int = 1) -> Probing:

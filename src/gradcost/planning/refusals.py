@@ -20,6 +20,7 @@ from gradcost.core.fake import is_fake
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
+from gradcost.core.user_errors import line_of
 
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 _INSTEAD = "Measure a step on a small batch instead: gradcost.measure(gradcost.instruments.TrainingStep(...))."
@@ -51,7 +52,7 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
         if any(is_fake(tensor) or tensor.is_meta for tensor in all_tensors):
             raise BadInput(
                 f"the loss of {type(objective.model).__name__} cannot be evaluated on this batch: "
-                f"{brief(error)}, in {_place(objective.model, error)}. "
+                f"{brief(error)}{line_of(error)}, in {_place(objective.model, error)}. "
                 f"If it can be evaluated on real tensors, the simulation is the cause. {_INSTEAD}"
             ) from error
         with loss_errors(objective), _disable_current_modes():

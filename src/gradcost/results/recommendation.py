@@ -124,7 +124,7 @@ def nothing_yet(choice: Recommendation, rows: list[MethodSummary], results: Resu
     if row.edge is not None:
         reasons.append(
             f"the best learning rate of {row.method}, {rate(row.lr)}, is the {row.edge} that was tried, so a better "
-            "one may lie beyond it (--lr-range, --extra-points)"
+            "one may lie beyond it (compare: --lr-range, --extra-points)"
         )
     runs = final_runs(results, row.method)
     starts = [run.curve.loss[0] for run in runs if run.curve is not None and run.curve.loss]

@@ -20,6 +20,7 @@ from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
+from gradcost.core.user_errors import line_of
 from gradcost.tasks.metrics import OWN_LOSS
 
 PARTS = ("train", "validation", "test")
@@ -33,7 +34,7 @@ def naming(what: str, purpose: str) -> Iterator[None]:
     except GradcostError:
         raise
     except Exception as error:
-        raise BadInput(f"{what} could not {purpose}: {brief(error)}") from error
+        raise BadInput(f"{what} could not {purpose}: {brief(error)}{line_of(error)}") from error
 
 
 def check_make(make: Any, name: str = "make_model") -> Callable[[], Any]:
