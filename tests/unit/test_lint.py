@@ -259,7 +259,7 @@ FAULTS = [
     ("E304", picked_seeds, "final seeds 11, 12, 13, 14, 15, 16, but backprop() has 1, 2, 3, 4, 5, 6"),
     ("E304", dropped_run, "final seeds 1, 2, 4, 5, 6, 7, but backprop() has 1, 2, 3, 4, 5, 6, 7"),
     ("E305", confirmed_on_the_tuning_seed, "confirmed on seed 0, on which it was tuned"),
-    ("E306 W110", not_trained, "tuning chose lr=0.1, and no final run has ended; backprop() has final runs"),
+    ("W122 W110", not_trained, "tuning chose lr=0.1, and no final run has ended; backprop() has final runs"),
     ("W102", cliff, "the next rate, 3 times the winner, diverged"),
     ("W102", confirmed_next_to_a_cliff, "the next rate, 3.33 times the winner, diverged"),
     ("W104", published, "lr=0.1 was given, not tuned"),

@@ -293,6 +293,23 @@ def test_before_the_first_final_run_the_answer_is_that_of_validation(tmp_path: P
     assert verdict == "No method can be recommended: 1 run failed. The first: RuntimeError: no luck."
 
 
+def test_final_runs_of_unequal_length_are_told(tmp_path: Path):
+    def lines(steps: int) -> list[dict[str, Any]]:
+        score = {"loss": 1.0, "accuracy": 0.9}
+        return [
+            trial(name, "final", seed=seed, validation=score, test=score) | {"steps": length}
+            for name, length in (("a()", 600), ("b()", steps))
+            for seed in (1, 2)
+        ]
+
+    told = recommended(read(write_folder(tmp_path / "r", lines(20))))
+    assert told.endswith(
+        "The final runs are not equally long: b() was trained for 20 steps, but a() for 600 steps; their FLOPs "
+        "are not all on record."
+    )
+    assert "equally long" not in recommended(read(write_folder(tmp_path / "s", lines(600))))
+
+
 def test_a_winner_at_an_edge_of_the_rates_is_named(tmp_path: Path):
     lines = [trial("a()", "tune", lr=lr, validation={"loss": 1.0, "accuracy": lr}) for lr in (0.1, 0.5)]
     score = {"loss": 1.0, "accuracy": 0.9}

@@ -367,6 +367,9 @@ def test_a_fall_starts_at_the_loss_of_guessing_of_the_task():
     assert ratio(forward, backward, DEFINITIONS[0], GUESSING) == Ratio(20, 20, 10 / 20, 20 / 10), "from log 10"
     written = page(two, rows("nn"), "gradcost reproduce rike2022", "out")
     assert "A fall starts at the loss of guessing, 0.693," in written
+    assert ratio(forward, backward, DEFINITIONS[2], guessing_loss(two.study.chance)) is None, (
+        "guessing has a loss of 1"
+    )
     free = gathered(record(FORWARD, 1, 1.4, method=UNCAPPED, trial="free"), task="Two()", chance=0.5)
     assert named(free, "Without a cap")[1] == (pytest.approx(1.4 / log(2)),)
     unknown = gathered(*half, chance=None)

@@ -16,9 +16,8 @@ from gradcost import SGD, BadInput, Trial, backprop
 from gradcost.core.value import value
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Stages, Study
-from gradcost.studies.task_check import check_contract, check_splits
+from gradcost.studies.task_check import check_contract, check_splits, first_not_finite
 from gradcost.tasks import Digits, from_loaders
-from gradcost.tasks.contract import first_not_finite
 from gradcost.tasks.task import Split, Splits
 
 
@@ -45,12 +44,16 @@ class Spoilt(Digits):
         return whole._replace(**{self.part: Split(x, y)})
 
 
+LENGTHS = "the PART split of Spoilt has [0-9,]+ inputs and [0-9,]+ targets: give one for each"
+NOT_FINITE = (
+    "the PART split of Spoilt has a NaN or an infinity in input 7, counted from 0, and the loss of this example"
+)
 FAULTS = [
-    ("y short", "the PART split of Spoilt has [0-9,]+ inputs and [0-9,]+ targets: give one for each"),
-    ("y long", "the PART split of Spoilt has [0-9,]+ inputs and [0-9,]+ targets: give one for each"),
+    ("y short", LENGTHS),
+    ("y long", LENGTHS),
     ("empty", "the PART split of Spoilt is empty"),
-    ("x nan", "the PART split of Spoilt has a NaN or an infinity in input 7, counted from 0"),
-    ("x inf", "the PART split of Spoilt has a NaN or an infinity in input 7, counted from 0"),
+    ("x nan", NOT_FINITE),
+    ("x inf", NOT_FINITE),
 ]
 
 
@@ -88,10 +91,11 @@ def test_sound_data_pass():
         (torch.arange(5), None),
         (torch.zeros(0, 3), None),
         (torch.zeros(5, 3), None),
-        (torch.tensor(math.nan), 0),
         (torch.tensor([0.0, math.inf]), 1),
         (torch.zeros(9000, 2).index_fill(0, torch.tensor([8999, 5000]), math.nan), 5000),
         (torch.zeros(3, dtype=torch.complex64), None),
+        (torch.tensor([0, 1, math.nan], dtype=torch.complex64), 2),
+        (torch.zeros(3, 2 << 20).index_fill(0, torch.tensor([2]), math.nan), 2),
     ],
 )
 def test_the_first_example_at_fault_is_named(tensor: torch.Tensor, example: int | None):
@@ -102,18 +106,105 @@ def model() -> nn.Module:
     return nn.Linear(2, 2)
 
 
-def loader(spoilt: bool = False, examples: int = 10) -> Any:
-    x = torch.randn(examples, 2, generator=torch.Generator().manual_seed(examples))
+def loader(spoilt: bool = False, examples: int = 10, scale: float = 1.0) -> Any:
+    x = scale * torch.randn(examples, 2, generator=torch.Generator().manual_seed(examples))
     x[7, 0] = math.nan if spoilt else 0.0
     return DataLoader(TensorDataset(x, torch.arange(examples) % 2), batch_size=4)
 
 
-TRAIN, GOOD, BAD, TEST = loader(examples=11), loader(), loader(spoilt=True), loader(examples=12)
+TRAIN, GOOD, BAD, TEST = loader(examples=11), loader(scale=1e3), loader(spoilt=True), loader(examples=12)
 
 
-def test_nan_in_a_later_validation_batch_of_a_loader_is_refused():
-    from_loaders(model, train=TRAIN, validation=GOOD, test=TEST).check()
-    with pytest.raises(
-        BadInput, match="validation batch 1 has a NaN or an infinity in example 3, both counted from 0"
-    ):
-        from_loaders(model, train=TRAIN, validation=BAD, test=TEST).check()
+@pytest.mark.parametrize(("validation", "test", "part"), [(BAD, TEST, "validation"), (GOOD, BAD, "test")])
+def test_nan_in_a_loader_is_an_error_and_no_divergence(tmp_path: Path, validation: Any, test: Any, part: str):
+    """Every learning rate had "diverged", as the validation loss was not finite at the end."""
+    task = from_loaders(model, train=TRAIN, validation=validation, test=test)
+
+    def trials() -> Stages:
+        yield [Trial(task, "b", backprop(), SGD(0.1), 2, "final", target=None)]
+
+    (record,) = run_study(Study("?", trials), tmp_path / "out", workers=1, measure=False)
+    assert record.status == "failed"
+    assert f"the {part} loss is not finite, also with the initial weights" in str(record.reason)
+
+
+def test_a_run_that_diverges_on_sound_data_diverges(tmp_path: Path):
+    task = from_loaders(model, train=TRAIN, validation=GOOD, test=TEST)
+
+    def trials() -> Stages:
+        yield [Trial(task, "b", backprop(), SGD(3e38), 1, "final", target=None)]
+
+    (record,) = run_study(Study("?", trials), tmp_path / "out", workers=1, measure=False)
+    assert record.status == "diverged"
+
+
+@value
+class Masked(Digits):
+    """Inputs that are NaN where they are missing; the model replaces them. Data of any kind as x."""
+
+    kind: str = "nan"
+
+    def splits(self) -> Any:
+        whole = super().splits()
+        x, y = whole.validation
+        match self.kind:
+            case "nan":
+                x = x.clone()
+                x[3, 0] = math.nan
+            case "sparse":
+                x = x.to_sparse()
+            case "csr":
+                x = x.flatten(1).to_sparse_csr()
+            case "numpy":
+                x = x.numpy()
+            case "dict":
+                x = {"pixels": x}
+            case "list":
+                x = [row[: 1 + index % 5] for index, row in enumerate(x)]
+            case "float8":
+                x = x.to(torch.float8_e4m3fn)
+            case "meta":
+                x = x.to("meta")
+            case "nothing":
+                y = None
+        return whole._replace(validation=Split(x, y))  # type: ignore[arg-type]
+
+    def score(self, model: nn.Module, split: Any) -> Any:
+        return super().score(model, Split(split.x.nan_to_num(), split.y))
+
+
+@pytest.mark.parametrize("kind", ["nan", "sparse", "csr", "numpy", "dict", "list", "float8", "meta", "nothing"])
+def test_data_that_the_task_handles_itself_pass(kind: str):
+    check_splits(Masked(kind=kind))
+
+
+@value
+class Mislabelled(Digits):
+    label: int = 10
+
+    def splits(self) -> Splits:
+        whole = super().splits()
+        y = whole.test.y.clone()
+        y[5] = self.label
+        return whole._replace(test=Split(whole.test.x, y))
+
+
+@pytest.mark.parametrize("label", [10, -1, 99])
+def test_a_target_that_is_no_class_is_named(label: int):
+    with pytest.raises(BadInput, match=f"the test split of Mislabelled has the target {label} in example 5, counted"):
+        check_splits(Mislabelled(label=label))
+
+
+def test_targets_that_do_not_count_are_no_classes():
+    check_splits(Mislabelled(label=-100))
+
+
+def test_a_refused_study_leaves_no_study_behind(tmp_path: Path):
+    """The folder refused the repaired study, as one of other code."""
+
+    def trials() -> Stages:
+        yield [Trial(Mislabelled(), "b", backprop(), SGD(0.1), 2, "tune")]
+
+    with pytest.raises(BadInput, match="has the target 10"):
+        list(run_study(Study("?", trials), tmp_path / "out"))
+    assert not (tmp_path / "out" / "study.json").exists()

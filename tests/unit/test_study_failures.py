@@ -138,7 +138,7 @@ def test_phases_have_different_keys_and_methods_share_them():
     ("other", "differs"),
     [
         ({"estimator": mezo()}, r"Probing\(.*\), after runs with Reverse"),
-        ({"optimizer": SGD(0.1, momentum=0.9)}, r"momentum=0.9.*, after runs with SGD\(lr, momentum=0.0"),
+        ({"optimizer": SGD(0.1, momentum=0.9)}, r"momentum=0.9.*, after runs with SGD\(lr=0.1, momentum=0.0"),
         ({"steps": 4}, "4 steps, after runs with 3 steps"),
     ],
 )
@@ -152,11 +152,17 @@ def test_one_label_for_two_methods_is_refused(phase: str, other: dict[str, Any],
 
     stages = Study("?", trials).stages()
     assert len(next(stages)) == 3
-    if "steps" in other and phase != "final":
-        assert len(stages.send([])) == 1  # a study may tune further for longer
-        return
     with pytest.raises(BadInput, match=f"{phase} runs with the label 'same' and .*{differs}.*grouped by label"):
         stages.send([])
+
+
+def test_settings_that_follow_from_the_rate_are_no_other_method():
+    one = Trial(Digits(), "same", backprop(), SGD(0.1, decay=0.01), 3, "tune", 1)
+
+    def trials() -> Stages:
+        yield [one, replace(one, optimizer=SGD(0.2, decay=0.02), steps=6), replace(one, phase="final", steps=9)]
+
+    assert len(list(Study("?", trials).stages())) == 1
 
 
 def test_final_runs_may_have_another_decay_than_tuning_but_no_other_estimator():

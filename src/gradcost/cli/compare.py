@@ -153,7 +153,7 @@ def _show_dry_run(
         return
     more = f", which has {sum(done.values())} already" if done else ""
     console.show(
-        f"{trials} trials of {comparison.steps:,} steps would run and be recorded in {folder}{more}. "
+        f"Up to {trials} trials of {comparison.steps:,} steps would run and be recorded in {folder}{more}. "
         f"The steps take about {duration(total)} with -j {workers}. Cost of one step:"
     )
     rows = [

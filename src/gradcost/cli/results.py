@@ -30,7 +30,10 @@ def status(folder: Folder, as_json: Json = False) -> None:
         return
     user = "no process" if progress.pid is None else f"process {progress.pid}" if progress.pid else "another process"
     console.show(f"{folder}   {user} works on it")
-    console.show_table(["phase", "done"], [[phase, str(n)] for phase, n in progress.done.items()])
+    if progress.done:
+        console.show_table(["phase", "trials done"], [[phase, str(n)] for phase, n in progress.done.items()])
+    else:
+        console.show("no trial has ended yet")
     for trial in progress.kept:
         place = "at an unknown step" if trial.step is None else f"at step {trial.step:,}"
         console.show(f"{trial.trial}  {'stopped' if progress.pid is None else 'running'}, checkpoint {place}")

@@ -60,11 +60,13 @@ def tuning_effort(results: Results, tuned: Sequence[TrialRecord]) -> TuningEffor
     return TuningEffort(method, points, steps, *_flops_and_seconds(results, method, steps))
 
 
-def training_effort(results: Results, final: Sequence[TrialRecord]) -> Iterator[TrainingEffort]:
-    """Yield the cost of the shortest final run of a method that finished; nothing if all diverged."""
-    lengths = [run.steps for run in final if run.status == "finished"]
-    if lengths:
-        method, steps = final[0].method, min(lengths)
+def training_efforts(results: Results) -> Iterator[TrainingEffort]:
+    """Yield for each method the cost of its shortest final run that finished; nothing for one that has none."""
+    lengths: dict[str, int] = {}
+    for run in results.trials:
+        if (run.phase, run.status) == ("final", "finished"):
+            lengths[run.method] = min(run.steps, lengths.get(run.method, run.steps))
+    for method, steps in lengths.items():
         yield TrainingEffort(method, steps, *_flops_and_seconds(results, method, steps))
 
 
@@ -95,8 +97,9 @@ def unequal_training(facts: Sequence[TrainingEffort]) -> Violations:
     if _close([fact.seconds for fact in facts], EQUALLY_LONG):
         return
     most, least = max(facts, key=lambda fact: fact.steps), min(facts, key=lambda fact: fact.steps)
+    unknown = "" if all(fact.flops for fact in facts) else "; their FLOPs are not all on record"
     longer, shorter = (f"{count(fact.steps, 'step')}{_with_flops(fact)}" for fact in (most, least))
-    yield least.method, f"trained for {shorter}, but {most.method} for {longer}"
+    yield least.method, f"trained for {shorter}, but {most.method} for {longer}{unknown}"
 
 
 def _close(amounts: Sequence[float | None], factor: float) -> bool:

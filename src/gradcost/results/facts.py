@@ -7,6 +7,7 @@ from a publication may concern any hyperparameter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite, sqrt
 from statistics import fmean, variance
@@ -14,9 +15,9 @@ from statistics import fmean, variance
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
-from gradcost.results.effort import TrainingEffort, TuningEffort, training_effort, tuning_effort
+from gradcost.results.effort import TrainingEffort, TuningEffort, training_efforts, tuning_effort
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores, without_rate
+from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
 
 EVERY = "every method"
 
@@ -185,6 +186,7 @@ def facts(results: Results) -> tuple[Fact | MethodDesign, ...]:
     for method in dict.fromkeys(run.method for run in ended):
         of_method = _facts_of_method(results, [run for run in ended if run.method == method])
         known += [fact for fact in of_method if method not in given or not isinstance(fact, OverriddenWinners)]
+    known += training_efforts(results)
     known += _seeds([fact for fact in known if isinstance(fact, UseOfTestSet)], ended)
     known += _environments(results, ended)
     known += [Timing(cost.method, cost.doubt) for cost in results.costs if cost.ms is not None]
@@ -209,7 +211,6 @@ def _facts_of_method(results: Results, runs: Sequence[TrialRecord]) -> Iterator[
         choice = f"but tuning chose lr={choices[0]:.3g}" if choices else "but tuning chose none"
         which = f"lr={' and '.join(others)}, {choice}" if others else ""
         yield OverriddenWinners(method, 1, int(bool(others)), which)
-    yield from training_effort(results, final)
     if tuned and final:
         yield from _settings(method, tuned, final)
     if tests := [run for run in runs if run.test is not None]:
@@ -277,7 +278,7 @@ def _values(runs: Sequence[TrialRecord], what: str) -> list[str]:
     if what == "steps":
         return list(dict.fromkeys(f"{run.steps:,}" for run in runs if run.status == "finished"))
     texts = [getattr(run, what) for run in runs]
-    return list(dict.fromkeys(without_rate(text) for text in texts if text is not None))
+    return list(dict.fromkeys(re.sub(r"\blr=[^,)]*", "lr", text) for text in texts if text is not None))
 
 
 def _coverage(method: str, runs: Sequence[TrialRecord]) -> Iterator[ScoreCoverage]:

@@ -243,13 +243,6 @@ RULES = (
         "Confirm on fresh seeds: on the seed of the tuning the winner's score is its best draw.",
     ),
     Rule(
-        "E306",
-        "not trained",
-        MethodDesign,
-        comparability.not_trained,
-        "Train it on the seeds of the others, or leave it out of the study: without final runs it has no rank.",
-    ),
-    Rule(
         "W102",
         "untried rates",
         MethodDesign,
@@ -295,6 +288,13 @@ RULES = (
         "Widen the grid or train longer: no point learned enough to choose by.",
     ),
     Rule("W121", "exploded", MethodDesign, comparability.exploded_runs, "Count these runs as diverged."),
+    Rule(
+        "W122",
+        "not trained",
+        MethodDesign,
+        comparability.not_trained,
+        "Train it on the seeds of the others, or leave it out of the study: without final runs it has no rank.",
+    ),
     Rule(
         "W401",
         "environment",

@@ -185,7 +185,7 @@ def _reasons(record: dict[str, Any], results: Results) -> Iterator[str]:
             yield f"It is a final run with {lr:.3g}, as the study sets it. Tuning of {method} chose {winner:.3g}."
     match record["status"]:
         case "failed":
-            yield f"It failed: {record.get('reason')}. The same command again repeats it."
+            yield f"It failed: {str(record.get('reason')).rstrip('.')}. The same command again repeats it."
         case "diverged":
             yield f"It diverged: {record.get('reason')}. It counts as the worst result and is not repeated."
     if phase in ("tune", "confirm") and record["status"] != "failed":

@@ -5,7 +5,6 @@ Every method gets the same number of learning rates.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf, isfinite, log, sqrt
@@ -41,11 +40,6 @@ def _score(lr: float, runs: list[TrialRecord]) -> Score:
     metric = [-inf if score.score is None else score.score for score in scores]
     loss = [-inf if score.loss is None else -score.loss for score in scores]
     return (sum(metric) / len(runs), sum(loss) / len(runs), -lr)
-
-
-def without_rate(optimizer: str) -> str:
-    """Return the repr of an optimizer without its learning rate: "SGD(lr, momentum=0.9)"."""
-    return re.sub(r"\blr=[^,)]*", "lr", optimizer)
 
 
 def best(tried: Mapping[float, Score], count: int = 1) -> list[float]:

@@ -8,6 +8,7 @@ from math import isfinite
 from gradcost.core.metric import Metric
 from gradcost.results import recommendation
 from gradcost.results.contrast import planned_contrast
+from gradcost.results.effort import training_efforts, unequal_training
 from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy, seeds_note
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.summary import MethodSummary, metric_text, summarise
@@ -40,7 +41,15 @@ def is_sure(results: Results) -> bool:
 
 
 def sentences(results: Results) -> list[str]:
-    """Return the sentences of the verdict."""
+    """Return the sentences of the verdict; the last one says if the final runs are unequal (E106 of the linter)."""
+    unequal = [
+        f"The final runs are not equally long: {method} was {sentence}."
+        for method, sentence in unequal_training([*training_efforts(results)])
+    ]
+    return [*_sentences(results), *unequal]
+
+
+def _sentences(results: Results) -> list[str]:
     metric = results.study.metric
     if metric.is_accuracy:
         return recommendation.sentences(results)

@@ -69,6 +69,7 @@ def on_record(folder: Path, document_: dict[str, Any]) -> dict[str, TrialRecord]
     """
     path = folder / "study.json"
     if not path.exists():
+        _require_free(folder)
         return {}
     found = read(folder)  # raises if the folder is incomplete or has another schema
     existing = document(path) or {}

@@ -100,6 +100,7 @@ def _run_study(
     with locked(work.folder):
         stage = first_stage(study)
         first = stage[0]
+        check_splits(first.task)
         open_folder(work.folder, study_document(study, stage, work.code), work.code, device_of(first.task))
         tally = Tally(on_event, task_metric(first.task))
         with closing(run_trials(study, executor, work, forecasts.before_stage)) as trials:
@@ -151,7 +152,6 @@ class _Forecasts:
         for trial in stage:
             if self.task is None:
                 check_task(trial.task)
-                check_splits(trial.task)
                 self.task = trial.task
             if trial.task != self.task:
                 raise BadInput(

@@ -10,7 +10,6 @@ from typing import Any
 
 from gradcost.core.errors import BadInput
 from gradcost.results.records import TrialRecord
-from gradcost.results.tuning import without_rate
 from gradcost.studies.task_info import check_task
 from gradcost.studies.trial import Trial
 from gradcost.tasks.placed import placed
@@ -66,7 +65,7 @@ class Study:
 
         Raises:
             BadInput: `trials` is not a generator function, a stage is not a list of trials, or trials with one label
-                differ in more than the learning rate and the seed (`_require_one_method`).
+                cannot be in one group (`_require_one_method`).
         """
         name = f'the study "{self.question}"'
         try:
@@ -77,7 +76,7 @@ class Study:
         if not isinstance(stages, Generator):
             raise BadInput(f"{name} returns {type(stages).__name__}, and is no generator: {_ADVICE}.")
 
-        known: dict[tuple[str, ...], Trial] = {}
+        known: dict[tuple[Any, ...], Trial] = {}
 
         def checked(stage: Stage) -> Stage:
             if not isinstance(stage, list | tuple):
@@ -92,23 +91,26 @@ class Study:
         yield from _changed(stages, checked)
 
 
-def _require_one_method(trial: Trial, known: dict[tuple[str, ...], Trial], study: str) -> None:
+def _require_one_method(trial: Trial, known: dict[tuple[Any, ...], Trial], study: str) -> None:
     """Raise BadInput if a trial cannot be in one group with the earlier trials of its label.
 
-    All runs of a label have one estimator. Those of one phase have one optimizer, apart from the learning rate, and
-    final runs have one number of steps: scores are averaged over the runs of a label, a phase and a learning rate.
+    All runs of a label have one estimator. Scores are averaged over the runs of a label, a phase and a learning rate,
+    so these also have one optimizer and one number of steps. All final runs of a label have one number of steps.
 
     Args:
         trial: the trial.
-        known: the first trial of each label, and of each label and phase. The trial is added to it.
+        known: the first trial of each group. The trial is added to it.
         study: the study, for the message.
     """
-    first = known.setdefault((trial.method,), trial)
-    in_phase = known.setdefault((trial.method, trial.phase), trial)
-    pairs = [(repr(first.estimator), repr(trial.estimator))]
-    pairs += [tuple(without_rate(repr(each.optimizer)) for each in (in_phase, trial))]
-    pairs += [tuple(f"{each.steps:,} steps" for each in (in_phase, trial))] if trial.phase == "final" else []
-    for before, now in pairs:
+    is_final = trial.phase == "final"
+    of_label = known.setdefault((trial.method,), trial)
+    of_rate = known.setdefault((trial.method, trial.phase, trial.optimizer.lr), trial)
+    of_phase = known.setdefault((trial.method, trial.phase), trial) if is_final else of_rate
+    for before, now in (
+        (repr(of_label.estimator), repr(trial.estimator)),
+        (repr(of_rate.optimizer), repr(trial.optimizer)),
+        (f"{of_phase.steps:,} steps", f"{trial.steps:,} steps"),
+    ):
         if before != now:
             raise BadInput(
                 f"{study} has {trial.phase} runs with the label {trial.method!r} and {now}, after runs with "

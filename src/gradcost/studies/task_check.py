@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradcost.core.errors import BadInput
+from gradcost.core.fake import is_fake
 from gradcost.core.key import Key
 from gradcost.core.notes import Note
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
 from gradcost.core.units import count
-from gradcost.tasks.contract import PARTS, first_not_finite
-from gradcost.tasks.task import Split
+from gradcost.tasks.contract import PARTS
+from gradcost.tasks.task import IGNORED, Split, Task
+
+AT_ONCE = 1 << 22  # numbers of a split that are checked at once
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def check_contract(task: Any) -> None:
@@ -67,19 +73,20 @@ def check_contract(task: Any) -> None:
 
 
 def check_splits(task: Any) -> None:
-    """Check each `Split(x, y)` of a task: as many targets as inputs, at least one, and no NaN or infinity.
+    """Check each `Split(x, y)` of a task whose x and y are dense tensors; other data are the task's own affair.
 
-    Data of another type are the task's own affair.
+    There are as many targets as inputs, and at least one. If x or y has a NaN or an infinity, the loss of its first
+    example is computed: masks and missing labels may have such values.
 
     Args:
-        task: has `splits`.
+        task: has `splits`, `objective` and `score`.
     Raises:
-        BadInput: the message names the split and the first example at fault.
+        BadInput: the message names the split, and the first example at fault.
     """
     splits = task.splits()
     for part in PARTS:
         split = getattr(splits, part, None)
-        if not isinstance(split, Split):
+        if not isinstance(split, Split) or not all(_is_dense(tensor) for tensor in split):
             continue
         name = f"the {part} split of {type(task).__name__}"
         inputs, targets = len(split.x), len(split.y)
@@ -87,13 +94,55 @@ def check_splits(task: Any) -> None:
             raise BadInput(f"{name} has {count(inputs, 'input')} and {count(targets, 'target')}: give one for each.")
         if not inputs:
             raise BadInput(f"{name} is empty: give at least one example.")
-        for what, tensor in (("input", split.x), ("target", split.y)):
+        _check_labels(task, split, name)
+        for what, tensor in zip(("input", "target"), split, strict=True):
             example = first_not_finite(tensor)
-            if example is not None:
+            if example is not None and _has_no_loss(task, Split(*(each[example : example + 1] for each in split))):
                 raise BadInput(
-                    f"{name} has a NaN or an infinity in {what} {example}, counted from 0, which makes the loss "
-                    "useless at any learning rate: remove or replace it."
+                    f"{name} has a NaN or an infinity in {what} {example}, counted from 0, and the loss of this "
+                    "example is not finite: remove or replace it."
                 )
+
+
+def _check_labels(task: Any, split: Split, name: str) -> None:
+    """Raise BadInput if the loss and score of `Task` would meet a target that is no class of the task."""
+    if getattr(type(task), "score", None) is not Task.score or split.y.is_floating_point() or split.y.is_complex():
+        return
+    wrong = ((split.y < 0) | (split.y >= task.classes)) & (split.y != IGNORED)
+    if wrong.any():
+        example = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+        label = int(split.y[wrong][0])
+        raise BadInput(
+            f"{name} has the target {label} in example {example}, counted from 0, and the task has {task.classes} "
+            f"classes: targets are 0 to {task.classes - 1}, or {IGNORED} for one that does not count."
+        )
+
+
+def _is_dense(tensor: Any) -> bool:
+    is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested
+    return is_plain and tensor.dim() > 0 and not tensor.is_meta and not is_fake(tensor)
+
+
+def first_not_finite(tensor: Tensor) -> int | None:
+    """Return the first index along dimension 0 with a NaN or an infinity in a dense tensor; None if there is none."""
+    if tensor.dtype not in _CHECKED or not tensor.numel():
+        return None
+    rows, start = max(1, AT_ONCE * len(tensor) // tensor.numel()), 0
+    for part in tensor.split(rows):
+        finite = part.isfinite()
+        if not finite.all():
+            return start + int((~finite.reshape(len(part), -1).all(1)).nonzero()[0])
+        start += len(part)
+    return None
+
+
+def _has_no_loss(task: Any, split: Split) -> bool:
+    """Return whether the loss of a split at initial weights is not finite; False if it cannot be computed."""
+    try:
+        score = task.score(task.objective(Key(0)).model, split)
+        return not isfinite(score["loss"] if isinstance(score, Mapping) else score.loss)
+    except Exception:  # the task may not score single examples
+        return False
 
 
 def _check_new(first: Objective, second: Objective, name: str) -> None:

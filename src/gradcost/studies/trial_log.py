@@ -45,6 +45,7 @@ class TrialLog:
         self.validation: dict[str, Any] | None = None
         self.reason: str | None = None  # why the trial diverged; None if it did not
         self.model: nn.Module | None = None
+        self.sound = set[str]()  # the splits on which the loss of the initial weights is known to be finite
 
     def add(self, step: StepResult) -> bool:
         """Record a step. Return False if the trial has diverged (`DivergenceMonitor`); the caller then stops it."""
@@ -65,7 +66,7 @@ class TrialLog:
             self.curve["slope"].append(json_number(self.steepest) if self.slopes.slopes else None)
             self.steepest = 0.0
         if self.taken in self.evaluated:
-            self.validation = self._scored(self.splits.validation)
+            self.validation = self._scored("validation")
             self.curve["validation_step"].append(self.taken)
             for name in ("loss", "accuracy", "score"):
                 self.curve.get(f"validation_{name}", []).append(self.validation.get(name))
@@ -105,12 +106,27 @@ class TrialLog:
             return record | {"reason": self.reason}
         if self.trial.phase == "final":
             assert self.model is not None, "a trial that resumes always has a step left"
-            record["test"] = self._scored(self.splits.test)
+            record["test"] = self._scored("test")
         return record
 
-    def _scored(self, split: Any) -> dict[str, Any]:
+    def _scored(self, part: str) -> dict[str, Any]:
+        """Return the score of "validation" or "test".
+
+        Raises:
+            BadInput: the loss is not finite, and neither is that of the initial weights: the data are the cause.
+        """
         assert self.model is not None
-        return score_record(self.trial.task.score(self.model, split), split, self.metric)
+        task, split = self.trial.task, getattr(self.splits, part)
+        record = score_record(task.score(self.model, split), split, self.metric)
+        if record["loss"] is None and part not in self.sound:
+            start = score_record(task.score(task.objective(self.trial.key).model, split), split, self.metric)
+            if start["loss"] is None:
+                raise BadInput(
+                    f"the {part} loss is not finite, also with the initial weights: look for NaN or infinity in the "
+                    f"{part} data, or in how the loss treats them."
+                )
+            self.sound.add(part)
+        return record
 
     def _spikes(self) -> dict[str, Any]:
         """Return the number of slopes, the largest slope, the number of spikes, and the first `SPIKES` spikes."""

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gradcost.core.batching.batches import length_of, require_loader
 from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
-from gradcost.core.pytree import tensors
 from gradcost.core.user_errors import line_of
 from gradcost.tasks.metrics import OWN_LOSS
 
@@ -148,31 +147,6 @@ def check_loader(loader: Any, name: str) -> None:
         raise BadInput(
             f"{name} yields no batch: its data set is empty, or smaller than one batch with drop_last=True."
         )
-
-
-def first_not_finite(tensor: Tensor) -> int | None:
-    """Return the first index along dimension 0 at which a tensor has a NaN or an infinity; None if it has none."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta or not tensor.numel():
-        return None
-    start = 0
-    for part in (tensor[None] if tensor.dim() == 0 else tensor).split(4096):
-        if not part.isfinite().all():
-            rows = part.isfinite().flatten(1).all(1) if part.dim() > 1 else part.isfinite()
-            return start + int((~rows).nonzero()[0])
-        start += len(part)
-    return None
-
-
-def check_finite(loader: Any, part: str) -> None:
-    """Raise BadInput if a floating-point tensor of a loader has a NaN or an infinity. This reads all its batches."""
-    for number, batch in enumerate(loader):
-        for tensor in tensors(batch):
-            example = first_not_finite(tensor)
-            if example is not None:
-                raise BadInput(
-                    f"{part} batch {number} has a NaN or an infinity in example {example}, both counted from 0. It "
-                    "makes the loss useless at any learning rate: remove or replace it."
-                )
 
 
 def check_different(loaders: Mapping[str, Any]) -> None:

@@ -204,11 +204,10 @@ class LoaderTask:
         return measure.result()
 
     def check(self) -> None:
-        """Compute the loss and the metric on one batch of each loader, and read the validation data once.
+        """Compute the loss and the metric on one batch of each loader.
 
         Raises:
-            BadInput: the loss or the metric cannot be computed; the message names it. Or the validation data have a
-                NaN or an infinity.
+            BadInput: the loss or the metric cannot be computed; the message names it.
         """
         objective = self.objective(Key(0))
         contract.check_model(objective.model, self.make_model.label)
@@ -217,7 +216,6 @@ class LoaderTask:
             contract.check_loss(objective, batch, name, hint=objective.loss is default_loss)
             with contract.naming(f"the metric {self.metric.name}", f"be computed on a {name} batch"):
                 self.score(objective.model, [batch])
-        contract.check_finite(self.validation.open(), "validation")
 
 
 def from_loaders(

@@ -107,8 +107,9 @@ def _sections(records: Results, table: Sequence[TableRow], picture: str | None) 
     """Yield the parts of the page after its claims."""
     results = row_results(records, table)
     yield "## The rows"
-    yield markdown_table(HEADERS, table_rows(results))
-    yield _markdown_list(_explanation(results, is_published_setup(records, table)))
+    is_published = is_published_setup(records, table)
+    yield markdown_table(HEADERS, table_rows(results, is_published))
+    yield _markdown_list(_explanation(results, is_published))
     if picture is not None:
         yield "## The training loss"
         yield f"![Training loss against steps, a panel per optimizer]({picture})"

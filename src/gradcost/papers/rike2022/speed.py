@@ -94,12 +94,14 @@ def ratio(
     Returns:
         The ratio. A run that does not reach its loss would need more than its steps, or infinitely many if it
         diverged. None if neither run reaches it, or if the loss is made from a run that did not finish or falls less
-        than LEAST_FALL.
+        than LEAST_FALL, or if guessing has such a loss.
     """
     start = inf if guessing is None else guessing
     if definition.by_fall and not all(_falls(run, start) for run in (forward, backprop)):
         return None
     targets = definition.losses(forward, backprop, start)
+    if any(target >= start for target in targets):
+        return None  # guessing has this loss
     (before, step), (backprop_before, backprop_step) = (
         _reached(run, target) for run, target in zip((forward, backprop), targets, strict=True)
     )
