@@ -61,17 +61,17 @@ def train_model(options: TrainOptions) -> int:
     log = StepLog(options.output / LOG) if options.log else None
     resume = None if options.log else options.output / CHECKPOINT
     last: StepResult | None = None
-    losses: list[bool] = []  # of each step of this call: whether it is finite
+    finite: list[bool] = []  # whether the loss of each step of this call is finite
     weights = options.output / WEIGHTS
     with locked(options.output), console.status(f"training {steps:,} steps") as progress:
         taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
         for last in recorded(taken, options.output, None if options.log else options.every):
             progress(f"{last.number + 1:,}")
-            losses.append(isfinite(last.loss))
+            finite.append(isfinite(last.loss))
         save_weights(safetensors, run.made.model, weights)
     _show(options, steps, last, weights)
-    if losses and not any(losses):
-        console.complain(f"no weight has moved: the loss of all {count(len(losses), 'step')} was not finite.")
+    if finite and not any(finite):
+        console.complain(f"no weight has moved: the loss of all {count(len(finite), 'step')} was not finite.")
         return 1
     return 0
 
