@@ -251,7 +251,7 @@ def picture(steps: Sequence[Steps], costs: Sequence[Model]) -> Any:
     )
     counts = [2 ** (k / 4) for k in range(49)]
     lines = [
-        {"workers": n, "ratio": 1 + (row.rank + 1) / n, "study": f"{row.study}, {row.method}"}
+        {"workers": n, "ratio": 1 + (row.rank + 1) / n} | _names(row)
         for row in steps
         if row.directions == 1 and not row.is_bound
         for n in counts
@@ -259,19 +259,33 @@ def picture(steps: Sequence[Steps], costs: Sequence[Model]) -> Any:
     best = max(model.advantage for model in costs)
     region = [{"workers": n, "from": 1.0, "to": best} for n in counts]
     points = [
-        {"workers": row.directions, "ratio": row.ratio.median, "study": f"{row.study}, {row.method}"}
-        for row in steps
-        if not row.is_bound
+        {"workers": row.directions, "ratio": row.ratio.median} | _names(row) for row in steps if not row.is_bound
     ]
     x = alt.X("workers:Q", title="workers = directions n", scale=alt.Scale(type="log", domain=[1, 4096]))
     y = alt.Y("ratio:Q", title="steps / steps of backprop", scale=alt.Scale(type="log", domain=[1, 300]))
+    colour = alt.Color("study:N", title=None)
+    dash, shape = alt.StrokeDash("kind:N", title=None), alt.Shape("kind:N", title=None)
     shaded = alt.Chart(alt.Data(values=region), title="Shaded: faster than backprop on one worker", width=380)
     chart = (
         shaded.mark_area(color="#e8a33d", opacity=0.5).encode(x=x, y=alt.Y("from:Q"), y2="to:Q")
-        + alt.Chart(alt.Data(values=lines)).mark_line().encode(x=x, y=y, color=alt.Color("study:N", title=None))
-        + alt.Chart(alt.Data(values=points)).mark_point(filled=True, size=60).encode(x=x, y=y, color="study:N")
+        + alt.Chart(alt.Data(values=lines))
+        .mark_line()
+        .encode(x=x, y=y, color=colour, strokeDash=dash, detail="method:N")
+        + alt.Chart(alt.Data(values=points))
+        .mark_point(filled=True, size=60)
+        .encode(x=x, y=y, color=colour, shape=shape)
     )
     return (memory | chart.properties(height=220)).configure_axis(labelLimit=300).configure_legend(labelLimit=400)
+
+
+def _names(row: Steps) -> dict[str, str]:
+    """Return the study, the kind of the method, and its name."""
+    is_forward = row.method.startswith(("FmAD", "forward"))
+    return {
+        "study": row.study,
+        "kind": "forward gradient" if is_forward else "differences of losses",
+        "method": row.method,
+    }
 
 
 def main() -> None:
