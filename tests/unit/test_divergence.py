@@ -159,3 +159,21 @@ def test_a_trial_stops_where_it_diverges_and_its_record_says_so(tmp_path: Path):
     assert (record["status"], record["steps"], record["test"]) == ("diverged", 21 + PATIENCE, None)
     assert "100 times the first loss, from step 21 to step 71" in record["reason"]
     assert trial_record(json.loads(json.dumps(record))).status == "diverged"
+
+
+def test_a_short_run_that_ends_above_the_limit_has_diverged(tmp_path: Path):
+    """A run of fewer than 50 steps could not diverge unless its loss was not finite: tuning chose losses of 1e12."""
+    record = perform(Trial(Exploding(), "a", backprop(), SGD(1e-40), steps=30), "code", tmp_path)
+    assert (record["status"], record["steps"], record["test"]) == ("diverged", 30, None)
+    assert record["reason"].startswith("the loss ended above")
+    assert "100 times the first loss, at step 30" in record["reason"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged"),
+    [([2.0, 1e30, 1e30], 1), ([2.0, 1e30, 2.0], None), ([2.0], None), ([0.0, 1e30], None), ([2.0, math.inf], 1)],
+)
+def test_the_rule_at_the_end(losses: list[float], diverged: int | None):
+    ended = monitor(losses)
+    ended.end(len(losses) - 1)
+    assert ended.diverged == diverged

@@ -17,7 +17,8 @@ class DivergenceMonitor:
     A training has diverged if one of these holds:
 
     - the loss of a step is not finite;
-    - the loss stays above the limit for `patience` steps.
+    - the loss stays above the limit for `patience` steps;
+    - the loss of the last step is above the limit (`end`).
 
     Law: limit = first + (rise - 1) |first|, which is `rise` times the first loss if that is positive. A first loss of
     0 gives no limit. A run whose final validation loss is not finite has diverged too. A diverged run ranks last.
@@ -62,6 +63,16 @@ class DivergenceMonitor:
                 f"the loss stayed above {self.limit:.4g}, {self.rise:g} times the first loss, from step {self.above} "
                 f"to step {step}"
             )
+
+    def end(self, step: int) -> None:
+        """End the training: a loss above the limit has no steps left in which to recover.
+
+        Args:
+            step: the number of the last step.
+        """
+        if self.diverged is None and self.above is not None:
+            self.diverged = self.above
+            self.reason = f"the loss ended above {self.limit:.4g}, {self.rise:g} times the first loss, at step {step}"
 
     @property
     def limit(self) -> float:
