@@ -490,7 +490,7 @@ def test_what_a_real_comparison_records_is_all_looked_at(tmp_path: Path):
     """Two points and two seeds: an edge and few seeds, but no fault of the library."""
     folder = tmp_path / "real"
     methods = ((BACKPROP, backprop()), (MEZO, mezo()))
-    made = Comparison(Digits(), methods, (0.01, 0.1), 60, (1, 2), target=0.9)
+    made = Comparison(Digits(), methods, (0.001, 0.01), 60, (1, 2), target=0.9)
     folder.mkdir()
     open_folder(folder, made.document("digits", "mlp"), made.code)
     ran = list(run_trials(made.study([BACKPROP, MEZO]), Local(2), Work(made.code, folder)))

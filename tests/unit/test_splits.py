@@ -51,7 +51,7 @@ NOT_FINITE = (
 FAULTS = [
     ("y short", LENGTHS),
     ("y long", LENGTHS),
-    ("empty", "the PART split of Spoilt is empty"),
+    ("empty", "the PART split of Spoilt has no examples"),
     ("x nan", NOT_FINITE),
     ("x inf", NOT_FINITE),
 ]

@@ -93,7 +93,7 @@ def check_splits(task: Any) -> None:
         if inputs != targets:
             raise BadInput(f"{name} has {count(inputs, 'input')} and {count(targets, 'target')}: give one for each.")
         if not inputs:
-            raise BadInput(f"{name} is empty: give at least one example.")
+            raise BadInput(f"{name} has no examples: it needs one or more.")
         _check_labels(task, split, name)
         for what, tensor in zip(("input", "target"), split, strict=True):
             example = first_not_finite(tensor)

@@ -123,11 +123,6 @@ class Task(ABC):
         for x, y in zip(train.x.split(self.batch), train.y.split(self.batch), strict=True):
             yield Batch(x, y)
 
-    def check(self) -> None:
-        """Raise BadInput if a split has no examples."""
-        for part in Splits._fields:
-            self._examples(part)
-
     def _examples(self, part: str) -> int:
         examples = len(getattr(self.splits(), part).x)
         if not examples:
