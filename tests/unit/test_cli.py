@@ -326,6 +326,9 @@ def test_a_dry_run_of_a_folder_tells_what_is_missing_there(tmp_path: Path, finis
     ran = inside(*SHORT, *THREE, "-o", "r", "--dry-run", folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "Up to 1 trials of 30 steps would run and be recorded in r, which has 11 already" in ran.stdout
+    plan = json.loads(inside(*SHORT, *THREE, "-o", "r", "--dry-run", "--json", folder=tmp_path).stdout)
+    one = 30 * plan["methods"]["mezo()"]["ms"] / 1e3 / (os.cpu_count() or 1)
+    assert (plan["trials"], plan["on record"], plan["seconds"]) == (1, 11, pytest.approx(one))
     other = inside(*SHORT, *TWO, "-o", "r", "--dry-run", folder=tmp_path)
     assert other.returncode == 2
     assert "r holds another comparison" in other.stderr

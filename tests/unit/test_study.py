@@ -90,8 +90,29 @@ def test_a_dry_run_of_a_folder_tells_what_is_missing_there(tmp_path: Path):
     ran = call_inside(tmp_path, "-o", "out", "--dry-run")
     assert "out has 9 trials on record, 6 of the first 6." in ran.stdout
     assert "The steps of the 0 missing ones of the first 6 trials take about 0" in ran.stdout
+    as_json = json.loads(call_inside(tmp_path, "-o", "out", "--dry-run", "--json").stdout)
+    assert (as_json["on record"], as_json["seconds"]) == (9, 0)
     (tmp_path / "small.py").write_text((tmp_path / "small.py").read_text().replace("learns digits", "is best"))
     assert "out holds another study" in refused(tmp_path, "-o", "out", "--dry-run")
+
+
+SPOILT = """
+@value
+class Spoilt(Digits):
+    def splits(self):
+        train, *others = super().splits()
+        return Splits(Split(train.x, train.y[:-1]), *others)
+"""
+
+
+@pytest.mark.parametrize("way", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_spoilt_data_are_refused_by_a_dry_run_as_by_a_run(tmp_path: Path, way: tuple[str, ...]):
+    write_study(tmp_path, (0.01,), (1,), 3)
+    text = (tmp_path / "small.py").read_text().replace("Trial(Digits()", "Trial(Spoilt()")
+    imports = "from gradcost.core.value import value\nfrom gradcost.tasks.task import Split, Splits\n"
+    (tmp_path / "small.py").write_text(text.replace("\nMETHODS", f"{imports}{SPOILT}\nMETHODS", 1))
+    assert "the train split of Spoilt has 1,197 inputs and 1,196 targets" in refused(tmp_path, "-o", "out", *way)
+    assert not (tmp_path / "out" / "study.json").exists()
 
 
 def kill_again_and_again(folder: Path, kills: int, workers: str, longest: float, chance: random.Random) -> int:

@@ -85,7 +85,7 @@ class TrialLog:
     def record(self) -> dict[str, Any]:
         """Return the results of the trial. If it is a final run that did not diverge, score the test split, once."""
         self.slopes.loss.end(self.taken)
-        self.reason = self.reason or self.slopes.loss.reason
+        self.reason = self.slopes.loss.reason
         if self.reason is None and (self.validation is None or self.validation["loss"] is None):
             self.reason = "the validation loss was not finite at the end"
         scores = self.curve.get("validation_score", self.curve["validation_accuracy"])

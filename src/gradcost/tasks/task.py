@@ -123,12 +123,6 @@ class Task(ABC):
         for x, y in zip(train.x.split(self.batch), train.y.split(self.batch), strict=True):
             yield Batch(x, y)
 
-    def _examples(self, part: str) -> int:
-        examples = len(getattr(self.splits(), part).x)
-        if not examples:
-            raise BadInput(f"the {part} split of {type(self).__name__} has no examples: it needs one or more.")
-        return examples
-
     @property
     def steps_per_epoch(self) -> int:
         """The number of full batches in the training split. Each epoch omits the examples that do not fill a batch.
@@ -136,7 +130,9 @@ class Task(ABC):
         Raises:
             BadInput: `batch` is not between 1 and the size of the training split.
         """
-        examples = self._examples("train")
+        examples = len(self.splits().train.x)
+        if not examples:
+            raise BadInput(f"the train split of {type(self).__name__} has no examples: it needs one or more.")
         if not 1 <= self.batch <= examples:
             raise BadInput(
                 f"batch is {self.batch!r}, but the training split has {examples} examples: choose 1 to {examples}."
