@@ -212,6 +212,30 @@ def test_nothing_learned(tmp_path: Path):
     assert verdict.endswith("guessing gives 10.0%.")
 
 
+def test_the_most_frequent_class_always_given_has_learned_nothing(tmp_path: Path):
+    def verdict(name: str, **study: float) -> str:
+        lines = [
+            trial("a()", "final", seed=seed, validation=score, test=score)
+            for seed in (0, 1, 2)
+            for score in [{"loss": 0.3, "accuracy": 0.92}]
+        ]
+        return recommended(read(write_folder(tmp_path / name, lines, chance=0.5, **study)))
+
+    uneven = verdict("uneven", majority=0.92)
+    assert uneven.startswith("Nothing learned: the best method, a(), has 92.0%")
+    assert uneven.endswith("always giving the most frequent class gives 92.0%.")
+    assert verdict("even").startswith("Use a(): 92.0%")
+
+
+def test_methods_at_one_rate_each_were_not_tuned(tmp_path: Path):
+    score = {"loss": 0.3, "accuracy": 0.9}
+    lines = [
+        trial(name, "final", seed=seed, validation=score, test=score) for name in ("a()", "b()") for seed in (1, 2)
+    ]
+    once, often = (recommended(read(write_folder(tmp_path / str(points), lines, points=points))) for points in (1, 5))
+    assert once == f"{often} No learning rate was tuned: with other ones, the order of the methods may be another."
+
+
 def test_one_seed_has_no_interval_and_missing_seeds_are_counted(tmp_path: Path):
     one = results_of(tmp_path, {"method": "a()", "accuracies": [0.9]})
     assert "90.0% test accuracy (one seed, no interval) (2 of 3 seeds missing)" in recommended(one)

@@ -40,8 +40,8 @@ from gradcost.papers.rike2022.tasks import (
     clamped_cross_entropy,
     last_batch_losses,
 )
+from gradcost.results.guessing import guessing_loss
 from gradcost.results.records import Results, StudyRecord, read, trial_record
-from gradcost.results.statistics import guessing_loss
 from gradcost.studies.trial_log import evaluated_steps
 from gradcost.tasks import TASKS, Digits, cross_entropy
 from gradcost.tasks.architectures import Mlp

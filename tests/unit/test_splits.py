@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradcost
 from gradcost import SGD, BadInput, Trial, backprop
+from gradcost.core.notes import Note
 from gradcost.core.value import value
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Stages, Study
 from gradcost.studies.task_check import check_contract, check_splits, first_not_finite
+from gradcost.studies.task_info import guessing_fields
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.task import Split, Splits
 
@@ -82,7 +85,38 @@ def test_a_comparison_refuses_it_as_well(tmp_path: Path):
 
 
 def test_sound_data_pass():
-    check_splits(Digits())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_splits(Digits())
+
+
+@value
+class Shared(Digits):
+    """Digits with a test split that is the validation split."""
+
+    def splits(self) -> Splits:
+        whole = super().splits()
+        return whole._replace(test=whole.validation)
+
+
+def test_splits_that_share_examples_are_noted():
+    with pytest.warns(Note, match="the validation and the test split of Shared share examples"):
+        check_splits(Shared())
+
+
+@value
+class Uneven(Digits):
+    """Digits whose test split has three examples of class 4, one of class 1, and one that does not count."""
+
+    def splits(self) -> Splits:
+        whole = super().splits()
+        return whole._replace(test=Split(whole.test.x[:5], torch.tensor([4, 1, 4, 4, -100])))
+
+
+def test_the_study_records_the_share_of_the_most_frequent_class():
+    assert guessing_fields(Uneven()) == {"chance": 0.1, "majority": 0.75}
+    labels = Digits().splits().test.y
+    assert guessing_fields(Digits())["majority"] == labels.bincount().max().item() / len(labels)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from math import isfinite
 from typing import Any
 
 from gradcost.report.theme import protocol
+from gradcost.results.guessing import guess_of
 from gradcost.results.rankings import FLOPS, SECONDS, STEPS, FinalCurves, final_curves
 from gradcost.results.records import Results
-from gradcost.results.statistics import guessing_limit, interval
+from gradcost.results.statistics import interval
 from gradcost.results.summary import summarise
 from gradcost.results.verdict import is_sure
 
@@ -20,13 +21,13 @@ def answer(results: Results) -> dict[str, Any] | None:
 
     Keys: "axes" (name, title and range of each budget, and the figure with this axis), "methods" (labels, costs and
     curves of the seeds), "metric", "ends" (by n, the place of an interval's lower end among n sorted values),
-    "chance", "limit" (the least accuracy that is more than guessing), "sure" and "note".
+    "chance", "guess" (a phrase), "limit" (the least accuracy that is more than guessing), "sure" and "note".
     """
     curves = [each for each in final_curves(results) if each.runs]
     axes = [axis for axis in (_memory(results, curves), *_resources(curves)) if axis is not None]
     if not curves or not axes:
         return None
-    metric = results.study.metric
+    metric, guess = results.study.metric, guess_of(results.study)
     exact = {row.method: row.exact for row in summarise(results)}
     counts = {len(each.runs) for each in curves}
     return {
@@ -35,7 +36,8 @@ def answer(results: Results) -> dict[str, Any] | None:
         "metric": {"name": metric.name, "sign": -1 if metric.lower_is_better else 1, "percent": metric.is_accuracy},
         "ends": {n: interval(range(n)).low for n in counts},
         "chance": results.study.chance,
-        "limit": None if results.study.chance is None else guessing_limit(results.study.chance),
+        "guess": None if guess is None else guess.text,
+        "limit": None if guess is None else guess.limit(),
         "sure": is_sure(results),
         "note": f"{protocol(results)} These scores are of the validation split, at the step that uses up the budget. "
         "No method was tuned for a smaller budget. The sentences above and the table are of the test split.",

@@ -17,12 +17,13 @@ from gradcost.report.quality import pictures
 from gradcost.report.theme import Figure, intervals, protocol, study_marks
 from gradcost.results import ledger
 from gradcost.results.facts import facts
+from gradcost.results.guessing import guess_of
 from gradcost.results.lint import Finding, lint
 from gradcost.results.records import Results, TrialRecord, read
 from gradcost.results.summary import MethodSummary, summarise
 from gradcost.results.tuning import final_steps
 from gradcost.results.verdict import certainty, choose, is_sure, sentences
-from gradcost.results.wording import count, listed, percent, rate, size
+from gradcost.results.wording import count, listed, rate, size
 
 
 def write(
@@ -192,8 +193,9 @@ def _notes(results: Results, rows: list[MethodSummary]) -> list[str]:
         f"evaluation with at least this validation {results.study.metric.name}: the median over the seeds that "
         "reach it. Its seconds are these steps times the milliseconds of a step."
     ]
-    if results.study.chance is not None:
-        notes[0] += f" Guessing gives {percent(results.study.chance)}."
+    guess = guess_of(results.study)
+    if guess is not None:
+        notes[0] += f" {guess.text.capitalize()}."
     return notes + [f"~ {row.method}: {row.doubt}" for row in rows if row.doubt]
 
 

@@ -322,7 +322,7 @@
       if (!picked) { line(reply, ["Nothing fits this budget, or every method diverged."], "first"); return; }
       if (data.limit !== null && picked.penal <= data.limit) {
         highlight(null, (method) => fitting.some((x) => x.method === method));
-        line(reply, [`No method has learned within this budget: the best, `, { text: picked.method }, `, has ${text(picked.middle)}; guessing gives ${text(data.chance)}.`], "first");
+        line(reply, [`No method has learned within this budget: the best, `, { text: picked.method }, `, has ${text(picked.middle)}; ${data.guess}.`], "first");
         return;
       }
       const steps = axis.name === "memory" ? "" : ` after ${digits(Math.floor(picked.steps))} steps`;

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite, log10
 
 from gradcost.core.value import value
+from gradcost.results.guessing import guessing_loss
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.statistics import guessing_loss
 from gradcost.results.summary import is_exact
 from gradcost.results.tuning import chosen, completed, runs_of
 

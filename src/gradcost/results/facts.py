@@ -16,6 +16,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
 from gradcost.results.effort import TrainingEffort, TuningEffort, training_efforts, tuning_effort
+from gradcost.results.guessing import Guess, guess_of
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
 
@@ -65,7 +66,7 @@ class TuningScores:
         scores: (name, accuracy) of each point that finished, the best first.
         diverged: number of points that diverged.
         spread: standard deviation of the accuracy between seeds.
-        chance: accuracy of guessing.
+        guess: accuracy of guessing. None: not known.
         targets: number of examples or tokens over which each accuracy is averaged.
         metric: what ranks the points. The accuracies are scores of this metric (`Metric.score`).
     """
@@ -74,7 +75,7 @@ class TuningScores:
     scores: tuple[tuple[str, float], ...]
     diverged: int = 0
     spread: float | None = None
-    chance: float | None = None
+    guess: Guess | None = None
     targets: int | None = None
     metric: Metric = ACCURACY
 
@@ -247,7 +248,7 @@ def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Seque
         tuple((f"lr={lr:.3g}", tried[lr][0]) for lr in converged if isfinite(tried[lr][0])),
         len(tried) - len(converged),
         spread if confirmed is None else confirmed,
-        results.study.chance if results.study.metric.is_accuracy else None,
+        guess_of(results.study) if results.study.metric.is_accuracy else None,
         next((number for number in targets if number is not None), None),
         results.study.metric,
     )

@@ -32,7 +32,6 @@ from gradcost.results.facts import (
     UseOfTestSet,
 )
 from gradcost.results.publication import Statement, contradicted_statements
-from gradcost.results.statistics import guessing_limit
 
 ALPHA = 0.05
 ENOUGH = floor(1 - log2(ALPHA)) + 1  # seeds; with fewer seeds an exact paired test cannot give p < ALPHA
@@ -116,9 +115,9 @@ def nothing_learned(facts: Sequence[TuningScores]) -> Violations:
         if not fact.scores:
             if fact.diverged:
                 yield fact.method, f"all {count(fact.diverged, 'point')} diverged"
-        elif fact.chance is not None and fact.scores[0][1] <= guessing_limit(fact.chance, fact.targets):
+        elif fact.guess is not None and fact.scores[0][1] <= fact.guess.limit(fact.targets):
             name, top = fact.scores[0]
-            yield fact.method, f"the best point, {name}, has {top:.1%} accuracy, and guessing gives {fact.chance:.1%}"
+            yield fact.method, f"the best point, {name}, has {top:.1%} accuracy, and {fact.guess.text}"
 
 
 def partial_scores(facts: Sequence[ScoreCoverage]) -> Violations:

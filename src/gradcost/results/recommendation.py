@@ -8,10 +8,11 @@ from math import inf, isfinite
 from statistics import median
 
 from gradcost.results.contrast import Contrast, planned_contrast
+from gradcost.results.guessing import guess_of
 from gradcost.results.rankings import FLOPS
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.so_far import so_far
-from gradcost.results.statistics import guessing_limit, interval
+from gradcost.results.statistics import interval
 from gradcost.results.summary import MethodSummary, span, summarise
 from gradcost.results.targets import reaches
 from gradcost.results.tuning import final_runs
@@ -102,11 +103,9 @@ def sentences(results: Results) -> list[str]:
     if choice is None:
         return [_no_choice(rows, results)]
     best = max(candidates(rows), key=lambda row: penalized_accuracy(row, study))
-    guess = study.chance
-    if guess is not None and penalized_accuracy(best, study) <= guessing_limit(guess):
-        return [
-            f"Nothing learned: the best method, {best.method}, has {_result(best)}; guessing gives {percent(guess)}."
-        ]
+    guess = guess_of(study)
+    if guess is not None and penalized_accuracy(best, study) <= guess.limit():
+        return [f"Nothing learned: the best method, {best.method}, has {_result(best)}; {guess.text}."]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
     tests = [tested(contrast), _to_target(contrast, results)]

@@ -48,7 +48,7 @@ class StudyRecord:
         weights: number of trained weights.
         weights_bytes: bytes of the trained weights.
         memory: budget in bytes, beyond the weights. None without a budget.
-        chance: accuracy of guessing.
+        chance, majority: accuracy of guessing, 1 / classes; the share of the most frequent class in the test split.
         confirm: number of fresh seeds on which the best three learning rates run again.
         metric: what ranks the runs.
     """
@@ -68,6 +68,7 @@ class StudyRecord:
     weights_bytes: int | None = None
     memory: int | None = None
     chance: float | None = None
+    majority: float | None = None
     confirm: int = 0
     metric: Metric = ACCURACY
 
@@ -248,8 +249,7 @@ def read(folder: str | Path) -> Results:
         raise BadInput(f"{error} No record is lost: delete it, and run the study again to write a new one.") from None
     if study is None:
         raise BadInput(
-            f"{folder} is not a results folder: it holds no study.json. Give the folder that `gradcost compare -o` "
-            "wrote."
+            f"{folder} is not a results folder: it holds no study.json. Give one of `gradcost compare -o`."
         )
     _check_schema(study, str(folder / "study.json"))
     path = folder / ledger.RECORDS

@@ -280,26 +280,5 @@ def expected_best(scores: Sequence[float], budget: int) -> float:
     return best
 
 
-def guessing_loss(chance: float | None) -> float | None:
-    """Return the loss of guessing, in nats: that of equal probabilities for all classes.
-
-    Args:
-        chance: the accuracy of guessing, 1 / classes. None: not known.
-    Returns:
-        log(classes); None if it is not known.
-    """
-    return math.log(1 / chance) if chance is not None and 0 < chance < 1 else None
-
-
-def guessing_limit(chance: float, targets: int | None = None) -> float:
-    """Return the accuracy up to which a result may come from guessing: `chance` plus the larger of two margins.
-
-    - 5% of the distance from `chance` to an accuracy of 1.
-    - If `targets` is known: three standard deviations of the accuracy of guessing that many labels.
-    """
-    spread = 3 * math.sqrt(chance * (1 - chance) / targets) if targets else 0.0
-    return chance + max(0.05 * (1 - chance), spread)
-
-
 def _scipy() -> Any:
     return require("scipy.stats", "This statistic", "study")

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, log
+from math import inf, isfinite
 
+from gradcost.results.guessing import guess_of, guessing_loss
 from gradcost.results.rankings import FLOPS, SECONDS, STEPS
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
@@ -164,10 +165,10 @@ def common_targets(results: Results) -> list[Target]:
     if first is None:
         return []
     base = completed(final_runs(results, first))
-    chance = results.study.chance
-    guess = log(1 / chance) if chance else None
-    candidates = [[Target("accuracy", value) for value in ACCURACIES if chance is None or value > 1.5 * chance]]
-    candidates.append([Target("loss", float(f"{guess * part:.2g}")) for part in LOSSES] if guess else [])
+    guess, loss = guess_of(results.study), guessing_loss(results.study.chance)
+    floor = 0.0 if guess is None else max(guess.limit(), 1.5 * (results.study.chance or 0.0))
+    candidates = [[Target("accuracy", value) for value in ACCURACIES if value > floor]]
+    candidates.append([Target("loss", float(f"{loss * part:.2g}")) for part in LOSSES] if loss else [])
     chosen = []
     for targets in candidates:
         possible = [t for t in targets if base and all(isfinite(t.step(run)) for run in base)]

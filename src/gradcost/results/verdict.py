@@ -41,12 +41,20 @@ def is_sure(results: Results) -> bool:
 
 
 def sentences(results: Results) -> list[str]:
-    """Return the sentences of the verdict; the last one says if the final runs are unequal (E106 of the linter)."""
+    """Return the sentences of the verdict. The last ones say if the runs are unequal (E106) or nothing was tuned."""
     unequal = [
         f"The final runs are not equally long: {method} was {sentence}."
         for method, sentence in unequal_training([*training_efforts(results)])
     ]
-    return [*_sentences(results), *unequal]
+    return [*_sentences(results), *unequal, *_untuned(results)]
+
+
+def _untuned(results: Results) -> list[str]:
+    """Return a sentence if two or more methods were trained, and none was tuned with more than one learning rate."""
+    trained = {run.method for run in results.trials if run.phase == "final"}
+    if len(trained) < 2 or results.study.points > 1:
+        return []
+    return ["No learning rate was tuned: with other ones, the order of the methods may be another."]
 
 
 def _sentences(results: Results) -> list[str]:

@@ -21,7 +21,7 @@ from gradcost.studies.environment import fingerprint, plug_in_code
 from gradcost.studies.phases import phases
 from gradcost.studies.study import Study
 from gradcost.studies.task_check import check_contract
-from gradcost.studies.task_info import chance, check_task, metric_fields, task_metric, weights
+from gradcost.studies.task_info import check_task, guessing_fields, metric_fields, task_metric, weights
 from gradcost.studies.timed import COARSE, Pace, timed_phases
 from gradcost.studies.trial import Trial, check_label, check_target
 from gradcost.studies.user_code import user_file
@@ -138,7 +138,7 @@ class Comparison:
             "target": self.target,
             "memory": self.memory,
             "optimizer": type(self.optimizer).__name__.replace("Customary", CUSTOMARY),
-            "chance": chance(self.task),
+            **guessing_fields(self.task),
             **metric_fields(self.task),
         }
 

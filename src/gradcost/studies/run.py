@@ -37,7 +37,15 @@ from gradcost.studies.processes import Record, Work
 from gradcost.studies.quality import assess_methods
 from gradcost.studies.study import Stage, Study, first_stage
 from gradcost.studies.task_check import check_splits
-from gradcost.studies.task_info import chance, check_task, device_of, metric_fields, task_metric, task_name, weights
+from gradcost.studies.task_info import (
+    check_task,
+    device_of,
+    guessing_fields,
+    metric_fields,
+    task_metric,
+    task_name,
+    weights,
+)
 from gradcost.studies.user_code import refuse_while_importing
 from gradcost.training.optimizers import Optimizer
 
@@ -134,7 +142,7 @@ def study_document(study: Study, stage: Stage, code: str) -> dict[str, Any]:
         "batch": getattr(first.task, "batch", None),
         "target": first.target,
         "optimizer": type(first.optimizer).__name__,
-        "chance": chance(first.task),
+        **guessing_fields(first.task),
         **metric_fields(first.task),
     }
 

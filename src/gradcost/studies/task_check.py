@@ -76,18 +76,27 @@ def check_splits(task: Any) -> None:
     """Check each `Split(x, y)` of a task whose x and y are dense tensors; other data are the task's own affair.
 
     There are as many targets as inputs, and at least one. If x or y has a NaN or an infinity, the loss of its first
-    example is computed: masks and missing labels may have such values.
+    example is computed: masks and missing labels may have such values. A `Note` is issued if two splits
+    begin with the same example in memory, so that they share it.
 
     Args:
         task: has `splits`, `objective` and `score`.
     Raises:
         BadInput: the message names the split, and the first example at fault.
     """
-    splits = task.splits()
+    splits, seen = task.splits(), dict[int, str]()
     for part in PARTS:
         split = getattr(splits, part, None)
         if not isinstance(split, Split) or not all(_is_dense(tensor) for tensor in split):
             continue
+        first = seen.setdefault(split.x.data_ptr(), part)
+        if first != part and len(split.x):
+            warnings.warn(
+                f"the {first} and the {part} split of {type(task).__name__} share examples, so the scores say less "
+                "about new data: give each split examples of its own.",
+                Note,
+                stacklevel=2,
+            )
         name = f"the {part} split of {type(task).__name__}"
         inputs, targets = len(split.x), len(split.y)
         if inputs != targets:

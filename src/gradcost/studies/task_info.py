@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
+from gradcost.tasks.task import IGNORED
 
 REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
 
@@ -62,6 +65,22 @@ def chance(task: Any) -> float | None:
     """Return the accuracy of guessing, 1 / classes; None if the task has no `classes`."""
     classes = getattr(task, "classes", None)
     return None if classes is None else 1 / classes
+
+
+def majority(task: Any) -> float | None:
+    """Return the share of the most frequent class in the test split; None if its targets are not one class each."""
+    labels = getattr(task.splits().test, "y", None)
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        return None
+    labels = labels[labels != IGNORED]
+    return labels.unique(return_counts=True)[1].max().item() / len(labels) if len(labels) else None
+
+
+def guessing_fields(task: Any) -> dict[str, float | None]:
+    """Return what guessing reaches as fields of `study.json`: `chance`, and `majority` if it is more than that."""
+    even = chance(task)
+    share = majority(task) if even is not None and task_metric(task).is_accuracy else None
+    return {"chance": even} if even is None or share is None or share <= even else {"chance": even, "majority": share}
 
 
 def metric_fields(task: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from gradcost.papers.baydin2022.table import (
     tuned_method,
 )
 from gradcost.papers.claims import Claim, Evidence, Published
+from gradcost.results.guessing import guessing_loss
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.statistics import guessing_loss
 from gradcost.results.tuning import completed_finals
 
 TIME = "ratio of the times to a common validation loss, forward gradient / backprop"

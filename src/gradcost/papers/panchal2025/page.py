@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isfinite
 from statistics import median
 
-from torch import Tensor
-
 from gradcost.core.units import count, number
 from gradcost.papers.claims import LEAST_SEEDS, Claim, Evidence, Glance, claims_page, markdown_table
 from gradcost.papers.intervals import Between, format_interval, measured_interval
@@ -27,6 +25,7 @@ from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.targets import Target
 from gradcost.results.tuning import chosen, completed_finals, final_rate, scores
 from gradcost.results.wording import DASH, percent, size
+from gradcost.studies.task_info import majority
 from gradcost.tasks.pretrained import Encoder
 
 HEADERS = (
@@ -216,9 +215,8 @@ def _sizes(reproduction: Reproduction) -> Iterator[str]:
 
 def _constant_answer(reproduction: Reproduction) -> Iterator[str]:
     """Yield a line on the accuracy of one answer to all examples of the test split, if its labels are classes."""
-    labels = reproduction.task.splits().test.y
-    if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
-        share = labels.unique(return_counts=True)[1].max().item() / len(labels)
+    share = majority(reproduction.task)
+    if share is not None:
         yield f"- The most frequent class of the test split, always given, has an accuracy of {percent(share)}."
 
 

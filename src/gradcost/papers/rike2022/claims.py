@@ -13,8 +13,8 @@ from gradcost.papers.rike2022.printed import PRINTED
 from gradcost.papers.rike2022.runs import RowResult, is_published_setup, row_results
 from gradcost.papers.rike2022.speed import DEFINITIONS, Definition, ratio
 from gradcost.papers.rike2022.table import UNCAPPED_SUFFIX, TableRow, counterpart
+from gradcost.results.guessing import guessing_loss
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.statistics import guessing_loss
 
 HALF_A_DIGIT = 0.0005  # half a unit in the last digit of the losses in Table 1
 TEN_CLASSES = log(10)  # the loss of guessing in the paper's tasks

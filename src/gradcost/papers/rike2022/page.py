@@ -15,8 +15,8 @@ from gradcost.papers.rike2022.protocols import AsStated, protocol_of
 from gradcost.papers.rike2022.runs import Metric, RowResult, is_published_setup, row_results
 from gradcost.papers.rike2022.speed import DEFINITIONS, LEAST_FALL, Ratio, ratio, resolution
 from gradcost.papers.rike2022.table import TABLE, TITLE, TUNED_SUFFIX, TableRow
+from gradcost.results.guessing import guessing_loss
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.statistics import guessing_loss
 
 HEADERS = ("row", "Table 1", "printed, last ten", "paper's metric", "whole test set", "z", "accuracy")
 
