@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,16 @@ from gradcost.core.units import number, size
 from gradcost.papers.claims import markdown_table
 from gradcost.papers.panchal2025.cost import read_costs
 from gradcost.papers.panchal2025.cost_page import Case, CostTable
-from gradcost.results.records import read
+from gradcost.results.records import Results, read
 from gradcost.results.statistics import Interval
-from gradcost.results.targets import Target, reaches
+from gradcost.results.targets import Target, reaches, reference
+from gradcost.results.tuning import final_rate
 
 HERE = Path(__file__).parent
 BY_CHANCE = "MiniLM on TREC, 22.7 million weights"  # the study whose methods without backprop learned nothing
-EXACT, DIFFERENCE = "BP-Checkpointing", "MeZO"
-# label of the page, folder, method, its directions n, target: the hardest loss that every run of the method reaches
+EXACT, SAME, DIFFERENCE = "BP-Checkpointing", "BP-Vanilla", "MeZO"  # the first two have the same gradient
+# label of the page, folder, method, its directions n, target: the hardest loss that every run of the method reaches,
+# rounded up to three digits
 STUDIES = [
     ("MNIST, 1,863,690 weights", "equal-flops-1", "forward gradient, cap, Adam, decay", 1, Target("loss", 1.6)),
     ("MNIST, 1,863,690 weights", "equal-flops-1", "MeZO, cap, momentum, decay", 1, Target("loss", 1.6)),
@@ -51,20 +54,30 @@ STUDIES = [
 class Steps(NamedTuple):
     """The steps of a method to a target, as a ratio to those of backprop in its study (`targets.reference`).
 
+    reference: the backprop of this study, with its learning rate.
     ratio: over seeds, paired. Where no run reaches the target: the steps that the runs had, as a bound from below.
+    other: the median ratio to BP-Checkpointing at its own learning rate, where that is another one.
     """
 
     study: str
     method: str
     directions: int
     target: Target
+    reference: str
     ratio: Interval
     is_bound: bool
+    other: float | None = None
 
     @property
     def rank(self) -> float:
         """Return r of the law ratio = 1 + (r + 1)/n, the effective rank of the Hessian in `effective_slowdown`."""
         return self.directions * (self.ratio.median - 1) - 1
+
+    def to_checkpointed(self) -> Steps:
+        """Return these steps as a ratio to those of BP-Checkpointing."""
+        if self.other is None:
+            return self
+        return self._replace(ratio=Interval(self.other, self.other, self.other, 0.0, self.ratio.n))
 
 
 class Model(NamedTuple):
@@ -87,14 +100,35 @@ class Model(NamedTuple):
 def measured() -> Iterator[Steps]:
     for label, folder, method, directions, target in STUDIES:
         results = read(HERE / folder)
-        ratio = next(r.ratio["steps"] for r in reaches(results, [target]) if r.method == method)
-        is_bound = math.isinf(ratio.median)
-        if is_bound:
-            ratio = _bound(results, method, target, ratio)
-        yield Steps(label, method, directions, target, ratio, is_bound)
+        first = reference(results)
+        assert first is not None
+        ratio = _ratio(results, method, target)
+        if math.isinf(ratio.median):
+            bound = _bound(results, method, target, ratio)
+            yield Steps(label, method, directions, target, _named(results, EXACT), bound, True)
+            continue
+        others = replace(results, trials=tuple(run for run in results.trials if run.method != SAME))
+        is_other = first == SAME and final_rate(results, SAME) != final_rate(results, EXACT)
+        other = _ratio(others, method, target).median if is_other else None
+        yield Steps(label, method, directions, target, _named(results, first), ratio, False, other)
 
 
-def _bound(results: Any, method: str, target: Target, ratio: Interval) -> Interval:
+def _ratio(results: Results, method: str, target: Target) -> Interval:
+    return next(row.ratio["steps"] for row in reaches(results, [target]) if row.method == method)
+
+
+def _nearer_to_the_start() -> Iterator[float]:
+    """Yield the ratios of the study with all weights of MiniLM to a loss that is higher by 0.01."""
+    for label, folder, method, _, target in STUDIES:
+        if label == BY_CHANCE:
+            yield _ratio(read(HERE / folder), method, Target("loss", round(target.value + 0.01, 2))).median
+
+
+def _named(results: Results, method: str) -> str:
+    return f"{method}, {final_rate(results, method)}"
+
+
+def _bound(results: Results, method: str, target: Target, ratio: Interval) -> Interval:
     finals = [run for run in results.trials if run.phase == "final"]
     had = min(run.steps for run in finals if run.method == method)
     needed = max(target.step(run) for run in finals if run.method == EXACT)
@@ -128,28 +162,35 @@ network](panchal2025_variants.md)).
   Larger batches widen the range, and so does MeZO without an optimizer's state, where all weights are trained.
 - **Computations.** Nothing else wins. A step of checkpointed backprop takes {advantages} times the FLOPs of a step
   of MeZO, so MeZO may take at most so many times its steps. The medians measured with one direction are {ratios}
-  times; the low ones are to targets close to the start. By the law below, n directions per step take n + r + 1
-  times the work, least for one; measured, 4 to 16 directions need fewer FLOPs than one ([equal
+  times those of the backprop that was tuned best ({others} times those of BP-Checkpointing, where its learning rate
+  is another one); the low ones are to targets close to the start. By the law below, n directions per step take
+  n + r + 1 times the work, least for one; measured, 4 to 16 directions need fewer FLOPs than one ([equal
   FLOPs](equal_flops.md), [directions](questions.md)), and still many times those of backprop.
 - **Time with n workers, one direction each.** If all directions of a step took the time of one, then by the law and
-  with the r measured, backprop with adapters on *one* worker would be overtaken from {fewest} workers on. On a small
-  network 64 directions need as many steps as plain backprop ([counted, not timed](questions.md)). If the batch can be
-  split, backprop uses the workers too, and is not overtaken.
+  with the r measured, backprop with adapters on *one* worker would be overtaken from {fewest} workers on (from
+  {sooner} on, if it is BP-Checkpointing at its own learning rates). On a small network 64 directions need as many
+  steps as plain backprop ([counted, not timed](questions.md)). If the batch can be split, backprop uses the workers
+  too, and is not overtaken.
 - **What this cannot tell.** r is measured on models of 8 thousand to 22.7 million weights, at targets far from the
   end of training; for the models of the second table it is unknown. The methods of one study would have one r if the
   law held. They do not: r differs by up to {spread} times within a study, and the numbers of workers have at least
   this error. With all weights of MiniLM it differs by {chance} times, but there accuracy chose MeZO's learning rate
-  by chance ([which](panchal2025_full.md)). On SmolLM2 the loss is hardly below that of the start, and backprop needs
-  two steps to it, so r is known to about a factor of two. No run came to 80% on TREC, so there r is a bound from
-  below.
+  by chance ([which](panchal2025_full.md)), and the target is 0.01 below the loss of guessing and takes backprop one
+  to three steps: to a loss of 1.79 instead of 1.78 the median ratios are {near}. On SmolLM2 the loss is hardly
+  below that of the start, and backprop needs two steps to it, so r is known to about a factor of two. No run came to
+  80% on TREC, so there r is a bound from below.
 
 ![Budgets and workers](crossover.svg)
 
 ## Steps to a common target
 
-The ratio to the steps of backprop, paired by seed; in the first study, of backprop with plain SGD (with Adam it takes
-a quarter of these steps, so the ratios to it are four times as large). Its interval is that of the median; with fewer
-than six seeds it is the range of the seeds. r follows from the law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
+The ratio to the steps of the backprop in the column before it, paired by seed. In the first study that is plain SGD
+(with Adam it takes a quarter of these steps, so the ratios to it are four times as large). BP-Vanilla and
+BP-Checkpointing have the same gradient, so equal steps at an equal learning rate; the reference is the
+first backprop whose tuning score is at most 2 points below the best one, and *BP-Checkpointing* is the median ratio
+to that one if it has another rate. The interval is that of the median; with fewer than six seeds it is the range of the
+seeds. Targets are rounded to three digits, so ratios differ from those of the studies' own pages. r follows from the
+law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
 
 {steps}
 
@@ -172,20 +213,25 @@ def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
         gaps=_range(model.exact / model.least for model in costs),
         advantages=_range(model.advantage for model in costs),
         ratios=_range(row.ratio.median for row in known),
+        others=_range(row.ratio.median if row.other is None else row.other for row in known),
+        near=" and ".join(number(ratio) for ratio in _nearer_to_the_start()),
         fewest=number(fewest_workers(steps, costs)),
+        sooner=number(fewest_workers([row.to_checkpointed() for row in steps], costs)),
         spread=number(max(_spread(steps, study) for study in {row.study for row in steps} - {BY_CHANCE}), 2),
         chance=number(_spread(steps, BY_CHANCE), 2),
         low=number(low.rank, 2),
         high=number(high.rank),
         steps=markdown_table(
-            ["model", "method", "n", "target", "steps, ratio", "r"],
+            ["model", "method", "n", "target", "reference, rate", "steps, ratio", "r", "BP-Checkpointing"],
             [
                 [
                     row.study,
                     row.method,
                     str(row.directions),
                     f"{row.target.quantity} {row.target.value:g}",
+                    row.reference,
                     *_cells(row),
+                    "" if row.other is None else number(row.other),
                 ]
                 for row in steps
             ],

@@ -158,7 +158,7 @@ def test_the_page_has_a_verdict_per_claim_and_is_marked_as_reduced():
     assert text.startswith("# Panchal et al. 2025: the headline claims on Digits, 6,000 forward passes per run\n")
     assert "SVRG: a full gradient every 100 steps (the public code: every five epochs)" in text
     assert "multiple:" not in text
-    assert "- In the records, and in no figure of this page: MeZO (4 runs)." in text
+    assert "- In the records and the core-hours, and in no other figure of this page: MeZO (4 runs)." in text
     labels = Digits().splits().test.y.tolist()
     share = max(map(labels.count, set(labels))) / len(labels)
     assert f"always given, has an accuracy of {100 * share:.1f}%." in text

@@ -21,6 +21,7 @@ from gradcost.results.records import TrialRecord
 from gradcost.results.tuning import chosen, completed_finals
 
 CHECKPOINTED = "BP-Checkpointing"
+VANILLA = "BP-Vanilla"  # the same gradient as CHECKPOINTED, and the same steps at an equal learning rate
 _FORWARD_ONLY = ("FmAD-", "ZO-", "MeZO")  # how the names of the compared methods begin
 
 ACCURACY = Claim(

@@ -15,6 +15,7 @@ from gradcost.papers.panchal2025.headline import (
     CHECKPOINTED,
     COMPUTATIONS,
     CONVERGENCE,
+    VANILLA,
     Found,
     compared,
     is_compared,
@@ -124,6 +125,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "- Memory: the most bytes of one step at once, beyond the weights and the batch; a dash if it was not "
             "measured.",
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
+            *_one_gradient(results),
             *_other_choices(results, lengths),
             *_choices_by_loss(results, lengths),
             *_left_out(results, reproduction),
@@ -164,14 +166,26 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
     )
 
 
+def _one_gradient(results: Results) -> Iterator[str]:
+    """Yield a line if BP-Vanilla, which has the gradient of CHECKPOINTED, was tuned to another learning rate."""
+    plain, own = (completed_finals(results.trials, name) for name in (VANILLA, CHECKPOINTED))
+    if plain and own and plain[0].lr != own[0].lr and _steps(plain) != _steps(own):
+        yield (
+            f"- {VANILLA} and {CHECKPOINTED} have the same gradient; their steps to the target differ because tuning "
+            f"chose {plain[0].lr:g} for the one and {own[0].lr:g} for the other. At {plain[0].lr:g} {CHECKPOINTED} "
+            f"would reach the target at the steps of {VANILLA}, {_steps(plain)} instead of {_steps(own)} (medians), "
+            "and the ratios to it would be other ones by this factor."
+        )
+
+
 def _other_choices(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
     """Yield a line for each method whose final runs do not have the learning rate that tuning chose."""
     for each in lengths:
         runs, lr = completed_finals(results.trials, each.name), chosen(results.trials, each.name)
         if runs and lr is not None and runs[0].lr != lr:
             yield (
-                f"- {each.name} scored best at the learning rate {lr:g} in its tuning runs, and its final runs have "
-                f"{runs[0].lr:g}: they were chosen without that run."
+                f"- {each.name} scored best at the learning rate {lr:g} in its tuning runs, but its final runs have "
+                f"{runs[0].lr:g}: they ran before the tuning run at {lr:g} did."
             )
 
 
@@ -195,7 +209,7 @@ def _left_out(results: Results, reproduction: Reproduction) -> Iterator[str]:
     runs = Counter(run.method for run in results.trials if run.method not in reproduction.methods)
     if runs:
         names = ", ".join(f"{name} ({count(number_of, 'run')})" for name, number_of in runs.items())
-        yield f"- In the records, and in no figure of this page: {names}."
+        yield f"- In the records and the core-hours, and in no other figure of this page: {names}."
 
 
 def _sizes(reproduction: Reproduction) -> Iterator[str]:
@@ -279,6 +293,8 @@ def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterato
             "A step is known to one step or to a quarter of it, whichever is more."
         )
         yield markdown_table(("method", "step", "FLOPs"), rows)
+    elif common_loss(results) is not None:
+        yield "There is no table of steps to a common validation loss: a run without backprop has it after one step."
 
 
 def _accuracy(runs: Sequence[TrialRecord]) -> str:
