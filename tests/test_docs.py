@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+import tiny_models
 from gradcost.results import ledger
 from gradcost.results.records import Cost, Curve, Quality, Refused, StudyRecord, TrialRecord
+from in_process import inside
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,6 +76,21 @@ def test_every_example_runs_and_prints_what_the_page_shows(
         else:
             code = compile("\n" * block.line + block.text, str(page), "exec", flags=0, dont_inherit=True)
             exec(code, vars(namespace))
+
+
+def test_the_file_on_own_texts_trains_a_saved_model(tmp_path: Path):
+    block = next(block.text for block in blocks(DOCS / "pretrained.md", "python") if "own_texts.py" in block.text)
+    saved = tiny_models.encoder(tmp_path / "saved")
+    (tmp_path / "own_texts.py").write_text(block.replace("google-bert/bert-base-uncased", saved).replace("64", "8"))
+    rows = "".join(f"{word} is the answer,{label}\n" for label, word in enumerate(("who", "what")) for _ in range(20))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+    own = ("--model", "own_texts.py:make", "--data", "own_texts.py:loaders", "--batch", "4")
+    for command in (
+        ("plan", "--memory", "1GiB"),
+        ("train", "mezo()", "--optimizer", "AdamW(1e-4)", "--steps", "2", "-o", "model"),
+    ):
+        ran = inside(*command, *own, folder=tmp_path)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def run_script(script: Path, block: Block) -> None:

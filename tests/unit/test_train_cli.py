@@ -283,9 +283,12 @@ def test_an_interrupted_run_is_told_how_it_goes_on(tmp_path: Path, monkeypatch: 
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
+    run(tmp_path, *MEZO, "--steps", "2", "-o", "a")
     monkeypatch.setattr("gradcost.cli.train.train", interrupted)
-    ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "a", code=130)
+    ran = run(tmp_path, *MEZO, "--steps", "4", "-o", "a", "--resume", code=130)
     assert "interrupted; the run goes on from its last checkpoint with --resume." in ran.stderr
+    ran = run(tmp_path, *MEZO, "--steps", "2", "-o", "b", code=130)
+    assert "interrupted; there is no checkpoint yet (--every 30 seconds), so with --resume the run " in ran.stderr
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"method"', b"\xff", b"[" * 100_000], ids=lambda text: repr(text[:9]))

@@ -43,7 +43,6 @@ app.add_typer(data, name="data")
 KEPT = {  # what an interrupted command keeps
     "study": "finished trials are kept; the same command resumes",
     "reproduce": "finished trials are kept; the same command resumes",
-    "train": "the run goes on from its last checkpoint with --resume",
 }
 # Signals that end a process like Ctrl-C; Windows has no SIGHUP.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))

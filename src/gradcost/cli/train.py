@@ -64,16 +64,26 @@ def train_model(options: TrainOptions) -> int:
     finite: list[bool] = []  # whether the loss of each step of this call is finite
     weights = options.output / WEIGHTS
     with locked(options.output), console.status(f"training {steps:,} steps") as progress:
-        taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
-        for last in recorded(taken, options.output, None if options.log else options.every):
-            progress(f"{last.number + 1:,}")
-            finite.append(isfinite(last.loss))
+        try:
+            taken = train(run, estimator, optimizer, Key(options.seed), steps, resume, log=log)
+            for last in recorded(taken, options.output, None if options.log else options.every):
+                progress(f"{last.number + 1:,}")
+                finite.append(isfinite(last.loss))
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(_kept(options)) from error
         save_weights(safetensors, run.made.model, weights)
     _show(options, steps, last, weights)
     if finite and not any(finite):
         console.complain(f"no weight has moved: the loss of all {count(len(finite), 'step')} was not finite.")
         return 1
     return 0
+
+
+def _kept(options: TrainOptions) -> str:
+    """Say what an interrupted run keeps."""
+    if any((options.output / name).exists() for name in (CHECKPOINT, LOG)):
+        return "the run goes on from its last checkpoint with --resume"
+    return f"there is no checkpoint yet (--every {options.every:g} seconds), so with --resume the run starts again"
 
 
 def save_weights(safetensors: Any, model: nn.Module, path: Path) -> None:

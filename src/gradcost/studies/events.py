@@ -184,8 +184,9 @@ OnEvent = Callable[[Event], None]
 def warn_of_failures(event: Event) -> None:
     """Issue a `Note` when trials failed; ignore every other event."""
     if isinstance(event, TrialsEnded) and event.failed:
+        reason = str(event.reason).rstrip(".")
         warnings.warn(
-            f"{event.failed} of {event.ran} trials failed; the first: {event.reason}. Their tracebacks are in "
+            f"{event.failed} of {event.ran} trials failed; the first: {reason}. Their tracebacks are in "
             f"{event.folder / 'records.jsonl'}. The same call runs them again.",
             Note,
             stacklevel=2,
