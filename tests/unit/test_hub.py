@@ -16,9 +16,10 @@ from gradcost.core.key import Key
 from gradcost.tasks import hub, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
-from gradcost.tasks.pretrained import CausalLm, Encoder
+from gradcost.tasks.pretrained import CausalLm, Encoder, Verbalizer
 from gradcost.tasks.sources import DataError
 from gradcost.tasks.task import IGNORED
+from gradcost.tasks.texts import Prompted
 
 # ---- answers
 
@@ -123,6 +124,16 @@ def test_the_columns_of_the_hub_become_texts_and_labels(kind: type[Any], tmp_pat
     held_out = 0 if kind is Mmlu else 2  # a tenth of the training split, where there is no third one
     assert len(splits.train.texts) == 20 - held_out
     assert len(splits.validation.texts) == (held_out or 20)
+
+
+def test_the_choices_of_a_long_question_stay(tmp_path: Path, library: Any):
+    for name in ("model", "data"):
+        (tmp_path / name).mkdir()
+    weights, (row, _, _) = tiny_models.causal(tmp_path / "model"), ROWS[Mmlu]
+    source = folder_of(tmp_path / "data", FILES[Mmlu], [row | {"question": "a b c d e f what ?"}] * 2)
+    task = Prompted(Mmlu(source=source), Verbalizer(CausalLm(weights), Mmlu.words), length=12)
+    decode = pretrained_files.tokenizer(weights).decode
+    assert decode(task.splits().train.x[0]) == "f what ? [UNK] a [UNK] b [UNK] c [UNK] d [UNK]"
 
 
 def test_a_validation_split_is_taken_from_the_training_split(tmp_path: Path, library: Any):

@@ -83,17 +83,18 @@ def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 @lru_cache(maxsize=16)
-def _loader(source: str, parts: Parts, text: Callable[[Row], str], label: str) -> Callable[[], TextSplits]:
-    """Return the function that loads labelled texts; the same function for the same arguments."""
+def _loader(
+    source: str, parts: Parts, text: Callable[[Row], str], label: str, end: Callable[[Row], str] | None = None
+) -> Callable[[], TextSplits]:
+    """Return the function that loads labelled texts; the same function for the same arguments. `end` is not cut."""
 
     @lru_cache(maxsize=1)
     def load() -> TextSplits:
-        return TextSplits(
-            *(
-                Texts(tuple(text(row) for row in part), tuple(int(row[label]) for row in part))
-                for part in rows(source, parts)
-            )
-        )
+        return TextSplits(*(texts(list(part)) for part in rows(source, parts)))
+
+    def texts(part: list[Row]) -> Texts:
+        kept = tuple(len(end(row)) for row in part) if end else ()
+        return Texts(tuple(text(row) for row in part), tuple(int(row[label]) for row in part), kept)
 
     return load
 
@@ -180,7 +181,8 @@ class Mmlu(TextTask):
     Args:
         model: the architecture.
         batch: number of questions per batch.
-        length: number of tokens per question with its choices.
+        length: number of tokens per question with its choices. The beginning of a long question is cut. Questions
+            whose choices alone are too long are left out.
         source: the data set.
     Source: Hendrycks et al. 2021 (arXiv 2009.03300).
     """
@@ -195,10 +197,11 @@ class Mmlu(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("test", "auxiliary_train", "validation", "all"), _choices, "answer")
+        parts = Parts("test", "auxiliary_train", "validation", "all")
+        return _loader(self.source, parts, _question_and_choices, "answer", _choices)
 
 
-# The question comes first, because a text that is too long is cut at its end.
+# What a text asks comes first, because a text that is too long is cut at its end. The choices of MMLU are kept.
 
 
 def _article(row: Row) -> str:
@@ -213,9 +216,12 @@ def _answer(row: Row) -> str:
     return f"{row['question']} {row['answer']}\n{row['paragraph']}"
 
 
+def _question_and_choices(row: Row) -> str:
+    return row["question"] + _choices(row)
+
+
 def _choices(row: Row) -> str:
-    choices = (f"{letter}. {choice}" for letter, choice in zip(Mmlu.words, row["choices"], strict=True))
-    return "\n".join([row["question"], *choices])
+    return "".join(f"\n{letter}. {choice}" for letter, choice in zip(Mmlu.words, row["choices"], strict=True))
 
 
 # ---- GSM8K
