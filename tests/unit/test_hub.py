@@ -36,6 +36,20 @@ def test_the_final_number_is_the_answer():
     assert number_answer("a #### none") is None
 
 
+def test_a_hyphen_between_numbers_is_no_sign():
+    for text, number in (("from 10-20", 20), ("answer: 5-3", 3), ("10%-20%", 20), ("5 - 3", 3), ("$10-$20", 20)):
+        assert number_answer(text) == number
+    for text, number in (("#### -20", -20), ("x=-3", -3), ("#### -$5", -5), ("(-7)", -7)):
+        assert number_answer(text) == number
+
+
+def test_a_decimal_number_needs_no_zero_before_its_point():
+    for text, number in (("#### .5", "0.5"), ("#### -.25", "-0.25"), ("it is $.75.", "0.75"), ("part 1.2.3", "3")):
+        assert number_answer(text) == Decimal(number)
+    assert number_answer("it is 3.") == 3
+    assert number_answer("none ...") is None
+
+
 def test_no_answer_is_never_right():
     """An empty answer scored 1.0 in a published metric."""
     for parse, gold in ((number_answer, "#### 7"), (choice_answer, "B"), (yes_no_answer, "yes")):
