@@ -13,13 +13,15 @@ import torch
 import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
-from gradcost.tasks import hub, pretrained_files
+from gradcost.tasks import hub, hub_rows, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
+from gradcost.tasks.hub_rows import divided
 from gradcost.tasks.pretrained import CausalLm, Encoder, Verbalizer
 from gradcost.tasks.sources import DataError
 from gradcost.tasks.task import IGNORED
 from gradcost.tasks.texts import Prompted
+from hub_rows_in_memory import Jsonl
 
 # ---- answers
 
@@ -92,6 +94,7 @@ ROWS: dict[type[Any], tuple[dict[str, Any], str, int]] = {
         3,
     ),
 }
+GROUPS = {AgNews: "text", BoolQ: "passage", MultiRc: "paragraph"}
 FILES = {AgNews: ("train", "test"), BoolQ: ("train", "validation"), MultiRc: ("train", "validation")} | {
     Mmlu: ("auxiliary_train", "validation", "test")
 }
@@ -109,30 +112,19 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     try:
         import datasets.config
     except ImportError:
-        return monkeypatch.setattr(hub, "require", lambda *_: _Jsonl)
+        return monkeypatch.setattr(hub_rows, "require", lambda *_: Jsonl)
     return monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-class _Jsonl:
-    """A stand-in for `datasets` where it is not installed."""
-
-    @staticmethod
-    def load_dataset(source: str, name: None, folder: None, data_files: dict[str, str]) -> Any:
-        assert (source, name, folder) == ("json", None, None)
-        return {
-            part: [json.loads(line) for line in Path(path).read_text().splitlines()]
-            for part, path in data_files.items()
-        }
 
 
 @pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
 def test_the_columns_of_the_hub_become_texts_and_labels(kind: type[Any], tmp_path: Path, library: Any):
     row, text, label = ROWS[kind]
-    task = kind(source=folder_of(tmp_path, FILES[kind], [row] * 20))
+    group = GROUPS.get(kind, "question")
+    rows = [{**row, group: f"{row[group]} {number}"} for number in range(20)]
+    task = kind(source=folder_of(tmp_path, FILES[kind], rows))
     splits = task.texts()
-    assert {(one, other) for part in splits for one, other in zip(part.texts, part.labels, strict=True)} == {
-        (text, label)
-    }
+    found = {(one, other) for part in splits for one, other in zip(part.texts, part.labels, strict=True)}
+    assert found == {(text.replace(row[group], each[group]), label) for each in rows}
     assert task.texts is kind(source=task.source, batch=1).texts
     assert len(splits.test.texts) == 20
     held_out = 0 if kind is Mmlu else 2  # a tenth of the training split, where there is no third one
@@ -157,6 +149,26 @@ def test_a_validation_split_is_taken_from_the_training_split(tmp_path: Path, lib
     assert sorted(train.texts + validation.texts) == sorted(row["text"] for row in NEWS)
 
 
+@pytest.mark.parametrize("kind", [BoolQ, MultiRc])
+def test_rows_that_belong_together_are_in_one_split(kind: type[Any], tmp_path: Path, library: Any):
+    """All paragraphs of a validation split of MultiRC were once in the training split, too."""
+    row, _, _ = ROWS[kind]
+    rows = [row | {GROUPS[kind]: f"group{place % 20}", "question": str(place)} for place in range(100)]
+    train, validation, test = kind(source=folder_of(tmp_path, FILES[kind], rows)).texts()
+    groups = [{text.rpartition("\n")[2] for text in part.texts} for part in (train, validation)]
+    assert not groups[0] & groups[1]
+    assert [len(part.texts) for part in (train, validation, test)] == [90, 10, 100]
+
+
+def test_groups_are_divided_by_a_fixed_permutation():
+    groups = [place // 3 for place in range(30)]
+    first, second = divided(groups, 4)
+    assert len(second) == 4
+    assert len(first) == 24, "the rest of the second group is in no part"
+    assert not {groups[place] for place in first} & {groups[place] for place in second}
+    assert divided(groups, 4) == (first, second)
+
+
 def test_a_task_of_the_hub_has_tokens(tmp_path: Path, library: Any):
     (tmp_path / "model").mkdir()
     (tmp_path / "data").mkdir()
@@ -171,6 +183,10 @@ def test_what_the_hub_cannot_give_is_explained(tmp_path: Path, library: Any):
         AgNews(source=str(tmp_path)).texts()
     with pytest.raises(DataError, match="has no split 'test'; it has train"):
         AgNews(source=folder_of(tmp_path, ("train",), NEWS)).texts()
+    with pytest.raises(DataError, match="has no column 'passage', whose equal values mark rows"):
+        BoolQ(source=folder_of(tmp_path, ("train", "validation"), NEWS)).texts()
+    with pytest.raises(DataError, match=r"the split 'train' of .* has too few rows for a validation split"):
+        AgNews(source=folder_of(tmp_path, ("train", "test"), NEWS[:9])).texts()
 
 
 # ---- GSM8K

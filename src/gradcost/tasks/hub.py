@@ -2,84 +2,31 @@
 
 `source` is the name on the hub, or a folder with files of the same columns, one per split, such as `train.jsonl`.
 The test split is the official split with labels that is not for training. If there is only one such split, the
-validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation.
+validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation. Rows that belong
+together, such as questions about one paragraph, are never both in the training and in the validation split.
 
 This module needs the extras `gradcost[hub,transformers]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.errors import BadInput, brief, require
-from gradcost.core.key import Key
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.generation import continuations, prompts_and_answers, question_tokens
+from gradcost.tasks.hub_rows import Parts, Row, rows
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
-from gradcost.tasks.sources import DataError
-from gradcost.tasks.task import Split, Splits, Task, permutation, score
+from gradcost.tasks.task import Split, Splits, Task, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
-
-Row = Mapping[str, Any]
-MOST_HELD_OUT = 1000
-
-
-class Parts(NamedTuple):
-    """The names of the splits of a data set on the hub, and the configuration that has them.
-
-    Args:
-        test: the split for the final score.
-        train: the split for training.
-        validation: the split on which learning rates are chosen. None: a part of the training split.
-        name: the configuration; None if the data set has only one.
-    """
-
-    test: str
-    train: str = "train"
-    validation: str | None = None
-    name: str | None = None
-
-
-@lru_cache(maxsize=4)
-def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
-    """Return the examples of the splits (train, validation, test).
-
-    Raises:
-        DataError: the data set cannot be loaded, or lacks a split.
-        MissingExtra: `datasets` is not installed.
-    """
-    library = require("datasets", f"The data set {source}", "hub")
-    files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
-    if Path(source).is_dir() and not files:
-        raise DataError(
-            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or "
-            "give a name on the Hugging Face hub."
-        )
-    try:
-        where = ("json", None, None, files) if files else (source, parts.name)
-        loaded = library.load_dataset(*where)
-    except Exception as error:  # `datasets` raises exceptions of many types, also those of other libraries
-        raise DataError(
-            f"the data set {source!r} cannot be loaded: {brief(error)}. Give a name on the Hugging Face "
-            f"hub (needs a network), or a folder with {parts.train}.jsonl and {parts.test}.jsonl."
-        ) from error
-    for part in {parts.train, parts.test, parts.validation or parts.train} - set(loaded):
-        raise DataError(f"the data set {source!r} has no split {part!r}; it has {', '.join(loaded)}.")
-    train, test = list(loaded[parts.train]), list(loaded[parts.test])
-    if parts.validation is not None:
-        return train, list(loaded[parts.validation]), test
-    order = permutation(Key(0).fold("held out"), len(train)).tolist()
-    held_out = min(MOST_HELD_OUT, len(train) // 10)
-    return [train[i] for i in order[held_out:]], [train[i] for i in order[:held_out]], test
 
 
 @lru_cache(maxsize=16)
@@ -121,7 +68,7 @@ class AgNews(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("test"), _article, "label")
+        return _loader(self.source, Parts("test", group="text"), _article, "label")
 
 
 @value
@@ -146,7 +93,7 @@ class BoolQ(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("validation"), _question, "answer")
+        return _loader(self.source, Parts("validation", group="passage"), _question, "answer")
 
 
 @value
@@ -171,7 +118,7 @@ class MultiRc(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("validation", name="multirc"), _answer, "label")
+        return _loader(self.source, Parts("validation", name="multirc", group="paragraph"), _answer, "label")
 
 
 @value
@@ -312,7 +259,12 @@ def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) 
 @lru_cache(maxsize=4)
 def _answered(source: str, weights: str, length: int) -> Splits:
     encode = tokenizer(weights)
-    return Splits(*(_targets(part, encode, length, source) for part in rows(source, Parts("test", name="main"))))
+    return Splits(
+        *(
+            _targets(part, encode, length, source)
+            for part in rows(source, Parts("test", name="main", group="question"))
+        )
+    )
 
 
 def _targets(part: Iterable[Row], encode: Any, length: int, source: str) -> Split:
