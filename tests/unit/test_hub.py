@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+from gradcost.core.note import Note
 from gradcost.tasks import hub, hub_rows, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
@@ -199,11 +201,13 @@ def problems(tmp_path: Path, library: Any) -> Gsm8k:
     rows = [{"question": "what is a", "answer": "a b #### 1"}, {"question": "who", "answer": "c #### 2"}] * 10
     rows += [{"question": "a " * 50, "answer": "#### 3"}]
     weights = tiny_models.causal(tmp_path / "model")
-    return Gsm8k(CausalLm(weights), 3, 16, 5, folder_of(tmp_path / "data", ("train", "test"), rows))
+    source = folder_of(tmp_path / "data", ("train", "test"), rows)
+    return Gsm8k(CausalLm(weights), batch=3, length=16, source=source)
 
 
 def test_only_the_answer_counts_and_long_examples_are_left_out(problems: Gsm8k):
-    test = problems.splits().test
+    with pytest.warns(Note, match="Problems that do not fit into 16 tokens are left out: .*, 1 of 21 for test"):
+        test = problems.splits().test
     decode = pretrained_files.tokenizer(problems.model.weights).decode  # pyright: ignore[reportAttributeAccessIssue]
     assert test.x.shape == test.y.shape == (20, 16)
     assert decode(test.y[0][test.y[0] != IGNORED]) == "a b #### 1 [END]"
@@ -221,6 +225,21 @@ def test_generated_answers_are_parsed(problems: Gsm8k, monkeypatch: pytest.Monke
     assert found.accuracy == 0.5
     assert found.loss > 0
     assert 0 <= found.token_accuracy <= 1
+
+
+def test_the_longest_gold_answer_can_be_generated(problems: Gsm8k, monkeypatch: pytest.MonkeyPatch):
+    """With at most 128 tokens, a perfect model once scored 0.75 on the official test split."""
+    split = problems.splits().test
+    gold = {"what": "a b #### 1", "who": "c #### 2"}
+
+    def perfect(model: Any, prompts: list[torch.Tensor], encode: Any, tokens: int) -> list[str]:
+        answers = (gold["what" if "what" in encode.decode(prompt) else "who"] for prompt in prompts)
+        return [encode.decode(encode(answer)["input_ids"][:tokens]) for answer in answers]
+
+    monkeypatch.setattr(hub, "generate", perfect)
+    model = problems.objective(Key(1)).model
+    assert problems.score(model, split).accuracy == 1.0
+    assert replace(problems, generated=3).score(model, split).accuracy == 0.5
 
 
 def test_a_continuation_does_not_depend_on_the_other_prompts_of_its_batch(problems: Gsm8k):

@@ -111,7 +111,7 @@ def test_the_end_that_is_kept_is_not_cut(encoder: str, causal: str, is_prompted:
     else:
         task, end = Choices(Encoder(encoder), length=8), " [SEP]"
     with pytest.warns(
-        Note, match="texts that do not fit into . tokens are left out: 1 of 3 for training, 1 of 3 for"
+        Note, match="Texts that do not fit into . tokens are left out: 1 of 3 for training, 1 of 3 for"
     ):
         train = task.splits().train
     decode = pretrained_files.tokenizer(causal if is_prompted else encoder).decode

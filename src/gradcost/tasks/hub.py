@@ -25,7 +25,7 @@ from gradcost.tasks.generation import continuations, prompts_and_answers, questi
 from gradcost.tasks.hub_rows import Parts, Row, rows
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
-from gradcost.tasks.task import Split, Splits, Task, score
+from gradcost.tasks.task import IGNORED, Split, Splits, Task, note_left_out, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
 
 
@@ -198,8 +198,10 @@ class Gsm8k(Task):
     Args:
         model: a causal language model.
         batch: number of problems per batch.
-        length: number of tokens per problem with its answer. Longer examples are left out of every split.
-        generated: the largest number of generated tokens.
+        length: number of tokens per problem with its answer. Longer examples are left out of every split, and a
+            `Note` has their number.
+        generated: the largest number of generated tokens. None: the tokens of the longest gold answer of the
+            validation and test splits, with its end.
         source: the data set.
     Source: Cobbe et al. 2021 (arXiv 2110.14168).
     """
@@ -207,7 +209,7 @@ class Gsm8k(Task):
     model: Architecture = CausalLm(lora=Lora())
     batch: int = 4
     length: int = 256
-    generated: int = 128
+    generated: int | None = None
     source: str = "openai/gsm8k"
     models: ClassVar[dict[str, Architecture]] = {"smollm2-lora": CausalLm(lora=Lora()), "smollm2": CausalLm()}
 
@@ -222,6 +224,12 @@ class Gsm8k(Task):
     def splits(self) -> Splits:
         return _answered(self.source, _weights(self.model), self.length)
 
+    @property
+    def _generated(self) -> int:
+        if self.generated is not None:
+            return self.generated
+        return max(int((part.y != IGNORED).sum(1).max()) for part in self.splits()[1:])
+
     def score(self, model: nn.Module, split: Split) -> GeneratedScore:  # type: ignore[override]
         """Return the loss on the gold answers, and the accuracy of generated answers.
 
@@ -230,11 +238,11 @@ class Gsm8k(Task):
             split: one of the three `splits()`.
         """
         teacher = score(model, split)
-        encode = tokenizer(_weights(self.model))
+        encode, most = tokenizer(_weights(self.model)), self._generated
         right = 0
         for x, y in zip(split.x.split(self.batch), split.y.split(self.batch), strict=True):
             prompts, gold = prompts_and_answers(encode, x, y)
-            found = generate(model, prompts, encode, self.generated)
+            found = generate(model, prompts, encode, most)
             right += sum(is_right(one, other, number_answer) for one, other in zip(found, gold, strict=True))
         return GeneratedScore(teacher.loss, right / len(split.x), teacher.accuracy)
 
@@ -259,12 +267,10 @@ def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) 
 @lru_cache(maxsize=4)
 def _answered(source: str, weights: str, length: int) -> Splits:
     encode = tokenizer(weights)
-    return Splits(
-        *(
-            _targets(part, encode, length, source)
-            for part in rows(source, Parts("test", name="main", group="question"))
-        )
-    )
+    parts = [list(part) for part in rows(source, Parts("test", name="main", group="question"))]
+    found = Splits(*(_targets(part, encode, length, source) for part in parts))
+    note_left_out("Problems", found, [len(part) for part in parts], length)
+    return found
 
 
 def _targets(part: Iterable[Row], encode: Any, length: int, source: str) -> Split:

@@ -127,7 +127,7 @@ def _splits(
 ) -> Splits:
     questions = [list(_questions(part, model.side)) for part in rows(source, parts, *most)]
     found = Splits(*(encoded(part, model, length) for part in questions))
-    note_left_out("questions", found, [len(part) for part in questions], length)
+    note_left_out("Questions", found, [len(part) for part in questions], length)
     return found
 
 

@@ -126,7 +126,7 @@ def _splits(texts: Callable[[], TextSplits], prompt: str, weights: str, length: 
         raise BadInput(f"length is {length} tokens, but the prompt alone has {alone}: choose a larger length.")
     parts = texts()
     found = Splits(*(_split(part, prompt, weights, length) for part in parts))
-    note_left_out("texts", found, [len(part.texts) for part in parts], length)
+    note_left_out("Texts", found, [len(part.texts) for part in parts], length)
     return found
 
 
