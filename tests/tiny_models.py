@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from gradcost.core.isolation import seeded_generators
@@ -24,6 +24,16 @@ def tokenizer(folder: Path, is_encoder: bool) -> None:
         fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)  # pyright: ignore[reportAttributeAccessIssue]
         special |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **special).save_pretrained(folder)
+
+
+def byte_level(folder: Path) -> str:
+    """Save a tokenizer in `folder` whose tokens are the bytes of a text, and return the folder as a string."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Tokenizer(models.BPE({byte: index for index, byte in enumerate(alphabet)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    fast.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>").save_pretrained(folder)
+    return str(folder)
 
 
 def encoder(folder: Path) -> str:

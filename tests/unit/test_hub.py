@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
-from gradcost.tasks import hub, pretrained_files
+from gradcost.core.note import Note
+from gradcost.tasks import hub, hub_rows, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
-from gradcost.tasks.pretrained import CausalLm, Encoder
+from gradcost.tasks.hub_rows import divided
+from gradcost.tasks.pretrained import CausalLm, Encoder, Verbalizer
 from gradcost.tasks.sources import DataError
 from gradcost.tasks.task import IGNORED
+from gradcost.tasks.texts import Prompted
+from hub_rows_in_memory import Jsonl
 
 # ---- answers
 
@@ -33,6 +38,20 @@ def test_the_final_number_is_the_answer():
     assert number_answer("-12") == -12
     assert is_right("the answer is 18.0", "#### 18", number_answer)
     assert number_answer("a #### none") is None
+
+
+def test_a_hyphen_between_numbers_is_no_sign():
+    for text, number in (("from 10-20", 20), ("answer: 5-3", 3), ("10%-20%", 20), ("5 - 3", 3), ("$10-$20", 20)):
+        assert number_answer(text) == number
+    for text, number in (("#### -20", -20), ("x=-3", -3), ("#### -$5", -5), ("(-7)", -7)):
+        assert number_answer(text) == number
+
+
+def test_a_decimal_number_needs_no_zero_before_its_point():
+    for text, number in (("#### .5", "0.5"), ("#### -.25", "-0.25"), ("it is $.75.", "0.75"), ("part 1.2.3", "3")):
+        assert number_answer(text) == Decimal(number)
+    assert number_answer("it is 3.") == 3
+    assert number_answer("none ...") is None
 
 
 def test_no_answer_is_never_right():
@@ -77,6 +96,7 @@ ROWS: dict[type[Any], tuple[dict[str, Any], str, int]] = {
         3,
     ),
 }
+GROUPS = {AgNews: "text", BoolQ: "passage", MultiRc: "paragraph"}
 FILES = {AgNews: ("train", "test"), BoolQ: ("train", "validation"), MultiRc: ("train", "validation")} | {
     Mmlu: ("auxiliary_train", "validation", "test")
 }
@@ -94,30 +114,19 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     try:
         import datasets.config
     except ImportError:
-        return monkeypatch.setattr(hub, "require", lambda *_: _Jsonl)
+        return monkeypatch.setattr(hub_rows, "require", lambda *_: Jsonl)
     return monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-class _Jsonl:
-    """A stand-in for `datasets` where it is not installed."""
-
-    @staticmethod
-    def load_dataset(source: str, name: None, folder: None, data_files: dict[str, str]) -> Any:
-        assert (source, name, folder) == ("json", None, None)
-        return {
-            part: [json.loads(line) for line in Path(path).read_text().splitlines()]
-            for part, path in data_files.items()
-        }
 
 
 @pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
 def test_the_columns_of_the_hub_become_texts_and_labels(kind: type[Any], tmp_path: Path, library: Any):
     row, text, label = ROWS[kind]
-    task = kind(source=folder_of(tmp_path, FILES[kind], [row] * 20))
+    group = GROUPS.get(kind, "question")
+    rows = [{**row, group: f"{row[group]} {number}"} for number in range(20)]
+    task = kind(source=folder_of(tmp_path, FILES[kind], rows))
     splits = task.texts()
-    assert {(one, other) for part in splits for one, other in zip(part.texts, part.labels, strict=True)} == {
-        (text, label)
-    }
+    found = {(one, other) for part in splits for one, other in zip(part.texts, part.labels, strict=True)}
+    assert found == {(text.replace(row[group], each[group]), label) for each in rows}
     assert task.texts is kind(source=task.source, batch=1).texts
     assert len(splits.test.texts) == 20
     held_out = 0 if kind is Mmlu else 2  # a tenth of the training split, where there is no third one
@@ -125,11 +134,41 @@ def test_the_columns_of_the_hub_become_texts_and_labels(kind: type[Any], tmp_pat
     assert len(splits.validation.texts) == (held_out or 20)
 
 
+def test_the_choices_of_a_long_question_stay(tmp_path: Path, library: Any):
+    for name in ("model", "data"):
+        (tmp_path / name).mkdir()
+    weights, (row, _, _) = tiny_models.causal(tmp_path / "model"), ROWS[Mmlu]
+    source = folder_of(tmp_path / "data", FILES[Mmlu], [row | {"question": "a b c d e f what ?"}] * 2)
+    task = Prompted(Mmlu(source=source), Verbalizer(CausalLm(weights), Mmlu.words), length=12)
+    decode = pretrained_files.tokenizer(weights).decode
+    assert decode(task.splits().train.x[0]) == "f what ? [UNK] a [UNK] b [UNK] c [UNK] d [UNK]"
+
+
 def test_a_validation_split_is_taken_from_the_training_split(tmp_path: Path, library: Any):
     task = AgNews(source=folder_of(tmp_path, ("train", "test"), NEWS))
     train, validation, _ = task.texts()
     assert len(validation.texts) == 4
     assert sorted(train.texts + validation.texts) == sorted(row["text"] for row in NEWS)
+
+
+@pytest.mark.parametrize("kind", [BoolQ, MultiRc])
+def test_rows_that_belong_together_are_in_one_split(kind: type[Any], tmp_path: Path, library: Any):
+    """All paragraphs of a validation split of MultiRC were once in the training split, too."""
+    row, _, _ = ROWS[kind]
+    rows = [row | {GROUPS[kind]: f"group{place % 20}", "question": str(place)} for place in range(100)]
+    train, validation, test = kind(source=folder_of(tmp_path, FILES[kind], rows)).texts()
+    groups = [{text.rpartition("\n")[2] for text in part.texts} for part in (train, validation)]
+    assert not groups[0] & groups[1]
+    assert [len(part.texts) for part in (train, validation, test)] == [90, 10, 100]
+
+
+def test_groups_are_divided_by_a_fixed_permutation():
+    groups = [place // 3 for place in range(30)]
+    first, second = divided(groups, 4)
+    assert len(second) == 4
+    assert len(first) == 24, "the rest of the second group is in no part"
+    assert not {groups[place] for place in first} & {groups[place] for place in second}
+    assert divided(groups, 4) == (first, second)
 
 
 def test_a_task_of_the_hub_has_tokens(tmp_path: Path, library: Any):
@@ -146,6 +185,10 @@ def test_what_the_hub_cannot_give_is_explained(tmp_path: Path, library: Any):
         AgNews(source=str(tmp_path)).texts()
     with pytest.raises(DataError, match="has no split 'test'; it has train"):
         AgNews(source=folder_of(tmp_path, ("train",), NEWS)).texts()
+    with pytest.raises(DataError, match="has no column 'passage', whose equal values mark rows"):
+        BoolQ(source=folder_of(tmp_path, ("train", "validation"), NEWS)).texts()
+    with pytest.raises(DataError, match=r"the split 'train' of .* has too few rows for a validation split"):
+        AgNews(source=folder_of(tmp_path, ("train", "test"), NEWS[:9])).texts()
 
 
 # ---- GSM8K
@@ -158,11 +201,13 @@ def problems(tmp_path: Path, library: Any) -> Gsm8k:
     rows = [{"question": "what is a", "answer": "a b #### 1"}, {"question": "who", "answer": "c #### 2"}] * 10
     rows += [{"question": "a " * 50, "answer": "#### 3"}]
     weights = tiny_models.causal(tmp_path / "model")
-    return Gsm8k(CausalLm(weights), 3, 16, 5, folder_of(tmp_path / "data", ("train", "test"), rows))
+    source = folder_of(tmp_path / "data", ("train", "test"), rows)
+    return Gsm8k(CausalLm(weights), batch=3, length=16, source=source)
 
 
 def test_only_the_answer_counts_and_long_examples_are_left_out(problems: Gsm8k):
-    test = problems.splits().test
+    with pytest.warns(Note, match="Problems that do not fit into 16 tokens are left out: .*, 1 of 21 for test"):
+        test = problems.splits().test
     decode = pretrained_files.tokenizer(problems.model.weights).decode  # pyright: ignore[reportAttributeAccessIssue]
     assert test.x.shape == test.y.shape == (20, 16)
     assert decode(test.y[0][test.y[0] != IGNORED]) == "a b #### 1 [END]"
@@ -180,6 +225,21 @@ def test_generated_answers_are_parsed(problems: Gsm8k, monkeypatch: pytest.Monke
     assert found.accuracy == 0.5
     assert found.loss > 0
     assert 0 <= found.token_accuracy <= 1
+
+
+def test_the_longest_gold_answer_can_be_generated(problems: Gsm8k, monkeypatch: pytest.MonkeyPatch):
+    """With at most 128 tokens, a perfect model once scored 0.75 on the official test split."""
+    split = problems.splits().test
+    gold = {"what": "a b #### 1", "who": "c #### 2"}
+
+    def perfect(model: Any, prompts: list[torch.Tensor], encode: Any, tokens: int) -> list[str]:
+        answers = (gold["what" if "what" in encode.decode(prompt) else "who"] for prompt in prompts)
+        return [encode.decode(encode(answer)["input_ids"][:tokens]) for answer in answers]
+
+    monkeypatch.setattr(hub, "generate", perfect)
+    model = problems.objective(Key(1)).model
+    assert problems.score(model, split).accuracy == 1.0
+    assert replace(problems, generated=3).score(model, split).accuracy == 0.5
 
 
 def test_a_continuation_does_not_depend_on_the_other_prompts_of_its_batch(problems: Gsm8k):

@@ -15,6 +15,7 @@ from torch import nn
 import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
+from gradcost.core.note import Note
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.planning.forecast import forecast
@@ -85,6 +86,62 @@ def test_a_prompt_follows_a_text_that_is_cut(causal: str):
     assert decoded[3] == "d e f the answer is"
     with pytest.raises(BadInput, match="length is 3 tokens, but the prompt alone has 3"):
         replace(task, length=3).splits()
+
+
+def _questions() -> TextSplits:
+    texts = ("d e f d e f what ? a b", "what ? a b", "what ? a b c d e f a b c")
+    part = Texts(texts, (0, 1, 0), tuple(len(text.partition("?")[2]) for text in texts))
+    return TextSplits(part, part, part)
+
+
+@value
+class Choices(Letters):
+    """Questions whose choices are at their end, as in MMLU."""
+
+    @property
+    def texts(self) -> Callable[[], TextSplits]:
+        return _questions
+
+
+@pytest.mark.parametrize("is_prompted", [False, True])
+def test_the_end_that_is_kept_is_not_cut(encoder: str, causal: str, is_prompted: bool):
+    """A long question of MMLU once lost its choices. A question whose choices are too long has no answer."""
+    if is_prompted:
+        task, end = Prompted(Choices(), Verbalizer(CausalLm(causal), ("yes", "no")), length=9), " the answer is"
+    else:
+        task, end = Choices(Encoder(encoder), length=8), " [SEP]"
+    with pytest.warns(
+        Note, match="Texts that do not fit into . tokens are left out: 1 of 3 for training, 1 of 3 for"
+    ):
+        train = task.splits().train
+    decode = pretrained_files.tokenizer(causal if is_prompted else encoder).decode
+    decoded = [decode(row).removeprefix("[CLS] ") for row in train.x]
+    assert decoded[0] == "e f what ? a b" + end
+    assert decoded[1].startswith("what ? a b" + end)
+    assert train.y.tolist() == [0, 1]
+
+
+def test_the_prompt_follows_a_text_that_is_cut_inside_a_character(tmp_path: Path):
+    """The bytes of a character are several tokens. A text that was cut inside one lost the prompt's last token."""
+    weights = tiny_models.byte_level(tmp_path)
+    both = tuple(("日本語" * 9)[start:] + ending for start in range(3) for ending in ("", "!", "!!"))
+    encode = pretrained_files.tokenizer(weights)
+    for kept in ((), (1,) * len(both)):
+        for length in (20, 21, 22):
+            rows = texts._split(Texts(both, (0,) * len(both), kept), "{text} is:", weights, length).x
+            decoded = [encode.decode(row, skip_special_tokens=True) for row in rows]
+            assert [text[-4:] for text in decoded] == [" is:"] * len(both)
+            assert all(len(text.encode()) > length - 3 for text in decoded)
+
+
+def test_a_prompt_has_room_for_the_length_of_its_task(causal: str):
+    """Prompted(BoolQ()) once had 32 tokens, whatever the length of BoolQ."""
+    task = Prompted(Letters(length=9), Verbalizer(CausalLm(causal), ("yes", "no")), batch=2)
+    assert task.inputs == (9 + 3,)
+    train = task.splits().train
+    assert train.x.shape == (4, 12)
+    assert pretrained_files.tokenizer(causal).decode(train.x[3]) == "d e f a b c d e f the answer is"
+    assert torch.equal(train.x, replace(task, length=12).splits().train.x)
 
 
 def test_a_prompted_task_can_hold_out_fewer_texts(causal: str):
@@ -255,8 +312,8 @@ def test_texts_are_divided_without_overlap():
     "name", ["trec", "movies", "smollm2", "smollm2-text", "ag_news", "boolq", "multirc", "mmlu", "gsm8k"]
 )
 def test_every_task_of_texts_has_a_name(name: str):
-    task = TASKS[name]()
-    assert task.inputs == (task.length,)  # pyright: ignore[reportAttributeAccessIssue]
+    task: Any = Prompted(length=32) if name == "smollm2" else TASKS[name]()
+    assert task.inputs == (task.length,)
     if isinstance(task, TextTask):
         assert task.classes == len(set(task.words))
         assert "{text}" in task.prompt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient
-from gradcost.tasks import catalogue, data, emoji, vision_language
+from gradcost.tasks import catalogue, data, emoji, hub_rows, vision_language
 from gradcost.tasks.answers import is_right, normal_answer, word_answer
 from gradcost.tasks.efficientnet import EfficientNetLite0, efficientnet_lite0, renamed
 from gradcost.tasks.hub_images import TextVqa, VqaV2
@@ -27,6 +28,7 @@ from gradcost.tasks.pretrained import CausalLm, Lora
 from gradcost.tasks.task import IGNORED, Splits, cross_entropy
 from gradcost.tasks.vision_language import QwenVl, VisionLanguage, divided, generate, joined
 from gradcost.tasks.vqa import ANIMAL, SHOWN, ImageQuestions, Question, asked, encoded
+from hub_rows_in_memory import Part
 
 # ---- answers
 
@@ -249,9 +251,9 @@ def test_the_columns_of_the_hub_become_questions(kind: Any, tmp_path: Path, monk
         [{"answer": each, "answer_id": number} for number, each in enumerate(answers)] if kind is VqaV2 else answers
     )
     image = [[[0, 128, 255]] * 6] * 4  # four rows, six columns
-    row = {"image": image, "question": "what is c ?", "answers": given}
+    rows = [{"image_id": id, "image": image, "question": "what is c ?", "answers": given} for id in range(20)]
     for part in ("train", "validation"):
-        (tmp_path / "data" / f"{part}.jsonl").write_text(f"{json.dumps(row)}\n" * 20)
+        (tmp_path / "data" / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     model = QwenVl(tiny_models.vision_language(tmp_path / "model"), side=8, size=28)
     task = kind(model=model, length=12, source=str(tmp_path / "data"))
     train, validation, test = task.splits()
@@ -260,6 +262,73 @@ def test_the_columns_of_the_hub_become_questions(kind: Any, tmp_path: Path, monk
     assert (images[0] * 255).round().flatten(1).unique(dim=1).flatten().tolist() == [0.0, 128.0, 255.0]
     encode = vision_language.vocabulary(model)
     assert encode.decode(train.y[0][train.y[0] != IGNORED]).split() == ["b", "[END]"]
+
+
+def asked_of_the_hub(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let the hub have these rows in both splits, and return the list of the rows that are read."""
+    read: list[Any] = []
+    parts = {name: Part(rows, read) for name in ("train", "validation")}
+    monkeypatch.setattr(hub_rows, "require", lambda *_: SimpleNamespace(load_dataset=lambda *_: parts))
+    return read
+
+
+def photographs(images: int, answers: Any = ("a",)) -> list[dict[str, Any]]:
+    """Return two questions about each image."""
+    image = Image.new("RGB", (6, 4), (0, 128, 255))
+    return [
+        {"image_id": place // 2, "image": image, "question": "what ?", "answers": answers}
+        for place in range(2 * images)
+    ]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> QwenVl:
+    return QwenVl(tiny_models.vision_language(tmp_path), side=8, size=28)
+
+
+def test_only_the_chosen_images_are_decoded_and_kept_as_bytes(model: QwenVl, monkeypatch: pytest.MonkeyPatch):
+    """All images of VQAv2 in int64 would need a terabyte."""
+    read = asked_of_the_hub(photographs(50), monkeypatch)
+    task = VqaV2(model=model, length=12, source="chosen", examples=20, held_out=6)
+    splits = task.splits()
+    assert [len(part.x) for part in splits] == [20, 6, 6]
+    assert len(read) == 32
+    train, validation = ({row["image_id"] for row in part} for part in (read[:20], read[20:26]))
+    assert not train & validation
+    assert {part.x.dtype for part in splits} == {torch.uint8}
+    assert splits.train.x.shape[1:] == task.inputs == (3 * 8 * 8 + 8 * 12,)
+    assert task.objective(Key(1)).evaluate(task.batch_at(Key(1), 0), Key(1)).isfinite()
+    everything = replace(task, examples=None, held_out=None).splits()
+    assert [len(part.x) for part in everything] == [90, 10, 100]
+    assert replace(task, source="other", held_out=50).splits().validation.x.shape[0] == 10
+    with pytest.raises(BadInput, match="held_out of VqaV2 is 1 or more, or None for all, not 0"):
+        replace(task, held_out=0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "gold"),
+    [
+        (["b", "b", "a", "A", "a ", "A.", "a"], "a"),
+        ([{"answer": "b"}, {"answer": "a"}, {"answer": "B"}], "b"),
+        ({"answer": ["a", "b", "b."], "answer_id": [1, 2, 3]}, "b"),
+        (["?", "?", "a"], "a"),
+    ],
+)
+def test_answers_are_normalised_before_the_most_frequent_is_chosen(
+    answers: Any, gold: str, model: QwenVl, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    """Seven of ten people answered "no" in several spellings, and the gold answer was "yes"."""
+    asked_of_the_hub(photographs(10, answers), monkeypatch)
+    task = TextVqa(model=model, length=12, source=request.node.name)
+    y = task.splits().train.y[0]
+    assert vision_language.vocabulary(model).decode(y[y != IGNORED]).split() == [gold, "[END]"]
+
+
+def test_a_question_without_an_answer_is_left_out(model: QwenVl, monkeypatch: pytest.MonkeyPatch):
+    """Its gold answer, such as "?", once raised an error in scoring."""
+    rows = photographs(20)
+    asked_of_the_hub([*rows[:-2], *(row | {"answers": ["?"] * 10} for row in rows[-2:])], monkeypatch)
+    assert len(VqaV2(model=model, length=12, source="without").splits().test.x) == 38
 
 
 # ---- the real parts

@@ -2,98 +2,46 @@
 
 `source` is the name on the hub, or a folder with files of the same columns, one per split, such as `train.jsonl`.
 The test split is the official split with labels that is not for training. If there is only one such split, the
-validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation.
+validation split is a tenth of the training split, at most 1,000 examples, by a fixed permutation. Rows that belong
+together, such as questions about one paragraph, are never both in the training and in the validation split.
 
 This module needs the extras `gradcost[hub,transformers]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gradcost.core.errors import BadInput, brief, require
-from gradcost.core.key import Key
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.generation import continuations, prompts_and_answers, question_tokens
+from gradcost.tasks.hub_rows import Parts, Row, rows
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
-from gradcost.tasks.sources import DataError
-from gradcost.tasks.task import Split, Splits, Task, permutation, score
+from gradcost.tasks.task import IGNORED, Split, Splits, Task, note_left_out, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
-
-Row = Mapping[str, Any]
-MOST_HELD_OUT = 1000
-
-
-class Parts(NamedTuple):
-    """The names of the splits of a data set on the hub, and the configuration that has them.
-
-    Args:
-        test: the split for the final score.
-        train: the split for training.
-        validation: the split on which learning rates are chosen. None: a part of the training split.
-        name: the configuration; None if the data set has only one.
-    """
-
-    test: str
-    train: str = "train"
-    validation: str | None = None
-    name: str | None = None
-
-
-@lru_cache(maxsize=4)
-def rows(source: str, parts: Parts) -> tuple[list[Row], list[Row], list[Row]]:
-    """Return the examples of the splits (train, validation, test).
-
-    Raises:
-        DataError: the data set cannot be loaded, or lacks a split.
-        MissingExtra: `datasets` is not installed.
-    """
-    library = require("datasets", f"The data set {source}", "hub")
-    files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
-    if Path(source).is_dir() and not files:
-        raise DataError(
-            f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or "
-            "give a name on the Hugging Face hub."
-        )
-    try:
-        where = ("json", None, None, files) if files else (source, parts.name)
-        loaded = library.load_dataset(*where)
-    except Exception as error:  # `datasets` raises exceptions of many types, also those of other libraries
-        raise DataError(
-            f"the data set {source!r} cannot be loaded: {brief(error)}. Give a name on the Hugging Face "
-            f"hub (needs a network), or a folder with {parts.train}.jsonl and {parts.test}.jsonl."
-        ) from error
-    for part in {parts.train, parts.test, parts.validation or parts.train} - set(loaded):
-        raise DataError(f"the data set {source!r} has no split {part!r}; it has {', '.join(loaded)}.")
-    train, test = list(loaded[parts.train]), list(loaded[parts.test])
-    if parts.validation is not None:
-        return train, list(loaded[parts.validation]), test
-    order = permutation(Key(0).fold("held out"), len(train)).tolist()
-    held_out = min(MOST_HELD_OUT, len(train) // 10)
-    return [train[i] for i in order[held_out:]], [train[i] for i in order[:held_out]], test
 
 
 @lru_cache(maxsize=16)
-def _loader(source: str, parts: Parts, text: Callable[[Row], str], label: str) -> Callable[[], TextSplits]:
-    """Return the function that loads labelled texts; the same function for the same arguments."""
+def _loader(
+    source: str, parts: Parts, text: Callable[[Row], str], label: str, end: Callable[[Row], str] | None = None
+) -> Callable[[], TextSplits]:
+    """Return the function that loads labelled texts; the same function for the same arguments. `end` is not cut."""
 
     @lru_cache(maxsize=1)
     def load() -> TextSplits:
-        return TextSplits(
-            *(
-                Texts(tuple(text(row) for row in part), tuple(int(row[label]) for row in part))
-                for part in rows(source, parts)
-            )
-        )
+        return TextSplits(*(texts(list(part)) for part in rows(source, parts)))
+
+    def texts(part: list[Row]) -> Texts:
+        kept = tuple(len(end(row)) for row in part) if end else ()
+        return Texts(tuple(text(row) for row in part), tuple(int(row[label]) for row in part), kept)
 
     return load
 
@@ -120,7 +68,7 @@ class AgNews(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("test"), _article, "label")
+        return _loader(self.source, Parts("test", group="text"), _article, "label")
 
 
 @value
@@ -145,7 +93,7 @@ class BoolQ(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("validation"), _question, "answer")
+        return _loader(self.source, Parts("validation", group="passage"), _question, "answer")
 
 
 @value
@@ -170,7 +118,7 @@ class MultiRc(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("validation", name="multirc"), _answer, "label")
+        return _loader(self.source, Parts("validation", name="multirc", group="paragraph"), _answer, "label")
 
 
 @value
@@ -180,7 +128,8 @@ class Mmlu(TextTask):
     Args:
         model: the architecture.
         batch: number of questions per batch.
-        length: number of tokens per question with its choices.
+        length: number of tokens per question with its choices. The beginning of a long question is cut. Questions
+            whose choices alone are too long are left out.
         source: the data set.
     Source: Hendrycks et al. 2021 (arXiv 2009.03300).
     """
@@ -195,10 +144,11 @@ class Mmlu(TextTask):
 
     @property
     def texts(self) -> Callable[[], TextSplits]:
-        return _loader(self.source, Parts("test", "auxiliary_train", "validation", "all"), _choices, "answer")
+        parts = Parts("test", "auxiliary_train", "validation", "all")
+        return _loader(self.source, parts, _question_and_choices, "answer", _choices)
 
 
-# The question comes first, because a text that is too long is cut at its end.
+# What a text asks comes first, because a text that is too long is cut at its end. The choices of MMLU are kept.
 
 
 def _article(row: Row) -> str:
@@ -213,9 +163,12 @@ def _answer(row: Row) -> str:
     return f"{row['question']} {row['answer']}\n{row['paragraph']}"
 
 
+def _question_and_choices(row: Row) -> str:
+    return row["question"] + _choices(row)
+
+
 def _choices(row: Row) -> str:
-    choices = (f"{letter}. {choice}" for letter, choice in zip(Mmlu.words, row["choices"], strict=True))
-    return "\n".join([row["question"], *choices])
+    return "".join(f"\n{letter}. {choice}" for letter, choice in zip(Mmlu.words, row["choices"], strict=True))
 
 
 # ---- GSM8K
@@ -245,8 +198,10 @@ class Gsm8k(Task):
     Args:
         model: a causal language model.
         batch: number of problems per batch.
-        length: number of tokens per problem with its answer. Longer examples are left out of every split.
-        generated: the largest number of generated tokens.
+        length: number of tokens per problem with its answer. Longer examples are left out of every split, and a
+            `Note` has their number.
+        generated: the largest number of generated tokens. None: the tokens of the longest gold answer of the
+            validation and test splits, with its end.
         source: the data set.
     Source: Cobbe et al. 2021 (arXiv 2110.14168).
     """
@@ -254,7 +209,7 @@ class Gsm8k(Task):
     model: Architecture = CausalLm(lora=Lora())
     batch: int = 4
     length: int = 256
-    generated: int = 128
+    generated: int | None = None
     source: str = "openai/gsm8k"
     models: ClassVar[dict[str, Architecture]] = {"smollm2-lora": CausalLm(lora=Lora()), "smollm2": CausalLm()}
 
@@ -269,6 +224,12 @@ class Gsm8k(Task):
     def splits(self) -> Splits:
         return _answered(self.source, _weights(self.model), self.length)
 
+    @property
+    def _generated(self) -> int:
+        if self.generated is not None:
+            return self.generated
+        return max(int((part.y != IGNORED).sum(1).max()) for part in self.splits()[1:])
+
     def score(self, model: nn.Module, split: Split) -> GeneratedScore:  # type: ignore[override]
         """Return the loss on the gold answers, and the accuracy of generated answers.
 
@@ -277,11 +238,11 @@ class Gsm8k(Task):
             split: one of the three `splits()`.
         """
         teacher = score(model, split)
-        encode = tokenizer(_weights(self.model))
+        encode, most = tokenizer(_weights(self.model)), self._generated
         right = 0
         for x, y in zip(split.x.split(self.batch), split.y.split(self.batch), strict=True):
             prompts, gold = prompts_and_answers(encode, x, y)
-            found = generate(model, prompts, encode, self.generated)
+            found = generate(model, prompts, encode, most)
             right += sum(is_right(one, other, number_answer) for one, other in zip(found, gold, strict=True))
         return GeneratedScore(teacher.loss, right / len(split.x), teacher.accuracy)
 
@@ -306,7 +267,10 @@ def generate(model: nn.Module, prompts: list[Tensor], encode: Any, tokens: int) 
 @lru_cache(maxsize=4)
 def _answered(source: str, weights: str, length: int) -> Splits:
     encode = tokenizer(weights)
-    return Splits(*(_targets(part, encode, length, source) for part in rows(source, Parts("test", name="main"))))
+    parts = [list(part) for part in rows(source, Parts("test", name="main", group="question"))]
+    found = Splits(*(_targets(part, encode, length, source) for part in parts))
+    note_left_out("Problems", found, [len(part) for part in parts], length)
+    return found
 
 
 def _targets(part: Iterable[Row], encode: Any, length: int, source: str) -> Split:

@@ -1,8 +1,10 @@
 """Questions about images of the Hugging Face hub: VQAv2 and TextVQA.
 
 `source` is the name on the hub, or a folder with files of the same columns, such as `train.jsonl`, whose images are
-nested lists of integers (rows, columns, 3). Answers are compared as words; a question of the data set has the answers
-of ten people, and the most frequent one is the gold answer.
+nested lists of integers (rows, columns, 3). Images are decoded one at a time and kept as bytes, 3 * side * side per
+question. A question has the answers of ten people. They are normalised (`answers.normal_answer`), and the most
+frequent one is the gold answer. Questions without such an answer are left out. The accuracy is the agreement with the
+gold answer; it cannot be compared with the published accuracy of VQA, min(1, number of people who agree / 3).
 
 This module needs the extras `gradcost[hub,transformers]`; images of the hub also need pillow.
 """
@@ -10,7 +12,7 @@ This module needs the extras `gradcost[hub,transformers]`; images of the hub als
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -19,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.tasks.answers import normal_answer
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.hub import Parts, Row, rows
-from gradcost.tasks.task import Splits
+from gradcost.tasks.hub_rows import Parts, Row, rows
+from gradcost.tasks.task import Splits, note_left_out
 from gradcost.tasks.vision_language import ImageLanguage, QwenVl, VisionLanguage
 from gradcost.tasks.vqa import ImageQuestions, Question, encoded, image_model
 
@@ -41,14 +44,23 @@ class HubQuestions(ImageQuestions):
     """
 
     source: str
+    examples: int | None
+    held_out: int | None
     parts: ClassVar[Parts]
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "held_out"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise BadInput(f"{name} of {type(self).__name__} is 1 or more, or None for all, not {count!r}.")
 
     @property
     def parse(self) -> Callable[[str], object]:
         return normal_answer
 
     def splits(self) -> Splits:
-        return _splits(self.source, self.parts, image_model(self.model), self.length)
+        most = (self.examples, self.held_out)
+        return _splits(self.source, self.parts, image_model(self.model), self.length, most)
 
 
 @value
@@ -61,6 +73,11 @@ class VqaV2(HubQuestions):
         length: number of tokens per question with its answer. Longer examples are left out of every split.
         generated: the largest number of generated tokens.
         source: the data set.
+        examples: the largest number of questions in the training split, chosen at random; None: all.
+        held_out: the largest number of questions in the validation split and in the test split; None: all. The
+            validation split has at most a tenth of the official training split.
+    Raises:
+        BadInput: `examples` or `held_out` is less than 1.
     Source: Goyal et al. 2017 (arXiv 1612.00837).
     """
 
@@ -69,8 +86,10 @@ class VqaV2(HubQuestions):
     length: int = 32
     generated: int = 8
     source: str = "HuggingFaceM4/VQAv2"
+    examples: int | None = 10_000
+    held_out: int | None = 1_000
     models: ClassVar[dict[str, Architecture]] = MODELS
-    parts: ClassVar[Parts] = Parts("validation")
+    parts: ClassVar[Parts] = Parts("validation", group="image_id")
 
 
 @value
@@ -83,6 +102,11 @@ class TextVqa(HubQuestions):
         length: number of tokens per question with its answer. Longer examples are left out of every split.
         generated: the largest number of generated tokens.
         source: the data set.
+        examples: the largest number of questions in the training split, chosen at random; None: all.
+        held_out: the largest number of questions in the validation split and in the test split; None: all. The
+            validation split has at most a tenth of the official training split.
+    Raises:
+        BadInput: `examples` or `held_out` is less than 1.
     Source: Singh et al. 2019 (arXiv 1904.08920).
     """
 
@@ -91,25 +115,39 @@ class TextVqa(HubQuestions):
     length: int = 32
     generated: int = 8
     source: str = "facebook/textvqa"
+    examples: int | None = 10_000
+    held_out: int | None = 1_000
     models: ClassVar[dict[str, Architecture]] = MODELS
-    parts: ClassVar[Parts] = Parts("validation")
+    parts: ClassVar[Parts] = Parts("validation", group="image_id")
 
 
 @lru_cache(maxsize=2)
-def _splits(source: str, parts: Parts, model: ImageLanguage, length: int) -> Splits:
-    return Splits(
-        *(encoded((_question(row, model.side) for row in part), model, length) for part in rows(source, parts))
-    )
+def _splits(
+    source: str, parts: Parts, model: ImageLanguage, length: int, most: tuple[int | None, int | None]
+) -> Splits:
+    questions = [list(_questions(part, model.side)) for part in rows(source, parts, *most)]
+    found = Splits(*(encoded(part, model, length) for part in questions))
+    note_left_out("Questions", found, [len(part) for part in questions], length)
+    return found
 
 
-def _question(row: Row, side: int) -> Question:
-    return Question(_square(row["image"], side), row["question"], _gold(row["answers"]))
+def _questions(part: Iterable[Row], side: int) -> Iterator[Question]:
+    for row in part:
+        if (gold := _gold(row["answers"])) is not None:
+            yield Question(_square(row["image"], side), row["question"], gold)
 
 
-def _gold(answers: list[Any]) -> str:
-    """Return the most frequent answer, the first of equals. An answer is a text, or a mapping with its text."""
-    texts = [each["answer"] if isinstance(each, dict) else each for each in answers]
-    return Counter(texts).most_common(1)[0][0]
+def _gold(answers: Any) -> str | None:
+    """Return the most frequent normalised answer, the first of equals; None if there is none.
+
+    Args:
+        answers: a list of texts or of mappings with a text, or a mapping with a list of texts.
+    """
+    if isinstance(answers, Mapping):
+        answers = answers["answer"]
+    texts = (each["answer"] if isinstance(each, Mapping) else each for each in answers)
+    found = Counter(normal for text in texts if (normal := normal_answer(text)) is not None)
+    return found.most_common(1)[0][0] if found else None
 
 
 def _square(image: Any, side: int) -> Tensor:

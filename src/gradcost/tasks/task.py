@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.isolation import eval_mode, seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.metric import ACCURACY, Metric
+from gradcost.core.note import Note
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
 
@@ -49,6 +51,23 @@ class Splits(NamedTuple):
     train: Split
     validation: Split
     test: Split
+
+
+def note_left_out(name: str, kept: Splits, examples: Sequence[int], length: int) -> None:
+    """Issue a `Note` with the number of examples of each split that are left out because they are too long.
+
+    Args:
+        name: what the examples are.
+        kept: the splits without them.
+        examples: number of examples of each split with them.
+        length: the largest number of tokens.
+    """
+    left_out = [total - len(part.x) for part, total in zip(kept, examples, strict=True)]
+    if any(left_out):
+        parts = zip(left_out, examples, ("training", "validation", "test"), strict=True)
+        counts = ", ".join(f"{count:,} of {total:,} for {part}" for count, total, part in parts)
+        message = f"{name} that do not fit into {length} tokens are left out: {counts}. A larger length keeps them."
+        warnings.warn(message, Note, stacklevel=2)
 
 
 class Score(NamedTuple):

@@ -21,7 +21,7 @@ from gradcost.tasks import catalogue, charlm, data
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora, Verbalizer
 from gradcost.tasks.pretrained_files import config, encoded, tokenizer
-from gradcost.tasks.task import Split, Splits, Task, permutation
+from gradcost.tasks.task import Split, Splits, Task, note_left_out, permutation
 
 ENCODERS: dict[str, Architecture] = {"minilm": Encoder(), "minilm-lora": Encoder(lora=Lora())}
 WORST, BEST = -0.5, 0.5  # mean ratings of the movie sentences beyond which a sentence has a label
@@ -33,10 +33,13 @@ class Texts(NamedTuple):
     Args:
         texts: the texts.
         labels: the class of each text, from 0.
+        kept: number of characters at the end of each text that must stay. A text that is too long is cut at its
+            beginning, and left out if these characters alone are too long. (): texts are cut at their end.
     """
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
+    kept: tuple[int, ...] = ()
 
 
 class TextSplits(NamedTuple):
@@ -118,29 +121,52 @@ def divided(labels: dict[str, int], name: str, held_out: int) -> TextSplits:
 
 @lru_cache(maxsize=8)
 def _splits(texts: Callable[[], TextSplits], prompt: str, weights: str, length: int) -> Splits:
-    room = length - len(tokenizer(weights)(prompt.replace("{text}", ""))["input_ids"])
-    if room < 1:
-        raise BadInput(
-            f"length is {length} tokens, but the prompt alone has {length - room}: choose a larger length."
-        )
-    return Splits(
-        *(
-            Split(
-                encoded(
-                    weights, [prompt.replace("{text}", text) for text in _cut(weights, part.texts, room)], length
-                ),
-                torch.tensor(part.labels, dtype=torch.int64),
-            )
-            for part in texts()
-        )
-    )
+    alone = _prompt_tokens(prompt, weights)
+    if length <= alone:
+        raise BadInput(f"length is {length} tokens, but the prompt alone has {alone}: choose a larger length.")
+    parts = texts()
+    found = Splits(*(_split(part, prompt, weights, length) for part in parts))
+    note_left_out("Texts", found, [len(part.texts) for part in parts], length)
+    return found
 
 
-def _cut(weights: str, texts: Sequence[str], tokens: int) -> list[str]:
-    """Return the beginnings of texts, so that the words of the prompt after them are not cut off."""
-    offsets = tokenizer(weights)(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    ends = (places[tokens - 1][1] if len(places) > tokens else None for places in offsets)
-    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+def _prompt_tokens(prompt: str, weights: str) -> int:
+    """Return the number of tokens of a prompt without its text."""
+    return len(tokenizer(weights)(prompt.replace("{text}", ""))["input_ids"])
+
+
+def _split(part: Texts, prompt: str, weights: str, length: int) -> Split:
+    cut = _cut(part, prompt, weights, length)
+    least = part.kept or (0,) * len(cut)
+    pairs = [
+        (prompt.replace("{text}", text), label)
+        for text, label, kept in zip(cut, part.labels, least, strict=True)
+        if len(text) >= kept
+    ]
+    if not pairs:
+        raise BadInput(f"no text fits into {length} tokens: choose a larger length.")
+    prompts, labels = zip(*pairs, strict=True)
+    return Split(encoded(weights, prompts, length), torch.tensor(labels, dtype=torch.int64))
+
+
+def _cut(part: Texts, prompt: str, weights: str, length: int) -> list[str]:
+    """Return parts of texts that fit into `length` tokens with the prompt, so that its words are not cut off."""
+    encode, room = tokenizer(weights), length - _prompt_tokens(prompt, weights)
+    offsets = encode(list(part.texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    found = list(part.texts)
+    for i, places in enumerate(offsets):
+        if len(places) > room:
+            found[i] = found[i][places[-room][0] :] if part.kept else found[i][: places[room - 1][1]]
+    if not part.kept and prompt.endswith("{text}"):
+        return found  # the tokenizer cuts the end of the text
+    long: Sequence[int] = range(len(found))
+    # A text that is cut can have more tokens than before, such as the bytes of a character that was divided.
+    while long:
+        tokens = encode([prompt.replace("{text}", found[i]) for i in long])["input_ids"]
+        long = [i for i, row in zip(long, tokens, strict=True) if len(row) > length]
+        for i in long:
+            found[i] = found[i][1:] if part.kept else found[i][:-1]
+    return found
 
 
 def _weights(model: Architecture) -> str:
@@ -212,7 +238,7 @@ class Prompted(Task):
         of: the task with the texts, the prompt and the classes.
         model: the language model and its words.
         batch: number of texts per batch.
-        length: number of tokens per prompt.
+        length: number of tokens per prompt. None: the length of `of` and the tokens of its prompt without a text.
         held_out: number of texts of the validation split and of the test split, the first ones; None: all.
     Raises:
         BadInput: held_out is less than 1, or more than a split has.
@@ -221,7 +247,7 @@ class Prompted(Task):
     of: TextTask = Trec()
     model: Architecture = Verbalizer(CausalLm(lora=Lora()), Trec.words)
     batch: int = 8
-    length: int = 32
+    length: int | None = None
     held_out: int | None = None
     models: ClassVar[dict[str, Architecture]] = {
         "smollm2-lora": Verbalizer(CausalLm(lora=Lora()), Trec.words),
@@ -231,14 +257,20 @@ class Prompted(Task):
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        return (self.length,)
+        return (self._tokens,)
+
+    @property
+    def _tokens(self) -> int:
+        if self.length is not None:
+            return self.length
+        return self.of.length + _prompt_tokens(self.of.prompt, _weights(self.model))
 
     @property
     def classes(self) -> int:
         return self.of.classes
 
     def splits(self) -> Splits:
-        train, *others = _splits(self.of.texts, self.of.prompt, _weights(self.model), self.length)
+        train, *others = _splits(self.of.texts, self.of.prompt, _weights(self.model), self._tokens)
         if self.held_out is None:
             return Splits(train, *others)
         most = min(len(part.y) for part in others)

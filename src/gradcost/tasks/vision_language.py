@@ -1,6 +1,6 @@
 """Vision-language models: an image and tokens to the logits of the next tokens, and generated answers.
 
-An example is one row of integers: the pixels of an image from 0 to 255, plane by plane, then the tokens of a text,
+An example is one row of bytes: the pixels of an image, plane by plane, then the tokens of a text in eight bytes each,
 padded on the right (`joined`). So a batch is one tensor, as for the other tasks.
 
 This module needs the extra `gradcost[transformers]`.
@@ -25,30 +25,43 @@ from gradcost.tasks.generation import continuations
 from gradcost.tasks.pretrained import CausalLm, Lora
 from gradcost.tasks.pretrained_files import load_model, tokenizer
 
+TOKEN = 8  # bytes
+
+
+def bytes_of_example(side: int, length: int) -> int:
+    """Return the length of a row of `joined`.
+
+    Args:
+        side: pixels per side of the image.
+        length: number of tokens.
+    """
+    return 3 * side**2 + TOKEN * length
+
 
 def joined(images: Tensor, tokens: Tensor) -> Tensor:
-    """Return examples of images and texts: int64, shape (N, 3 * side * side + length).
+    """Return examples of images and texts: uint8, shape (N, 3 * side * side + 8 * length).
 
     Args:
         images: integers from 0 to 255, shape (N, 3, side, side).
         tokens: int64, shape (N, length).
     """
-    return torch.cat([images.flatten(1).to(torch.int64), tokens], 1)
+    return torch.cat([images.flatten(1).to(torch.uint8), tokens.contiguous().view(torch.uint8)], 1)
 
 
 def divided(examples: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return the images of examples, float32 in [0, 1], shape (N, 3, side, side), and their tokens.
+    """Return the images of examples, float32 in [0, 1], shape (N, 3, side, side), and their tokens, int64.
 
     Args:
         examples: from `joined`.
         side: pixels per side of an image.
     """
     pixels = 3 * side * side
-    return examples[:, :pixels].to(torch.float32).div(255).view(-1, 3, side, side), examples[:, pixels:]
+    tokens = examples[:, pixels:].clone(memory_format=torch.contiguous_format).view(torch.int64)
+    return examples[:, :pixels].to(torch.float32).div(255).view(-1, 3, side, side), tokens
 
 
 class ImageLanguage(Architecture):
-    """A vision-language model: examples (N, 3 * side * side + length) -> logits (N, length, vocabulary).
+    """A vision-language model: examples (N, bytes) from `joined` -> logits (N, length, vocabulary).
 
     Args:
         side: pixels per side of the images in the examples.
@@ -205,7 +218,7 @@ class QwenVl(ImageLanguage):
     def build(self, inputs: tuple[int, ...], classes: int) -> ImageLogits:
         loaded = load_model("AutoModelForImageTextToText", self.weights, self.attention)
         loaded.config.use_cache = False
-        length = inputs[0] - 3 * self.side**2
+        length = (inputs[0] - bytes_of_example(self.side, 0)) // TOKEN
         adapted = loaded if self.lora is None else self.lora.applied(loaded, "CAUSAL_LM")
         return _Qwen(adapted, length, self.side, self.size)
 

@@ -24,6 +24,7 @@ from gradcost.tasks.vision_language import (
     ImageLanguage,
     ImageLogits,
     VisionLanguage,
+    bytes_of_example,
     divided,
     generate,
     joined,
@@ -84,7 +85,7 @@ class ImageQuestions(Task):
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        return (3 * image_model(self.model).side ** 2 + self.length,)
+        return (bytes_of_example(image_model(self.model).side, self.length),)
 
     @property
     def classes(self) -> int:
@@ -206,15 +207,14 @@ def encoded(questions: Iterable[Question], model: ImageLanguage, length: int) ->
         BadInput: no question is short enough.
     """
     encode = vocabulary(model)
-    found = []
+    examples, targets = [], []
     for image, question, answer in questions:
         if (pair := question_tokens(encode, question, answer, length)) is not None:
-            found.append((image, *pair))
-    if not found:
+            examples.append(joined(image[None], torch.tensor(pair[:1], dtype=torch.int64)))
+            targets.append(pair[1])
+    if not examples:
         raise BadInput(f"no question with its answer has at most {length} tokens: choose a larger length.")
-    images, inputs, targets = zip(*found, strict=True)
-    tokens = torch.tensor(inputs, dtype=torch.int64)
-    return Split(joined(torch.stack(images), tokens), torch.tensor(targets, dtype=torch.int64))
+    return Split(torch.cat(examples), torch.tensor(targets, dtype=torch.int64))
 
 
 def image_model(model: Any) -> ImageLanguage:
