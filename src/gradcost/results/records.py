@@ -48,7 +48,8 @@ class StudyRecord:
         weights: number of trained weights.
         weights_bytes: bytes of the trained weights.
         memory: budget in bytes, beyond the weights. None without a budget.
-        chance, majority: accuracy of guessing, 1 / classes; the share of the most frequent class in the test split.
+        chance: accuracy of guessing, 1 / classes.
+        majority: share of the most frequent class in the test split.
         confirm: number of fresh seeds on which the best three learning rates run again.
         metric: what ranks the runs.
     """
@@ -309,13 +310,10 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
     """The study's record. Fields that study.json lacks, as in a user's own study, are derived from the trials."""
     tuned = Counter((run.method, run.lr) for run in trials if run.phase == "tune")
     points = Counter(method for method, _ in tuned)
-    from_trials = {
-        "methods": tuple(dict.fromkeys(run.method for run in trials)),
-        "seeds": tuple(sorted({run.seed for run in trials if run.phase == "final"})),
-        "points": max(points.values(), default=0),
-        "steps": max((run.steps for run in trials), default=0),
-        "target": None,
-    }
+    methods = tuple(dict.fromkeys(run.method for run in trials))
+    seeds = tuple(sorted({run.seed for run in trials if run.phase == "final"}))
+    steps, most = max((run.steps for run in trials), default=0), max(points.values(), default=0)
+    from_trials = {"methods": methods, "seeds": seeds, "points": most, "steps": steps, "target": None}
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
     stated["metric"] = Metric(str(stated.get("metric", ACCURACY.name)), bool(stated.get("lower_is_better")))
     return checked(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
