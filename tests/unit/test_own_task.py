@@ -225,7 +225,8 @@ def test_the_verdict_recommends_the_lower_perplexity(tmp_path: Path):
     folder = write_study(tmp_path, {"mezo": [30.0, 31.0, 32.0], "backprop": [10.5, 11.0, 12.0]})
     assert verdict(read(folder)) == (
         "Use backprop: test perplexity 11 [10.5, 12]. The best method with an estimated gradient is mezo: test "
-        "perplexity 31 [30, 32]. No learning rate was tuned: with other ones, the order of the methods may be another."
+        "perplexity 31 [30, 32]. No learning rate was tuned: with other ones, the order of the methods may be "
+        "another."
     )
 
 
