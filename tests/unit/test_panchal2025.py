@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.adaptive import Adaptive
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
+from gradcost.papers.panchal2025.headline import is_compared
 from gradcost.papers.panchal2025.methods import Method, Settings, method, methods
 from gradcost.papers.panchal2025.page import page
 from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps
@@ -64,7 +66,7 @@ def test_the_methods_are_those_of_the_paper():
     assert method("fmad-svrg", SETTINGS) == METHODS[7]
     assert method("ZO-Vanilla").estimator == method("MeZO").estimator == mezo()
     assert set(DISTINCT) < set(names) | {"MeZO"}
-    with pytest.raises(BadInput, match="no method 'zo-best': give one of bp-vanilla"):
+    with pytest.raises(BadInput, match="no method 'zo-best': give one of BP-Vanilla, BP-Accumulate"):
         method("zo-best")
     with pytest.raises(BadInput, match="above 0"):
         Settings(probes=0)
@@ -248,7 +250,7 @@ def test_the_code_of_forward_svrg_subtracts_one_direction_until_the_next_snapsho
     coded = svrg.as_coded
     assert coded is not None
     assert not coded.unbiased
-    state = coded.estimate(objective, batch, KEY).state  # takes the snapshot
+    state: Any = coded.estimate(objective, batch, KEY).state  # takes the snapshot
     mu = torch.cat([state.gradient[leaf.name].flatten() for leaf in objective.leaves])
 
     def subtracted(state: Any, draw: int) -> Tensor:
@@ -262,7 +264,7 @@ def test_the_code_of_forward_svrg_subtracts_one_direction_until_the_next_snapsho
     # It is an estimate along one direction, longer than the gradient by about sqrt(d), and not mu.
     assert first.norm() > 3 * true_gradient(objective, batch, KEY).norm()
     assert not torch.allclose(first, mu)
-    again = coded.estimate(objective, batch, KEY, state._replace(step=2)).state  # every=2: the second snapshot
+    again: Any = coded.estimate(objective, batch, KEY, state._replace(step=2)).state  # every=2: the second snapshot
     mu = torch.cat([again.gradient[leaf.name].flatten() for leaf in objective.leaves])
     assert not torch.allclose(subtracted(again, 0), first)
     named = svrg.estimator.estimate(objective, batch, KEY)
@@ -416,13 +418,34 @@ def test_the_study_runs_on_a_pretrained_model(toy: Toy, tmp_path: Path):
     check_study(toy, tmp_path, targets=24)
 
 
+def test_names_in_any_case_are_those_of_the_paper_each_once():
+    typed = ("bp-checkpointing", "MEZO", "zo-svrg, As Coded", "MeZO", "BP-Checkpointing", "zo-svrg")
+    reproduction = tiny_study(SMALL, methods=typed)
+    names = ("BP-Checkpointing", "MeZO", "ZO-SVRG, as coded", "ZO-SVRG")
+    assert reproduction.methods == names
+    assert tuple(each.name for each in reproduction.lengths()) == names
+    assert [is_compared(each) for each in reproduction.methods] == [False, True, False, True]
+    (coded,) = [each.name for each in reproduction.named() if each.as_coded is not None]
+    assert coded == "ZO-SVRG"
+
+
 def test_a_reproduction_explains_what_it_refuses():
     with pytest.raises(BadInput, match="no method 'zo'"):
         Reproduction(methods=("zo",))
     with pytest.raises(BadInput, match="computes what the name says"):
         Reproduction(methods=("MeZO" + AS_CODED,))
-    with pytest.raises(BadInput, match="forwards > 0"):
-        Reproduction(forwards=0.0)
+    for wrong, sentence in (
+        ({"forwards": 0.0}, r"forwards of a Reproduction is a number above 0, not 0\.0\."),
+        ({"forwards": math.inf}, "a number above 0, not inf"),
+        ({"forwards": math.nan}, "a number above 0, not nan"),
+        ({"seeds": 0}, r"seeds of a Reproduction is 1 or more, not 0\."),
+        ({"more": -1}, r"more of a Reproduction is 0 or more, not -1\."),
+        ({"rates": ()}, "rates of a Reproduction are one learning rate or more"),
+        ({"methods": ()}, "methods of a Reproduction are one name of the paper or more"),
+        ({"target": 80.0}, "above 0 and at most 1, not 80"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            Reproduction(**wrong)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"ZO-SVRG needs 10 forwards for its first step, and the budget is 9"):
         tiny_study(SMALL, methods=("ZO-SVRG",), forwards=9.0).lengths()
 

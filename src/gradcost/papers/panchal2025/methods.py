@@ -124,7 +124,8 @@ def method(name: str, settings: Settings = STANDARD) -> Method:
     """
     by_key = {each.key: each for each in methods(settings)}
     if name.lower() not in by_key:
-        raise BadInput(f"the paper has no method {name!r}: give one of {', '.join(by_key)}.")
+        names = ", ".join(each.name for each in by_key.values())
+        raise BadInput(f"the paper has no method {name!r}: give one of {names}.")
     return by_key[name.lower()]
 
 
