@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,11 +18,13 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.value import value
+from gradcost.directions import Gaussian
 from gradcost.directions.masks import Masked, Smallest
 from gradcost.estimators.accumulated import Accumulated
 from gradcost.estimators.adaptive import Adaptive
 from gradcost.estimators.presets import backprop, forward_gradient, mezo
 from gradcost.estimators.probing import Probing
+from gradcost.papers.panchal2025.headline import is_compared
 from gradcost.papers.panchal2025.methods import Method, Settings, method, methods
 from gradcost.papers.panchal2025.page import page
 from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, Reproduction, _most_steps
@@ -39,8 +42,11 @@ from gradcost.tasks.digits import Digits
 from gradcost.tasks.pretrained import Encoder, Lora
 from gradcost.tasks.task import Task
 from gradcost.tasks.texts import Texts, TextSplits, TextTask
+from gradcost.training import checkpoint
+from gradcost.training.optimizers import SGD
+from gradcost.training.train_state import TrainState
 from tables import OBJECTIVES
-from vectors import estimated, flat, true_gradient
+from vectors import direction, estimated, flat, true_gradient
 
 KEY = Key(2506)
 SETTINGS = Settings(probes=3, parts=2, candidates=3, every=2, share=0.2)
@@ -60,7 +66,7 @@ def test_the_methods_are_those_of_the_paper():
     assert method("fmad-svrg", SETTINGS) == METHODS[7]
     assert method("ZO-Vanilla").estimator == method("MeZO").estimator == mezo()
     assert set(DISTINCT) < set(names) | {"MeZO"}
-    with pytest.raises(BadInput, match="no method 'zo-best': give one of bp-vanilla"):
+    with pytest.raises(BadInput, match="no method 'zo-best': give one of BP-Vanilla, BP-Accumulate"):
         method("zo-best")
     with pytest.raises(BadInput, match="above 0"):
         Settings(probes=0)
@@ -152,6 +158,41 @@ def test_the_code_of_adaptive_selects_the_smallest_slope_and_only_once():
     torch.testing.assert_close(flat(later.gradient), estimated(forward_gradient(), objective, batch, KEY))
 
 
+def test_the_code_of_zero_order_adaptive_is_eps_times_too_small_after_its_first_step_only():
+    """Both steps against the arithmetic of the public code, with the directions of gradcost."""
+    objective, batch = made()
+    coded = method("ZO-Adaptive", SETTINGS).as_coded
+    assert coded is not None
+    eps, settings = SETTINGS.eps, SETTINGS
+
+    def projected(v: Tensor) -> float:
+        up, down = (loss_at(objective, batch, v, sign) for sign in (1, -1))
+        return (up - down) / (2 * eps)
+
+    seeds = Gaussian().seeds(KEY.fold("group", 0), settings.candidates, objective.dimension)
+    candidates = [eps**0.5 * direction(objective, Gaussian(), seed) for seed in seeds]
+    flattest = min(candidates, key=lambda v: abs(projected(v)))
+    first = coded.estimate(objective, batch, KEY)
+    torch.testing.assert_close(flat(first.gradient), projected(flattest) * flattest)
+
+    (seed,) = Gaussian().seeds(KEY, 1, objective.dimension)
+    v = eps * direction(objective, Gaussian(), seed)
+    later = coded.estimate(objective, batch, KEY, first.state)
+    torch.testing.assert_close(flat(later.gradient), projected(v) * v)
+    assert flat(first.gradient).norm() > 10 * flat(later.gradient).norm()
+
+
+def loss_at(objective: Objective, batch: Any, v: Tensor, sign: int) -> float:
+    """The loss at the weights plus or minus v."""
+    parts = v.split([leaf.parameter.numel() for leaf in objective.leaves])
+    moved = {
+        leaf.name: leaf.parameter.detach() + sign * part.view_as(leaf.parameter)
+        for leaf, part in zip(objective.leaves, parts, strict=True)
+    }
+    with objective.at_weights(moved):
+        return objective.evaluate(batch, KEY).item()
+
+
 def test_the_code_of_zero_order_svrg_applies_one_stale_vector_until_the_next_snapshot():
     objective, batch = made()
     coded = method("ZO-SVRG", SETTINGS).as_coded
@@ -173,26 +214,64 @@ def test_the_code_of_zero_order_svrg_applies_one_stale_vector_until_the_next_sna
     assert not torch.equal(flat(moved.gradient), flat(corrected.gradient))
 
 
-def test_the_code_of_forward_svrg_adds_the_variances_of_its_two_estimates_at_the_snapshot():
-    """With the same directions the two estimates cancel at the snapshot; independent ones add their variances."""
+def test_a_resumed_training_of_the_code_of_zero_order_svrg_is_the_uninterrupted_one(tmp_path: Path):
+    coded = method("ZO-SVRG", replace(SETTINGS, every=6)).as_coded
+    assert coded is not None
+
+    def new() -> TrainState:
+        return TrainState(SMALL.objective(Key(0)), coded, SGD(50.0))
+
+    through, resumed = new(), new()
+    start = flat_weights(through)
+    for step in range(8):
+        if step == 4:  # between two snapshots
+            checkpoint.write(tmp_path / "c.safetensors", through)
+            checkpoint.read(tmp_path / "c.safetensors", resumed)
+        for state in (through, resumed) if step >= 4 else (through,):
+            state.step(SMALL.batch_at(Key(1), step), Key(2).fold("step", step))
+    assert torch.equal(flat_weights(through), flat_weights(resumed))
+    assert (flat_weights(through) - start).norm() > 0.1
+
+
+def flat_weights(state: TrainState) -> Tensor:
+    return torch.cat([leaf.parameter.detach().flatten() for leaf in state.objective.leaves])
+
+
+def test_the_code_of_zero_order_svrg_pays_for_the_two_estimates_it_does_not_need():
+    coded = tiny_study(SMALL, methods=("ZO-SVRG", "ZO-SVRG" + AS_CODED)).lengths()
+    assert coded[0].step == coded[1].step == 4.0
+    assert coded[0].steps == coded[1].steps
+
+
+def test_the_code_of_forward_svrg_subtracts_one_direction_until_the_next_snapshot():
+    """With the same directions the two estimates cancel at the snapshot; this one is a bias that is no mean of 0."""
     objective, batch = made()
     svrg = method("FmAD-SVRG", SETTINGS)
-    assert svrg.as_coded is not None
-    squares = []
-    for estimator in (svrg.estimator, svrg.as_coded, forward_gradient()):
-        state = estimator.init(objective)
-        first = estimator.estimate(objective, batch, KEY, state)  # takes the snapshot
-        vectors = [
-            flat(estimator.estimate(objective, batch, KEY.fold("draw", draw), first.state).gradient)
-            for draw in range(40)
-        ]
-        stacked = torch.stack(vectors)
-        squares.append((stacked - stacked.mean(0)).square().sum(1).mean().item())
-    paired, unpaired, plain = squares
-    assert paired < 1e-20 * plain
-    assert 1.4 < unpaired / plain < 2.8  # 2 in expectation
+    coded = svrg.as_coded
+    assert coded is not None
+    assert not coded.unbiased
+    state: Any = coded.estimate(objective, batch, KEY).state  # takes the snapshot
+    mu = torch.cat([state.gradient[leaf.name].flatten() for leaf in objective.leaves])
+
+    def subtracted(state: Any, draw: int) -> Tensor:
+        key = KEY.fold("draw", draw)
+        found = flat(coded.estimate(objective, batch, key, state).gradient)
+        return estimated(forward_gradient(), objective, batch, key) + mu - found
+
+    first = subtracted(state, 0)
+    for draw in range(1, 4):
+        torch.testing.assert_close(subtracted(state, draw), first)
+    # It is an estimate along one direction, longer than the gradient by about sqrt(d), and not mu.
+    assert first.norm() > 3 * true_gradient(objective, batch, KEY).norm()
+    assert not torch.allclose(first, mu)
+    again: Any = coded.estimate(objective, batch, KEY, state._replace(step=2)).state  # every=2: the second snapshot
+    mu = torch.cat([again.gradient[leaf.name].flatten() for leaf in objective.leaves])
+    assert not torch.allclose(subtracted(again, 0), first)
+    named = svrg.estimator.estimate(objective, batch, KEY)
+    moved = svrg.estimator.estimate(objective, batch, KEY.fold("draw", 5), named.state)
+    torch.testing.assert_close(flat(moved.gradient), flat(named.gradient))  # at the snapshot g is mu
     with pytest.raises(BadInput, match="1 or more"):
-        type(svrg.as_coded)(forward_gradient(), 0)  # type: ignore[call-arg]
+        type(coded)(forward_gradient(), 0)  # type: ignore[call-arg]
 
 
 def test_the_code_of_sparse_chooses_the_largest_weights_and_updates_no_other():
@@ -339,13 +418,34 @@ def test_the_study_runs_on_a_pretrained_model(toy: Toy, tmp_path: Path):
     check_study(toy, tmp_path, targets=24)
 
 
+def test_names_in_any_case_are_those_of_the_paper_each_once():
+    typed = ("bp-checkpointing", "MEZO", "zo-svrg, As Coded", "MeZO", "BP-Checkpointing", "zo-svrg")
+    reproduction = tiny_study(SMALL, methods=typed)
+    names = ("BP-Checkpointing", "MeZO", "ZO-SVRG, as coded", "ZO-SVRG")
+    assert reproduction.methods == names
+    assert tuple(each.name for each in reproduction.lengths()) == names
+    assert [is_compared(each) for each in reproduction.methods] == [False, True, False, True]
+    (coded,) = [each.name for each in reproduction.named() if each.as_coded is not None]
+    assert coded == "ZO-SVRG"
+
+
 def test_a_reproduction_explains_what_it_refuses():
     with pytest.raises(BadInput, match="no method 'zo'"):
         Reproduction(methods=("zo",))
     with pytest.raises(BadInput, match="computes what the name says"):
         Reproduction(methods=("MeZO" + AS_CODED,))
-    with pytest.raises(BadInput, match="forwards > 0"):
-        Reproduction(forwards=0.0)
+    for wrong, sentence in (
+        ({"forwards": 0.0}, r"forwards of a Reproduction is a number above 0, not 0\.0\."),
+        ({"forwards": math.inf}, "a number above 0, not inf"),
+        ({"forwards": math.nan}, "a number above 0, not nan"),
+        ({"seeds": 0}, r"seeds of a Reproduction is 1 or more, not 0\."),
+        ({"more": -1}, r"more of a Reproduction is 0 or more, not -1\."),
+        ({"rates": ()}, "rates of a Reproduction are one learning rate or more"),
+        ({"methods": ()}, "methods of a Reproduction are one name of the paper or more"),
+        ({"target": 80.0}, "above 0 and at most 1, not 80"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            Reproduction(**wrong)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"ZO-SVRG needs 10 forwards for its first step, and the budget is 9"):
         tiny_study(SMALL, methods=("ZO-SVRG",), forwards=9.0).lengths()
 

@@ -14,7 +14,9 @@ from test_plan_cli import MINE
 
 import gradcost
 from gradcost import SGD, Adam, AdamW, Key, forecast
-from gradcost.cli.plan import NO_CHANGE
+from gradcost.cli.changes import levels
+from gradcost.cli.options import PlanOptions
+from gradcost.cli.plan import NO_CHANGE, _objective
 from gradcost.core.errors import Unsupported
 from gradcost.planning.changes import Setup, cheapest_exact, least_possible, smallest_changes
 from gradcost.planning.forecast import Forecast
@@ -72,6 +74,14 @@ def test_each_change_makes_the_same_command_choose_an_exact_gradient(here: Path,
         assert chosen["exact"]
         assert (chosen["peak"], chosen["forwards"]) == (change["peak"], change["forwards"])
         assert chosen["peak"] <= again["budget"]
+
+
+def test_a_model_with_adapters_is_offered_no_others(here: Path):
+    options = PlanOptions(memory="1GiB", model=f"{here / 'mine.py'}:adapted", batch=1, length=8)
+    objective, batch = _objective(options)
+    changed = [change for level in levels(options, objective, batch, _objective) for change, _ in level]
+    assert {"bits": "4"} in changed
+    assert not any("lora" in change for change in changed)
 
 
 def test_no_change_is_named_where_none_is_enough(tmp_path: Path):

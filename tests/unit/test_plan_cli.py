@@ -54,6 +54,22 @@ def tiny():
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=97, max_position_embeddings=64))
+
+def tokens(n): return torch.zeros(n, 16, dtype=torch.long)
+def own(): return tiny(), lambda model, x: model(input_ids=x).logits.square().mean()
+
+def lora_config():
+    import peft
+    return peft.LoraConfig(r=2, target_modules=["q_proj"])
+
+def adapted():
+    import peft
+    return peft.get_peft_model(tiny(), lora_config())
+
+def adapted_in_place():
+    model = tiny()
+    model.add_adapter(lora_config())
+    return model
 """
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -226,6 +242,7 @@ def test_nothing_that_fits_is_exit_code_4_and_says_the_least(here: Path):
 
 
 FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
+OWN = ("--model", "mine.py:own", "--data", "mine.py:tokens")
 
 
 @pytest.mark.parametrize(
@@ -271,6 +288,11 @@ FACTORY = ("--model", "mine.py:make", "--data", "mine.py:batch")
         (("--model", "hf:images.json"), "takes images and text"),
         (("--model", "hf:llama.json", "--length", "1000"), "takes at most 128 tokens"),
         (("--model", "hf:llama.json", "--lora", "0"), "1 or more, not 0"),
+        (("--model", "mine.py:adapted", "--lora", "4"), "mine.py:adapted returns already has adapters: leave --lora"),
+        (("--model", "mine.py:adapted_in_place", "--lora", "4"), "already has adapters: leave --lora out."),
+        ((*OWN, "--length", "64"), "gradcost: --length cannot be combined with --data: leave one out."),
+        ((*OWN, "--chunks", "4"), "gradcost: --chunks cannot be combined with --data: leave one out."),
+        (("--model", "mine.py:own", "--chunks", "4"), "mine.py:own returns its own: leave --chunks out."),
         (("--task", "digits", "--data", "mine.py:batch"), "leave one out"),
         (("--task", "digts"), "Did you mean digits"),
         ((), "no model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_the_time_limit_of_a_trial_reaches_the_study(paper: str, tmp_path: Path,
         (("baydin2022", "--uncapped"), "--uncapped is an option of rike2022; baydin2022 does not have it."),
         (("panchal2025", "--steps", "5"), "--steps is an option of rike2022 and baydin2022; panchal2025 does not"),
         (("panchal2025", "--tuned"), "all its runs are tuned"),
+        (("panchal2025", "--forwards", "0"), "gradcost: --forwards is a number of forward passes above 0, not 0."),
+        (
+            ("panchal2025", "--forwards", "inf"),
+            "--forwards is a number of forward passes above 0, not inf.",
+        ),
+        (
+            ("panchal2025", "--target", "80"),
+            "gradcost: --target is an accuracy above 0 and at most 1, such as 0.8",
+        ),
+        (("panchal2025", "--rows", "MeZO; BP"), "gradcost: --rows BP is not known. Choose from: BP-Vanilla, BP-Acc"),
+        (("panchal2025", "--rows", "zo-vanila"), "--rows zo-vanila is not known. Did you mean ZO-Vanilla or"),
         (("panchal2025", "--costs", "--target", "0.3"), "it has no --target"),
         (("panchal2025", "--costs", "--rows", "MeZO"), "it has no --rows"),
         (("panchal2025", "--costs", "--snapshot-every", "9"), "it has no --snapshot-every"),
@@ -120,6 +132,13 @@ def test_the_grid_of_panchal2025_is_a_range_in_half_decades_or_a_number_of_rates
         assert (refused.returncode, refused.stdout) == (2, ""), wrong
 
 
+def test_a_row_of_panchal2025_that_is_typed_twice_runs_once(tmp_path: Path):
+    options = ("panchal2025", "--task", "digits", "--forwards", "8", "--dry-run", "--json")
+    ran = inside("reproduce", *options, "--rows", "MeZO; mezo; MeZO", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [row["method"] for row in json.loads(ran.stdout)["rows"]] == ["MeZO"]
+
+
 def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     options = ("panchal2025", "--task", "digits", "--rows", "BP-Checkpointing", "--forwards", "20", "--rates", "1")
     options += (
@@ -145,7 +164,7 @@ def test_the_target_of_panchal2025_reaches_its_trials_and_page(tmp_path: Path):
     other = inside("reproduce", "panchal2025", *options[1:3], "--records", "-o", "out", folder=tmp_path)
     assert (other.returncode, "out holds another study" in other.stderr) == (2, True)
     wrong = inside("reproduce", "panchal2025", "--target", "80", "--dry-run", folder=tmp_path)
-    assert (wrong.returncode, "at most 1, not 80" in " ".join(wrong.stderr.split())) == (2, True)
+    assert (wrong.returncode, "at most 1, such as 0.8, not 80." in " ".join(wrong.stderr.split())) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gradcost.cli import spec
 from gradcost.cli.options import PlanOptions
 from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop
+from gradcost.integrations.transformers import has_adapters
 from gradcost.planning.changes import Level, Setup
 from gradcost.training.customary import optimizer_of
 
@@ -37,7 +38,7 @@ def levels(options: PlanOptions, objective: Objective, batch: Any, make: Make) -
         batch: the batch that they make.
         make: makes an objective and a batch from options.
     """
-    is_language = isinstance(batch, Tensor) and options.task is None  # tokens of a language model
+    is_language = isinstance(batch, Tensor) and options.task is None and options.data is None
     chunks = {"chunks": str(CHUNKS)} if is_language and options.chunks is None else {}
 
     def level(*changes: Mapping[str, str]) -> Level:
@@ -54,10 +55,10 @@ def levels(options: PlanOptions, objective: Objective, batch: Any, make: Make) -
     if options.dtype is None and options.task is None and _are_wide(objective):
         wide = {"dtype": "bfloat16"}
         yield level(wide, *({**wide, "optimizer": optimizer} for optimizer in optimizers))
-    if options.lora is None and options.task is None:
-        yield level({"lora": str(RANK)})
+    lora = {} if options.lora is not None or has_adapters(objective.model) else {"lora": str(RANK)}
+    if lora and options.task is None:
+        yield level(lora)
     if options.bits is None and options.task is None:
-        lora = {"lora": str(RANK)} if options.lora is None else {}
         yield level({**lora, "bits": "4"})
 
 

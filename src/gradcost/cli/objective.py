@@ -78,10 +78,13 @@ def of_model(
     if attention is not None and not model.startswith("hf:"):
         raise BadInput(f"--attention is for hf:CONFIG.json: {model} chooses its attention itself. Leave it out.")
     if lora is not None:
+        if transformers.has_adapters(module):
+            raise BadInput(f"the model that {model} returns already has adapters: leave --lora out.")
         module = transformers.with_lora(module, lora)
     if bits is not None or (model.startswith("hf:") and transformers.is_quantized(module)):
         module = transformers.quantized(module)
     if data is not None:
+        refuse("--data", **{"--length": length, "--chunks": chunks})
         made, epoch = _batch_of(data, examples)
         return Objective(module, loss or default_loss, data=epoch), made
     if not is_transformers:
@@ -89,6 +92,8 @@ def of_model(
             f"{model} returns a {type(module).__name__}, which needs data: add --data FILE.py:FUNCTION, where "
             "FUNCTION(batch_size) returns a batch (x, y)."
         )
+    if loss is not None and chunks is not None:
+        raise BadInput(f"--chunks is for the loss of gradcost, and {model} returns its own: leave --chunks out.")
     objective, tokens = transformers.objective(module, examples, length, chunks)
     return (objective if loss is None else Objective(module, loss)), tokens
 

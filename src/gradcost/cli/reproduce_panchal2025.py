@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 
-from gradcost.cli import console
+from gradcost.cli import console, spec
 from gradcost.cli.progress import RESUME
 from gradcost.cli.quantities import lr_range
 from gradcost.cli.reproduce_options import ReproduceOptions
@@ -18,8 +18,8 @@ from gradcost.papers.panchal2025 import page as panchal2025_page
 from gradcost.papers.panchal2025.cost import FILE, METHODS, CostRecord, forecast_costs, read_costs
 from gradcost.papers.panchal2025.cost_models import COST_MODELS
 from gradcost.papers.panchal2025.cost_page import CostTable, cost_page
-from gradcost.papers.panchal2025.methods import Settings
-from gradcost.papers.panchal2025.study import DISTINCT, RATES, Reproduction
+from gradcost.papers.panchal2025.methods import Settings, methods
+from gradcost.papers.panchal2025.study import AS_CODED, DISTINCT, RATES, Reproduction
 from gradcost.results.records import read
 from gradcost.results.tuning import log_grid
 from gradcost.studies.costs import forward_seconds
@@ -92,7 +92,11 @@ def _peak_of(record: CostRecord | None) -> str:
 
 def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
     """Return the settings of the study, and the user's file that defines the task or None."""
-    names = tuple(name.strip() for name in options.rows.split(";")) if options.rows else DISTINCT
+    names = _names(options.rows) if options.rows else DISTINCT
+    if not 0 < options.forwards < math.inf:
+        raise BadInput(f"--forwards is a number of forward passes above 0, not {options.forwards:g}.")
+    if options.target is not None and not 0 < options.target <= 1:
+        raise BadInput(f"--target is an accuracy above 0 and at most 1, such as 0.8, not {options.target:g}.")
     task, file = other_task(options, lambda data: data())
     reproduction = Reproduction(
         task=task or Reproduction.task,
@@ -105,6 +109,20 @@ def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
         settings=Settings(probes=options.probes or Settings.probes, every=options.snapshot_every or Settings.every),
     )
     return reproduction, file
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names of methods in --rows, as they are typed.
+
+    Raises:
+        BadInput: the paper has no such method.
+    """
+    names, known = tuple(name.strip() for name in text.split(";")), {each.name: each.key for each in methods()}
+    for name in names:
+        if name.lower().removesuffix(AS_CODED) not in known.values():
+            hint, every = spec.hint(name, known), ", ".join(known)
+            raise BadInput(f"--rows {shlex.quote(name)} is not known.{hint} Choose from: {every}.")
+    return names
 
 
 def _rates(text: str) -> tuple[float, ...]:

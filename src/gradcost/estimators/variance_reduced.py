@@ -77,8 +77,9 @@ class VarianceReduced(Estimator):
         if snapshot.step % self.every == 0:
             snapshot = self._new_snapshot(objective, key, snapshot)
         current = self.estimator.estimate(objective, batch, key, snapshot.inner)
+        past_key = self._key_at_snapshot(key, snapshot.step)
         with objective.at_weights(snapshot.weights):
-            past = self.estimator.estimate(objective, batch, self._key_at_snapshot(key), snapshot.inner)
+            past = self.estimator.estimate(objective, batch, past_key, snapshot.inner)
         gradient = _corrected(objective, current.gradient, past.gradient, snapshot)
         next_state = snapshot._replace(step=snapshot.step + 1, inner=current.state)
         return Estimate(current.loss, gradient, current.slopes, next_state, current.clipped)
@@ -97,14 +98,11 @@ class VarianceReduced(Estimator):
     def _new_snapshot(self, objective: Objective, key: Key, old: Snapshot) -> Snapshot:
         """Return `old` with the present parameters and their full gradient."""
         gradient = full_gradient(self.anchor or self.estimator, objective, key)
-        return old._replace(weights=self._saved_weights(objective), gradient=gradient)
+        weights = {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
+        return old._replace(weights=weights, gradient=gradient)
 
-    def _saved_weights(self, objective: Objective) -> dict[str, Tensor]:
-        """Return the parameters that a new snapshot contains, by name."""
-        return {leaf.name: leaf.parameter.detach().clone() for leaf in objective.leaves}
-
-    def _key_at_snapshot(self, key: Key) -> Key:
-        """Return the key of the estimate at the snapshot, in a step with this key."""
+    def _key_at_snapshot(self, key: Key, step: int) -> Key:
+        """Return the key of the estimate at the snapshot, in the step with this key and number."""
         return key
 
 

@@ -160,6 +160,11 @@ def with_lora(model: nn.Module, rank: int) -> nn.Module:
             raise Unsupported(f"peft cannot add LoRA adapters to {type(model).__name__}: {error}") from error
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Return whether peft has added adapters to a model, by a wrapper or in place."""
+    return hasattr(model, "peft_config")
+
+
 def is_model(model: Any) -> bool:
     """Return whether an object is a model of the transformers library, with or without peft adapters.
 

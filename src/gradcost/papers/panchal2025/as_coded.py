@@ -17,9 +17,9 @@ from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
-from gradcost.estimators.gradient import Sum
+from gradcost.estimators.gradient import Dense, Sum
 from gradcost.estimators.probing import replayed
-from gradcost.estimators.variance_reduced import VarianceReduced
+from gradcost.estimators.variance_reduced import Snapshot, VarianceReduced, full_gradient
 
 
 @value
@@ -133,16 +133,19 @@ class FirstStep(Estimator):
 
 @value
 class StaleGradient(VarianceReduced):
-    """g = mu, the full gradient at the latest snapshot: SVRG whose correction is exactly 0.
+    """g = mu, the full gradient at the latest snapshot: SVRG without its correction.
 
-    With a snapshot that shares its storage with the weights, both estimates of SVRG are at the same weights, so that
-    their difference is 0 and one stale vector is applied at `every` steps. An empty snapshot does the same.
+    The public code estimates the correction with an empty snapshot. Both slopes are therefore at the same weights:
+
+    - Without dropout their difference is exactly 0.
+    - With dropout the code draws other masks for each of the two slopes, so their difference is noise of mean 0. This
+      estimator leaves that noise out.
 
     Law: between two snapshots g does not depend on the batch or the weights. Cost per step: two estimates, as for
     SVRG, and 1/every of a pass over the data.
 
     Args:
-        estimator: the estimator of mu, and of the two estimates that cancel.
+        estimator: the estimator of mu, and of the two estimates whose difference is not computed.
         every: number of estimates from one snapshot to the next.
         anchor: the estimator of mu; None uses `estimator`.
     Raises:
@@ -153,16 +156,26 @@ class StaleGradient(VarianceReduced):
     def facts(self) -> Facts:
         return Facts(inner=self.estimator)
 
-    def _saved_weights(self, objective: Objective) -> dict[str, Tensor]:
-        return {leaf.name: leaf.parameter.detach() for leaf in objective.leaves}  # views, which move with the weights
+    def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
+        snapshot: Snapshot = self.init(objective) if state is None else state
+        if snapshot.step % self.every == 0:
+            snapshot = snapshot._replace(gradient=full_gradient(self.anchor or self.estimator, objective, key))
+        self.estimator.estimate(objective, batch, key, snapshot.inner)  # "at the snapshot": paid for, and not used
+        found = self.estimator.estimate(objective, batch, key, snapshot.inner)
+        next_state = snapshot._replace(step=snapshot.step + 1, inner=found.state)
+        return replace(found, gradient=Dense(objective, snapshot.gradient), state=next_state)
 
 
 @value
 class Unpaired(VarianceReduced):
-    """SVRG with independent directions: g = ghat(theta; z) - ghat(snapshot; u) + mu, with independent z and u.
+    """SVRG with other directions at the snapshot: g = ghat(theta; z) - ghat(snapshot; u) + mu.
 
-    Law: at the snapshot the variances of the two estimates add, and do not cancel as those of `VarianceReduced` do.
-    Cost per step: as `VarianceReduced`.
+    z is drawn at every estimate, u once per snapshot. u depends on the number of the snapshot only, as in the public
+    code, where the seed of u is the number of the epoch. So u is the same in runs with different seeds.
+
+    Law: the mean of g over z is grad(theta) - ghat(snapshot; u) + mu. For one batch the last two terms are constant
+    until the next snapshot: a bias whose norm is about sqrt(d) times that of the gradient at the snapshot, for d
+    weights. Cost per step: as `VarianceReduced`.
 
     Args:
         estimator: the estimator of ghat.
@@ -172,5 +185,9 @@ class Unpaired(VarianceReduced):
         BadInput: every < 1, or the objective has no data.
     """
 
-    def _key_at_snapshot(self, key: Key) -> Key:
-        return key.fold("past")
+    @property
+    def facts(self) -> Facts:
+        return Facts(inner=self.estimator)
+
+    def _key_at_snapshot(self, key: Key, step: int) -> Key:
+        return Key(0).fold("snapshot", step // self.every)

@@ -1,10 +1,13 @@
 """The methods of Panchal et al. 2025 as estimators, by their names in the paper.
 
 Where the paper's public code computes another estimate than the name says, `as_coded` has that estimate too. It was
-read from the code's training functions for text classification; the code itself was not run. Three details differ:
+read from the code's training functions for text classification; the code itself was not run. These details differ:
 
 - The code of ZO-Sparse chooses its weights once per epoch, `as_coded` at every estimate.
 - The code of FmAD-SVRG also sets the weights back to the snapshot at every step. `as_coded` does not.
+- The code of FmAD-SVRG draws the direction at the snapshot once per epoch, and takes a snapshot at every fifth epoch.
+  `as_coded` draws it once per snapshot.
+- The code of ZO-SVRG adds noise to its stale vector where the model has dropout. `as_coded` does not.
 - Adaptive selects a direction per pair of adapter matrices in the code, and one for all parameters here.
 
 Source: "The Cost of Avoiding Backpropagation", arXiv 2506.21833 (2025);
@@ -13,6 +16,7 @@ github.com/Astuary/The_Cost_of_Avoiding_Backpropagation at commit 8e47ca2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from gradcost.core.errors import BadInput
@@ -90,6 +94,7 @@ def methods(settings: Settings = STANDARD) -> tuple[Method, ...]:
     - ZO-Vanilla and MeZO are one estimate. In the paper they differ in memory: MeZO regenerates the direction from a
       seed. gradcost always does so.
     - The public code of ZO-Vanilla is also that of the other ZO methods: their updates too are eps times too small.
+      The first step of ZO-Adaptive is not: the code perturbs by sqrt(eps) z there, and divides by 2 eps.
 
     Args:
         settings: the sizes that the names leave open.
@@ -106,14 +111,7 @@ def methods(settings: Settings = STANDARD) -> tuple[Method, ...]:
         ),
         Method("BP-Checkpointing", checkpointed()),
         *_family("FmAD", forward, forward_gradient(settings.probes), settings),
-        *(
-            replace(
-                method,
-                as_coded=Scaled(method.as_coded or method.estimator, settings.eps),
-                difference=f"It updates along eps z, not z. {method.difference}".strip(),
-            )
-            for method in _family("ZO", zero, mezo(settings.eps, settings.probes), settings)
-        ),
+        *(_scaled(each, settings.eps) for each in _family("ZO", zero, mezo(settings.eps, settings.probes), settings)),
         Method("MeZO", zero),
     )
 
@@ -126,7 +124,8 @@ def method(name: str, settings: Settings = STANDARD) -> Method:
     """
     by_key = {each.key: each for each in methods(settings)}
     if name.lower() not in by_key:
-        raise BadInput(f"the paper has no method {name!r}: give one of {', '.join(by_key)}.")
+        names = ", ".join(each.name for each in by_key.values())
+        raise BadInput(f"the paper has no method {name!r}: give one of {names}.")
     return by_key[name.lower()]
 
 
@@ -156,11 +155,34 @@ def _family(family: str, one: Probing, many: Probing, settings: Settings) -> tup
     )
 
 
+def _scaled(method: Method, eps: float) -> Method:
+    """Return a zero-order method, whose code updates along eps z; but see the first step of ZO-Adaptive."""
+    coded = method.as_coded or method.estimator
+    if not isinstance(coded, FirstStep):
+        difference = f"It updates along eps z, not z. {method.difference}".strip()
+        return replace(method, as_coded=Scaled(coded, eps), difference=difference)
+    # The code: v = sqrt(eps) z and g = v (L(theta + v) - L(theta - v)) / (2 eps), so eps cancels.
+    assert isinstance(coded.first, Adaptive)
+    first = replace(coded.first, estimator=mezo(math.sqrt(eps)))
+    return replace(
+        method,
+        as_coded=FirstStep(first, Scaled(coded.later, eps)),
+        difference=f"{method.difference} That step is along z, with a finite difference of sqrt(eps). The later ones "
+        "are along eps z.",
+    )
+
+
 def _masked(probing: Probing, mask: Mask) -> Probing:
     assert isinstance(probing.directions, Directions)
     return replace(probing, directions=Masked(mask, probing.directions))
 
 
 _REPEATED = "In some of its training functions all directions of an estimate are one: the loop uses one seed."
-_UNPAIRED = "Its estimates at the weights and at the snapshot have independent directions, so their variances add."
-_STALE = "Its snapshot is empty, so the correction is 0 and one stale vector is applied until the next snapshot."
+_UNPAIRED = (
+    "Its estimate at the snapshot has a direction of its own, the same at all steps until the next snapshot, so its "
+    "error is a constant bias."
+)
+_STALE = (
+    "Its snapshot is empty, so without dropout the correction is 0 and one stale vector is applied until the next "
+    "snapshot."
+)

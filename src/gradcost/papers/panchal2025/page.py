@@ -140,8 +140,9 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
         yield (
             f"A name that ends in `{AS_CODED}` is our reading of the public code's training functions for text "
             "classification (commit 8e47ca2), which was not run. Not imitated: a finite-difference step of 0.01, "
-            "sparse weights chosen once per epoch, an adaptive direction per pair of adapter matrices, and "
-            "FmAD-SVRG setting the weights back to the snapshot at every step. It differs from the name as follows:"
+            "sparse weights chosen once per epoch, an adaptive direction per pair of adapter matrices, FmAD-SVRG "
+            "setting the weights back to the snapshot at every step, its other direction at the snapshot in each "
+            "epoch, and the noise of dropout in the correction of ZO-SVRG. It differs from the name as follows:"
         )
         yield "\n".join(f"- {method.name}: {method.difference}" for method in coded)
     yield "## What this scale cannot tell"

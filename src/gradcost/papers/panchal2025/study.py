@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 
 from gradcost.core.errors import BadInput, GradcostError
 from gradcost.core.value import value
@@ -82,7 +83,8 @@ class Reproduction:
 
     Args:
         task: the data and the pretrained model with its adapters.
-        methods: names of the paper. A name that ends in ", as coded" is what the public code computes.
+        methods: names of the paper, in any case; stored as in the paper, each once. A name that ends in ", as coded"
+            is what the public code computes.
         forwards: the budget of every run, in FLOPs of one forward pass of a batch.
         rates: the learning rates of the grid, the same for all methods.
         more: number of further learning rates, each chosen from the results so far.
@@ -103,12 +105,17 @@ class Reproduction:
     settings: Settings = Settings()
 
     def __post_init__(self) -> None:
-        if not self.forwards > 0 or self.seeds < 1 or self.more < 0 or not self.rates or not self.methods:
-            raise BadInput(f"a Reproduction has forwards > 0, seeds >= 1, more >= 0, rates and methods, not {self}.")
-        if not 0 < self.target <= 1:
-            raise BadInput(f"target of a Reproduction is an accuracy above 0 and at most 1, not {self.target!r}.")
-        for name in self.methods:
-            self._estimator(name)
+        for name, is_valid, allowed in (
+            ("forwards", 0 < self.forwards < inf, "is a number above 0"),
+            ("seeds", self.seeds >= 1, "is 1 or more"),
+            ("more", self.more >= 0, "is 0 or more"),
+            ("rates", self.rates, "are one learning rate or more"),
+            ("methods", self.methods, "are one name of the paper or more"),
+            ("target", 0 < self.target <= 1, "is an accuracy above 0 and at most 1"),
+        ):
+            if not is_valid:
+                raise BadInput(f"{name} of a Reproduction {allowed}, not {getattr(self, name)!r}.")
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(self._label(name) for name in self.methods)))
 
     @property
     def runs(self) -> int:
@@ -130,8 +137,8 @@ class Reproduction:
         """Return the methods of this study, each once. `as_coded` is None for those that run as named only."""
         names = dict.fromkeys(name.removesuffix(AS_CODED) for name in self.methods)
         found = [method(name, self.settings) for name in names]
-        coded = {name.removesuffix(AS_CODED).lower() for name in self.methods if name.endswith(AS_CODED)}
-        return tuple(each if each.key in coded else replace(each, as_coded=None, difference="") for each in found)
+        coded = {name.removesuffix(AS_CODED) for name in self.methods if name.endswith(AS_CODED)}
+        return tuple(each if each.name in coded else replace(each, as_coded=None, difference="") for each in found)
 
     def lengths(self) -> tuple[Length, ...]:
         """Return the cost of a step and the number of steps of every method. Loads the data and the model.
@@ -177,13 +184,17 @@ class Reproduction:
             )
         return Length(name, estimator, step, steps, snapshot, every)
 
+    def _label(self, name: str) -> str:
+        """Return the name of a method in the case of the paper."""
+        is_coded = name.lower().endswith(AS_CODED)
+        found = method(name[: -len(AS_CODED)] if is_coded else name, self.settings)
+        if is_coded and found.as_coded is None:
+            raise BadInput(f"the public code of {found.name} computes what the name says: leave out {AS_CODED!r}.")
+        return found.name + (AS_CODED if is_coded else "")
+
     def _estimator(self, name: str) -> Estimator:
         found = method(name.removesuffix(AS_CODED), self.settings)
-        if not name.endswith(AS_CODED):
-            return found.estimator
-        if found.as_coded is None:
-            raise BadInput(f"the public code of {found.name} computes what the name says: leave out {AS_CODED!r}.")
-        return found.as_coded
+        return found.estimator if found.as_coded is None or not name.endswith(AS_CODED) else found.as_coded
 
     def _stages(self) -> Stages:
         lengths = {each.name: each for each in self.lengths()}
