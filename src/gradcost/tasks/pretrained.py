@@ -21,6 +21,7 @@ from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.inner_model import inner_model
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.padding import Mask, best_mask, padded_example, plain_mask
 from gradcost.tasks.pretrained_files import MINILM, SMOLLM2, load_model, padding_token, quiet, tokenizer
 
 
@@ -95,7 +96,8 @@ class Pretrained(Architecture):
 class Encoder(Pretrained):
     """A pretrained encoder with a new classification head: int64 tokens (N, T) -> logits (N, classes).
 
-    It is the class of transformers for sequence classification, `AutoModelForSequenceClassification`.
+    It is the class of transformers for sequence classification, `AutoModelForSequenceClassification`. That of a
+    causal language model also works: its head gets the last real token.
 
     Args:
         weights: `minilm-l6`, a folder, or a name on the hub, such as `google-bert/bert-base-uncased`.
@@ -112,7 +114,9 @@ class Encoder(Pretrained):
         padding = padding_token(self.weights)
         loaded = load_model("AutoModelForSequenceClassification", self.weights, self.attention, num_labels=classes)
         loaded.config.pad_token_id = padding
-        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS") if self.lora else loaded, padding)
+        loaded.config.use_cache = False
+        mask = best_mask(loaded, padded_example(self.weights, inputs[0]), padding)
+        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS") if self.lora else loaded, padding, mask)
 
 
 @value
@@ -181,13 +185,14 @@ class Verbalizer(Architecture):
 class SequenceLogits(nn.Module):
     """Map tokens (N, T) to the logits of a sequence classifier, with padding masked."""
 
-    def __init__(self, model: nn.Module, padding: int) -> None:
+    def __init__(self, model: nn.Module, padding: int, mask: Mask = plain_mask) -> None:
         super().__init__()
         self.model = model
         self.padding = padding
+        self.mask = mask
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, attention_mask=_additive_mask(tokens, self.padding)).logits.float()
+        return self.model(input_ids=tokens, attention_mask=self.mask(tokens, self.padding)).logits.float()
 
 
 class TokenLogits(nn.Module):
@@ -226,13 +231,3 @@ def last_real(tokens: Tensor, padding: int) -> Tensor:
     """Return the index of the last token of each row that is not padding; 0 for a row of padding. Shape (N,)."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(tokens != padding, places, 0).amax(1)
-
-
-def _additive_mask(tokens: Tensor, padding: int) -> Tensor:
-    """Return 0 for real tokens and the least float32 for padding, of shape (N, 1, 1, T).
-
-    transformers uses a mask of four dimensions as it is. It reads the values of a mask of two dimensions, which a
-    forecast without data cannot do.
-    """
-    mask = torch.zeros(tokens.shape, device=tokens.device)
-    return mask.masked_fill(tokens == padding, torch.finfo(mask.dtype).min)[:, None, None, :]
