@@ -11,7 +11,7 @@ This module needs the extra `gradcost[transformers]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,8 @@ from gradcost.tasks.pretrained_files import MINILM, SMOLLM2, load_model, padding
 class Lora:
     """Low-rank adapters: the base model is frozen, and W x becomes W x + (alpha / rank) B A x.
 
-    A is random and B is zero at the start, so the first loss is that of the base model. A new classification head is
-    trained in full.
+    A is random and B is zero at the start, so the first loss is that of the base model. The classification head, and
+    all weights that the files of the base model lack, are trained in full.
 
     Args:
         rank: the rank of the adapters.
@@ -54,12 +54,13 @@ class Lora:
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout of Lora must be at least 0 and below 1, not {self.dropout!r}.")
 
-    def applied(self, model: nn.Module, kind: str) -> nn.Module:
+    def applied(self, model: nn.Module, kind: str, new: Collection[str] = ()) -> nn.Module:
         """Freeze a model in place and return it with adapters.
 
         Args:
             model: a transformers model.
             kind: peft's task type, "SEQ_CLS" or "CAUSAL_LM".
+            new: names of parameters that are trained in full, besides those of the head.
         Raises:
             Unsupported: peft cannot add adapters to this model.
         """
@@ -68,14 +69,20 @@ class Lora:
         config = peft.LoraConfig(
             task_type=kind, r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets
         )
+        untrained = [parameter for name, parameter in model.named_parameters() if name in new]
         try:
             with quiet():
-                return peft.get_peft_model(model, config)
+                adapted = peft.get_peft_model(model, config)
         except (ValueError, TypeError, AttributeError) as error:
             raise Unsupported(
                 f"peft cannot add LoRA adapters to {type(model).__name__}: {error} Name the layers in "
                 'Lora(targets=...), such as ("q_proj", "v_proj").'
             ) from error
+        for name, parameter in adapted.named_parameters():
+            # peft trains a copy of the head; the original has no effect.
+            if "original_module" not in name and any(parameter is other for other in untrained):
+                parameter.requires_grad_(True)
+        return adapted
 
 
 class Pretrained(Architecture):
@@ -112,11 +119,12 @@ class Encoder(Pretrained):
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         padding = padding_token(self.weights)
-        loaded = load_model("AutoModelForSequenceClassification", self.weights, self.attention, num_labels=classes)
+        kind = "AutoModelForSequenceClassification"
+        loaded, new = load_model(kind, self.weights, self.attention, num_labels=classes)
         loaded.config.pad_token_id = padding
         loaded.config.use_cache = False
         mask = best_mask(loaded, padded_example(self.weights, inputs[0]), padding)
-        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS") if self.lora else loaded, padding, mask)
+        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS", new) if self.lora else loaded, padding, mask)
 
 
 @value
@@ -140,9 +148,9 @@ class CausalLm(Pretrained):
 
     def language_model(self) -> nn.Module:
         """Return the model of transformers, or peft's wrapper around it. Its key-value cache is off."""
-        loaded = load_model("AutoModelForCausalLM", self.weights, self.attention)
+        loaded, new = load_model("AutoModelForCausalLM", self.weights, self.attention)
         loaded.config.use_cache = False
-        return self.lora.applied(loaded, "CAUSAL_LM") if self.lora else loaded
+        return self.lora.applied(loaded, "CAUSAL_LM", new) if self.lora else loaded
 
 
 @value

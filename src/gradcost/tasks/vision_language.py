@@ -203,10 +203,10 @@ class QwenVl(ImageLanguage):
             raise BadInput(f"size of QwenVl is a multiple of 28 pixels, not {self.size!r}.")
 
     def build(self, inputs: tuple[int, ...], classes: int) -> ImageLogits:
-        loaded = load_model("AutoModelForImageTextToText", self.weights, self.attention)
+        loaded, new = load_model("AutoModelForImageTextToText", self.weights, self.attention)
         loaded.config.use_cache = False
         length = inputs[0] - 3 * self.side**2
-        adapted = loaded if self.lora is None else self.lora.applied(loaded, "CAUSAL_LM")
+        adapted = loaded if self.lora is None else self.lora.applied(loaded, "CAUSAL_LM", new)
         return _Qwen(adapted, length, self.side, self.size)
 
 
