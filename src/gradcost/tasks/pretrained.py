@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.inner_model import inner_model
+from gradcost.core.isolation import eval_mode, restored_generators
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.padding import Mask, best_mask, padded_example, plain_mask
@@ -165,6 +166,7 @@ class Verbalizer(Architecture):
         words: one word per class; their first tokens must differ.
     Raises:
         BadInput: fewer than two words; when built, also if two words begin with the same token.
+        Unsupported: when built, the language model scales or caps the logits of its head.
     Source: Schick and Schuetze 2021 (arXiv 2001.07676).
     """
 
@@ -187,7 +189,9 @@ class Verbalizer(Architecture):
         first = [encode(f" {word}", add_special_tokens=False)["input_ids"][0] for word in self.words]
         if len(set(first)) < len(first):
             raise BadInput(f"two of the words {self.words} begin with the same token: choose other words.")
-        return WordLogits(self.lm.language_model(), first, padding_token(self.weights))
+        model = WordLogits(self.lm.language_model(), first, padding_token(self.weights))
+        model.check_head()
+        return model
 
 
 class SequenceLogits(nn.Module):
@@ -233,6 +237,22 @@ class WordLogits(nn.Module):
         return F.linear(
             hidden[torch.arange(len(tokens), device=tokens.device), last], head.weight[words], bias
         ).float()
+
+    def check_head(self) -> None:
+        """Compare the logits of a short text with those of the model itself.
+
+        Raises:
+            Unsupported: they differ, because the model scales or caps the logits of its head.
+        """
+        inner, tokens = inner_model(self.model), torch.tensor([self.words])
+        with eval_mode(self), torch.no_grad(), restored_generators():
+            own = inner(input_ids=tokens).logits[0, last_real(tokens, self.padding), list(self.words)].float()
+            found = self(tokens)[0]
+        if not torch.allclose(found, own, rtol=0, atol=1e-5 * float(own.abs().max())):
+            raise Unsupported(
+                f"Verbalizer cannot compute the logits of single words of {type(inner).__name__}, which scales or "
+                "caps the logits of its head. Use Encoder(weights), which trains a new head, or another model."
+            )
 
 
 def last_real(tokens: Tensor, padding: int) -> Tensor:

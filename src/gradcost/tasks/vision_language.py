@@ -156,8 +156,8 @@ class _Projected(ImageLogits):
     def logits(self, images: Tensor, tokens: Tensor) -> Tensor:
         visual, inner = self.visual(images), inner_model(self.model)
         embedded = torch.cat([visual, inner.get_input_embeddings()(tokens)], 1)
-        hidden = inner.base_model(inputs_embeds=embedded).last_hidden_state[:, visual.shape[1] :]
-        return inner.get_output_embeddings()(hidden)
+        # Not by its head alone: some models scale or cap the logits of the head.
+        return inner(inputs_embeds=embedded, logits_to_keep=tokens.shape[1]).logits
 
     def continued(self, images: Tensor, prompts: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
         visual, inner = self.visual(images), inner_model(self.model)
