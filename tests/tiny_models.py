@@ -53,6 +53,14 @@ def encoder(folder: Path) -> str:
     return str(folder)
 
 
+def saved(folder: Path, config: transformers.PreTrainedConfig, is_encoder: bool) -> str:
+    """Save a random model of a configuration in `folder`, without a head, and return the folder as a string."""
+    with seeded_generators(Key(5)):
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer(folder, is_encoder)
+    return str(folder)
+
+
 def causal(folder: Path) -> str:
     """Save a Llama of two layers in `folder`, and return the folder as a string. Its tokenizer has no padding."""
     config = transformers.LlamaConfig(

@@ -188,9 +188,9 @@ The ratio to the steps of the backprop in the column before it, paired by seed. 
 (with Adam it takes a quarter of these steps, so the ratios to it are four times as large). BP-Vanilla and
 BP-Checkpointing have the same gradient, so equal steps at an equal learning rate; the reference is the
 first backprop whose tuning score is at most 2 points below the best one, and *BP-Checkpointing* is the median ratio
-to that one if it has another rate. The interval is that of the median; with fewer than six seeds it is the range of the
-seeds. Targets are rounded to three digits, so ratios differ from those of the studies' own pages. r follows from the
-law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
+to that one if it has another rate. The interval is that of the median; with fewer than six seeds it is the range of
+the seeds. Targets are rounded to three digits, so ratios differ from those of the studies' own pages. r follows from
+the law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
 
 {steps}
 

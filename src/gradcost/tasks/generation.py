@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradcost.core.errors import require
+from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import eval_mode
 from gradcost.tasks.task import IGNORED
 
@@ -15,9 +18,13 @@ from gradcost.tasks.task import IGNORED
 def question_tokens(encode: Any, question: str, answer: str, length: int) -> tuple[list[int], list[int]] | None:
     """Return the tokens of a question with its answer, and their targets; None if there are more than `length`.
 
-    Only the tokens of the answer and its end are targets. Both lists are padded on the right.
+    Only the tokens of the answer and its end are targets. Both lists are padded on the right. The token of the
+    beginning is first if the tokenizer begins each text with it.
     """
-    prompt = encode(f"Question: {question}\nAnswer:", add_special_tokens=False)["input_ids"]
+    text = f"Question: {question}\nAnswer:"
+    prompt = encode(text, add_special_tokens=False)["input_ids"]
+    if encode(text)["input_ids"][0] == encode.bos_token_id:
+        prompt = [encode.bos_token_id, *prompt]
     end = [*encode(f" {answer}", add_special_tokens=False)["input_ids"], encode.eos_token_id]
     padding = length + 1 - len(prompt) - len(end)
     if padding < 0:
@@ -41,8 +48,9 @@ def continuations(
 ) -> list[str]:
     """Return the continuation of each prompt by the most probable tokens.
 
-    The prompts are padded on the left, so that each continuation follows its prompt. The mode of each module is
-    restored.
+    The prompts are padded on the left, so that each continuation follows its prompt. A continuation ends at the
+    tokenizer's end token. The model's `generation_config`, such as a repetition penalty, has no effect. It is
+    restored, as is the mode of each module.
 
     Args:
         model: the module that `continued` calls.
@@ -60,6 +68,24 @@ def continuations(
         row[length - len(prompt) :] = prompt
         shown[length - len(prompt) :] = 1
     options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": True, "pad_token_id": encode.pad_token_id}
-    with eval_mode(model), torch.no_grad():
+    options["eos_token_id"] = encode.eos_token_id
+    with eval_mode(model), _default_generation(model), torch.no_grad():
         output = continued(padded.to(device), mask.to(device), options)
     return encode.batch_decode(output, skip_special_tokens=True)
+
+
+@contextmanager
+def _default_generation(model: nn.Module) -> Iterator[None]:
+    """Give each module with a `generation_config` an empty one inside the context: `generate` reads it always."""
+    transformers = require("transformers", "Generation", "transformers")
+    configured: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [module.generation_config for module in configured]
+
+    def restore() -> None:
+        for module, config in zip(configured, before, strict=True):
+            module.generation_config = config
+
+    with undoing(restore):
+        for module in configured:
+            module.generation_config = transformers.GenerationConfig()
+        yield

@@ -11,7 +11,7 @@ This module needs the extra `gradcost[transformers]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from gradcost.core.errors import BadInput, Unsupported, require
 from gradcost.core.inner_model import inner_model
+from gradcost.core.isolation import eval_mode, restored_generators
 from gradcost.core.value import value
 from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.padding import Mask, best_mask, padded_example, plain_mask
 from gradcost.tasks.pretrained_files import MINILM, SMOLLM2, load_model, padding_token, quiet, tokenizer
 
 
@@ -28,8 +30,8 @@ from gradcost.tasks.pretrained_files import MINILM, SMOLLM2, load_model, padding
 class Lora:
     """Low-rank adapters: the base model is frozen, and W x becomes W x + (alpha / rank) B A x.
 
-    A is random and B is zero at the start, so the first loss is that of the base model. A new classification head is
-    trained in full.
+    A is random and B is zero at the start, so the first loss is that of the base model. The classification head, and
+    all weights that the files of the base model lack, are trained in full.
 
     Args:
         rank: the rank of the adapters.
@@ -53,12 +55,13 @@ class Lora:
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout of Lora must be at least 0 and below 1, not {self.dropout!r}.")
 
-    def applied(self, model: nn.Module, kind: str) -> nn.Module:
+    def applied(self, model: nn.Module, kind: str, new: Collection[str] = ()) -> nn.Module:
         """Freeze a model in place and return it with adapters.
 
         Args:
             model: a transformers model.
             kind: peft's task type, "SEQ_CLS" or "CAUSAL_LM".
+            new: names of parameters that are trained in full, besides those of the head.
         Raises:
             Unsupported: peft cannot add adapters to this model.
         """
@@ -67,14 +70,20 @@ class Lora:
         config = peft.LoraConfig(
             task_type=kind, r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets
         )
+        untrained = [parameter for name, parameter in model.named_parameters() if name in new]
         try:
             with quiet():
-                return peft.get_peft_model(model, config)
+                adapted = peft.get_peft_model(model, config)
         except (ValueError, TypeError, AttributeError) as error:
             raise Unsupported(
                 f"peft cannot add LoRA adapters to {type(model).__name__}: {error} Name the layers in "
                 'Lora(targets=...), such as ("q_proj", "v_proj").'
             ) from error
+        for name, parameter in adapted.named_parameters():
+            # peft trains a copy of the head; the original has no effect.
+            if "original_module" not in name and any(parameter is other for other in untrained):
+                parameter.requires_grad_(True)
+        return adapted
 
 
 class Pretrained(Architecture):
@@ -95,7 +104,8 @@ class Pretrained(Architecture):
 class Encoder(Pretrained):
     """A pretrained encoder with a new classification head: int64 tokens (N, T) -> logits (N, classes).
 
-    It is the class of transformers for sequence classification, `AutoModelForSequenceClassification`.
+    It is the class of transformers for sequence classification, `AutoModelForSequenceClassification`. That of a
+    causal language model also works: its head gets the last real token.
 
     Args:
         weights: `minilm-l6`, a folder, or a name on the hub, such as `google-bert/bert-base-uncased`.
@@ -110,9 +120,12 @@ class Encoder(Pretrained):
 
     def build(self, inputs: tuple[int, ...], classes: int) -> nn.Module:
         padding = padding_token(self.weights)
-        loaded = load_model("AutoModelForSequenceClassification", self.weights, self.attention, num_labels=classes)
+        kind = "AutoModelForSequenceClassification"
+        loaded, new = load_model(kind, self.weights, self.attention, num_labels=classes)
         loaded.config.pad_token_id = padding
-        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS") if self.lora else loaded, padding)
+        loaded.config.use_cache = False
+        mask = best_mask(loaded, padded_example(self.weights, inputs[0]), padding)
+        return SequenceLogits(self.lora.applied(loaded, "SEQ_CLS", new) if self.lora else loaded, padding, mask)
 
 
 @value
@@ -136,9 +149,9 @@ class CausalLm(Pretrained):
 
     def language_model(self) -> nn.Module:
         """Return the model of transformers, or peft's wrapper around it. Its key-value cache is off."""
-        loaded = load_model("AutoModelForCausalLM", self.weights, self.attention)
+        loaded, new = load_model("AutoModelForCausalLM", self.weights, self.attention)
         loaded.config.use_cache = False
-        return self.lora.applied(loaded, "CAUSAL_LM") if self.lora else loaded
+        return self.lora.applied(loaded, "CAUSAL_LM", new) if self.lora else loaded
 
 
 @value
@@ -153,6 +166,7 @@ class Verbalizer(Architecture):
         words: one word per class; their first tokens must differ.
     Raises:
         BadInput: fewer than two words; when built, also if two words begin with the same token.
+        Unsupported: when built, the language model scales or caps the logits of its head.
     Source: Schick and Schuetze 2021 (arXiv 2001.07676).
     """
 
@@ -175,19 +189,22 @@ class Verbalizer(Architecture):
         first = [encode(f" {word}", add_special_tokens=False)["input_ids"][0] for word in self.words]
         if len(set(first)) < len(first):
             raise BadInput(f"two of the words {self.words} begin with the same token: choose other words.")
-        return WordLogits(self.lm.language_model(), first, padding_token(self.weights))
+        model = WordLogits(self.lm.language_model(), first, padding_token(self.weights))
+        model.check_head()
+        return model
 
 
 class SequenceLogits(nn.Module):
     """Map tokens (N, T) to the logits of a sequence classifier, with padding masked."""
 
-    def __init__(self, model: nn.Module, padding: int) -> None:
+    def __init__(self, model: nn.Module, padding: int, mask: Mask = plain_mask) -> None:
         super().__init__()
         self.model = model
         self.padding = padding
+        self.mask = mask
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, attention_mask=_additive_mask(tokens, self.padding)).logits.float()
+        return self.model(input_ids=tokens, attention_mask=self.mask(tokens, self.padding)).logits.float()
 
 
 class TokenLogits(nn.Module):
@@ -221,18 +238,24 @@ class WordLogits(nn.Module):
             hidden[torch.arange(len(tokens), device=tokens.device), last], head.weight[words], bias
         ).float()
 
+    def check_head(self) -> None:
+        """Compare the logits of a short text with those of the model itself.
+
+        Raises:
+            Unsupported: they differ, because the model scales or caps the logits of its head.
+        """
+        inner, tokens = inner_model(self.model), torch.tensor([self.words])
+        with eval_mode(self), torch.no_grad(), restored_generators():
+            own = inner(input_ids=tokens).logits[0, last_real(tokens, self.padding), list(self.words)].float()
+            found = self(tokens)[0]
+        if not torch.allclose(found, own, rtol=0, atol=1e-5 * float(own.abs().max())):
+            raise Unsupported(
+                f"Verbalizer cannot compute the logits of single words of {type(inner).__name__}, which scales or "
+                "caps the logits of its head. Use Encoder(weights), which trains a new head, or another model."
+            )
+
 
 def last_real(tokens: Tensor, padding: int) -> Tensor:
     """Return the index of the last token of each row that is not padding; 0 for a row of padding. Shape (N,)."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(tokens != padding, places, 0).amax(1)
-
-
-def _additive_mask(tokens: Tensor, padding: int) -> Tensor:
-    """Return 0 for real tokens and the least float32 for padding, of shape (N, 1, 1, T).
-
-    transformers uses a mask of four dimensions as it is. It reads the values of a mask of two dimensions, which a
-    forecast without data cannot do.
-    """
-    mask = torch.zeros(tokens.shape, device=tokens.device)
-    return mask.masked_fill(tokens == padding, torch.finfo(mask.dtype).min)[:, None, None, :]

@@ -75,8 +75,10 @@ def encoded(weights: str, texts: Sequence[str], length: int) -> Tensor:
     return torch.tensor(tokenizer(weights)(list(texts), **options)["input_ids"], dtype=torch.int64)
 
 
-def load_model(kind: str, weights: str, attention: str, **options: Any) -> Any:
-    """Return a model in float32. Weights that the files lack come from torch's default generator.
+def load_model(kind: str, weights: str, attention: str, **options: Any) -> tuple[Any, set[str]]:
+    """Return a model in float32, and the names of its weights that the files lack: these are random.
+
+    Random weights come from torch's default generator.
 
     Args:
         kind: the class of transformers that loads it, such as "AutoModelForCausalLM".
@@ -86,8 +88,9 @@ def load_model(kind: str, weights: str, attention: str, **options: Any) -> Any:
     Raises:
         DataError: it cannot be loaded.
     """
-    options |= {"attn_implementation": attention, "dtype": torch.float32}
-    return _from_pretrained(kind, weights, **options).train()
+    options |= {"attn_implementation": attention, "dtype": torch.float32, "output_loading_info": True}
+    model, report = _from_pretrained(kind, weights, **options)
+    return model.train(), set(report["missing_keys"])
 
 
 def _from_pretrained(kind: str, weights: str, **options: Any) -> Any:

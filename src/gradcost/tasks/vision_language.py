@@ -169,8 +169,8 @@ class _Projected(ImageLogits):
     def logits(self, images: Tensor, tokens: Tensor) -> Tensor:
         visual, inner = self.visual(images), inner_model(self.model)
         embedded = torch.cat([visual, inner.get_input_embeddings()(tokens)], 1)
-        hidden = inner.base_model(inputs_embeds=embedded).last_hidden_state[:, visual.shape[1] :]
-        return inner.get_output_embeddings()(hidden)
+        # Not by its head alone: some models scale or cap the logits of the head.
+        return inner(inputs_embeds=embedded, logits_to_keep=tokens.shape[1]).logits
 
     def continued(self, images: Tensor, prompts: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
         visual, inner = self.visual(images), inner_model(self.model)
@@ -216,10 +216,10 @@ class QwenVl(ImageLanguage):
             raise BadInput(f"size of QwenVl is a multiple of 28 pixels, not {self.size!r}.")
 
     def build(self, inputs: tuple[int, ...], classes: int) -> ImageLogits:
-        loaded = load_model("AutoModelForImageTextToText", self.weights, self.attention)
+        loaded, new = load_model("AutoModelForImageTextToText", self.weights, self.attention)
         loaded.config.use_cache = False
         length = (inputs[0] - bytes_of_example(self.side, 0)) // TOKEN
-        adapted = loaded if self.lora is None else self.lora.applied(loaded, "CAUSAL_LM")
+        adapted = loaded if self.lora is None else self.lora.applied(loaded, "CAUSAL_LM", new)
         return _Qwen(adapted, length, self.side, self.size)
 
 
