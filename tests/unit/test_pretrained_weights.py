@@ -89,7 +89,7 @@ def test_backprop_reaches_92_percent_on_trec():
         pytest.param("panchal2025_6000.md", "panchal2025-6000", marks=needs("trec", "minilm-l6")),
         pytest.param("panchal2025_full.md", "panchal2025-full", marks=needs("trec", "minilm-l6")),
         pytest.param("panchal2025_variants.md", "panchal2025-variants", marks=needs("mnist")),
-        pytest.param("panchal2025_svrg.md", "panchal2025-svrg", marks=needs("mnist")),
+        pytest.param("panchal2025_coded.md", "panchal2025-coded", marks=needs("mnist")),
         pytest.param("panchal2025_smollm2.md", "panchal2025-smollm2", marks=needs("trec", "smollm2-135m")),
         pytest.param("panchal2025_vqa.md", "panchal2025-vqa", marks=needs("cifar10", *VISION_LANGUAGE)),
     ],
