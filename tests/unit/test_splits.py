@@ -113,6 +113,22 @@ class Uneven(Digits):
         return whole._replace(test=Split(whole.test.x[:5], torch.tensor([4, 1, 4, 4, -100])))
 
 
+@value
+class InParts(Digits):
+    """Digits whose three splits are all images; each has the targets of some of them only."""
+
+    def splits(self) -> Splits:
+        x, y = super().splits().train
+        parts = (torch.where(torch.arange(len(y)) % 3 == part, y, -100) for part in range(3))
+        return Splits(*(Split(x, part) for part in parts))
+
+
+def test_splits_of_one_input_with_targets_of_their_own_are_not_noted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_splits(InParts())
+
+
 def test_the_study_records_the_share_of_the_most_frequent_class():
     assert guessing_fields(Uneven()) == {"chance": 0.1, "majority": 0.75}
     labels = Digits().splits().test.y

@@ -84,12 +84,12 @@ def check_splits(task: Any) -> None:
     Raises:
         BadInput: the message names the split, and the first example at fault.
     """
-    splits, seen = task.splits(), dict[int, str]()
+    splits, seen = task.splits(), dict[tuple[int, int], str]()
     for part in PARTS:
         split = getattr(splits, part, None)
         if not isinstance(split, Split) or not all(_is_dense(tensor) for tensor in split):
             continue
-        first = seen.setdefault(split.x.data_ptr(), part)
+        first = seen.setdefault((split.x.data_ptr(), split.y.data_ptr()), part)
         if first != part and len(split.x):
             warnings.warn(
                 f"the {first} and the {part} split of {type(task).__name__} share examples, so the scores say less "

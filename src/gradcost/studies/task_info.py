@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, strided
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
@@ -70,7 +70,9 @@ def chance(task: Any) -> float | None:
 def majority(task: Any) -> float | None:
     """Return the share of the most frequent class in the test split; None if its targets are not one class each."""
     labels = getattr(task.splits().test, "y", None)
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+    if not isinstance(labels, Tensor) or labels.layout is not strided or labels.is_nested:
+        return None
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
         return None
     labels = labels[labels != IGNORED]
     return labels.unique(return_counts=True)[1].max().item() / len(labels) if len(labels) else None

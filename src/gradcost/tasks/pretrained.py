@@ -246,9 +246,9 @@ class WordLogits(nn.Module):
         """
         inner, tokens = inner_model(self.model), torch.tensor([self.words])
         with eval_mode(self), torch.no_grad(), restored_generators():
-            own = inner(input_ids=tokens).logits[0, last_real(tokens, self.padding), list(self.words)].float()
+            every = inner(input_ids=tokens).logits[0, last_real(tokens, self.padding)].flatten().float()
             found = self(tokens)[0]
-        if not torch.allclose(found, own, rtol=0, atol=1e-5 * float(own.abs().max())):
+        if not torch.allclose(found, every[list(self.words)], rtol=0, atol=1e-5 * float(every.abs().max())):
             raise Unsupported(
                 f"Verbalizer cannot compute the logits of single words of {type(inner).__name__}, which scales or "
                 "caps the logits of its head. Use Encoder(weights), which trains a new head, or another model."
