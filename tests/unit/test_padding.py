@@ -17,7 +17,7 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.estimators.presets import backprop, checkpointed, forward_gradient, mezo
 from gradcost.planning.forecast import forecast
-from gradcost.tasks.padding import additive_mask, no_mask, padded_example, plain_mask
+from gradcost.tasks.padding import additive_mask, best_mask, no_mask, padded_example, plain_mask
 from gradcost.tasks.pretrained import Encoder
 from gradcost.tasks.task import Batch, cross_entropy
 from vectors import estimated, true_gradient
@@ -101,6 +101,14 @@ def test_every_family_trains_the_model(name: str, tmp_path: Path):
     torch.testing.assert_close(slope, difference, rtol=0.05, atol=2e-3)  # float32, and the kinks of relu
     for estimator, forwards in ((mezo(), 2), (forward_gradient(), 3), (backprop(), 3), (checkpointed(), 4)):
         assert forecast(estimator, objective, batch).forwards == pytest.approx(forwards, abs=0.3)
+
+
+def test_a_head_of_zeros_cannot_choose_a_mask(tmp_path: Path):
+    """Its logits are 0 for every mask, and the additive one is wrong for a causal model."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_models.causal(tmp_path))
+    model.config.pad_token_id = 0
+    model.score.weight.data.zero_()
+    assert best_mask(model, padded_example(str(tmp_path), 8), 0) is plain_mask
 
 
 def test_the_choice_of_a_mask_leaves_random_generators_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

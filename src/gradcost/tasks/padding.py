@@ -43,8 +43,8 @@ def best_mask(model: nn.Module, tokens: Tensor, padding: int) -> Mask:
 
     Args:
         model: a sequence classifier of transformers.
-        tokens: a batch with padding on the right, as long as those of the task: a window of attention that is
-            longer than the batch has no effect.
+        tokens: two different rows with padding on the right, as long as those of the task: a window of attention that
+            is longer than the batch has no effect.
         padding: the token of padding.
     """
 
@@ -53,12 +53,15 @@ def best_mask(model: nn.Module, tokens: Tensor, padding: int) -> Mask:
 
     with eval_mode(model), torch.no_grad(), restored_generators():
         right = logits(plain_mask)
+        tolerance = TOLERANCE * float(right.abs().max())
+        if torch.allclose(right[0], right[1], rtol=0, atol=tolerance):
+            return plain_mask  # logits that do not depend on the text, such as those of a head of zeros, tell nothing
         for mask in (additive_mask, no_mask):
             try:
                 found = logits(mask)
             except Exception:
                 continue  # The model needs a mask of another shape.
-            if torch.allclose(found, right, rtol=0, atol=TOLERANCE * float(right.abs().max())):
+            if torch.allclose(found, right, rtol=0, atol=tolerance):
                 return mask
     return plain_mask
 
