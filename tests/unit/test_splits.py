@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradcost
 from gradcost import SGD, BadInput, Trial, backprop
+from gradcost.core.isolation import seeded_generators
+from gradcost.core.key import Key
 from gradcost.core.notes import Note
+from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Stages, Study
@@ -258,3 +261,24 @@ def test_a_refused_study_leaves_no_study_behind(tmp_path: Path):
     with pytest.raises(BadInput, match="has the target 10"):
         list(run_study(Study("?", trials), tmp_path / "out"))
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+@value
+class Adapted(Digits):
+    """Digits with a layer that adds nothing at the start: the product of a random and a zero matrix."""
+
+    def objective(self, key: Key) -> Objective:
+        made = super().objective(key)
+        with seeded_generators(key):
+            first, second = nn.Linear(64, 2, bias=False), nn.Linear(2, 10, bias=False)
+        nn.init.zeros_(second.weight)
+
+        def loss(model: nn.Module, batch: Split) -> torch.Tensor:
+            return nn.functional.cross_entropy(model(batch.x.flatten(1)), batch.y)
+
+        return Objective(nn.Sequential(first, second), loss, data=made.data)
+
+
+def test_adapters_that_add_nothing_at_the_start_pass_the_check_of_a_task():
+    """`compare` refused language models with LoRA and no new head: "it does not use the model"."""
+    check_contract(Adapted())

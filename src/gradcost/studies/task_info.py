@@ -10,7 +10,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
-from gradcost.tasks.task import IGNORED
+from gradcost.tasks.task import IGNORED, Task
 
 REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
 
@@ -81,7 +81,8 @@ def majority(task: Any) -> float | None:
 def guessing_fields(task: Any) -> dict[str, float | None]:
     """Return what guessing reaches as fields of `study.json`: `chance`, and `majority` if it is more than that."""
     even = chance(task)
-    share = majority(task) if even is not None and task_metric(task).is_accuracy else None
+    is_plain = getattr(type(task), "score", None) is Task.score and task_metric(task).is_accuracy
+    share = majority(task) if even is not None and is_plain else None
     return {"chance": even} if even is None or share is None or share <= even else {"chance": even, "majority": share}
 
 
