@@ -213,7 +213,7 @@ def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
         gaps=_range(model.exact / model.least for model in costs),
         advantages=_range(model.advantage for model in costs),
         ratios=_range(row.ratio.median for row in known),
-        others=_range(row.ratio.median if row.other is None else row.other for row in known),
+        others=_range(row.to_checkpointed().ratio.median for row in known),
         near=" and ".join(number(ratio) for ratio in _nearer_to_the_start()),
         fewest=number(fewest_workers(steps, costs)),
         sooner=number(fewest_workers([row.to_checkpointed() for row in steps], costs)),

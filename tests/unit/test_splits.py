@@ -282,3 +282,14 @@ class Adapted(Digits):
 def test_adapters_that_add_nothing_at_the_start_pass_the_check_of_a_task():
     """`compare` refused language models with LoRA and no new head: "it does not use the model"."""
     check_contract(Adapted())
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_targets_without_numbers_in_memory_have_no_most_frequent_class(kind: str):
+    class Elsewhere(Digits):
+        def splits(self) -> Splits:
+            whole = super().splits()
+            y = whole.test.y
+            return whole._replace(test=Split(whole.test.x, y.to("meta") if kind == "meta" else y.to_sparse()))
+
+    assert guessing_fields(Elsewhere()) == {"chance": 0.1}

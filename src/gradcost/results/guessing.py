@@ -41,8 +41,9 @@ def guess_of(study: StudyRecord) -> Guess | None:
     """Return what guessing reaches on the task of a study; None if the number of classes is not known."""
     if study.chance is None:
         return None
-    is_uneven = study.majority is not None and study.majority > study.chance
-    return Guess(study.majority, True) if is_uneven and study.majority else Guess(study.chance)
+    if study.majority is None or study.majority <= study.chance:
+        return Guess(study.chance)
+    return Guess(study.majority, is_most_frequent=True)
 
 
 def guessing_loss(chance: float | None) -> float | None:

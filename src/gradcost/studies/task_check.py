@@ -93,7 +93,7 @@ def check_splits(task: Any) -> None:
     splits, seen = task.splits(), dict[tuple[int, int], str]()
     for part in PARTS:
         split = getattr(splits, part, None)
-        if not isinstance(split, Split) or not all(_is_dense(tensor) for tensor in split):
+        if not isinstance(split, Split) or not all(is_dense(tensor) for tensor in split):
             continue
         first = seen.setdefault((split.x.data_ptr(), split.y.data_ptr()), part)
         if first != part and len(split.x):
@@ -121,7 +121,7 @@ def check_splits(task: Any) -> None:
 
 def _check_labels(task: Any, split: Split, name: str) -> None:
     """Raise BadInput if the loss and score of `Task` would meet a target that is no class of the task."""
-    if getattr(type(task), "score", None) is not Task.score or split.y.is_floating_point() or split.y.is_complex():
+    if has_own_score(task) or split.y.is_floating_point() or split.y.is_complex():
         return
     wrong = ((split.y < 0) | (split.y >= task.classes)) & (split.y != IGNORED)
     if wrong.any():
@@ -133,7 +133,13 @@ def _check_labels(task: Any, split: Split, name: str) -> None:
         )
 
 
-def _is_dense(tensor: Any) -> bool:
+def has_own_score(task: Any) -> bool:
+    """Return whether a task scores otherwise than `Task`, whose accuracy is that of its targets as classes."""
+    return getattr(type(task), "score", None) is not Task.score
+
+
+def is_dense(tensor: Any) -> bool:
+    """Return whether an object is a tensor with all of its numbers in memory, and has one dimension or more."""
     is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_nested
     return is_plain and tensor.dim() > 0 and not tensor.is_meta and not is_fake(tensor)
 

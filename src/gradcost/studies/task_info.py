@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, strided
-
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
-from gradcost.tasks.task import IGNORED, Task
+from gradcost.studies.task_check import has_own_score, is_dense
+from gradcost.tasks.task import IGNORED
 
 REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
 
@@ -69,10 +68,8 @@ def chance(task: Any) -> float | None:
 
 def majority(task: Any) -> float | None:
     """Return the share of the most frequent class in the test split; None if its targets are not one class each."""
-    labels = getattr(task.splits().test, "y", None)
-    if not isinstance(labels, Tensor) or labels.layout is not strided or labels.is_nested:
-        return None
-    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+    labels: Any = getattr(task.splits().test, "y", None)
+    if not is_dense(labels) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
         return None
     labels = labels[labels != IGNORED]
     return labels.unique(return_counts=True)[1].max().item() / len(labels) if len(labels) else None
@@ -81,8 +78,8 @@ def majority(task: Any) -> float | None:
 def guessing_fields(task: Any) -> dict[str, float | None]:
     """Return what guessing reaches as fields of `study.json`: `chance`, and `majority` if it is more than that."""
     even = chance(task)
-    is_plain = getattr(type(task), "score", None) is Task.score and task_metric(task).is_accuracy
-    share = majority(task) if even is not None and is_plain else None
+    is_known = even is not None and task_metric(task).is_accuracy and not has_own_score(task)
+    share = majority(task) if is_known else None
     return {"chance": even} if even is None or share is None or share <= even else {"chance": even, "majority": share}
 
 
