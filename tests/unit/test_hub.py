@@ -169,6 +169,7 @@ def test_groups_are_divided_by_a_fixed_permutation():
     assert len(first) == 24, "the rest of the second group is in no part"
     assert not {groups[place] for place in first} & {groups[place] for place in second}
     assert divided(groups, 4) == (first, second)
+    assert [len(part) for part in divided([None] * 30, 4)] == [26, 4], "rows without a group do not belong together"
 
 
 def test_a_task_of_the_hub_has_tokens(tmp_path: Path, library: Any):
@@ -189,6 +190,9 @@ def test_what_the_hub_cannot_give_is_explained(tmp_path: Path, library: Any):
         BoolQ(source=folder_of(tmp_path, ("train", "validation"), NEWS)).texts()
     with pytest.raises(DataError, match=r"the split 'train' of .* has too few rows for a validation split"):
         AgNews(source=folder_of(tmp_path, ("train", "test"), NEWS[:9])).texts()
+    (tmp_path / "test.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"no row in test\.jsonl: put one JSON object on each line"):
+        AgNews(source=str(tmp_path)).texts()
 
 
 # ---- GSM8K

@@ -92,7 +92,7 @@ def _peak_of(record: CostRecord | None) -> str:
 
 def _reproduction(options: ReproduceOptions) -> tuple[Reproduction, str | None]:
     """Return the settings of the study, and the user's file that defines the task or None."""
-    names = _names(options.rows) if options.rows else DISTINCT
+    names = DISTINCT if options.rows is None else _names(options.rows)
     if not 0 < options.forwards < math.inf:
         raise BadInput(f"--forwards is a number of forward passes above 0, not {options.forwards:g}.")
     if options.target is not None and not 0 < options.target <= 1:
@@ -115,12 +115,15 @@ def _names(text: str) -> tuple[str, ...]:
     """Return the names of methods in --rows, as they are typed.
 
     Raises:
-        BadInput: the paper has no such method.
+        BadInput: the paper has no such method, or the text has no name.
     """
-    names, known = tuple(name.strip() for name in text.split(";")), {each.name: each.key for each in methods()}
+    names, known = tuple(filter(None, map(str.strip, text.split(";")))), {each.name: each.key for each in methods()}
+    every = ", ".join(known)
+    if not names:
+        raise BadInput(f"--rows {shlex.quote(text)} names no method. Choose from: {every}.")
     for name in names:
         if name.lower().removesuffix(AS_CODED) not in known.values():
-            hint, every = spec.hint(name, known), ", ".join(known)
+            hint = spec.hint(name, known)
             raise BadInput(f"--rows {shlex.quote(name)} is not known.{hint} Choose from: {every}.")
     return names
 

@@ -49,7 +49,8 @@ def rows(
         source: the name on the hub, or a folder.
         parts: the splits of the data set.
         examples: the largest number of rows of the training split, chosen at random; None: all.
-        held_out: the largest number of rows of the validation split and of the test split; None: all.
+        held_out: the largest number of rows of the validation split and of the test split; None: all, and 1,000 of
+            a validation split that is part of the training split. Such a split has a tenth of the rows at most.
     Raises:
         DataError: the data set cannot be loaded, or lacks a split or a column.
         MissingExtra: `datasets` is not installed.
@@ -71,14 +72,14 @@ def divided(groups: Sequence[Hashable], held_out: int) -> tuple[list[int], list[
     """Divide rows by a fixed permutation of their groups. Rows of one group are not in both parts.
 
     Args:
-        groups: the group of each row.
+        groups: the group of each row. A row without one, None, is a group of its own.
         held_out: number of rows in the second part. The other rows of its last group are in neither part.
     Returns:
         (places of the first part, places of the second part).
     """
     members: dict[Hashable, list[int]] = {}
     for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
+        members.setdefault((place,) if group is None else group, []).append(place)
     together = list(members.values())
     order = [together[number] for number in permutation(Key(0).fold("held out"), len(together)).tolist()]
     count, found = 0, 0
@@ -109,12 +110,16 @@ def _some(part: Any, count: int | None) -> Any:
 
 def _loaded(source: str, parts: Parts) -> Any:
     library = require("datasets", f"The data set {source}", "hub")
-    files = {path.stem: str(path) for path in sorted(Path(source).glob("*.jsonl"))}
+    paths = sorted(Path(source).glob("*.jsonl"))
+    files = {path.stem: str(path) for path in paths}
     if Path(source).is_dir() and not files:
         raise DataError(
             f"the folder {source} holds no .jsonl file: put {parts.train}.jsonl and {parts.test}.jsonl there, or "
             "give a name on the Hugging Face hub."
         )
+    empty = [path.name for path in paths if not _has_text(path)]
+    if empty:
+        raise DataError(f"the folder {source} has no row in {', '.join(empty)}: put one JSON object on each line.")
     try:
         where = ("json", None, None, files) if files else (source, parts.name)
         loaded = library.load_dataset(*where)
@@ -126,3 +131,8 @@ def _loaded(source: str, parts: Parts) -> Any:
     for part in {parts.train, parts.test, parts.validation or parts.train} - set(loaded):
         raise DataError(f"the data set {source!r} has no split {part!r}; it has {', '.join(loaded)}.")
     return loaded
+
+
+def _has_text(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return any(line.strip() for line in file)
