@@ -25,6 +25,9 @@ from gradcost.results.tuning import final_rate
 
 HERE = Path(__file__).parent
 BY_CHANCE = "MiniLM on TREC, 22.7 million weights"  # the study whose methods without backprop learned nothing
+ADAPTERS = {"MiniLM on TREC, 11,526 weights": "MiniLM", "SmolLM2 on TREC, 57,600 weights": "SmolLM2"}
+MANY = {"FmAD-Vanilla": "FmAD-Multiple", "MeZO": "ZO-Multiple"}  # the same method with several directions
+OTHER_LOSSES = 1.7, 1.6  # targets beside 1.62 for FmAD-Vanilla on MiniLM
 EXACT, SAME, DIFFERENCE = "BP-Checkpointing", "BP-Vanilla", "MeZO"  # the first two have the same gradient
 # label of the page, folder, method, its directions n, target: the hardest loss that every run of the method reaches,
 # rounded up to three digits
@@ -71,13 +74,11 @@ class Steps(NamedTuple):
     @property
     def rank(self) -> float:
         """Return r of the law ratio = 1 + (r + 1)/n, the effective rank of the Hessian in `effective_slowdown`."""
-        return self.directions * (self.ratio.median - 1) - 1
+        return rank(self.ratio.median, self.directions)
 
-    def to_checkpointed(self) -> Steps:
-        """Return these steps as a ratio to those of BP-Checkpointing."""
-        if self.other is None:
-            return self
-        return self._replace(ratio=Interval(self.other, self.other, self.other, 0.0, self.ratio.n))
+
+def rank(ratio: float, directions: int = 1) -> float:
+    return directions * (ratio - 1) - 1
 
 
 class Model(NamedTuple):
@@ -124,6 +125,13 @@ def _nearer_to_the_start() -> Iterator[float]:
             yield _ratio(read(HERE / folder), method, Target("loss", round(target.value + 0.01, 2))).median
 
 
+def _to_other_losses() -> Iterator[float]:
+    """Yield r of FmAD-Vanilla on MiniLM with adapters to `OTHER_LOSSES`."""
+    results = read(HERE / "panchal2025-6000")
+    for loss in OTHER_LOSSES:
+        yield rank(_ratio(results, "FmAD-Vanilla", Target("loss", loss)).median)
+
+
 def _named(results: Results, method: str) -> str:
     return f"{method}, {final_rate(results, method)}"
 
@@ -164,21 +172,25 @@ network](panchal2025_variants.md)).
   of MeZO, so MeZO may take at most so many times its steps. The medians measured with one direction are {ratios}
   times those of the backprop that was tuned best ({others} times those of BP-Checkpointing, where its learning rate
   is another one); the low ones are to targets close to the start. By the law below, n directions per step take
-  n + r + 1 times the work, least for one; measured, 4 to 16 directions need fewer FLOPs than one ([equal
-  FLOPs](equal_flops.md), [directions](questions.md)), and still many times those of backprop.
+  n + r + 1 times the work, least for one. Measured with adapters, one optimizer and the rates tuned for each, runs
+  with 4 and 10 directions per step evaluate {work} times as many directions as those with one, to the
+  same loss. The directions of a step can share a forward pass ([what that saves](questions.md)). All need many times
+  the work of backprop.
 - **Time with n workers, one direction each.** If all directions of a step took the time of one, then by the law and
-  with the r measured, backprop with adapters on *one* worker would be overtaken from {fewest} workers on (from
-  {sooner} on, if it is BP-Checkpointing at its own learning rates). On a small network 64 directions need as many
-  steps as plain backprop ([counted, not timed](questions.md)). If the batch can be split, backprop uses the workers
-  too, and is not overtaken.
+  with the r measured with adapters and one direction, backprop with adapters on *one* worker would be overtaken from
+  {fewest} workers on, if r is that of {first}, and from {more} on, if it is that of {last}. On a
+  small network 64 directions need as many steps as plain backprop ([counted, not timed](questions.md)). If the batch
+  can be split, backprop uses the workers too, and is not overtaken.
 - **What this cannot tell.** r is measured on models of 8 thousand to 22.7 million weights, at targets far from the
   end of training; for the models of the second table it is unknown. The methods of one study would have one r if the
   law held. They do not: r differs by up to {spread} times within a study, and the numbers of workers have at least
-  this error. With all weights of MiniLM it differs by {chance} times, but there accuracy chose MeZO's learning rate
-  by chance ([which](panchal2025_full.md)), and the target is 0.01 below the loss of guessing and takes backprop one
-  to three steps: to a loss of 1.79 instead of 1.78 the median ratios are {near}. On SmolLM2 the loss is hardly
-  below that of the start, and backprop needs two steps to it, so r is known to about a factor of two. No run came to
-  80% on TREC, so there r is a bound from below.
+  this error. r also moves with the target: to a loss of {losses} instead of 1.62, that of FmAD-Vanilla on MiniLM is
+  {moved}. Knowing the shares of the classes gives about that loss without a look at the texts ([how
+  much](panchal2025_6000.md)). With all weights of MiniLM r differs by {chance} times, but there accuracy chose MeZO's
+  learning rate by chance ([which](panchal2025_full.md)), and the target is 0.01 below the loss of equal probabilities
+  and takes backprop one to three steps: to a loss of 1.79 instead of 1.78 the median ratios are {near}. On SmolLM2,
+  with two seeds, the loss is hardly below that of the start, and backprop needs two steps to it, so r is known to
+  about a factor of two. No run without backprop came to 80% on TREC, so there r is a bound from below.
 
 ![Budgets and workers](crossover.svg)
 
@@ -186,11 +198,12 @@ network](panchal2025_variants.md)).
 
 The ratio to the steps of the backprop in the column before it, paired by seed. In the first study that is plain SGD
 (with Adam it takes a quarter of these steps, so the ratios to it are four times as large). BP-Vanilla and
-BP-Checkpointing have the same gradient, so equal steps at an equal learning rate; the reference is the
-first backprop whose tuning score is at most 2 points below the best one, and *BP-Checkpointing* is the median ratio
-to that one if it has another rate. The interval is that of the median; with fewer than six seeds it is the range of
-the seeds. Targets are rounded to three digits, so ratios differ from those of the studies' own pages. r follows from
-the law of `effective_slowdown`: ratio = 1 + (r + 1)/n.
+BP-Checkpointing have the same gradient, so at an equal learning rate equal steps, up to the distance between two
+evaluations, which differs with the length of a run. The reference is the first backprop whose tuning score is at
+most 2 points below the best one, and *BP-Checkpointing* is the median ratio to that one if it has another rate. The
+interval is that of the median; with fewer than six seeds it is the range of the seeds. Targets are rounded to three
+digits, so ratios differ from those of the studies' own pages. r follows from the law of `effective_slowdown`: ratio =
+1 + (r + 1)/n.
 
 {steps}
 
@@ -209,20 +222,26 @@ def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
     """Return the page as Markdown."""
     known = [row for row in steps if row.directions == 1 and not row.is_bound]
     low, high = (choose(known, key=lambda row: row.rank) for choose in (min, max))
+    least, most = (choose(_with_adapters(known), key=lambda row: row.rank) for choose in (min, max))
     return PAGE.format(
         gaps=_range(model.exact / model.least for model in costs),
         advantages=_range(model.advantage for model in costs),
         ratios=_range(row.ratio.median for row in known),
-        others=_range(row.to_checkpointed().ratio.median for row in known),
+        others=_range(row.other or row.ratio.median for row in known),
+        work=_range(_work(steps)),
         near=" and ".join(number(ratio) for ratio in _nearer_to_the_start()),
-        fewest=number(fewest_workers(steps, costs)),
-        sooner=number(fewest_workers([row.to_checkpointed() for row in steps], costs)),
+        fewest=number(fewest_workers(least.rank, costs)),
+        first=f"{least.method} on {ADAPTERS[least.study]}",
+        more=number(fewest_workers(most.rank, costs)),
+        last=f"{most.method} on {ADAPTERS[most.study]}",
+        losses=" and ".join(map(number, OTHER_LOSSES)),
+        moved=" and ".join(number(r, 2) for r in _to_other_losses()),
         spread=number(max(_spread(steps, study) for study in {row.study for row in steps} - {BY_CHANCE}), 2),
         chance=number(_spread(steps, BY_CHANCE), 2),
         low=number(low.rank, 2),
         high=number(high.rank),
         steps=markdown_table(
-            ["model", "method", "n", "target", "reference, rate", "steps, ratio", "r", "BP-Checkpointing"],
+            ["model", "method", "n", "target", "reference, rate", "steps, ratio", "seeds", "r", "BP-Checkpointing"],
             [
                 [
                     row.study,
@@ -230,7 +249,9 @@ def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
                     str(row.directions),
                     f"{row.target.quantity} {row.target.value:g}",
                     row.reference,
-                    *_cells(row),
+                    _ratio_cell(row),
+                    str(row.ratio.n),
+                    f"> {number(row.rank, 2)}" if row.is_bound else number(row.rank),
                     "" if row.other is None else number(row.other),
                 ]
                 for row in steps
@@ -252,13 +273,23 @@ def page(steps: Sequence[Steps], costs: Sequence[Model]) -> str:
     )
 
 
-def fewest_workers(steps: Sequence[Steps], costs: Sequence[Model]) -> float:
-    """Return the fewest workers that overtake backprop on one, over the models with adapters.
-
-    r of adapters says nothing about a model of which all weights are trained.
-    """
-    rank = min(row.rank for row in steps if row.directions == 1 and not row.is_bound)
+def fewest_workers(rank: float, costs: Sequence[Model]) -> float:
+    """Return the fewest workers that overtake backprop on one, over the models with adapters."""
     return min(model.workers(rank) for model in costs if "LoRA" in model.case[1])
+
+
+def _with_adapters(steps: Iterable[Steps]) -> list[Steps]:
+    """Return the rows of models with adapters: r of other weights says nothing about these."""
+    return [row for row in steps if row.study in ADAPTERS]
+
+
+def _work(steps: Sequence[Steps]) -> Iterator[float]:
+    """Yield how many times the directions of one per step several take to a target, with adapters."""
+    rows = {(row.study, row.method): row for row in _with_adapters(steps) if not row.is_bound}
+    for (study, method), one in rows.items():
+        if method in MANY:
+            many = rows[study, MANY[method]]
+            yield many.directions * many.ratio.median / one.ratio.median
 
 
 def _spread(steps: Sequence[Steps], study: str) -> float:
@@ -272,11 +303,10 @@ def _range(values: Iterable[float]) -> str:
     return f"{number(listed[0])} to {number(listed[-1])}"
 
 
-def _cells(row: Steps) -> tuple[str, str]:
-    """Return the ratio and r of a row as text."""
+def _ratio_cell(row: Steps) -> str:
     if row.is_bound:
-        return f"> {number(row.ratio.median)}, no run reached it", f"> {number(row.rank, 2)}"
-    return f"{number(row.ratio.median)} [{number(row.ratio.low)}, {number(row.ratio.high)}]", number(row.rank)
+        return f"> {number(row.ratio.median)}, no run reached it"
+    return f"{number(row.ratio.median)} [{number(row.ratio.low)}, {number(row.ratio.high)}]"
 
 
 def picture(steps: Sequence[Steps], costs: Sequence[Model]) -> Any:

@@ -121,7 +121,7 @@ def test_a_row_is_exact_if_its_records_say_so(tmp_path: Path, estimator: str, ex
 def test_the_verdict_of_a_whole_study(whole: Results):
     verdict = recommended(whole)
     assert verdict.startswith("Use checkpointed(): 97.2% test accuracy [97.0, 97.4] after 600 steps in 33 KiB")
-    assert "backprop() is within its interval (97.2%, 64.5 KiB) and needs more memory" in verdict
+    assert "backprop() (97.2%, 64.5 KiB) is within its interval and needs more memory" in verdict
     assert "The best method with an estimated gradient, forward_gradient(probes=8), is 6.9 points behind" in verdict
     assert "in 40.5 KiB, 3.4 ms per step instead of 0.83." in verdict
 
@@ -136,7 +136,7 @@ def test_equal_accuracy_and_memory_goes_to_the_faster(tmp_path: Path):
     fast = {"method": "fast()", "accuracies": [0.9, 0.91, 0.92], "ms": 1.0}
     verdict = recommended(results_of(tmp_path, slow, fast))
     assert verdict.startswith("Use fast(): ")
-    assert verdict.endswith("slow() is within its interval (91.0%, 1 KiB).")
+    assert verdict.endswith("slow() (91.0%, 1 KiB) is within its interval.")
 
 
 @pytest.mark.parametrize("ms", [1.0, 9.0])

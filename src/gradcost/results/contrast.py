@@ -51,10 +51,11 @@ def planned_contrast(results: Results) -> Contrast | None:
 
 def _scores(results: Results, method: str) -> dict[int, float]:
     """The test score of each seed; -inf where the run diverged."""
-    return {run.seed: value for run in final_runs(results, method) if (value := _score(run)) is not None}
+    return {run.seed: value for run in final_runs(results, method) if (value := test_score(run)) is not None}
 
 
-def _score(run: TrialRecord) -> float | None:
+def test_score(run: TrialRecord) -> float | None:
+    """Return the score of a run on the test split: -inf if it diverged, None if it was not tested."""
     if run.status == "diverged":
         return -inf
     if run.test is None:

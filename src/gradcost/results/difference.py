@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import isfinite, isnan
 
 from gradcost.core.metric import Metric
 from gradcost.core.units import DASH, number
+from gradcost.results.contrast import test_score
 from gradcost.results.records import Results
 from gradcost.results.statistics import Interval, interval
 from gradcost.results.summary import MethodSummary, summarise
@@ -26,7 +27,7 @@ class Difference:
         first: its summary in the first folder; None: it is not there.
         second: its summary in the second folder.
         paired: the score of the second folder less that of the first, over seeds that both have; None without a
-            common seed whose runs finished.
+            common seed. A run that diverged is infinitely bad.
     """
 
     method: str
@@ -75,7 +76,7 @@ def differences(first: Results, second: Results) -> list[Difference]:
     """
     rows = [{row.method: row for row in summarise(results)} for results in (first, second)]
     scores = [
-        {method: {run.seed: _score(run) for run in final_runs(results, method)} for method in of}
+        {method: {run.seed: test_score(run) for run in final_runs(results, method)} for method in of}
         for results, of in zip((first, second), rows, strict=True)
     ]
     return [
@@ -84,27 +85,30 @@ def differences(first: Results, second: Results) -> list[Difference]:
     ]
 
 
-def _score(run: object) -> float | None:
-    test = getattr(run, "test", None)
-    return None if test is None else test.score
-
-
 def _paired(first: dict[int, float | None], second: dict[int, float | None]) -> Interval | None:
     changes = [
-        after - before
+        0.0 if after == before else after - before
         for seed, before in first.items()
-        if before is not None and (after := second.get(seed)) is not None and isfinite(after - before)
+        if before is not None and (after := second.get(seed)) is not None
     ]
-    return interval(changes) if changes else None
+    found = interval(changes) if changes else None
+    return None if found is None or isnan(found.median) else found
 
 
 def _signed(change: Interval | None, metric: Metric) -> str:
     if change is None:
         return DASH
     factor, unit = (100, " points") if metric.is_accuracy else (metric.score(1), "")
-    low, middle, high = (f"{factor * x:+.3g}" if x else "0" for x in (change.low, change.median, change.high))
-    ends = sorted((low, high), key=float)
+    low, middle, high = (_plus(factor * x) for x in (change.low, change.median, change.high))
+    ends = (low, high) if factor > 0 else (high, low)
     return f"{middle} [{ends[0]}, {ends[1]}]{unit}" if change.n > 1 else f"{middle}{unit}, one seed"
+
+
+def _plus(x: float) -> str:
+    """Format a change with its sign; one to or from a run that diverged is infinite."""
+    if not isfinite(x):
+        return "+infinite" if x > 0 else "-infinite"
+    return f"{x:+.3g}" if x else "0"
 
 
 def _ratio(first: MethodSummary | None, second: MethodSummary | None, name: str) -> str:

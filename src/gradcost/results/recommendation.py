@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import median
@@ -26,10 +26,17 @@ _NOISE = 1.1  # a test loss so many times the loss of the first batch is above i
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The method to use, and the other methods whose accuracy is within the interval of the best method."""
+    """The method to use, and the other methods whose accuracy is within the interval of the most accurate one.
+
+    Args:
+        row: the method to use.
+        alike: the others within the interval of `best`, which is one of them or `row`.
+        best: the most accurate method, by `penalized_accuracy`.
+    """
 
     row: MethodSummary
     alike: tuple[MethodSummary, ...]
+    best: MethodSummary
 
 
 def candidates(rows: Iterable[MethodSummary]) -> list[MethodSummary]:
@@ -67,7 +74,8 @@ def choose(rows: Iterable[MethodSummary], study: StudyRecord) -> Recommendation 
     best = max(pool, key=lambda row: penalized_accuracy(row, study))
     near = _alike(pool, best, study)
     pick = _cheapest(near, study)
-    return Recommendation(pick, tuple(row for row in near if row is not pick))
+    is_best = pick.accuracies == best.accuracies  # a tie: not which of them is first in the study
+    return Recommendation(pick, tuple(row for row in near if row is not pick), pick if is_best else best)
 
 
 def _cheapest(near: list[MethodSummary], study: StudyRecord) -> MethodSummary:
@@ -102,10 +110,9 @@ def sentences(results: Results) -> list[str]:
     choice = choose(rows, study)
     if choice is None:
         return [_no_choice(rows, results)]
-    best = max(candidates(rows), key=lambda row: penalized_accuracy(row, study))
     guess = guess_of(study)
-    if guess is not None and penalized_accuracy(best, study) <= guess.limit():
-        return [f"Nothing learned: the best method, {best.method}, has {_result(best)}; {guess.text}."]
+    if guess is not None and penalized_accuracy(choice.best, study) <= guess.limit():
+        return [f"Nothing learned: the best method, {choice.best.method}, has {_result(choice.best)}; {guess.text}."]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)
     tests = [tested(contrast), _to_target(contrast, results)]
@@ -187,7 +194,7 @@ def _to_target(contrast: Contrast | None, results: Results) -> str | None:
 
 
 def _use(choice: Recommendation, results: Results, is_sure: bool) -> str:
-    """The sentence that recommends a method and names those within its interval."""
+    """The sentence that recommends a method and names those within the interval of the most accurate one."""
     row, alike = choice.row, choice.alike
     steps = max((run.steps for run in final_runs(results, row.method)), default=0)
     first = f"{advice(row, is_sure)}: {_result(row)} after {count(steps, 'step')}{_within(row)}"
@@ -195,16 +202,33 @@ def _use(choice: Recommendation, results: Results, is_sure: bool) -> str:
         first += " beyond the weights"
     if not alike:
         return first + "."
-    needs_least_memory = all(_peak(row) < _peak(r) for r in alike)
-    if len(alike) == 1:
-        (other,) = alike
-        memory_note = " and needs more memory" if needs_least_memory else ""
-        return f"{first}; {other.method} is within its interval ({_brief(other)}){memory_note}."
-    names = [f"{r.method} ({_brief(r)})" for r in alike[:3]]
-    if len(alike) > 3:
-        names.append(count(len(alike) - 3, "other"))
-    memory_note = " and need more memory" if needs_least_memory else ""
-    return f"{first}; {listed(names)} are within its interval{memory_note}."
+    plural = len(alike) > 1
+    memory_note = ""
+    if all(_peak(row) < _peak(other) for other in alike):
+        more = f" and {'need' if plural else 'needs'} more memory"
+        memory_note = more if choice.best is row else " and needs the least memory"
+    return f"{first}; {in_one_interval(choice, _brief, lambda best: _result(best) + _within(best))}{memory_note}."
+
+
+def in_one_interval(
+    choice: Recommendation, brief: Callable[[MethodSummary], str], result: Callable[[MethodSummary], str]
+) -> str:
+    """Return the part of a sentence on the methods within the interval of the most accurate one.
+
+    Args:
+        choice: the method to use, and one other within the interval or more.
+        brief: what is said of each other method in brackets.
+        result: what is said of the most accurate method, if it is not the one to use.
+    """
+    others = [other for other in choice.alike if other is not choice.best]
+    names = [f"{other.method} ({brief(other)})" for other in others[:3]]
+    if len(others) > 3:
+        names.append(count(len(others) - 3, "other"))
+    is_are = "is" if len(others) == 1 else "are"
+    if choice.best is choice.row:
+        return f"{listed(names)} {is_are} within its interval"
+    as_others = f", as {is_are} {listed(names)}" if names else ""
+    return f"it is within the interval of the best, {choice.best.method}, with {result(choice.best)}{as_others}"
 
 
 def advice(row: MethodSummary, is_sure: bool) -> str:

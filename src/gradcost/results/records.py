@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,8 @@ def _study(document: Mapping[str, Any], trials: tuple[TrialRecord, ...]) -> Stud
     from_trials = {"methods": methods, "seeds": seeds, "points": most, "steps": steps, "target": None}
     stated = {name: tuple(item) if isinstance(item, list) else item for name, item in document.items()}
     stated["metric"] = Metric(str(stated.get("metric", ACCURACY.name)), bool(stated.get("lower_is_better")))
-    return checked(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
+    record = checked(StudyRecord, from_trials | {name: item for name, item in stated.items() if item is not None})
+    return replace(record, methods=tuple(dict.fromkeys((*record.methods, *methods))))
 
 
 def trial_record(record: Mapping[str, Any]) -> TrialRecord:

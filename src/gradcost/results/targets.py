@@ -14,7 +14,7 @@ A ratio to a common target does not depend on where the runs were stopped, unlik
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -45,14 +45,23 @@ class Target:
 
     def step(self, run: TrialRecord) -> float:
         """Return the first evaluated step at which the run has reached the target; inf if it never does."""
-        curve = run.curve
-        values = curve.validation_accuracy if self.quantity == "accuracy" else curve.validation_loss
-        for step, value in zip(curve.validation_step, values, strict=False):
-            if value is None or (run.status == "diverged" and step >= run.steps):
-                continue
+        for step, value in evaluations(run, self.quantity):
             if value >= self.value if self.quantity == "accuracy" else value <= self.value:
                 return step
         return inf
+
+
+def evaluations(run: TrialRecord, quantity: str) -> Iterator[tuple[int, float]]:
+    """Yield (step, value) of each evaluation on the validation split, except one where the run had diverged.
+
+    Args:
+        run: the run.
+        quantity: "accuracy" or "loss".
+    """
+    values = run.curve.validation_accuracy if quantity == "accuracy" else run.curve.validation_loss
+    for step, value in zip(run.curve.validation_step, values, strict=False):
+        if value is not None and not (run.status == "diverged" and step >= run.steps):
+            yield step, value
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def best_estimated(results: Results) -> str | None:
 
 def _best_tuned(results: Results, exact: bool) -> str | None:
     scored = {}
-    for method in dict.fromkeys(run.method for run in results.trials):
+    for method in results.study.methods:
         runs = runs_of(results, method)
         tuned = [run for run in runs if run.phase in ("tune", "confirm")]
         rate = confirmed_best(tuned, method)
@@ -129,7 +138,7 @@ def reaches(results: Results, targets: Sequence[Target] | None = None) -> list[R
     costs = {cost.method: cost for cost in results.costs}
     base, unit = completed(final_runs(results, first)), costs.get(first, Cost(first, ""))
     rows = []
-    for method in dict.fromkeys(run.method for run in results.trials):
+    for method in results.study.methods:
         if runs := completed(final_runs(results, method)):
             cost = costs.get(method, Cost(method, ""))
             rows += [_reach(method, target, runs, base, cost, unit) for target in targets]
@@ -159,7 +168,8 @@ def common_targets(results: Results) -> list[Target]:
     """Return targets that every run of the reference reaches: accuracies, then losses, the easier ones first.
 
     Of each quantity, the four hardest among those that half of the runs of another method reach, and the hardest
-    target that only the reference reaches.
+    target that only the reference reaches. A target that a run with an estimated gradient has after one step, as a
+    pretrained model may, is left out: the model had it before the training.
     """
     first = reference(results)
     if first is None:
@@ -169,9 +179,11 @@ def common_targets(results: Results) -> list[Target]:
     floor = 0.0 if guess is None else max(guess.limit(), 1.5 * (results.study.chance or 0.0))
     candidates = [[Target("accuracy", value) for value in ACCURACIES if value > floor]]
     candidates.append([Target("loss", float(f"{loss * part:.2g}")) for part in LOSSES] if loss else [])
+    estimated = [run for method in _others(results, first) for run in completed(final_runs(results, method))]
     chosen = []
     for targets in candidates:
         possible = [t for t in targets if base and all(isfinite(t.step(run)) for run in base)]
+        possible = [t for t in possible if not any(t.step(run) <= 1 for run in estimated)]
         shared = [t for t in possible if any(_half_reach(results, t, m) for m in _others(results, first))]
         chosen += [*shared[-4:], *[t for t in possible[-1:] if t not in shared]]
     return chosen

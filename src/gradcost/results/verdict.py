@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite
+from functools import partial
+from math import isfinite, isnan
 
 from gradcost.core.metric import Metric
 from gradcost.results import recommendation
@@ -12,7 +13,7 @@ from gradcost.results.effort import training_efforts, unequal_training
 from gradcost.results.recommendation import Recommendation, candidates, penalized_accuracy, seeds_note
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.summary import MethodSummary, metric_text, summarise
-from gradcost.results.wording import count, listed, number, size
+from gradcost.results.wording import number, size
 
 
 def verdict(results: Results) -> str:
@@ -85,7 +86,10 @@ def certainty(results: Results) -> list[str]:
     factor, unit = (100, " points") if metric.is_accuracy else (metric.score(1), "")
     ends = [factor * x + 0.0 for x in (contrast.difference.low, contrast.difference.high)]
     diverged = "" if all(map(isfinite, ends)) else ", where a run that diverged is infinitely bad"
-    middle, low, high = map(number, (factor * contrast.difference.median + 0.0, min(ends), max(ends)))
+    middle = factor * contrast.difference.median + 0.0
+    if isnan(middle):  # of two seeds, one run of each method diverged
+        return [f"{test} On the test split their difference has no median{diverged}."]
+    middle, low, high = map(number, (middle, min(ends), max(ends)))
     return [
         f"{test} On the test split {contrast.exact} less {contrast.estimated} is {middle} "
         f"[{low}, {high}]{unit} of {metric.name}{diverged}. A run of {contrast.exact} is better than one of "
@@ -107,9 +111,8 @@ def _use(choice: Recommendation, metric: Metric, is_sure: bool) -> str:
     memory = "" if row.peak_bytes is None else f" in {size(row.peak_bytes)} beyond the weights"
     text = f"{recommendation.advice(row, is_sure)}: {_result(row, metric)}{memory}"
     if choice.alike:
-        names = [f"{other.method} ({_median(other, metric)})" for other in choice.alike[:3]]
-        more = [count(len(choice.alike) - 3, "other")] if len(choice.alike) > 3 else []
-        text += f"; within the interval of the best: {listed(names + more)}"
+        brief, result = (partial(each, metric=metric) for each in (_median, _result))
+        text += f"; {recommendation.in_one_interval(choice, brief, result)}"
     return f"{text}."
 
 

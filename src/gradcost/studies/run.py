@@ -138,6 +138,7 @@ def study_document(study: Study, stage: Stage, code: str) -> dict[str, Any]:
         "task": repr(first.task),
         "task_name": task_name(first.task),
         "model_name": repr(getattr(first.task, "model", "model")),
+        "methods": list(dict.fromkeys(trial.method for trial in stage)),
         **weights(first.task),
         "batch": getattr(first.task, "batch", None),
         "target": first.target,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from torch import Tensor
 
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
@@ -68,11 +71,33 @@ def chance(task: Any) -> float | None:
 
 def majority(task: Any) -> float | None:
     """Return the share of the most frequent class in the test split; None if its targets are not one class each."""
-    labels: Any = getattr(task.splits().test, "y", None)
+    labels = _classes(task.splits().test)
+    return None if labels is None else labels.unique(return_counts=True)[1].max().item() / len(labels)
+
+
+def constant_loss(task: Any) -> float | None:
+    """Return the mean cross-entropy on the validation split of the best answer that ignores the input.
+
+    It gives each class the probability of its share in the training split. None: the targets are not one class each,
+    or the validation split has a class that the training split lacks.
+    """
+    splits = task.splits()
+    train, validation = _classes(splits.train), _classes(splits.validation)
+    if train is None or validation is None:
+        return None
+    classes = 1 + int(max(train.max(), validation.max()))
+    shares = train.bincount(minlength=classes).double() / len(train)
+    loss = -shares.log()[validation].mean().item()
+    return loss if math.isfinite(loss) else None
+
+
+def _classes(split: Any) -> Tensor | None:
+    """Return the targets of a split, without those that are ignored; None if they are not one class each."""
+    labels: Any = getattr(split, "y", None)
     if not is_dense(labels) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
         return None
     labels = labels[labels != IGNORED]
-    return labels.unique(return_counts=True)[1].max().item() / len(labels) if len(labels) else None
+    return labels if len(labels) else None
 
 
 def guessing_fields(task: Any) -> dict[str, float | None]:

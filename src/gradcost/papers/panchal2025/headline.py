@@ -53,6 +53,13 @@ COMPUTATIONS = Claim(
 )
 
 
+# why a method is compared, where no method reached the target in its tuning run
+_MOST = {
+    CONVERGENCE.name: "took the most steps in the tuning runs, of which none without backprop reached the target",
+    COMPUTATIONS.name: "spent the most FLOPs in the tuning runs, of which none without backprop reached the target",
+}
+
+
 def is_compared(name: str) -> bool:
     """Return whether a method of the study is one that the claims compare with BP-Checkpointing."""
     return name.startswith(_FORWARD_ONLY) and not name.endswith(AS_CODED)
@@ -60,10 +67,14 @@ def is_compared(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """The values of a claim, one per seed, and the method that they compare with BP-Checkpointing, or None."""
+    """The values of a claim, one per seed, and the method that they compare with BP-Checkpointing, or None.
+
+    choice: why this method, such as "lost most in the tuning runs".
+    """
 
     values: tuple[Measured, ...]
     rival: str | None
+    choice: str = ""
 
 
 def compared(trials: Sequence[TrialRecord], lengths: Sequence[Length]) -> dict[str, Found]:
@@ -94,8 +105,25 @@ def compared(trials: Sequence[TrialRecord], lengths: Sequence[Length]) -> dict[s
         if claim is not ACCURACY and all(run.reached is None for run, _ in pairs):
             pairs = []
         values = [_value(claim, (own, run), (by_name[rival], other)) for run, other in pairs]
-        found[claim.name] = Found(tuple(values), rival if pairs else None)
+        missed = claim is not ACCURACY and all(_unfinished(tuned[name]) for name in rivals)
+        choice = _MOST[claim.name] if missed else "lost most in the tuning runs"
+        found[claim.name] = Found(tuple(values), rival, choice) if pairs else Found((), None)
     return found
+
+
+def flops_ratio(own: tuple[Length, TrialRecord], other: tuple[Length, TrialRecord]) -> Measured:
+    """Return the FLOPs of `other` to the target as a ratio to those of `own`, or bounds of it.
+
+    Args:
+        own: the cost of a step of BP-Checkpointing, and one of its runs.
+        other: those of another method, with the same seed.
+    """
+    return _value(COMPUTATIONS, own, other)
+
+
+def _unfinished(run: TrialRecord | None) -> bool:
+    """Whether a tuning run took all its steps without reaching the target."""
+    return run is not None and run.reached is None and run.status != "diverged"
 
 
 def _tuning_run(trials: Sequence[TrialRecord], name: str) -> TrialRecord | None:
@@ -113,7 +141,7 @@ def _loss_in_tuning(claim: Claim, length: Length, run: TrialRecord | None) -> tu
     behind = -(run.validation.accuracy or 0.0) if run is not None and run.validation is not None else 0.0
     if claim is ACCURACY:
         return behind, 0.0, 0.0
-    if run is None or run.status == "diverged":
+    if run is None or (run.status == "diverged" and run.reached is None):
         return inf, inf, behind
     steps = run.steps if run.reached is None else run.reached
     spent = float(steps) if claim is CONVERGENCE else length.until(steps)
@@ -133,10 +161,10 @@ def _value(claim: Claim, own: tuple[Length, TrialRecord], other: tuple[Length, T
 
 
 def _steps(run: TrialRecord) -> tuple[float, float]:
-    """Return bounds of the steps to the target: equal if the run reached it."""
-    if run.status == "diverged":
-        return inf, inf  # more steps would not help
-    return (run.steps, inf) if run.reached is None else (run.reached, run.reached)
+    """Return bounds of the steps to the target: equal if the run reached it, also one that diverged later."""
+    if run.reached is not None:
+        return run.reached, run.reached
+    return (inf if run.status == "diverged" else run.steps), inf  # after a divergence, more steps would not help
 
 
 def _flops(length: Length, run: TrialRecord) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isfinite
 from statistics import median
 
-from gradcost.core.units import count, number
+from gradcost.core.units import count
 from gradcost.papers.claims import LEAST_SEEDS, Claim, Evidence, Glance, claims_page, markdown_table
 from gradcost.papers.intervals import Between, format_interval, measured_interval
 from gradcost.papers.panchal2025.headline import (
@@ -18,16 +18,18 @@ from gradcost.papers.panchal2025.headline import (
     VANILLA,
     Found,
     compared,
+    flops_ratio,
     is_compared,
 )
 from gradcost.papers.panchal2025.methods import TITLE
 from gradcost.papers.panchal2025.study import AS_CODED, Length, Reproduction
 from gradcost.results.records import Cost, Results, TrialRecord
-from gradcost.results.targets import Target
+from gradcost.results.targets import Target, evaluations
 from gradcost.results.tuning import chosen, completed_finals, final_rate, scores
 from gradcost.results.wording import DASH, percent, size
-from gradcost.studies.task_info import majority
+from gradcost.studies.task_info import constant_loss, majority
 from gradcost.tasks.pretrained import Encoder
+from gradcost.tasks.task import Task
 
 HEADERS = (
     "method",
@@ -121,7 +123,8 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             "evaluation with at least this accuracy.",
             "- Step at target: the Kaplan-Meier median over seeds. A run that does not reach the target needs more "
             "than its steps.",
-            f"- FLOPs: those until the target, as a ratio to {CHECKPOINTED}, paired by seed.",
+            f"- FLOPs: those until the target, as a ratio to {CHECKPOINTED}, paired by seed. A run that does not "
+            "reach the target gives a bound.",
             "- Memory: the most bytes of one step at once, beyond the weights and the batch; a dash if it was not "
             "measured.",
             "- A learning rate with an asterisk is an edge of the grid: a better rate may lie beyond it.",
@@ -133,7 +136,7 @@ def _sections(results: Results, reproduction: Reproduction, lengths: Sequence[Le
             *_constant_answer(reproduction),
         )
     )
-    yield from _common_loss_section(results, lengths)
+    yield from _common_loss_section(results, lengths, reproduction.task)
     coded = [method for method in reproduction.named() if method.as_coded is not None]
     if coded:
         yield "## What the public code computes"
@@ -256,7 +259,7 @@ def common_loss(results: Results) -> float | None:
     """Return the least validation loss that every final run reaches; None without final runs of two methods."""
     names = dict.fromkeys(run.method for run in results.trials)
     methods = [runs for name in names if (runs := completed_finals(results.trials, name))]
-    lows = [[loss for loss in run.curve.validation_loss if loss is not None] for runs in methods for run in runs]
+    lows = [[loss for _, loss in evaluations(run, "loss")] for runs in methods for run in runs]
     return max(map(min, lows)) if len(methods) > 1 and all(lows) else None
 
 
@@ -284,7 +287,7 @@ def common_loss_rows(results: Results, lengths: Sequence[Length]) -> list[list[s
     return rows
 
 
-def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterator[str]:
+def _common_loss_section(results: Results, lengths: Sequence[Length], task: Task) -> Iterator[str]:
     rows = common_loss_rows(results, lengths)
     if rows:
         yield "## To a loss that every run reaches"
@@ -293,6 +296,13 @@ def _common_loss_section(results: Results, lengths: Sequence[Length]) -> Iterato
             f"the first evaluated one, the median over seeds. *FLOPs*: as a ratio to {CHECKPOINTED}, paired by seed. "
             "A step is known to one step or to a quarter of it, whichever is more."
         )
+        constant = constant_loss(task)
+        if constant is not None:
+            yield (
+                "A model that ignores its input, and gives the shares of the classes in the training split as "
+                f"probabilities, has a validation loss of {constant:.4g}. To a loss that is above that, or hardly "
+                "below it, the steps are those that learning these shares takes."
+            )
         yield markdown_table(("method", "step", "FLOPs"), rows)
     elif common_loss(results) is not None:
         yield "There is no table of steps to a common validation loss: a run without backprop has it after one step."
@@ -317,15 +327,10 @@ def _steps(runs: Sequence[TrialRecord]) -> str:
 
 
 def _flops(runs: Sequence[TrialRecord], base: Mapping[int, TrialRecord], each: Length, own: Length | None) -> str:
-    pairs = [(run.reached, base[run.seed].reached) for run in runs if run.seed in base]
-    spent = [own.until(step) for _, step in pairs if step] if own is not None else []
-    if not pairs or len(spent) < len(pairs):
+    pairs = [(run, base[run.seed]) for run in runs if run.seed in base]
+    if own is None or any(first.reached is None for _, first in pairs):
         return DASH
-    ratios = [each.until(step) / unit for (step, _), unit in zip(pairs, spent, strict=True) if step is not None]
-    missed = len(pairs) - len(ratios)
-    if missed:
-        return f"above {number(each.until(each.steps) / max(spent), 2)} ({missed} of {len(pairs)} runs)"
-    return format_interval(ratios, is_ratio=True)
+    return format_interval([flops_ratio((own, first), (each, run)) for run, first in pairs], DASH, is_ratio=True)
 
 
 def _memory(cost: Cost | None) -> str:
@@ -335,7 +340,7 @@ def _memory(cost: Cost | None) -> str:
 def _note(claim: Claim, found: Found) -> str:
     if found.rival is None:
         return ""
-    note = f"Against {found.rival}, which lost most in the tuning runs."
+    note = f"Against {found.rival}, which {found.choice}."
     if len(found.values) >= LEAST_SEEDS:
         ours = measured_interval(found.values, claim.is_ratio, claim.bounds)
         if ours.low > claim.published.interval[1]:
