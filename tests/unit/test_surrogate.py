@@ -28,13 +28,16 @@ def loss_of(estimator: Any, objective: Objective, batch: Any, key: Key = KEY, st
 
 
 def scaled(estimate: Any, factor: float) -> dict[str, Tensor]:
-    return {name: tensor.mul_(factor) for name, tensor in estimate.gradient.leaves()}
+    """Return factor * estimate, without the parameters that have no gradient."""
+    unused = estimate.gradient.unused
+    return {name: tensor.mul_(factor) for name, tensor in estimate.gradient.leaves() if name not in unused}
 
 
 def assert_grads(objective: Objective, expected: dict[str, Tensor]) -> None:
     for leaf in objective.leaves:
-        assert leaf.parameter.grad is not None
-        assert torch.equal(leaf.parameter.grad, expected[leaf.name]), leaf.name
+        assert (leaf.parameter.grad is None) == (leaf.name not in expected), leaf.name
+        if leaf.parameter.grad is not None:
+            assert torch.equal(leaf.parameter.grad, expected[leaf.name]), leaf.name
 
 
 @grid()

@@ -12,7 +12,7 @@ from torch.autograd.function import BackwardCFunction
 
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.evaluation.autograd_graph import graph_nodes
-from gradcost.core.objective import Objective
+from gradcost.core.objective import Leaf, Objective
 
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 _check_inputs = torch_checkpoint.check_backward_validity
@@ -27,12 +27,17 @@ class BackwardPasses:
 
     Args:
         objective: the model and its leaves.
-        use: called as `use(name, gradient)` for each leaf during or after the last backward pass.
+        use: called as `use(name, gradient)` for each leaf during or after the last backward pass, unless no backward
+            pass has given it a gradient.
+        skip: called as `skip(leaf)` for the leaves without a gradient, after the last backward pass.
     """
 
-    def __init__(self, objective: Objective, use: Callable[[str, Tensor], None]) -> None:
+    def __init__(
+        self, objective: Objective, use: Callable[[str, Tensor], None], skip: Callable[[Leaf], None]
+    ) -> None:
+        self.leaves = objective.leaves
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
-        self.use = use
+        self.use, self.skip = use, skip
         self.averages = objective.structure.averages  # between processes, once all gradients are complete
         self.trained = {id(parameter) for parameter in self.parameters.values()}
         parameters = objective.model.parameters()
@@ -150,7 +155,7 @@ class BackwardPasses:
         self.use(name, gradient)
 
     def _finish(self) -> None:
-        """Pass on the gradients that no hook has passed on, such as zeros for unused parameters."""
+        """Pass on the gradients that no hook has passed on, and skip the leaves that no micro-batch has used."""
         self._remove_hooks()
         has_none = len(self.missing) == len(self.parameters) and all(p.grad is None for p in self.parameters.values())
         if has_none and self.depends_on_others:
@@ -158,12 +163,13 @@ class BackwardPasses:
                 "the loss depends on tensors that require a gradient, and on no trainable parameter of the model: it "
                 "uses another model. Use the first argument of loss(model, batch)."
             )
-        for name, parameter in self.parameters.items():
-            if name in self.missing:
-                # An earlier micro-batch may have used a parameter that the last one did not.
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                with torch.no_grad():  # as in hooks of a backward without create_graph
-                    self._pass_on(name, parameter)
+        with torch.no_grad():  # as in hooks of a backward without create_graph
+            for leaf in self.leaves:
+                if leaf.name in self.missing and leaf.parameter.grad is None:
+                    self.missing.remove(leaf.name)
+                    self.skip(leaf)
+                elif leaf.name in self.missing:  # an earlier micro-batch may have used what the last one did not
+                    self._pass_on(leaf.name, leaf.parameter)
 
     def _remove_hooks(self) -> None:
         for parameter in self.parameters.values():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradcost.core.arguments import require_key
@@ -16,7 +17,8 @@ from gradcost.core.errors import BadInput
 from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import interruptible
 from gradcost.core.key import Key
-from gradcost.core.objective import Objective
+from gradcost.core.memory_events import tag
+from gradcost.core.objective import Leaf, Objective
 from gradcost.estimators.gradient import Gradient
 
 State = Any  # a tree (tuples, dictionaries) of tensors and numbers
@@ -77,6 +79,20 @@ def require_estimator(estimator: Any) -> None:
     if not isinstance(estimator, Estimator):
         given = f"{estimator.__name__}, a function" if isinstance(estimator, FunctionType) else repr(estimator)
         raise BadInput(f"the estimator is {given}: write a value such as gradcost.mezo().")
+
+
+def use_none(use: LeafConsumer, leaf: Leaf) -> None:
+    """Pass a parameter on that the loss does not use: by `use.skip(name)` if there is such a method, else as zeros.
+
+    Args:
+        use: the argument of `Estimator.stream`.
+        leaf: the parameter.
+    """
+    skip: Callable[[str], None] | None = getattr(use, "skip", None)
+    if skip is not None:
+        skip(leaf.name)
+    else:
+        use(leaf.name, tag("gradients", torch.zeros_like(leaf.parameter, requires_grad=False)))
 
 
 def _checked(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
@@ -175,7 +191,8 @@ class Estimator(ABC):
             batch: any pytree; passed to the loss as it is.
             key: the only source of randomness.
             use: called as `use(name, gradient)` for each parameter once its gradient is complete. `use` may change
-                the parameter with this name.
+                the parameter with this name. For a parameter in `Gradient.unused`, `use.skip(name)` is called if
+                `use` has this method, else `use` gets zeros.
             state: the `state` of the previous estimate. None: that of `init(objective)`.
         Returns:
             The estimate, with a gradient of type `Streamed`.

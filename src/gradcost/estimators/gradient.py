@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradcost.core.complex_numbers import as_real
@@ -26,7 +27,17 @@ class Gradient(ABC):
         """Yield the name and the gradient of each parameter, in the objective's order.
 
         Each tensor is strided and has the parameter's shape and dtype. The caller owns it and may change it in place.
+        It has zeros for a parameter in `unused`.
         """
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that the loss of this batch does not use, if the gradient is exact.
+
+        As in torch they have no gradient: `write` sets their `.grad` to None, and optimizers skip them. The set is
+        empty for other gradients: a random direction moves every parameter.
+        """
+        return frozenset()
 
     @property
     @abstractmethod
@@ -41,6 +52,8 @@ class Gradient(ABC):
     def write(self, *, accumulate: bool = False, scale: float = 1.0) -> None:
         """Fill `.grad` of every trainable parameter, for any torch optimizer. `.grad` takes the parameters' bytes.
 
+        A parameter in `unused` gets None, or with `accumulate` keeps its `.grad`.
+
         Law: `write(accumulate=True, scale=s)` adds s * gradient to `.grad`, with the bits of `(s * loss).backward()`
         in torch. So k calls with scale 1/k give the mean over k micro-batches.
 
@@ -51,8 +64,9 @@ class Gradient(ABC):
             BadInput: scale is not finite.
         """
         parameters = {leaf.name: leaf.parameter for leaf in self.objective.leaves}
+        unused = self.unused
         for name, gradient in self.leaves():
-            _put(parameters[name], gradient, accumulate, scale)
+            _put(parameters[name], None if name in unused else gradient, accumulate, scale)
 
     def norm(self) -> float:
         """Return the Euclidean norm over all parameters, computed in float64."""
@@ -65,7 +79,7 @@ class Dense(Gradient):
 
     Args:
         objective: the objective with this gradient.
-        tensors: the gradient of each parameter, by name.
+        tensors: the gradient of each parameter, by name. Parameters without one are `unused`.
     """
 
     objective: Objective
@@ -76,25 +90,36 @@ class Dense(Gradient):
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self.objective.leaves:
-            tensor = self.tensors[leaf.name]
-            yield leaf.name, tensor.to_dense() if tensor.is_sparse else tensor.clone()
+            tensor = self.tensors.get(leaf.name)
+            if tensor is None:
+                yield leaf.name, torch.zeros_like(leaf.parameter, requires_grad=False)
+            else:
+                yield leaf.name, tensor.to_dense() if tensor.is_sparse else tensor.clone()
+
+    @property
+    def unused(self) -> frozenset[str]:
+        return frozenset(leaf.name for leaf in self.objective.leaves if leaf.name not in self.tensors)
 
     def write(self, *, accumulate: bool = False, scale: float = 1.0) -> None:
         """As in `Gradient`, with copies. The gradient of a sparse embedding stays sparse."""
         for leaf in self.objective.leaves:
-            _put(leaf.parameter, self.tensors[leaf.name].clone(), accumulate, scale)
+            tensor = self.tensors.get(leaf.name)
+            _put(leaf.parameter, None if tensor is None else tensor.clone(), accumulate, scale)
 
     @property
     def nbytes(self) -> int:
         return sum(_nbytes(tensor) for tensor in self.tensors.values())
 
 
-def _put(parameter: Tensor, gradient: Tensor, accumulate: bool, scale: float) -> None:
-    """Set `.grad` to scale * gradient, or add it to `.grad` as torch's backward pass does."""
+def _put(parameter: Tensor, gradient: Tensor | None, accumulate: bool, scale: float) -> None:
+    """Set `.grad` to scale * gradient, or add it to `.grad` as torch's backward pass does. None adds nothing."""
     if not math.isfinite(scale):
         raise BadInput(f"scale is the factor of the gradient, a finite number, not {scale!r}.")
-    gradient = gradient if scale == 1.0 else gradient.mul_(scale)
     present = parameter.grad if accumulate else None
+    if gradient is None:
+        parameter.grad = present
+        return
+    gradient = gradient if scale == 1.0 else gradient.mul_(scale)
     if present is None:
         parameter.grad = gradient
     elif present.is_sparse and not gradient.is_sparse:
@@ -243,6 +268,10 @@ class Sum(Gradient):
             yield leaf.name, total
 
     @property
+    def unused(self) -> frozenset[str]:
+        return frozenset.intersection(*(term.unused for term in self.terms))
+
+    @property
     def nbytes(self) -> int:
         return sum(term.nbytes for term in self.terms)
 
@@ -264,6 +293,10 @@ class Concatenated(Gradient):
         replays = [piece.leaves() for piece in self.pieces]
         for leaf in self.objective.leaves:
             yield next(replays[owner[leaf.name]])
+
+    @property
+    def unused(self) -> frozenset[str]:
+        return frozenset().union(*(piece.unused for piece in self.pieces))
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from gradcost.core.objective import Objective
 from gradcost.core.value import value
 from gradcost.directions import Directions, Gaussian, StatefulDirections
 from gradcost.estimators.combine import Combine, Mean
-from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State, use_none
 from gradcost.estimators.gradient import Seeded, Streamed
 from gradcost.slopes.slope import Slope
 
@@ -112,8 +112,12 @@ def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
             use.use_piece(name, start, tag("gradients", piece))  # type: ignore[attr-defined]
             del piece
     else:
+        unused = {leaf.name: leaf for leaf in gradient.objective.leaves if leaf.name in gradient.unused}
         for name, tensor in gradient.leaves():
             with torch.no_grad():
-                use(name, tag("gradients", tensor))
+                if name in unused:
+                    use_none(use, unused[name])
+                else:
+                    use(name, tag("gradients", tensor))
             del tensor  # before the next one is allocated
     return replace(estimate, gradient=Streamed(gradient.objective, gradient.message_nbytes))

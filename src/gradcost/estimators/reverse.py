@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
 
@@ -15,10 +15,10 @@ from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.finite import require_finite
 from gradcost.core.interrupts import undoing
 from gradcost.core.key import Key
-from gradcost.core.objective import Objective
+from gradcost.core.objective import Leaf, Objective
 from gradcost.core.value import value
 from gradcost.estimators.backward import BackwardPasses, hooks_message
-from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
+from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State, use_none
 from gradcost.estimators.gradient import Dense, Streamed
 
 
@@ -28,6 +28,8 @@ class Reverse(Estimator):
 
     Law: every `saving` gives the same gradient, bit for bit. L linear layers cost L + (2L - 1) forward matmuls, plus
     those that `saving` recomputes.
+
+    A parameter that the loss of no micro-batch uses has no gradient, as in torch: `Gradient.unused`.
 
     In a DistributedDataParallel or after `fully_shard` the gradient is the mean of the processes' gradients, and the
     loss is that of this process's batch. Sharded parameters are served with `Everything()` only.
@@ -48,18 +50,27 @@ class Reverse(Estimator):
 
     def estimate(self, objective: Objective, batch: Any, key: Key, state: State | None = None) -> Estimate:
         tensors: dict[str, Tensor] = {}
-        loss = self._backward(objective, batch, key, tensors.__setitem__)
+        loss = self._backward(objective, batch, key, tensors.__setitem__, lambda leaf: None)
         return Estimate(loss, Dense(objective, tensors))
 
     def stream(
         self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, state: State | None = None
     ) -> Estimate:
-        loss = self._backward(objective, batch, key, use)
-        return Estimate(loss, Streamed(objective, sum(leaf.parameter.nbytes for leaf in objective.leaves)))
+        message = sum(leaf.parameter.nbytes for leaf in objective.leaves)
+
+        def skip(leaf: Leaf) -> None:
+            nonlocal message
+            message -= leaf.parameter.nbytes
+            use_none(use, leaf)
+
+        loss = self._backward(objective, batch, key, use, skip)
+        return Estimate(loss, Streamed(objective, message))
 
     @with_settled_weights
-    def _backward(self, objective: Objective, batch: Any, key: Key, use: LeafConsumer) -> Tensor:
-        """Return the loss, and pass the gradient of each parameter to `use`."""
+    def _backward(
+        self, objective: Objective, batch: Any, key: Key, use: LeafConsumer, skip: Callable[[Leaf], None]
+    ) -> Tensor:
+        """Return the loss, and pass the gradient of each parameter to `use`, or the parameter to `skip`."""
         if torch.is_inference_mode_enabled():
             raise Unsupported(
                 "torch.inference_mode() is on around the estimate, and backprop cannot record a graph there. Use "
@@ -68,7 +79,7 @@ class Reverse(Estimator):
         if (reason := self._refusal(objective)) is not None:
             raise Unsupported(reason)
         objective.prepare(batch, key)  # before hooks and frozen parameters
-        passes = BackwardPasses(objective, use)
+        passes = BackwardPasses(objective, use, skip)
         total: Tensor | None = None
         # Close `losses`: after an exception its traceback would keep the generator, with copies of the buffers.
         with (

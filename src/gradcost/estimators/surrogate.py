@@ -23,6 +23,7 @@ def surrogate_loss(estimator: Estimator, objective: Objective, batch: Any, key: 
     accumulation, loss scaling, clipping, schedulers and optimizers.
 
     - Law: `(factor * loss).backward()` adds factor * estimate to `.grad` of each trainable parameter, as in torch.
+      With an exact estimator, a parameter that the loss of the batch does not use gets no gradient, as in torch.
     - Memory: the backward pass holds one whole gradient. If `.grad` already has values, it holds a second one.
     - The estimate changes no buffer. For a model with such state, call `objective.advance(batch, key)` after this.
 
@@ -80,7 +81,9 @@ class _Written(Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (factor,) = grad_outputs
-        scaled = (tensor.mul_(factor.to(tensor.device)) for _, tensor in ctx.gradient.leaves())
+        gradient: Gradient = ctx.gradient
+        unused = gradient.unused
+        scaled = (None if name in unused else part.mul_(factor.to(part.device)) for name, part in gradient.leaves())
         return (None, None, *scaled)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from gradcost.instruments.flops import Counts, OpCounter, Operation
 from gradcost.instruments.memory import Change, Memory, MemoryTracker, Purpose, strided_parts
 from gradcost.instruments.workspaces import Workspace
 from gradcost.planning.fake_model import on_fakes
+from gradcost.planning.first_step import after_first_step
 from gradcost.planning.refusals import simulation_errors
 from gradcost.training.optimizers import Leafwise, Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
@@ -165,7 +166,8 @@ def forecast(
     and those of cuBLAS are not included. On an H200 a small network requested exactly the forecast bytes beside them.
 
     The forecast is for a step after the first; for an estimator with state, for the second step. In the second step
-    VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot.
+    VarianceReduced(every=n) takes no snapshot. Forecast VarianceReduced(every=1) for the cost of a snapshot. With an
+    exact gradient, the optimizer has no state for the parameters that the loss does not use, as in torch.
 
     Args:
         estimator: the estimator.
@@ -232,6 +234,7 @@ def simulate(
     is_checked: bool = False,
     held: bool = False,
     replayed: bool = True,
+    unused: Set[str] = frozenset(),
 ) -> Simulation:
     """Return the forecast of a step with its record. Arguments and errors: as `forecast`.
 
@@ -240,6 +243,8 @@ def simulate(
         is_checked: whether the estimator is known to have no objection, whose search may cost a forward pass.
         held: as in `forecast`.
         replayed: whether to compute `Forecast.cuda`, by replaying CUDA's allocator.
+        unused: names of the parameters without a state of the optimizer, because the loss does not use them. They are
+            found by a first simulation.
     """
     if objective.structure.processes_message() is not None:
         raise Unsupported(
@@ -256,7 +261,7 @@ def simulate(
         train_state = TrainState(fake, estimator, optimizer)
         if held and optimizer is not None:
             train_state.leafwise = Leafwise(optimizer, fake, at_once=True)
-        train_state = _after_first_step(train_state, fake_batch)
+        train_state = after_first_step(train_state, fake_batch, unused)
         tracker = MemoryTracker(fake.model, block=rounding(where))
         tracker.register("inputs", tensors(fake_batch))
         counter = OpCounter(fake.model, tracker)
@@ -266,6 +271,10 @@ def simulate(
             estimate = train_state.step(fake_batch, Key(0))
         log = tracker.log() if where == "cuda" and replayed else []
         changes, kept = tracker.changes(), sum(tensor.nbytes for tensor in train_state.held_tensors())
+    skipped = set() if train_state.leafwise is None else train_state.leafwise.skipped
+    if kept and skipped and not unused:
+        options = {"forward": forward, "is_checked": is_checked, "held": held, "replayed": replayed}
+        return simulate(estimator, objective, batch, optimizer, device, **options, unused=skipped)
     message = estimate.gradient.message_nbytes
     cuda = replay_step(log[:start], log[start:]) if log else None
     result = Forecast(estimator, where, tracker.memory(), counter.counts, forward.flops, kept, message, cuda)
@@ -329,19 +338,3 @@ def input_bytes(batch: Any, block: int = 1) -> int:
     """Return the bytes of the storages of a batch, each rounded up to a multiple of `block` bytes."""
     parts = [part.untyped_storage() for tensor in tensors(batch) for part in strided_parts(tensor)]
     return sum(round_up(storage.nbytes(), block) for storage in {part._cdata: part for part in parts}.values())
-
-
-def _after_first_step(train_state: TrainState, batch: Any) -> TrainState:
-    """Return `train_state` with the states of model, optimizer and estimator of a training that took one step."""
-    train_state.objective.advance(batch, Key(0))
-    if train_state.state is not None:
-        # The size of the state does not depend on the amount of data: one batch is enough.
-        first = replace(train_state.objective, data=lambda: [batch])
-        train_state.state = train_state.estimator.stream(
-            first, batch, Key(0), lambda *_: None, train_state.state
-        ).state
-    if train_state.leafwise is not None:
-        for leaf in train_state.objective.leaves:
-            train_state.leafwise.use(leaf.name, torch.zeros_like(leaf.parameter))
-        train_state.leafwise.advance()
-    return train_state

@@ -226,20 +226,34 @@ class Leafwise:
                 group["foreach"] = True  # torch's choice for parameters on CUDA
         # Per group: the previous `.grad` of each leaf whose gradient has arrived.
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
+        self.skipped: set[str] = set()  # the leaves that had no gradient in their latest step
 
     def use(self, name: str, gradient: Tensor) -> None:
-        """Accept the gradient of one leaf. Once every leaf of its group has one, move the group.
+        """Accept the gradient of one leaf. Once every leaf of its group was used or skipped, move the group.
 
-        Call it once per leaf and step, in any order. Each leaf's previous `.grad` is then restored.
+        Call `use` or `skip` once per leaf and step, in any order. Each leaf's previous `.grad` is then restored.
 
         Args:
             name: the name of the leaf.
             gradient: the leaf's gradient, with the shape and dtype of the leaf.
         """
-        group, parameter = self.groups[name], self.parameters[name]
-        waiting, part = self.waiting[group], self.parts[group]
         if gradient.is_sparse and not _accepts_sparse(self.optimizer):
             gradient = gradient.to_dense()
+        self.skipped.discard(name)
+        self._take(name, gradient)
+
+    def skip(self, name: str) -> None:
+        """Accept that one leaf has no gradient in this step. Its weights and its state stay, as in torch.optim.
+
+        Args:
+            name: the name of the leaf.
+        """
+        self.skipped.add(name)
+        self._take(name, None)
+
+    def _take(self, name: str, gradient: Tensor | None) -> None:
+        group, parameter = self.groups[name], self.parameters[name]
+        waiting, part = self.waiting[group], self.parts[group]
         waiting[name], parameter.grad = parameter.grad, gradient
         if len(waiting) < len(group):
             return
