@@ -17,6 +17,7 @@ _OWN_METRIC = (  # a remedy
     "metric(model, batch) and lower_is_better=False (on the command line: --metric FILE.py:FUNCTION "
     "--higher-is-better)."
 )
+_ROUNDING = 0.01  # of a loss in half precision
 IGNORED = -100  # the target that torch's cross-entropy and transformers ignore
 
 
@@ -88,12 +89,16 @@ def _scalar(x: Any, name: str) -> float:
 def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
     """Return the number of correct predictions and of targets. Targets of -100 are ignored.
 
+    The logits of a causal language model of transformers predict the label of the next position, those of other
+    models the label of their own. Which one it is, the loss in the model's output tells.
+
     Args:
         model: maps x to logits of shape (..., classes); or a model of transformers, whose output has `logits`.
         batch: (x, y), or a mapping with "labels". y and labels: whole numbers of shape (...).
     Raises:
         BadInput: the batch or the output has another form.
     """
+    output = None
     if isinstance(batch, Mapping) and "labels" in batch:
         output = model(**batch)
         logits, targets = getattr(output, "logits", output), batch["labels"]
@@ -110,8 +115,27 @@ def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
             f"the accuracy needs logits of shape (..., classes) and whole-number targets of shape (...), not {shape} "
             f"and {tuple(targets.shape)} of {targets.dtype}. Use the metric loss, or give a function {_OWN_METRIC}"
         )
+    loss = getattr(output, "loss", None)
+    if logits.dim() == 3 and loss is not None:
+        logits, targets = _aligned(logits, targets, float(loss), type(model).__name__)
     counted = targets != IGNORED
     return int(((logits.argmax(-1) == targets) & counted).sum()), int(counted.sum())
+
+
+def _aligned(logits: Tensor, targets: Tensor, loss: float, name: str) -> tuple[Tensor, Tensor]:
+    """Return the logits and the targets whose mean cross-entropy is the loss: of equal positions, or one apart."""
+    if not (targets != IGNORED).any():
+        return logits, targets
+    pairs = [(logits, targets), (logits[:, :-1], targets[:, 1:])]
+    losses = [float(F.cross_entropy(x.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORED)) for x, y in pairs]
+    apart = [abs(each - loss) if math.isfinite(each) else math.inf for each in losses]
+    if not min(apart) <= _ROUNDING * (1 + abs(loss)):
+        raise BadInput(
+            f"the loss of {name}, {loss:.4g}, is the cross-entropy of its logits neither with the labels, "
+            f"{losses[0]:.4g}, nor with those of the next position, {losses[1]:.4g}, so it is not known which labels "
+            f"they predict: use the metric loss, or give a function {_OWN_METRIC}"
+        )
+    return pairs[apart.index(min(apart))]
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:

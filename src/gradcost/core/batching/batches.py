@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,22 @@ class Batches:
         while self._next <= step:
             self._last = self._draw()
         return self._last
+
+    def once(self, key: Key) -> Iterator[Any]:
+        """Yield the batches of one pass over the loader. Passes with one key are equal; `at` is not affected.
+
+        Args:
+            key: the source of the order and of random augmentations.
+        """
+        batches, iterator = Batches(self.loader), None
+        batches._restart(key, 0)
+        for number in itertools.count():
+            with batches._seeded(number):
+                iterator = iter(self.loader) if iterator is None else iterator
+                batch = next(iterator, _END)
+            if batch is _END:
+                return
+            yield batch
 
     def _epoch_start(self, step: int) -> int:
         """Return the first step of the epoch of `step` if the length of an epoch is known, otherwise 0."""
