@@ -47,7 +47,7 @@ from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.content import stamp
-from gradcost.tasks.metrics import correct
+from gradcost.tasks.metrics import Measure, correct, default_loss
 from gradcost.training.optimizers import with_rate
 from gradcost.training.rounding import Master
 
@@ -242,6 +242,53 @@ def test_the_accuracy_of_a_causal_language_model_is_that_of_the_next_token():
         correct(Shifting(7, extra=1.0), {"ids": ids, "labels": ids})
     nothing = torch.full_like(ids, -100)
     assert correct(Shifting(7), {"ids": ids, "labels": nothing}) == (0, 0)
+
+
+class Next(nn.Module):
+    """Predicts the next token. Like the causal models of transformers, it has no loss of the first label."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = F.one_hot(x, 7)[:, :-1] * 3.0 + torch.arange(7.0)
+        return Output(F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+
+
+def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
+    labels = torch.randint(7, (len(lengths), 6), generator=torch.Generator().manual_seed(len(lengths)))
+    for row, length in zip(labels, lengths, strict=True):
+        row[length:] = -100
+    return {"x": labels % 7, "labels": labels}
+
+
+PADDED = padded([6, 2, 4, 1, 5])
+
+
+@pytest.mark.parametrize("parts", [[5], [2, 3], [1, 1, 1, 1, 1], [3, 1, 1]], ids=str)
+def test_the_loss_of_padded_batches_does_not_depend_on_the_batches(parts: list[int]):
+    """The fourth row has no target: alone in a batch, it made the loss nan."""
+    measure, pairs = (Measure("perplexity", None, default_loss) for _ in range(2))
+    rows = zip(PADDED["x"].split(parts), PADDED["labels"].split(parts), strict=True)
+    for x, labels in rows:
+        measure.add(Next(), {"x": x, "labels": labels})
+        pairs.add(nn.Identity(), (F.one_hot(x[:, :-1], 7) * 3.0 + torch.arange(7.0), labels[:, 1:]))
+    expected = float(default_loss(Next(), PADDED))
+    assert measure.result() == pytest.approx({"loss": expected, "perplexity": math.exp(expected)}, rel=1e-6)
+    assert pairs.result() == pytest.approx(measure.result(), rel=1e-6)
+
+
+def test_a_score_without_ignored_targets_is_a_mean_over_examples_bit_for_bit():
+    measure, total = Measure("loss", None, default_loss), 0.0
+    for count, length in ((3, 4), (2, 7)):
+        pair = torch.randn(count, length, 5), torch.randint(5, (count, length))
+        measure.add(nn.Identity(), pair)
+        total += count * float(default_loss(nn.Identity(), pair))
+    assert measure.result() == {"loss": total / 5}
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_split_of_ignored_targets_only_has_no_score(metric: str):
+    batches = [(x, torch.full_like(y, -100)) for x, y in pairs]
+    with pytest.raises(BadInput, match="all targets are -100, which are ignored, so there is no score"):
+        from_loaders(classify, **CLASSES, metric=metric).score(classify(), batches)
 
 
 class Output:

@@ -218,7 +218,7 @@ def test_wrong_options_are_refused_with_a_way_out(tmp_path: Path):
         (["--data", "my.py:loader"], "add --model"),
         (["--data", "my.py:loader", "--model", "my.py:make", "--task", "digits"], "--task cannot be combined"),
         (["--data", "my.py:absent", "--model", "my.py:make"], "defines no absent"),
-        (["--data", "my.py:endless", "--model", "my.py:make"], "has no length"),
+        (["--data", "my.py:endless", "--model", "my.py:make"], "has no known length"),
         (["--data", "my.py:missing", "--model", "my.py:make"], "gradcost: the file is missing."),
     ]:
         ran = run(tmp_path, *base, *further, code=2)

@@ -161,7 +161,7 @@ def _run(options: TrainOptions) -> tuple[_Run, int]:
     loader = _loader(options.data, examples, key)
     steps = options.steps or length_of(loader)
     if steps is None:
-        raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
+        raise BadInput(f"the {type(loader).__name__} of {options.data} has no known length: give --steps.")
     name = f"{options.model} on {options.data}, batch {examples}"
     return _Run(_OwnTask(options.model, loader), name, key), steps
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradcost.core.batching.micro_batches import at_most
 from gradcost.core.errors import BadInput
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
@@ -133,7 +134,8 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
         def add_to_mean(name: str, gradient: Tensor, share: float = share) -> None:
             mean[name].mul_(1 - share).add_(gradient, alpha=share)
 
-        estimator.stream(objective, batch, key.fold("anchor", number), add_to_mean)
+        in_parts = replace(objective, parts=at_most(objective.parts, batch))
+        estimator.stream(in_parts, batch, key.fold("anchor", number), add_to_mean)
     if total == 0:
         raise BadInput(
             "Objective.data yielded no batch, so there is no full gradient: it must yield all of the data once."

@@ -193,13 +193,16 @@ class LoaderTask:
         """Return the mean loss and the metric over the batches of a loader, in evaluation mode.
 
         Each mean is over the examples: a batch counts by its number of examples, or as one if it does not say it.
-        Batches are moved to the device of the model's parameters.
+        If a target is -100, the mean loss is over the targets that are not -100, and a batch that has none is left
+        out (`Measure`). Batches are moved to the device of the model's parameters.
 
         Args:
             model: the model of `objective`.
             split: one of the three `splits()`, or a list of batches.
         Returns:
             {"loss": ..., metric: ...}
+        Raises:
+            BadInput: the split has no batch, or all its targets are -100.
         """
         loss = _losses.get(model) or self.objective(Key(0)).loss
         measure = Measure(self.metric.name, None if self.measure is None else self.measure.get(), loss)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.mutable_state import Traversal
@@ -124,7 +124,13 @@ def _generators_of(loader: Any) -> list[Any]:
 
 
 def length_of(loader: Any) -> int | None:
-    """Return the number of batches of a loader; None if it does not know it, as for an `IterableDataset`."""
+    """Return the number of batches of a loader; None if it is not known.
+
+    It is never known for a DataLoader of an `IterableDataset`: the length of such a data set is a hint in torch, and
+    the loader yields more or fewer batches.
+    """
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return None
     try:
         return len(loader)
     except TypeError:
