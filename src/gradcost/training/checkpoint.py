@@ -216,9 +216,8 @@ def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
             return tree
         case Tensor():
             name, tensor = str(len(tensors)), tree.detach().contiguous().clone()
-            is_split = (
-                tensor.is_complex() and tensor.dtype != torch.complex64
-            )  # safetensors has no other complex type
+            # complex64 is the only complex type of safetensors
+            is_split = tensor.is_complex() and tensor.dtype != torch.complex64
             tensors[name] = torch.view_as_real(tensor) if is_split else tensor
             return ["complex" if is_split else "tensor", name]
         case np.ndarray() if tree.dtype.kind in "biufc":
