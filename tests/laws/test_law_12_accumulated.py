@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from gradcost import SGD, Objective, backprop, forecast, mezo, train, zo_svrg
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.estimators.accumulated import Accumulated
+from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.structure import micro_batches
 from tables import ESTIMATORS, OBJECTIVES, grid
 from vectors import flat
 
@@ -52,6 +56,30 @@ def test_accumulating_twice_is_accumulating_the_product(name: str):
     once = Accumulated(estimator, 6).estimate(made, batch, KEY)
     twice = Accumulated(Accumulated(estimator, 3), 2).estimate(made, batch, KEY)
     assert torch.equal(flat(once.gradient), flat(twice.gradient))
+
+
+@pytest.mark.parametrize("estimator", [backprop(), mezo(), Accumulated(backprop(), 2), zo_svrg(every=2)], ids=repr)
+def test_the_last_smaller_batch_of_an_epoch_has_fewer_parts(estimator: Estimator):
+    """A training of 21 examples in batches of 4 ended at the sixth step."""
+    x = torch.randn(21, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for method in (estimator, Accumulated(estimator, 4 // micro_batches(estimator))):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3, dtype=torch.float64)
+        batches = list(x.split(4))
+        made = Objective(model, lambda model, batch: model(batch).square().mean(), data=lambda b=batches: b)
+        assert len(list(train(made, batches, method, SGD(1e-3), KEY))) == 6
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-8)
+
+
+def test_a_first_batch_with_fewer_examples_than_parts_is_refused():
+    batch = torch.ones(3, 5)
+    made = Objective(torch.nn.Linear(5, 3), lambda model, batch: model(batch).square().mean())
+    for ask in (lambda e: e.objection(made, batch), lambda e: forecast(e, made, batch)):
+        for estimator in (Accumulated(backprop(), 4), Accumulated(Accumulated(mezo(), 2), 2)):
+            with pytest.raises(BadInput, match="cannot be cut into 4 micro-batches"):
+                ask(estimator)
 
 
 def test_a_frozen_list_of_leaves_stays_the_same_in_parts():

@@ -173,3 +173,21 @@ def test_an_objective_without_data_is_refused(data: Any):
     if data is None:
         assert match in str(estimator.objection(without, batch))
     assert estimator.objection(objective, batch) is None
+
+
+def test_the_draws_of_the_data_depend_on_the_key_alone():
+    objective, _ = made()
+    x, y = made()[1]
+
+    def data() -> Any:
+        for _ in range(3):
+            yield x, torch.where(torch.rand(()) < 0.5, y, y.flip(0))
+
+    augmented = replace(objective, data=data)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(full_gradient(backprop(), augmented, KEY))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -273,6 +273,15 @@ def test_many_micro_batches_and_other_batches_have_the_figures_of_the_whole_mode
         assert figures(found) == {**figures(whole), "cuda": None}
 
 
+@pytest.mark.parametrize("estimator", [gradcost.backprop(), gradcost.mezo()], ids=repr)
+def test_a_batch_with_fewer_examples_than_micro_batches_has_no_forecast_after_a_larger_one(estimator: Any):
+    objective, batch = objective_of(llama, 7, examples=9)
+    forecasts = Forecasts(objective, batch, None, None)
+    assert isinstance(forecasts.of(gradcost.Accumulated(estimator, 3)), Forecast)
+    found = forecasts.of(gradcost.Accumulated(estimator, 3), 2)
+    assert found == "a batch of 2 cannot be cut into 3 micro-batches: use at most 2."
+
+
 @pytest.mark.parametrize("depth", [pytest.param(5, marks=SLOW), 7])
 def test_a_tensor_that_is_twice_in_a_batch_counts_once(depth: int):
     objective = objective_of(llama, depth)[0].with_loss(lambda model, batch: model(**batch).loss)

@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -63,6 +64,39 @@ def test_tied_weights_are_written_once(tmp_path: Path):
     checkpoint.read(tmp_path / "at", resumed)
     assert resumed.objective.model.head.weight is resumed.objective.model.embed.weight  # type: ignore[union-attr]
     assert state(resumed) == state(trained)
+
+
+class Complex(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3, dtype=dtype, generator=torch.Generator().manual_seed(0)))
+        self.register_buffer("mean", torch.full((2,), complex(-0.0, 1), dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight).abs()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_parameters_resume_bit_for_bit(dtype: torch.dtype, tmp_path: Path):
+    """safetensors has no complex128: a bare KeyError."""
+    reference, resumed = (
+        TrainState(
+            Objective(Complex(dtype), lambda model, batch: model(batch).square().mean()), mezo(), AdamW(1e-2), key=KEY
+        )
+        for _ in range(2)
+    )
+    batch = torch.ones(2, 5, dtype=dtype)
+    reference.step(batch, KEY)
+    array, scalar = np.array([[1 + 2j, -0.0]], dtype=str(dtype).removeprefix("torch.")), torch.tensor(1j, dtype=dtype)
+    checkpoint.write(tmp_path / "at", reference, {"array": array, "scalar": scalar, "none": scalar.new_empty(0, 3)})
+    checkpoint.read(tmp_path / "at", resumed)
+    notes = checkpoint.notes(tmp_path / "at")
+    assert (notes["array"].dtype, notes["array"].tobytes()) == (array.dtype, array.tobytes())
+    assert (bits(notes["scalar"]), notes["none"].dtype, notes["none"].shape) == (bits(scalar), dtype, (0, 3))
+    for of in (reference, resumed):
+        assert of.taken == 1
+        of.step(batch, KEY)
+    assert state(resumed) == state(reference)
 
 
 def test_an_incomplete_file_or_one_of_another_model_is_refused(tmp_path: Path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from report_records import results_of
 
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.results.difference import COLUMNS, differences, settings
@@ -84,3 +85,14 @@ def test_on_the_command_line(tmp_path: Path):
     found = json.loads(inside("diff", str(FOLDER), str(FOLDER), "--json", folder=tmp_path).stdout)
     assert len(found["methods"]) == METHODS
     assert inside("diff", str(FOLDER), "nothing", folder=tmp_path).returncode == 2
+
+
+def test_a_run_that_diverged_is_no_improvement(tmp_path: Path):
+    """Five of six runs of the second folder diverged, and the sixth was 10 points better: once "+10 points"."""
+    before = results_of(tmp_path / "a", {"method": "mezo()", "accuracies": [0.8, 0.81, 0.82, 0.83, 0.84, 0.85]})
+    after = results_of(tmp_path / "b", {"method": "mezo()", "accuracies": [0.9, None, None, None, None, None]})
+    ((row,), (back,)) = differences(before, after), differences(after, before)
+    assert row.cells(ACCURACY)[3] == "-infinite [-infinite, +10] points"
+    assert back.cells(ACCURACY)[3] == "+infinite [-10, +infinite] points"
+    loss = Metric("loss", lower_is_better=True)
+    assert row.cells(loss)[3] == "+infinite [-0.1, +infinite]"

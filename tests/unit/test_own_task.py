@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import gradcost
 from gradcost.cli import spec
@@ -46,6 +47,7 @@ from gradcost.studies.trial import Trial
 from gradcost.studies.user_code import user_file
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.content import stamp
+from gradcost.tasks.metrics import Measure, correct, default_loss
 from gradcost.training.optimizers import with_rate
 from gradcost.training.rounding import Master
 
@@ -111,12 +113,63 @@ def test_a_task_from_loaders_survives_pickling_with_its_repr_and_its_hash():
 
 
 def test_other_data_are_another_task():
-    assert stamp(train) == stamp(DataLoader(rows(100, 0), 16, collate_fn=collate))
-    assert stamp(train) != stamp(DataLoader(rows(100, 3), 16, collate_fn=collate))
-    assert stamp(train) != stamp(DataLoader(rows(100, 0), 8, collate_fn=collate))
+    assert stamp(train) == stamp(DataLoader(rows(100, 0), 16, shuffle=True, collate_fn=collate))
+    others: list[dict[str, Any]] = [
+        {"dataset": rows(100, 3)},
+        {"batch_size": 8},
+        {"shuffle": False},
+        {"collate_fn": None},
+        {"shuffle": None, "sampler": SubsetRandomSampler(range(100))},
+        {"shuffle": None, "sampler": WeightedRandomSampler([1.0] * 100, 100)},
+        {"shuffle": None, "sampler": WeightedRandomSampler([1.0, 2.0] * 50, 100)},
+    ]
+    usual = {"dataset": rows(100, 0), "batch_size": 16, "shuffle": True, "collate_fn": collate}
+    stamps = {stamp(train), *(stamp(DataLoader(**(usual | other))) for other in others)}
+    assert len(stamps) == 1 + len(others)
     assert stamp(pairs) != stamp(pairs_test)
     assert task(test=DataLoader(rows(50, 9), 16, collate_fn=collate)) != task()
     assert task(test=list(test)) == task(test=list(test))
+
+
+def trained_on(batches: Any) -> Any:
+    return from_loaders(classify, train=batches, validation=pairs_validation, test=pairs_test)
+
+
+def test_a_task_reads_its_own_loaders_even_if_another_has_equal_stamps():
+    """The stamp of a list has 8 of its batches. A second task once trained on the batches of the first one."""
+    batches = [(torch.full((4, 8), float(i)), torch.zeros(4, dtype=torch.long)) for i in range(20)]
+    changed = [*batches[:1], (batches[1][0], torch.ones(4, dtype=torch.long)), *batches[2:]]
+    first, second = (trained_on(part) for part in (batches, changed))
+    assert first.train.stamp == second.train.stamp
+    assert [int(each.batch_at(Key(0), 1)[1][0]) for each in (first, second, first)] == [0, 1, 0]
+    assert second.splits().train is changed
+
+
+class Drawn(Dataset[Any]):
+    """Examples that are drawn anew at each access, as by an augmentation."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.randn(8), index % 3
+
+
+shuffling = torch.Generator().manual_seed(1)
+drawn = DataLoader(Drawn(), 8, shuffle=True, generator=shuffling)
+
+
+def test_the_batches_of_a_full_gradient_are_drawn_independently_and_equally_each_time():
+    """All had the same draws once."""
+    ours = trained_on(drawn)
+    before, own = torch.get_rng_state(), shuffling.get_state()
+    first, again = [*ours.once_through()], [*ours.once_through()]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(shuffling.get_state(), own)
+    assert not torch.equal(first[1][0], first[2][0])
+    assert all(
+        torch.equal(one, other) for a, b in zip(first, again, strict=True) for one, other in zip(a, b, strict=True)
+    )
 
 
 def test_weights_and_batches_are_functions_of_the_key():
@@ -161,6 +214,81 @@ def test_accuracy_and_perplexity_of_targets_that_are_not_ignored():
     assert (score["targets"], score["of"]) == (9, 9)
     perplexed = from_loaders(classify, **CLASSES, metric="perplexity").score(model, pairs)
     assert perplexed["perplexity"] == pytest.approx(math.exp(perplexed["loss"]))
+
+
+class Shifting(nn.Module):
+    """A causal language model that gives token i + 1 after token i. Its loss compares logits with the next label."""
+
+    def __init__(self, size: int, apart: int = 1, extra: float = 0.0) -> None:
+        super().__init__()
+        self.apart, self.extra = apart, extra
+        self.table = nn.Embedding.from_pretrained(9 * torch.eye(size).roll(1, 1))
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = self.table(ids)
+        pairs = logits[:, : labels.shape[1] - self.apart], labels[:, self.apart :]
+        loss = F.cross_entropy(pairs[0].flatten(0, 1), pairs[1].flatten())
+        return SimpleNamespace(logits=logits, loss=loss + self.extra)
+
+
+def test_the_accuracy_of_a_causal_language_model_is_that_of_the_next_token():
+    """A model whose loss was 0.0003 had an accuracy of 0, because its logits were compared with the same token."""
+    ids = torch.arange(6).repeat(2, 1)
+    assert correct(Shifting(7), {"ids": ids, "labels": ids}) == (10, 10)
+    padded = torch.where(ids == 5, -100, ids)
+    assert correct(Shifting(7), {"ids": ids, "labels": padded}) == (8, 8)
+    assert correct(Shifting(7, apart=0), {"ids": ids, "labels": ids + 1}) == (12, 12), "the label of its own position"
+    with pytest.raises(BadInput, match=r"the loss of Shifting, .* so it is not known which labels they predict"):
+        correct(Shifting(7, extra=1.0), {"ids": ids, "labels": ids})
+    nothing = torch.full_like(ids, -100)
+    assert correct(Shifting(7), {"ids": ids, "labels": nothing}) == (0, 0)
+
+
+class Next(nn.Module):
+    """Predicts the next token. Like the causal models of transformers, it has no loss of the first label."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = F.one_hot(x, 7)[:, :-1] * 3.0 + torch.arange(7.0)
+        return Output(F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+
+
+def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
+    labels = torch.randint(7, (len(lengths), 6), generator=torch.Generator().manual_seed(len(lengths)))
+    for row, length in zip(labels, lengths, strict=True):
+        row[length:] = -100
+    return {"x": labels % 7, "labels": labels}
+
+
+PADDED = padded([6, 2, 4, 1, 5])
+
+
+@pytest.mark.parametrize("parts", [[5], [2, 3], [1, 1, 1, 1, 1], [3, 1, 1]], ids=str)
+def test_the_loss_of_padded_batches_does_not_depend_on_the_batches(parts: list[int]):
+    """The fourth row has no target: alone in a batch, it made the loss nan."""
+    measure, pairs = (Measure("perplexity", None, default_loss) for _ in range(2))
+    rows = zip(PADDED["x"].split(parts), PADDED["labels"].split(parts), strict=True)
+    for x, labels in rows:
+        measure.add(Next(), {"x": x, "labels": labels})
+        pairs.add(nn.Identity(), (F.one_hot(x[:, :-1], 7) * 3.0 + torch.arange(7.0), labels[:, 1:]))
+    expected = float(default_loss(Next(), PADDED))
+    assert measure.result() == pytest.approx({"loss": expected, "perplexity": math.exp(expected)}, rel=1e-6)
+    assert pairs.result() == pytest.approx(measure.result(), rel=1e-6)
+
+
+def test_a_score_without_ignored_targets_is_a_mean_over_examples_bit_for_bit():
+    measure, total = Measure("loss", None, default_loss), 0.0
+    for count, length in ((3, 4), (2, 7)):
+        pair = torch.randn(count, length, 5), torch.randint(5, (count, length))
+        measure.add(nn.Identity(), pair)
+        total += count * float(default_loss(nn.Identity(), pair))
+    assert measure.result() == {"loss": total / 5}
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_split_of_ignored_targets_only_has_no_score(metric: str):
+    batches = [(x, torch.full_like(y, -100)) for x, y in pairs]
+    with pytest.raises(BadInput, match="all targets are -100, which are ignored, so there is no score"):
+        from_loaders(classify, **CLASSES, metric=metric).score(classify(), batches)
 
 
 class Output:

@@ -237,3 +237,31 @@ def test_a_loss_that_every_run_reaches_compares_methods_that_miss_the_target():
     assert common_loss_rows(replace(results, trials=trials[:1]), LENGTHS) == []
     early = with_losses(record("MeZO", 1, 0.3, None), 1.6, 1.9, 1.9)
     assert common_loss_rows(replace(results, trials=(*trials[:2], early)), LENGTHS) == [], "no fall"
+
+
+def test_a_run_that_reached_the_target_and_diverged_later_reached_it():
+    trials = [record("BP-Checkpointing", 1, 0.9, 100), record("MeZO", 1, 0.6, 300, status="diverged")]
+    found = compared(trials, LENGTHS)
+    assert found["computations"].values == (2.0,)  # 300 * 2 / (100 * 3)
+    rows = {row[0]: row for row in table_rows(replace(recorded(), trials=tuple(trials)), LENGTHS)}
+    assert rows["MeZO"][HEADERS.index("step at target")] == "300"
+    assert rows["MeZO"][HEADERS.index("FLOPs")] == "2, 1 seed"
+
+
+def test_where_no_method_reached_the_target_the_rival_is_not_the_one_that_lost_most():
+    finals = [record("BP-Checkpointing", 1, 0.9, 100), record("MeZO", 1, 0.9, None)]
+    missed = compared([*finals, tuned("MeZO", 0.5, None)], LENGTHS)
+    assert missed["accuracy"].choice == "lost most in the tuning runs"
+    assert missed["convergence"].choice.startswith("took the most steps in the tuning runs, of which none without")
+    assert missed["computations"].choice.startswith("spent the most FLOPs in the tuning runs, of which none without")
+    reached = compared([*finals, tuned("MeZO", 0.5, 300)], LENGTHS)
+    assert {each.choice for each in reached.values()} == {"lost most in the tuning runs"}
+
+
+def test_the_least_loss_of_a_run_that_diverged_is_one_of_its_targets():
+    """Its loss was least at the last evaluation, where it had diverged, and the page ended in an OverflowError."""
+    exact = with_losses(record("BP-Checkpointing", 1, 0.9, None), 1.5, 0.5, 0.2)
+    diverged = with_losses(record("MeZO", 1, 0.3, None, status="diverged"), 1.9, 1.6, 0.1)
+    results = replace(recorded(), trials=(exact, replace(diverged, steps=3)))
+    assert common_loss(results) == 1.6
+    assert [row[1] for row in common_loss_rows(results, LENGTHS)] == ["1", "2"]

@@ -394,3 +394,20 @@ def test_any_metric_has_the_planned_comparison_and_a_loss_must_fall(tmp_path: Pa
         replace(run, test=replace(run.test, loss=4.08, score=-4.08)) if run.test else run for run in results.trials
     )
     assert recommended(replace(results, trials=untrained)).startswith("Nothing can be said yet: the test loss of ")
+
+
+def test_the_interval_is_that_of_the_most_accurate_method(tmp_path: Path):
+    """The advice was "Use small(): 96.5% [96.5, 96.6]; best() is within its interval (97.5%)"."""
+    best = {"method": "best()", "accuracies": [0.955, 0.97, 0.975, 0.98, 0.99], "peak": 9216}
+    small = {"method": "small()", "accuracies": [0.965, 0.965, 0.965, 0.966, 0.966], "peak": 1024}
+    other = {"method": "other()", "accuracies": [0.96, 0.96, 0.96, 0.96, 0.96], "peak": 4096}
+    verdict = recommended(results_of(tmp_path / "two", best, small))
+    assert verdict == (
+        "Use small(): 96.5% test accuracy [96.5, 96.6] after 600 steps in 1 KiB beyond the weights; it is within the "
+        "interval of the best, best(), with 97.5% test accuracy [95.5, 99.0] in 9 KiB and needs the least memory."
+    )
+    verdict = recommended(results_of(tmp_path / "three", best, small, other))
+    assert (
+        "of the best, best(), with 97.5% test accuracy [95.5, 99.0] in 9 KiB, as is other() (96.0%, 4 KiB) and"
+        in verdict
+    )

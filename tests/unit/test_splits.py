@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradcost
@@ -22,7 +23,7 @@ from gradcost.core.value import value
 from gradcost.studies.run import run_study
 from gradcost.studies.study import Stages, Study
 from gradcost.studies.task_check import check_contract, check_splits, first_not_finite
-from gradcost.studies.task_info import guessing_fields
+from gradcost.studies.task_info import constant_loss, guessing_fields
 from gradcost.tasks import Digits, from_loaders
 from gradcost.tasks.task import Split, Splits
 
@@ -136,6 +137,26 @@ def test_the_study_records_the_share_of_the_most_frequent_class():
     assert guessing_fields(Uneven()) == {"chance": 0.1, "majority": 0.75}
     labels = Digits().splits().test.y
     assert guessing_fields(Digits())["majority"] == labels.bincount().max().item() / len(labels)
+
+
+def test_the_loss_of_an_answer_that_ignores_the_input():
+    splits = Digits().splits()
+    shares = splits.train.y.bincount().double() / len(splits.train.y)
+    logits = shares.log().expand(len(splits.validation.y), -1)
+    assert constant_loss(Digits()) == pytest.approx(cross_entropy(logits, splits.validation.y).item(), rel=1e-12)
+
+
+@value
+class Unseen(Digits):
+    """Digits whose training split has one class, and no target of the others."""
+
+    def splits(self) -> Splits:
+        whole = super().splits()
+        return whole._replace(train=Split(whole.train.x[:2], torch.tensor([4, 4])))
+
+
+def test_a_class_that_was_never_seen_has_no_such_loss():
+    assert constant_loss(Unseen()) is None
 
 
 @pytest.mark.parametrize(

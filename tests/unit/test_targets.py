@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import sys
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from gradcost.results import verdict
 from gradcost.results.contrast import planned_contrast
 from gradcost.results.records import Results, read
 from gradcost.results.targets import Target, best_estimated, common_targets, reaches, reference
+from gradcost.results.verdict import certainty
 from gradcost.results.wording import DASH
 
 STEPS = [1, 2, 4, 8, 16, 32, 64, 100]
@@ -157,3 +161,39 @@ def test_one_comparison_is_planned_and_tuning_chooses_its_methods(tmp_path: Path
 def test_one_seed_allows_no_verdict(tmp_path: Path):
     found = results(tmp_path, runs("bp", [0], EXACT, 0.95), runs("fg", [0], test=0.8))
     assert verdict(found).startswith("Nothing can be said yet: each method has one seed, and six can show")
+
+
+def test_the_reference_does_not_depend_on_which_run_ended_first(tmp_path: Path):
+    """The order of the records is that in which processes end. Of alike methods the first one in the study counts."""
+    found = results(tmp_path, runs("bp", [0], EXACT), runs("a", [2]), runs("b", [3], test=0.91))
+    for trials in itertools.permutations(found.trials):
+        shuffled = replace(found, trials=trials)
+        assert (reference(shuffled), best_estimated(shuffled)) == ("bp", "a")
+
+
+def test_methods_that_study_json_lacks_follow_those_that_it_has(tmp_path: Path):
+    folder = write_folder(tmp_path, [*runs("new", [0]), *runs("old", [0])])
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(study | {"methods": ["old", "refused"]}))
+    assert read(folder).study.methods == ("old", "refused", "new")
+
+
+def test_a_target_that_the_model_has_before_it_learns_is_none(tmp_path: Path):
+    """A pretrained model with a prompt had 37.5% after one step, and a forward gradient 1 times the FLOPs to 30%."""
+    found = results(tmp_path, runs("bp", [0, 0, 0], EXACT, 0.95), runs("fg", [2, 2, 2]))
+    chosen = [target.value for target in common_targets(found) if target.quantity == "accuracy"]
+    assert chosen == [0.5, 0.7, 0.8, 0.9, 0.95]
+    start = runs("fg", [2, 2, 2])
+    for run in start[2:]:
+        run["curve"]["validation_accuracy"][0] = 0.6
+    found = results(tmp_path / "pretrained", runs("bp", [0, 0, 0], EXACT, 0.95), start)
+    chosen = [target.value for target in common_targets(found) if target.quantity == "accuracy"]
+    assert chosen == [0.7, 0.8, 0.9, 0.95]
+
+
+def test_two_runs_that_diverged_in_opposite_ways_have_no_median(tmp_path: Path):
+    exact, estimated = runs("bp", [0, 0], EXACT, 0.95), runs("fg", [2, 2])
+    exact[-1] |= {"status": "diverged", "test": None}
+    estimated[-2] |= {"status": "diverged", "test": None}
+    (sentence,) = certainty(results(tmp_path, exact, estimated))
+    assert sentence.endswith("their difference has no median, where a run that diverged is infinitely bad.")

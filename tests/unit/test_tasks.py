@@ -170,6 +170,8 @@ def test_a_score_uses_evaluation_mode_and_restores_every_mode():
     assert [module.training for module in model.modules()] == [True, True, True, True, False]
     with pytest.raises(ValueError, match="empty split"):
         score(model, Split(split.x[:0], split.y[:0]))
+    with pytest.raises(ValueError, match="all targets are -100, which are ignored"):
+        score(model, Split(split.x, torch.full_like(split.y, -100)))
 
 
 def test_a_score_of_certain_models_is_exact():

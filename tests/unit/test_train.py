@@ -105,12 +105,27 @@ class Stream(IterableDataset):
         return iter(X)
 
 
-def test_a_loader_of_unknown_length_trains_for_the_given_steps():
-    loader = DataLoader(Stream(), 4)
+class Hinted(Stream):
+    """Rows with a wrong number, which is a hint in torch."""
+
+    def __len__(self) -> int:
+        return len(X) // 2
+
+
+@pytest.mark.parametrize("rows", [Stream, Hinted])
+def test_a_loader_of_unknown_length_trains_for_the_given_steps(rows: type[Stream]):
+    loader = DataLoader(rows(), 4)
     objective = gradcost.Objective(nn.Linear(4, 1), lambda model, x: model(x).square().mean())
     assert len(list(gradcost.train(objective, loader, gradcost.backprop(), gradcost.SGD(0.01), Key(1), 9))) == 9
-    with pytest.raises(BadInput, match="has no length, so one pass has no known end: give steps"):
+    with pytest.raises(BadInput, match="has no known length, so one pass has no known end: give steps"):
         next(gradcost.train(objective, loader, gradcost.backprop(), gradcost.SGD(0.01)))
+
+
+def test_the_length_of_a_stream_does_not_determine_its_batches():
+    loader = DataLoader(Hinted(), 4)
+    one, fresh = Batches(loader), len(list(loader)) + 2
+    expected = [one.at(Key(0), step) for step in range(fresh + 1)]
+    assert torch.equal(Batches(loader).at(Key(0), fresh), expected[fresh])
 
 
 def test_training_with_a_loader_resumes_with_the_same_bits(tmp_path):

@@ -29,7 +29,7 @@ FILES = """
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 def make():
     return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3))
@@ -43,6 +43,24 @@ def rows():
 
 def loader(size):
     return DataLoader(TensorDataset(*rows()), size, shuffle=True)
+
+def narrow():
+    return nn.Linear(5, 3)
+
+def without_test(size):
+    return {"train": loader(size), "validation": loader(size)}
+
+def tuple_of_loaders(size):
+    return loader(size), loader(size)
+
+class Drawn(Dataset):
+    def __len__(self):
+        return 24
+    def __getitem__(self, index):
+        return torch.randn(6), index % 3
+
+def drawn(size):
+    return DataLoader(Drawn(), size, shuffle=True)
 
 def listed(size):
     x, y = rows()
@@ -120,6 +138,40 @@ def test_a_run_whose_steps_are_all_skipped_is_no_success(tmp_path: Path):
     assert "no weight has moved: the loss of all 3 steps was not finite" in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("narrow", "loader"), "on a train batch: "),
+        (("make", "without_test"), None),
+        (
+            ("make", "tuple_of_loaders"),
+            "my.py:tuple_of_loaders returned a tuple of loaders: return the training loader",
+        ),
+    ],
+)
+def test_what_the_users_functions_return_is_no_bug_of_ours(
+    tmp_path: Path, names: tuple[str, str], message: str | None
+):
+    (tmp_path / "my.py").write_text(FILES)
+    arguments = ["backprop()", "--optimizer", "SGD(0.1)", "--steps", "2", "-o", "out"]
+    arguments += ["--model", f"my.py:{names[0]}", "--data", f"my.py:{names[1]}"]
+    ran = run(tmp_path, *arguments, code=0 if message is None else 2)
+    assert message is None or message in ran.stderr
+
+
+def test_a_full_gradient_does_not_depend_on_the_global_generator(tmp_path: Path):
+    """Two runs of one command differed, and a resumed run from both."""
+    (tmp_path / "my.py").write_text(FILES)
+    arguments = ["zo_svrg(every=2)", "--optimizer", "SGD(0.1)", "--model", "my.py:make", "--data", "my.py:drawn"]
+    run(tmp_path, *arguments, "--steps", "5", "-o", "whole")
+    torch.rand(7)
+    before = torch.get_rng_state()
+    run(tmp_path, *arguments, "--steps", "3", "-o", "parts")
+    assert torch.equal(torch.get_rng_state(), before)
+    run(tmp_path, *arguments, "--steps", "5", "-o", "parts", "--resume")
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+
+
 @pytest.mark.parametrize("way", [[], ["--log"]], ids=["checkpoint", "log"])
 def test_a_resumed_run_has_the_files_of_one_run(tmp_path: Path, way: list[str]):
     arguments = ["mezo(1e-3)", "--optimizer", "AdamW(0.01)", "--task", "Digits(batch=16)", *way]
@@ -166,7 +218,7 @@ def test_wrong_options_are_refused_with_a_way_out(tmp_path: Path):
         (["--data", "my.py:loader"], "add --model"),
         (["--data", "my.py:loader", "--model", "my.py:make", "--task", "digits"], "--task cannot be combined"),
         (["--data", "my.py:absent", "--model", "my.py:make"], "defines no absent"),
-        (["--data", "my.py:endless", "--model", "my.py:make"], "has no length"),
+        (["--data", "my.py:endless", "--model", "my.py:make"], "has no known length"),
         (["--data", "my.py:missing", "--model", "my.py:make"], "gradcost: the file is missing."),
     ]:
         ran = run(tmp_path, *base, *further, code=2)

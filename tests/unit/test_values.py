@@ -258,6 +258,13 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: SGD(0.0), "lr, the learning rate, must be finite and above 0, not 0.0."),
     (lambda: Adam(float("inf")), "lr, the learning rate, must be finite and above 0, not inf."),
     (lambda: AdamW(1e-3, decay=-1.0), "0 or more, not -1.0."),
+    (lambda: SGD(0.1, decay=float("inf")), "must be finite and 0 or more, not inf."),
+    (lambda: SGD(0.1, momentum=-1.0), "momentum of SGD must be 0 or more and finite, not -1.0."),
+    (lambda: SGD(0.1, weight_decay=float("nan")), "weight_decay of SGD must be 0 or more and finite, not nan."),
+    (lambda: Nesterov(0.1, momentum=0.0), "Nesterov's momentum must be above 0, not 0.0: use SGD without momentum."),
+    (lambda: Adam(0.1, eps=-1e-8), "eps of Adam must be 0 or more and finite, not -1e-08."),
+    (lambda: AdamW(0.1, beta1=1.0), "beta1 of AdamW must be 0 or more and below 1, not 1.0."),
+    (lambda: AdamW8bit(0.1, beta2=-0.1), "beta2 of AdamW8bit must be 0 or more and below 1, not -0.1."),
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradcost.cli import spec
@@ -18,6 +18,7 @@ from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.tasks import contract
 from gradcost.tasks.metrics import default_loss
+from gradcost.tasks.placed import cast
 
 EXAMPLES = 8  # the default batch size
 
@@ -86,6 +87,8 @@ def of_model(
     if data is not None:
         refuse("--data", **{"--length": length, "--chunks": chunks})
         made, epoch = _batch_of(data, examples)
+        if dtype is not None:
+            made, epoch = cast(made, dtype), None if epoch is None else _all_cast(epoch, dtype)
         return Objective(module, loss or default_loss, data=epoch), made
     if not is_transformers:
         raise BadInput(
@@ -130,15 +133,32 @@ def called_data(text: str, examples: int) -> Any:
         return function() if sized else function(examples)
 
 
+def training_part(made: Any, text: str) -> Any:
+    """Return the training loader, if the function that --data names returned a mapping of loaders as for `compare`.
+
+    Raises:
+        BadInput: it returned a tuple of loaders.
+    """
+    if isinstance(made, Mapping) and not isinstance(made.get("train", Tensor()), Tensor):
+        return made["train"]
+    if isinstance(made, tuple) and any(isinstance(part, DataLoader) for part in made):
+        raise BadInput(f'{text} returned a tuple of loaders: return the training loader, or {{"train": ..., ...}}.')
+    return made
+
+
 def _batch_of(text: str, examples: int) -> tuple[Any, Callable[[], Iterable[Any]] | None]:
     """Call the function that --data names; return a batch, and a function that returns all of them if known."""
     made = called_data(text, examples)
-    if isinstance(made, Mapping) and set(made) == set(contract.PARTS):  # the loaders of `compare`
-        made = made["train"]
-    elif not isinstance(made, DataLoader):
+    loader = training_part(made, text)
+    if loader is made and not isinstance(made, DataLoader):
         return made, None
+    made = loader
     contract.check_loader(made, f"what {text} returns")
     return Batches(made).at(Key(0), 0), lambda: made
+
+
+def _all_cast(epoch: Callable[[], Iterable[Any]], dtype: torch.dtype) -> Callable[[], Iterable[Any]]:
+    return lambda: (cast(batch, dtype) for batch in epoch())
 
 
 def dtypes(objective: Objective) -> str:

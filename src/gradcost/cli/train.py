@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcost.cli import console, spec
-from gradcost.cli.objective import EXAMPLES, called_data, from_factory, refuse, with_batch
+from gradcost.cli.objective import EXAMPLES, called_data, from_factory, refuse, training_part, with_batch
 from gradcost.cli.train_options import TrainOptions
 from gradcost.core.batching.batches import Batches, length_of
 from gradcost.core.errors import BadInput, require
@@ -20,7 +20,7 @@ from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.core.units import count
-from gradcost.tasks.contract import PARTS, check_loader
+from gradcost.tasks.contract import check_loader, check_loss
 from gradcost.tasks.metrics import default_loss
 from gradcost.training.loop import StepResult, train
 from gradcost.training.recorded import CHECKPOINT, LOSSES, recorded
@@ -58,6 +58,8 @@ def train_model(options: TrainOptions) -> int:
     _require_same(
         options, {"method": repr(estimator), "optimizer": repr(optimizer), "seed": options.seed, "task": repr(run)}
     )
+    first = run.batch_at(Key(options.seed).fold("data"), 0)
+    check_loss(run.made, first, "train", hint=run.made.loss is default_loss)
     log = StepLog(options.output / LOG) if options.log else None
     resume = None if options.log else options.output / CHECKPOINT
     last: StepResult | None = None
@@ -159,7 +161,7 @@ def _run(options: TrainOptions) -> tuple[_Run, int]:
     loader = _loader(options.data, examples, key)
     steps = options.steps or length_of(loader)
     if steps is None:
-        raise BadInput(f"the {type(loader).__name__} of {options.data} has no length: give --steps.")
+        raise BadInput(f"the {type(loader).__name__} of {options.data} has no known length: give --steps.")
     name = f"{options.model} on {options.data}, batch {examples}"
     return _Run(_OwnTask(options.model, loader), name, key), steps
 
@@ -176,7 +178,7 @@ class _OwnTask:
                 return factory()
 
         module, loss = from_factory(self.model, None, seeded)
-        return Objective(module, loss or default_loss, data=lambda: iter(self.loader))
+        return Objective(module, loss or default_loss, data=lambda: self.batches.once(Key(0).fold("once")))
 
     def batch_at(self, key: Key, step: int) -> Any:
         return self.batches.at(key, step)
@@ -186,8 +188,7 @@ def _loader(text: str, examples: int, key: Key) -> Iterable[Any]:
     """Call the function that --data names; return its training batches."""
     with seeded_generators(key.fold("loader")):
         made = called_data(text, examples)
-    if isinstance(made, Mapping) and set(made) == set(PARTS):
-        made = made["train"]
+    made = training_part(made, text)
     if isinstance(made, Tensor | tuple | Mapping):  # one batch
         return [made]
     check_loader(made, f"what {text} returns")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradcost.core.batching.micro_batches import at_most
 from gradcost.core.errors import BadInput
+from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Objective
@@ -18,6 +21,8 @@ from gradcost.core.value import value
 from gradcost.estimators.estimator import Estimate, Estimator, Facts, LeafConsumer, State
 from gradcost.estimators.gradient import Dense, Gradient, Seeded, Sum
 from gradcost.estimators.probing import replayed
+
+_END = object()
 
 
 class Snapshot(NamedTuple):
@@ -109,7 +114,8 @@ class VarianceReduced(Estimator):
 def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[str, Tensor]:
     """Return the mean of the estimates on the batches of `Objective.data`, weighted by their numbers of examples.
 
-    Batch number b uses the key `key.fold("anchor", b)`, so the directions of different batches are independent.
+    Batch number b uses the key `key.fold("anchor", b)`, so the directions of different batches are independent. It is
+    drawn with the default generators seeded from `key.fold("data", b)`.
     Memory: the running mean, and one parameter's gradient of a batch at a time. For half-precision parameters the
     mean is in float32: in half precision it would stop changing after some hundred batches.
     """
@@ -120,7 +126,7 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
         dtype = leaf.parameter.dtype if leaf.parameter.itemsize >= 4 else torch.float32
         mean[leaf.name] = tag("gradients", torch.zeros_like(leaf.parameter, dtype=dtype, requires_grad=False))
     total = 0
-    for number, batch in enumerate(objective.data()):
+    for number, batch in enumerate(_drawn(objective.data, key)):
         count = batch_size(batch)
         total += count
         share = count / total
@@ -128,12 +134,25 @@ def full_gradient(estimator: Estimator, objective: Objective, key: Key) -> dict[
         def add_to_mean(name: str, gradient: Tensor, share: float = share) -> None:
             mean[name].mul_(1 - share).add_(gradient, alpha=share)
 
-        estimator.stream(objective, batch, key.fold("anchor", number), add_to_mean)
+        in_parts = replace(objective, parts=at_most(objective.parts, batch))
+        estimator.stream(in_parts, batch, key.fold("anchor", number), add_to_mean)
     if total == 0:
         raise BadInput(
             "Objective.data yielded no batch, so there is no full gradient: it must yield all of the data once."
         )
     return {leaf.name: mean.pop(leaf.name).to(leaf.parameter.dtype) for leaf in objective.leaves}
+
+
+def _drawn(data: Callable[[], Iterable[Any]], key: Key) -> Iterator[Any]:
+    """Yield the batches of `data`. The default generators are seeded around each draw, and restored after it."""
+    batches = None
+    for number in itertools.count():
+        with seeded_generators(key.fold("data", number)):
+            batches = iter(data()) if batches is None else batches
+            batch = next(batches, _END)
+        if batch is _END:
+            return
+        yield batch
 
 
 def _corrected(objective: Objective, current: Gradient, past: Gradient, snapshot: Snapshot) -> Sum:

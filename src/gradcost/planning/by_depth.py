@@ -63,7 +63,7 @@ class ByDepth:
         self._objective, self._optimizer, self._device = objective, optimizer, device
         self._micro_batches = 1
         self._copies = Copies(objective, device) if copies is None else copies
-        self._checked: set[tuple[Estimator, int]] = set()  # estimators without an objection
+        self._checked: set[tuple[Estimator, int | Size]] = set()  # estimators without an objection
         self._schedules: dict[Size, BySchedule] = {}
         self._growth = Growth()
         self.computed: list[Estimator] = []  # the estimators whose forecasts come from the copies
@@ -215,8 +215,9 @@ class ByDepth:
         self, estimator: Estimator, count: int, batch: Any, micro_batches: int, forward: Counts
     ) -> Simulation:
         """Simulate a step of the copy with `count` blocks. forward: the counts of a forward pass, if they matter."""
-        # More probes, or more of the same blocks, raise no other objection.
+        # More probes, or more of the same blocks, raise no other objection. Fewer examples than parts do.
         question = replace(estimator, probes=1) if isinstance(estimator, Probing) else estimator
+        size = size_of(batch, micro_batches) if find(estimator, Accumulated) else micro_batches
         result = simulate(
             estimator,
             self._copies.of(count, micro_batches)[0],
@@ -224,10 +225,10 @@ class ByDepth:
             self._optimizer,
             self._device,
             forward=forward,
-            is_checked=(question, micro_batches) in self._checked,
+            is_checked=(question, size) in self._checked,
             replayed=False,
         )
-        self._checked.add((question, micro_batches))
+        self._checked.add((question, size))
         return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -23,7 +23,8 @@ BATCHES = 8  # of a list of batches, evenly spaced
 def stamp(loader: Iterable[Any]) -> str:
     """Return 8 hexadecimal digits: a hash of the loader's length and of a sample of its data.
 
-    - DataLoader of a data set with random access: 64 examples, and the batch size.
+    - DataLoader of a data set with random access: 64 examples, the batch size, the names of the samplers and of
+      `collate_fn`, and the weights or indices of a sampler of torch.
     - List: 8 batches.
     - Any other iterable: the first batch.
 
@@ -48,10 +49,20 @@ def _sample(loader: Any) -> Iterable[Any]:
     is_stream = isinstance(dataset, IterableDataset)
     if not is_stream and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         settings = [len(dataset), getattr(loader, "batch_size", None), getattr(loader, "drop_last", None)]
-        return [*settings, *(dataset[i] for i in _spaced(len(dataset), EXAMPLES))]
+        return [*settings, *_rules(loader), *(dataset[i] for i in _spaced(len(dataset), EXAMPLES))]
     for batch in loader:
         return [length_of(loader), batch]
     raise BadInput(f"the {type(loader).__name__} yields no batch.")
+
+
+def _rules(loader: Any) -> Iterator[Any]:
+    """Yield what determines which examples of its data set a DataLoader puts into a batch, and how."""
+    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+        yield type(sampler).__qualname__
+        if type(sampler).__module__.startswith("torch."):  # a sampler of the user may change its own at any time
+            yield [x for name, x in vars(sampler).items() if name != "data_source" and isinstance(x, Tensor | list)]
+    collate = getattr(loader, "collate_fn", None)
+    yield getattr(collate, "__qualname__", type(collate).__qualname__)
 
 
 def _spaced(length: int, count: int) -> list[int]:

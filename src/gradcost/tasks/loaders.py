@@ -59,23 +59,39 @@ class Loader:
         Raises:
             BadInput: the data are not those of the process that made this value.
         """
-        return _opened(self)
+        return _checked(self, _Same(_resolved(self.source, self.part, self.batch)))
+
+    def batches(self) -> Batches:
+        """Return the batches of the loader by the number of the step. There is one such object per loader."""
+        return _batches(_Same(self.open()))
+
+
+class _Same:
+    """A key of a cache that is equal for the same object only. Loaders with equal stamps may have other batches."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.of is other.of
 
 
 @lru_cache(maxsize=16)
-def _opened(loader: Loader) -> Iterable[Any]:
-    opened = _resolved(loader.source, loader.part, loader.batch)
-    if stamp(opened) != loader.stamp:
+def _checked(loader: Loader, opened: _Same) -> Iterable[Any]:
+    if stamp(opened.of) != loader.stamp:
         raise BadInput(
             f"{loader} has other data in this process: data that are drawn or shuffled need a fixed seed, such as "
             "torch.Generator().manual_seed(0)."
         )
-    return opened
+    return opened.of
 
 
 @lru_cache(maxsize=16)
-def _batches(loader: Loader) -> Batches:
-    return Batches(loader.open())
+def _batches(opened: _Same) -> Batches:
+    return Batches(opened.of)
 
 
 def _resolved(source: Any, part: str, batch: int | None) -> Any:
@@ -139,7 +155,7 @@ class LoaderTask:
     def batch(self) -> int | None:
         """The number of examples in the first training batch; None if a batch does not say it."""
         try:
-            return batch_size(_batches(self.train).at(Key(0), 0))
+            return batch_size(self.train.batches().at(Key(0), 0))
         except BadInput:
             return None
 
@@ -157,16 +173,8 @@ class LoaderTask:
         return Objective(model, chosen, data=self.once_through)
 
     def once_through(self) -> Iterator[Any]:
-        """Yield the training batches once, in the order of `Key(0)`."""
-        with seeded_generators(Key(0).fold("once")):
-            batches = iter(self.train.open())
-        while True:
-            with seeded_generators(Key(0).fold("once")):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
+        """Return the training batches once, in an order that is the same in every pass."""
+        return self.train.batches().once(Key(0).fold("once"))
 
     def batch_at(self, key: Key, step: int) -> Any:
         """Return the training batch of one step. It depends only on `key` and `step`.
@@ -175,7 +183,7 @@ class LoaderTask:
             key: the source of the order of the data, in a loader that shuffles.
             step: the number of the step, from 0.
         """
-        return _batches(self.train).at(key, step)
+        return self.train.batches().at(key, step)
 
     def splits(self) -> LoaderSplits:
         """Return the loaders. They are made once per process and shared."""
@@ -185,13 +193,16 @@ class LoaderTask:
         """Return the mean loss and the metric over the batches of a loader, in evaluation mode.
 
         Each mean is over the examples: a batch counts by its number of examples, or as one if it does not say it.
-        Batches are moved to the device of the model's parameters.
+        If a target is -100, the mean loss is over the targets that are not -100, and a batch that has none is left
+        out (`Measure`). Batches are moved to the device of the model's parameters.
 
         Args:
             model: the model of `objective`.
             split: one of the three `splits()`, or a list of batches.
         Returns:
             {"loss": ..., metric: ...}
+        Raises:
+            BadInput: the split has no batch, or all its targets are -100.
         """
         loss = _losses.get(model) or self.objective(Key(0)).loss
         measure = Measure(self.metric.name, None if self.measure is None else self.measure.get(), loss)
@@ -212,7 +223,7 @@ class LoaderTask:
         objective = self.objective(Key(0))
         contract.check_model(objective.model, self.make_model.label)
         for name, loader in zip(PARTS, (self.train, self.validation, self.test), strict=True):
-            batch = _batches(loader).at(Key(0), 0)
+            batch = loader.batches().at(Key(0), 0)
             contract.check_loss(objective, batch, name, hint=objective.loss is default_loss)
             with contract.naming(f"the metric {self.metric.name}", f"be computed on a {name} batch"):
                 self.score(objective.model, [batch])

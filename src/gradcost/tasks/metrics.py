@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcost.core.batching.denominators import Observed, observed
 from gradcost.core.errors import BadInput
 from gradcost.core.pytree import batch_size
 
@@ -17,11 +18,20 @@ _OWN_METRIC = (  # a remedy
     "metric(model, batch) and lower_is_better=False (on the command line: --metric FILE.py:FUNCTION "
     "--higher-is-better)."
 )
+_ROUNDING = 0.01  # of a loss in half precision
 IGNORED = -100  # the target that torch's cross-entropy and transformers ignore
+NO_TARGETS = "all targets are -100, which are ignored, so there is no score: give at least one other target."
 
 
 class Measure:
-    """The mean loss and metric over batches. A mean is over examples; the accuracy is over targets.
+    """The mean loss and metric over batches.
+
+    - The loss is a mean over examples. If a target is -100, it is a mean over what the loss averages over, such as
+      the targets that are not -100: padding and the division into batches do not change it.
+    - The accuracy is a mean over the targets that are not -100. A function of the user is a mean over examples.
+    - A batch without a target other than -100 is left out: its mean loss is 0 / 0.
+
+    The targets are the whole-number y of a batch (x, y), or "labels" in a mapping.
 
     Args:
         name: the name of the metric.
@@ -31,15 +41,27 @@ class Measure:
 
     def __init__(self, name: str, function: Callable[..., Any] | None, loss: Callable[..., Any]) -> None:
         self.name, self.function, self.loss = name, function, loss
-        self._examples = 0
+        self._examples = self._left_out = 0
         self._loss = self._metric = 0.0
         self._right = self._targets = 0
+        self._has_ignored = False
+        self._counted_loss = self._counted = 0.0  # the loss times what it averages over, and the latter
 
     def add(self, model: nn.Module, batch: Any) -> None:
         """Add a batch. Call it in evaluation mode, without gradient."""
-        count = _examples(batch)
+        evaluated, count, counted = observed(lambda: self.loss(model, batch)), _examples(batch), None
+        if (targets := _targets(batch)) is not None:
+            kept = int((targets != IGNORED).sum())
+            self._has_ignored |= kept < targets.numel()
+            counted = _denominator(evaluated, kept) if kept else 0.0
+            if not counted:
+                self._left_out += 1
+                return
+        loss = float(evaluated.loss)
         self._examples += count
-        self._loss += count * float(self.loss(model, batch))
+        self._loss += count * loss
+        self._counted += count if counted is None else counted
+        self._counted_loss += (count if counted is None else counted) * loss
         if self.function is not None:
             self._metric += count * _scalar(self.function(model, batch), self.name)
         elif self.name == "accuracy":
@@ -50,17 +72,35 @@ class Measure:
         """Return {"loss": ..., name: ...}; for an accuracy also "targets" and "of", the number of targets.
 
         Raises:
-            BadInput: no batch was added.
+            BadInput: no batch was added, or all targets are -100.
         """
         if not self._examples:
-            raise BadInput("an empty split has no score: give at least one batch.")
-        loss = self._loss / self._examples
+            raise BadInput(NO_TARGETS if self._left_out else "an empty split has no score: give at least one batch.")
+        loss = self._counted_loss / self._counted if self._has_ignored else self._loss / self._examples
         if self.function is not None:
             return {"loss": loss, self.name: self._metric / self._examples}
         if self.name == "accuracy":
             accuracy = self._right / max(self._targets, 1)
             return {"loss": loss, "accuracy": accuracy, "targets": self._targets, "of": self._targets}
         return {"loss": loss} | ({"perplexity": _exp(loss)} if self.name == "perplexity" else {})
+
+
+def _targets(batch: Any) -> Tensor | None:
+    """Return the whole-number targets of a batch (x, y) or of a mapping with "labels"; None if it has none."""
+    if isinstance(batch, Mapping):
+        targets = batch.get("labels")
+    else:
+        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return None
+    return targets if targets.dtype.is_signed and targets.numel() else None  # bool and uint8 have no -100
+
+
+def _denominator(evaluated: Observed, targets: int) -> float:
+    """Return what a loss divided by, such as its number of targets; `targets` if no division gave the loss."""
+    division = next((each for each in evaluated.denominators if each.is_loss), None)
+    value = None if division is None else division.value()
+    return targets if value is None or not math.isfinite(value) or value < 0 else value
 
 
 def _exp(x: float) -> float:
@@ -88,12 +128,16 @@ def _scalar(x: Any, name: str) -> float:
 def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
     """Return the number of correct predictions and of targets. Targets of -100 are ignored.
 
+    The logits of a causal language model of transformers predict the label of the next position, those of other
+    models the label of their own. Which one it is, the loss in the model's output tells.
+
     Args:
         model: maps x to logits of shape (..., classes); or a model of transformers, whose output has `logits`.
         batch: (x, y), or a mapping with "labels". y and labels: whole numbers of shape (...).
     Raises:
         BadInput: the batch or the output has another form.
     """
+    output = None
     if isinstance(batch, Mapping) and "labels" in batch:
         output = model(**batch)
         logits, targets = getattr(output, "logits", output), batch["labels"]
@@ -110,8 +154,27 @@ def correct(model: nn.Module, batch: Any) -> tuple[int, int]:
             f"the accuracy needs logits of shape (..., classes) and whole-number targets of shape (...), not {shape} "
             f"and {tuple(targets.shape)} of {targets.dtype}. Use the metric loss, or give a function {_OWN_METRIC}"
         )
+    loss = getattr(output, "loss", None)
+    if logits.dim() == 3 and loss is not None:
+        logits, targets = _aligned(logits, targets, float(loss), type(model).__name__)
     counted = targets != IGNORED
     return int(((logits.argmax(-1) == targets) & counted).sum()), int(counted.sum())
+
+
+def _aligned(logits: Tensor, targets: Tensor, loss: float, name: str) -> tuple[Tensor, Tensor]:
+    """Return the logits and the targets whose mean cross-entropy is the loss: of equal positions, or one apart."""
+    if not (targets != IGNORED).any():
+        return logits, targets
+    pairs = [(logits, targets), (logits[:, :-1], targets[:, 1:])]
+    losses = [float(F.cross_entropy(x.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORED)) for x, y in pairs]
+    apart = [abs(each - loss) if math.isfinite(each) else math.inf for each in losses]
+    if not min(apart) <= _ROUNDING * (1 + abs(loss)):
+        raise BadInput(
+            f"the loss of {name}, {loss:.4g}, is the cross-entropy of its logits neither with the labels, "
+            f"{losses[0]:.4g}, nor with those of the next position, {losses[1]:.4g}, so it is not known which labels "
+            f"they predict: use the metric loss, or give a function {_OWN_METRIC}"
+        )
+    return pairs[apart.index(min(apart))]
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:

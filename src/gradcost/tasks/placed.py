@@ -100,11 +100,14 @@ class Placed:
 
     def _cast(self, batch: Any) -> Any:
         """Cast the floating-point tensors of a batch."""
-        if self.dtype is None:
-            return batch
-        return tree_map(
-            lambda leaf: leaf.to(self.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
-        )
+        return batch if self.dtype is None else cast(batch, self.dtype)
+
+
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """Return a batch with its floating-point tensors in another dtype."""
+    return tree_map(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
+    )
 
 
 def placed(

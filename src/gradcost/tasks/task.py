@@ -19,6 +19,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.note import Note
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
+from gradcost.tasks.metrics import NO_TARGETS
 
 SCORED_AT_ONCE = 1000  # examples per forward pass
 IGNORED = -100  # a target that is padding or part of a prompt: neither the loss nor the score counts it
@@ -222,7 +223,7 @@ def score(model: nn.Module, split: Split) -> Score:
     Returns:
         Score(loss, accuracy, targets).
     Raises:
-        BadInput: the split is empty.
+        BadInput: the split is empty, or all its targets are -100.
     """
     losses, right = one_by_one(model, split)
     return Score(losses.mean(dtype=torch.float64).item(), right.sum().item() / len(right), len(right))
@@ -241,12 +242,15 @@ def one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
         (losses, right), both of shape (targets,), in the order of the targets that count, on the CPU. losses:
         cross-entropy in nats. right: bool, True for a correct prediction.
     Raises:
-        BadInput: the split is empty.
+        BadInput: the split is empty, or all its targets are -100.
     """
     if not len(split.x):
         raise BadInput("an empty split has no score: pass at least one example.")
     with eval_mode(model), torch.no_grad():
-        return _one_by_one(model, split)
+        losses, right = _one_by_one(model, split)
+    if not len(losses):
+        raise BadInput(NO_TARGETS)
+    return losses, right
 
 
 def _one_by_one(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 A training checkpoint is one safetensors file. Its tensors are numbered. Its metadata contains:
 
-- a JSON tree that refers to the tensors by number;
+- a JSON tree that refers to the tensors by number. A complex128 tensor is stored as pairs of real numbers;
 - a schema number, and a checksum of the tree and of all tensors;
 - in the tree, the reprs of the estimator, optimizer, key and task. Another training refuses the file.
 
@@ -215,11 +215,14 @@ def _encode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         case None | bool() | int() | float() | str():
             return tree
         case Tensor():
-            name = str(len(tensors))
-            tensors[name] = tree.detach().contiguous().clone()
-            return ["tensor", name]
+            name, tensor = str(len(tensors)), tree.detach().contiguous().clone()
+            # complex64 is the only complex type of safetensors
+            is_split = tensor.is_complex() and tensor.dtype != torch.complex64
+            tensors[name] = torch.view_as_real(tensor) if is_split else tensor
+            return ["complex" if is_split else "tensor", name]
         case np.ndarray() if tree.dtype.kind in "biufc":
-            return ["array", _encode(torch.from_numpy(np.ascontiguousarray(tree)), tensors)[1]]
+            kind, name = _encode(torch.from_numpy(np.ascontiguousarray(tree)), tensors)
+            return ["array" if kind == "tensor" else "complex array", name]
         case dict():
             return ["dict", [[_encode(key, tensors), _encode(item, tensors)] for key, item in tree.items()]]
         case list():
@@ -242,8 +245,12 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     match tree:
         case ["tensor", name]:
             return tensors[name]
+        case ["complex", name]:
+            return torch.view_as_complex(tensors[name])
         case ["array", name]:
             return tensors[name].numpy()
+        case ["complex array", name]:
+            return torch.view_as_complex(tensors[name]).numpy()
         case ["dict", items]:
             return {_decode(key, tensors): _decode(item, tensors) for key, item in items}
         case ["list", items]:

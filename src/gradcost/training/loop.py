@@ -138,7 +138,7 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
         optimizer: how parameters move, such as `SGD(0.1)`.
         key: the only source of randomness.
         steps: total number of steps, including those taken before `resume` was written. None: one pass over the
-            loader; with a task, no end.
+            loader, whose length must be known; with a task, no end.
         resume: path of a file that `training.checkpoint.write` writes. If the file exists, training continues from
             it, with the same bits as an uninterrupted run. If not, or if None, training starts at step 0.
         log: write each step to this file, before the weights move. The estimator must be `replayable`. If the file
@@ -182,7 +182,9 @@ def _train_objective(
     if steps is None:
         steps = length_of(loader)
         if steps is None:
-            raise BadInput(f"a {type(loader).__name__} has no length, so one pass has no known end: give steps.")
+            raise BadInput(
+                f"a {type(loader).__name__} has no known length, so one pass has no known end: give steps."
+            )
     data = key.fold("data")
     start = _Start(objective, estimator, optimizer, key, resume, log, f"a loop over a {type(loader).__name__}")
     return _steps(start, lambda step: batches.at(data, step), steps)

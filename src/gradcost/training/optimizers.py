@@ -80,11 +80,21 @@ def _parameters(leaves: Sequence[Leaf]) -> list[torch.nn.Parameter]:
     return [leaf.parameter for leaf in leaves]
 
 
-def _require_valid_rates(optimizer: Optimizer) -> None:
+_ENDS = {"momentum": math.inf, "weight_decay": math.inf, "eps": math.inf, "beta1": 1.0, "beta2": 1.0}  # not included
+
+
+def _require_valid_numbers(optimizer: Optimizer) -> None:
+    """Check `lr`, `decay` and the other numbers that an optimizer of this file may have."""
     if not (optimizer.lr > 0 and math.isfinite(optimizer.lr)):
         raise BadInput(f"lr, the learning rate, must be finite and above 0, not {optimizer.lr!r}.")
-    if not optimizer.decay >= 0:
-        raise BadInput(f"decay, the rate in lr * exp(-decay * step), must be 0 or more, not {optimizer.decay!r}.")
+    if not 0 <= optimizer.decay < math.inf:
+        rate = "decay, the rate in lr * exp(-decay * step),"
+        raise BadInput(f"{rate} must be finite and 0 or more, not {optimizer.decay!r}.")
+    for name, end in _ENDS.items():
+        number = getattr(optimizer, name, 0.0)
+        if not 0 <= number < end:
+            below = "below 1" if end == 1 else "finite"
+            raise BadInput(f"{name} of {type(optimizer).__name__} must be 0 or more and {below}, not {number!r}.")
 
 
 @value
@@ -93,9 +103,11 @@ class SGD(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        momentum: heavy-ball momentum; 0 turns it off.
-        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty).
-        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
+        momentum: heavy-ball momentum, 0 or more; 0 turns it off.
+        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty); 0 or more.
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step); 0 or more.
+    Raises:
+        BadInput: a number is outside of its range, or not finite.
     """
 
     lr: float
@@ -104,7 +116,7 @@ class SGD(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_valid_rates(self)
+        _require_valid_numbers(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(_parameters(leaves), self.lr, self.momentum, weight_decay=self.weight_decay)
@@ -117,8 +129,10 @@ class Nesterov(Optimizer):
     Args:
         lr: learning rate, above 0.
         momentum: Nesterov's momentum, above 0.
-        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty).
-        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
+        weight_decay: weight_decay * parameter is added to the gradient (L2 penalty); 0 or more.
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step); 0 or more.
+    Raises:
+        BadInput: a number is outside of its range, or not finite.
     """
 
     lr: float
@@ -127,7 +141,9 @@ class Nesterov(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_valid_rates(self)
+        _require_valid_numbers(self)
+        if not self.momentum > 0:
+            raise BadInput(f"Nesterov's momentum must be above 0, not {self.momentum!r}: use SGD without momentum.")
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.SGD(
@@ -141,10 +157,12 @@ class Adam(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        beta1: decay rate of the running mean of the gradients.
-        beta2: decay rate of the running mean of the squared gradients.
-        eps: added to the denominator.
-        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
+        beta1: decay rate of the running mean of the gradients, 0 or more and below 1.
+        beta2: decay rate of the running mean of the squared gradients, 0 or more and below 1.
+        eps: added to the denominator, 0 or more.
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step); 0 or more.
+    Raises:
+        BadInput: a number is outside of its range, or not finite.
     Source: Kingma and Ba 2015.
     """
 
@@ -156,7 +174,7 @@ class Adam(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_valid_rates(self)
+        _require_valid_numbers(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         return torch.optim.Adam(_parameters(leaves), self.lr, (self.beta1, self.beta2), self.eps)
@@ -168,11 +186,13 @@ class AdamW(Optimizer):
 
     Args:
         lr: learning rate, above 0.
-        beta1: decay rate of the running mean of the gradients.
-        beta2: decay rate of the running mean of the squared gradients.
-        eps: added to the denominator.
-        weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
-        decay: decay rate of the learning rate, which is lr * exp(-decay * step).
+        beta1: decay rate of the running mean of the gradients, 0 or more and below 1.
+        beta2: decay rate of the running mean of the squared gradients, 0 or more and below 1.
+        eps: added to the denominator, 0 or more.
+        weight_decay: each step multiplies the weights by 1 - lr * weight_decay; 0 or more.
+        decay: decay rate of the learning rate, which is lr * exp(-decay * step); 0 or more.
+    Raises:
+        BadInput: a number is outside of its range, or not finite.
     Source: Loshchilov and Hutter 2019.
     """
 
@@ -185,7 +205,7 @@ class AdamW(Optimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_valid_rates(self)
+        _require_valid_numbers(self)
 
     def build(self, leaves: Sequence[Leaf]) -> LeafOptimizer:
         betas = (self.beta1, self.beta2)

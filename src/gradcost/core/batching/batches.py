@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.mutable_state import Traversal
@@ -65,6 +66,22 @@ class Batches:
             self._last = self._draw()
         return self._last
 
+    def once(self, key: Key) -> Iterator[Any]:
+        """Yield the batches of one pass over the loader. Passes with one key are equal; `at` is not affected.
+
+        Args:
+            key: the source of the order and of random augmentations.
+        """
+        batches, iterator = Batches(self.loader), None
+        batches._restart(key, 0)
+        for number in itertools.count():
+            with batches._seeded(number):
+                iterator = iter(self.loader) if iterator is None else iterator
+                batch = next(iterator, _END)
+            if batch is _END:
+                return
+            yield batch
+
     def _epoch_start(self, step: int) -> int:
         """Return the first step of the epoch of `step` if the length of an epoch is known, otherwise 0."""
         length = length_of(self.loader)
@@ -107,7 +124,13 @@ def _generators_of(loader: Any) -> list[Any]:
 
 
 def length_of(loader: Any) -> int | None:
-    """Return the number of batches of a loader; None if it does not know it, as for an `IterableDataset`."""
+    """Return the number of batches of a loader; None if it is not known.
+
+    It is never known for a DataLoader of an `IterableDataset`: the length of such a data set is a hint in torch, and
+    the loader yields more or fewer batches.
+    """
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return None
     try:
         return len(loader)
     except TypeError:

@@ -34,8 +34,8 @@ from gradcost.core.batching.candidate_weights import (
     shares,
 )
 from gradcost.core.batching.denominators import Denominator, Observed, observed
-from gradcost.core.batching.micro_batches import selected
-from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief
+from gradcost.core.batching.micro_batches import require_examples, selected
+from gradcost.core.errors import GradcostError, Unsupported, brief
 from gradcost.core.evaluation.autograd_use import custom_functions, examine, known_use
 from gradcost.core.evaluation.first_use import can_check, findings, is_due
 from gradcost.core.evaluation.gradient_mode import is_plain
@@ -43,7 +43,7 @@ from gradcost.core.evaluation.loss_without_draws import loss_without_draws
 from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import raise_interrupt
 from gradcost.core.notes import warn_once
-from gradcost.core.pytree import batch_size, leaves
+from gradcost.core.pytree import leaves
 
 T = TypeVar("T")
 _MOST_KINDS = 32  # keys of `traits` that are tested; bounds the cost where they differ from batch to batch
@@ -317,7 +317,5 @@ def _depends_on_weights(denominators: Sequence[Denominator], index: int) -> bool
 
 def _rows_of_parts(batch: Any, parts: int) -> list[list[int]]:
     """Return the indices of the examples of each micro-batch, in the division of `split`."""
-    size = batch_size(batch)
-    if size < parts:
-        raise BadInput(f"a batch of {size} cannot be cut into {parts} micro-batches: use at most {size}.")
+    size = require_examples(batch, parts)
     return [piece.tolist() for piece in torch.arange(size, device="cpu").tensor_split(parts)]

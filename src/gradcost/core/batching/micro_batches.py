@@ -37,15 +37,34 @@ def split(batch: Any, count: int) -> list[tuple[float, Any]]:
     """
     if count == 1:
         return [(1.0, batch)]
-    size = batch_size(batch)
-    if size < count:
-        raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
+    size = require_examples(batch, count)
     lengths = part_lengths(size, count)
     starts = itertools.accumulate(lengths, initial=0)
     return [
         (length / size, _cut(batch, size, _rows(start, length), "the batch"))
         for start, length in zip(starts, lengths, strict=False)
     ]
+
+
+def require_examples(batch: Any, count: int) -> int:
+    """Return the number of examples of a batch.
+
+    Raises:
+        BadInput: the number is not defined, or smaller than `count`.
+    """
+    size = batch_size(batch)
+    if size < count:
+        raise BadInput(f"a batch of {size} cannot be cut into {count} micro-batches: use at most {size}.")
+    return size
+
+
+def at_most(count: int, batch: Any) -> int:
+    """Return `count`, or the number of examples of a batch that has fewer, such as the last one of an epoch.
+
+    Raises:
+        BadInput: the number of examples is not defined.
+    """
+    return min(count, batch_size(batch) or count) if count > 1 else count
 
 
 def selected(batch: Any, rows: Sequence[int]) -> Any:
