@@ -93,7 +93,7 @@ def batches() -> list[Batch]:
 
 
 def bits(model: nn.Module) -> list[bytes]:
-    return [raw_bytes(parameter) for parameter in model.parameters()]
+    return [bytes(raw_bytes(parameter)) for parameter in model.parameters()]
 
 
 def plain(kind: Callable[[], nn.Module], optimizer: str, parts: int = 1, steps: int = 10) -> tuple[list[bytes], int]:
@@ -208,7 +208,7 @@ def test_wrappers_of_an_exact_gradient_leave_it_alone_where_all_parts_do():
     unused = {"pooler.weight", "pooler.bias", "scale"}
     for estimator, expected in ((mixed, unused - {"scale"}), (both, unused), (one, set[str]())):
         assert estimator.estimate(objective, batch, KEY).gradient.unused == expected
-        before = {name: raw_bytes(parameter) for name, parameter in model.named_parameters()}
+        before = {name: bytes(raw_bytes(parameter)) for name, parameter in model.named_parameters()}
         TrainState(objective, estimator, AdamW(0.01, weight_decay=0.1)).step(batch, KEY)
         same = {name for name, parameter in model.named_parameters() if raw_bytes(parameter) == before[name]}
         assert same == expected
