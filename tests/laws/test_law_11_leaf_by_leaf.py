@@ -304,3 +304,18 @@ def test_every_estimator_takes_steps_on_layers_that_move_one_by_one(name: str):
     for step in range(2):
         state.step(torch.ones(4, 200), KEY.fold("step", step))
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), AdamW(0.01)], ids=repr)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_step_of_every_estimator_is_that_of_its_written_gradient(name: str, optimizer: Optimizer):
+    """Backprop in `Mixed` once moved no small leaf: it restored `.grad`, or its group waited for pieces."""
+    estimator, problem = ESTIMATORS[name].estimator, OBJECTIVES["mlp"]
+    (one, batch), (other, _) = problem.make(), problem.make()
+    if estimator.objection(one, batch) is not None:
+        pytest.skip("the estimator does not serve this model")
+    TrainState(one, estimator, optimizer, key=KEY).step(batch, KEY)
+    states = estimator.init(other)
+    estimator.estimate(other, batch, KEY, states).gradient.write()
+    optimizer.build(other.leaves).step()
+    assert [bits(p) for p in one.model.parameters()] == [bits(p) for p in other.model.parameters()]

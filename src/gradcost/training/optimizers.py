@@ -244,14 +244,16 @@ class Leafwise:
         if at_once and stands_for() == "cuda":
             for group in (group for part in self.parts.values() for group in part.param_groups):
                 group["foreach"] = True  # torch's choice for parameters on CUDA
-        # Per group: the previous `.grad` of each leaf whose gradient has arrived.
+        # Per group: the gradients that have arrived; None for a leaf without one, or moved by pieces. They become `.grad` when
+        # the last one is there, because an estimator may set `.grad` aside and restore it.
         self.waiting: dict[tuple[str, ...], dict[str, Tensor | None]] = {group: {} for group in self.parts}
         self.skipped: set[str] = set()  # the leaves that had no gradient in their latest step
 
     def use(self, name: str, gradient: Tensor) -> None:
         """Accept the gradient of one leaf. Once every leaf of its group was used or skipped, move the group.
 
-        Call `use` or `skip` once per leaf and step, in any order. Each leaf's previous `.grad` is then restored.
+        Call `use` or `skip` once per leaf and step, in any order. `.grad` of the leaves has the same value before and
+        after.
 
         Args:
             name: the name of the leaf.
@@ -260,7 +262,7 @@ class Leafwise:
         if gradient.is_sparse and not _accepts_sparse(self.optimizer):
             gradient = gradient.to_dense()
         self.skipped.discard(name)
-        self._take(name, gradient)
+        self._arrived(name, gradient)
 
     def skip(self, name: str) -> None:
         """Accept that one leaf has no gradient in this step. Its weights and its state stay, as in torch.optim.
@@ -269,20 +271,7 @@ class Leafwise:
             name: the name of the leaf.
         """
         self.skipped.add(name)
-        self._take(name, None)
-
-    def _take(self, name: str, gradient: Tensor | None) -> None:
-        group, parameter = self.groups[name], self.parameters[name]
-        waiting, part = self.waiting[group], self.parts[group]
-        waiting[name], parameter.grad = parameter.grad, gradient
-        if len(waiting) < len(group):
-            return
-        if self.optimizer.decay or self.rate is not None:
-            part.param_groups[0]["lr"] = self._rate()
-        part.step()
-        for member, previous in waiting.items():
-            self.parameters[member].grad = previous
-        waiting.clear()
+        self._arrived(name, None)
 
     def __call__(self, name: str, gradient: Tensor) -> None:
         """Call `use`."""
@@ -295,15 +284,35 @@ class Leafwise:
         return not self.at_once and type(optimizer) is SGD and not optimizer.momentum and not optimizer.weight_decay
 
     def use_piece(self, name: str, start: int, gradient: Tensor) -> None:
-        """Move some elements of one leaf, by the operation of torch's SGD.
+        """Move some elements of one leaf, by the operation of torch's SGD. The last piece ends the leaf's step.
 
         Args:
             name: the name of the leaf.
             start: the first element, in row-major order.
             gradient: the gradient of this element and the following ones, a vector.
         """
-        flat = self.parameters[name].detach().view(-1)
-        flat[start : start + gradient.numel()].add_(gradient, alpha=-self._rate())
+        flat, end = self.parameters[name].detach().view(-1), start + gradient.numel()
+        flat[start:end].add_(gradient, alpha=-self._rate())
+        if end == flat.numel():
+            self._arrived(name, None)
+
+    def _arrived(self, name: str, gradient: Tensor | None) -> None:
+        """Note the gradient of a leaf, or that there is nothing left to move; move the group after its last leaf."""
+        group = self.groups[name]
+        waiting, part = self.waiting[group], self.parts[group]
+        waiting[name] = gradient
+        if len(waiting) < len(group):
+            return
+        previous = {member: self.parameters[member].grad for member in group}
+        has_any = any(waiting[member] is not None for member in group)
+        for member in group:
+            self.parameters[member].grad = waiting.pop(member)
+        if has_any:
+            if self.optimizer.decay or self.rate is not None:
+                part.param_groups[0]["lr"] = self._rate()
+            part.step()
+        for member, grad in previous.items():
+            self.parameters[member].grad = grad
 
     def _rate(self) -> float:
         return self.rate if self.rate is not None else self.present_rate
