@@ -17,7 +17,7 @@ from gradcost.core.errors import BadInput, MissingExtra
 from gradcost.instruments import Bytes, TrainingStep
 from gradcost.planning.changes import Setup, least_possible
 from gradcost.training import AdamW8bit
-from gradcost.training.optimizers import Leafwise
+from gradcost.training.leafwise import Leafwise
 from gradcost.training.train_state import TrainState
 from in_process import inside
 

@@ -24,7 +24,7 @@ from gradcost.planning.depth import SMALL, extrapolated_counts, extrapolated_mem
 from gradcost.planning.forecast import Evaluation, device_type, evaluation, rounding
 from gradcost.planning.repeated_blocks import Repeated, find_repeated, with_fewer
 from gradcost.planning.segments import Irregular
-from gradcost.training.optimizers import update_groups
+from gradcost.training.leafwise import update_groups
 
 _LEAST_BLOCKS = 16  # a model with fewer blocks is simulated as it is
 
@@ -79,7 +79,7 @@ class Copies:
 
     @cached_property
     def shares_updates(self) -> bool:
-        """Whether the optimizer moves small leaves of several units at once (`optimizers.update_groups`).
+        """Whether the optimizer moves small leaves of several units at once (`leafwise.update_groups`).
 
         The number of these groups is no affine function of the number of blocks.
         """

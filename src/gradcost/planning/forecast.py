@@ -35,7 +35,8 @@ from gradcost.instruments.workspaces import Workspace
 from gradcost.planning.fake_model import on_fakes
 from gradcost.planning.first_step import after_first_step
 from gradcost.planning.refusals import simulation_errors
-from gradcost.training.optimizers import Leafwise, Optimizer, require_optimizer
+from gradcost.training.leafwise import Leafwise
+from gradcost.training.optimizers import Optimizer, require_optimizer
 from gradcost.training.train_state import TrainState
 
 

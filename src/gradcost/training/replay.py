@@ -13,7 +13,8 @@ from gradcost.estimators.estimator import Estimate, Estimator
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
 from gradcost.estimators.structure import find
-from gradcost.training.optimizers import Leafwise, Optimizer
+from gradcost.training.leafwise import Leafwise
+from gradcost.training.optimizers import Optimizer
 from gradcost.training.step_log import Logged, LoggedStep, LogWriter, read_log, require_same, weights_digest
 
 

@@ -12,7 +12,8 @@ from gradcost.core.errors import BadInput
 from gradcost.estimators.estimator import Estimate
 from gradcost.estimators.gradient import Seeded
 from gradcost.estimators.probing import replayed
-from gradcost.training.optimizers import SGD, Leafwise
+from gradcost.training.leafwise import Leafwise
+from gradcost.training.optimizers import SGD
 from gradcost.training.step_log import LogWriter, StepLog, require_seeded
 
 

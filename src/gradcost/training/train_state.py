@@ -19,7 +19,8 @@ from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.estimators.gradient import Streamed
 from gradcost.estimators.probing import replayed
-from gradcost.training.optimizers import Leafwise, Optimizer
+from gradcost.training.leafwise import Leafwise
+from gradcost.training.optimizers import Optimizer
 from gradcost.training.step_log import LogWriter
 
 
