@@ -31,6 +31,7 @@ def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
       with the same keys.
     - With `optimizers=(SeededSGD(model.parameters(), lr), None)` no dense gradient is held. Otherwise the estimate is
       written into `.grad`, which takes the memory of one gradient (two with accumulation).
+    - With an exact estimator, a parameter that no batch of the step uses has no `.grad`, so the optimizer skips it.
     - `grad_norm` in the Trainer's log is the norm of `.grad`, so with SeededSGD it is 0.
     - `total_flos` is 0, because the Trainer's formula assumes backpropagation.
 
