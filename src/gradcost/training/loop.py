@@ -120,8 +120,8 @@ def train(*arguments: Any, **options: Any) -> Iterator[StepResult]:
     - Estimators change no buffer. If a forward pass of the model changes buffers or attributes (BatchNorm's running
       statistics, spectral normalisation, moving averages), one extra forward pass per step computes them, as a
       training step in torch would.
-    - With an exact gradient, a parameter that the loss of the batch does not use stays, with its optimizer state, as in
-      torch.optim: no weight decay, no momentum. A random direction moves every parameter.
+    - With an exact gradient, a parameter that the loss of the batch does not use stays, with its optimizer state, as
+      in torch.optim: no weight decay, no momentum. A random direction moves every parameter.
     - A step whose loss or slope is not finite moves no weight, buffer or optimizer state. It is yielded with that
       loss, and a `Note` is issued once. Training continues; stop the loop to end it.
 
