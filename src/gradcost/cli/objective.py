@@ -86,9 +86,7 @@ def of_model(
         module = transformers.quantized(module)
     if data is not None:
         refuse("--data", **{"--length": length, "--chunks": chunks})
-        made, epoch = _batch_of(data, examples)
-        if dtype is not None:
-            made, epoch = cast(made, dtype), None if epoch is None else _all_cast(epoch, dtype)
+        made, epoch = _batch_of(data, examples, dtype)
         return Objective(module, loss or default_loss, data=epoch), made
     if not is_transformers:
         raise BadInput(
@@ -146,19 +144,14 @@ def training_part(made: Any, text: str) -> Any:
     return made
 
 
-def _batch_of(text: str, examples: int) -> tuple[Any, Callable[[], Iterable[Any]] | None]:
+def _batch_of(text: str, examples: int, dtype: torch.dtype | None) -> tuple[Any, Callable[[], Iterable[Any]] | None]:
     """Call the function that --data names; return a batch, and a function that returns all of them if known."""
     made = called_data(text, examples)
     loader = training_part(made, text)
     if loader is made and not isinstance(made, DataLoader):
-        return made, None
-    made = loader
-    contract.check_loader(made, f"what {text} returns")
-    return Batches(made).at(Key(0), 0), lambda: made
-
-
-def _all_cast(epoch: Callable[[], Iterable[Any]], dtype: torch.dtype) -> Callable[[], Iterable[Any]]:
-    return lambda: (cast(batch, dtype) for batch in epoch())
+        return cast(made, dtype), None
+    contract.check_loader(loader, f"what {text} returns")
+    return cast(Batches(loader).at(Key(0), 0), dtype), lambda: (cast(batch, dtype) for batch in loader)
 
 
 def dtypes(objective: Objective) -> str:

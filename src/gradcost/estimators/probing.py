@@ -112,7 +112,8 @@ def replayed(estimate: Estimate, use: LeafConsumer) -> Estimate:
             use.use_piece(name, start, tag("gradients", piece))  # type: ignore[attr-defined]
             del piece
     else:
-        unused = {leaf.name: leaf for leaf in gradient.objective.leaves if leaf.name in gradient.unused}
+        names = gradient.unused
+        unused = {leaf.name: leaf for leaf in gradient.objective.leaves if leaf.name in names}
         for name, tensor in gradient.leaves():
             with torch.no_grad():
                 if name in unused:

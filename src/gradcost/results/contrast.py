@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from gradcost.results.records import Results, TrialRecord
-from gradcost.results.statistics import Interval, SignFlip, interval, probability_better, sign_flip
+from gradcost.results.statistics import Interval, SignFlip, interval, probability_better, score_difference, sign_flip
 from gradcost.results.targets import best_estimated, reference
 from gradcost.results.tuning import final_runs
 
@@ -45,7 +45,7 @@ def planned_contrast(results: Results) -> Contrast | None:
     if not shared:
         return None
     a, b = [one[seed] for seed in shared], [other[seed] for seed in shared]
-    differences = [0.0 if x == y else x - y for x, y in zip(a, b, strict=True)]
+    differences = [score_difference(x, y) for x, y in zip(a, b, strict=True)]
     return Contrast(exact, estimated, interval(differences), probability_better(a, b), sign_flip(a, b))
 
 

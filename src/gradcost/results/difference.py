@@ -9,7 +9,7 @@ from gradcost.core.metric import Metric
 from gradcost.core.units import DASH, number
 from gradcost.results.contrast import test_score
 from gradcost.results.records import Results
-from gradcost.results.statistics import Interval, interval
+from gradcost.results.statistics import Interval, interval, score_difference
 from gradcost.results.summary import MethodSummary, summarise
 from gradcost.results.tuning import final_runs
 
@@ -87,7 +87,7 @@ def differences(first: Results, second: Results) -> list[Difference]:
 
 def _paired(first: dict[int, float | None], second: dict[int, float | None]) -> Interval | None:
     changes = [
-        0.0 if after == before else after - before
+        score_difference(after, before)
         for seed, before in first.items()
         if before is not None and (after := second.get(seed)) is not None
     ]

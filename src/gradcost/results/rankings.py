@@ -22,6 +22,7 @@ from gradcost.results.statistics import (
     interval,
     probability_best,
     probability_better,
+    score_difference,
 )
 from gradcost.results.summary import summarise
 from gradcost.results.tuning import completed, final_runs
@@ -184,7 +185,7 @@ class Ranking:
         if len(self.standings) < 2:
             return None
         first, second = (standing.accuracy.median for standing in self.standings[:2])
-        return 0.0 if first == second else first - second
+        return score_difference(first, second)
 
 
 def rankings(results: Results) -> list[Ranking]:

@@ -138,7 +138,7 @@ def sign_flip(one: Sequence[float], other: Sequence[float]) -> SignFlip:
         raise BadInput(
             f"a paired test needs equally many values of both methods, 1 or more, not {len(one)} and {len(other)}."
         )
-    differences = np.array([_difference(a, b) for a, b in zip(one, other, strict=True)])
+    differences = np.array([score_difference(a, b) for a, b in zip(one, other, strict=True)])
     if not np.isfinite(differences).all():
         differences = np.sign(differences) * _ranks(np.abs(differences))
     observed = abs(differences.sum())
@@ -159,8 +159,9 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
-def _difference(a: float, b: float) -> float:
-    return 0.0 if a == b else a - b  # two diverged runs are equal
+def score_difference(a: float, b: float) -> float:
+    """Return a - b; 0 for equal scores, also if both are infinite: two runs that diverged are equal."""
+    return 0.0 if a == b else a - b
 
 
 def probability_better(one: Sequence[float], other: Sequence[float]) -> float:

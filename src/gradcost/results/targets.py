@@ -179,12 +179,12 @@ def common_targets(results: Results) -> list[Target]:
     floor = 0.0 if guess is None else max(guess.limit(), 1.5 * (results.study.chance or 0.0))
     candidates = [[Target("accuracy", value) for value in ACCURACIES if value > floor]]
     candidates.append([Target("loss", float(f"{loss * part:.2g}")) for part in LOSSES] if loss else [])
-    estimated = [run for method in _others(results, first) for run in completed(final_runs(results, method))]
+    others = [completed(final_runs(results, method)) for method in _others(results, first)]
     chosen = []
     for targets in candidates:
         possible = [t for t in targets if base and all(isfinite(t.step(run)) for run in base)]
-        possible = [t for t in possible if not any(t.step(run) <= 1 for run in estimated)]
-        shared = [t for t in possible if any(_half_reach(results, t, m) for m in _others(results, first))]
+        possible = [t for t in possible if all(t.step(run) > 1 for runs in others for run in runs)]
+        shared = [t for t in possible if any(_half_reach(t, runs) for runs in others)]
         chosen += [*shared[-4:], *[t for t in possible[-1:] if t not in shared]]
     return chosen
 
@@ -194,6 +194,5 @@ def _others(results: Results, first: str) -> list[str]:
     return [row.method for row in summarise(results) if not row.exact and row.method != first]
 
 
-def _half_reach(results: Results, target: Target, method: str) -> bool:
-    runs = completed(final_runs(results, method))
+def _half_reach(target: Target, runs: Sequence[TrialRecord]) -> bool:
     return bool(runs) and 2 * sum(isfinite(target.step(run)) for run in runs) >= len(runs)

@@ -90,21 +90,21 @@ class Placed:
         return torch.device(self.device or "cpu").type
 
     def _moved(self, batch: Any) -> Any:
-        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, self._cast(batch))
+        return tree_map(
+            lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, cast(batch, self.dtype)
+        )
 
     def _cast_split(self, split: Any) -> Any:
         """Cast a split, which is a batch or a loader. A loader is cast batch by batch."""
         if self.dtype is None or isinstance(split, tuple | list | dict):
-            return self._cast(split)
-        return map(self._cast, split)
-
-    def _cast(self, batch: Any) -> Any:
-        """Cast the floating-point tensors of a batch."""
-        return batch if self.dtype is None else cast(batch, self.dtype)
+            return cast(split, self.dtype)
+        return (cast(batch, self.dtype) for batch in split)
 
 
-def cast(batch: Any, dtype: torch.dtype) -> Any:
-    """Return a batch with its floating-point tensors in another dtype."""
+def cast(batch: Any, dtype: torch.dtype | None) -> Any:
+    """Return a batch with its floating-point tensors in another dtype. None: the batch as it is."""
+    if dtype is None:
+        return batch
     return tree_map(
         lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
     )
