@@ -15,6 +15,7 @@ import tiny_models
 from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 from gradcost.core.note import Note
+from gradcost.studies.task_info import guessing_fields
 from gradcost.tasks import hub, hub_rows, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
@@ -229,6 +230,10 @@ def test_generated_answers_are_parsed(problems: Gsm8k, monkeypatch: pytest.Monke
     assert found.accuracy == 0.5
     assert found.loss > 0
     assert 0 <= found.token_accuracy <= 1
+
+
+def test_the_share_of_the_most_frequent_answer_is_recorded(problems: Gsm8k):
+    assert guessing_fields(problems)["majority"] == 0.5
 
 
 def test_the_longest_gold_answer_can_be_generated(problems: Gsm8k, monkeypatch: pytest.MonkeyPatch):

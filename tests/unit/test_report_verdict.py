@@ -223,8 +223,20 @@ def test_the_most_frequent_class_always_given_has_learned_nothing(tmp_path: Path
 
     uneven = verdict("uneven", majority=0.92)
     assert uneven.startswith("Nothing learned: the best method, a(), has 92.0%")
-    assert uneven.endswith("always giving the most frequent class gives 92.0%.")
+    assert uneven.endswith("always giving the most frequent answer gives 92.0%.")
     assert verdict("even").startswith("Use a(): 92.0%")
+
+
+def test_a_few_labels_that_guessing_may_give_are_nothing_learned(tmp_path: Path):
+    """48 labels of six classes, drawn at random, are right in up to 1/6 + 3 sqrt(5/36/48) = 32.8% of the cases."""
+
+    def verdict(targets: int) -> str:
+        score = {"loss": 1.7, "accuracy": 0.29, "targets": targets, "of": targets}
+        lines = [trial("a()", "final", seed=seed, validation=score, test=score) for seed in (0, 1, 2)]
+        return recommended(read(write_folder(tmp_path / str(targets), lines, chance=1 / 6)))
+
+    assert verdict(48).startswith("Nothing learned: the best method, a(), has 29.0%")
+    assert verdict(480).startswith("Use a(): 29.0%")
 
 
 def test_methods_at_one_rate_each_were_not_tuned(tmp_path: Path):

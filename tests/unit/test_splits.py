@@ -25,6 +25,7 @@ from gradcost.studies.study import Stages, Study
 from gradcost.studies.task_check import check_contract, check_splits, first_not_finite
 from gradcost.studies.task_info import constant_loss, guessing_fields
 from gradcost.tasks import Digits, from_loaders
+from gradcost.tasks.placed import placed
 from gradcost.tasks.task import Split, Splits
 
 
@@ -135,6 +136,7 @@ def test_splits_of_one_input_with_targets_of_their_own_are_not_noted():
 
 def test_the_study_records_the_share_of_the_most_frequent_class():
     assert guessing_fields(Uneven()) == {"chance": 0.1, "majority": 0.75}
+    assert guessing_fields(placed(Uneven(), dtype=torch.float64)) == guessing_fields(Uneven())
     labels = Digits().splits().test.y
     assert guessing_fields(Digits())["majority"] == labels.bincount().max().item() / len(labels)
 

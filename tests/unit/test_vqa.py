@@ -20,6 +20,7 @@ from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
 from gradcost.core.value import value
 from gradcost.estimators.presets import backprop, forward_gradient
+from gradcost.studies.task_info import guessing_fields
 from gradcost.tasks import catalogue, data, emoji, hub_rows, vision_language
 from gradcost.tasks.answers import is_right, normal_answer, word_answer
 from gradcost.tasks.efficientnet import EfficientNetLite0, efficientnet_lite0, renamed
@@ -122,6 +123,11 @@ def task(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(vision_language, "efficientnet_lite0", encoder)
     lm = CausalLm(tiny_models.causal(tmp_path), Lora(rank=2, dropout=0.0))
     return Colours(VisionLanguage(lm, side=8, size=64))
+
+
+def test_the_share_of_the_most_frequent_answer_is_recorded(task: Colours):
+    assert task.gold_answers(task.splits().test) == ["a", "b", "a", "b", "a", "b"]
+    assert guessing_fields(task)["majority"] == 0.5
 
 
 def test_a_batch_has_pixels_then_tokens_and_only_the_answer_counts(task: Colours):

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from gradcost.report.theme import protocol
-from gradcost.results.guessing import guess_of
+from gradcost.results.guessing import guess_of, targets_of
 from gradcost.results.rankings import FLOPS, SECONDS, STEPS, FinalCurves, final_curves
 from gradcost.results.records import Results
 from gradcost.results.statistics import interval
@@ -37,11 +37,15 @@ def answer(results: Results) -> dict[str, Any] | None:
         "ends": {n: interval(range(n)).low for n in counts},
         "chance": results.study.chance,
         "guess": None if guess is None else guess.text,
-        "limit": None if guess is None else guess.limit(),
+        "limit": None if guess is None else guess.limit(_targets(results)),
         "sure": is_sure(results),
         "note": f"{protocol(results)} These scores are of the validation split, at the step that uses up the budget. "
         "No method was tuned for a smaller budget. The sentences above and the table are of the test split.",
     }
+
+
+def _targets(results: Results) -> int | None:
+    return targets_of((run for run in results.trials if run.phase == "final"), "validation")
 
 
 def _method(each: FinalCurves, exact: bool, memory: int | None) -> dict[str, Any]:

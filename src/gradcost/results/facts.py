@@ -16,7 +16,7 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.value import value
 from gradcost.results.comparability import MethodDesign, at_given_rates, designs
 from gradcost.results.effort import TrainingEffort, TuningEffort, training_efforts, tuning_effort
-from gradcost.results.guessing import Guess, guess_of
+from gradcost.results.guessing import Guess, guess_of, targets_of
 from gradcost.results.records import Results, TrialRecord
 from gradcost.results.tuning import best, completed, confirmed_scores, edge, possible_choices, scores
 
@@ -242,14 +242,13 @@ def _tuning_scores(results: Results, runs: Sequence[TrialRecord], trained: Seque
     converged = best(tried, len(tried))
     confirmed = _spread(_in_phase(runs, "confirm"))
     spread = _spread([run for run in _in_phase(runs, "final") if run.lr in trained[:1]])
-    targets = [run.validation.targets for run in runs if run.validation is not None]
     return TuningScores(
         method,
         tuple((f"lr={lr:.3g}", tried[lr][0]) for lr in converged if isfinite(tried[lr][0])),
         len(tried) - len(converged),
         spread if confirmed is None else confirmed,
         guess_of(results.study) if results.study.metric.is_accuracy else None,
-        next((number for number in targets if number is not None), None),
+        targets_of(runs, "validation"),
         results.study.metric,
     )
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Literal
 
 from gradcost.core.value import value
-from gradcost.results.records import StudyRecord
+from gradcost.results.records import StudyRecord, TrialRecord
 from gradcost.results.wording import percent
 
 
 @value
 class Guess:
-    """The best accuracy of an answer that ignores the input: always the same class, or any class at random.
+    """The best accuracy of an answer that ignores the input: always the same one, or any class at random.
 
     Args:
         accuracy: its accuracy.
-        is_most_frequent: whether it is that of the most frequent class. False: that of equally frequent classes.
+        is_most_frequent: whether it is that of the most frequent answer. False: that of equally frequent classes.
     """
 
     accuracy: float
@@ -33,7 +35,7 @@ class Guess:
     @property
     def text(self) -> str:
         """Say what guessing reaches: `guessing gives 10.0%`."""
-        what = "always giving the most frequent class" if self.is_most_frequent else "guessing"
+        what = "always giving the most frequent answer" if self.is_most_frequent else "guessing"
         return f"{what} gives {percent(self.accuracy)}"
 
 
@@ -44,6 +46,12 @@ def guess_of(study: StudyRecord) -> Guess | None:
     if study.majority is None or study.majority <= study.chance:
         return Guess(study.chance)
     return Guess(study.majority, is_most_frequent=True)
+
+
+def targets_of(runs: Iterable[TrialRecord], part: Literal["validation", "test"]) -> int | None:
+    """Return the number of examples or tokens over which accuracies on a split are averaged; None if not known."""
+    found = (getattr(run, part) for run in runs)
+    return next((scores.targets for scores in found if scores is not None and scores.targets is not None), None)
 
 
 def guessing_loss(chance: float | None) -> float | None:

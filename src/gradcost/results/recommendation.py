@@ -8,7 +8,7 @@ from math import inf, isfinite
 from statistics import median
 
 from gradcost.results.contrast import Contrast, planned_contrast
-from gradcost.results.guessing import guess_of
+from gradcost.results.guessing import guess_of, targets_of
 from gradcost.results.rankings import FLOPS
 from gradcost.results.records import Results, StudyRecord
 from gradcost.results.so_far import so_far
@@ -111,7 +111,8 @@ def sentences(results: Results) -> list[str]:
     if choice is None:
         return [_no_choice(rows, results)]
     guess = guess_of(study)
-    if guess is not None and penalized_accuracy(choice.best, study) <= guess.limit():
+    targets = targets_of(final_runs(results, choice.best.method), "test")
+    if guess is not None and penalized_accuracy(choice.best, study) <= guess.limit(targets):
         return [f"Nothing learned: the best method, {choice.best.method}, has {_result(choice.best)}; {guess.text}."]
     second = _other_kind(choice, rows, study)
     contrast = planned_contrast(results)

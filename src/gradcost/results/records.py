@@ -49,7 +49,7 @@ class StudyRecord:
         weights_bytes: bytes of the trained weights.
         memory: budget in bytes, beyond the weights. None without a budget.
         chance: accuracy of guessing, 1 / classes.
-        majority: share of the most frequent class in the test split.
+        majority: share of the most frequent class, or right answer, in the test split.
         confirm: number of fresh seeds on which the best three learning rates run again.
         metric: what ranks the runs.
     """

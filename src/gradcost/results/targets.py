@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from gradcost.results.guessing import guess_of, guessing_loss
+from gradcost.results.guessing import guess_of, guessing_loss, targets_of
 from gradcost.results.rankings import FLOPS, SECONDS, STEPS
 from gradcost.results.records import Cost, Results, TrialRecord
 from gradcost.results.statistics import Interval, interval
@@ -176,7 +176,8 @@ def common_targets(results: Results) -> list[Target]:
         return []
     base = completed(final_runs(results, first))
     guess, loss = guess_of(results.study), guessing_loss(results.study.chance)
-    floor = 0.0 if guess is None else max(guess.limit(), 1.5 * (results.study.chance or 0.0))
+    limit = 0.0 if guess is None else guess.limit(targets_of(base, "validation"))
+    floor = max(limit, 1.5 * (results.study.chance or 0.0))
     candidates = [[Target("accuracy", value) for value in ACCURACIES if value > floor]]
     candidates.append([Target("loss", float(f"{loss * part:.2g}")) for part in LOSSES] if loss else [])
     others = [completed(final_runs(results, method)) for method in _others(results, first)]

@@ -18,6 +18,7 @@ from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
 from gradcost.core.units import count
 from gradcost.tasks.contract import PARTS
+from gradcost.tasks.placed import Placed
 from gradcost.tasks.task import IGNORED, Split, Task
 
 AT_ONCE = 1 << 22  # numbers of a split that are checked at once
@@ -135,7 +136,8 @@ def _check_labels(task: Any, split: Split, name: str) -> None:
 
 def has_own_score(task: Any) -> bool:
     """Return whether a task scores otherwise than `Task`, whose accuracy is that of its targets as classes."""
-    return getattr(type(task), "score", None) is not Task.score
+    whole = task.task if isinstance(task, Placed) else task
+    return getattr(type(whole), "score", None) is not Task.score
 
 
 def is_dense(tensor: Any) -> bool:

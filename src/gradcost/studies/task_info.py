@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -70,9 +71,17 @@ def chance(task: Any) -> float | None:
 
 
 def majority(task: Any) -> float | None:
-    """Return the share of the most frequent class in the test split; None if its targets are not one class each."""
-    labels = _classes(task.splits().test)
-    return None if labels is None else labels.unique(return_counts=True)[1].max().item() / len(labels)
+    """Return the share of the most frequent right answer in the test split.
+
+    The answers are those of `gold_answers`, for a task that has this method, else the targets. None: the targets are
+    not one class each.
+    """
+    test = task.splits().test
+    labels = task.gold_answers(test) if hasattr(task, "gold_answers") else _classes(test)
+    if labels is None:
+        return None
+    answers = labels.tolist() if isinstance(labels, Tensor) else labels
+    return max(Counter(answers).values()) / len(answers)
 
 
 def constant_loss(task: Any) -> float | None:
@@ -103,7 +112,8 @@ def _classes(split: Any) -> Tensor | None:
 def guessing_fields(task: Any) -> dict[str, float | None]:
     """Return what guessing reaches as fields of `study.json`: `chance`, and `majority` if it is more than that."""
     even = chance(task)
-    is_known = even is not None and task_metric(task).is_accuracy and not has_own_score(task)
+    is_own = has_own_score(task) and not hasattr(task, "gold_answers")
+    is_known = even is not None and task_metric(task).is_accuracy and not is_own
     share = majority(task) if is_known else None
     return {"chance": even} if even is None or share is None or share <= even else {"chance": even, "majority": share}
 

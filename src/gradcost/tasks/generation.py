@@ -36,7 +36,12 @@ def question_tokens(encode: Any, question: str, answer: str, length: int) -> tup
 def prompts_and_answers(encode: Any, tokens: Tensor, targets: Tensor) -> tuple[list[Tensor], list[str]]:
     """Return the tokens of each question and the text of its answer, from rows of `question_tokens`."""
     prompts = [row[: int((y != IGNORED).nonzero()[0]) + 1] for row, y in zip(tokens, targets, strict=True)]
-    return prompts, [encode.decode(y[y != IGNORED], skip_special_tokens=True) for y in targets]
+    return prompts, answer_texts(encode, targets)
+
+
+def answer_texts(encode: Any, targets: Tensor) -> list[str]:
+    """Return the text of each answer, from targets of `question_tokens`."""
+    return [encode.decode(y[y != IGNORED], skip_special_tokens=True) for y in targets]
 
 
 def continuations(

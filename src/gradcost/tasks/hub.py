@@ -21,7 +21,7 @@ from gradcost.core.errors import BadInput
 from gradcost.core.value import value
 from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.generation import continuations, prompts_and_answers, question_tokens
+from gradcost.tasks.generation import answer_texts, continuations, prompts_and_answers, question_tokens
 from gradcost.tasks.hub_rows import Parts, Row, rows
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
@@ -229,6 +229,14 @@ class Gsm8k(Task):
         if self.generated is not None:
             return self.generated
         return max(int((part.y != IGNORED).sum(1).max()) for part in self.splits()[1:])
+
+    def gold_answers(self, split: Split) -> list[object]:
+        """Return the right answer of each problem of a split, parsed, for `majority` of a study.
+
+        Args:
+            split: one of the three `splits()`.
+        """
+        return [number_answer(text) for text in answer_texts(tokenizer(_weights(self.model)), split.y)]
 
     def score(self, model: nn.Module, split: Split) -> GeneratedScore:  # type: ignore[override]
         """Return the loss on the gold answers, and the accuracy of generated answers.

@@ -18,7 +18,7 @@ from gradcost.tasks import catalogue, data
 from gradcost.tasks.answers import is_right, word_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.cifar10 import RECORD, SHAPE
-from gradcost.tasks.generation import prompts_and_answers, question_tokens
+from gradcost.tasks.generation import answer_texts, prompts_and_answers, question_tokens
 from gradcost.tasks.task import Split, Splits, Task, score
 from gradcost.tasks.vision_language import (
     ImageLanguage,
@@ -90,6 +90,14 @@ class ImageQuestions(Task):
     @property
     def classes(self) -> int:
         return len(vocabulary(image_model(self.model)))
+
+    def gold_answers(self, split: Split) -> list[object]:
+        """Return the right answer of each example of a split, parsed, for `majority` of a study.
+
+        Args:
+            split: one of the three `splits()`.
+        """
+        return [self.parse(text) for text in answer_texts(vocabulary(image_model(self.model)), split.y)]
 
     def answers(self, model: ImageLogits, split: Split) -> list[tuple[str, str, bool]]:
         """Return the question, the generated answer and whether it is right, for each example of a split.
