@@ -52,6 +52,7 @@ def test_a_decimal_number_needs_no_zero_before_its_point():
     for text, number in (("#### .5", "0.5"), ("#### -.25", "-0.25"), ("it is $.75.", "0.75"), ("part 1.2.3", "3")):
         assert number_answer(text) == Decimal(number)
     assert number_answer("it is 3.") == 3
+    assert number_answer("we have apples.20 of them") == 20
     assert number_answer("none ...") is None
 
 

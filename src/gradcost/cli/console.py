@@ -19,7 +19,8 @@ from rich.text import Text
 
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.printable import printable
-from gradcost.results.records import TrialRecord
+from gradcost.results.records import Results, TrialRecord
+from gradcost.results.status import notes_on
 from gradcost.results.wording import duration
 
 
@@ -148,6 +149,18 @@ def say(text: str = "") -> None:
 def complain(text: str) -> None:
     """Print an error message on standard error."""
     err.print(f"gradcost: {_safe(text)}", markup=False, style="red" if err.is_terminal else None)
+
+
+def complain_of(results: Results, where: str = "") -> None:
+    """Print a note on damaged or missing records of a results folder on standard error, if there is one.
+
+    Args:
+        results: from `records.read`.
+        where: a text before it, such as the folder and a colon.
+    """
+    note = notes_on(results)
+    if note is not None:
+        complain(where + note)
 
 
 def show(text: str = "", bold: bool = False) -> None:

@@ -11,7 +11,6 @@ from gradcost.core.units import count
 from gradcost.results.facts import facts
 from gradcost.results.lint import lint, unchecked
 from gradcost.results.records import read
-from gradcost.results.status import notes_on
 
 STRICT = 3  # exit code with --strict if a finding is an error, or no trial is on record
 
@@ -19,9 +18,8 @@ STRICT = 3  # exit code with --strict if a finding is an error, or no trial is o
 def lint_folder(folder: Path, strict: bool, as_json: bool) -> int:
     """Print the findings on a results folder, and return the exit code."""
     results = read(folder)
-    study_facts, note = facts(results), notes_on(results)
-    if note is not None:
-        console.complain(note)
+    study_facts = facts(results)
+    console.complain_of(results)
     findings, unchecked_rules = lint(study_facts), unchecked(study_facts)
     errors = sum(finding.severity == "error" for finding in findings)
     code = STRICT if strict and (errors or not results.trials) else 0

@@ -200,13 +200,10 @@ def report(
     from gradcost.report import assets as files
     from gradcost.report import html
     from gradcost.results.records import read
-    from gradcost.results.status import notes_on
 
     results = read(folder)
     console.show(str(html.write(folder, output, results=results)))
-    note = notes_on(results)
-    if note is not None:
-        console.complain(note)
+    console.complain_of(results)
     if assets:
         written = files.write(folder, results=results)
         console.show(f"{written[0].parent}: {len(written)} files")

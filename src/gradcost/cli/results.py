@@ -84,12 +84,10 @@ def diff(
     from gradcost.cli import console
     from gradcost.results import difference
     from gradcost.results.records import read
-    from gradcost.results.status import notes_on
 
     one, other = read(first), read(second)
     for path, results in ((first, one), (second, other)):
-        if (note := notes_on(results)) is not None:
-            console.complain(f"{path}: {note}")
+        console.complain_of(results, f"{path}: ")
     settings, rows = difference.settings(one, other), difference.differences(one, other)
     cells = [row.cells(other.study.metric) for row in rows]
     if as_json:
@@ -136,7 +134,6 @@ def _export(folder: Path, output: Path | None, to: str) -> dict[str, str | int]:
     from gradcost.integrations import trackers
     from gradcost.results import export as tables
     from gradcost.results.records import read
-    from gradcost.results.status import notes_on
 
     known = ("parquet", "tensorboard", "wandb", "mlflow")
     if to not in known:
@@ -144,8 +141,7 @@ def _export(folder: Path, output: Path | None, to: str) -> dict[str, str | int]:
     if output is None and to in known[:2]:
         raise BadInput(f"--to {to} needs -o {'FILE.parquet' if to == 'parquet' else 'FOLDER'}.")
     results, name = read(folder), folder.resolve().name
-    if (note := notes_on(results)) is not None:
-        console.complain(note)
+    console.complain_of(results)
     match to, output:
         case "parquet", Path():
             trials, curves = tables.write(folder, output, results)

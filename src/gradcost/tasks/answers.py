@@ -10,8 +10,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
 MARK = "####"  # precedes the final number in GSM8K
-# A hyphen after a letter or digit is no sign: "10-20". A decimal point can come first: ".5".
-_NUMBER = re.compile(r"(?:(?<![\w%])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)")
+# A hyphen after a letter or digit is no sign: "10-20". A decimal point can come first: ".5", not in "apples.5".
+_NUMBER = re.compile(r"(?:(?<![\w%])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)")
 
 
 def number_answer(text: str) -> Decimal | None:
