@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 import tiny_models
 from gradcost.tasks.generation import continuations, prompts_and_answers, question_tokens
 from gradcost.tasks.hub import generate
+from gradcost.tasks.metrics import IGNORED
 from gradcost.tasks.pretrained import CausalLm
 from gradcost.tasks.pretrained_files import tokenizer
-from gradcost.tasks.task import IGNORED
 
 START, END = tiny_models.WORDS.index("[CLS]"), tiny_models.WORDS.index("[END]")
 

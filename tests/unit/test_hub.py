@@ -20,9 +20,9 @@ from gradcost.tasks import hub, hub_rows, pretrained_files
 from gradcost.tasks.answers import choice_answer, is_right, number_answer, yes_no_answer
 from gradcost.tasks.hub import AgNews, BoolQ, Gsm8k, Mmlu, MultiRc, generate
 from gradcost.tasks.hub_rows import divided
+from gradcost.tasks.metrics import IGNORED
 from gradcost.tasks.pretrained import CausalLm, Encoder, Verbalizer
 from gradcost.tasks.sources import DataError
-from gradcost.tasks.task import IGNORED
 from gradcost.tasks.texts import Prompted
 from hub_rows_in_memory import Jsonl
 

@@ -25,8 +25,9 @@ from gradcost.tasks import catalogue, data, emoji, hub_rows, vision_language
 from gradcost.tasks.answers import is_right, normal_answer, word_answer
 from gradcost.tasks.efficientnet import EfficientNetLite0, efficientnet_lite0, renamed
 from gradcost.tasks.hub_images import TextVqa, VqaV2
+from gradcost.tasks.metrics import IGNORED
 from gradcost.tasks.pretrained import CausalLm, Lora
-from gradcost.tasks.task import IGNORED, Splits, cross_entropy
+from gradcost.tasks.task import Splits, cross_entropy
 from gradcost.tasks.vision_language import QwenVl, VisionLanguage, divided, generate, joined
 from gradcost.tasks.vqa import ANIMAL, SHOWN, ImageQuestions, Question, asked, encoded
 from hub_rows_in_memory import Part

@@ -18,8 +18,9 @@ from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
 from gradcost.core.units import count
 from gradcost.tasks.contract import PARTS
+from gradcost.tasks.metrics import IGNORED
 from gradcost.tasks.placed import Placed
-from gradcost.tasks.task import IGNORED, Split, Task
+from gradcost.tasks.task import Split, Task
 
 AT_ONCE = 1 << 22  # numbers of a split that are checked at once
 _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -13,7 +13,7 @@ from gradcost.core.key import Key
 from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.objective import Objective
 from gradcost.studies.task_check import has_own_score, is_dense
-from gradcost.tasks.task import IGNORED
+from gradcost.tasks.metrics import IGNORED
 
 REQUIRED = ("objective", "batch_at", "splits", "score")  # every subclass of gradcost.tasks.Task has them
 

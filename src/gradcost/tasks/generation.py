@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradcost.core.errors import require
 from gradcost.core.interrupts import undoing
 from gradcost.core.isolation import eval_mode
-from gradcost.tasks.task import IGNORED
+from gradcost.tasks.metrics import IGNORED
 
 
 def question_tokens(encode: Any, question: str, answer: str, length: int) -> tuple[list[int], list[int]] | None:

@@ -23,9 +23,10 @@ from gradcost.tasks.answers import is_right, number_answer
 from gradcost.tasks.architectures import Architecture
 from gradcost.tasks.generation import answer_texts, continuations, prompts_and_answers, question_tokens
 from gradcost.tasks.hub_rows import Parts, Row, rows
+from gradcost.tasks.metrics import IGNORED
 from gradcost.tasks.pretrained import CausalLm, Encoder, Lora
 from gradcost.tasks.pretrained_files import tokenizer
-from gradcost.tasks.task import IGNORED, Split, Splits, Task, note_left_out, score
+from gradcost.tasks.task import Split, Splits, Task, note_left_out, score
 from gradcost.tasks.texts import ENCODERS, Texts, TextSplits, TextTask
 
 

@@ -19,7 +19,7 @@ _OWN_METRIC = (  # a remedy
     "--higher-is-better)."
 )
 _ROUNDING = 0.01  # of a loss in half precision
-IGNORED = -100  # the target that torch's cross-entropy and transformers ignore
+IGNORED = -100  # a target that is padding or part of a prompt: torch's cross-entropy and transformers ignore it
 NO_TARGETS = "all targets are -100, which are ignored, so there is no score: give at least one other target."
 
 

@@ -19,10 +19,9 @@ from gradcost.core.metric import ACCURACY, Metric
 from gradcost.core.note import Note
 from gradcost.core.objective import Objective
 from gradcost.tasks.architectures import Architecture
-from gradcost.tasks.metrics import NO_TARGETS
+from gradcost.tasks.metrics import IGNORED, NO_TARGETS
 
 SCORED_AT_ONCE = 1000  # examples per forward pass
-IGNORED = -100  # a target that is padding or part of a prompt: neither the loss nor the score counts it
 
 
 class Split(NamedTuple):
