@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def work(folder: Path) -> dict[str, Any]:
     model = with_statistics()
     trained(model, data, SGD(0.1))
     found["statistics"] = [flat([*model.parameters(), *model.buffers()]), plain_loop(data)]
+    model = ddp()
+    objective = Objective(model, loss)
+    with model.no_sync():  # pyright: ignore[reportCallIssue]
+        found["no_sync"] = refused(lambda: backprop().estimate(objective, data[0], KEY))
+    for name, make in WAYS.items():
+        objective = Objective(make(), loss)
+        broken = (data[0][0] * (nan if dist.get_rank() else 1), data[0][1])
+        said = refused(lambda o=objective, b=broken: backprop().estimate(o, b, KEY))
+        found[f"{name} not finite"] = said, gradient(objective.model, backprop(), data[0])
     static = Objective(ddp(static_graph=True), loss)
     found["static graph"] = refused(lambda: backprop().estimate(static, data[0], KEY))
     for name, model in (("ddp refuses", ddp()), ("fsdp refuses", fsdp())):
@@ -165,6 +175,20 @@ def work(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return in_processes(work, tmp_path_factory.mktemp("processes"), 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loss_that_is_not_finite_in_one_process_is_an_error_in_all_of_them(way: str, results: Results):
+    """One process skipped its step alone, and the averages after it were of two steps."""
+    (first, after), (second, after_second) = (result[f"{way} not finite"] for result in results)
+    assert "the loss that another process has of this batch is nan" in first
+    assert "the loss of this batch is nan" in second
+    assert after == after_second
+
+
+def test_estimates_that_would_stay_in_their_process_are_refused(results: Results):
+    for result in results:
+        assert "no_sync() of DistributedDataParallel is on" in result["no_sync"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -162,3 +162,56 @@ def test_a_model_that_averages_its_own_backward_pass_is_refused():
     wrapped = Objective(torch.nn.DataParallel(made.model), made.loss)
     with pytest.raises(Unsupported, match=r"model\.module"):
         surrogate_loss(gradcost.mezo(), wrapped, batch, KEY)
+
+
+@pytest.mark.parametrize("estimator", [gradcost.backprop(), gradcost.mezo()])
+def test_a_hook_of_a_parameter_gets_the_gradient_once(estimator: Any):
+    """It acted twice with exact gradients: in the passes of the estimate, and again in `backward()`."""
+    made, batch = OBJECTIVES["mlp"].make()
+    parameters = [leaf.parameter for leaf in made.leaves]
+    (FACTOR * surrogate_loss(estimator, made, batch, KEY)).backward()
+    expected = [parameter.grad / 2 for parameter in parameters if parameter.grad is not None]
+    made.model.zero_grad()
+    calls = []
+
+    def halved(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        return gradient / 2
+
+    handles = [parameter.register_hook(halved) for parameter in parameters]
+    before = snapshot(made.model)
+    loss = surrogate_loss(estimator, made, batch, KEY)
+    assert snapshot(made.model) == before
+    assert not calls
+    (FACTOR * loss).backward()
+    assert len(calls) == len(parameters)
+    for parameter, half in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, half, rtol=0, atol=0)
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_hook_that_would_act_twice_is_refused():
+    made, batch = OBJECTIVES["mlp"].make()
+    first = made.leaves[0]
+    handle = first.parameter.register_hook(lambda gradient: gradient / 2)
+    with pytest.raises(Unsupported, match=f"`{first.name}` has a hook"):
+        loss_of(gradcost.backprop(), made, batch)
+    loss_of(gradcost.mezo(), made, batch).backward()
+    handle.remove()
+    loss_of(gradcost.backprop(), made, batch).backward()
+
+
+def test_the_gradient_of_a_sparse_embedding_stays_sparse():
+    with seeded_generators(KEY):
+        model = nn.Embedding(10, 4, sparse=True)
+    made = Objective(model, lambda model, batch: model(batch).square().mean())
+    (FACTOR * surrogate_loss(gradcost.backprop(), made, torch.tensor([[1, 2], [3, 1]]), KEY)).backward()
+    found = model.weight.grad
+    model.weight.grad = None
+    (FACTOR * model(torch.tensor([[1, 2], [3, 1]])).square().mean()).backward()
+    expected = model.weight.grad
+    assert found is not None
+    assert expected is not None
+    assert found.is_sparse
+    assert torch.equal(found.to_dense(), expected.to_dense())

@@ -8,7 +8,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -109,6 +109,87 @@ def test_the_installed_release_is_the_tested_one_that_the_docs_name():
     page = Path(__file__).parent.parent.parent / "docs" / "trainers.md"
     for package in ("transformers", "accelerate", "peft"):
         assert f"{package} {'.'.join(version(package).split('.')[:2])}" in page.read_text()
+
+
+class Masking(transformers.Trainer):
+    """A Trainer whose `training_step` ignores the targets of every other token, around that of the Trainer."""
+
+    calls: ClassVar[list[str]] = []
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.calls.append(type(self).__name__)
+        labels = inputs["labels"].clone()
+        labels[:, ::2] = -100
+        return super().training_step(model, {**inputs, "labels": labels}, num_items_in_batch)
+
+
+def test_the_training_step_of_a_subclass_stays(tmp_path: Path):
+    """It was replaced without a word: TRL's GRPO then generated before each step and trained on one part."""
+    reference, expected = trained(Masking, tmp_path)
+    ours, losses = trained(with_estimator(Masking, backprop()), tmp_path)
+    assert Masking.calls == ["Masking"] * 8 + ["MaskingWithEstimator"] * 8
+    assert losses == expected
+    assert same(ours.model, reference.model)
+
+
+def test_a_training_step_that_makes_no_estimate_is_refused(tmp_path: Path):
+    class Own(transformers.Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            loss = self.compute_loss(model, inputs)
+            loss.backward()
+            return loss.detach()
+
+    with pytest.raises(Unsupported, match=r"Own.training_step does not call super\(\).training_step"):
+        trained(with_estimator(Own, mezo()), tmp_path)
+
+
+class Attributes(transformers.Trainer):
+    """A Trainer whose loss reads the batch by attributes, as that of a tokenizer's `pad` allows."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, **options: Any) -> Any:
+        loss = model(input_ids=inputs.input_ids, labels=inputs.labels).loss
+        self.log({"own": float(loss)})
+        return loss
+
+
+class Pairs(transformers.Trainer):
+    """A Trainer whose batches are pairs."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, **options: Any) -> Any:
+        tokens, labels = inputs
+        return model(input_ids=tokens, labels=labels).loss
+
+
+def encoding(rows: list[dict[str, Tensor]]) -> Any:
+    return transformers.BatchEncoding({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def pair(rows: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
+
+
+@pytest.mark.parametrize(("kind", "collate"), [(Attributes, encoding), (Pairs, pair)])
+def test_the_loss_gets_the_batch_in_its_type_and_logs_once_per_batch(kind: Any, collate: Any, tmp_path: Path):
+    def run(kind: Any) -> tuple[Any, list[float]]:
+        model = llama()
+        given = {"args": arguments(tmp_path), "train_dataset": examples(), "data_collator": collate}
+        trainer = kind(model=model, **given)
+        trainer.train()
+        return model, [entry["own"] for entry in trainer.state.log_history if "own" in entry]
+
+    (reference, expected), (ours, logged) = run(kind), run(with_estimator(kind, backprop()))
+    assert same(ours, reference)
+    assert logged == expected
+    assert len(expected) == (8 if kind is Attributes else 0)
+
+
+def test_what_is_no_trainer_class_or_no_estimator_is_refused(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"write a value such as gradcost.mezo\(\)"):
+        with_estimator(transformers.Trainer, mezo)
+    made = transformers.Trainer(model=llama(), args=arguments(tmp_path))
+    for wrong, said in ((made, "an object of type Trainer"), (dict, "dict")):
+        with pytest.raises(BadInput, match=f"takes a Trainer class, such as transformers.Trainer, not {said}"):
+            with_estimator(wrong, mezo())
 
 
 @pytest.mark.parametrize("name", [CHECKPOINTING, None])

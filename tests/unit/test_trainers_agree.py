@@ -423,6 +423,34 @@ def test_lightning_trains_what_a_callback_unfreezes(small: Any):
     assert not torch.equal(first, before)
 
 
+def test_a_loss_may_use_the_lightning_module(small: Any):
+    """The Trainer holds weak proxies of the module, which were taken for modules and have no hash."""
+
+    def weights_after(closure: bool) -> list[Tensor]:
+        module = small(mezo(1e-3))
+        module.load_state_dict(start)
+        inner = module.loss.estimates.loss
+        module.factor = 2.0
+        module.loss.estimates.loss = lambda model, rows: inner(model, rows) * (module.factor if closure else 2.0)
+        fit(module, 3)
+        return [parameter.detach().clone() for parameter in module.parameters()]
+
+    start = {name: tensor.clone() for name, tensor in small(mezo(1e-3)).state_dict().items()}
+    assert all(map(torch.equal, weights_after(True), weights_after(False)))
+
+
+@pytest.mark.slow
+def test_a_compiled_lightning_module_has_the_bits_of_one_that_is_not(small: Any):
+    module = small(mezo(1e-3))
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fit(module, 2)
+    expected = [parameter.detach().clone() for parameter in module.parameters()]
+    module = small(mezo(1e-3))
+    module.load_state_dict(start)
+    fit(torch.compile(module, backend="eager"), 2)
+    assert all(map(torch.equal, module.parameters(), expected))
+
+
 def lightning_trainer(**changed: Any) -> Any:
     given = {"gradient_clip_val": None, "precision": "32-true", "world_size": 1, "strategy": None, "global_step": 0}
     given["training"] = True

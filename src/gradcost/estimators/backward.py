@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,10 +20,27 @@ _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[rep
 _check_inputs = torch_checkpoint.check_backward_validity
 
 
+_has_deferred_hooks = ContextVar("has_deferred_hooks", default=False)
+
+
+@contextmanager
+def deferred_hooks() -> Iterator[None]:
+    """Return a context in which the backward passes of estimates do not call the hooks of parameters.
+
+    For estimates that another backward pass writes: that pass calls the hooks (`Tensor.register_hook`), once.
+    """
+    token = _has_deferred_hooks.set(True)
+    try:
+        yield
+    finally:
+        _has_deferred_hooks.reset(token)
+
+
 class BackwardPasses:
     """Run the backward passes of the micro-batches of one batch. Use it inside `undoing(passes.restore)`.
 
     - The previous `.grad` of all parameters, and of other tensors in the graph, is restored at the end.
+    - The hooks of parameters are called, unless they are deferred (`deferred_hooks`).
     - Trainable parameters of the model that are not in the objective are frozen. Otherwise the forward pass of a
       restricted objective (`Objective.only`) would save activations for all parameters.
 
@@ -46,6 +65,7 @@ class BackwardPasses:
         self.foreign: list[tuple[Tensor, Tensor | None]] = []  # other tensors of the graph, with their .grad
         self.missing: set[str] = set()  # leaves whose gradient is not passed on yet
         self.hooks: list[Callable[[Tensor], None]] = []
+        self.deferred: list[tuple[dict[int, Any], dict[int, Any]]] = []  # hooks of a parameter, and a copy of them
         self.has_frozen_checkpoint = False  # whether a reentrant checkpoint ran with inputs that need no gradient
         self.depends_on_others = False  # whether a loss has other tensors than the leaves in its graph
         self.task: int | None = None  # id of the outer backward pass; None: no other pass runs inside it
@@ -61,6 +81,9 @@ class BackwardPasses:
             raise Unsupported(message)
         for parameter in self.parameters.values():
             parameter.grad = None
+            if _has_deferred_hooks.get() and parameter._backward_hooks:
+                self.deferred.append((parameter._backward_hooks, dict(parameter._backward_hooks)))
+                parameter._backward_hooks.clear()
         for parameter in self.others:
             parameter.requires_grad_(False)
         torch_checkpoint.check_backward_validity = _refuse_frozen_inputs if self.others else self._note_frozen_inputs
@@ -76,6 +99,8 @@ class BackwardPasses:
             parameter.grad = grad
         if self.hooks:
             self._remove_hooks()
+        for hooks, known in self.deferred:
+            hooks.update(known)
         torch_checkpoint.check_backward_validity = _check_inputs
         for parameter in self.others:
             parameter.requires_grad_(True)

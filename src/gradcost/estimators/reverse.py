@@ -32,7 +32,8 @@ class Reverse(Estimator):
     A parameter that the loss of no micro-batch uses has no gradient, as in torch: `Gradient.unused`.
 
     In a DistributedDataParallel or after `fully_shard` the gradient is the mean of the processes' gradients, and the
-    loss is that of this process's batch. Sharded parameters are served with `Everything()` only.
+    loss is that of this process's batch. If the loss of one process is not finite, all of them raise NotFinite.
+    Sharded parameters are served with `Everything()` only.
 
     Args:
         saving: which activations are saved for the backward pass, and which are recomputed.
@@ -101,7 +102,7 @@ class Reverse(Estimator):
                     total = weighted.detach() if total is None else total + weighted.detach()
                 is_last = number == objective.parts - 1
                 if is_last:
-                    require_finite(loss if total is None else total)
+                    require_finite(loss if total is None else total, groups=objective.structure.groups)
                 passes.run(weighted, is_last)
         assert total is not None
         return total
@@ -115,6 +116,14 @@ class Reverse(Estimator):
             return (
                 "DistributedDataParallel(static_graph=True) counts on a backward pass after every forward pass, and "
                 "an estimate also evaluates the loss without one. Use static_graph=False."
+            )
+        if objective.structure.averages and any(
+            not m.require_backward_grad_sync for m in objective.structure.parallel
+        ):
+            return (
+                "no_sync() of DistributedDataParallel is on, so the gradient of this batch would stay that of this "
+                "process. Leave it out: each estimate is averaged, and gradient.write(accumulate=True, scale=1 / k) "
+                "adds up k of them."
             )
         if objective.structure.sharded is None or self.saving == Everything():
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from gradcost.core.errors import Unsupported
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
+from gradcost.estimators.backward import deferred_hooks
 from gradcost.estimators.estimator import Estimate, Estimator, require_estimator, require_objective
-from gradcost.estimators.gradient import Gradient
+from gradcost.estimators.gradient import Dense, Gradient, Seeded
 
 
 def surrogate_loss(estimator: Estimator, objective: Objective, batch: Any, key: Key) -> Tensor:
@@ -24,6 +26,7 @@ def surrogate_loss(estimator: Estimator, objective: Objective, batch: Any, key: 
 
     - Law: `(factor * loss).backward()` adds factor * estimate to `.grad` of each trainable parameter, as in torch.
       With an exact estimator, a parameter that the loss of the batch does not use gets no gradient, as in torch.
+      Hooks of parameters (`Tensor.register_hook`) receive factor * estimate, once.
     - Memory: the backward pass holds one whole gradient. If `.grad` already has values, it holds a second one.
     - The estimate changes no buffer. For a model with such state, call `objective.advance(batch, key)` after this.
 
@@ -41,13 +44,14 @@ def surrogate_loss(estimator: Estimator, objective: Objective, batch: Any, key: 
     require_estimator(estimator)
     require_objective(objective)
     _refuse_wrapped(objective)
-    estimate = estimator.estimate(objective, batch, key)
+    with deferred_hooks():
+        estimate = estimator.estimate(objective, batch, key)
     if estimate.state is not None:
         raise Unsupported(
             f"{estimator} has a state, which the next estimate needs. Call `estimate = estimator.estimate(objective, "
             "batch, key, state)`, `state = estimate.state` and `loss = gradcost.estimators.as_loss(estimate)`."
         )
-    return as_loss(estimate)
+    return as_written(estimate)
 
 
 def as_loss(estimate: Estimate) -> Tensor:
@@ -61,8 +65,20 @@ def as_loss(estimate: Estimate) -> Tensor:
     Returns:
         A scalar tensor, equal to `estimate.loss`.
     Raises:
-        Unsupported: the model is a DistributedDataParallel or a DataParallel.
+        Unsupported: the model is a DistributedDataParallel or a DataParallel, or a parameter has a hook that the
+            estimate has called and that the backward pass would call again.
     """
+    hooked = [leaf.name for leaf in estimate.gradient.objective.leaves if leaf.parameter._backward_hooks]
+    if hooked and not isinstance(estimate.gradient, Seeded):
+        raise Unsupported(
+            f"`{hooked[0]}` has a hook, which the estimate may have called, and backward() would call it again. Call "
+            "estimate.gradient.write() instead."
+        )
+    return as_written(estimate)
+
+
+def as_written(estimate: Estimate) -> Tensor:
+    """Return `as_loss` of an estimate that was made with `deferred_hooks`."""
     objective = estimate.gradient.objective
     _refuse_wrapped(objective)
     parameters = [leaf.parameter for leaf in objective.leaves]
@@ -81,10 +97,21 @@ class _Written(Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (factor,) = grad_outputs
-        gradient: Gradient = ctx.gradient
+        return (None, None, *(_scaled(part, factor) for part in _parts(ctx.gradient)))
+
+
+def _scaled(part: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if part is None else part.mul_(factor.to(part.device))
+
+
+def _parts(gradient: Gradient) -> Iterator[Tensor | None]:
+    """Yield the gradient of each parameter, which stays sparse where it is; None for a parameter without one."""
+    if isinstance(gradient, Dense):
+        tensors = (gradient.tensors.get(leaf.name) for leaf in gradient.objective.leaves)
+        yield from (None if tensor is None else tensor.clone() for tensor in tensors)
+    else:
         unused = gradient.unused
-        scaled = (None if name in unused else part.mul_(factor.to(part.device)) for name, part in gradient.leaves())
-        return (None, None, *scaled)
+        yield from (None if name in unused else part for name, part in gradient.leaves())
 
 
 def _refuse_wrapped(objective: Objective) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from gradcost.core.errors import Unsupported
-from gradcost.estimators.estimator import Estimator
+from gradcost.estimators.estimator import Estimator, require_estimator
 from gradcost.integrations.micro_batches import FP16, norm_message, processes_message
 
 Accelerator = TypeVar("Accelerator")
@@ -28,6 +28,7 @@ def checked(accelerator: Accelerator, estimator: Estimator) -> Accelerator:
     Raises:
         Unsupported: `mixed_precision="fp16"`, or several processes.
     """
+    require_estimator(estimator)
     settings: Any = accelerator
     if settings.mixed_precision == "fp16":
         raise Unsupported(f'mixed_precision="fp16" {FP16}')

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from gradcost.core.arguments import require_model_and_loss
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.surrogate import as_loss
+from gradcost.estimators.surrogate import as_written
 from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _uncompiled(function: _Function) -> _Function:
+    """Return the function, at which torch.compile of a LightningModule stops: an estimate changes state inside."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 class EstimatedLoss:
@@ -50,6 +57,7 @@ class EstimatedLoss:
         self._module: Any = None  # the LightningModule whose hooks call this object
         self._checked: Any = None  # the Trainer whose arguments were checked
 
+    @_uncompiled
     def __call__(self, module: Any, batch: Any) -> Tensor:
         """Return the loss of a batch. Return it from `training_step`, or pass it to `manual_backward`.
 
@@ -74,7 +82,7 @@ class EstimatedLoss:
             self._checked = trainer
         if self._module is not module:
             self._attach(module)
-        return as_loss(self.estimates.estimate(self.model, batch, trainer.global_step))
+        return as_written(self.estimates.estimate(self.model, batch, trainer.global_step))
 
     def _attach(self, module: Any) -> None:
         """Begin anew whenever a Trainer begins to train the module, and refuse to clip estimates."""

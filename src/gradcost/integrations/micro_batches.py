@@ -12,7 +12,8 @@ from gradcost.core.finite import NotFinite
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective
 from gradcost.directions import Gaussian
-from gradcost.estimators.estimator import Estimate, Estimator
+from gradcost.estimators.backward import deferred_hooks
+from gradcost.estimators.estimator import Estimate, Estimator, require_estimator
 from gradcost.estimators.gradient import Seeded
 from gradcost.training.train_state import skipped
 
@@ -30,6 +31,7 @@ class MicroBatches:
     """
 
     def __init__(self, estimator: Estimator, loss: Callable[[nn.Module, Any], Tensor], seed: int) -> None:
+        require_estimator(estimator)
         self.estimator, self.loss, self.seed = estimator, loss, seed
         self.begin()
 
@@ -50,8 +52,8 @@ class MicroBatches:
             batch: any pytree.
             step: the number of optimizer steps before this micro-batch.
         Returns:
-            The estimate. If the loss or a slope is not finite, a `Note` is issued, the gradient is 0 (a Seeded
-            without probes), and nothing else changes.
+            The estimate, for `surrogate.as_written`. If the loss or a slope is not finite, a `Note` is issued, the
+            gradient is 0 (a Seeded without probes), and nothing else changes.
         Raises:
             Unsupported: the estimator cannot be used here, or it has a state and the run was resumed or the
                 trainable parameters have changed.
@@ -60,7 +62,8 @@ class MicroBatches:
         key = Key(self.seed).fold("step", step).fold("micro-batch", self.place[1])
         objective = self._objective(model, batch, step)
         try:
-            estimate = self.estimator.estimate(objective, batch, key, self.state)
+            with deferred_hooks():
+                estimate = self.estimator.estimate(objective, batch, key, self.state)
         except NotFinite as error:
             return Estimate(skipped(objective, error), Seeded(objective, Gaussian(), (), ()), state=self.state)
         self.state = estimate.state

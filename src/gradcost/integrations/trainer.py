@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from gradcost.core.errors import Unsupported
-from gradcost.estimators.estimator import Estimator
-from gradcost.estimators.surrogate import as_loss
+from gradcost.core.errors import BadInput, Unsupported
+from gradcost.estimators.estimator import Estimator, require_estimator
+from gradcost.estimators.surrogate import as_written
 from gradcost.integrations.micro_batches import FP16, MicroBatches, norm_message, processes_message
 from gradcost.training.seeded_sgd import SeededSGD
 
@@ -36,7 +36,8 @@ def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
     - `total_flos` is 0, because the Trainer's formula assumes backpropagation.
 
     Args:
-        trainer: `transformers.Trainer` or a subclass that keeps its `training_step`.
+        trainer: `transformers.Trainer` or a subclass. A `training_step` of the subclass stays; it must call
+            `super().training_step(...)`, which makes the estimate.
         estimator: how each gradient is obtained, such as `mezo()`.
     Returns:
         The subclass. Its constructor raises Unsupported for arguments with which training would silently be wrong:
@@ -47,23 +48,54 @@ def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
         - `fp16`: the loss scaler would not reach the estimator's own passes. Set `bf16`;
         - `activation_checkpointing` (`gradient_checkpointing` before 5.23), unless the estimator is exact;
         - several processes or GPUs, DeepSpeed and FSDP: the estimates of the processes would not be averaged.
+
+        A step raises it if a `training_step` of the class does not call that of the Trainer.
+    Raises:
+        BadInput: `trainer` is not a Trainer class, or `estimator` is no estimator.
     Source: the hook `training_step` of transformers' Trainer, "Subclass and override to inject custom behavior".
     """
 
-    class Estimating(trainer):  # type: ignore[misc, valid-type]
+    require_estimator(estimator)
+    base = _first_trainer(trainer)
+
+    class Estimated(base):  # type: ignore[misc, valid-type]
+        def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            return self._steps.step(model, inputs, num_items_in_batch)
+
+    # Between the Trainer and its subclasses, whose `super().training_step(...)` makes the estimate.
+    class Estimating(*((Estimated,) if trainer is base else (trainer, Estimated))):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             refuse(self, estimator)
             self._steps = _Steps(self, estimator)
 
-        def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-            return self._steps.step(model, inputs, num_items_in_batch)
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            before = self._steps.count
+            loss = super().training_step(*args, **kwargs)
+            if self._steps.count == before:
+                raise Unsupported(
+                    f"{trainer.__name__}.training_step does not call super().training_step(...), which makes the "
+                    "estimate: call it there, and change the loss in compute_loss."
+                )
+            return loss
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0
 
     Estimating.__name__ = Estimating.__qualname__ = f"{trainer.__name__}WithEstimator"
     return Estimating  # type: ignore[return-value]
+
+
+def _first_trainer(trainer: Any) -> type:
+    """Return the class that first defined `training_step`: the Trainer of transformers."""
+    defined = [kind for kind in getattr(trainer, "__mro__", ()) if "training_step" in vars(kind)]
+    if not defined:
+        given = trainer.__name__ if isinstance(trainer, type) else f"an object of type {type(trainer).__name__}"
+        raise BadInput(
+            f"with_estimator takes a Trainer class, such as transformers.Trainer, not {given}. It returns a class: "
+            "with_estimator(Trainer, mezo())(model=..., args=...)."
+        )
+    return defined[-1]
 
 
 def refuse(trainer: Any, estimator: Estimator) -> None:
@@ -88,13 +120,14 @@ def refuse(trainer: Any, estimator: Estimator) -> None:
         )
     if getattr(args, "activation_offloading", False):
         raise Unsupported(
-            "activation_offloading=True acts in TRL's own training_step, which is replaced here. Leave it out."
+            "activation_offloading=True moves what a backward pass saves, around the whole estimate. Leave it out."
         )
     kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
     if trainer.accelerator.num_processes > 1 or args.n_gpu > 1 or kind not in ("NO", "no"):
         raise Unsupported(processes_message(max(trainer.accelerator.num_processes, args.n_gpu), kind))
 
 
+_RECORDED = ("_metrics", "_stored_metrics", "_total_train_tokens")  # of TRL's trainers
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the name since 5.23, and before
 
 
@@ -104,14 +137,18 @@ class _Steps:
     def __init__(self, trainer: Any, estimator: Estimator) -> None:
         self.trainer = trainer
         self.estimates = MicroBatches(estimator, _Loss(trainer), trainer.args.seed)
+        self.count = 0  # of micro-batches
         self.training: Any = None  # the TrainerState; each training makes or loads another one
 
-    def step(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Tensor:
+    def step(self, model: nn.Module, inputs: Any, items: Any) -> Tensor:
         trainer = self.trainer
+        self.count += 1
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
-        batch = {"inputs": dict(trainer._prepare_inputs(inputs)), "num_items_in_batch": items}
+        prepared = trainer._prepare_inputs(inputs)
+        kind = type(prepared) if isinstance(prepared, Mapping) else None
+        batch = {"inputs": prepared if kind is None else dict(prepared), "kind": kind, "num_items_in_batch": items}
         if self.training is not trainer.state:
             self.training = trainer.state
             self.estimates.begin()
@@ -122,7 +159,7 @@ class _Steps:
         if isinstance(optimizer, SeededSGD):
             optimizer.add(estimate, 1 / parts)
         else:
-            (as_loss(estimate) / parts).backward()
+            (as_written(estimate) / parts).backward()
         return estimate.loss.detach() / parts
 
     def _is_scaled(self, items: Any) -> bool:
@@ -143,28 +180,36 @@ class _Loss:
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         trainer = self.trainer()
         assert trainer is not None
+        kind, inputs = batch["kind"], batch["inputs"]
         with trainer.compute_loss_context_manager():
-            return trainer.compute_loss(model, dict(batch["inputs"]), num_items_in_batch=batch["num_items_in_batch"])
+            inputs = inputs if kind is None else kind(inputs)  # the type of the collator, such as BatchEncoding
+            return trainer.compute_loss(model, inputs, num_items_in_batch=batch["num_items_in_batch"])
 
 
 @contextmanager
 def _metrics_of_one_evaluation(trainer: Any) -> Iterator[None]:
-    """Keep what TRL's compute_loss records, such as token counts, of one evaluation per step."""
-    names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
-    compute_loss, first = trainer.compute_loss, {}
+    """Keep what compute_loss logs, and what TRL's records, such as token counts, of one evaluation per step."""
+    names = [name for name in _RECORDED if hasattr(trainer, name)]
+    compute_loss, log = trainer.compute_loss, trainer.log
+    first: dict[str, Any] = {}
+    has_first = False
 
     def recording(*args: Any, **kwargs: Any) -> Any:
+        nonlocal has_first
         result = compute_loss(*args, **kwargs)
-        if not first:
+        if not has_first:
             first.update({name: copy.deepcopy(getattr(trainer, name)) for name in names})
+        has_first = True
         return result
 
-    if not names:
-        yield
-        return
-    trainer.compute_loss = recording
+    def log_once(*args: Any, **kwargs: Any) -> None:
+        if not has_first:
+            log(*args, **kwargs)
+
+    present = {name: vars(trainer)[name] for name in ("compute_loss", "log") if name in vars(trainer)}
+    trainer.compute_loss, trainer.log = recording, log_once
     try:
         yield
     finally:
-        del trainer.compute_loss
-        vars(trainer).update(first)
+        del trainer.compute_loss, trainer.log
+        vars(trainer).update(present | first)

@@ -75,7 +75,9 @@ class SeededSGD(torch.optim.Optimizer):
             self.leafwise = Leafwise(self.optimizer, gradient.objective)
         if self.pending and self.pending[0].directions != gradient.directions:
             raise BadInput(
-                f"the gradients of a step are along {self.pending[0].directions} and {gradient.directions}."
+                "SeededSGD adds up gradients along one distribution of directions, and those of this step are along "
+                f"two: {self.pending[0].directions} and {gradient.directions}, perhaps adapted in between. Use one "
+                "micro-batch per step, or a torch optimizer."
             )
         self.pending.append(gradient.scaled([factor] * len(gradient.seeds)))
 

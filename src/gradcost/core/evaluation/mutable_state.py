@@ -12,6 +12,7 @@ import functools
 import random
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -67,7 +68,9 @@ class Traversal:
 
     def _enter(self, name: str, value: Any) -> Iterator[Named]:
         """Record a value and yield (name, value) of what it contains."""
-        if isinstance(value, nn.Module):
+        if type(value) in weakref.ProxyTypes:
+            pass  # like a weak reference: its object belongs to others
+        elif isinstance(value, nn.Module):
             self.modules.append((name, value))
             yield from self._attributes(name, value)
         elif is_generator(value):

@@ -45,6 +45,10 @@ class Structure:
         self.parallel = tuple(m for m in self.modules if isinstance(m, nn.parallel.DistributedDataParallel))
         # Whether a backward pass averages the gradients of several processes.
         self.averages = any(dist.get_world_size(module.process_group) > 1 for module in self.parallel)
+        meshes = dict.fromkeys(tensor.device_mesh for _, tensor in named if hasattr(tensor, "device_mesh"))  # pyright: ignore
+        # The process groups in which a backward pass exchanges gradients.
+        self.groups = [module.process_group for module in self.parallel] if self.averages else []
+        self.groups += [mesh.get_group(axis) for mesh in meshes for axis in range(mesh.ndim)]
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
         self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
