@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without t
 KEY = Key(5)
 OPTIMIZERS = {"SGD": SGD(0.1), "momentum": SGD(0.1, momentum=0.9), "Adam": Adam(0.01)}
 Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
 
 
 class Block(nn.Module):
@@ -67,6 +68,11 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
     "fsdp": fsdp,
     "fsdp, blocks recomputed": lambda: fsdp(recompute=True),
 }
+
+
+# The targets of each process that are ignored, of four in two micro-batches.
+ALIKE = (slice(3, 4), slice(3, 4))  # sharded processes wait for each other in every forward pass
+IGNORED = [ALIKE, (slice(0, 1), slice(3, 4)), (slice(3, 4), slice(2, 4)), (slice(0, 2), slice(1, 2))]
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -130,6 +136,20 @@ def refused(run: Callable[[], Any]) -> str:
     return "nothing"
 
 
+def after(run: Callable[[], T]) -> T | str:
+    try:
+        return run()
+    except Unsupported as error:
+        return str(error)
+
+
+def with_ignored(batch: Batch, places: tuple[slice, slice]) -> Batch:
+    """Return the part of this process with targets that are ignored."""
+    targets = batch[1].clone()
+    targets[places[dist.get_rank() if dist.is_initialized() else 0]] = -100
+    return batch[0], targets
+
+
 def work(folder: Path) -> dict[str, Any]:
     data = [own(batch) for batch in batches()]
     found: dict[str, Any] = {}
@@ -151,6 +171,11 @@ def work(folder: Path) -> dict[str, Any]:
         broken = (data[0][0] * (nan if dist.get_rank() else 1), data[0][1])
         said = refused(lambda o=objective, b=broken: backprop().estimate(o, b, KEY))
         found[f"{name} not finite"] = said, gradient(objective.model, backprop(), data[0])
+    for name, make in WAYS.items():
+        found[f"{name} ignored"] = [
+            after(lambda m=make, i=ignored: gradient(m(), Accumulated(backprop(), 2), with_ignored(data[0], i)))
+            for ignored in ([ALIKE] if name.startswith("fsdp") else IGNORED)
+        ]
     static = Objective(ddp(static_graph=True), loss)
     found["static graph"] = refused(lambda: backprop().estimate(static, data[0], KEY))
     for name, model in (("ddp refuses", ddp()), ("fsdp refuses", fsdp())):
@@ -184,6 +209,23 @@ def test_a_loss_that_is_not_finite_in_one_process_is_an_error_in_all_of_them(way
     assert "the loss that another process has of this batch is nan" in first
     assert "the loss of this batch is nan" in second
     assert after == after_second
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_micro_batches_with_ignored_targets_have_their_weights_in_each_process(way: str, results: Results):
+    """The gradient of the first micro-batch was averaged before it was divided anew, or never averaged."""
+    for first, second, places in zip(*(result[f"{way} ignored"] for result in results), IGNORED, strict=False):
+        if way.startswith("fsdp"):
+            assert "count different numbers of targets" in first
+            continue
+        assert first == second
+        x, y = batches()[0]
+        parts = []
+        for rank, place in enumerate(places):
+            targets = y[rank::2].clone()
+            targets[place] = -100
+            parts.append(torch.tensor(gradient(made(), backprop(), (x[rank::2], targets))))
+        torch.testing.assert_close(torch.tensor(first), (parts[0] + parts[1]) / 2, rtol=0, atol=1e-7)
 
 
 def test_estimates_that_would_stay_in_their_process_are_refused(results: Results):

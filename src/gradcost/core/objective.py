@@ -222,7 +222,9 @@ class Objective:
         found, training = findings(self.model, self.loss), self.model.training
         return found.get(("purity", training)) or found.setdefault(("not examined", training), Purity())
 
-    def losses(self, batch: Any, key: Key) -> Generator[WeightedLoss, None, None]:
+    def losses(
+        self, batch: Any, key: Key, before: Callable[[int], None] = lambda number: None
+    ) -> Generator[WeightedLoss, None, None]:
         """Yield the weight and the loss of each micro-batch, in order.
 
         A loss has an autograd graph if gradients are enabled. The model stays isolated until the next loss is
@@ -231,6 +233,7 @@ class Objective:
         Args:
             batch: any pytree.
             key: seeds the random layers.
+            before: called with the number of each micro-batch, before its forward pass.
         Yields:
             (weight, loss, rescale). Law: total = rescale * total + weight * loss, with total = 0 before the first
             micro-batch; the loss of the batch is the last total.
@@ -244,8 +247,8 @@ class Objective:
         isolation = self.isolation
         weights = Weights(self.model, self.loss, self.parts) if self.parts > 1 else None
         for number, (fraction, micro_batch) in enumerate(split(batch, self.parts)):
-            # Inside one autocast region, the cache would otherwise return casts of weights from before an update.
-            torch.clear_autocast_cache()
+            torch.clear_autocast_cache()  # inside one region, it has casts of weights from before an update
+            before(number)
             # Do not rename "part": the random bits of every run depend on this name.
             part_key = key.fold("part", number)
             with isolation.entered(part_key), seeded_generators(part_key, self.devices):

@@ -58,6 +58,8 @@ class BackwardPasses:
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
         self.use, self.skip = use, skip
         self.averages = objective.structure.averages  # between processes, once all gradients are complete
+        self.parallel = objective.structure.parallel if self.averages else ()
+        self.parts = objective.parts
         self.trained = {id(parameter) for parameter in self.parameters.values()}
         parameters = objective.model.parameters()
         self.others = [p for p in parameters if p.requires_grad and id(p) not in self.trained]
@@ -88,6 +90,20 @@ class BackwardPasses:
             parameter.requires_grad_(False)
         torch_checkpoint.check_backward_validity = _refuse_frozen_inputs if self.others else self._note_frozen_inputs
 
+    def begin(self, number: int) -> None:
+        """Let the backward pass of the last micro-batch, and no other, average the gradients between processes.
+
+        Before that, a micro-batch may have no backward pass, and the gradient of earlier ones may be divided anew.
+
+        Args:
+            number: that of the micro-batch whose forward pass is next.
+        """
+        is_last = number == self.parts - 1
+        for module in self.parallel:
+            module.require_backward_grad_sync = is_last
+            if not is_last:  # an earlier forward pass with a graph let the reducer wait for a backward pass
+                module.reducer._reset_state()
+
     def _note_frozen_inputs(self, inputs: Iterable[Any]) -> None:
         inputs = list(inputs)
         self.has_frozen_checkpoint |= _are_frozen(inputs)
@@ -102,6 +118,8 @@ class BackwardPasses:
         for hooks, known in self.deferred:
             hooks.update(known)
         torch_checkpoint.check_backward_validity = _check_inputs
+        for module in self.parallel:
+            module.require_backward_grad_sync = True
         for parameter in self.others:
             parameter.requires_grad_(True)
         self._restore_foreign()
@@ -125,6 +143,8 @@ class BackwardPasses:
             loss: a scalar with a graph; None for a micro-batch with weight 0.
             is_last: whether this is the last micro-batch.
         """
+        if loss is None and is_last and self.averages:  # the other processes wait for this one's backward pass
+            loss = torch.stack([(0 * parameter).sum() for parameter in self.parameters.values()]).sum()
         foreign, functions = ([], set[str]()) if loss is None else _graph(loss, self.trained)
         self.depends_on_others |= bool(foreign)
         if is_last:

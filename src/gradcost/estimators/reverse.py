@@ -87,12 +87,14 @@ class Reverse(Estimator):
             undoing(passes.restore),
             torch.enable_grad(),
             self.saving.applied(objective, batch),
-            closing(objective.losses(batch, key)) as losses,
+            closing(objective.losses(batch, key, passes.begin)) as losses,
         ):
             passes.prepare()
             for number, (weight, loss, rescale) in enumerate(losses):
                 if loss.grad_fn is None:
                     raise BadInput(passes.no_graph())
+                if objective.structure.sharded is not None and (rescale != 1.0 or weight == 0.0):
+                    raise Unsupported(_unequal_parts(objective))
                 if rescale != 1.0 and total is not None:
                     total = total * rescale
                     _rescale_gradients(passes.parameters.values(), rescale)
@@ -131,6 +133,14 @@ class Reverse(Estimator):
             f"{objective.structure.sharded}, and {self.saving} serves whole parameters. Use backprop(), with "
             "torch.utils.checkpoint in the model where memory is short."
         )
+
+
+def _unequal_parts(objective: Objective) -> str:
+    return (
+        f"{objective.structure.sharded}, and the micro-batches of this process count different numbers of targets. "
+        "The gradients of earlier ones would be divided anew, and are averaged between the processes already. Use "
+        "smaller batches without Accumulated."
+    )
 
 
 def _rescale_gradients(parameters: Iterable[Tensor], factor: float) -> None:

@@ -56,14 +56,18 @@ def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
     """
 
     require_estimator(estimator)
-    base = _first_trainer(trainer)
+    base: Any = _first_trainer(trainer)
 
     class Estimated(base):  # type: ignore[misc, valid-type]
         def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
             return self._steps.step(model, inputs, num_items_in_batch)
 
     # Between the Trainer and its subclasses, whose `super().training_step(...)` makes the estimate.
-    class Estimating(*((Estimated,) if trainer is base else (trainer, Estimated))):  # type: ignore[misc]
+    bases: Any = (Estimated,) if trainer is base else (trainer, Estimated)
+    is_own = trainer.training_step is not base.training_step
+    step = trainer.training_step if is_own else Estimated.training_step
+
+    class Estimating(*bases):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             refuse(self, estimator)
@@ -71,7 +75,7 @@ def with_estimator(trainer: TrainerClass, estimator: Estimator) -> TrainerClass:
 
         def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
             before = self._steps.count
-            loss = super().training_step(*args, **kwargs)
+            loss = step(self, *args, **kwargs)
             if self._steps.count == before:
                 raise Unsupported(
                     f"{trainer.__name__}.training_step does not call super().training_step(...), which makes the "
