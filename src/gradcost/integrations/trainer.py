@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -151,8 +152,9 @@ class _Steps:
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
         prepared = trainer._prepare_inputs(inputs)
-        kind = type(prepared) if isinstance(prepared, Mapping) else None
-        batch = {"inputs": prepared if kind is None else dict(prepared), "kind": kind, "num_items_in_batch": items}
+        is_mapping = isinstance(prepared, Mapping)
+        kind = type(prepared) if isinstance(prepared, UserDict) else dict if is_mapping else None  # BatchEncoding
+        batch = {"inputs": dict(prepared) if is_mapping else prepared, "kind": kind, "num_items_in_batch": items}
         if self.training is not trainer.state:
             self.training = trainer.state
             self.estimates.begin()
@@ -186,7 +188,7 @@ class _Loss:
         assert trainer is not None
         kind, inputs = batch["kind"], batch["inputs"]
         with trainer.compute_loss_context_manager():
-            inputs = inputs if kind is None else kind(inputs)  # the type of the collator, such as BatchEncoding
+            inputs = inputs if kind is None else kind(inputs)
             return trainer.compute_loss(model, inputs, num_items_in_batch=batch["num_items_in_batch"])
 
 
