@@ -232,10 +232,10 @@ def _sizes(reproduction: Reproduction) -> Iterator[str]:
 
 
 def _constant_answer(reproduction: Reproduction) -> Iterator[str]:
-    """Yield a line on the accuracy of one answer to all examples of the test split, if its labels are classes."""
+    """Yield a line on the accuracy of one answer to all examples of the test split, if it is known."""
     share = majority(reproduction.task)
     if share is not None:
-        yield f"- The most frequent class of the test split, always given, has an accuracy of {percent(share)}."
+        yield f"- The most frequent answer of the test split, always given, has an accuracy of {percent(share)}."
 
 
 def _from_start_to_end(runs: Sequence[TrialRecord]) -> str:
