@@ -57,8 +57,8 @@ class BackwardPasses:
         self.leaves = objective.leaves
         self.parameters = {leaf.name: leaf.parameter for leaf in objective.leaves}
         self.use, self.skip = use, skip
-        self.averages = objective.structure.averages  # between processes, once all gradients are complete
-        self.parallel = objective.structure.parallel if self.averages else ()
+        # The modules that average between processes, once all gradients are complete.
+        self.parallel = objective.structure.parallel if objective.structure.averages else ()
         self.parts = objective.parts
         self.trained = {id(parameter) for parameter in self.parameters.values()}
         parameters = objective.model.parameters()
@@ -93,7 +93,7 @@ class BackwardPasses:
     def begin(self, number: int) -> None:
         """Let the backward pass of the last micro-batch, and no other, average the gradients between processes.
 
-        Before that, a micro-batch may have no backward pass, and the gradient of earlier ones may be divided anew.
+        Before that, a micro-batch may have no backward pass, and the gradient of earlier ones may be divided again.
 
         Args:
             number: that of the micro-batch whose forward pass is next.
@@ -143,13 +143,13 @@ class BackwardPasses:
             loss: a scalar with a graph; None for a micro-batch with weight 0.
             is_last: whether this is the last micro-batch.
         """
-        if loss is None and is_last and self.averages:  # the other processes wait for this one's backward pass
+        if loss is None and is_last and self.parallel:  # the other processes wait for this one's backward pass
             loss = torch.stack([(0 * parameter).sum() for parameter in self.parameters.values()]).sum()
         foreign, functions = ([], set[str]()) if loss is None else _graph(loss, self.trained)
         self.depends_on_others |= bool(foreign)
         if is_last:
             self.missing = set(self.parameters)
-            if not self.averages and not any("Checkpoint" in name for name in functions):
+            if not self.parallel and not any("Checkpoint" in name for name in functions):
                 self._pass_gradients_on(loss if functions else None)
         if loss is None:
             pass
@@ -169,10 +169,10 @@ class BackwardPasses:
         """Pass each gradient to `use` once autograd has completed it. loss: None without custom functions."""
         if loss is not None:
 
-            def begun(gradient: Tensor) -> None:
+            def note_task(gradient: Tensor) -> None:
                 self.task = torch._C._current_graph_task_id()  # pyright: ignore[reportAttributeAccessIssue]
 
-            loss.register_hook(begun)
+            loss.register_hook(note_task)
         for name, parameter in self.parameters.items():
 
             def finished(parameter: Tensor, name: str = name) -> None:

@@ -119,9 +119,8 @@ class Reverse(Estimator):
                 "DistributedDataParallel(static_graph=True) counts on a backward pass after every forward pass, and "
                 "an estimate also evaluates the loss without one. Use static_graph=False."
             )
-        if objective.structure.averages and any(
-            not m.require_backward_grad_sync for m in objective.structure.parallel
-        ):
+        structure = objective.structure
+        if structure.averages and not all(module.require_backward_grad_sync for module in structure.parallel):
             return (
                 "no_sync() of DistributedDataParallel is on, so the gradient of this batch would stay that of this "
                 "process. Leave it out: each estimate is averaged, and gradient.write(accumulate=True, scale=1 / k) "
@@ -138,7 +137,7 @@ class Reverse(Estimator):
 def _unequal_parts(objective: Objective) -> str:
     return (
         f"{objective.structure.sharded}, and the micro-batches of this process count different numbers of targets. "
-        "The gradients of earlier ones would be divided anew, and are averaged between the processes already. Use "
+        "The gradients of earlier ones would be divided again, and are averaged between the processes already. Use "
         "smaller batches without Accumulated."
     )
 

@@ -39,16 +39,16 @@ class Structure:
                 f"`{lazy[0]}` has no shape before its module's first forward: run the model on a batch, and "
                 "make the Objective after that."
             )
-        sharded = next((name for name, tensor in named if hasattr(tensor, "device_mesh")), None)
+        meshes = {name: tensor.device_mesh for name, tensor in named if hasattr(tensor, "device_mesh")}  # pyright: ignore
+        sharded = next(iter(meshes), None)
         # Says which parameter each process has a part of; None: there is none.
         self.sharded = sharded and f"`{sharded}` is sharded over processes (FSDP or a DTensor)"
         self.parallel = tuple(m for m in self.modules if isinstance(m, nn.parallel.DistributedDataParallel))
         # Whether a backward pass averages the gradients of several processes.
         self.averages = any(dist.get_world_size(module.process_group) > 1 for module in self.parallel)
-        meshes = dict.fromkeys(tensor.device_mesh for _, tensor in named if hasattr(tensor, "device_mesh"))  # pyright: ignore
         # The process groups in which a backward pass exchanges gradients.
         self.groups = [module.process_group for module in self.parallel] if self.averages else []
-        self.groups += [mesh.get_group(axis) for mesh in meshes for axis in range(mesh.ndim)]
+        self.groups += [mesh.get_group(axis) for mesh in dict.fromkeys(meshes.values()) for axis in range(mesh.ndim)]
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
         self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
