@@ -165,6 +165,7 @@ def test_every_control_works_without_an_error(found: dict[str, Any]):
     assert found["inputs"]
 
 
+@pytest.mark.slow
 def test_within_and_its_schedules_are_those_of_a_plan(chromium: str, folder: Path, tmp_path: Path):
     """With the default methods. The third budget is below all peaks of the whole batch, the last one below all."""
     options = (*FACTORY, "--optimizer", "SGD(0.1)")

@@ -127,7 +127,7 @@ def test_a_trial_that_hangs_ends_at_its_time_limit(tmp_path: Path, kind: str):
 def test_a_trial_that_saves_no_step_for_long_is_noticed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "HANGS_LEAST", 2.0)
     trial = Trial(Behaves(kind="sleep", pids=str(tmp_path / "pids")), "slow", backprop(), SGD(0.1), 2, "tune", 0)
-    work = Work("code", tmp_path, behaves.__file__, every=0.1, trial_timeout=8.0)
+    work = Work("code", tmp_path, behaves.__file__, every=0.1, trial_timeout=6.0)
     with pytest.warns(Note, match=r"of slow has saved no step for \d+ s, so it may hang.*--trial-timeout") as notes:
         (record,) = Local(1).perform([trial], work)
     assert len(notes) == 1
