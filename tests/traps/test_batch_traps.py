@@ -26,6 +26,8 @@ from gradcost.estimators.by_length import ByLength
 from gradcost.estimators.presets import backprop, checkpointed
 from gradcost.estimators.probing import Probing
 from gradcost.slopes.slope import CentralDifference, ForwardDifference, Jvp
+from gradcost.training.optimizers import SGD
+from gradcost.training.train_state import TrainState
 from vectors import flat
 
 KEY = Key(31)
@@ -368,6 +370,25 @@ def test_a_test_of_the_weights_disturbs_nothing_and_costs_nothing_later():
 
 
 # ---- transformers
+
+
+@pytest.mark.parametrize("inner", [backprop(), checkpointed(), Probing(CentralDifference(1e-3))], ids=repr)
+def test_no_check_needs_the_memory_of_more_than_the_micro_batches(inner: Any):
+    """Before, the first step and the examination at the eighth evaluation ran on the whole batch, and a test of the
+    weights kept the activations of half a micro-batch without recomputation."""
+    sizes: list[tuple[int, bool]] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        sizes.append((len(batch[0]), torch.is_grad_enabled()))
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    objective = Objective(nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)]), loss)
+    batch = torch.randn(64, 6), torch.randint(6, (64,))
+    training = TrainState(objective, Accumulated(inner, 8), SGD(1e-3))
+    for number in range(9):
+        training.step(batch, KEY.fold("step", number))
+    assert max(size for size, _ in sizes) == 16, "two micro-batches, without gradients"
+    assert {size for size, with_gradients in sizes if with_gradients} <= {1, 2, 8}
 
 
 def test_the_loss_of_a_causal_language_model_is_weighed_by_its_targets():

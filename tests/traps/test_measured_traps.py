@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import gradcost
 from gradcost import SGD, AdamW, Objective, Reverse, backprop, checkpointed, forecast, mezo
@@ -176,6 +177,91 @@ def test_workspaces_inside_kernels_are_bounded(make: Callable[[], nn.Module], es
     assert predicted.within_kernels == measured.memory.within_kernels
     if make is Convolving:
         assert f"up to {predicted.within_kernels:,} bytes more inside aten.convolution" in str(predicted)
+
+
+@pytest.mark.parametrize("kernel", [3, 25])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_workspaces_of_wide_kernels_are_bounded(channels: int, kernel: int):
+    layers = [nn.Conv1d(channels, 32, 9, padding=4), nn.ReLU(), nn.Conv1d(32, 16, kernel)]
+    objective, x = Objective(nn.Sequential(*layers), lambda m, b: m(b).square().mean()), torch.randn(4, channels, 128)
+    predicted = forecast(backprop(), objective, x, SGD(0.1))
+    measured = measure(TrainingStep(objective, x, backprop(), SGD(0.1)), Bytes(), Allocator())
+    assert measured.allocated is not None
+    states = 8 * 5056  # states of random generators, which the allocator counts too
+    assert measured.standing + measured.allocated.peak <= predicted.peak + predicted.within_kernels + states
+
+
+# ---- strides, storages and gradients of inputs
+
+
+class Folds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(F.fold(F.unfold(self.one(x), 4), (12, 12), 4))
+
+
+class NormalizesAlongTime(nn.Module):
+    """BatchNorm1d on a transposed view, as in PatchTST: the strides of its result decide whether a product copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = self.norm(x.flatten(0, 1).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        return x + F.gelu(self.linear(normal))
+
+
+class NormalizesPixels(nn.Module):
+    """LayerNorm over the channels of an image, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.linear = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(self.convolution(x).permute(0, 2, 3, 1)))
+
+
+SHAPES = {Folds: (4, 3, 12, 12), NormalizesAlongTime: (4, 3, 5, 16), NormalizesPixels: (4, 3, 9, 9)}
+
+
+@pytest.mark.parametrize("estimator", [backprop(), mezo()], ids=["backprop", "mezo"])
+@pytest.mark.parametrize("make", SHAPES)
+def test_results_have_the_strides_and_storages_of_real_kernels(make: Callable[[], nn.Module], estimator: Any):
+    x = torch.randn(SHAPES[make])  # type: ignore[index]
+    assert_forecast_is_measured(estimator, make, lambda m, b: m(b).square().mean(), x, SGD(0.1))
+
+
+class OwnCheckpoints(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=True)  # type: ignore[operator]
+        return x
+
+
+def test_an_input_that_requires_a_gradient_does_so_in_a_forecast():
+    """Before, blocks of a reentrant checkpoint had no gradient there: the forecast was a third of the peak."""
+    batch = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8)
+    assert_forecast_is_measured(backprop(), OwnCheckpoints, MEAN, batch, AdamW(1e-3))
+    assert batch[0].grad is None
+
+
+def test_a_loss_that_differentiates_by_its_batch_has_a_forecast():
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        slope = torch.autograd.grad(model(batch).sum(), batch, create_graph=True)[0]
+        return (slope - 1).square().mean()
+
+    make = lambda: nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))  # noqa: E731
+    for estimator in (backprop(), mezo()):
+        assert_forecast_is_measured(estimator, make, loss, torch.randn(5, 3, requires_grad=True), SGD(0.1))
 
 
 # ---- mixtures of experts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from gradcost.core.errors import BadInput, DoesNotFit, Unsupported
 from gradcost.core.notes import Note
 from gradcost.instruments import Bytes, measure
 from gradcost.planning.within import Within
+from leftovers import no_garbage_collector, tensors_alive
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -166,6 +168,19 @@ def budgets(name: str, count: int) -> list[int]:
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     assert f"and {gradients:,} are for gradients of a plain loop" in str(refused.value)
     return [least + (most + gradients - least) * i // max(count - 1, 1) for i in range(count)]
+
+
+def test_no_step_leaves_a_tensor_to_the_garbage_collector():
+    """Before, the checks of the first and the eighth forward pass left the inputs of all blocks and the batch."""
+    model, batch = made("normalised")
+    alive = []
+    with no_garbage_collector(), checkpoint(model, Blocks()):
+        for _ in range(9):
+            scalar(model(**batch)).backward()
+            model.zero_grad()
+            alive.append(tensors_alive())
+        gc.collect()
+        assert alive == [tensors_alive()] * 9
 
 
 def test_a_plain_loop_stays_within_the_budget():

@@ -105,6 +105,21 @@ def test_flops_of_products_are_counted_in_place_too():
     assert (counts.flops, counts.matmuls) == (2 * 2 * 3 * 5 * 7, 2)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(layer: Any, groups: int):
+    """torch counts the gradient of the weight of a convolution in groups as often as there are groups."""
+    model = layer(6, 12, 3, padding=1, groups=groups)
+    shape = (2, 6, 9, 7)[: 3 if layer is nn.Conv1d else 4]
+    x = torch.randn(shape, requires_grad=True)
+    forward = counted(lambda: model(x), model).flops
+    places = x[:, 0].numel()  # with this padding, as many before as after
+    assert forward == 2 * places * model.weight.numel()
+    assert counted(lambda: model(x).sum().backward(), model).flops == 3 * forward
+    x.requires_grad_(False)
+    assert counted(lambda: model(x).sum().backward(), model).flops == 2 * forward
+
+
 def test_every_byte_that_moves_and_every_module_that_computes_is_counted():
     model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU())
     x = torch.zeros(3, 5)

@@ -166,13 +166,17 @@ class AppliedPolicy:
 
 
 def _is_running(call: FrameType) -> bool:
-    for top in sys._current_frames().values():  # one per thread
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame is call:
-                return True
-            frame = frame.f_back
-    return False
+    tops = sys._current_frames()  # one per thread
+    try:
+        return any(frame is call for top in tops.values() for frame in _outwards(top))
+    finally:
+        tops.clear()  # the frame of this call is in it: a cycle, which would keep the tensors of all its callers
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 class _LossOfOutput:

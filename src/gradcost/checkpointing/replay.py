@@ -244,7 +244,7 @@ class _Check:
         if self._states is None:
             self._states = _states()
         before = [
-            (module, name, value, packed(value, _mark))
+            (module, name, value, packed(value, _Mark))
             for module in block.modules
             for name, value in (*vars(module).items(), *module._buffers.items())
             if name not in _MODULE_INTERNALS
@@ -285,6 +285,7 @@ class _Check:
                 changed |= self._changed_modules(with_statistics=set(module.modules()))
                 if self.is_last or not any(inner in changed for inner in module.modules()):
                     self.replay.reasons[module] = reason
+        self.regions.clear()  # they hold the inputs of the blocks, and refer to this check
         return found
 
     def _changed_modules(self, with_statistics: Collection[nn.Module] = ()) -> set[nn.Module]:
@@ -299,7 +300,7 @@ class _Check:
                 buffer = module._buffers.get(name)
                 current = vars(module).get(name, buffer)
                 known = self.replay.changing.setdefault(module, set())
-                if current is value and name not in known and not is_same_copy(copy, packed(value, _mark)):
+                if current is value and name not in known and not is_same_copy(copy, packed(value, _Mark)):
                     if buffer is value and version_of(value) != copy.version:
                         continue  # the version shows the change: `CallState` restores the buffer
                     if buffer is value and module not in with_statistics and not reads_buffers(module):
@@ -340,10 +341,6 @@ class _Mark:
         return isinstance(other, _Mark) and self._values == other._values
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _mark(tensor: Tensor) -> Any:
-    return _Mark(tensor)
 
 
 def _states() -> tuple[Any, Any]:

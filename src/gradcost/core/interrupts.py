@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import threading
@@ -201,7 +202,11 @@ def _suspended(frame: FrameType) -> Iterator[Any]:
     file = frame.f_code.co_filename
     if file != contextlib.__file__ and not file.startswith(TORCH_AND_GRADCOST):
         return
-    for value in list(frame.f_locals.values()):
+    found = frame.f_locals
+    values = list(found.values())
+    if isinstance(found, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        found.clear()  # Python 3.11 and 3.12: a copy that the frame keeps, and in it the exception that is handled
+    for value in values:
         if isinstance(value, contextlib._GeneratorContextManagerBase):
             yield vars(value).get("gen")
         elif isinstance(value, contextlib.closing):

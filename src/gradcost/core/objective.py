@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradcost.core.arguments import require_model_and_loss
 from gradcost.core.batching.given_batch import copied, name_in, put_back, watch
 from gradcost.core.batching.loss_weights import WeightedLoss, Weights, settled, weighted_sum
-from gradcost.core.batching.micro_batches import split
+from gradcost.core.batching.micro_batches import at_most, split
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.evaluation.first_use import can_check, findings
@@ -188,7 +188,7 @@ class Objective:
         earlier = found.pop(("purity", training), None) if known is not None else None
         isolations.pop((id(self.loss), training), None)
         if ("purity", training) not in found:
-            part = split(batch, self.parts)[0][1] if self.parts > 1 else batch
+            part = split(batch, at_most(self.parts, batch))[0][1]
 
             def evaluate(isolation: Isolation, batch: Any, at_end: Callable[[], None]) -> Tensor:
                 part_key = key.fold("part", 0)

@@ -221,6 +221,7 @@ class BackwardPasses:
             registered = parameter._post_accumulate_grad_hooks
             for key in [key for key, hook in (registered or {}).items() if hook in self.hooks]:
                 del registered[key]
+        self.hooks.clear()  # they refer to this object, and so would keep what `use` refers to
 
     def _restore_foreign(self) -> None:
         for tensor, grad in self.foreign:

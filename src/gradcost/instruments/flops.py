@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    conv_flop_count,
+    flop_registry,
+    mm_flop,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from gradcost.core import memory_events
 from gradcost.core.fake import DEVICE
@@ -25,6 +31,15 @@ _ATEN = torch.ops.aten
 _MATMULS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm, _ATEN.baddbmm_}
 # Operators that read only some elements of their first argument: those that they return.
 _GATHER = {_ATEN.embedding, _ATEN.index_select, _ATEN.gather, _ATEN.index}
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **_: Any) -> int:
+    """Return the FLOPs of the gradients of input and weight: each costs as much as the convolution.
+
+    torch counts the weight gradient of a convolution in groups as often as there are groups.
+    """
+    transposed, mask = more[4], more[7]
+    return sum(mask[:2]) * conv_flop_count(x.shape, weight.shape, grad.shape, transposed)
 
 
 def _rnn(x: Any, w0: Any, w1: Any, *_: Any, **__: Any) -> int:
@@ -72,6 +87,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _ATEN.addr: lambda c, x, y, **_: 2 * x.shape[0] * y.shape[0],
     **{getattr(_ATEN, f"_scaled_dot_product_{kernel}"): _attention for kernel in _ATTENTION},
     **{getattr(_ATEN, f"_scaled_dot_product_{kernel}_backward"): _attention_backward for kernel in _ATTENTION},
+    _ATEN.convolution_backward: _convolution_backward,
     _ATEN._grouped_mm: _grouped_mm,
     _ATEN.mkldnn_rnn_layer: _rnn,
     _ATEN.mkldnn_rnn_layer_backward: lambda *a, **k: 2 * _rnn(*a, **k),
@@ -81,12 +97,12 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 # Names of operators that count as element-wise although torch does not tag them so (normalisation, losses, ...).
 _ELEMENTWISE = re.compile(
     "norm|softmax|_loss|cross_entropy|pool|sum|mean|var|std|amax|amin|max|min|gelu|threshold|dropout|"
-    "prod|logsumexp|glu|floor_divide|histc|bincount"
+    "prod|logsumexp|glu|floor_divide|histc|bincount|elu|softplus|hardswish|hardtanh|upsample|col2im"
 )
 # Names of operators that move or create numbers without arithmetic.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
-    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|random|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
+    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|rand|im2col|as_strided|transpose|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
     "flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
     "sparse_coo|coalesce|_indices|_values|_nnz|is_same_size|_has_same_storage_numel|_unsafe_view|unsafe_split|equal|_reshape_alias"
 )

@@ -30,8 +30,8 @@ class Workspace(NamedTuple):
 def workspace_bound(func: Any, args: Any, out: Any) -> int:
     """Return an upper bound of the bytes of an operator's workspace on a CPU; 0 for an operator without one.
 
-    - Convolutions: oneDNN copies input, weight and output into blocked layouts, also in float32 for lower precisions.
-      For other types torch unfolds the input.
+    - Convolutions: oneDNN copies input, weight and output into blocked layouts, also in float32 for lower precisions,
+      and each thread unfolds the input of one example. For other types torch unfolds the whole input.
     - Recurrent layers (LSTM): gates and states of all steps, and copies of the weights.
     - Matrix products in bfloat16 and float16: a copy of the arguments and the result.
 
@@ -55,12 +55,12 @@ def workspace_bound(func: Any, args: Any, out: Any) -> int:
 
 
 def _convolution(x: Tensor, weight: Tensor, y: Tensor) -> int:
+    positions = max(math.prod(x.shape[2:]), math.prod(y.shape[2:]))
+    unfolded = positions * max(x.shape[1], y.shape[1]) * math.prod(weight.shape[2:])  # of one example
     if x.dtype in _REDUCED or x.dtype == torch.float32:
-        return 4 * 2 * (_padded(x, 1) + _padded(y, 1) + _padded(weight, 0, 1)) + _PACKED
-    positions = max(x.shape[0] * math.prod(x.shape[2:]), y.shape[0] * math.prod(y.shape[2:]))
-    return x.itemsize * (
-        positions * max(x.shape[1], y.shape[1]) * math.prod(weight.shape[2:]) + x.numel() + y.numel()
-    )
+        blocked = _padded(x, 1) + _padded(y, 1) + _padded(weight, 0, 1)
+        return 4 * (2 * blocked + torch.get_num_threads() * (unfolded + weight.numel())) + _PACKED
+    return x.itemsize * (x.shape[0] * unfolded + x.numel() + y.numel())
 
 
 def _padded(tensor: Tensor, *axes: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -68,6 +68,12 @@ class _Kernels(TorchDispatchMode):
         out = func(*args, **kwargs)
         if packet in _FACTORIES:
             return self._with_values(func, args, kwargs, out)
+        if packet in _LAYOUTS:
+            return _with_layout(out, _LAYOUTS[packet](*args))
+        if packet in _RESIZED:
+            # The real kernel makes a tensor as large as its argument, and changes the shape.
+            elements = max(args[0].numel(), out.numel())
+            return torch.empty(elements, dtype=out.dtype, device=out.device).as_strided(out.shape, out.stride())
         if packet in _UNREDUCED and out.ndim == 0:
             # The real kernel writes all errors into a storage, reduces them, and returns a scalar of that storage.
             errors = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
@@ -94,9 +100,61 @@ class _Kernels(TorchDispatchMode):
 _ATEN = torch.ops.aten
 _FACTORIES = {_ATEN.arange, _ATEN.full, _ATEN.ones, _ATEN.zeros, _ATEN.eye, _ATEN.scalar_tensor}
 _UNREDUCED = {_ATEN.mse_loss, _ATEN.smooth_l1_loss, _ATEN.binary_cross_entropy, _ATEN.soft_margin_loss}
+_RESIZED = {_ATEN.col2im, _ATEN.im2col}
 _SUMS = {_ATEN.add, _ATEN.add_, _ATEN.sub}
 _BAGS = {_ATEN._embedding_bag, _ATEN._embedding_bag_forward_only}
 _GROUPED_TYPES = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def _format_of(tensor: Tensor) -> Tensor:
+    """Return a tensor of this shape in channels_last if this one is, otherwise a contiguous one."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.ndim)
+    is_last = last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
+    return torch.empty_like(tensor, memory_format=last if is_last else torch.contiguous_format)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+# Operators whose fake result has other strides than the real one: a tensor with the strides of the (first) result.
+_LAYOUTS: dict[Any, Callable[..., Tensor]] = {
+    **{
+        packet: lambda x, *_: _format_of(x)
+        for packet in (_ATEN.native_batch_norm, _ATEN.roll, _ATEN.channel_shuffle, _ATEN.max_unpool2d)
+    },
+    _ATEN.rrelu_with_noise: lambda x, *_: _contiguous(x),
+    **{
+        packet: lambda grad, x, *_: _format_of(x)
+        for packet in (
+            _ATEN.native_batch_norm_backward,
+            _ATEN.reflection_pad2d_backward,
+            _ATEN.replication_pad2d_backward,
+        )
+    },
+    **{
+        packet: lambda grad, x, *_: _contiguous(x)
+        for packet in (
+            _ATEN.native_layer_norm_backward,
+            _ATEN.mse_loss_backward,
+            _ATEN.smooth_l1_loss_backward,
+            _ATEN.huber_loss_backward,
+        )
+    },
+    _ATEN.elu_backward: lambda grad, *rest: torch.mul(grad, rest[-1]),
+    _ATEN.softplus_backward: lambda grad, x, *_: torch.mul(grad, x),
+    _ATEN.hardswish_backward: torch.mul,
+}
+
+
+def _with_layout(out: Any, like: Tensor) -> Any:
+    """Return a result whose tensor, or first tensor, has the strides of `like`; the result itself if it has them."""
+    first = out if isinstance(out, Tensor) else out[0]
+    if first is None or first.shape != like.shape or first.stride() == like.stride():
+        return out
+    first = torch.empty_strided(first.shape, like.stride(), dtype=first.dtype, device=first.device)
+    return first if isinstance(out, Tensor) else (first, *out[1:])
 
 
 def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Tensor:

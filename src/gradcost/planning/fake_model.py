@@ -99,6 +99,8 @@ class _Fakes:
             fake = self._fake(tensor)
             if isinstance(tensor, nn.Parameter):
                 fake = nn.Parameter(fake, requires_grad=id(tensor) in trained)
+            elif tensor.requires_grad and tensor.is_leaf:
+                fake = fake.detach().requires_grad_()  # an input that the loss differentiates
             self._known[id(tensor)] = fake
         return self._known[id(tensor)]
 

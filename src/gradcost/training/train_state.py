@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcost.core.batching.micro_batches import at_most
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.next_state import NextState, moving, next_state
 from gradcost.core.evaluation.one_at_a_time import one_at_a_time
@@ -19,6 +20,7 @@ from gradcost.core.pytree import tensors
 from gradcost.estimators.estimator import Estimate, Estimator, State
 from gradcost.estimators.gradient import Streamed
 from gradcost.estimators.probing import replayed
+from gradcost.estimators.structure import micro_batches
 from gradcost.training.leafwise import Leafwise
 from gradcost.training.optimizers import Optimizer
 from gradcost.training.step_log import LogWriter
@@ -42,6 +44,7 @@ class TrainState:
         self.training = {name: repr(part) for name, part in parts.items() if " at 0x" not in repr(part)}
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
+        self.micro_batches = micro_batches(estimator)
         self.taken = 0  # steps so far
         self.log: LogWriter | None = None
         # A hash of each frozen parameter at the start (`checkpoint.frozen`): training checkpoints omit these values.
@@ -54,7 +57,7 @@ class TrainState:
         - Each parameter moves and its gradient is freed before the next parameter's gradient is computed.
         - An estimate changes no buffer. If a forward pass of the model changes buffers or attributes, one extra
           forward pass at the weights before the step computes them. The first step detects whether it does,
-          with one or two further forward passes.
+          with one or two further forward passes on the first micro-batch.
         - If the loss or a slope is not finite, nothing changes but the number of steps, and a `Note` is issued.
 
         Args:
@@ -99,7 +102,7 @@ class TrainState:
 
     def _next_state(self, batch: Any, key: Key) -> NextState | None:
         """Return the buffers and attributes after this step; None if a forward pass changes none."""
-        known = moving(self.objective, batch, key)
+        known = moving(self.objective.in_micro_batches(at_most(self.micro_batches, batch)), batch, key)
         return next_state(self.objective, batch, key, known) if known else None
 
     def state_dict(self) -> dict[str, Any]:

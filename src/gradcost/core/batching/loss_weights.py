@@ -289,7 +289,8 @@ def _test(
     for pair in pairs:
         remaining = passing(remaining, evaluate, batch, [rows[part] for part in sorted(pair)], objective.model)
     remaining = [one for one in remaining if one in (rule.candidates or remaining)] or remaining
-    groups = small[0], [*itertools.chain(*small)]
+    # As few as possible, because the blocks of a `Reverse` are not recomputed here.
+    groups = (small[0], [*itertools.chain(*small)] if len(small[0]) > 1 else [*first[:1], *last[:1]])
     with_graphs = [evaluate(selected(batch, group), 0, gradients=True) for group in groups]
     kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
     if kink is not None:

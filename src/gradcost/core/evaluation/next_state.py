@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradcost.core.batching.micro_batches import split
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.gradient_mode import evaluated
 from gradcost.core.evaluation.mutable_state import SCALARS, Named, is_generator, tensors_in
@@ -89,14 +90,14 @@ def moving(objective: Any, batch: Any, key: Key) -> Moving:
 
     Args:
         objective: the Objective.
-        batch: any pytree; passed to the loss without a split into micro-batches.
+        batch: any pytree. The first micro-batch is passed to the loss.
         key: seeds the random layers.
     """
     objective.prepare(batch, key)
     results = objective.structure.moving
     identity = id(objective.loss), tuple([module.training for module in objective.modules])
     if identity not in results:
-        results[identity] = _isolated(objective, batch, key, _find_moving)
+        results[identity] = _isolated(objective, split(batch, objective.parts)[0][1], key, _find_moving)
     return results[identity]
 
 
@@ -160,7 +161,7 @@ def next_state(objective: Any, batch: Any, key: Key, known: Moving) -> NextState
 
     Args:
         objective: the Objective.
-        batch: as in `moving`.
+        batch: any pytree; passed to the loss without a split into micro-batches.
         key: seeds the random layers.
         known: what `moving` returned.
     """

@@ -227,10 +227,11 @@ def _examine(
     inside.restore()
     if first_batch is batch:
         before.restore()
+    del before  # a copy of the batch
     changed = outside.changed()
 
     def again() -> Tensor:
-        batch_again = copied(batch) if first_batch is not batch or purity.writes_batch else batch
+        batch_again = copied(batch) if purity.writes_batch else first_batch
         with watched:  # under a function mode, nn.TransformerEncoder leaves out its fast path, as in training
             return evaluate(isolation, batch_again, lambda: None)
 
