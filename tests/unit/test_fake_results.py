@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy, embedding
@@ -88,3 +89,67 @@ def test_a_call_is_computed_once(monkeypatch: pytest.MonkeyPatch):
             described(CALLS[name])
         for operator in ("mm", "nll_loss_forward", "nll_loss_backward", "embedding", "embedding_dense_backward"):
             assert computed.count(f"aten.{operator}.default") == expected, operator
+
+
+ROWS = torch.Size((4, 6, 5))
+IMAGES = torch.Size((2, 6, 8, 8))
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "mse": lambda x: F.mse_loss(x, torch.zeros_like(x)),
+    "smooth l1": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x)),
+    "huber": lambda x: F.huber_loss(x, torch.zeros_like(x)),
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "hardswish": F.hardswish,
+    "rrelu": lambda x: F.rrelu(x, training=True),
+}
+IMAGE_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch norm": LAYOUTS["batch norm"],
+    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "replication": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "roll": lambda x: x.roll((1, 1), (2, 3)),
+    "channel shuffle": lambda x: torch.channel_shuffle(x, 2),
+    "unfold": lambda x: F.unfold(x, 3),
+    "unfold far apart": lambda x: F.unfold(x, 2, stride=6),
+    "fold": lambda x: F.fold(F.unfold(x, 3), (8, 8), 3),
+}
+
+
+def layouts(call: Callable[[Tensor], Tensor], x: Tensor) -> list[Any]:
+    """Strides and bytes of the storage of a result and of the gradient of its square."""
+    x = x.requires_grad_()
+    out = call(x)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    return [(t.shape, t.stride(), t.untyped_storage().nbytes()) for t in (out, gradient)]
+
+
+def in_layout(shape: torch.Size, layout: str) -> Tensor:
+    if layout == "channels last":
+        return torch.empty(shape).to(memory_format=torch.channels_last)
+    if layout == "permuted":
+        return torch.empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return torch.empty((*shape[:-2], shape[-1], shape[-2])).transpose(-1, -2) if layout else torch.empty(shape)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "layout"),
+    [
+        *(
+            pytest.param(LAYOUTS[name], ROWS, kind, id=f"{name} {kind}")
+            for name in LAYOUTS
+            for kind in ("", "transposed")
+        ),
+        *(
+            pytest.param(IMAGE_LAYOUTS[name], IMAGES, kind, id=f"{name} of images {kind}")
+            for name in IMAGE_LAYOUTS
+            for kind in ("", "transposed", "permuted", "channels last")
+        ),
+    ],
+)
+def test_results_have_the_strides_and_storages_of_real_ones(
+    call: Callable[[Tensor], Tensor], shape: torch.Size, layout: str
+):
+    real = layouts(call, in_layout(shape, layout).zero_())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, kernels_simulated(mode):
+        assert layouts(call, in_layout(shape, layout)) == real

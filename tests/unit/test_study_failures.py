@@ -88,7 +88,8 @@ def test_a_killed_worker_is_a_failed_record_and_its_trial_goes_on_from_its_check
 
 def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tmp_path: Path):
     (tmp_path / "small.py").write_text(OWN.format(steps=100_000, trials=1))
-    first = subprocess.Popen(command(tmp_path, "-j", "1", "-o", "one"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    run = command(tmp_path, "-j", "1", "-o", "one")
+    first = subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: (tmp_path / "one" / "study.json").exists())
         second = call_inside(tmp_path, "-o", "one")

@@ -23,6 +23,7 @@ from gradcost.core.evaluation.generator_states import (
 from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import undoing
 from gradcost.core.key import Key
+from gradcost.core.notes import warn_once
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
       that share memory also share memory inside the context.
     - The cache of `torch.nn.utils.parametrize.cached` is empty at the start of the context, and restored afterwards.
     - The `gradient_checkpointing` flag of transformers models is False inside the context, because the estimator
-      decides which activations are saved.
+      decides which activations are saved. A `Note` says so.
     """
     originals: list[tuple[nn.Module, dict[str, Any]]] = []
     clones: dict[int, Tensor] = {}
@@ -144,6 +145,7 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
             attributes = original.copy()
             if attributes.get("gradient_checkpointing") is True:
                 attributes["gradient_checkpointing"] = False
+                warn_once(modules[0], "own checkpointing off", _OWN_CHECKPOINTING.format(type(modules[0]).__name__))
             if attributes.get("_buffers"):
                 copies = {name: _clone(b, clones) for name, b in attributes["_buffers"].items()}
                 if has_views:
@@ -156,6 +158,12 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
             originals.append((module, original))
             object.__setattr__(module, "__dict__", attributes)
         yield
+
+
+_OWN_CHECKPOINTING = (
+    "gradient checkpointing is on in this {}, and off inside an estimate: the estimator decides which activations "
+    "are saved. Use checkpointed() to recompute the blocks."
+)
 
 
 def _clone(buffer: Tensor | None, clones: dict[int, Tensor]) -> Tensor | None:
