@@ -205,9 +205,7 @@ def allocated_peak(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize("estimator", [checkpointed(), Accumulated(checkpointed(), 4), mezo()], ids=repr)
 def test_checks_fit_a_steps_memory_and_two_copies_of_the_batch(estimator: Any):
     """They run at the first use and at the 8th. Before, a step with one needed up to 1.7 times the forecast."""
-    blocks = [
-        nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32)) for _ in range(12)
-    ]
+    blocks = [nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32)) for _ in range(12)]
     objective = Objective(nn.Sequential(nn.Linear(16, 32), *blocks, nn.Linear(32, 10)), CLASSES)
     batch = torch.randn(2048, 16), torch.randint(10, (2048,))
     given = sum(tensor.nbytes for tensor in (*objective.model.parameters(), *batch))

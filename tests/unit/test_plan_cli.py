@@ -268,7 +268,10 @@ OWN = ("--model", "mine.py:own", "--data", "mine.py:tokens")
             "neither a dictionary nor (x, y)",
         ),
         (("--model", "mine.py:make", "--data", "mine.py:two"), "is called with the batch size alone"),
-        (("--model", "mine.py:Depends", "--data", "mine.py:batch"), "reads values of a tensor"),
+        (
+            ("--model", "mine.py:Depends", "--data", "mine.py:batch"),
+            "`return y if y.sum() > 0 else -y` (mine.py, line ",
+        ),
         ((*FACTORY, "--lora", "2"), "--lora is for models of transformers"),
         ((*FACTORY, "--dtype", "float23"), "Did you mean float"),
         ((*FACTORY, "--device", "tpu"), "for cpu or cuda"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief, first_line
 from gradcost.core.fake import is_fake
+from gradcost.core.interrupts import TORCH_AND_GRADCOST
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
@@ -45,7 +48,7 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
     except _NEEDS_VALUES as error:
         raise Unsupported(
             f"{_place(objective.model, error)} reads values of a tensor, which a forecast does not have: "
-            f"{first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
+            f"{_line(error) or first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
         ) from error
     except Exception as error:
         all_tensors = (*objective.model.parameters(), *objective.model.buffers(), *tensors(batch))
@@ -72,6 +75,13 @@ def _place(model: nn.Module, error: BaseException) -> str:
         innermost = names.get(id(owner), innermost) if isinstance(owner, nn.Module) else innermost
         frame = frame.tb_next
     return f"{innermost} of {type(model).__name__}" if innermost else type(model).__name__
+
+
+def _line(error: BaseException) -> str:
+    """Return the last line outside of torch and gradcost that an error has passed; "" if there is none."""
+    passed = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in passed if not os.path.abspath(frame.filename).startswith(TORCH_AND_GRADCOST)]
+    return f"`{lines[-1].line}` ({os.path.basename(lines[-1].filename)}, line {lines[-1].lineno})" if lines else ""
 
 
 def _advice(model: nn.Module) -> str:
