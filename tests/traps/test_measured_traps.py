@@ -289,6 +289,22 @@ def test_a_loss_that_differentiates_by_its_batch_has_a_forecast():
         assert_forecast_is_measured(estimator, make, loss, torch.randn(5, 3, requires_grad=True), SGD(0.1))
 
 
+def ctc(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of speech models: the lengths are tensors, and the longest target decides what is saved."""
+    x, targets, lengths = batch
+    steps = torch.full((len(lengths),), x.shape[1])
+    return F.ctc_loss(model(x).log_softmax(-1).transpose(0, 1), targets, steps, lengths)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_connectionist_temporal_classification(flat: bool):
+    lengths = torch.tensor([3, 5, 2])
+    targets = torch.randint(1, 7, (10,) if flat else (3, 6))
+    batch = torch.randn(3, 40, 8), targets, lengths
+    for estimator in (backprop(), mezo()):
+        assert_forecast_is_measured(estimator, lambda: nn.Linear(8, 7), ctc, batch, SGD(0.1))
+
+
 # ---- mixtures of experts
 
 

@@ -33,6 +33,7 @@ def workspace_bound(func: Any, args: Any, out: Any) -> int:
     - Convolutions: oneDNN copies input, weight and output into blocked layouts, also in float32 for lower precisions,
       and each thread unfolds the input of one example. For other types torch unfolds the whole input.
     - Recurrent layers (LSTM): gates and states of all steps, and copies of the weights.
+    - The backward pass of `ctc_loss`: as many probabilities as the forward pass has saved.
     - Matrix products in bfloat16 and float16: a copy of the arguments and the result.
 
     Args:
@@ -49,6 +50,8 @@ def workspace_bound(func: Any, args: Any, out: Any) -> int:
         x, weight = args[0], args[2]
         per_step = 16 * max(x.shape[2], weight.shape[1])  # gates and states, with their gradients
         return 4 * (x.shape[0] * x.shape[1] * per_step + 2 * (args[1].numel() + weight.numel())) + _PACKED
+    if packet is _ATEN._ctc_loss_backward:
+        return args[6].nbytes
     if packet in _PRODUCTS and out.dtype in _REDUCED:
         return sum(tensor.nbytes for tensor in tensors((args, out))) + _PACKED
     return 0

@@ -63,6 +63,8 @@ class _Kernels(TorchDispatchMode):
         packet = func.overloadpacket
         if packet is _ATEN._grouped_mm and args[0].dtype in _GROUPED_TYPES:
             return _grouped_mm(*args, **kwargs)
+        if packet is _ATEN._ctc_loss:
+            return _ctc_loss(func, *args)
         if packet is _ATEN.add_ and all(map(_is_sparse, args[:2])):
             return _ATEN.copy_sparse_to_sparse_(args[0], _with_entries(func, args, args[0]))  # accumulates a gradient
         out = func(*args, **kwargs)
@@ -166,6 +168,17 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dt
     padded = -(-columns * dtype.itemsize // 16) * 16 // dtype.itemsize
     strides = (padded, 1) if len(rows) == 1 else (rows[1] * padded, padded, 1)
     return torch.empty_strided((*rows, columns), strides, dtype=dtype, device=a.device)
+
+
+def _ctc_loss(func: Any, log_probs: Tensor, targets: Tensor, of_inputs: Any, of_targets: Any, *_: Any) -> Any:
+    """Return the losses of a batch, and what the backward pass needs. It depends on the length of the longest target."""
+    lengths = known(of_targets) if isinstance(of_targets, Tensor) else of_targets
+    if lengths is None:
+        raise DynamicOutputShapeException(func)
+    with no_dispatch():
+        longest = max(map(int, lengths))
+    steps, examples = log_probs.shape[:2]
+    return log_probs.new_empty(examples), log_probs.new_empty(examples, steps, 2 * longest + 1)
 
 
 def _is_sparse(value: Any) -> bool:
