@@ -197,7 +197,7 @@ def allocated_peak(work: Callable[[], object]) -> int:
     """The peak of the bytes that the allocator gives out, read without a dispatch mode, which would stop checks."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()) if event.name() == "[memory]"]
     return max(accumulate(changes, initial=0))
 

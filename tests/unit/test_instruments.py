@@ -107,7 +107,7 @@ def test_flops_of_products_are_counted_in_place_too():
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("layer", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
-def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(layer: type[nn.Module], groups: int):
+def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(layer: Callable[..., Any], groups: int):
     """torch counts the gradient of the weight of a convolution in groups as often as there are groups."""
     model = layer(6, 12, 3, padding=1, groups=groups)
     shape = (2, 6, 9, 7)[: 3 if layer is nn.Conv1d else 4]
