@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradcost.core.errors import BadInput
 from gradcost.core.key import Key
 
 seeds = st.integers(0, 2**64 - 1)
@@ -33,6 +35,15 @@ def test_the_same_fold_is_the_same_key_and_a_valid_one(seed: int, name: str, ind
 def test_another_fold_is_another_key(seed: int, name: str, index: int, other_seed: int, other_name: str, other: int):
     same = (seed, name, index) == (other_seed, other_name, other)
     assert (Key(seed).fold(name, index) == Key(other_seed).fold(other_name, other)) == same
+
+
+def test_a_whole_number_of_any_type_is_that_number_and_no_other_is_taken():
+    """Before, 3.0 was silently another key than 3."""
+    for index in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert Key(0).fold("step", index) == Key(0).fold("step", 3)  # type: ignore[arg-type]
+    for index in (3.0, np.float32(3), "3"):
+        with pytest.raises(BadInput, match="the index of a key is a whole number"):
+            Key(0).fold("step", index)  # type: ignore[arg-type]
 
 
 def test_the_order_of_folds_matters():

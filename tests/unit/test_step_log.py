@@ -222,6 +222,17 @@ def test_what_a_log_cannot_rebuild_is_refused(tmp_path: Path):
         next(train(WithBuffers(), mezo(1e-3), SGD(0.01), KEY, 2, log=log))
 
 
+def test_an_audit_that_a_kill_has_prevented_is_written_later(tmp_path: Path):
+    path = tmp_path / "log"
+    run(mezo(1e-3), SGD(0.01), 8, path, audit_every=4)
+    size = path.stat().st_size
+    run(mezo(1e-3), SGD(0.01), 8, path, audit_every=4)
+    assert path.stat().st_size == size
+    os.truncate(path, size - 3)  # in the record of the last audit
+    run(mezo(1e-3), SGD(0.01), 13, path, audit_every=4)
+    assert sorted(read_log(path).audits) == [0, 4, 8, 12]
+
+
 TRAINS = """
 import sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from hashlib import blake2b
 
 from gradcost.core.errors import BadInput
@@ -35,6 +36,11 @@ class Key:
             index: distinguishes derived keys that have the same name.
         Returns:
             A key unrelated to this key and to all other keys derived from this key.
+        Raises:
+            BadInput: the index is no whole number, such as 3.0.
         """
-        message = f"{self.seed}/{name}/{index}".encode()
+        try:
+            message = f"{self.seed}/{name}/{operator.index(index)}".encode()
+        except TypeError:
+            raise BadInput(f"the index of a key is a whole number, not {index!r}.") from None
         return Key(int.from_bytes(blake2b(message, digest_size=8).digest(), "little"))

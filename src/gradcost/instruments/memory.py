@@ -151,6 +151,7 @@ class MemoryTracker(TorchDispatchMode):
         self.modules = ModuleTracker(model)
         self._model = model
         self._storages: dict[int, _Storage | None] = {}  # by address; None: from before tracking, not counted
+        self._references: dict[int, Any] = {}  # `weakref.finalize` would keep this tracker, and with it the model
         self._events: list[tuple[_Storage, int]] = []
         self._requests: list[int] = []  # of each event: the bytes of the storage after it, not rounded
         self._origins: dict[int, tuple[str, str]] = {}  # index of an event -> operator and module
@@ -277,7 +278,7 @@ class MemoryTracker(TorchDispatchMode):
 
     def _add(self, untyped: torch.UntypedStorage, storage: _Storage | None) -> None:
         if untyped._cdata not in self._storages:
-            weakref.finalize(untyped, self._free, untyped._cdata)
+            self._references[untyped._cdata] = weakref.ref(untyped, partial(self._free, untyped._cdata))
             self._storages[untyped._cdata] = storage
 
     def _follow(self, untyped: torch.UntypedStorage, operator: str) -> _Storage:
@@ -294,7 +295,8 @@ class MemoryTracker(TorchDispatchMode):
             storage.size = size
         return storage
 
-    def _free(self, address: int) -> None:
+    def _free(self, address: int, reference: Any) -> None:
+        self._references.pop(address, None)
         storage = self._storages.pop(address, None)
         if storage is not None:
             self._events.append((storage, -storage.size))

@@ -250,7 +250,7 @@ def _stage(block: Block, call: _Call, rounding: int) -> Stage:
     def record_flops(tensor: Tensor) -> Tensor:
         nonlocal flops_at_last_save
         flops_at_last_save = counter.counts.flops
-        return tensor
+        return tensor.detach()  # saving the tensor itself would keep its graph in memory: a reference cycle
 
     with torch.enable_grad():
         with counter.followed(), saved_tensors_hooks(record_flops, lambda tensor: tensor):

@@ -171,7 +171,7 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dt
 
 
 def _ctc_loss(func: Any, log_probs: Tensor, targets: Tensor, of_inputs: Any, of_targets: Any, *_: Any) -> Any:
-    """Return the losses of a batch, and what the backward pass needs. It depends on the length of the longest target."""
+    """Return the losses of a batch, and what the backward pass needs: it depends on the longest target."""
     lengths = known(of_targets) if isinstance(of_targets, Tensor) else of_targets
     if lengths is None:
         raise DynamicOutputShapeException(func)

@@ -80,7 +80,9 @@ class FakeResults:
             out = compute(func, args, kwargs)
             # An operator that changes the shape of its argument has to run.
             results = None if torch.Tag.inplace_view in func.tags else _results(out, inputs, unread)
-            if results is not None and len(_known) < _MOST:
+            if results is not None:
+                if len(_known) >= _MOST:
+                    _known.clear()
                 _known[key] = results
             return out
         if isinstance(known, _Result):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gradcost.checkpointing.optimal import frontier
@@ -19,6 +17,7 @@ from gradcost.checkpointing.schedule_cost import Point, peak, recomputed
 from gradcost.checkpointing.schedules import Items, schedule_length, uniform
 from gradcost.core.blocks import find_blocks
 from gradcost.core.errors import BadInput, DoesNotFit, GradcostError, Unsupported
+from gradcost.core.evaluation.first_use import findings
 from gradcost.core.fake import is_fake
 from gradcost.core.notes import warn_once
 from gradcost.core.objective import Objective, loss_errors
@@ -34,6 +33,7 @@ from gradcost.planning.refusals import simulation_errors
 from gradcost.planning.schedule_search import fewer_flops, lower_peak
 from gradcost.training.optimizers import Optimizer
 
+_MOST_SHAPES = 1000  # of batches; bounds the memory if each step has another one
 _MARGIN = 8  # estimated peaks of a chain, less the base, are right to one part in 8
 
 
@@ -147,9 +147,11 @@ class MemoryTradeoff:
             raise Unsupported(f"no repeated blocks were found in {type(objective.model).__name__}: use Everything().")
         self._step = objective, batch, optimizer, device
         self._by_depth = ByDepth(objective, optimizer, device) if by_depth is None else by_depth
-        cache = _cache.setdefault(objective.model, {})
+        cache = findings(objective.model, objective.loss).setdefault(("schedules", objective.model.training), {})
         cache_key = (*_shapes(objective, batch), optimizer, device_type(objective, device))
         if cache_key not in cache:
+            if len(cache) >= _MOST_SHAPES:
+                cache.clear()
             cache[cache_key] = _Known(*self._best_schedules())
         self._known = cache[cache_key]
         self.points, self.figures = self._known.points, self._known.figures
@@ -286,7 +288,7 @@ def last_that_fits(estimates: Sequence[int], peak: Callable[[int], int], budget:
 
 @dataclass
 class _Known:
-    """The cached profile, schedules and simulations of one entry of `_cache`."""
+    """The profile, schedules and simulations of a model and a loss, for one shape of the batch and one optimizer."""
 
     figures: Profile
     points: list[Point]
@@ -294,12 +296,7 @@ class _Known:
     least: Point | None = None
 
 
-# Keys: the model, then (loss, shapes, training modes, optimizer, device).
-_cache: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]
-_cache = weakref.WeakKeyDictionary()
-
-
 def _shapes(objective: Objective, batch: Any) -> tuple[Any, ...]:
     modes = tuple(module.training for module in objective.modules)
     trained = tuple((leaf.name, leaf.parameter.dtype) for leaf in objective.leaves)
-    return objective.loss, objective.parts, tuple((leaf.shape, leaf.dtype) for leaf in tensors(batch)), modes, trained
+    return objective.parts, tuple((leaf.shape, leaf.dtype) for leaf in tensors(batch)), modes, trained

@@ -110,6 +110,8 @@ def catch_up(writer: LogWriter, leafwise: Leafwise, estimator: Estimator, taken:
     for step in logged.steps[taken:]:
         apply(path, logged, step, objective, leafwise, _directions_of(path, estimator, step.directions))
     leafwise.rate = None
+    if count not in logged.audits:
+        writer.moved(count)  # the process may have been killed before it wrote the audit of its last step
     return count
 
 

@@ -23,9 +23,11 @@ from torch import nn
 
 from gradcost.core.fake import is_fake
 
+# Of each module of a model: a reference (an id may be that of a module that was freed), its type, number of hooks.
+_Structure = list[tuple[weakref.ref[nn.Module], type[nn.Module], int]]
 Findings = dict[tuple[str, bool], Any]  # (purpose, train/eval flag) -> result of a check
 _findings: WeakKeyDictionary[nn.Module, dict[Any, dict[Any, Findings]]] = WeakKeyDictionary()  # by code, by numbers
-_structures: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # a hash of each model's modules
+_structures: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
 _MAX_LOSSES = 1000  # per model, and sets of numbers per loss; bounds the memory if each step makes a new one
 _MAX_ITEMS = 16  # of a tuple or dictionary that is read
 
@@ -53,11 +55,16 @@ def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
         model: the model.
         modules: its modules.
     """
-    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
-    structure = hash((tuple(map(id, modules)), tuple(map(type, modules)), tuple(hooks)))
+    structure = [(weakref.ref(module), type(module), _hooks(module)) for module in modules]
     if _structures.setdefault(model, structure) != structure:
         _structures[model] = structure
         _findings.pop(model, None)
+
+
+def _hooks(module: nn.Module) -> int:
+    """Return the number of a module's forward hooks, without those of gradcost, which come and go."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return sum(not str(getattr(hook, "__module__", "")).startswith("gradcost.") for hook in hooks)
 
 
 def is_due(uses: int) -> bool:
@@ -108,6 +115,9 @@ def _identity(loss: Any, numbers: list[Any], depth: int = 4) -> Any:
         return of((loss.func, *loss.args, *loss.keywords.values()))
     if isinstance(loss, types.FunctionType):
         return loss.__code__, of([*map(_content, loss.__closure__ or ()), *(loss.__defaults__ or ())])
+    attributes = getattr(loss, "__dict__", None)
+    if isinstance(attributes, dict) and len(attributes) <= _MAX_ITEMS and not isinstance(loss, nn.Module | type):
+        return type(loss), tuple(attributes), of(attributes.values())  # such as a loss with a weight
     return _reference(loss)
 
 

@@ -27,6 +27,7 @@ from gradcost.core.pytree import operands
 T = TypeVar("T")
 Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)
 _MISSING = object()
+_MAX_LOSSES = 100  # bounds the memory if each step makes a new loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +97,13 @@ def moving(objective: Any, batch: Any, key: Key) -> Moving:
     objective.prepare(batch, key)
     results = objective.structure.moving
     identity = id(objective.loss), tuple([module.training for module in objective.modules])
-    if identity not in results:
-        results[identity] = _isolated(objective, split(batch, objective.parts)[0][1], key, _find_moving)
-    return results[identity]
+    known = results.get(identity)
+    if known is None or known[0] is not objective.loss:  # another loss at the address of one that was freed
+        if len(results) > _MAX_LOSSES:
+            results.clear()
+        found = _isolated(objective, split(batch, objective.parts)[0][1], key, _find_moving)
+        known = results[identity] = objective.loss, found
+    return known[1]
 
 
 def _find_moving(modules: Sequence[nn.Module], containers: list[Named], forward: Callable[[], object]) -> Moving:
@@ -193,7 +198,7 @@ def carried(objective: Any) -> list[tuple[int, str, str, Any]]:
     modules, model_size = isolation.modules, len(objective.modules)
     state: dict[tuple[int, str, str], Any] = {}
     numbers = {module: number for number, module in enumerate(modules)}
-    for known in objective.structure.moving.values():
+    for _, known in objective.structure.moving.values():
         purity = isolation.purity
         if known.has_containers and (purity.has_class_state or purity.has_loss_state):
             raise BadInput(

@@ -51,7 +51,8 @@ class Structure:
         self.groups += [mesh.get_group(axis) for mesh in dict.fromkeys(meshes.values()) for axis in range(mesh.ndim)]
         self.ids = {id(parameter) for parameter in parameters}
         self.isolations: dict[tuple[int, bool], Any] = {}  # (id of the loss, train/eval flag) -> Isolation
-        self.moving: dict[tuple[int, tuple[bool, ...]], Any] = {}  # (id of the loss, train/eval flags) -> Moving
+        # (id of the loss, train/eval flags) -> (the loss, Moving)
+        self.moving: dict[tuple[int, tuple[bool, ...]], tuple[Any, Any]] = {}
         self._frozen = tuple(parameter for parameter in parameters if not parameter.requires_grad)
         self._trainable_count = len(parameters) - len(self._frozen)
         self._first = parameters[0] if parameters else None
