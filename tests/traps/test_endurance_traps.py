@@ -59,14 +59,22 @@ class Head(nn.Module):
 
 def test_a_new_module_at_the_address_of_an_old_one_is_examined():
     """Before, its generator was not isolated, and the two losses of a difference had different noise."""
-    model, x = nn.Sequential(nn.Linear(4, 4), Head(False)), torch.randn(8, 4)
-    mezo().estimate(Objective(model, squares), x, KEY)
-    addresses = [id(module) for module in model.modules()]
-    for _ in range(10_000):
-        model[1] = nn.Identity()
-        model[1] = Head(True)
-        if [id(module) for module in model.modules()] == addresses:
-            break
+    x = torch.randn(8, 4)
+
+    def at_the_same_addresses() -> nn.Module | None:
+        model = nn.Sequential(nn.Linear(4, 4), Head(False))
+        mezo().estimate(Objective(model, squares), x, KEY)
+        addresses = [id(module) for module in model.modules()]
+        for _ in range(20):
+            model[1] = nn.Identity()
+            model[1] = Head(True)
+            if [id(module) for module in model.modules()] == addresses:
+                return model
+        return None
+
+    model = next((model for model in (at_the_same_addresses() for _ in range(50)) if model is not None), None)
+    if model is None:
+        pytest.skip("Python has reused no address")
     objective = Objective(model, squares)
     slopes = [mezo().estimate(objective, x, KEY).slopes for _ in range(3)]
     assert slopes[0] is not None
@@ -167,5 +175,7 @@ def test_a_full_cache_of_fake_results_takes_new_ones(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fake_results, "_known", {})
     for width in range(3, 9):
         objective = Objective(nn.Linear(width, 2), squares)
+        known = set(fake_results._known)
         gradcost.forecast(backprop(), objective, torch.zeros(4, width), SGD(0.1))
-        assert 0 < len(fake_results._known) <= 50
+        assert len(fake_results._known) <= 50
+        assert fake_results._known.keys() - known
