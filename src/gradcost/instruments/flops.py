@@ -102,8 +102,8 @@ _ELEMENTWISE = re.compile(
 # Names of operators that move or create numbers without arithmetic.
 _MOVES = re.compile(
     "copy|clone|cat|stack|empty|zero|ones|full|fill|arange|embedding|index|gather|scatter|pad|tril|triu|eye|"
-    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|rand|im2col|as_strided|transpose|constant|new_|sort|topk|kthvalue|where|repeat|roll|"
-    "flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
+    "scalar_tensor|lift_fresh|bernoulli|normal_|uniform_|rand|im2col|as_strided|transpose|constant|new_|sort|topk|"
+    "kthvalue|where|repeat|roll|flip|detach|resize|set_|item|_local_scalar_dense|_assert|slice_backward|select_backward|masked|all|any|"
     "sparse_coo|coalesce|_indices|_values|_nnz|is_same_size|_has_same_storage_numel|_unsafe_view|unsafe_split|equal|_reshape_alias"
 )
 

@@ -102,7 +102,8 @@ class TrainState:
 
     def _next_state(self, batch: Any, key: Key) -> NextState | None:
         """Return the buffers and attributes after this step; None if a forward pass changes none."""
-        known = moving(self.objective.in_micro_batches(at_most(self.micro_batches, batch)), batch, key)
+        parts = at_most(self.micro_batches, batch)
+        known = moving(self.objective if parts == 1 else self.objective.in_micro_batches(parts), batch, key)
         return next_state(self.objective, batch, key, known) if known else None
 
     def state_dict(self) -> dict[str, Any]:
