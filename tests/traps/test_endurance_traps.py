@@ -40,7 +40,7 @@ def test_a_new_loss_at_the_address_of_an_old_one_moves_the_running_statistics():
     first = Objective(model, squares)
     for number in range(260):
         if number < 130:
-            objective = first.with_loss(lambda m, b, w=number: m.linear(b).square().mean() * w)
+            objective = first.with_loss(lambda m, b, w=number: squares(m.get_submodule("linear"), b) * w)
         else:
             objective = first.with_loss(lambda m, b, w=number: squares(m, b) * w)
         objective.advance(x, KEY.fold("step", number))
