@@ -351,12 +351,12 @@ def test_experts_that_read_values_are_refused_with_the_module_and_two_ways_out()
             attempt()
         for part in (
             "model.layers.0.mlp.experts",
-            "aten.nonzero",
+            ".nonzero()` (modeling_mixtral.py, line ",
             'set_experts_implementation("grouped_mm")',
             "TrainingStep",
         ):
             assert part in str(refusal.value)
-    assert "aten.nonzero" in str(Reverse(Within(1 << 30)).objection(objective, words()))
+    assert ".nonzero()` (" in str(Reverse(Within(1 << 30)).objection(objective, words()))
     step = TrainingStep(objective, words(), backprop(), SGD(0.1))  # the way out
     assert measure(step, Bytes()).memory is not None
 

@@ -338,9 +338,21 @@ def test_a_complex_output_within_a_budget():
 
 
 def test_reentrant_blocks_within_a_budget_are_refused_with_the_reason():
-    x = torch.randn(64, 16, requires_grad=True)
+    x = torch.randn(64, 16)
     model, message = own_blocks(reentrant=True), "no graph: the model checkpoints with use_reentrant=True"
     with checkpoint(model, Within(1 << 20)), pytest.raises(BadInput, match=message):
         model(x)
     with checkpoint(model := own_blocks(reentrant=False), Within(1 << 20)):
         model(x).square().mean().backward()
+
+
+def test_reentrant_blocks_within_a_budget_have_their_gradients_if_the_input_has_one():
+    found = []
+    for saving in (None, Within(1 << 20), Within(45_000)):
+        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        model = own_blocks(reentrant=True)
+        with nullcontext() if saving is None else checkpoint(model, saving):
+            model(x).square().mean().backward()
+        found.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    for other in found[1:]:
+        assert all(torch.equal(one, another) for one, another in zip(found[0], other, strict=True))
