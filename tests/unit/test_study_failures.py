@@ -99,7 +99,7 @@ def test_the_second_of_two_in_one_folder_is_refused_with_the_pid_of_the_first(tm
     finally:
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=60)  # ends when the workers have let go of the pipe, too
-    # `python -m` ends by the signal itself if an interrupt, although handled, has hit code that `exec` runs from a text
+    # `python -m` ends by the signal itself if an interrupt, though handled, has hit code that `exec` ran from a text
     # (of a dataclass or a named tuple). A shell shows 130 for both.
     assert first.returncode in (130, -signal.SIGINT), said
     assert "interrupted; finished trials are kept" in said
