@@ -1,26 +1,28 @@
-"""Count the tensors that are alive while the garbage collector of cycles is off."""
+"""Find tensors that only the garbage collector of cycles would free."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from torch import Tensor
 
 
-@contextmanager
-def no_garbage_collector() -> Iterator[None]:
-    """Inside the context only reference counts free objects. Before it, what earlier tests have left is freed."""
-    while gc.collect() > 100:
-        pass
-    gc.collect()
+def assert_nothing_left(step: Callable[[int], object]) -> None:
+    """Call `step` with 0 to 8, and assert that reference counts alone free every tensor, from the first step on."""
+    for _ in range(3):  # what earlier tests have left
+        gc.collect()
     gc.disable()
     try:
-        yield
+        alive = []
+        for number in range(9):
+            step(number)
+            alive.append(_tensors())
+        gc.collect()
+        assert alive == [_tensors()] * 9
     finally:
         gc.enable()
 
 
-def tensors_alive() -> int:
+def _tensors() -> int:
     return sum(isinstance(each, Tensor) for each in gc.get_objects())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from gradcost.estimators.reverse import Reverse
 from gradcost.slopes import read_check
 from gradcost.training.optimizers import SGD
 from gradcost.training.train_state import TrainState
-from leftovers import no_garbage_collector, tensors_alive
+from leftovers import assert_nothing_left
 from snapshot import differences, snapshot
 from tables import ESTIMATORS, OBJECTIVES, REPRESENTATIVE, grid, raising
 
@@ -202,10 +201,4 @@ def test_no_step_leaves_a_tensor_to_the_garbage_collector(estimator: str):
     gradients of each step of `VarianceReduced(backprop())`: memory that no forecast has."""
     made, batch = OBJECTIVES["transformer" if "transformer" in ESTIMATORS[estimator].on else "mlp"].make()
     training = TrainState(made, ESTIMATORS[estimator].estimator, SGD(1e-3))
-    alive = []
-    with no_garbage_collector():
-        for number in range(9):
-            training.step(batch, KEY.fold("step", number))
-            alive.append(tensors_alive())
-        gc.collect()
-        assert alive == [tensors_alive()] * 9
+    assert_nothing_left(lambda number: training.step(batch, KEY.fold("step", number)))

@@ -369,9 +369,6 @@ def test_a_test_of_the_weights_disturbs_nothing_and_costs_nothing_later():
     assert calls == [True] * 3
 
 
-# ---- transformers
-
-
 @pytest.mark.parametrize("inner", [backprop(), checkpointed(), Probing(CentralDifference(1e-3))], ids=repr)
 def test_no_check_needs_the_memory_of_more_than_the_micro_batches(inner: Any):
     """Before, the first step and the examination at the eighth evaluation ran on the whole batch, and a test of the
@@ -389,6 +386,9 @@ def test_no_check_needs_the_memory_of_more_than_the_micro_batches(inner: Any):
         training.step(batch, KEY.fold("step", number))
     assert max(size for size, _ in sizes) == 16, "two micro-batches, without gradients"
     assert {size for size, with_gradients in sizes if with_gradients} <= {1, 2, 8}
+
+
+# ---- transformers
 
 
 def test_the_loss_of_a_causal_language_model_is_weighed_by_its_targets():

@@ -192,7 +192,7 @@ def test_gradients_of_all_blocks_are_scaled_where_micro_batches_have_unequal_wei
 
 def test_small_leaves_of_several_blocks_that_move_together_are_simulated():
     objective = gradcost.Objective(Net(SMALL, 24), loss)
-    methods = ("backprop()", "mezo()")
+    methods = ("backprop()", "Accumulated(checkpointed(), 4)", "mezo()")
     assert not assert_equal(objective, batch(4, 1), AdamW(1e-3), None, *methods)
     assert assert_equal(objective, batch(4, 1), None, None, "checkpointed()", "mezo()")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -168,15 +169,9 @@ class AppliedPolicy:
 def _is_running(call: FrameType) -> bool:
     tops = sys._current_frames()  # one per thread
     try:
-        return any(frame is call for top in tops.values() for frame in _outwards(top))
+        return any(frame is call for top in tops.values() for frame, _ in walk_stack(top))
     finally:
         tops.clear()  # the frame of this call is in it: a cycle, which would keep the tensors of all its callers
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 class _LossOfOutput:

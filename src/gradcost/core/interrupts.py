@@ -217,6 +217,11 @@ def _suspended(frame: FrameType) -> Iterator[Any]:
             yield value
 
 
+def is_own_hook(hook: Any) -> bool:
+    """Return whether gradcost has registered this hook of a module or parameter."""
+    return str(getattr(hook, "__module__", "")).startswith("gradcost.")
+
+
 class Hooks:
     """Forward hooks on modules that can be removed completely after an interrupt.
 

@@ -129,6 +129,7 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
     clones: dict[int, Tensor] = {}
     storage_clones = dict.fromkeys(shared_storages(modules)) if has_views else {}  # by address; made at first use
     cached = dict(parametrize._cache) if parametrize._cache_enabled else None
+    has_own_checkpointing = False
 
     def restore() -> None:
         for module, original in originals:
@@ -145,7 +146,7 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
             attributes = original.copy()
             if attributes.get("gradient_checkpointing") is True:
                 attributes["gradient_checkpointing"] = False
-                warn_once(modules[0], "own checkpointing off", _OWN_CHECKPOINTING.format(type(modules[0]).__name__))
+                has_own_checkpointing = True
             if attributes.get("_buffers"):
                 copies = {name: _clone(b, clones) for name, b in attributes["_buffers"].items()}
                 if has_views:
@@ -157,6 +158,8 @@ def isolated_modules(modules: Sequence[nn.Module], has_views: bool = False) -> I
                     attributes[name] = _in_clone(value, storage_clones)
             originals.append((module, original))
             object.__setattr__(module, "__dict__", attributes)
+        if has_own_checkpointing:
+            warn_once(modules[0], "own checkpointing off", _OWN_CHECKPOINTING.format(type(modules[0]).__name__))
         yield
 
 

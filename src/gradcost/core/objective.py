@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from gradcost.core.arguments import require_model_and_loss
 from gradcost.core.batching.given_batch import copied, name_in, put_back, watch
 from gradcost.core.batching.loss_weights import WeightedLoss, Weights, settled, weighted_sum
-from gradcost.core.batching.micro_batches import at_most, split
+from gradcost.core.batching.micro_batches import first_part, split
 from gradcost.core.complex_numbers import real_count
 from gradcost.core.errors import BadInput, GradcostError, brief
 from gradcost.core.evaluation.first_use import can_check, findings
 from gradcost.core.evaluation.gradient_mode import evaluated, in_either_mode
 from gradcost.core.evaluation.next_state import moving, next_state
 from gradcost.core.evaluation.purity import Isolation, Purity, examine
-from gradcost.core.evaluation.structure import Structure
+from gradcost.core.evaluation.structure import MOST_LOSSES, Structure
 from gradcost.core.evaluation.weight_writes import without_writes
 from gradcost.core.fake import is_fake
 from gradcost.core.interrupts import interruptible
@@ -188,7 +188,7 @@ class Objective:
         earlier = found.pop(("purity", training), None) if known is not None else None
         isolations.pop((id(self.loss), training), None)
         if ("purity", training) not in found:
-            part = split(batch, at_most(self.parts, batch))[0][1]
+            part = first_part(batch, self.parts)
 
             def evaluate(isolation: Isolation, batch: Any, at_end: Callable[[], None]) -> Tensor:
                 part_key = key.fold("part", 0)
@@ -206,7 +206,7 @@ class Objective:
             found["purity", training] = examined if earlier is None else earlier.extended(examined)
             if earlier is not None and found["purity", training] != earlier:
                 self.structure.moving.clear()
-        if len(isolations) > 100:  # bounds the memory if each step makes a new loss
+        if len(isolations) > MOST_LOSSES:
             isolations.clear()
         isolations[id(self.loss), training] = Isolation(
             self.model, self.modules, self.loss, found["purity", training]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradcost.core.errors import BadInput, GradcostError, described
 from gradcost.core.evaluation.user_modules import is_users
+from gradcost.core.interrupts import TORCH_AND_GRADCOST
 
 _GRADCOST = Path(__file__).parents[1]
 
@@ -18,6 +19,12 @@ def line_of(error: BaseException) -> str:
     """Return the user's line that an error has passed last, as " (FILE, line N)"; "" if there is none."""
     frames = [frame for frame in _frames(error) if is_users(_path(frame))]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def line_outside(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the last line outside of torch and gradcost that an error has passed; None if there is none."""
+    passed = traceback.extract_tb(error.__traceback__)
+    return next((line for line in reversed(passed) if not _path(line).startswith(TORCH_AND_GRADCOST)), None)
 
 
 def is_of_user(error: BaseException) -> bool:

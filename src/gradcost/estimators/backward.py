@@ -14,6 +14,7 @@ from torch.autograd.function import BackwardCFunction
 
 from gradcost.core.errors import BadInput, Unsupported
 from gradcost.core.evaluation.autograd_graph import graph_nodes
+from gradcost.core.interrupts import is_own_hook
 from gradcost.core.objective import Leaf, Objective
 
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
@@ -235,7 +236,7 @@ def hooks_message(parameters: dict[str, Any]) -> str | None:
     """
     for name, parameter in parameters.items():
         hooks = parameter._post_accumulate_grad_hooks
-        has_foreign_hook = hooks and any(not str(hook.__module__).startswith("gradcost.") for hook in hooks.values())
+        has_foreign_hook = hooks and not all(map(is_own_hook, hooks.values()))
         if has_foreign_hook or "_in_backward_optimizers" in parameter.__dict__:
             return (
                 f"`{name}` has a post-accumulate-grad hook, which may step an optimizer or change the gradient in "

@@ -122,28 +122,23 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 # Operators whose fake result has other strides than the real one: a tensor with the strides of the (first) result.
 _LAYOUTS: dict[Any, Callable[..., Tensor]] = {
-    **{
-        packet: lambda x, *_: _format_of(x)
-        for packet in (_ATEN.native_batch_norm, _ATEN.roll, _ATEN.channel_shuffle, _ATEN.max_unpool2d)
-    },
-    _ATEN.rrelu_with_noise: lambda x, *_: _contiguous(x),
-    **{
-        packet: lambda grad, x, *_: _format_of(x)
-        for packet in (
-            _ATEN.native_batch_norm_backward,
-            _ATEN.reflection_pad2d_backward,
-            _ATEN.replication_pad2d_backward,
-        )
-    },
-    **{
-        packet: lambda grad, x, *_: _contiguous(x)
-        for packet in (
+    **dict.fromkeys(
+        (_ATEN.native_batch_norm, _ATEN.roll, _ATEN.channel_shuffle, _ATEN.max_unpool2d), lambda x, *_: _format_of(x)
+    ),
+    **dict.fromkeys(
+        (_ATEN.native_batch_norm_backward, _ATEN.reflection_pad2d_backward, _ATEN.replication_pad2d_backward),
+        lambda grad, x, *_: _format_of(x),
+    ),
+    **dict.fromkeys(
+        (
             _ATEN.native_layer_norm_backward,
             _ATEN.mse_loss_backward,
             _ATEN.smooth_l1_loss_backward,
             _ATEN.huber_loss_backward,
-        )
-    },
+        ),
+        lambda grad, x, *_: _contiguous(x),
+    ),
+    _ATEN.rrelu_with_noise: lambda x, *_: _contiguous(x),
     _ATEN.elu_backward: lambda grad, *rest: torch.mul(grad, rest[-1]),
     _ATEN.softplus_backward: lambda grad, x, *_: torch.mul(grad, x),
     _ATEN.hardswish_backward: torch.mul,
@@ -172,9 +167,7 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Any = None, bias: Any = None, out_dt
 
 def _ctc_loss(func: Any, log_probs: Tensor, targets: Tensor, of_inputs: Any, of_targets: Any, *_: Any) -> Any:
     """Return the losses of a batch, and what the backward pass needs: it depends on the longest target."""
-    lengths = known(of_targets) if isinstance(of_targets, Tensor) else of_targets
-    if lengths is None:
-        raise DynamicOutputShapeException(func)
+    lengths = _values(func, of_targets) if isinstance(of_targets, Tensor) else of_targets
     with no_dispatch():
         longest = max(map(int, lengths))
     steps, examples = log_probs.shape[:2]
@@ -204,11 +197,17 @@ def _with_entries(func: Any, args: Any, out: Tensor) -> Tensor:
 
 def _distinct(func: Any, indices: Tensor) -> int:
     """Return the number of distinct columns."""
-    real = known(indices)
-    if real is None:
-        raise DynamicOutputShapeException(func)
+    real = _values(func, indices)
     with no_dispatch():
         return real.unique(dim=1).shape[1]
+
+
+def _values(func: Any, tensor: Tensor) -> Tensor:
+    """Return the values of a fake tensor, on which the shape of the result of an operator depends."""
+    real = known(tensor)
+    if real is None:
+        raise DynamicOutputShapeException(func)
+    return real
 
 
 _FEW_STEPS = 128  # time steps; longer layers are extrapolated from runs of 128 and 256 time steps

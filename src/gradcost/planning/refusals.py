@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +18,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gradcost.core.errors import BadInput, GradcostError, Unsupported, brief, first_line
 from gradcost.core.fake import is_fake
-from gradcost.core.interrupts import TORCH_AND_GRADCOST
 from gradcost.core.key import Key
 from gradcost.core.objective import Objective, loss_errors
 from gradcost.core.pytree import tensors
-from gradcost.core.user_errors import line_of
+from gradcost.core.user_errors import line_of, line_outside
 
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 _INSTEAD = "Measure a step on a small batch instead: gradcost.measure(gradcost.instruments.TrainingStep(...))."
@@ -48,7 +46,7 @@ def simulation_errors(objective: Objective, batch: Any) -> Iterator[None]:
     except _NEEDS_VALUES as error:
         raise Unsupported(
             f"{_place(objective.model, error)} reads values of a tensor, which a forecast does not have: "
-            f"{_line(error) or first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
+            f"{_quoted(error) or first_line(error)}. {_advice(objective.model)}{_INSTEAD}"
         ) from error
     except Exception as error:
         all_tensors = (*objective.model.parameters(), *objective.model.buffers(), *tensors(batch))
@@ -77,11 +75,9 @@ def _place(model: nn.Module, error: BaseException) -> str:
     return f"{innermost} of {type(model).__name__}" if innermost else type(model).__name__
 
 
-def _line(error: BaseException) -> str:
-    """Return the last line outside of torch and gradcost that an error has passed; "" if there is none."""
-    passed = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in passed if not os.path.abspath(frame.filename).startswith(TORCH_AND_GRADCOST)]
-    return f"`{lines[-1].line}` ({os.path.basename(lines[-1].filename)}, line {lines[-1].lineno})" if lines else ""
+def _quoted(error: BaseException) -> str:
+    line = line_outside(error)
+    return f"`{line.line}` ({os.path.basename(line.filename)}, line {line.lineno})" if line is not None else ""
 
 
 def _advice(model: nn.Module) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,10 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradcost.core.errors import BadInput, Unsupported, first_line
 from gradcost.core.evaluation.autograd_use import ORDINARY, known_use
 from gradcost.core.evaluation.gradient_mode import in_constant_part
-from gradcost.core.interrupts import TORCH_AND_GRADCOST, Hooks, raise_interrupt, undoing
+from gradcost.core.interrupts import Hooks, raise_interrupt, undoing
 from gradcost.core.key import Key
 from gradcost.core.memory_events import tag
 from gradcost.core.objective import Leaf, Objective
+from gradcost.core.user_errors import line_outside
 from gradcost.directions import Directions, SparseDirections
 from gradcost.directions.low_rank import Factored, Factors
 from gradcost.slopes import lost_tangents, tangent_rules
@@ -200,11 +200,9 @@ def first_blocked(model: nn.Module, attempt: Callable[[], object]) -> Blocked | 
             causes = list(_causes(raised))
             # `Jvp.measure` converts a NotImplementedError to Unsupported: report the original error.
             error = next((cause for cause in causes if isinstance(cause, NotImplementedError)), raised)
-            passed = traceback.extract_tb(error.__traceback__)
-            frames = [frame for frame in passed if not frame.filename.startswith(TORCH_AND_GRADCOST)]
-            line = (frames[-1].line or "") if frames else ""
+            line = line_outside(error)
             name = next((name for name, failure in failed if failure in causes), None)
-            return Blocked(name, line, first_line(error))
+            return Blocked(name, (line.line or "") if line is not None else "", first_line(error))
     return None
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcost.core.batching.micro_batches import at_most
 from gradcost.core.errors import Unsupported
 from gradcost.core.evaluation.next_state import NextState, moving, next_state
 from gradcost.core.evaluation.one_at_a_time import one_at_a_time
@@ -44,7 +43,7 @@ class TrainState:
         self.training = {name: repr(part) for name, part in parts.items() if " at 0x" not in repr(part)}
         self.leafwise = None if optimizer is None else Leafwise(optimizer, objective)
         self.state: State | None = estimator.init(objective)
-        self.micro_batches = micro_batches(estimator)
+        self._in_parts = objective.in_micro_batches(micro_batches(estimator))
         self.taken = 0  # steps so far
         self.log: LogWriter | None = None
         # A hash of each frozen parameter at the start (`checkpoint.frozen`): training checkpoints omit these values.
@@ -102,8 +101,7 @@ class TrainState:
 
     def _next_state(self, batch: Any, key: Key) -> NextState | None:
         """Return the buffers and attributes after this step; None if a forward pass changes none."""
-        parts = at_most(self.micro_batches, batch)
-        known = moving(self.objective if parts == 1 else self.objective.in_micro_batches(parts), batch, key)
+        known = moving(self._in_parts, batch, key)
         return next_state(self.objective, batch, key, known) if known else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -274,11 +274,12 @@ def _test(
     """
     first, last = rows[0], rows[-1]
     small = [first[:1], last[: (len(last) + 1) // 2]]
+    least = [first[:1], last[:1]]  # for graphs: the blocks of a `Reverse` are not recomputed here
     try:
         evaluate(selected(batch, small[0]), 0)
     except Exception as error:
         raise_interrupt(error)
-        small = [first, last]  # a layer that needs several examples, such as batch norm
+        small = least = [first, last]  # a layer that needs several examples, such as batch norm
     combined = evaluate(selected(batch, [*itertools.chain(*small)]), 0)
     candidates = [*divisions(combined), EXAMPLES, SUM]
     remaining = passing(candidates, evaluate, batch, small, objective.model)
@@ -289,8 +290,7 @@ def _test(
     for pair in pairs:
         remaining = passing(remaining, evaluate, batch, [rows[part] for part in sorted(pair)], objective.model)
     remaining = [one for one in remaining if one in (rule.candidates or remaining)] or remaining
-    # As few as possible, because the blocks of a `Reverse` are not recomputed here.
-    groups = (small[0], [*itertools.chain(*small)] if len(small[0]) > 1 else [*first[:1], *last[:1]])
+    groups = least[0], [*itertools.chain(*least)]
     with_graphs = [evaluate(selected(batch, group), 0, gradients=True) for group in groups]
     kink = kink_of_average(with_graphs[0].loss, with_graphs[1].loss)
     if kink is not None:

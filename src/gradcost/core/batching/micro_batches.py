@@ -67,6 +67,11 @@ def at_most(count: int, batch: Any) -> int:
     return min(count, batch_size(batch) or count) if count > 1 else count
 
 
+def first_part(batch: Any, count: int) -> Any:
+    """Return the first of `count` micro-batches, or of as many as the batch has examples."""
+    return split(batch, at_most(count, batch))[0][1]
+
+
 def selected(batch: Any, rows: Sequence[int]) -> Any:
     """Return a batch with copies of some examples only. Other values are as in `split`.
 

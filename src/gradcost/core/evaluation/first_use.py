@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from gradcost.core.fake import is_fake
+from gradcost.core.interrupts import is_own_hook
 
 # Of each module of a model: a reference (an id may be that of a module that was freed), its type, number of hooks.
 _Structure = list[tuple[weakref.ref[nn.Module], type[nn.Module], int]]
@@ -64,7 +65,7 @@ def forget_if_changed(model: nn.Module, modules: Sequence[nn.Module]) -> None:
 def _hooks(module: nn.Module) -> int:
     """Return the number of a module's forward hooks, without those of gradcost, which come and go."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return sum(not str(getattr(hook, "__module__", "")).startswith("gradcost.") for hook in hooks)
+    return sum(not is_own_hook(hook) for hook in hooks)
 
 
 def is_due(uses: int) -> bool:

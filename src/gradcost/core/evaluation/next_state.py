@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradcost.core.batching.micro_batches import split
+from gradcost.core.batching.micro_batches import first_part
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.gradient_mode import evaluated
 from gradcost.core.evaluation.mutable_state import SCALARS, Named, is_generator, tensors_in
 from gradcost.core.evaluation.saved_state import Saved, is_same_value, same_bits
+from gradcost.core.evaluation.structure import MOST_LOSSES
 from gradcost.core.fake import is_fake
 from gradcost.core.isolation import seeded_generators
 from gradcost.core.key import Key
@@ -27,7 +28,6 @@ from gradcost.core.pytree import operands
 T = TypeVar("T")
 Place = tuple[nn.Module, str]  # (module, name of one of its buffers or attributes)
 _MISSING = object()
-_MAX_LOSSES = 100  # bounds the memory if each step makes a new loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +99,9 @@ def moving(objective: Any, batch: Any, key: Key) -> Moving:
     identity = id(objective.loss), tuple([module.training for module in objective.modules])
     known = results.get(identity)
     if known is None or known[0] is not objective.loss:  # another loss at the address of one that was freed
-        if len(results) > _MAX_LOSSES:
+        if len(results) > MOST_LOSSES:
             results.clear()
-        found = _isolated(objective, split(batch, objective.parts)[0][1], key, _find_moving)
+        found = _isolated(objective, first_part(batch, objective.parts), key, _find_moving)
         known = results[identity] = objective.loss, found
     return known[1]
 

@@ -13,6 +13,8 @@ from torch import nn
 from gradcost.core.errors import BadInput
 from gradcost.core.evaluation.first_use import forget_if_changed
 
+MOST_LOSSES = 100  # with results in a `Structure`; bounds the memory if each step makes a new loss
+
 
 class Structure:
     """A snapshot of a model's modules and of their parameters and children. Derived objectives share one snapshot.
