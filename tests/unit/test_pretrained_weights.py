@@ -87,9 +87,7 @@ def test_backprop_reaches_92_percent_on_trec():
     [
         pytest.param("panchal2025.md", "panchal2025", marks=needs("trec", "minilm-l6")),
         pytest.param("panchal2025_6000.md", "panchal2025-6000", marks=needs("trec", "minilm-l6")),
-        pytest.param(
-            "panchal2025_variants_6000.md", "panchal2025-variants-6000", marks=needs("trec", "minilm-l6")
-        ),
+        pytest.param("panchal2025_variants_6000.md", "panchal2025-variants-6000", marks=needs("trec", "minilm-l6")),
         pytest.param("panchal2025_full.md", "panchal2025-full", marks=needs("trec", "minilm-l6")),
         pytest.param("panchal2025_variants.md", "panchal2025-variants", marks=needs("mnist")),
         pytest.param("panchal2025_coded.md", "panchal2025-coded", marks=needs("mnist")),
